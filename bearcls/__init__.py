@@ -1,0 +1,8 @@
+"From an idea to an image classifier in other people's hands"
+
+def __getattr__(name):
+    "The version is read from the installed package, whose facts stand in `settings.ini`"
+    if name == '__version__':
+        from importlib.metadata import version
+        return version('bearcls')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
