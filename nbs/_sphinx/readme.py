@@ -1,0 +1,163 @@
+"""Write README.md and its pictures from nbs/index.ipynb, as `nbdev-readme` would, without Quarto
+
+python nbs/_sphinx/readme.py [--check]"""
+import argparse, base64, os, re, sys
+from pathlib import Path
+from nbdev.doclinks import NbdevLookup
+from nbdev.process import NBProcessor
+from nbdev.processors import FilterDefaults
+from nbdev.readme_filter import doc_link
+from convert import _div, _fence, _options, _outputs, callouts, div_title
+from pages import SiteError, config, root
+
+pictures = 'nbs/images/readme-'
+suffixes = {'image/svg+xml': 'svg', 'image/png': 'png', 'image/jpeg': 'jpg', 'image/gif': 'gif'}
+note = '<!-- Made from nbs/index.ipynb by `python nbs/_sphinx/readme.py`; change the notebook, not this file -->'
+
+class Readme:
+    "The text of README.md and the pictures it shows"
+    def __init__(self,
+        notebook: Path,  # Home page as written
+    ):
+        os.chdir(root)  # nbdev's processors read the project's settings from the working folder
+        self.files, self.lookup = {}, NbdevLookup(incl_libs=config.lib_name)
+        nb = self._processed(notebook)
+        front = nb.frontmatter_
+        parts = [f'# {front["title"]}', note, front.get('description', '')]
+        for cell in nb.cells:
+            if cell.cell_type == 'markdown': parts.append(self.prose(cell.source))
+            elif cell.cell_type == 'code': parts += self.code(cell)
+        self.text = '\n\n'.join(p.strip('\n') for p in parts if p.strip()) + '\n'
+
+    def _processed(self, notebook):
+        steps = [p for p in FilterDefaults().base_procs() if p.__name__ not in ('add_links', 'insert_warning')]
+        processor = NBProcessor(notebook, procs=steps, rm_directives='quarto')
+        processor.process()
+        return processor.nb
+
+    def prose(self,
+        source: str,  # Markdown of a cell
+    ) -> str:         # Markdown that GitHub shows
+        "Names linked to their documentation, links made absolute, callouts as quotations"
+        source = re.sub(r'<!--.*?-->', '', source, flags=re.DOTALL)
+        return plain_divs(outside_code(self.lookup.linkify(source), absolute))
+
+    def code(self,
+        cell: dict,  # Processed code cell
+    ) -> list[str]:  # Its source and its outputs
+        "A code block, then what it printed and showed"
+        options, source = _options(cell.source)
+        if options.get('include') == 'false': return []
+        shown = [] if options.get('echo') == 'false' or not source.strip() else [f'``` python\n{source.strip()}\n```']
+        if options.get('output') == 'false': return shown
+        return shown + [self.output(o) for o in _outputs(cell.outputs, options)]
+
+    def output(self,
+        out: dict,  # Notebook output in one form
+    ) -> str:       # Markdown
+        "Pictures become files, text a block of code, HTML what GitHub lets pass"
+        if out.output_type == 'stream': return _indented(out.text)
+        (kind, value), = out.data.items()
+        value = ''.join(value)
+        if kind in suffixes: return f'![]({self.picture(kind, value)})'
+        if kind == 'text/html': return self.html(value)
+        return self.prose(value) if kind == 'text/markdown' else _indented(value)
+
+    def html(self,
+        text: str,  # HTML of an output
+    ) -> str:       # HTML without scripts and styles, its pictures in files
+        "GitHub shows neither embedded pictures nor style sheets"
+        text = re.sub(r'<(style|script)\b.*?</\1>', '', text, flags=re.DOTALL)
+        text = _figures.sub(lambda m: _table(re.findall(r'(<img\b[^>]*>)<figcaption[^>]*>(.*?)</figcaption>', m[0])), text)
+        text = re.sub(r'data:(image/[\w+]+);base64,([\w+/=]+)', lambda m: self.picture(m[1], m[2]), text)
+        return re.sub(r'\n\s*\n', '\n', text).strip()
+
+    def picture(self,
+        kind: str,  # Media type
+        data: str,  # SVG text, or the bytes in base 64
+    ) -> str:       # Path from the top of the repository
+        "Keep a picture under the next number"
+        name = f'{pictures}{len(self.files) + 1}.{suffixes[kind]}'
+        self.files[name] = data.encode() if data.lstrip().startswith('<') else base64.b64decode(data)
+        return name
+
+_figures = re.compile(r'<div style="display:flex[^>]*>(?:<figure[^>]*><img\b[^>]*><figcaption[^>]*>[^<]*</figcaption></figure>)+</div>')
+
+def _table(figures, width=6):
+    "A wall of pictures as a table, since GitHub ignores how a style would place them"
+    rows = [figures[i:i+width] for i in range(0, len(figures), width)]
+    cells = [''.join(f'<td align="center">{image}<br>{caption}</td>' for image, caption in row) for row in rows]
+    return '<table>' + ''.join(f'<tr>{row}</tr>' for row in cells) + '</table>'
+
+def _indented(text): return '\n'.join('    ' + line if line else '' for line in text.rstrip().splitlines())
+
+def absolute(
+    line: str,  # Line of markdown outside code
+) -> str:       # The line with addresses that work on GitHub
+    "Pages of the site by their full address, pictures by their path in the repository"
+    line = re.sub(r'(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)(\{[^}]*\})?', lambda m: f'[{m[1]}]({doc_link(m[2], config.doc_url)})', line)
+    line = re.sub(r'!\[([^\]]*)\]\((?!\w+:|/)([^)\s]+)\)(\{[^}]*\})?', r'![\1](nbs/\2)', line)
+    line = re.sub(r'(<img\b[^>]*\bsrc=")(?!\w+:|/)', r'\1nbs/', line)
+    return re.sub(r'(<a\b[^>]*\bhref=")([^"]+)', lambda m: m[1] + doc_link(m[2], config.doc_url), line)
+
+def outside_code(
+    source: str,  # Markdown
+    change,       # Function from line to line
+) -> str:         # Markdown
+    "Apply `change` to every line that is not in a block of code"
+    lines, fence = [], ''
+    for line in source.splitlines():
+        if m := _fence.match(line):
+            if not fence: fence = m[1]
+            elif m[1].startswith(fence): fence = ''
+        lines.append(line if fence or m else change(line))
+    return '\n'.join(lines)
+
+def plain_divs(
+    source: str,  # Markdown with Quarto's fenced divs
+) -> str:         # Markdown that any reader understands
+    "Callouts become quotations under a bold title, other divs leave only their content"
+    lines, depth, fence, todo = [], [], '', source.splitlines()
+    while todo:
+        line = todo.pop(0)
+        if m := _fence.match(line):
+            if not fence: fence = m[1]
+            elif m[1].startswith(fence): fence = ''
+        m = None if fence else _div.match(line)
+        if m and m[3]:
+            title = div_title(m[3], todo)
+            if title: lines.append(''.join(depth) + f'> **{title}**'); todo.insert(0, '')
+            depth.append('> ' if title else '')
+        elif m: depth.pop()
+        else: lines.append((''.join(depth) + line).rstrip())
+    return '\n'.join(lines)
+
+def outdated(
+    readme: Readme,  # As the notebook says
+) -> list[str]:      # Files that differ on disk
+    "What a new run would change"
+    want = {'README.md': readme.text.encode(), **readme.files}
+    stale = [n for n, data in want.items() if not (root/n).exists() or (root/n).read_bytes().replace(b'\r\n', b'\n') != data.replace(b'\r\n', b'\n')]
+    return stale + [f.relative_to(root).as_posix() for f in sorted((root/pictures).parent.glob('readme-*'))
+                    if f.relative_to(root).as_posix() not in want]
+
+def write(
+    readme: Readme,  # As the notebook says
+):
+    "Write README.md and its pictures; pictures of earlier versions go"
+    for f in (root/pictures).parent.glob('readme-*'): f.unlink()
+    for name, data in {'README.md': readme.text.encode(), **readme.files}.items():
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        (root/name).write_bytes(data)
+
+def main():
+    parser = argparse.ArgumentParser(description='Write README.md from nbs/index.ipynb')
+    parser.add_argument('--check', action='store_true', help='write nothing; exit with status 1 if README.md is not in step')
+    check = parser.parse_args().check
+    readme = Readme(config.nbs_path/config.readme_nb)
+    stale = outdated(readme)
+    if not check: write(readme)
+    print(f'{"Not in step" if check else "Written"}: {", ".join(stale)}' if stale else 'README.md is in step with nbs/index.ipynb')
+    return bool(check and stale)
+
+if __name__ == '__main__': sys.exit(main())

@@ -1,0 +1,24 @@
+"What several tests share: a browser, and the folder with real photographs"
+import os, shutil
+from pathlib import Path
+import pytest
+
+flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+
+@pytest.fixture(scope='session')
+def browser():
+    "Chromium through Playwright; the test is skipped where there is none"
+    sync_api = pytest.importorskip('playwright.sync_api')
+    program = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
+    if program is None: pytest.skip('no Chromium on this machine')
+    with sync_api.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=program, args=flags)
+        yield chromium
+        chromium.close()
+
+@pytest.fixture(scope='session')
+def shared():
+    "Folder with real photographs and cached weights; the test is skipped where there is none"
+    folder = Path(os.environ.get('BEARCLS_SHARED', '../shared'))
+    if not folder.is_dir(): pytest.skip(f'BEARCLS_SHARED: there is no folder {folder}')
+    return folder

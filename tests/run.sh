@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# The one test command: makes its own environment from nothing, then tests notebooks, site and package.
+#
+#   bash tests/run.sh
+#
+# PYTHON          interpreter to use (3.10 or newer); otherwise the first one found
+# BEARCLS_VENV    folder of the virtual environment (default .venv-test), used again while the requirements stay the same
+# BEARCLS_SHARED  folder with real photographs and cached weights (default ../shared); tests that need it are skipped without it
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+export BEARCLS_SHARED="${BEARCLS_SHARED:-$PWD/../shared}" PYTHONUTF8=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+venv="${BEARCLS_VENV:-$PWD/.venv-test}"
+passed=0
+
+step() {  # NAME COMMAND...: run one step, say how long it took; the first failure ends the run
+    local name=$1 began=$SECONDS; shift
+    echo "== $name"
+    if ! "$@" < /dev/null; then
+        echo "== $name: FAILED after $((SECONDS - began)) s"
+        echo "$passed passed, 1 failed"
+        exit 1
+    fi
+    echo "== $name: $((SECONDS - began)) s"
+    passed=$((passed + 1))
+}
+
+find_python() {
+    local p
+    for p in "${PYTHON:-python3}" ${PYTHON:+""} python3.13 python3.12 python3.11 python3.10 python; do
+        [ -n "$p" ] || break  # a given PYTHON is the only candidate
+        "$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null && { command -v "$p"; return; }
+    done
+    echo "No Python 3.10 or newer found; set PYTHON to one" >&2
+    return 1
+}
+
+environment() {
+    local python
+    python=$(find_python) || return 1
+    [ "$("$(bin python)" -VV 2> /dev/null)" = "$("$python" -VV)" ] || "$python" -m venv --clear "$venv" || return 1
+    if ! wanted | cmp -s - "$venv/bearcls-wanted"; then
+        "$(bin python)" -m pip install -q -e ".[dev]" || return 1
+        wanted > "$venv/bearcls-wanted"
+    fi
+    echo "$("$(bin python)" -VV) in $venv"
+}
+
+wanted() { pwd; cat settings.ini setup.py pyproject.toml; }  # what the installation depends on
+
+bin() { if [ -d "$venv/Scripts" ]; then echo "$venv/Scripts/$1"; else echo "$venv/bin/$1"; fi; }
+
+browser() {  # tests that need a browser say themselves why they are skipped
+    command -v chromium chromium-browser google-chrome > /dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium; } > /dev/null && return
+    fi
+    echo "No Chromium here and no way to install it: the browser tests are skipped"
+}
+
+step environment environment
+step browser browser
+export PATH="$(dirname "$(bin python)"):$PATH"
+step "project in step" python -m pytest -q tests/test_project.py
+step "notebook figures" python tests/notebooks.py
+OMP_NUM_THREADS=1 step notebooks nbdev-test --n_workers 2 --timing
+step site python nbs/_sphinx/build.py --out _site
+echo "== pytest ($SECONDS s so far)"
+BEARCLS_SITE="$PWD/_site" python -m pytest tests --durations=10 < /dev/null

@@ -1,0 +1,91 @@
+"The project keeps its promises about itself: generated files in step, clean notebooks, one version, light imports"
+import configparser, importlib.metadata, os, re, shutil, subprocess, sys
+from pathlib import Path
+import pytest, yaml
+from nbdev.config import tomllib
+from notebooks import cells, notebooks, output_text, root
+
+heavy = ['torch', 'torchvision', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'gradio', 'streamlit']
+ids = [f.relative_to(root/'nbs').as_posix() for f in notebooks()]
+
+def run(*command, cwd=root):
+    "Run a command of the environment under test; its output is shown when it fails"
+    env = {**os.environ, 'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])}
+    env.pop('IN_TEST', None)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, encoding='utf-8', stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, f'{" ".join(command)}\n{done.stdout}\n{done.stderr}'
+    return done.stdout
+
+@pytest.fixture(scope='module')
+def regenerated(tmp_path_factory):
+    "A copy of the project in which nbdev has exported and cleaned everything once more"
+    copy = tmp_path_factory.mktemp('regenerated')
+    for name in ('nbs', 'bearcls'):
+        shutil.copytree(root/name, copy/name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '.last_checked'))
+    for name in ('pyproject.toml', 'settings.ini', 'setup.py'): shutil.copy(root/name, copy/name)
+    run('nbdev-export', cwd=copy)
+    run('nbdev-clean', cwd=copy)
+    run(sys.executable, '-c', 'from nbdev.quarto import refresh_quarto_yml; refresh_quarto_yml()', cwd=copy)
+    return copy
+
+def different(folder, copy, suffixes):
+    "Files that only one side has, or that differ"
+    found = [{f.relative_to(side) for f in (side/folder).rglob('*') if f.suffix in suffixes and '__pycache__' not in f.parts} for side in (root, copy)]
+    same = {f for f in found[0] & found[1] if text(root/f) == text(copy/f)}
+    return sorted(f.as_posix() for f in (found[0] | found[1]) - same)
+
+def text(file): return file.read_text(encoding='utf-8')  # with the line endings of every system read alike
+
+def test_export_in_step(regenerated):
+    assert different('bearcls', regenerated, {'.py'}) == [], 'run nbdev-export'
+
+def test_project_files_unchanged_by_export(regenerated):
+    assert text(root/'pyproject.toml') == text(regenerated/'pyproject.toml')
+    assert different('nbs', regenerated, {'.yml', '.txt'}) == []
+
+def test_notebooks_clean(regenerated):
+    assert different('nbs', regenerated, {'.ipynb'}) == [], 'run nbdev-clean'
+
+def test_readme_in_step():
+    run(sys.executable, 'nbs/_sphinx/readme.py', '--check')
+
+@pytest.mark.parametrize('notebook', notebooks(), ids=ids)
+def test_outputs(notebook):
+    "No path of someone's machine, no traceback left behind, and a page that loads quickly"
+    assert notebook.stat().st_size < 2_000_000
+    for cell in cells(notebook):
+        words = output_text(cell)
+        assert not any(o['output_type'] == 'error' for o in cell.get('outputs', [])), cell['source']
+        assert 'Traceback (most recent call last)' not in words, cell['source']
+        found = re.search(r'(?<![\w./])(/home/|/Users/|/root/|/work/|[A-Z]:\\Users\\)\S*|' + re.escape(str(root)), words)
+        assert not found, f'{found[0]} in the output of\n{cell["source"]}'
+
+@pytest.mark.parametrize('module', ['bearcls', 'bearcls.core', 'bearcls.inference'])
+def test_import_is_light(module):
+    loaded = run(sys.executable, '-c', f'import sys, {module}; print(*sys.modules)').split()
+    assert module in loaded
+    assert sorted(set(heavy) & set(loaded)) == []
+
+def test_one_version():
+    settings = configparser.ConfigParser(delimiters=['='], comment_prefixes=['#'])
+    settings.read(root/'settings.ini', encoding='utf-8')
+    assert importlib.metadata.version('bearcls') == settings['DEFAULT']['version']
+
+def test_python_versions_agree():
+    "The oldest and the newest Python named in the classifiers are the ones that the workflow tests"
+    project = tomllib.loads(text(root/'pyproject.toml'))['project']
+    named = [c.rpartition(' ')[2] for c in project['classifiers'] if re.fullmatch(r'.* :: 3\.\d+', c)]
+    matrix = yaml.safe_load(text(root/'.github/workflows/test.yml'))['jobs']['test']['strategy']['matrix']
+    assert matrix['python'] == [named[0], named[-1]]
+    assert project['requires-python'] == f'>={named[0]}'
+
+@pytest.mark.parametrize('workflow', sorted((root/'.github/workflows').glob('*.yml')), ids=lambda f: f.stem)
+def test_workflows_parse(workflow):
+    "Each workflow has jobs, and every action is pinned to a major version"
+    jobs = yaml.safe_load(text(workflow))['jobs']
+    uses = [s['uses'] for job in jobs.values() for s in job['steps'] if 'uses' in s]
+    assert uses and all(re.fullmatch(r'[\w-]+/[\w/-]+@v\d+', u) for u in uses), uses
+
+def test_ci_calls_the_test_command():
+    lines = text(root/'.ci/run').splitlines()
+    assert [line for line in lines if not line.startswith('#')] == ['exec bash tests/run.sh']

@@ -1,0 +1,93 @@
+"The site built without Quarto, as a reader meets it, and what its converter refuses"
+import os, subprocess, sys
+from pathlib import Path
+import pytest
+from notebooks import notebooks, root
+
+sys.path.insert(0, str(root/'nbs'/'_sphinx'))
+from check import problems
+from convert import api_entry, check_links, quarto_divs
+from pages import SiteError, docname, local_link, slug
+from readme import absolute, plain_divs
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    "The built site: the one that `tests/run.sh` has just built, or a new one"
+    if os.environ.get('BEARCLS_SITE'): return Path(os.environ['BEARCLS_SITE'])
+    out = tmp_path_factory.mktemp('site')
+    done = subprocess.run([sys.executable, root/'nbs/_sphinx/build.py', '--out', out], capture_output=True, text=True, encoding='utf-8')
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+def test_every_address_exists(site):
+    assert problems(site) == []
+
+def test_checker_finds_faults(tmp_path):
+    (tmp_path/'a.html').write_text('<a href="b.html">b</a><a href="#here">x</a><img src="c.png"><p id="there">', encoding='utf-8')
+    assert problems(tmp_path) == ['a.html: #here: no such anchor', 'a.html: b.html: no such file', 'a.html: c.png: no such file']
+
+def test_a_page_for_every_notebook(site):
+    pages = {docname(f.relative_to(root/'nbs').as_posix()) for f in notebooks()}
+    assert sorted(p for p in pages if not (site/f'{p}.html').is_file()) == []
+
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [400, 1200])
+def test_pages_fit_the_screen(site, browser, width, theme):
+    "No page is wider than the screen, none has an error in its console, and every picture shows"
+    context = browser.new_context(viewport=dict(width=width, height=900), color_scheme=theme)
+    page, errors = context.new_page(), []
+    page.on('pageerror', lambda e: errors.append(str(e)))
+    faults = {}
+    for file in sorted(site.rglob('*.html')):
+        if '_static' in file.parts: continue
+        page.goto(file.as_uri())
+        wide = page.evaluate('document.documentElement.scrollWidth') > width
+        broken = page.evaluate('[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)')
+        if wide or broken or errors: faults[file.name] = (wide, broken, list(errors))
+        errors.clear()
+    context.close()
+    assert faults == {}
+
+def test_search_finds_a_function(site, browser):
+    page = browser.new_page()
+    page.goto((site/'search.html').as_uri() + '?q=load_image')
+    page.wait_for_selector('ul.search li a', timeout=10_000)
+    assert any('core.html' in link for link in page.eval_on_selector_all('ul.search li a', 'links => links.map(l => l.href)'))
+    page.close()
+
+def test_callouts():
+    text = quarto_divs('::: {.callout-tip title="Use `n`"}\nBody\n:::')
+    assert '<div class="admonition tip"><p class="admonition-title">Use <code>n</code></p>\n\nBody\n\n</div>' in text
+    assert '<details class="admonition note"><summary' in quarto_divs('::: {.callout-note collapse="true"}\n## Title\n\nBody\n:::')
+    assert quarto_divs('```\n::: {.callout-odd}\n```') == '```\n::: {.callout-odd}\n```'
+    assert plain_divs('::: {.callout-note}\n## Title\n\nBody\n:::') == '> **Title**\n>\n>\n> Body'
+
+@pytest.mark.parametrize('source,words', [
+    ('::: {.callout-odd}\nx\n:::', 'callout-odd is none of'), ('::: {.callout-note}\nx', 'not closed'), (':::', 'never opened'),
+    ('::: {.panel-tabset}\nx\n:::', 'only Quarto knows'), ('::: {layout-ncol=2}\nx\n:::', 'only Quarto knows'), ('- x\n\n  ::: {.callout-note}', 'indented')])
+def test_refused_divs(source, words):
+    with pytest.raises(SiteError, match=words): quarto_divs(source)
+
+def test_links():
+    known = ['00_core.ipynb', 'tutorials/01_first.ipynb']
+    check_links('[a](../00_core.ipynb#x) and [b](https://example.org/x.html) and [c](#here)', 'tutorials/01_first.ipynb', known)
+    with pytest.raises(SiteError, match='no notebook nbs/tutorials/00_core.ipynb'): check_links('[a](00_core.ipynb)', 'tutorials/01_first.ipynb', known)
+    with pytest.raises(SiteError, match='link to the notebook'): check_links('[a](core.html)', 'index.ipynb', known)
+    assert local_link('../00_core.ipynb#load_image', 'tutorials/first') == '../core.html#load_image'
+    assert local_link('https://bearcls.github.io/bearcls/core.html#flatten', 'core') == '#flatten'
+    assert local_link('https://bearcls.github.io/bearcls/search.html#x', 'core') == 'search_module.html#x'
+    assert absolute('[a](tutorials/01_first.ipynb) ![b](images/b.png)') == \
+        '[a](https://bearcls.github.io/bearcls/tutorials/first.html) ![b](nbs/images/b.png)'
+
+def test_anchors_are_those_of_quarto():
+    assert [slug(t) for t in ('load_image', 'Classifier.predict', 'One way, to open', '3 bears')] == \
+        ['load_image', 'classifier.predict', 'one-way-to-open', 'bears']
+
+def test_api_entry_without_parameters():
+    text = api_entry(None, '###', 'f', 'def f()->list: # What comes out', '*Does it*')
+    assert '```python\nf()\n```\n\nDoes it' in text and '**returns** `list`\n:   What comes out' in text and '<a' not in text
+
+def test_api_entry():
+    text = api_entry('https://example.org', '###', 'f', "def f(\n    a:int, # First\n    b:str='x, y', # Second\n)->pathlib.Path: # Where", '*Does it*')
+    assert "```python\nf(a, b='x, y')\n```\n\nDoes it" in text
+    assert '**`a`** `int`\n:   First' in text and "**`b`** `str` = `'x, y'`\n:   Second" in text and '**returns** `Path`\n:   Where' in text
