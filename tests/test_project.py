@@ -1,5 +1,5 @@
 "The project keeps its promises about itself: generated files in step, clean notebooks, one version, light imports"
-import configparser, importlib.metadata, os, re, shutil, subprocess, sys
+import ast, configparser, importlib.metadata, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest, yaml
 from nbdev.config import tomllib
@@ -22,7 +22,7 @@ def regenerated(tmp_path_factory):
     copy = tmp_path_factory.mktemp('regenerated')
     for name in ('nbs', 'bearcls'):
         shutil.copytree(root/name, copy/name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '.last_checked'))
-    for name in ('pyproject.toml', 'settings.ini', 'setup.py'): shutil.copy(root/name, copy/name)
+    for name in ('_quarto.yml', 'pyproject.toml', 'settings.ini', 'setup.py'): shutil.copy(root/name, copy/name)
     run('nbdev-export', cwd=copy)
     run('nbdev-clean', cwd=copy)
     run(sys.executable, '-c', 'from nbdev.quarto import refresh_quarto_yml; refresh_quarto_yml()', cwd=copy)
@@ -59,6 +59,20 @@ def test_outputs(notebook):
         assert 'Traceback (most recent call last)' not in words, cell['source']
         found = re.search(r'(?<![\w./])(/home/|/Users/|/root/|/work/|[A-Z]:\\Users\\)\S*|' + re.escape(str(root)), words)
         assert not found, f'{found[0]} in the output of\n{cell["source"]}'
+
+def mixes_imports(source):
+    "Does a cell import and do something else as well?"
+    nodes = ast.parse(re.sub(r'^[%!].*', 'pass', source, flags=re.MULTILINE))
+    return any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(nodes)) and \
+        not all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in nodes.body)
+
+@pytest.mark.parametrize('notebook', notebooks(), ids=ids)
+def test_imports_sit_alone(notebook):
+    "For a page, nbdev runs the exported cells and those that import, and no others; what stands beside an import would run too early"
+    code = {c['id']: c['source'] for c in cells(notebook) if c['cell_type'] == 'code'}
+    if not any('#| export' in source for source in code.values()): pytest.skip('nothing is run for this page')
+    mixed = [key for key, source in code.items() if not re.search(r'#\| *(export|eval: false)', source) and mixes_imports(source)]
+    assert mixed == [], f'{notebook.name}: these cells (by id) import and do something else as well'
 
 @pytest.mark.parametrize('module', ['bearcls', 'bearcls.core', 'bearcls.inference'])
 def test_import_is_light(module):

@@ -3,7 +3,7 @@ import ast, html, posixpath, re, textwrap
 from markdown_it import MarkdownIt
 from urllib.parse import urlsplit
 import nbformat, yaml
-from pages import SiteError, docname
+from pages import SiteError, config
 
 callouts = dict(note='Note', tip='Tip', warning='Warning', important='Important', caution='Caution')
 _fence = re.compile(r'^ {0,3}(`{3,}|~{3,})')
@@ -121,6 +121,7 @@ def _plain_div(attributes):
 
 _directive = re.compile(r'^#\|\s*([\w-]+)\s*:\s*(.*?)\s*$')
 _known = {'echo', 'output', 'include', 'eval', 'warning', 'error', 'code-fold', 'code-summary', 'fig-alt', 'fig-cap', 'label', 'filter_stream'}
+_known |= set(config.tst_flags.split())  # flags of cells that tests leave out, such as `slow`
 
 def _code(cell, name, notebooks):
     options, source = _options(cell.source)
