@@ -91,3 +91,10 @@ def test_api_entry():
     text = api_entry('https://example.org', '###', 'f', "def f(\n    a:int, # First\n    b:str='x, y', # Second\n)->pathlib.Path: # Where", '*Does it*')
     assert "```python\nf(a, b='x, y')\n```\n\nDoes it" in text
     assert '**`a`** `int`\n:   First' in text and "**`b`** `str` = `'x, y'`\n:   Second" in text and '**returns** `Path`\n:   Where' in text
+
+def test_api_entry_names_objects():
+    "Defaults that are classes, functions or enums print as something that is no Python; their names are"
+    signature = "def f(\n    a:type=<class 'OSError'>, # One\n    b:tuple=(<Kind.X: 3>,), # Two\n    c=<function g at 0x7f00>, # Three\n    d=<object>, # Four\n):"
+    text = api_entry(None, '###', 'f', signature, '')
+    assert '**`a`** `type` = `OSError`' in text and '**`b`** `tuple` = `(Kind.X,)`' in text and '**`c`** = `g`' in text
+    assert '```text\nf(a=OSError, b=(Kind.X,), c=g, d=<object>)\n```' in text

@@ -190,7 +190,8 @@ def _as_is(outputs, name, notebooks):
 
 _shown = re.compile(r'---\n\n(\[source\]\((?P<url>[^)]*)\)\{[^}]*\}\n\n)?(?P<level>#+) (?P<symbol>\S+)\n\n```python\n(?P<signature>.*?)\n```\s*(?P<text>.*)',
     re.DOTALL)
-_modules = re.compile(r'\b(?:__main__|typing|collections\.abc|pathlib)\.')
+_modules = re.compile(r'\b(?:__main__|typing|collections\.abc|pathlib|bearcls\.\w+)\.')
+_objects = re.compile(r"<(?:class|module|function|built-in function) '?([\w.]+)'?[^<>]*>|<([\w.]+): [^<>]*>")  # how classes, functions and enums print
 
 def api_entry(
     url: str | None,  # Address of the source line
@@ -200,6 +201,7 @@ def api_entry(
     text: str,        # Docstring
 ) -> str:             # Markdown
     "A heading, a link to the source, the call, the docstring, and a list of what goes in and comes out"
+    signature = _objects.sub(lambda m: m[1] or m[2], _modules.sub('', signature))
     text = re.sub(r'^\*(.*?[^\\*])\*(?=\n|$)', r'\1', text.strip(), flags=re.DOTALL)
     source = f'<a class="api-source" href="{html.escape(url)}">source</a>' if url else ''
     name = re.sub(r'([_*\\])', r'\\\1', symbol)
@@ -225,13 +227,18 @@ def _argument(code):
 def _call(symbol, signature):
     "The call with names and defaults only; types and meanings follow in the list"
     parsed = _parse(signature)
-    if not parsed: return f'```python\n{_modules.sub("", signature).removesuffix(":")}\n```'
+    if not parsed: return _block(re.sub(r'(->None)?:?$', '', signature.removeprefix('def ')))
     params, (returned, meaning) = parsed
     args = [f'{name}={default}' if default else name for name, _, default in (_argument(code) for code, _ in params) if name != 'self']
     call = f'{symbol}({", ".join(args)})'
     if len(call) > 76: call = f'{symbol}(\n' + textwrap.fill(', '.join(args), 76, initial_indent='    ', subsequent_indent='    ', break_long_words=False) + '\n)'
-    if returned and not meaning: call += f' -> {_modules.sub("", returned)}'
-    return f'```python\n{call}\n```'
+    return _block(call + (f' -> {returned}' if returned and not meaning else ''))
+
+def _block(code):
+    "A block of code, coloured if it is Python; a default may print as something that is none"
+    try: ast.parse(f'def {code}: pass')
+    except SyntaxError: return f'```text\n{code}\n```'
+    return f'```python\n{code}\n```'
 
 def _fields(signature):
     "Definition list: name, type and default, then the meaning"
@@ -240,7 +247,7 @@ def _fields(signature):
     for code, doc in params:
         name, kind, default = _argument(code)
         if name == 'self': continue
-        term = f'**`{name}`**' + (f' `{_modules.sub("", kind)}`' if kind else '') + (f' = `{default}`' if default else '')
+        term = f'**`{name}`**' + (f' `{kind}`' if kind else '') + (f' = `{default}`' if default else '')
         items.append(f'{term}\n:   {doc or "&nbsp;"}')
-    if meaning: items.append(f'**returns** `{_modules.sub("", returned)}`\n:   {meaning}' if returned else f'**returns**\n:   {meaning}')
+    if meaning: items.append(f'**returns** `{returned}`\n:   {meaning}' if returned else f'**returns**\n:   {meaning}')
     return '\n\n'.join(items)
