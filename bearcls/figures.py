@@ -7,10 +7,10 @@ Docs: https://bearcls.github.io/bearcls/figures.html.md"""
 # %% auto #0
 __all__ = ['bear_labels', 'coats', 'poses', 'things', 'Coat', 'Build', 'draw_bear', 'draw_thing']
 
-# %% ../nbs/01c_figures.ipynb #193c8c84
+# %% ../nbs/01c_figures.ipynb #971b5d88
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from .drawing import Colour, FurPen, cast_shadow, curve, finish, frame, limb, lights, mix, oval
