@@ -1,0 +1,181 @@
+"Bundles that are broken, changed or from the future; and the prediction side with nothing else installed"
+import json, shutil, subprocess, sys, venv
+from pathlib import Path
+import pytest
+from PIL import Image
+from bearcls.core import sha256
+from bearcls.inference import BundleError, Classifier, read_bundle
+from tiny_bundle import colour_model, furs, make_bundle
+
+root = Path(__file__).resolve().parent.parent
+
+@pytest.fixture
+def bundle(tmp_path): return make_bundle(tmp_path/'furs')
+
+def rewrite(bundle, change):
+    "Apply `change` to the facts of a bundle"
+    facts = json.loads((bundle/'bundle.json').read_text(encoding='utf-8'))
+    change(facts)
+    (bundle/'bundle.json').write_text(json.dumps(facts), encoding='utf-8')
+
+def replace_model(bundle, content):
+    "Another model, with a digest that fits: what a forger would do"
+    (bundle/'model.onnx').write_bytes(content)
+    rewrite(bundle, lambda facts: facts['model'].update(sha256=sha256(content), bytes=len(content)))
+
+def test_the_sound_one_is_read(bundle):
+    assert read_bundle(bundle).labels == list(furs)
+    assert Classifier(bundle).predict(Image.new('RGB', (80, 80), furs['brown'])).label == 'brown'
+
+wrong_values = {
+    'labels': [None, 'black', [], ['one'], ['a', 'a', 'b'], ['a', 1, 'b'], ['', 'b', 'c'], {'a': 1}, ['a'*300, 'b', 'c'], [['a'], 'b', 'c']],
+    'input.width': [None, 0, -1, 64.0, '64', True, 10**9, [64]],
+    'input.height': [0, 1e400, 'a'],
+    'input.method': [None, 'stretch', 3, ['crop'], {}],
+    'input.pad_mode': [None, 'mirror', ['zeros'], {}],
+    'input.resample': ['nearest', None, 2],
+    'input.colour': ['bgr', None],
+    'input.min_side': [0, -5, 1.5, 'large', False],
+    'normalisation.mean': [None, [0, 0], [0, 0, 'x'], [0, 0, float('nan')], 0.5],
+    'normalisation.std': [[1, 1, 0], [1, 1, -1], [1, 1, 1e999]],
+    'temperature': [0, -1, None, '1', float('nan'), float('inf'), True, 10**400],
+    'trust.threshold': [-0.1, 1.1, None, 'high', float('nan')],
+    'trust.smallest': [-1, 0.5, None],
+    'trust.unlikeness': [{}, 'later', 0],
+    'metrics': [None, [], 'good'],
+    'data': [None, 3],
+    'versions': [None, []],
+    'created': [None, 2025],
+    'model.sha256': [None, '', 'abc', 5, '0'*64],
+    'model.bytes': [None, 0, -1, 1.0, 1 << 40, '443'],
+    'model.arch': [None, 3],
+    'format': [None, 'other', 5, {}],
+    'format_version': [None, 0, -1, '1', 1.5, True, []],
+}
+
+@pytest.mark.parametrize('field, value', [(f, v) for f, values in wrong_values.items() for v in values],
+    ids=lambda v: v if isinstance(v, str) and '.' in v else None)
+def test_wrong_field(bundle, field, value):
+    *groups, key = field.split('.')
+    def change(facts):
+        for g in groups: facts = facts[g]
+        facts[key] = value
+    rewrite(bundle, change)
+    with pytest.raises(BundleError) as e: read_bundle(bundle)
+    assert '\n' not in str(e.value) and len(str(e.value)) < 500
+
+@pytest.mark.parametrize('field', [f for f in wrong_values if f != 'format'])
+def test_missing_field(bundle, field):
+    *groups, key = field.split('.')
+    def change(facts):
+        for g in groups: facts = facts[g]
+        del facts[key]
+    rewrite(bundle, change)
+    with pytest.raises(BundleError, match=key): read_bundle(bundle)
+
+@pytest.mark.parametrize('content', [b'', b'{', b'null', b'[]', b'"bundle"', b'\xff\xfe\x00', b'{"format": "bearcls-bundle"}', b'['*100_000,
+    b'{"format": NaN}', b'{"a": ' + b'9'*5000 + b'}', b'<html>', b'\x80\x04pickle'], ids=range(12))
+def test_broken_facts(bundle, content):
+    (bundle/'bundle.json').write_bytes(content)
+    with pytest.raises(BundleError) as e: read_bundle(bundle)
+    assert '\n' not in str(e.value)
+
+def test_groups_of_another_kind(bundle):
+    for group in ('input', 'normalisation', 'trust', 'model'):
+        for value in (None, 3, [], 'text'):
+            changed = make_bundle(bundle.parent/f'{group}-{value!r:.4}'.replace("'", ''))
+            rewrite(changed, lambda facts: facts.update({group: value}))
+            with pytest.raises(BundleError, match=f'`{group}[.].*` is missing'): read_bundle(changed)
+
+def test_newer_format_says_what_to_do(bundle):
+    rewrite(bundle, lambda facts: facts.update(format_version=7))
+    with pytest.raises(BundleError, match='pip install -U bearcls'): read_bundle(bundle)
+
+def test_oversized_facts_are_not_read(bundle):
+    with open(bundle/'bundle.json', 'ab') as f: f.truncate((1 << 26) + 1)
+    with pytest.raises(BundleError, match='larger than 64 MiB'): read_bundle(bundle)
+
+def test_every_changed_byte_of_the_model_is_found(bundle):
+    original = (bundle/'model.onnx').read_bytes()
+    for position in range(0, len(original), 7):
+        changed = bytearray(original)
+        changed[position] ^= 0x20
+        (bundle/'model.onnx').write_bytes(changed)
+        with pytest.raises(BundleError, match='checksum'): Classifier(bundle)
+
+@pytest.mark.parametrize('size', [0, 1, 200])
+def test_truncated_model(bundle, size):
+    (bundle/'model.onnx').write_bytes((bundle/'model.onnx').read_bytes()[:size])
+    with pytest.raises(BundleError, match='not complete'): Classifier(bundle)
+
+def test_missing_model(bundle):
+    (bundle/'model.onnx').unlink()
+    with pytest.raises(BundleError, match='has no model.onnx'): Classifier(bundle)
+
+@pytest.mark.parametrize('content', [b'x', b'\x08\x07'*100, b'\x80\x04\x95pickle', b'PK\x03\x04' + b'\0'*300])
+def test_something_else_as_the_model(bundle, content):
+    replace_model(bundle, content)
+    with pytest.raises(BundleError, match='ONNX Runtime|takes|gives'): Classifier(bundle)
+
+def test_damaged_graphs_with_a_fitting_digest(bundle):
+    "A forged model either does not load, in one clear error, or loads and has the right shape"
+    original, refused = (bundle/'model.onnx').read_bytes(), 0
+    for position in range(0, len(original), 5):
+        changed = bytearray(original)
+        changed[position] ^= 0x41
+        replace_model(bundle, bytes(changed))
+        try: Classifier(bundle)
+        except BundleError: refused += 1
+    assert refused > 10
+
+def test_models_for_other_facts(bundle):
+    replace_model(bundle, colour_model([(0, 0, 0), (255, 255, 255)]))
+    with pytest.raises(BundleError, match='for 3 labels are expected'): Classifier(bundle)
+    replace_model(bundle, colour_model(furs.values(), size=32))
+    with pytest.raises(BundleError, match='64×64×3 bytes is expected'): Classifier(bundle)
+
+def test_prediction_side_loads_nothing_heavy(bundle):
+    "In a fresh process: importing, loading a bundle and predicting"
+    code = f'''import sys
+import bearcls, bearcls.core, bearcls.inference
+assert 'onnxruntime' not in sys.modules, 'onnxruntime is loaded before it is needed'
+from PIL import Image
+classifier = bearcls.inference.Classifier({str(bundle)!r})
+print(classifier.predict(Image.new('RGB', (80, 80), 'white')).label)
+heavy = {{'torch', 'torchvision', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'IPython', 'ipywidgets', 'scipy'}} & set(sys.modules)
+assert not heavy, heavy'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == 'white'
+
+def test_app_loads_no_training_library(bundle):
+    code = f'''import sys
+from bearcls.app import ClassifierApp
+ClassifierApp({str(bundle)!r})
+heavy = {{'torch', 'torchvision', 'fastai', 'fastcore', 'pandas', 'matplotlib'}} & set(sys.modules)
+assert not heavy, heavy'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+def test_predicts_with_three_packages_only(bundle, tmp_path):
+    "A virtual environment with numpy, Pillow and ONNX Runtime, and bearcls without its other requirements"
+    home = tmp_path/'env'
+    venv.create(home, with_pip=True)
+    python = home/('Scripts' if sys.platform == 'win32' else 'bin')/('python.exe' if sys.platform == 'win32' else 'python')
+    def pip(*args): return subprocess.run([str(python), '-m', 'pip', 'install', '-q', '--disable-pip-version-check', *args], capture_output=True, text=True)
+    if (got := pip('numpy', 'pillow', 'onnxruntime')).returncode: pytest.skip(f'pip cannot install: {got.stderr.strip().splitlines()[-1]}')
+    if pip('setuptools>=77', 'wheel').returncode: pytest.skip('pip cannot install setuptools')
+    source = tmp_path/'source'
+    shutil.copytree(root/'bearcls', source/'bearcls', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('pyproject.toml', 'settings.ini', 'setup.py', 'LICENSE', 'README.md'): shutil.copy(root/name, source)
+    built = pip('--no-deps', '--no-build-isolation', str(source))
+    assert built.returncode == 0, built.stderr
+    Image.new('RGB', (300, 200), furs['brown']).save(tmp_path/'brown.jpg')
+    code = f'''import importlib.util as u
+assert not [m for m in ('torch', 'fastai', 'fastcore', 'pandas') if u.find_spec(m)]
+from bearcls.inference import Classifier
+rows = Classifier({str(bundle)!r}).predict_batch([{str(tmp_path/'brown.jpg')!r}, {str(tmp_path/'none.jpg')!r}])
+print(rows[0].prediction.label, rows[1].status)'''
+    done = subprocess.run([str(python), '-I', '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ['brown', 'failed']
