@@ -240,7 +240,7 @@ def download_images(
         return _download(dest, label, results, limits, n_connections, per_host)
     except OSError as e: raise DataError(f'{dest} cannot be written: {e.strerror or e}') from e
 
-# %% ../nbs/03_download.ipynb #54607313
+# %% ../nbs/03_download.ipynb #4631a883
 def _plain_name(label):
     "A label that is the name of a folder and nothing else"
     if not label or label.startswith('.') or label != label.strip() or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in label):
@@ -251,7 +251,12 @@ def _as_results(results):
     "Results with distinct addresses; bare addresses become results"
     if isinstance(results, str): raise DataError('`results` must be a list of results or addresses, got one string')
     found = [r if isinstance(r, SearchResult) else SearchResult(str(r)) for r in results]
+    found = [replace(r, **{k: _storable(v) for k, v in asdict(r).items() if isinstance(v, str)}) for r in found]
     return list({r.image: r for r in reversed(found)}.values())[::-1]
+
+def _storable(text):
+    "Text without what a UTF-8 CSV cannot hold: lone surrogates and zero bytes"
+    return text.encode('utf-8', 'replace').decode('utf-8').replace('\0', '')
 
 # %% ../nbs/03_download.ipynb #d294db6f
 def _download(dest, label, results, limits, n_connections, per_host):

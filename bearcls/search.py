@@ -56,7 +56,7 @@ class SearchResults(list):
 
 _book_names = {'contentUrl': 'image', 'content_url': 'image', 'hostPageUrl': 'page', 'name': 'title', 'thumbnailUrl': 'thumbnail'}
 
-# %% ../nbs/02_search.ipynb #c9fd25af
+# %% ../nbs/02_search.ipynb #5b2b28ad
 def results_html(
     results: Iterable[SearchResult],  # What a search found
     max_rows: int = 12,               # Show at most this many
@@ -64,8 +64,13 @@ def results_html(
     "Search results as a page"
     results = list(results)
     rows = [{'': _preview(r), 'title': r.title, 'size': f'{r.width}×{r.height}' if r.width else '', 'term': r.term, 'provider': r.provider,
-             'license': r.license, 'image': r.image if len(r.image) < 120 else r.image[:117] + '…'} for r in results]
+             'license': r.license, 'image': _short(r.image)} for r in results]
     return Html(f'<p>{len(results):,} results</p>{html_table(rows, max_rows=max_rows)}')
+
+def _short(address):
+    "An address cut to the width of a table"
+    if file := local_path(address): return f'…/{file.parent.name}/{file.name}'
+    return address if len(address) < 120 else address[:117] + '…'
 
 def _preview(result):
     "A picture if it needs no network"

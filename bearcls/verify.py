@@ -47,7 +47,7 @@ issue_words = {
 }
 broken_issues = ('empty', 'not_an_image', 'truncated', 'bomb', 'unreadable')  # What `quarantine` moves unless told otherwise
 
-# %% ../nbs/04_verify.ipynb #e68aceb3
+# %% ../nbs/04_verify.ipynb #ff93c721
 @dataclass(frozen=True)
 class Thresholds:
     "Where a finding begins"
@@ -58,7 +58,7 @@ class Thresholds:
     max_light: float = 200.0       # Grey level that 95% of the pixels stay above, 0 to 255; above it `too_bright`
     min_sharpness: float = 0.10    # Steepest edges relative to the contrast, see `sharpness`; below it `blurred`
     max_distance: int = 11         # Bits of the perceptual hash that may differ before a pair is not even compared
-    min_similarity: float = 0.96   # Likeness of two pictures, best of several crops, see `similarity`; from here on `near_copy`
+    min_similarity: float = 0.97   # Likeness of two pictures, best of several crops, see `similarity`; from here on `near_copy`
 
 # %% ../nbs/04_verify.ipynb #3ee06ce1
 @dataclass
@@ -242,26 +242,34 @@ def _crop_matrix(low, high, n=24):
 _trims = (0, .02, .04, .06, .08)
 _crops = np.stack([_crop_matrix(a, b) for a in _trims for b in _trims if a + b < .13])
 
-# %% ../nbs/04_verify.ipynb #76d317ac
+# %% ../nbs/04_verify.ipynb #f2a1dbeb
+_coarse = _crops.reshape(-1, 12, 2, 24).mean(2)
+_planes = np.array([[.299, .587, .114], [.701, -.587, -.114], [-.299, -.587, .886]], np.float32)  # Brightness, red and blue less brightness
+
 def similarity(
     a: bytes,  # 24×24 RGB pixels, the `tiny` of one picture
     b: bytes,  # The same of the other
 ) -> float:    # -1 to 1; 1 for the same picture, whatever its brightness and contrast
     "Likeness of two thumbnails, best of several crops of either"
-    a, b = (np.frombuffer(x, np.uint8).astype(np.float32).reshape(24, 24, 3).transpose(2, 0, 1) for x in (a, b))
-    return max(_best_match(a, b), _best_match(b, a))
+    a, b = (_planes @ np.frombuffer(x, np.uint8).astype(np.float32).reshape(-1, 3).T for x in (a, b))
+    return max(_best_match(a.reshape(3, 24, 24), b.reshape(3, 24, 24)), _best_match(b.reshape(3, 24, 24), a.reshape(3, 24, 24)))
 
+# %% ../nbs/04_verify.ipynb #2fa0c3cb
 def _best_match(a, b):
     "Cosine of `b` and the best crop of `a`"
-    views = _features(((_crops[:, None] @ a)[:, None] @ _crops.transpose(0, 2, 1)[None, :, None]).reshape(-1, 3, 24, 24))
-    target = _features(b[None])[0]
-    return float((views @ target / np.maximum(np.linalg.norm(views, axis=1)*np.linalg.norm(target), 1e-6)).max())
+    n = len(_coarse)
+    rows = (_coarse.reshape(-1, 24) @ a.transpose(1, 0, 2).reshape(24, -1)).reshape(-1, 24)
+    views = (rows @ _coarse.reshape(-1, 24).T).reshape(n, 12, 3, n, 12).transpose(0, 3, 2, 1, 4).reshape(n*n, 3, 144)
+    i, j = divmod(int(_cosines(views, b.reshape(3, 12, 2, 12, 2).mean((2, 4)).reshape(3, 144)).argmax()), n)
+    return float(_cosines((_crops[i] @ a @ _crops[j].T).reshape(1, 3, 576), b.reshape(3, 576))[0])
 
-def _features(rgb):
-    "Brightness without its mean, and two differences of colour, as one vector for each picture"
-    light = np.einsum('ncij,c->nij', rgb, np.array([.299, .587, .114], np.float32))
-    colours = [rgb[:, 0] - light, rgb[:, 2] - light]
-    return np.stack([light - light.mean((1, 2), keepdims=True), *colours], 1).reshape(len(rgb), -1)
+def _cosines(views, target):
+    "Cosine of each view and the target, brightness taken without its mean"
+    views, target = views.copy(), target.copy()
+    views[:, 0] -= views[:, 0].mean(1, keepdims=True)
+    target[0] -= target[0].mean()
+    views, target = views.reshape(len(views), -1), target.ravel()
+    return views @ target / np.maximum(np.linalg.norm(views, axis=1)*np.linalg.norm(target), 1e-6)
 
 # %% ../nbs/04_verify.ipynb #999f5d25
 @dataclass(frozen=True)
