@@ -62,7 +62,7 @@ step browser browser
 export PATH="$(dirname "$(bin python)"):$PATH"
 step "project in step" python -m pytest -q tests/test_project.py
 step "notebook figures" python tests/notebooks.py
-OMP_NUM_THREADS=1 step notebooks nbdev-test --n_workers 2 --timing
+OMP_NUM_THREADS=1 step notebooks nbdev-test --n-workers 2 --timing
 step site python nbs/_sphinx/build.py --out _site
 echo "== pytest ($SECONDS s so far)"
 BEARCLS_SITE="$PWD/_site" python -m pytest tests --durations=10 < /dev/null

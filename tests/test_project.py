@@ -51,13 +51,13 @@ def test_readme_in_step():
 
 @pytest.mark.parametrize('notebook', notebooks(), ids=ids)
 def test_outputs(notebook):
-    "No path of someone's machine, no traceback left behind, and a page that loads quickly"
+    "No path of someone's machine, no warning, progress bar or traceback left behind, and a page that loads quickly"
     assert notebook.stat().st_size < 2_000_000
     for cell in cells(notebook):
         words = output_text(cell)
-        assert not any(o['output_type'] == 'error' for o in cell.get('outputs', [])), cell['source']
+        assert not any(o['output_type'] == 'error' or o.get('name') == 'stderr' for o in cell.get('outputs', [])), cell['source']
         assert 'Traceback (most recent call last)' not in words, cell['source']
-        found = re.search(r'(?<![\w./])(/home/|/Users/|/root/|/work/|[A-Z]:\\Users\\)\S*|' + re.escape(str(root)), words)
+        found = re.search(r'(?:(?<![\w./])|file://)(?:/home/|/Users/|/root/|/work/|/tmp/|[A-Z]:\\Users\\)\S*|' + re.escape(str(root)), words)
         assert not found, f'{found[0]} in the output of\n{cell["source"]}'
 
 def mixes_imports(source):

@@ -64,7 +64,8 @@ class Anchors(SphinxTransform):
     def apply(self, **kwargs):
         seen = {}
         for section in self.document.findall(nodes.section):
-            anchor = slug(section[0].astext())
+            title = section.parent is self.document  # a page and its first function often share a name
+            anchor = 'title-block-header' if title else slug(section[0].astext())
             seen[anchor] = seen.get(anchor, -1) + 1
             if seen[anchor]: anchor += f'-{seen[anchor]}'
             section['ids'] = [anchor, *(i for i in section['ids'] if i != anchor)]
