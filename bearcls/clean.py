@@ -60,7 +60,7 @@ def cleaning_candidates(
     table = pd.DataFrame(rows, columns=candidate_columns).drop_duplicates('file')
     return table.reset_index(drop=True)
 
-# %% ../nbs/08_clean.ipynb #9f4ddaec
+# %% ../nbs/08_clean.ipynb #b7f35675
 def show_candidates(
     candidates: pd.DataFrame,   # From `cleaning_candidates`
     action: str | None = None,  # Only those with this action
@@ -70,5 +70,5 @@ def show_candidates(
     "Cleaning candidates as pictures"
     if action is not None and action not in actions: raise ValueError(f'`action` must be one of {", ".join(actions)}; got {action!r}')
     chosen = candidates[candidates.action == action] if action else candidates
-    lines = [f'{r.label}: {r.action}{" as " + r.to if r.to else ""}; {r.reason}' for r in chosen.head(n).itertuples()]
+    lines = [f'filed as {r.label}, {r.reason}' if r.to else f'{r.action}: {r.reason}' for r in chosen.head(n).itertuples()]
     return gallery(chosen.file.head(n), lines, side)

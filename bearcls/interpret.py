@@ -8,16 +8,17 @@ Docs: https://bearcls.github.io/bearcls/interpret.html.md"""
 __all__ = ['Evaluation', 'evaluate', 'tabulate', 'wilson', 'error_rate_of', 'confusion', 'plot_confusion', 'label_metrics',
            'top_losses', 'show_top_losses', 'features', 'out_of_fold', 'label_issues']
 
-# %% ../nbs/07_interpret.ipynb #622c61ec
-import html, math
+# %% ../nbs/07_interpret.ipynb #4b9b1d23
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from torch import nn
-from .core import Html, gallery, html_table
+from .core import Html, gallery
+from .train import feature_layer, pool_features
 
 # %% ../nbs/07_interpret.ipynb #07bf6053
 @dataclass
@@ -87,14 +88,14 @@ def confusion(
     counts = pd.crosstab(seen.table.actual, seen.table.predicted)
     return counts.reindex(index=seen.labels, columns=seen.labels, fill_value=0).rename_axis(index='actual', columns='predicted')
 
-# %% ../nbs/07_interpret.ipynb #22e16f6d
+# %% ../nbs/07_interpret.ipynb #e23e0ab9
 def plot_confusion(
     seen: Evaluation,  # Predictions
     ax: Any = None,    # Matplotlib axes to draw on; None for new ones
 ) -> Any:              # The axes
     "The confusion matrix as a drawing: shares of each row as colour, counts as numbers"
     counts = confusion(seen)
-    shares = counts.div(counts.sum(1).clip(lower=1), axis=0)
+    shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     if ax is None:
         import matplotlib.pyplot as plt
         side = 1.6 + 0.7 * len(seen.labels)
@@ -139,20 +140,18 @@ def show_top_losses(
     lines = [f'{r.predicted}, filed as {r.actual}; loss {r.loss:.2f}, probability {r.probability:.2f}' for r in worst.itertuples()]
     return gallery(worst.file, lines, side)
 
-# %% ../nbs/07_interpret.ipynb #f19e94cd
+# %% ../nbs/07_interpret.ipynb #43eaa400
 def features(
     learn: Learner,          # Trained image classifier
     files: Sequence[Path],   # Pictures
 ) -> np.ndarray:             # (pictures, features), float32
-    "What the last linear layer of the network sees of each picture"
-    last = [m for m in learn.model.modules() if isinstance(m, nn.Linear)]
-    if not last: raise ValueError(f'The model has no linear layer to read features from: {type(learn.model).__name__}')
+    "What the body of the network makes of each picture"
     kept, was_training = [], learn.model.training
-    hook = last[-1].register_forward_pre_hook(lambda module, args: kept.append(args[0].detach().float().cpu()))
+    hook = feature_layer(learn.model).register_forward_pre_hook(lambda layer, args: kept.append(pool_features(args[0].detach()).float().cpu()))
     try:
         learn.model.eval()
         with torch.no_grad():
-            for batch in learn.dls.test_dl(list(files)): learn.model(batch[0])
+            for batch in learn.dls.test_dl([Path(f) for f in files]): learn.model(batch[0])
     finally:
         hook.remove()
         learn.model.train(was_training)
@@ -194,7 +193,7 @@ def _softmax_regression(x, y, n_labels, weight_decay):
     opt.step(closure)
     return lambda new: (new @ w + b).softmax(1).detach().numpy()
 
-# %% ../nbs/07_interpret.ipynb #c66cb519
+# %% ../nbs/07_interpret.ipynb #1be3a721
 def label_issues(
     seen: Evaluation,      # Predictions on the pictures to examine, best those of both splits
     x: np.ndarray,         # Their features, from `features`
@@ -211,5 +210,5 @@ def label_issues(
     found = found[np.argsort(-margin[found], kind='stable')]
     table = seen.table.iloc[found][['file', 'split', 'actual']].assign(
         suggested=[seen.labels[s] for s in suggested[found]], margin=margin[found])
-    words = [f'looks like {r.suggested}: {p[i].max():.0%} against {p[i, y[i]]:.0%} for {r.actual}' for i, r in zip(found, table.itertuples())]
+    words = [f'looks like {r.suggested} ({p[i, suggested[i]]:.0%} against {p[i, y[i]]:.0%})' for i, r in zip(found, table.itertuples())]
     return table.assign(reason=words).reset_index(drop=True)
