@@ -8,12 +8,13 @@ Docs: https://bearcls.github.io/bearcls/quickstart.html.md"""
 __all__ = ['quickstart_pictures', 'Quickstart', 'Steps', 'quickstart', 'writable_folder', 'advice', 'next_commands',
            'write_report']
 
-# %% ../nbs/17_quickstart.ipynb #740584e2
-import io, os, random, shutil, time
+# %% ../nbs/17_quickstart.ipynb #58abb566
+import io, os, random, time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 import jinja2, pandas as pd
@@ -21,7 +22,7 @@ from fastai.learner import Learner
 from matplotlib.figure import Figure
 import bearcls
 from .clean import cleaning_candidates, show_candidates
-from .core import BearclsError, DataError, Html, atomic_write, count_labels, gallery, html_table, image_files, thumbnail
+from .core import DataError, Html, atomic_write, count_labels, gallery, html_table, image_files, thumbnail
 from .download import gather
 from .export import export_bundle, verify_bundle
 from .inference import Classifier, Prediction, prediction_html
@@ -29,7 +30,7 @@ from bearcls.interpret import (Evaluation, error_rate_of, evaluate, features, la
     show_top_losses)
 from .sample import draw_bears
 from .train import describe_plan, plan_training, plot_training, train
-from .verify import ImageReport, broken_issues, check_images, issue_words
+from .verify import ImageReport, broken_issues, check_images, issue_words, quarantine_folder
 
 # %% ../nbs/17_quickstart.ipynb #848ef6dc
 def quickstart_pictures(
@@ -99,7 +100,7 @@ class Steps:
         "A result, indented below its step"
         if not self.quiet: print(f'      {words}', flush=True)
 
-# %% ../nbs/17_quickstart.ipynb #93b11966
+# %% ../nbs/17_quickstart.ipynb #b0649494
 def quickstart(
     dest: str | Path = 'bearcls-quickstart',  # Folder for the pictures, the bundle and the report
     data: str | Path | None = None,        # Image folder of your own; its files stay as they are
@@ -118,7 +119,7 @@ def quickstart(
         steps.say(_counts(path))
     with steps.step('check', 'Checking every file'): report, broken = _check(path, own, steps)
     with steps.step('train', describe_plan(plan)):
-        learn = train(path, plan.route, plan.arch, plan.epochs, seed=seed, quiet=True, exclude=broken, pairs=_pairs(report))
+        learn = train(path, plan=plan, seed=seed, quiet=True, exclude=broken, pairs=_pairs(report))
     with steps.step('evaluate', 'Looking at its mistakes'):
         seen = evaluate(learn)
         steps.say(_error_words(seen))
@@ -203,7 +204,7 @@ def _example(bundle, seen, seed, steps):
     steps.say(f'{file.parent.name}/{file.name}: {prediction}')
     return file, prediction
 
-# %% ../nbs/17_quickstart.ipynb #e353d2be
+# %% ../nbs/17_quickstart.ipynb #ac60d7bf
 def _svg(draw, width=6., height=3.):
     "A Matplotlib drawing as a piece of HTML"
     figure = Figure(figsize=(width, height), layout='constrained')
@@ -215,10 +216,10 @@ def _svg(draw, width=6., height=3.):
 def _bars(counts):
     "Numbers by label as bars"
     top = max(counts.values())
-    return Html(''.join(f'<div class="bar"><span>{jinja2.utils.markupsafe.escape(label)}</span><i style="width:{100*n/top:.1f}%"></i><span>{n:,}</span></div>'
+    return Html(''.join(f'<div class="bar"><span>{escape(label)}</span><i style="width:{100*n/top:.1f}%"></i><span>{n:,}</span></div>'
         for label, n in counts.items()))
 
-# %% ../nbs/17_quickstart.ipynb #d43d0a5a
+# %% ../nbs/17_quickstart.ipynb #cd40d53b
 def _data_section(q):
     "Data at a glance"
     files = image_files(q.path)
@@ -229,17 +230,14 @@ def _data_section(q):
 def _faults_section(q):
     "What the check of the files found, and what was done"
     n = len(q.report.files(*broken_issues))
-    words = f'<p>{len(q.report.measures):,} files were opened and looked at. {_broken_words(n, q.own_data).capitalize()}.</p>'
-    rows = [dict(picture=_picture(q, r.file), file=r.file, found=r.issue.replace('_', ' '), reason=r.reason) for r in q.report.rows]
-    broken = [row for row, r in zip(rows, q.report.rows) if r.issue in broken_issues]
+    where = '' if q.own_data or not n else f' They lie in <code>{escape(_short_path(quarantine_folder(q.path)))}</code>; <code>bearcls.verify.restore</code> brings them back.'
+    words = f'<p>{len(q.report.measures):,} files were opened and looked at. {_broken_words(n, q.own_data).capitalize()}.{where}</p>'
+    rows = [dict(picture=thumbnail(q.path/r.file, 64, r.file), file=r.file, found=r.issue.replace('_', ' '), reason=r.reason) for r in q.report.rows]
+    broken = [{k: v for k, v in row.items() if k != 'picture'} for row, r in zip(rows, q.report.rows) if r.issue in broken_issues]
     kinds = [dict(found=k.replace('_', ' '), files=v, meaning=issue_words[k]) for k, v in q.report.counts.items()]
     rest = [row for row, r in zip(rows, q.report.rows) if r.issue not in broken_issues]
     more = f'<details><summary>{len(rest)} other findings, kept in training</summary>{html_table(rest, max_rows=60)}</details>' if rest else ''
     return Html(words + html_table(kinds) + (f'<h3>Broken files</h3>{html_table(broken, max_rows=100)}' if broken else '') + more)
-
-def _picture(q, file):
-    "Thumbnail of a file, wherever it is now"
-    return thumbnail(q.path/file, 64, file) if (q.path/file).exists() else Html('<span class="soft">in quarantine</span>')
 
 # %% ../nbs/17_quickstart.ipynb #f20a10ab
 def _training_section(q):
@@ -321,7 +319,7 @@ def write_report(
     with atomic_write(q.html, 'w') as f: f.write(page)
     return q.html
 
-# %% ../nbs/17_quickstart.ipynb #ef153218
+# %% ../nbs/17_quickstart.ipynb #bc63256f
 def _template(name):
     "A template of the package; values are escaped unless they are HTML already"
     return jinja2.Environment(loader=jinja2.PackageLoader('bearcls', 'templates'), autoescape=True).get_template(name)
@@ -335,5 +333,5 @@ def _summary_words(q):
 
 def _next_section(q):
     "Advice and commands"
-    items = ''.join(f'<li>{jinja2.utils.markupsafe.escape(a)}</li>' for a in advice(q))
-    return Html(f'<ul>{items}</ul><pre>{jinja2.utils.markupsafe.escape(next_commands(q).split("Next:")[1].strip(chr(10)))}</pre>')
+    items = ''.join(f'<li>{escape(a)}</li>' for a in advice(q))
+    return Html(f'<ul>{items}</ul><pre>{escape(next_commands(q).split("Next:")[1].strip(chr(10)))}</pre>')
