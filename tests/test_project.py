@@ -68,10 +68,10 @@ def mixes_imports(source):
 
 @pytest.mark.parametrize('notebook', notebooks(), ids=ids)
 def test_imports_sit_alone(notebook):
-    "For a page, nbdev runs the exported cells and those that import, and no others; what stands beside an import would run too early"
+    "For a page, nbdev runs the exported cells and those that import, and no others; what stands beside an import would run without the cells above it"
     code = {c['id']: c['source'] for c in cells(notebook) if c['cell_type'] == 'code'}
     if not any('#| export' in source for source in code.values()): pytest.skip('nothing is run for this page')
-    mixed = [key for key, source in code.items() if not re.search(r'#\| *(export|eval: false)', source) and mixes_imports(source)]
+    mixed = [key for key, source in code.items() if not re.search(r'#\| *(export|hide|eval: false)', source) and mixes_imports(source)]
     assert mixed == [], f'{notebook.name}: these cells (by id) import and do something else as well'
 
 @pytest.mark.parametrize('module', ['bearcls', 'bearcls.core', 'bearcls.inference'])
