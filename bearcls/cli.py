@@ -92,7 +92,7 @@ def _add_app(parser):
     parser.add_argument('--port', type=int, metavar='N', help='port to listen on (default: a free one)')
     parser.add_argument('--no-browser', action='store_true', help='print the address without opening a browser')
 
-# %% ../nbs/18_cli.ipynb #1cd1c0f2
+# %% ../nbs/18_cli.ipynb #ea9a958f
 def main(
     argv: Sequence[str] | None = None,  # Arguments; None for those of the process
 ) -> int:                               # Exit status: 0 done, 1 some pictures failed, 2 wrong input, 130 interrupted
@@ -106,5 +106,5 @@ def main(
 
 def _fail(words, status=2):
     "One sentence on the error stream"
-    print(f'bearcls: {words}', file=sys.stderr)
+    print(f'bearcls: {" ".join(words.split())}', file=sys.stderr)
     return status

@@ -184,7 +184,7 @@ def _error_words(seen):
     e = error_rate_of(seen)
     return f'{e["wrong"]} of {e["n"]} validation pictures wrong: error {e["error"]:.1%} (95% interval {e["low"]:.1%} to {e["high"]:.1%})'
 
-# %% ../nbs/17_quickstart.ipynb #f61a7a3f
+# %% ../nbs/17_quickstart.ipynb #aa759647
 def _suspects(learn, report):
     "Labels that are probably wrong, and everything to look at"
     everything = evaluate(learn, 'all')
@@ -194,7 +194,7 @@ def _suspects(learn, report):
 def _export(learn, dest, seen):
     "Bundle, and how far its answers are from the Learner's"
     metrics = dict(error_rate_of(seen), labels=label_metrics(seen).to_dict('index'))
-    bundle = export_bundle(learn, dest/'bundle', metrics=metrics)
+    bundle = export_bundle(learn, dest/'bundle', metrics=metrics, max_check=len(seen))
     return bundle, verify_bundle(learn, bundle, list(seen.table.file))
 
 def _example(bundle, seen, seed, steps):

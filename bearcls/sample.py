@@ -234,12 +234,12 @@ def _write_set(dest, items, content, unit='picture'):
         row.sha256, row.bytes = sha256(data), len(data)
     write_manifest(dest, rows)
 
-# %% ../nbs/01_sample.ipynb #57d0e18c
+# %% ../nbs/01_sample.ipynb #6f9be907
 def _check_whole(name, value, low, high=None):
     "A whole number in a range, or a ValueError that names the argument"
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)): raise ValueError(f'`{name}` must be a whole number, got {value!r}')
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)): raise DataError(f'`{name}` must be a whole number, got {value!r}')
     if value < low or (high is not None and value > high):
-        raise ValueError(f'`{name}` must be {f"between {low} and {high}" if high else f"at least {low}"}, got {value}')
+        raise DataError(f'`{name}` must be {f"between {low} and {high}" if high else f"at least {low}"}, got {value}')
 
 # %% ../nbs/01_sample.ipynb #a9fffbaa
 def draw_bears(

@@ -1,0 +1,167 @@
+"The command line as a stranger meets it: the whole way on drawn and on real pictures, and every wrong input in one sentence"
+import csv, json, os, re, shutil, subprocess, sys
+import pytest
+from bearcls.figures import draw_bear
+from bearcls.sample import unreadable_faults
+
+program = shutil.which('bearcls', path=os.path.dirname(sys.executable))
+
+def bearcls(*arguments, cwd, **environment):
+    "Run the command in a process of its own"
+    env = {**os.environ, 'PYTHONUTF8': '1', **environment}
+    return subprocess.run([program, *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True,
+        encoding='utf-8', stdin=subprocess.DEVNULL)
+
+def draw_folder(path, **counts):
+    "An image folder with so many drawn pictures of each label"
+    for label, n in counts.items():
+        (path/label).mkdir(parents=True)
+        for i in range(n): draw_bear(label, seed=i, side=64).save(path/label/f'{i}.jpg')
+    return path
+
+def snapshot(path): return {f.relative_to(path).as_posix(): f.read_bytes() for f in path.rglob('*') if f.is_file()}
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    "What the command leaves behind with no argument but the folder, without cached weights"
+    cwd = tmp_path_factory.mktemp('drawn')
+    return cwd, bearcls('quickstart', cwd=cwd, TORCH_HOME=str(cwd/'no weights'))
+
+def test_whole_way(drawn):
+    cwd, done = drawn
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((cwd/'bearcls-quickstart'/'bundle'/'bundle.json').read_text(encoding='utf-8'))['metrics']
+    assert metrics['error'] <= 0.10
+    n, difference = re.search(r'largest difference on (\d+) validation pictures: (\S+)', done.stdout).groups()
+    assert int(n) == metrics['n'] and float(difference) <= 0.001
+    assert 'Traceback' not in done.stderr and 'Warning' not in done.stderr
+
+def test_every_unreadable_file_is_reported(drawn):
+    cwd, done = drawn
+    dest = cwd/'bearcls-quickstart'
+    with open(dest/'bears'/'faults.csv', encoding='utf-8', newline='') as f: planted = [r['file'] for r in csv.DictReader(f) if r['fault'] in unreadable_faults]
+    page = (dest/'report.html').read_text(encoding='utf-8')
+    assert len(planted) >= 4
+    assert [f for f in planted if f not in page] == []
+    assert [f for f in planted if (dest/'bears'/f).exists()] == [], 'quarantine has moved them'
+    assert sorted(f.name for f in dest.rglob('*.part')) == []
+
+def test_next_commands_work(drawn):
+    "What the command tells to type next is typed"
+    cwd, done = drawn
+    line = next(line for line in done.stdout.splitlines() if line.strip().startswith('bearcls predict'))
+    answer = bearcls(*line.split()[1:], cwd=cwd)
+    assert answer.returncode == 0, answer.stderr
+    label = line.split()[-1].split('/')[-2]
+    assert label in answer.stdout
+
+def test_report_in_a_browser(drawn, browser):
+    "One page that asks nobody for anything, says nothing on the console, and fits a phone"
+    cwd, _ = drawn
+    asked, said = [], []
+    page = browser.new_page(viewport=dict(width=400, height=800))
+    page.on('request', lambda r: asked.append(r.url))
+    page.on('console', lambda m: said.append(m.text))
+    page.goto((cwd/'bearcls-quickstart'/'report.html').as_uri())
+    assert [u for u in asked if not u.startswith(('file:', 'data:'))] == [] and said == []
+    assert page.evaluate('document.documentElement.scrollWidth') <= 400
+    assert page.locator('h2').count() == 7
+    assert page.locator('img:not([alt])').count() == 0
+    assert page.evaluate('[...document.images].every(i => i.naturalWidth > 0)')
+    page.close()
+
+def test_real_photographs(tmp_path, shared):
+    "Transfer learning on photographs from the web, whose files stay as they are"
+    data = shared/'data'/'bears'
+    if not data.is_dir(): pytest.skip(f'{shared} holds no photographs')
+    names = sorted(f.as_posix() for f in data.rglob('*'))
+    done = bearcls('quickstart', '--data', data.resolve(), '--arch', 'squeezenet1_1', cwd=tmp_path, TORCH_HOME=str((shared/'torch').resolve()))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'Fine-tuning squeezenet1_1' in done.stdout
+    facts = json.loads((tmp_path/'bearcls-quickstart'/'bundle'/'bundle.json').read_text(encoding='utf-8'))
+    assert facts['metrics']['error'] <= 0.06
+    assert facts['data']['train'] + facts['data']['valid'] == 416
+    assert sorted(f.as_posix() for f in data.rglob('*')) == names
+
+def test_own_folder_is_left_as_it_is(tmp_path):
+    "A broken file is named and left out; nothing is moved, added or changed"
+    data = draw_folder(tmp_path/'my pictures', black=12, teddy=12)
+    (data/'teddy'/'page.jpg').write_text('<html>', encoding='utf-8')
+    before = snapshot(data)
+    done = bearcls('quickstart', '--data', data, '--epochs', '1', '--arch', 'xresnet18_thin', '--dest', 'out', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'teddy/page.jpg' in done.stdout and 'your folder is unchanged' in done.stdout
+    assert snapshot(data) == before
+    assert not (tmp_path/'.quarantine').exists()
+
+def test_again_into_the_same_folder(tmp_path):
+    "A second run replaces what the first made, and nothing else"
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/'mine.txt').write_text('keep me', encoding='utf-8')
+    for _ in range(2):
+        done = bearcls('quickstart', '--n-per-label', '30', '--epochs', '1', '--arch', 'xresnet18_thin', '--dest', 'out', cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path/'out'/'mine.txt').read_text(encoding='utf-8') == 'keep me'
+
+wrong = {
+    'no such folder': (['--data', 'nowhere'], 'There is no folder nowhere'),
+    'a file, not a folder': (['--data', 'file.txt'], 'file.txt is not a folder'),
+    'no labels': (['--data', 'flat'], 'holds no pictures in label folders'),
+    'one label': (['--data', 'one'], 'has one label only, teddy'),
+    'few pictures': (['--data', 'few'], 'black has 4'),
+    'few usable pictures': (['--data', 'broken'], 'black has 4'),
+    'unknown arch': (['--arch', 'resnt18'], 'did you mean resnet18'),
+    'arch that cannot be cut': (['--data', 'good', '--arch', 'vit_b_16'], 'cannot cut vit_b_16'),
+    'no epochs': (['--epochs', '0'], '`epochs` must be at least 1'),
+    'dest is a file': (['--dest', 'file.txt'], 'file.txt is a file'),
+    'dest below a file': (['--dest', 'file.txt/deep'], 'file.txt'),
+    'strangers in dest': (['--dest', 'taken'], 'taken'),
+    'one word to search for': (['--search', 'grizzly bear'], 'at least two labels'),
+    'too few to draw': (['--n-per-label', '3'], '`n_per_label`'),
+}
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    "Image folders with something wrong about each"
+    path = tmp_path_factory.mktemp('folders')
+    (path/'file.txt').write_text('a file', encoding='utf-8')
+    draw_folder(path/'one', teddy=8)
+    draw_folder(path/'few', black=4, teddy=8)
+    draw_folder(path/'good', black=8, teddy=8)
+    draw_folder(path/'broken', black=6, teddy=8)
+    for i in range(2): (path/'broken'/'black'/f'{i}.jpg').write_bytes(b'')
+    (path/'flat').mkdir()
+    draw_bear('teddy', seed=0, side=64).save(path/'flat'/'0.jpg')
+    (path/'taken'/'bears').mkdir(parents=True)
+    (path/'taken'/'bears'/'thesis.txt').write_text('years of work', encoding='utf-8')
+    return path
+
+@pytest.mark.parametrize('case', wrong)
+def test_wrong_input(case, folders):
+    "One sentence, exit status 2, no traceback, and the folders as they were"
+    arguments, words = wrong[case]
+    before = snapshot(folders)
+    done = bearcls('quickstart', *arguments, *([] if '--dest' in arguments else ['--dest', 'out']), cwd=folders, TQDM_DISABLE='1')
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert done.stderr.count('\n') == 1 and done.stderr.startswith('bearcls: ') and words in done.stderr, done.stderr
+    shutil.rmtree(folders/'out', ignore_errors=True)
+    assert snapshot(folders) == before
+
+def test_no_write_permission(tmp_path):
+    if os.name == 'nt' or os.geteuid() == 0: pytest.skip('permissions do not bind this user')
+    (tmp_path/'locked').mkdir(mode=0o500)
+    done = bearcls('quickstart', '--dest', 'locked/out', cwd=tmp_path)
+    assert (done.returncode, done.stderr.count('\n')) == (2, 1) and 'permission denied' in done.stderr
+
+def test_search_without_a_network(tmp_path):
+    "No connection is one sentence too, with what to do about it"
+    nowhere = {k: 'http://127.0.0.1:9' for k in ('HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY', 'DDGS_PROXY')}
+    done = bearcls('quickstart', '--search', 'grizzly bear', 'black bear', '--dest', 'out', cwd=tmp_path, TQDM_DISABLE='1', **nowhere)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
+    assert 'duckduckgo' in done.stderr.lower()
+
+def test_command_answers_at_once():
+    "Help loads neither torch nor fastai, nor pandas"
+    code = 'import sys\nfrom bearcls.cli import main\ntry: main(["--help"])\nexcept SystemExit: pass\nprint(*sys.modules)'
+    loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    assert {'torch', 'fastai', 'pandas', 'matplotlib'} & set(loaded) == set()
