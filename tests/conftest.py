@@ -5,7 +5,7 @@ import pytest
 
 flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')  # not longer: while Playwright runs, asyncio.run() is refused
 def browser():
     "Chromium through Playwright; the test is skipped where there is none"
     sync_api = pytest.importorskip('playwright.sync_api')
