@@ -88,7 +88,7 @@ def confusion(
     counts = pd.crosstab(seen.table.actual, seen.table.predicted)
     return counts.reindex(index=seen.labels, columns=seen.labels, fill_value=0).rename_axis(index='actual', columns='predicted')
 
-# %% ../nbs/07_interpret.ipynb #e23e0ab9
+# %% ../nbs/07_interpret.ipynb #add17e37
 def plot_confusion(
     seen: Evaluation,  # Predictions
     ax: Any = None,    # Matplotlib axes to draw on; None for new ones
@@ -98,7 +98,7 @@ def plot_confusion(
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     if ax is None:
         import matplotlib.pyplot as plt
-        side = 1.6 + 0.7 * len(seen.labels)
+        side = 1.2 + 0.5 * len(seen.labels)
         ax = plt.subplots(figsize=(side, side))[1]
     ax.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     for i, j in np.ndindex(counts.shape): ax.text(j, i, counts.iat[i, j], ha='center', va='center', color='white' if shares.iat[i, j] > .5 else 'black')

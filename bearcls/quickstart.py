@@ -239,7 +239,7 @@ def _faults_section(q):
     more = f'<details><summary>{len(rest)} other findings, kept in training</summary>{html_table(rest, max_rows=60)}</details>' if rest else ''
     return Html(words + html_table(kinds) + (f'<h3>Broken files</h3>{html_table(broken, max_rows=100)}' if broken else '') + more)
 
-# %% ../nbs/17_quickstart.ipynb #f20a10ab
+# %% ../nbs/17_quickstart.ipynb #3c5ad022
 def _training_section(q):
     "Plan and curve"
     plan = q.learn.plan
@@ -251,7 +251,7 @@ def _mistakes_section(q):
     metrics = [dict(label=label, **{k: v if k == 'pictures' else f'{v:.1%}' for k, v in row.items() if k in ('pictures', 'precision', 'recall', 'f1')})
         for label, row in label_metrics(q.seen).iterrows()]
     for row in metrics: row['pictures'] = int(row['pictures'])
-    side = 1.8 + .7 * len(q.seen.labels)
+    side = 1.8 + .6 * len(q.seen.labels)
     matrix = _svg(lambda ax: plot_confusion(q.seen, ax), side, side)
     return Html(f'<div class="two"><div>{matrix}</div><div>{html_table(metrics)}</div></div>'
         f'<h3>Where model and label disagree most</h3>{show_top_losses(q.seen, 12)}')

@@ -90,7 +90,7 @@ def weights_url(
     default = 'weights' in model_meta.get(get_arch(name), {})
     return (options.DEFAULT if default else options.IMAGENET1K_V1).url
 
-# %% ../nbs/06_train.ipynb #a8c08139
+# %% ../nbs/06_train.ipynb #2f6de0bc
 def find_weights(
     name: str,              # Name of a torchvision classifier
     timeout: float = 3.0,   # Seconds to wait for the server
@@ -101,7 +101,7 @@ def find_weights(
     file = Path(torch.hub.get_dir())/'checkpoints'/Path(urllib.parse.urlparse(url).path).name
     if file.exists(): return Weights(name, 'cached', f'the ImageNet weights of {name} are cached', url)
     problem = _ask(url, timeout)
-    if problem: return Weights(name, 'absent', f'the ImageNet weights of {name} are neither cached nor reachable ({problem})', url)
+    if problem: return Weights(name, 'absent', f'no ImageNet weights of {name}, cached or reachable ({problem})', url)
     return Weights(name, 'reachable', f'the ImageNet weights of {name} can be downloaded', url)
 
 # %% ../nbs/06_train.ipynb #d9dd888c
