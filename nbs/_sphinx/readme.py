@@ -50,16 +50,17 @@ class Readme:
         if options.get('include') == 'false': return []
         shown = [] if options.get('echo') == 'false' or not source.strip() else [f'``` python\n{source.strip()}\n```']
         if options.get('output') == 'false': return shown
-        return shown + [self.output(o) for o in _outputs(cell.outputs, options)]
+        return shown + [self.output(o, options.get('fig-alt', '').strip('"\'')) for o in _outputs(cell.outputs, options)]
 
     def output(self,
-        out: dict,  # Notebook output in one form
-    ) -> str:       # Markdown
+        out: dict,      # Notebook output in one form
+        alt: str = '',  # What screen readers say in place of a picture
+    ) -> str:           # Markdown
         "Pictures become files, text a block of code, HTML what GitHub lets pass"
         if out.output_type == 'stream': return _indented(out.text)
         (kind, value), = out.data.items()
         value = ''.join(value)
-        if kind in suffixes: return f'![]({self.picture(kind, value)})'
+        if kind in suffixes: return f'![{alt}]({self.picture(kind, value)})'
         if kind == 'text/html': return self.html(value)
         return self.prose(value) if kind == 'text/markdown' else _indented(value)
 
