@@ -7,10 +7,9 @@ Docs: https://bearcls.github.io/bearcls/cli.html.md"""
 # %% auto #0
 __all__ = ['make_parser', 'main']
 
-# %% ../nbs/18_cli.ipynb #0c1239c0
+# %% ../nbs/18_cli.ipynb #48b02b8c
 import argparse, csv, json, sys, warnings
 from collections.abc import Sequence
-from pathlib import Path
 import bearcls
 from .core import BearclsError
 
@@ -27,25 +26,19 @@ def _app(args):
     run_app(args.bundle, port=args.port, open_browser=not args.no_browser)
     return 0
 
-# %% ../nbs/18_cli.ipynb #15b2aab8
+# %% ../nbs/18_cli.ipynb #231ae072
 def _predict(args):
     "Classify files with a bundle; status 1 if some could not be opened"
-    from bearcls.inference import Classifier
+    from bearcls.inference import Classifier, find_pictures
     classifier = Classifier(args.bundle)
-    rows = classifier.predict_batch([f for name in args.files for f in _expand(Path(name))])
+    rows = classifier.predict_batch([f for name in args.files for f in find_pictures(name)])
     if args.json: print(json.dumps([r.as_dict() for r in rows], indent=1, ensure_ascii=False))
     elif args.csv: _print_csv([r.as_dict() for r in rows])
     else:
         for r in rows: print(f'{r.file}: {r.prediction if r.status == "ok" else r.reason}')
     return 0 if all(r.status == 'ok' for r in rows) else 1
 
-# %% ../nbs/18_cli.ipynb #d507048f
-def _expand(path):
-    "The pictures of a folder, or the file itself"
-    from bearcls.core import image_suffixes
-    if not path.is_dir(): return [path]
-    return sorted(f for f in path.rglob('*') if f.suffix.lower() in image_suffixes and f.is_file())
-
+# %% ../nbs/18_cli.ipynb #d4937b61
 def _print_csv(rows):
     "Rows as CSV, with the columns of the longest"
     out = csv.DictWriter(sys.stdout, max(rows, key=len, default={}).keys(), lineterminator='\n')

@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/inference.html.md"""
 # %% auto #0
 __all__ = ['resize_methods', 'pad_modes', 'format_name', 'format_version', 'model_file', 'facts_file', 'card_file', 'colour_rule',
            'prepare', 'BundleError', 'Bundle', 'bundle_json', 'write_bundle', 'read_bundle', 'Prediction',
-           'prediction_html', 'bars_html', 'judge', 'Classifier', 'PredictionRow']
+           'prediction_html', 'bars_html', 'judge', 'Classifier', 'PredictionRow', 'find_pictures']
 
 # %% ../nbs/09_inference.ipynb #7be09a68
 import json, math, os
@@ -365,7 +365,7 @@ class PredictionRow:
         row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason)
         return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}
 
-# %% ../nbs/09_inference.ipynb #ba66c008
+# %% ../nbs/09_inference.ipynb #2e62d686
 @patch_to(Classifier)
 def predict_batch(self,
     sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, or a folder, which is searched with its subfolders
@@ -373,7 +373,7 @@ def predict_batch(self,
 ) -> list[PredictionRow]:                   # One for each source, in their order
     "Classify many pictures; one that cannot be opened becomes a row with its reason"
     if bs < 1: raise ValueError(f'`bs` must be at least 1, got {bs}')
-    rows, sources = [], _sources(sources)
+    rows, sources = [], find_pictures(sources) if isinstance(sources, (str, os.PathLike)) else list(sources)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(sources), bs):
             chunk = list(pool.map(self._try_open, sources[start:start + bs]))
@@ -395,11 +395,12 @@ def _answer_chunk(self, chunk, sources, start):
     return [PredictionRow(name, None, 'failed', str(c)) if isinstance(c, ImageError) else PredictionRow(name, self._answer(next(values), c[0].size))
         for name, c in zip(names, chunk)]
 
-# %% ../nbs/09_inference.ipynb #8ac64839
-def _sources(sources):
-    "A list of single sources"
-    if not isinstance(sources, (str, os.PathLike)): return list(sources)
-    path = Path(sources)
+# %% ../nbs/09_inference.ipynb #c63ff821
+def find_pictures(
+    path: str | os.PathLike,  # Folder, or a file
+) -> list[Path]:              # Files with a picture's ending, by name; a file alone is given back whatever its ending
+    "The pictures of a folder and its subfolders, or the file itself"
+    path = Path(path)
     if not path.is_dir(): return [path]
     return sorted(f for f in path.rglob('*') if f.suffix.lower() in image_suffixes and f.is_file())
 

@@ -33,7 +33,7 @@ class SearchResult:
     term: str = ''             # Words that were searched for
     license: str = ''          # Licence, where the provider tells it
 
-# %% ../nbs/02_search.ipynb #07f0f1b8
+# %% ../nbs/02_search.ipynb #1897e3e5
 class SearchResults(list):
     "Results in the provider's order"
     @property
@@ -53,6 +53,7 @@ class SearchResults(list):
         return [getattr(r, _book_names.get(name, name)) for r in self]
 
     def _repr_html_(self): return results_html(self)
+    def __repr__(self): return f'<SearchResults, {len(self):,} pictures; .table has them all>'
 
 _book_names = {'contentUrl': 'image', 'content_url': 'image', 'hostPageUrl': 'page', 'name': 'title', 'thumbnailUrl': 'thumbnail'}
 

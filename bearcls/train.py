@@ -9,8 +9,8 @@ __all__ = ['pretrained_plan', 'scratch_plan', 'light_archs', 'TrainError', 'get_
            'pool_features', 'Weights', 'weights_url', 'find_weights', 'Plan', 'plan_training', 'TrainingLog',
            'training_table', 'plot_training', 'train', 'scratch_augment', 'describe_plan', 'make_learner', 'fit']
 
-# %% ../nbs/06_train.ipynb #85fa20df
-import difflib, threading, time, urllib.error, urllib.parse, urllib.request
+# %% ../nbs/06_train.ipynb #a9014ed7
+import difflib, threading, time, urllib.error, urllib.parse, urllib.request, warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,7 @@ def find_weights(
     if problem: return Weights(name, 'absent', f'no ImageNet weights of {name}, cached or reachable ({problem})', url)
     return Weights(name, 'reachable', f'the ImageNet weights of {name} can be downloaded', url)
 
-# %% ../nbs/06_train.ipynb #d9dd888c
+# %% ../nbs/06_train.ipynb #0cd06bf8
 def _ask(url, timeout):
     "Ask for the head of `url`; '' if it is there, the problem in words otherwise"
     answer = [f'no answer within {timeout:g} s']
@@ -113,6 +113,7 @@ def _ask(url, timeout):
             with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=timeout): answer[0] = ''
         except urllib.error.HTTPError as e: answer[0] = f'the server answered {e.code}'
         except urllib.error.URLError as e: answer[0] = 'no connection' if not isinstance(e.reason, TimeoutError) else answer[0]
+        except TimeoutError: pass
         except (OSError, ValueError) as e: answer[0] = f'no connection: {type(e).__name__}'
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -257,14 +258,17 @@ def describe_plan(
     if plan.route == 'pretrained': return f'Fine-tuning {plan.arch} at {plan.size} pixels: {plan.reason}.'
     return f'Training {plan.arch} from scratch at {plan.size} pixels: {plan.reason}.'
 
-# %% ../nbs/06_train.ipynb #055cf78e
+# %% ../nbs/06_train.ipynb #4f3ebb05
 def make_learner(
     dls: DataLoaders,  # Data to train on
     plan: Plan,        # From `plan_training`
 ) -> Learner:          # Untrained, with `plan` and `training_log`
     "The Learner of a plan, ready for `fit`"
     pretrained, arch = plan.route == 'pretrained', get_arch(plan.arch)
-    try: learn = vision_learner(dls, arch, metrics=error_rate) if pretrained else _scratch_learner(dls, arch)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module='torchvision')  # fastai asks for weights in an older way
+            learn = vision_learner(dls, arch, metrics=error_rate) if pretrained else _scratch_learner(dls, arch)
     except StopIteration as e: raise TrainError(f'fastai cannot cut {plan.arch} into a body and a head; resnet18 is one that it can') from e
     learn.plan, learn.training_log = plan, TrainingLog(plan.epochs + pretrained)
     learn.add_cb(learn.training_log)
