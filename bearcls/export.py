@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/export.html.md"""
 
 # %% auto #0
 __all__ = ['ExportError', 'DeployedModel', 'onnx_model', 'learner_probabilities', 'verify_bundle', 'validation_files',
-           'data_facts', 'library_versions', 'model_card', 'export_bundle', 'bundle_facts']
+           'data_facts', 'library_versions', 'model_card', 'export_bundle', 'bundle_facts', 'check_dest']
 
 # %% ../nbs/10_export.ipynb #1581222d
 import copy, os, platform, shutil, tempfile, warnings
@@ -220,7 +220,7 @@ def _input(bundle):
         ('`features`', 'float32 [n, …]', 'What the last layers decide on')])
         + f'\n\nNormalisation is inside the model. `{facts_file}` holds all facts in JSON.')
 
-# %% ../nbs/10_export.ipynb #86df9316
+# %% ../nbs/10_export.ipynb #2c1b6a99
 def export_bundle(
     learn: Learner,                 # Trained Learner that gives each picture one label
     dest: str | os.PathLike,        # Folder to make; an older bundle there is replaced, anything else is refused
@@ -233,7 +233,7 @@ def export_bundle(
 ) -> Path:                          # `dest`
     "Export a Learner as a bundle that is known to answer alike"
     dest = Path(dest)
-    _check_dest(dest)
+    check_dest(dest)
     facts = bundle_facts(learn, metrics, temperature, threshold)
     files = validation_files(learn.dls) if files is None else [Path(f) for f in files]
     if not files: raise ExportError('`files` is empty; at least one picture is needed to check the bundle')
@@ -272,9 +272,11 @@ def _plain(value):
     if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
     return value.item() if hasattr(value, 'item') else value
 
-# %% ../nbs/10_export.ipynb #842dd518
-def _check_dest(dest):
-    "Refuse to replace what is no bundle"
+# %% ../nbs/10_export.ipynb #5157fe3d
+def check_dest(
+    dest: Path,  # Folder that a bundle shall be written to
+):
+    "Refuse to replace what is no bundle; work of minutes can ask before it begins"
     if not dest.exists(): return
     if not dest.is_dir(): raise ExportError(f'{dest} is a file; `dest` must be a folder to make, or an older bundle')
     names = {f.name for f in dest.iterdir()}

@@ -116,6 +116,8 @@ wrong = {
     'dest is a file': (['--dest', 'file.txt'], 'file.txt is a file'),
     'dest below a file': (['--dest', 'file.txt/deep'], 'file.txt'),
     'strangers in dest': (['--dest', 'taken'], 'taken'),
+    'a report of their own': (['--dest', 'work'], 'was not written by bearcls'),
+    'a bundle of their own': (['--dest', 'files'], 'holds something else than a bundle'),
     'one word to search for': (['--search', 'grizzly bear'], 'at least two labels'),
     'too few to draw': (['--n-per-label', '3'], '`n_per_label`'),
 }
@@ -134,6 +136,10 @@ def folders(tmp_path_factory):
     draw_bear('teddy', seed=0, side=64).save(path/'flat'/'0.jpg')
     (path/'taken'/'bears').mkdir(parents=True)
     (path/'taken'/'bears'/'thesis.txt').write_text('years of work', encoding='utf-8')
+    (path/'work').mkdir()
+    (path/'work'/'report.html').write_text('<h1>Annual report</h1>', encoding='utf-8')
+    (path/'files'/'bundle').mkdir(parents=True)
+    (path/'files'/'bundle'/'letters.txt').write_text('bundled', encoding='utf-8')
     return path
 
 @pytest.mark.parametrize('case', wrong)
