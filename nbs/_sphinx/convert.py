@@ -1,8 +1,10 @@
 """From a notebook that nbdev has processed for Quarto to one that MyST-NB reads: directives, callouts, API entries, outputs"""
-import ast, html, posixpath, re, textwrap
+import ast, dataclasses, html, importlib, posixpath, re, textwrap
+from functools import cache
 from markdown_it import MarkdownIt
 from urllib.parse import urlsplit
 import nbformat, yaml
+from nbdev.showdoc import show_doc
 from pages import SiteError, config
 
 callouts = dict(note='Note', tip='Tip', warning='Warning', important='Important', caution='Caution')
@@ -201,11 +203,24 @@ def api_entry(
     text: str,        # Docstring
 ) -> str:             # Markdown
     "A heading, a link to the source, the call, the docstring, and a list of what goes in and comes out"
-    signature = _objects.sub(lambda m: m[1] or m[2], _modules.sub('', signature))
+    signature = _objects.sub(lambda m: m[1] or m[2], _modules.sub('', _with_fields(symbol, signature)))
     text = re.sub(r'^\*(.*?[^\\*])\*(?=\n|$)', r'\1', text.strip(), flags=re.DOTALL)
     source = f'<a class="api-source" href="{html.escape(url)}">source</a>' if url else ''
     name = re.sub(r'([_*\\])', r'\\\1', symbol)
     return f'{level} {name}\n\n<div class="api">{source}\n\n{_call(symbol, signature)}\n\n{text}\n\n{_fields(signature)}\n\n</div>'
+
+def _with_fields(symbol, signature):
+    "The comments on a dataclass's fields: Python finds them in a file, not in the cell that nbdev has just run"
+    if ' # ' in signature or '.' in symbol or (module := _home(symbol)) is None: return signature
+    thing = getattr(importlib.import_module(module), symbol)
+    if not dataclasses.is_dataclass(thing): return signature
+    return _shown.match(show_doc(thing)._repr_markdown_())['signature'].replace('<factory>', '...').replace('->None:', ':')
+
+@cache
+def _home(symbol):
+    "The module of the package that defines a name"
+    listed = importlib.import_module(f'{config.lib_path.name}._modidx').d['syms']
+    return next((module for module, names in listed.items() if f'{module}.{symbol}' in names), None)
 
 def _parse(signature):
     "Parameters as (code, docment) pairs and the return as another; None where the signature holds no docments"
