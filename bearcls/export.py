@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/export.html.md"""
 __all__ = ['ExportError', 'DeployedModel', 'onnx_model', 'learner_probabilities', 'verify_bundle', 'validation_files',
            'data_facts', 'library_versions', 'model_card', 'export_bundle', 'bundle_facts', 'check_dest']
 
-# %% ../nbs/10_export.ipynb #1581222d
+# %% ../nbs/10_export.ipynb #455dba92
 import copy, os, platform, shutil, tempfile, warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ from fastai.learner import Learner
 from fastai.vision.core import PILImage
 from fastcore.basics import noop
 from torch import nn
-from .core import BearclsError, load_image, sha256
+from .core import BearclsError, load_image, progress, sha256
 from .data import dls_settings
 from bearcls.inference import (Bundle, Classifier, card_file, colour_rule, facts_file, format_version, model_file, prepare,
     write_bundle)
@@ -120,7 +120,7 @@ class _Opened(list):
     "Opened pictures as a dataset"
     split_idx = 1  # tells fastai's transforms that this is validation
 
-# %% ../nbs/10_export.ipynb #8eda3064
+# %% ../nbs/10_export.ipynb #ea549838
 def verify_bundle(
     learn: Learner,                  # The Learner that the bundle was made of
     bundle: str | os.PathLike,       # Folder of the bundle
@@ -130,7 +130,7 @@ def verify_bundle(
     classifier = Classifier(bundle)
     files = validation_files(learn.dls) if files is None else [Path(f) for f in files]
     min_side, worst = dls_settings(learn.dls)['min_side'], 0.
-    for start in range(0, len(files), 16):
+    for start in progress(range(0, len(files), 16), 'comparing', unit='batch'):
         some = files[start:start + 16]
         ours = [_in_order(row, classifier.labels) for row in classifier.predict_batch(some)]
         theirs = learner_probabilities(learn, some, min_side, classifier.bundle.temperature)

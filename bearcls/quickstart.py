@@ -230,7 +230,7 @@ def _bars(counts):
     return Html(''.join(f'<div class="bar"><span>{escape(label)}</span><i style="width:{100*n/top:.1f}%"></i><span>{n:,}</span></div>'
         for label, n in counts.items()))
 
-# %% ../nbs/17_quickstart.ipynb #cd40d53b
+# %% ../nbs/17_quickstart.ipynb #b653f37e
 def _data_section(q):
     "Data at a glance"
     files = image_files(q.path)
@@ -243,10 +243,9 @@ def _faults_section(q):
     n = len(q.report.files(*broken_issues))
     where = '' if q.own_data or not n else f' They lie in <code>{escape(_short_path(quarantine_folder(q.path)))}</code>; <code>bearcls.verify.restore</code> brings them back.'
     words = f'<p>{len(q.report.measures):,} files were opened and looked at. {_broken_words(n, q.own_data).capitalize()}.{where}</p>'
-    rows = [dict(picture=thumbnail(q.path/r.file, 64, r.file), file=r.file, found=r.issue.replace('_', ' '), reason=r.reason) for r in q.report.rows]
-    broken = [{k: v for k, v in row.items() if k != 'picture'} for row, r in zip(rows, q.report.rows) if r.issue in broken_issues]
     kinds = [dict(found=k.replace('_', ' '), files=v, meaning=issue_words[k]) for k, v in q.report.counts.items()]
-    rest = [row for row, r in zip(rows, q.report.rows) if r.issue not in broken_issues]
+    broken = [dict(file=r.file, reason=r.reason) for r in q.report.rows if r.issue in broken_issues]
+    rest = [dict(picture=thumbnail(q.path/r.file, 64, r.file), file=r.file, reason=r.reason) for r in q.report.rows if r.issue not in broken_issues]
     more = f'<details><summary>{len(rest)} other findings, kept in training</summary>{html_table(rest, max_rows=60)}</details>' if rest else ''
     return Html(words + html_table(kinds) + (f'<h3>Broken files</h3>{html_table(broken, max_rows=100)}' if broken else '') + more)
 
