@@ -7,13 +7,11 @@ Docs: https://bearcls.github.io/bearcls/clean.html.md"""
 # %% auto #0
 __all__ = ['actions', 'candidate_columns', 'file_candidates', 'unsure', 'cleaning_candidates', 'show_candidates']
 
-# %% ../nbs/08_clean.ipynb #fbb2181b
-from collections.abc import Sequence
+# %% ../nbs/08_clean.ipynb #40381c9f
 from pathlib import Path
-import numpy as np, pandas as pd
-from fastai.learner import Learner
+import pandas as pd
 from .core import Html, gallery
-from .interpret import Evaluation, evaluate, features, label_issues
+from .interpret import Evaluation, label_issues
 from .verify import ImageReport, broken_issues
 
 # %% ../nbs/08_clean.ipynb #4a401864
@@ -25,14 +23,14 @@ def _row(path, file, action, score, reason, to='', split=''):
     file = Path(file)
     return dict(file=str(path/file), split=split, label=file.parent.name, action=action, to=to, score=float(score), reason=reason)
 
-# %% ../nbs/08_clean.ipynb #01f72938
+# %% ../nbs/08_clean.ipynb #42a7f36e
 def file_candidates(
     report: ImageReport,  # From `check_images`
 ) -> list[dict]:          # Candidates that need no model
-    "Broken files and copies: what the report found, as proposals"
+    "Broken files and copies: what the report found, as proposals; what is in quarantine already is left there"
     proposals = {**{issue: 'delete' for issue in broken_issues}, 'exact_copy': 'delete', 'near_copy': 'look', 'blurred': 'look', 'too_dark': 'look'}
     return [_row(report.path, r.file, proposals[r.issue], 1 if proposals[r.issue] == 'delete' else .5, r.reason)
-            for r in report.rows if r.issue in proposals]
+            for r in report.rows if r.issue in proposals and (report.path/r.file).exists()]
 
 # %% ../nbs/08_clean.ipynb #2cd4c516
 def unsure(
@@ -42,18 +40,14 @@ def unsure(
     "Pictures of which the model is sure of nothing"
     return seen.table[seen.table.probability < threshold].sort_values('probability', kind='stable')
 
-# %% ../nbs/08_clean.ipynb #717570b0
+# %% ../nbs/08_clean.ipynb #6d9ff8ef
 def cleaning_candidates(
-    learn: Learner,                      # Trained on the folder to clean
-    report: ImageReport | None = None,   # From `check_images`; without it, only what the model finds
-    seen: Evaluation | None = None,      # Predictions on all pictures, where they exist already
-    issues: pd.DataFrame | None = None,  # From `label_issues`, where they exist already
-) -> pd.DataFrame:                       # Columns `candidate_columns`, most certain first
+    seen: Evaluation,                   # Predictions on the pictures to clean, best those of both splits
+    report: ImageReport | None = None,  # From `check_images`; without it, only what the model finds
+) -> pd.DataFrame:                      # Columns `candidate_columns`, most certain first
     "What to look at first, with a proposal and a reason for each"
-    seen = evaluate(learn, 'all') if seen is None else seen
-    issues = label_issues(seen, features(learn, seen.table.file)) if issues is None else issues
     rows = file_candidates(report) if report is not None else []
-    rows += [_row(Path(), r.file, 'relabel', r.margin, r.reason, r.suggested, r.split) for r in issues.itertuples()]
+    rows += [_row(Path(), r.file, 'relabel', r.margin, r.reason, r.suggested, r.split) for r in label_issues(seen).itertuples()]
     rows += [_row(Path(), r.file, 'look', 1 - r.probability, f'no label fits well: {r.predicted} only {r.probability:.0%}', split=r.split)
              for r in unsure(seen).itertuples()]
     rows.sort(key=lambda r: (actions.index(r['action']), -r['score']))

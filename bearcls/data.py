@@ -120,7 +120,7 @@ def _keep(self: OpenImage, key, image):
 @patch
 def __getstate__(self: OpenImage): return {**self.__dict__, 'kept': {}, 'kept_bytes': 0}
 
-# %% ../nbs/05_data.ipynb #9e6916f5
+# %% ../nbs/05_data.ipynb #cc6df805
 recipes = ('crop', 'squish', 'pad', 'random_crop')
 
 def resize_recipe(
@@ -131,6 +131,7 @@ def resize_recipe(
 ) -> Transform:                 # fastai item transform
     "The item transform of a recipe"
     if recipe not in recipes: raise ValueError(f'`recipe` must be one of {", ".join(recipes)}; got {recipe!r}')
+    if pad_mode not in ('zeros', 'border', 'reflection'): raise ValueError(f'`pad_mode` must be zeros, border or reflection; got {pad_mode!r}')
     if size < 8: raise ValueError(f'`size` must be at least 8 pixels, got {size}')
     if recipe == 'random_crop': return RandomResizedCrop(size, min_scale=min_scale)
     method = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)[recipe]

@@ -6,13 +6,12 @@ Docs: https://bearcls.github.io/bearcls/export.html.md"""
 
 # %% auto #0
 __all__ = ['ExportError', 'DeployedModel', 'onnx_model', 'learner_probabilities', 'verify_bundle', 'validation_files',
-           'data_facts', 'library_versions', 'model_card', 'export_bundle', 'bundle_facts', 'check_dest']
+           'data_facts', 'installed_versions', 'model_card', 'export_bundle', 'bundle_facts', 'check_dest']
 
-# %% ../nbs/10_export.ipynb #455dba92
+# %% ../nbs/10_export.ipynb #fe2a299d
 import copy, os, platform, shutil, tempfile, warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -30,7 +29,7 @@ from .core import BearclsError, load_image, progress, sha256
 from .data import dls_settings
 from bearcls.inference import (Bundle, Classifier, card_file, colour_rule, facts_file, format_version, model_file, prepare,
     write_bundle)
-from .train import feature_layer, pool_features
+from .train import feature_layer, keep_modes, pool_features
 
 # %% ../nbs/10_export.ipynb #337f5f02
 class ExportError(BearclsError, ValueError):
@@ -92,17 +91,7 @@ def _bare(proto):
     for item in (*proto.functions, *(n for f in proto.functions for n in f.node)): del item.metadata_props[:]
     return proto
 
-# %% ../nbs/10_export.ipynb #75a4a7ec
-@contextmanager
-def _untouched(
-    model: nn.Module,  # Model whose layers may be switched between training and evaluation
-) -> Iterator[None]:
-    "Give every layer its mode back afterwards"
-    modes = {m: m.training for m in model.modules()}
-    try: yield
-    finally:
-        for m, training in modes.items(): m.training = training
-
+# %% ../nbs/10_export.ipynb #c008912a
 def learner_probabilities(
     learn: Learner,             # Trained Learner
     files: list[Path],          # Pictures
@@ -112,7 +101,7 @@ def learner_probabilities(
     "What a Learner says about files, through its own validation pipeline"
     if min_side: dl = learn.dls.test_dl(files, num_workers=0)
     else: dl = learn.dls.valid.new(_Opened((PILImage(load_image(f)),) for f in files), num_workers=0, shuffle=False, drop_last=False)
-    with _untouched(learn.model), learn.no_bar(), learn.no_logging():
+    with keep_modes(learn.model), learn.no_bar(), learn.no_logging():
         logits, _ = learn.get_preds(dl=dl, act=noop)
     return (logits.float()/temperature).softmax(1).cpu().numpy()
 
@@ -151,7 +140,7 @@ def validation_files(
     if items and all(isinstance(i, (str, os.PathLike)) for i in items): return [Path(i) for i in items]
     raise ExportError('The Learner knows no validation files to check the bundle on: pass some pictures as `files`')
 
-# %% ../nbs/10_export.ipynb #ee2f9be2
+# %% ../nbs/10_export.ipynb #5f8509d3
 def data_facts(
     dls: DataLoaders,  # DataLoaders of a Learner
 ) -> dict[str, Any]:   # fingerprint, train, valid, and labels with the number of pictures in both
@@ -169,22 +158,22 @@ def _labelled(dataset):
     "Items of a dataset with their labels"
     return [(f, str(dataset.vocab[int(y)])) for f, y in zip(dataset.items, dataset.tls[1])]
 
-def library_versions() -> dict[str, str]:  # Version by name
+def installed_versions() -> dict[str, str]:  # Version by name
     "The software that takes part in an export"
     names = ('bearcls', 'fastai', 'torch', 'onnx', 'onnxruntime', 'pillow', 'numpy')
     return dict(python=platform.python_version(), **{n: version(n) for n in names})
 
-# %% ../nbs/10_export.ipynb #b8281d04
+# %% ../nbs/10_export.ipynb #53cdebfe
 def model_card(
     bundle: Bundle,  # The facts
-    name: str,       # What the model is called
+    name: str,       # Name of the bundle's folder, for the example
 ) -> str:            # Markdown
     "The model card of a bundle"
     labels = ', '.join(bundle.labels[:-1]) + ' or ' + bundle.labels[-1]
-    parts = [_card_head, f'# {name}', f'Tells which of these a picture shows: {labels}.'
-        f' It is a {bundle.arch} in ONNX, made with bearcls, and runs wherever ONNX Runtime does.',
+    parts = [_card_head, f'# {labels}', f'Tells which of these a picture shows: {labels}.'
+        f' The network is {bundle.arch}, in ONNX; it was made with bearcls, and runs wherever ONNX Runtime does.',
         f'## Use\n\n```python\nfrom bearcls.inference import Classifier\n\nclassifier = Classifier({name!r})\nclassifier.predict("photo.jpg")\n```']
-    if bundle.metrics: parts.append('## Results\n\nMeasured on the validation set.\n\n' + _table(['measure', 'value'], bundle.metrics.items()))
+    if bundle.metrics: parts.append('## Results\n\nMeasured on the validation set.\n\n' + _results(bundle.metrics))
     if bundle.data: parts.append(f'## Data\n\n{_table(["label", "trained on", "validated on"], _counts(bundle))}\n\nFingerprint: `{bundle.data["fingerprint"]}`')
     return '\n\n'.join([*parts, _limits(bundle), _input(bundle), '## Made with\n\n' + _table(['software', 'version'], bundle.versions.items())]) + '\n'
 
@@ -198,11 +187,20 @@ tags:
 - image-classification
 ---'''
 
-# %% ../nbs/10_export.ipynb #c2c29e3b
+# %% ../nbs/10_export.ipynb #ec9fe6b6
 def _table(head, rows):
     "A table in Markdown"
     def cell(v): return f'{v:.4g}' if isinstance(v, float) else str(v).replace('|', '\\|')
     return '\n'.join('| ' + ' | '.join(map(cell, r)) + ' |' for r in [head, ['---']*len(head), *rows])
+
+def _results(metrics):
+    "Single figures in one table; figures by label, or by anything else, in a table of their own"
+    single = [(name, value) for name, value in metrics.items() if not isinstance(value, dict)]
+    tables = [_table(['measure', 'value'], single)] if single else []
+    for name, rows in metrics.items():
+        if isinstance(rows, dict) and rows and all(isinstance(r, dict) for r in rows.values()):
+            tables.append(_table([name, *next(iter(rows.values()))], [(key, *row.values()) for key, row in rows.items()]))
+    return '\n\n'.join(tables)
 
 def _counts(bundle): return [(label, n['train'], n['valid']) for label, n in bundle.data['labels'].items()]
 
@@ -216,11 +214,11 @@ def _input(bundle):
     return ('## Input and outputs\n\n' + _table(['name', 'type', 'meaning'], [
         ('`image`', f'uint8 [n, {height}, {width}, 3]', f'Pictures: {colour_rule}; shaped by the rule `{bundle.method}`'),
         ('`logits`', f'float32 [n, {len(bundle.labels)}]', 'Before softmax and temperature'),
-        ('`probabilities`', f'float32 [n, {len(bundle.labels)}]', f'Calibrated with temperature {bundle.temperature:g}'),
+        ('`probabilities`', f'float32 [n, {len(bundle.labels)}]', f'Softmax of the logits divided by the temperature, {bundle.temperature:g}'),
         ('`features`', 'float32 [n, …]', 'What the last layers decide on')])
         + f'\n\nNormalisation is inside the model. `{facts_file}` holds all facts in JSON.')
 
-# %% ../nbs/10_export.ipynb #2c1b6a99
+# %% ../nbs/10_export.ipynb #4a0680dc
 def export_bundle(
     learn: Learner,                 # Trained Learner that gives each picture one label
     dest: str | os.PathLike,        # Folder to make; an older bundle there is replaced, anything else is refused
@@ -244,10 +242,12 @@ def export_bundle(
         new = write_bundle(facts, model, Path(aside)/'new', model_card(facts, dest.name))
         difference = verify_bundle(learn, new, files)
         if not difference <= tolerance: raise ExportError(_disagreement(difference, tolerance, len(files)))
+        facts.metrics |= dict(pictures_compared=len(files), largest_difference=difference)
+        write_bundle(facts, model, new, model_card(facts, dest.name))
         _move(new, dest, Path(aside)/'old')
     return dest
 
-# %% ../nbs/10_export.ipynb #1b0a88f8
+# %% ../nbs/10_export.ipynb #c8e302a4
 def bundle_facts(
     learn: Learner,               # Trained Learner
     metrics: dict | None = None,  # What was measured
@@ -263,7 +263,7 @@ def bundle_facts(
     arch = getattr(learn, 'arch', None)
     return Bundle(settings['labels'], settings['size'], settings['method'], settings['pad_mode'], settings['min_side'], settings['mean'],
         settings['std'], float(temperature), float(threshold), metrics=_plain(metrics or {}), data=data_facts(learn.dls),
-        versions=library_versions(), created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        versions=installed_versions(), created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         arch=getattr(arch, '__name__', None) or str(arch or type(learn.model).__name__))
 
 def _plain(value):

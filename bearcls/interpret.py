@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/interpret.html.md"""
 
 # %% auto #0
 __all__ = ['Evaluation', 'PredictionBar', 'evaluate', 'tabulate', 'wilson', 'error_rate_of', 'confusion', 'plot_confusion',
-           'label_metrics', 'top_losses', 'show_top_losses', 'features', 'out_of_fold', 'label_issues']
+           'label_metrics', 'top_losses', 'show_top_losses', 'out_of_fold', 'label_issues']
 
 # %% ../nbs/07_interpret.ipynb #15f1e4b0
 import math
@@ -21,14 +21,23 @@ from torch import nn
 from .core import Html, gallery, progress
 from .train import feature_layer, pool_features
 
-# %% ../nbs/07_interpret.ipynb #07bf6053
+# %% ../nbs/07_interpret.ipynb #0f8244a5
 @dataclass
 class Evaluation:
     "A model's predictions on labelled pictures"
     table: pd.DataFrame        # A row per picture: file, split, actual, predicted, probability, loss, correct
     labels: list[str]          # Labels in the order of the columns of `probabilities`
     probabilities: np.ndarray  # (pictures, labels), each row sums to 1
+    features: np.ndarray       # (pictures, features): what the body of the network makes of each picture
+
     def __len__(self): return len(self.table)
+
+    def only(self,
+        split: str,     # 'train' or 'valid'
+    ) -> 'Evaluation':
+        "The part on one side of the split"
+        mine = (self.table.split == split).to_numpy()
+        return Evaluation(self.table[mine].reset_index(drop=True), self.labels, self.probabilities[mine], self.features[mine])
 
 # %% ../nbs/07_interpret.ipynb #d8c76f8a
 class PredictionBar(Callback):
@@ -37,7 +46,7 @@ class PredictionBar(Callback):
     def after_batch(self): self.bar.update(1)
     def after_validate(self): self.bar.close()
 
-# %% ../nbs/07_interpret.ipynb #82bb6149
+# %% ../nbs/07_interpret.ipynb #3a4f3c8f
 def evaluate(
     learn: Learner,       # Trained image classifier
     split: str = 'valid', # 'valid', 'train', or 'all' for both
@@ -47,24 +56,30 @@ def evaluate(
     parts = {'train': learn.dls.train_ds, 'valid': learn.dls.valid_ds}
     chosen = [(name, f) for name, ds in parts.items() if split in (name, 'all') for f in ds.items]
     files = [f for _, f in chosen]
-    with learn.no_bar(), learn.no_logging():
-        probabilities, targets = learn.get_preds(dl=learn.dls.test_dl(files, with_labels=True), cbs=PredictionBar())
-    return tabulate(files, [name for name, _ in chosen], probabilities.numpy(), targets.numpy(), [str(v) for v in learn.dls.vocab])
+    kept = []
+    hook = feature_layer(learn.model).register_forward_pre_hook(lambda layer, args: kept.append(pool_features(args[0]).float().cpu()))
+    try:
+        with learn.no_bar(), learn.no_logging():
+            probabilities, targets = learn.get_preds(dl=learn.dls.test_dl(files, with_labels=True), cbs=PredictionBar())
+    finally: hook.remove()
+    labels = [str(v) for v in learn.dls.vocab]
+    return tabulate(files, [name for name, _ in chosen], probabilities.numpy(), targets.numpy(), labels, torch.cat(kept).numpy())
 
-# %% ../nbs/07_interpret.ipynb #8631b3b7
+# %% ../nbs/07_interpret.ipynb #40f7e5eb
 def tabulate(
     files: Sequence[Path],      # One for each row of `probabilities`
     splits: Sequence[str],      # 'train' or 'valid' for each
     probabilities: np.ndarray,  # (pictures, labels)
     targets: np.ndarray,        # Index of the given label, for each
     labels: list[str],          # Names of the labels
-) -> Evaluation:
+    features: np.ndarray,       # (pictures, features)
+) -> Evaluation:                # One row for each picture, in their order
     "Predictions from any source as an `Evaluation`"
     best, rows = probabilities.argmax(1), np.arange(len(files))
     loss = -np.log(np.maximum(probabilities[rows, targets], 1e-12))
     table = pd.DataFrame(dict(file=[str(f) for f in files], split=list(splits), actual=[labels[t] for t in targets],
         predicted=[labels[b] for b in best], probability=probabilities[rows, best], loss=loss, correct=best == targets))
-    return Evaluation(table, list(labels), probabilities)
+    return Evaluation(table, list(labels), probabilities, features)
 
 # %% ../nbs/07_interpret.ipynb #cae85afa
 def wilson(
@@ -148,23 +163,6 @@ def show_top_losses(
     lines = [f'{r.predicted}, filed as {r.actual}; loss {r.loss:.2f}, probability {r.probability:.2f}' for r in worst.itertuples()]
     return gallery(worst.file, lines, side)
 
-# %% ../nbs/07_interpret.ipynb #fde07f7b
-def features(
-    learn: Learner,          # Trained image classifier
-    files: Sequence[Path],   # Pictures
-) -> np.ndarray:             # (pictures, features), float32
-    "What the body of the network makes of each picture"
-    kept, was_training = [], learn.model.training
-    hook = feature_layer(learn.model).register_forward_pre_hook(lambda layer, args: kept.append(pool_features(args[0].detach()).float().cpu()))
-    try:
-        learn.model.eval()
-        with torch.no_grad():
-            for batch in progress(learn.dls.test_dl([Path(f) for f in files]), 'features', unit='batch'): learn.model(batch[0])
-    finally:
-        hook.remove()
-        learn.model.train(was_training)
-    return torch.cat(kept).numpy()
-
 # %% ../nbs/07_interpret.ipynb #f5eb678e
 def out_of_fold(
     x: np.ndarray,         # (pictures, features)
@@ -201,15 +199,14 @@ def _softmax_regression(x, y, n_labels, weight_decay):
     opt.step(closure)
     return lambda new: (new @ w + b).softmax(1).detach().numpy()
 
-# %% ../nbs/07_interpret.ipynb #1be3a721
+# %% ../nbs/07_interpret.ipynb #63d2a08d
 def label_issues(
     seen: Evaluation,      # Predictions on the pictures to examine, best those of both splits
-    x: np.ndarray,         # Their features, from `features`
     seed: int = 42,        # Decides the parts of the cross-validation
 ) -> pd.DataFrame:         # file, split, actual, suggested, margin (0 to 1), reason; the most suspicious first
     "Pictures whose label is probably wrong"
     y = np.array([seen.labels.index(a) for a in seen.table.actual])
-    p = out_of_fold(x, y, seed=seed)
+    p = out_of_fold(seen.features, y, seed=seed)
     usual = np.array([p[y == k, k].mean() if (y == k).any() else 1. for k in range(len(seen.labels))])
     sure = np.where(p >= usual, p, 0)
     suggested, rows = sure.argmax(1), np.arange(len(y))

@@ -6,25 +6,27 @@ Docs: https://bearcls.github.io/bearcls/train.html.md"""
 
 # %% auto #0
 __all__ = ['pretrained_plan', 'scratch_plan', 'light_archs', 'TrainError', 'get_arch', 'xresnet18_thin', 'feature_layer',
-           'pool_features', 'Weights', 'weights_url', 'find_weights', 'Plan', 'plan_training', 'TrainingLog',
-           'training_table', 'plot_training', 'train', 'scratch_augment', 'describe_plan', 'make_learner', 'fit']
+           'pool_features', 'keep_modes', 'Weights', 'weights_url', 'find_weights', 'Plan', 'plan_training',
+           'TrainingLog', 'training_table', 'plot_training', 'train', 'scratch_augment', 'describe_plan',
+           'make_learner', 'fit']
 
-# %% ../nbs/06_train.ipynb #a9014ed7
+# %% ../nbs/06_train.ipynb #0464de0c
 import difflib, threading, time, urllib.error, urllib.parse, urllib.request, warnings
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 import pandas as pd, torch, torchvision
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner  # adds `fine_tune` and `fit_one_cycle` to Learner
 from fastai.data.core import DataLoaders
+from fastai.layers import ResBlock
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import error_rate
 from fastai.torch_core import set_seed
 from fastai.vision.augment import aug_transforms
 from fastai.vision.learner import model_meta, vision_learner
-from fastai.layers import ResBlock
 from fastai.vision.models.xresnet import XResNet
 from torch import nn
 from .core import BearclsError, progress
@@ -69,6 +71,17 @@ def pool_features(
     "One row of numbers for each picture: maps are averaged over the picture, tokens over their sequence"
     if x.dim() == 4: return x.mean((2, 3))
     return x.mean(1) if x.dim() == 3 else x
+
+# %% ../nbs/06_train.ipynb #d58c5480
+@contextmanager
+def keep_modes(
+    model: nn.Module,  # Model whose layers may be switched between training and evaluation
+) -> Iterator[None]:
+    "Give every layer its mode back afterwards"
+    modes = {m: m.training for m in model.modules()}
+    try: yield
+    finally:
+        for m, training in modes.items(): m.training = training
 
 # %% ../nbs/06_train.ipynb #6d903254
 @dataclass
@@ -168,7 +181,7 @@ def _first_weights(arch, timeout):
     cached = (find_weights(name, 0) for name in light_archs)
     return next((w for w in cached if w.status == 'cached'), None) or find_weights(light_archs[0], timeout)
 
-# %% ../nbs/06_train.ipynb #0638a047
+# %% ../nbs/06_train.ipynb #9a6df976
 class TrainingLog(Callback):
     "Keeps every epoch's figures in `rows` and shows one progress bar"
     order = 60  # after Recorder
@@ -177,8 +190,9 @@ class TrainingLog(Callback):
     ):
         self.total_epochs, self.rows, self.bar = total_epochs, [], None
     def before_fit(self):
-        if hasattr(self.learn, 'lr_finder') or hasattr(self, 'gather_preds'): return
-        if self.bar is None: self.bar = progress(desc='training', total=self.total_epochs * len(self.dls.train), unit='batch')
+        if hasattr(self.learn, 'lr_finder'): return
+        if len(self.rows) >= self.total_epochs: self.total_epochs = len(self.rows) + self.n_epoch  # trained on by hand
+        if self.bar is None: self.bar = progress(desc='training', total=(self.total_epochs - len(self.rows)) * len(self.dls.train), unit='batch')
     def before_epoch(self): self.start = time.time()
     def after_batch(self):
         if self.training and self.bar is not None: self.bar.update(1)
@@ -188,7 +202,7 @@ class TrainingLog(Callback):
         row = dict(epoch=len(self.rows) + 1, **dict(zip(names, self.recorder.values[-1])), seconds=time.time() - self.start)
         self.rows.append(row)
         self.bar.set_postfix_str(f'epoch {row["epoch"]}/{self.total_epochs}, error {row.get("error_rate", float("nan")):.1%}')
-        if len(self.rows) == self.total_epochs: self.close()
+        if len(self.rows) >= self.total_epochs: self.close()
     def close(self):
         if self.bar is not None: self.bar.close()
         self.bar = None
@@ -216,7 +230,7 @@ def plot_training(
     ax.legend(frameon=False)
     return ax
 
-# %% ../nbs/06_train.ipynb #318cd5c7
+# %% ../nbs/06_train.ipynb #f07eb280
 def train(
     data: str | Path | DataLoaders,  # Image folder, or DataLoaders
     route: str = 'auto',             # 'pretrained', 'scratch', or 'auto': with weights if there are any
@@ -231,6 +245,7 @@ def train(
 ) -> Learner:                        # Trained Learner, with `plan` and `training_log`
     "Train a classifier on `data`"
     plan = plan_training(route, arch, epochs, size, timeout) if plan is None else plan
+    if isinstance(data, DataLoaders): plan = replace(plan, size=data.valid.one_batch()[0].shape[-1])
     set_seed(seed, reproducible=True)
     dls = data if isinstance(data, DataLoaders) else _plan_dls(data, plan, seed, dls_kwargs)
     if not quiet: print(describe_plan(plan))
@@ -258,7 +273,7 @@ def describe_plan(
     if plan.route == 'pretrained': return f'Fine-tuning {plan.arch} at {plan.size} pixels: {plan.reason}.'
     return f'Training {plan.arch} from scratch at {plan.size} pixels: {plan.reason}.'
 
-# %% ../nbs/06_train.ipynb #4f3ebb05
+# %% ../nbs/06_train.ipynb #043ec24f
 def make_learner(
     dls: DataLoaders,  # Data to train on
     plan: Plan,        # From `plan_training`
@@ -278,7 +293,9 @@ def _scratch_learner(dls, arch):
     "A Learner that starts from nothing; label smoothing keeps it from being sure of wrong labels"
     how = dict(metrics=error_rate, loss_func=LabelSmoothingCrossEntropyFlat(), wd=.05)
     if arch is not xresnet18_thin: return vision_learner(dls, arch, pretrained=False, **how)
-    return Learner(dls, arch(dls.c).to(memory_format=torch.channels_last), **how)
+    learn = Learner(dls, arch(dls.c).to(memory_format=torch.channels_last), **how)
+    learn.arch = arch  # as `vision_learner` does
+    return learn
 
 def fit(
     learn: Learner,  # From `make_learner`

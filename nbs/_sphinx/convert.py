@@ -60,18 +60,24 @@ def check_links(
 
 # Callouts
 
+class CodeBlocks:
+    "Follows Markdown line by line and tells which lines belong to a block of code, its fences included"
+    def __init__(self): self.fence = ''
+    def __call__(self, line):
+        m, inside = _fence.match(line), bool(self.fence)
+        if m and not inside: self.fence = m[1]
+        elif m and m[1].startswith(self.fence): self.fence = ''
+        return inside or bool(m)
+
 def quarto_divs(
     source: str,  # Markdown with Quarto's fenced divs
 ) -> str:         # Markdown with HTML around the same text
     "Callouts become admonitions, divs with classes become divs; any other form is an error"
-    lines, open_divs, fence = [], [], ''
+    lines, open_divs, in_code = [], [], CodeBlocks()
     todo = source.splitlines()
     while todo:
         line = todo.pop(0)
-        if m := _fence.match(line):
-            if not fence: fence = m[1]
-            elif m[1].startswith(fence): fence = ''
-        m = None if fence else _div.match(line)
+        m = None if in_code(line) else _div.match(line)
         if not m: lines.append(line)
         elif m[1]: raise SiteError(f'{line.strip()!r} is indented; a div must begin at the start of the line')
         elif m[3]:

@@ -7,7 +7,7 @@ from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor
 from nbdev.processors import FilterDefaults
 from nbdev.readme_filter import doc_link
-from convert import _div, _fence, _options, _outputs, callouts, div_title
+from convert import CodeBlocks, _div, _options, _outputs, callouts, div_title
 from pages import SiteError, config, root
 
 pictures = 'nbs/images/readme-'
@@ -106,25 +106,17 @@ def outside_code(
     change,       # Function from line to line
 ) -> str:         # Markdown
     "Apply `change` to every line that is not in a block of code"
-    lines, fence = [], ''
-    for line in source.splitlines():
-        if m := _fence.match(line):
-            if not fence: fence = m[1]
-            elif m[1].startswith(fence): fence = ''
-        lines.append(line if fence or m else change(line))
-    return '\n'.join(lines)
+    in_code = CodeBlocks()
+    return '\n'.join(line if in_code(line) else change(line) for line in source.splitlines())
 
 def plain_divs(
     source: str,  # Markdown with Quarto's fenced divs
 ) -> str:         # Markdown that any reader understands
     "Callouts become quotations under a bold title, other divs leave only their content"
-    lines, depth, fence, todo = [], [], '', source.splitlines()
+    lines, depth, in_code, todo = [], [], CodeBlocks(), source.splitlines()
     while todo:
         line = todo.pop(0)
-        if m := _fence.match(line):
-            if not fence: fence = m[1]
-            elif m[1].startswith(fence): fence = ''
-        m = None if fence else _div.match(line)
+        m = None if in_code(line) else _div.match(line)
         if m and m[3]:
             title = div_title(m[3], todo)
             if title: lines.append(''.join(depth) + f'> **{title}**'); todo.insert(0, '')
