@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/cli.html.md"""
 # %% auto #0
 __all__ = ['make_parser', 'main']
 
-# %% ../nbs/18_cli.ipynb #48b02b8c
-import argparse, csv, json, sys, warnings
+# %% ../nbs/18_cli.ipynb #9820d096
+import argparse, csv, json, sys
 from collections.abc import Sequence
 import bearcls
 from .core import BearclsError
@@ -85,13 +85,11 @@ def _add_app(parser):
     parser.add_argument('--port', type=int, metavar='N', help='port to listen on (default: a free one)')
     parser.add_argument('--no-browser', action='store_true', help='print the address without opening a browser')
 
-# %% ../nbs/18_cli.ipynb #ea9a958f
+# %% ../nbs/18_cli.ipynb #fe169340
 def main(
     argv: Sequence[str] | None = None,  # Arguments; None for those of the process
 ) -> int:                               # Exit status: 0 done, 1 some pictures failed, 2 wrong input, 130 interrupted
     "Run a command"
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    warnings.filterwarnings('ignore', category=UserWarning)
     args = make_parser().parse_args(argv)
     try: return args.run(args)
     except (BearclsError, ImportError, OSError) as e: return _fail(str(e) or type(e).__name__)

@@ -8,8 +8,8 @@ Docs: https://bearcls.github.io/bearcls/quickstart.html.md"""
 __all__ = ['quickstart_pictures', 'Quickstart', 'Steps', 'quickstart', 'writable_folder', 'check_free', 'advice', 'next_commands',
            'write_report']
 
-# %% ../nbs/17_quickstart.ipynb #3d75c120
-import io, os, random, time
+# %% ../nbs/17_quickstart.ipynb #e508f3f6
+import io, random, tempfile, time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +24,9 @@ import bearcls
 from .clean import cleaning_candidates, show_candidates
 from .core import DataError, Html, atomic_write, count_labels, gallery, html_table, image_files, thumbnail
 from .download import gather
-from .export import check_dest, export_bundle, verify_bundle
-from .inference import Classifier, Prediction, prediction_html
-from bearcls.interpret import (Evaluation, error_rate_of, evaluate, features, label_issues, label_metrics, plot_confusion,
-    show_top_losses)
+from .export import check_dest, export_bundle
+from .inference import Classifier, Prediction, prediction_html, read_bundle
+from .interpret import Evaluation, error_rate_of, evaluate, label_metrics, plot_confusion, show_top_losses
 from .sample import draw_bears
 from .train import describe_plan, plan_training, plot_training, train
 from .verify import ImageReport, broken_issues, check_images, issue_words, quarantine_folder
@@ -55,7 +54,7 @@ def _own_folder(data):
     if not image_files(data): raise DataError(f'{data} holds no pictures in label folders; expected {data}/<label>/<picture>')
     return Path(data)
 
-# %% ../nbs/17_quickstart.ipynb #6306860a
+# %% ../nbs/17_quickstart.ipynb #4fe14c89
 @dataclass
 class Quickstart:
     "What `quickstart` made and found"
@@ -64,16 +63,18 @@ class Quickstart:
     report: ImageReport        # What the check of the files found
     learn: Learner             # Trained Learner
     seen: Evaluation           # Predictions on the validation pictures
-    issues: pd.DataFrame       # Labels that are probably wrong, from `label_issues`
     candidates: pd.DataFrame   # What to clean first, from `cleaning_candidates`
     bundle: Path               # Folder to deploy
-    difference: float          # Largest difference between the probabilities of bundle and Learner
     example: tuple[Path, Prediction]  # One validation picture and the bundle's answer
     seconds: dict[str, float]  # Time of each step
     own_data: bool = False     # Was the image folder the user's own?
 
     @property
     def error(self) -> dict[str, float]: return error_rate_of(self.seen)
+    @property
+    def suspicious(self) -> pd.DataFrame: return self.candidates[self.candidates.action == 'relabel']
+    @property
+    def difference(self) -> float: return read_bundle(self.bundle).metrics['largest_difference']
     @property
     def html(self) -> Path: return self.dest/'report.html'
 
@@ -100,7 +101,7 @@ class Steps:
         "A result, indented below its step"
         if not self.quiet: print(f'      {words}', flush=True)
 
-# %% ../nbs/17_quickstart.ipynb #ec79a700
+# %% ../nbs/17_quickstart.ipynb #bc4d0cea
 def quickstart(
     dest: str | Path = 'bearcls-quickstart',  # Folder for the pictures, the bundle and the report
     data: str | Path | None = None,        # Image folder of your own; its files stay as they are
@@ -122,21 +123,22 @@ def quickstart(
     with steps.step('train', describe_plan(plan)):
         learn = train(path, plan=plan, seed=seed, quiet=True, exclude=broken, pairs=_pairs(report))
     with steps.step('evaluate', 'Looking at its mistakes'):
-        seen = evaluate(learn)
+        everything = evaluate(learn, 'all')
+        seen = everything.only('valid')
         steps.say(_error_words(seen))
     with steps.step('suspect', 'Looking for labels that are probably wrong'):
-        issues, candidates = _suspects(learn, report)
-        steps.say(f'{len(issues)} labels look wrong' if len(issues) else 'none')
+        candidates = cleaning_candidates(everything, report)
+        steps.say(_suspect_words(candidates))
     with steps.step('export', 'Exporting a bundle, and comparing its answers with the Learner\'s'):
-        bundle, difference = _export(learn, dest, seen)
-        steps.say(f'largest difference on {len(seen)} validation pictures: {difference:.1g}')
+        bundle = _export(learn, dest, seen)
+        steps.say('largest difference on {pictures_compared} validation pictures: {largest_difference:.1g}'.format(**read_bundle(bundle).metrics))
     with steps.step('predict', 'Predicting one picture with the bundle alone'): example = _example(bundle, seen, seed, steps)
-    result = Quickstart(path, dest, report, learn, seen, issues, candidates, bundle, difference, example, steps.seconds, own)
+    result = Quickstart(path, dest, report, learn, seen, candidates, bundle, example, steps.seconds, own)
     with steps.step('report', 'Writing the report'): write_report(result)
     if not quiet: print(next_commands(result))
     return result
 
-# %% ../nbs/17_quickstart.ipynb #548a1134
+# %% ../nbs/17_quickstart.ipynb #b72efd92
 def writable_folder(
     dest: str | Path,  # Folder to make, or an existing one
 ) -> Path:             # The folder
@@ -144,11 +146,8 @@ def writable_folder(
     dest = Path(dest)
     try:
         dest.mkdir(parents=True, exist_ok=True)
-        with atomic_write(dest/'report.probe', 'w'): pass
-        (dest/'report.probe').unlink()
+        with tempfile.TemporaryFile(dir=dest): pass
     except FileExistsError as e: raise DataError(f'{dest} is a file; a folder to write to is expected') from e
-    except NotADirectoryError as e: raise DataError(f'{dest} lies below a file; a folder to write to is expected') from e
-    except PermissionError as e: raise DataError(f'{dest} cannot be written to: permission denied') from e
     except OSError as e: raise DataError(f'{dest} cannot be written to: {e.strerror}') from e
     return dest
 
@@ -195,18 +194,16 @@ def _error_words(seen):
     e = error_rate_of(seen)
     return f'{e["wrong"]} of {e["n"]} validation pictures wrong: error {e["error"]:.1%} (95% interval {e["low"]:.1%} to {e["high"]:.1%})'
 
-# %% ../nbs/17_quickstart.ipynb #aa759647
-def _suspects(learn, report):
-    "Labels that are probably wrong, and everything to look at"
-    everything = evaluate(learn, 'all')
-    issues = label_issues(everything, features(learn, everything.table.file))
-    return issues, cleaning_candidates(learn, report, everything, issues)
+# %% ../nbs/17_quickstart.ipynb #f438aad4
+def _suspect_words(candidates):
+    "How many labels look wrong"
+    n = int((candidates.action == 'relabel').sum())
+    return f'{n} labels look wrong; the report shows them' if n else 'none'
 
 def _export(learn, dest, seen):
-    "Bundle, and how far its answers are from the Learner's"
+    "The bundle, compared with the Learner on every validation picture"
     metrics = dict(error_rate_of(seen), labels=label_metrics(seen).to_dict('index'))
-    bundle = export_bundle(learn, dest/'bundle', metrics=metrics, max_check=len(seen))
-    return bundle, verify_bundle(learn, bundle, list(seen.table.file))
+    return export_bundle(learn, dest/'bundle', metrics=metrics, max_check=len(seen))
 
 def _example(bundle, seen, seed, steps):
     "One validation picture and the answer of the bundle"
@@ -230,7 +227,7 @@ def _bars(counts):
     return Html(''.join(f'<div class="bar"><span>{escape(label)}</span><i style="width:{100*n/top:.1f}%"></i><span>{n:,}</span></div>'
         for label, n in counts.items()))
 
-# %% ../nbs/17_quickstart.ipynb #b653f37e
+# %% ../nbs/17_quickstart.ipynb #9c360733
 def _data_section(q):
     "Data at a glance"
     files = image_files(q.path)
@@ -245,11 +242,18 @@ def _faults_section(q):
     words = f'<p>{len(q.report.measures):,} files were opened and looked at. {_broken_words(n, q.own_data).capitalize()}.{where}</p>'
     kinds = [dict(found=k.replace('_', ' '), files=v, meaning=issue_words[k]) for k, v in q.report.counts.items()]
     broken = [dict(file=r.file, reason=r.reason) for r in q.report.rows if r.issue in broken_issues]
-    rest = [dict(picture=thumbnail(q.path/r.file, 64, r.file), file=r.file, reason=r.reason) for r in q.report.rows if r.issue not in broken_issues]
-    more = f'<details><summary>{len(rest)} other findings, kept in training</summary>{html_table(rest, max_rows=60)}</details>' if rest else ''
-    return Html(words + html_table(kinds) + (f'<h3>Broken files</h3>{html_table(broken, max_rows=100)}' if broken else '') + more)
+    broken = f'<h3>Broken files</h3>{html_table(broken, max_rows=len(broken))}' if broken else ''
+    return Html(words + html_table(kinds) + broken + _other_findings(q))
 
-# %% ../nbs/17_quickstart.ipynb #3c5ad022
+def _other_findings(q, n=60):
+    "What was found in files that can be used; the first `n` with a picture"
+    rest = [r for r in q.report.rows if r.issue not in broken_issues]
+    if not rest: return ''
+    rows = [dict(picture=thumbnail(q.path/r.file, 64, r.file), file=r.file, reason=r.reason) for r in rest[:n]]
+    first = f', the first {n} of them' if len(rest) > n else ''
+    return f'<details><summary>{len(rest)} other findings in files that were kept{first}</summary>{html_table(rows, max_rows=n)}</details>'
+
+# %% ../nbs/17_quickstart.ipynb #89788e82
 def _training_section(q):
     "Plan and curve"
     plan = q.learn.plan
@@ -268,9 +272,9 @@ def _mistakes_section(q):
 
 def _suspects_section(q):
     "Labels that are probably wrong"
-    if not len(q.issues): return Html('<p>No label contradicts what its picture looks like.</p>')
-    words = ('<p>Each picture was judged by a small classifier that had not seen it. Look before you change anything: some are only hard.</p>')
-    return Html(words + show_candidates(q.candidates, 'relabel', 24))
+    if not len(q.suspicious): return Html('<p>No label contradicts what its picture looks like.</p>')
+    words = '<p>Each picture was judged by a small classifier that had not seen it. Look before you change anything: some are only hard.</p>'
+    return Html(words + show_candidates(q.suspicious, n=24))
 
 def _prediction_section(q):
     "One answer of the bundle"
@@ -278,13 +282,13 @@ def _prediction_section(q):
     return Html(f'<p>Answered by the bundle alone, without torch or fastai. On {len(q.seen):,} validation pictures, its probabilities differ from the '
         f'Learner\'s by at most {q.difference:.1g}.</p><div class="two"><div>{thumbnail(file, 180, file.parent.name)}</div><div>{prediction_html(prediction)}</div></div>')
 
-# %% ../nbs/17_quickstart.ipynb #4278833f
+# %% ../nbs/17_quickstart.ipynb #9e955c80
 def advice(
     q: Quickstart,  # What was made and found
 ) -> list[str]:     # Sentences, the most useful first
     "What to do next, judged by the results"
     error, counts, found = q.error, count_labels(image_files(q.path)), []
-    if len(q.issues): found.append(f'Look at the {len(q.issues)} suspicious labels first. Wrong labels in the validation set count as errors even where the model is right.')
+    if len(q.suspicious): found.append(f'Look at the {len(q.suspicious)} suspicious labels first. Wrong labels in the validation set count as errors even where the model is right.')
     if max(counts.values()) > 3 * min(counts.values()):
         rare = min(counts, key=counts.get)
         found.append(f'Gather more pictures of {rare}: it has {counts[rare]:,}, the largest label {max(counts.values()):,}.')
@@ -294,7 +298,7 @@ def advice(
     if copies: found.append(f'{copies} pictures are copies or near copies of others. They were kept on one side of the split; they add little.')
     return found + ['Try it on a picture that is none of the labels: a classifier always answers, and only you know when it should not.']
 
-# %% ../nbs/17_quickstart.ipynb #639ed304
+# %% ../nbs/17_quickstart.ipynb #7b805b0e
 def next_commands(
     q: Quickstart,  # What was made and found
 ) -> str:           # Lines for a terminal
@@ -306,11 +310,12 @@ def next_commands(
         '  bearcls quickstart --data FOLDER    the same with your own pictures, one folder per label'])
 
 def _short_path(path):
-    "Relative to the current folder where that is shorter, and quoted for a shell"
-    short = min(str(path), os.path.relpath(path), key=len) if Path(path).anchor == Path.cwd().anchor or not Path(path).is_absolute() else str(path)
+    "Relative to the current folder if it lies there, and quoted for a shell"
+    path = Path(path).resolve()
+    short = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     return f'"{short}"' if ' ' in short else short
 
-# %% ../nbs/17_quickstart.ipynb #0067d69f
+# %% ../nbs/17_quickstart.ipynb #2933c177
 def write_report(
     q: Quickstart,  # What was made and found
 ) -> Path:          # `report.html` in `q.dest`
@@ -318,7 +323,7 @@ def write_report(
     e, labels = q.error, q.seen.labels
     cards = [dict(value=f'{len(q.learn.dls.train_ds) + len(q.learn.dls.valid_ds):,}', words=f'pictures with {len(labels)} labels'),
         dict(value=f'{e["error"]:.1%}', words=f'error on {e["n"]} held-back pictures (95%: {e["low"]:.1%} to {e["high"]:.1%})'),
-        dict(value=f'{len(q.issues)}', words='labels that look wrong'),
+        dict(value=f'{len(q.suspicious)}', words='labels that look wrong'),
         dict(value=f'{q.seconds["train"]:.0f} s', words=f'of training, {q.learn.plan.arch} at {q.learn.plan.size} pixels')]
     parts = [('data', 'The data at a glance', _data_section), ('faults', 'What is wrong with the files', _faults_section),
         ('training', 'Training', _training_section), ('mistakes', 'Its mistakes', _mistakes_section),

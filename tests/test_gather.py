@@ -5,11 +5,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
-from bearcls import download, verify
+from bearcls import download, quarantine, verify
 from bearcls.core import DataError, ImageRow, describe_file, image_files, read_manifest, sha256, write_manifest
 from bearcls.download import download_images, gather
+from bearcls.quarantine import quarantine_folder, restore
 from bearcls.search import SearchError, SearchResult, search_images
-from bearcls.verify import check_images, quarantine_folder, restore, verify_images
+from bearcls.verify import check_images, verify_images
 
 LOCAL = ['127.0.0.1']
 
@@ -258,19 +259,19 @@ def test_quarantine_and_restore_byte_for_byte(bears):
 
 def test_interrupted_before_and_after_the_move(bears, monkeypatch):
     before = snapshot(bears)
-    report, real = check_images(bears), verify._move
+    report, real = check_images(bears), quarantine._move
     def power_cut(source, target): raise KeyboardInterrupt
-    monkeypatch.setattr(verify, '_move', power_cut)
+    monkeypatch.setattr(quarantine, '_move', power_cut)
     with pytest.raises(KeyboardInterrupt): report.quarantine()
     assert snapshot(bears) == before
     def power_cut_after(source, target):
         real(source, target)
         raise KeyboardInterrupt
-    monkeypatch.setattr(verify, '_move', power_cut_after)
+    monkeypatch.setattr(quarantine, '_move', power_cut_after)
     with pytest.raises(KeyboardInterrupt): report.quarantine()
     assert len(snapshot(bears)) == len(before) - 1
     with pytest.raises(KeyboardInterrupt): restore(bears)
-    monkeypatch.setattr(verify, '_move', real)
+    monkeypatch.setattr(quarantine, '_move', real)
     restore(bears)
     assert snapshot(bears) == before and restore(bears) == []
     report.quarantine()
@@ -309,7 +310,7 @@ def test_a_journal_cannot_lead_out_of_the_folder(bears, tmp_path):
     report.quarantine()
     journal = quarantine_folder(bears)/'journal.jsonl'
     lines = journal.read_text(encoding='utf-8').splitlines()
-    for field, name in [('file', '../../evil.jpg'), ('file', '/tmp/evil.jpg'), ('file', 'black\\..\\..\\evil.jpg'), ('to', '../../../outside.jpg')]:
+    for field, name in [('file', '../../evil.jpg'), ('file', '/evil.jpg'), ('file', 'black\\..\\..\\evil.jpg'), ('to', '../../../outside.jpg')]:
         (tmp_path.parent/'outside.jpg').write_bytes(b'x')
         entry = {**json.loads(lines[0]), field: name}
         journal.write_text('\n'.join([json.dumps(entry), *lines[1:]]) + '\n', encoding='utf-8')
@@ -323,7 +324,7 @@ def test_a_journal_cannot_lead_out_of_the_folder(bears, tmp_path):
 def test_across_disks_a_move_copies_first(bears, monkeypatch):
     def other_disk(a, b): raise OSError(errno.EXDEV, 'Invalid cross-device link')
     before = snapshot(bears)
-    monkeypatch.setattr(verify.os, 'rename', other_disk)
+    monkeypatch.setattr(quarantine.os, 'rename', other_disk)
     assert {m.status for m in check_images(bears).quarantine()} == {'moved'}
     assert {m.status for m in restore(bears)} == {'restored'}
     assert snapshot(bears) == before
@@ -332,7 +333,7 @@ def test_across_disks_a_move_copies_first(bears, monkeypatch):
 def test_a_move_that_fails_is_a_row(bears, monkeypatch):
     def refuse(a, b): raise PermissionError(errno.EACCES, 'Permission denied')
     before = snapshot(bears)
-    monkeypatch.setattr(verify.os, 'rename', refuse)
+    monkeypatch.setattr(quarantine.os, 'rename', refuse)
     moves = check_images(bears).quarantine()
     assert {m.status for m in moves} == {'skipped'} and all('Permission denied' in m.reason for m in moves)
     assert snapshot(bears) == before
