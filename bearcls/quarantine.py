@@ -116,7 +116,7 @@ def quarantine_files(
     try: return [_quarantine_one(path, n, s, rows.get(s.file)) for n, s in enumerate(chosen.values(), n_before)]
     finally: _mark_quarantined(path)
 
-# %% ../nbs/03a_quarantine.ipynb #4fad1895
+# %% ../nbs/03a_quarantine.ipynb #740071e5
 def _quarantine_one(path, number, suspect, row):
     "Journal and move one file"
     home, source = quarantine_folder(path), path/suspect.file
@@ -126,7 +126,7 @@ def _quarantine_one(path, number, suspect, row):
         if suspect.sha256 and sha256(source) != suspect.sha256: return skipped('the file has changed since it was checked')
         target = _free_name(home/suspect.file)
         target.parent.mkdir(parents=True, exist_ok=True)
-        entry = dict(id=number, to=target.relative_to(home).as_posix(), **asdict(suspect), when=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+        entry = dict(id=number, **asdict(suspect), to=target.relative_to(home).as_posix(), when=datetime.now(timezone.utc).isoformat(timespec='seconds'))
         if row: entry['row'] = dict(status=row.status, reason=row.reason)
         _append(home/journal_name, entry)
         _move(source, target)

@@ -23,7 +23,7 @@ from .core import (DataError, Html, ImageError, gallery, html_table, image_files
 from .likeness import Fingerprint, fingerprint, near_copies, small_grey
 from .quarantine import Move, Suspect, quarantine_files, quarantine_folder, restore, whereabouts
 
-# %% ../nbs/04_verify.ipynb #abe69f87
+# %% ../nbs/04_verify.ipynb #e07eff7e
 issue_words = {
     'missing': 'the file went away while it was checked',
     'empty': 'no bytes',
@@ -44,7 +44,7 @@ issue_words = {
     'near_copy': 'looks like another picture',
     'across_labels': 'a copy under another label',
 }
-broken_issues = ('empty', 'not_an_image', 'truncated', 'bomb', 'unreadable')  # What `quarantine` moves unless told otherwise
+broken_issues = ('empty', 'not_an_image', 'truncated', 'bomb', 'unreadable')  # Files that are there and cannot be opened
 
 # %% ../nbs/04_verify.ipynb #5f9260d7
 @dataclass(frozen=True)
