@@ -7,13 +7,15 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #bf7961aa
+# %% ../nbs/19_all.ipynb #0ffe34e6
 from pathlib import Path
 from .core import *
 from .sample import *
 from .figures import draw_bear, draw_thing
 from .search import *
 from .download import *
+from .quarantine import *
+from .likeness import *
 from .verify import *
 from .data import *
 from .train import *
