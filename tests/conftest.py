@@ -2,6 +2,7 @@
 import os, shutil
 from pathlib import Path
 import pytest
+from hostile import picture
 
 flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 
@@ -21,4 +22,15 @@ def shared():
     "Folder with real photographs and cached weights; the test is skipped where there is none"
     folder = Path(os.environ.get('BEARCLS_SHARED', '../shared'))
     if not folder.is_dir(): pytest.skip(f'BEARCLS_SHARED: there is no folder {folder}')
+    return folder
+
+
+@pytest.fixture
+def bears(tmp_path):
+    folder = tmp_path/'bears'
+    for k, label in enumerate(('black', 'grizzly')):
+        (folder/label).mkdir(parents=True)
+        for n in range(3): (folder/label/f'{n}.jpg').write_bytes(picture(10*k + n))
+    (folder/'black'/'broken.jpg').write_bytes(picture(1)[:-200])
+    (folder/'grizzly'/'page.jpg').write_bytes(b'<html>')
     return folder
