@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from hostile import bomb, picture, snapshot
 from bearcls import quarantine, verify
-from bearcls.core import describe_file, image_files, read_manifest, write_manifest
+from bearcls.core import DataError, describe_file, image_files, read_manifest, write_manifest
 from bearcls.quarantine import quarantine_folder, restore
 from bearcls.verify import check_images, verify_images
 
