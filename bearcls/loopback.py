@@ -42,7 +42,7 @@ def moved(
     "The picture is somewhere else"
     return Answer(status, headers={'Location': to})
 
-# %% ../nbs/01a_loopback.ipynb #cbcf111b
+# %% ../nbs/01a_loopback.ipynb #8b39b853
 class LoopbackWeb:
     "Pages on this machine, for as long as a `with` block lasts"
     def __init__(self,
@@ -77,7 +77,7 @@ class LoopbackWeb:
     def _wait_for(self, task): return asyncio.run_coroutine_threadsafe(task, self._loop).result()
 
     async def _start(self):
-        self._runner = web.ServerRunner(web.Server(self._serve, access_log=None), shutdown_timeout=0)
+        self._runner = web.ServerRunner(web.Server(self._serve, access_log=None, handler_cancellation=True), shutdown_timeout=0.01)
         await self._runner.setup()
         self.port = 0
         for host in self.hosts:
