@@ -42,9 +42,9 @@ def moved(
     "The picture is somewhere else"
     return Answer(status, headers={'Location': to})
 
-# %% ../nbs/01a_loopback.ipynb #8b39b853
+# %% ../nbs/01a_loopback.ipynb #983de23d
 class LoopbackWeb:
-    "Pages on this machine, for as long as a `with` block lasts"
+    "Pages on this machine, for as long as a `with` block lasts, or from `start` to `stop`"
     def __init__(self,
         pages: Mapping[str, bytes | Answer | Callable],  # By path: bytes, an `Answer`, or a function of the `Request` that returns one of them
         delay: tuple[float, float] = (0.0, 0.0),         # Seconds before each answer, and how much more or less it may be
@@ -61,22 +61,26 @@ class LoopbackWeb:
         "Address of the first host, without a slash at the end"
         return f'http://{self.hosts[0]}:{self.port}'
 
-    def __enter__(self):
+    def start(self) -> 'LoopbackWeb':  # Itself
+        "Serve until `stop`, for pages on which a `with` block would be too long"
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._wait_for(self._start())
+        self._wait_for(self._listen())
         return self
 
-    def __exit__(self, *args):
+    def stop(self):
+        "Close every connection, finished or not"
         self._wait_for(self._runner.cleanup())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
+    def __enter__(self): return self.start()
+    def __exit__(self, *args): self.stop()
     def _wait_for(self, task): return asyncio.run_coroutine_threadsafe(task, self._loop).result()
 
-    async def _start(self):
+    async def _listen(self):
         self._runner = web.ServerRunner(web.Server(self._serve, access_log=None, handler_cancellation=True), shutdown_timeout=0.01)
         await self._runner.setup()
         self.port = 0
