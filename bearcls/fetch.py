@@ -322,10 +322,10 @@ class _Run:
     rules: dict = field(default_factory=dict)   # Tasks that read a site's robots.txt
     failure: BaseException | None = None        # Raised by the caller's function
 
-# %% ../nbs/01b_fetch.ipynb #b3329418
+# %% ../nbs/01b_fetch.ipynb #3e352b5c
 async def _attempt(run, job):
     "A file, the next address, or what went wrong"
-    if (n := run.down.get(job.host, 0)) >= _host_down: return FetchError(job.host, f'not tried, {n} others in a row found no way to this host', 'unreachable')
+    if len(run.down.get(job.host, ())) >= _host_down: return run.down[job.host][-1]
     job.started = job.heard = time.monotonic()
     try:
         if run.limits.respect_robots: await _ask_robots(run, job)
@@ -337,13 +337,14 @@ async def _attempt(run, job):
         return FetchError(job.host, *job.ended)
     finally: job.started, job.spent = 0.0, job.spent + time.monotonic() - job.started
 
-_host_down = 3  # After so many failures to connect in a row, a host's other addresses aren't tried
+_host_down = 3  # After so many failures to connect in a row, a host's other addresses share the last one's fate
 
-# %% ../nbs/01b_fetch.ipynb #7f632ee6
+# %% ../nbs/01b_fetch.ipynb #255dfb19
 async def _fetch_job(run, job):
     "One attempt, and what follows from it"
     host, got = job.host, await _attempt(run, job)
-    run.down[host] = run.down.get(host, 0) + 1 if getattr(got, 'kind', '') == 'unreachable' else 0
+    if getattr(got, 'kind', '') == 'unreachable': run.down.setdefault(host, []).append(got)
+    else: run.down.pop(host, None)
     if isinstance(got, str): got = _follow(job, got, run.limits)
     elif isinstance(got, FetchError) and (wait := _pause(job, got, run.limits)) is not None:
         if got.retry_after: run.queue.pause(host, wait)
@@ -375,7 +376,7 @@ def _site(address):
     try: return (url := URL(address)).scheme, (url.raw_host or '').lower(), url.port
     except ValueError: return '', '', None
 
-# %% ../nbs/01b_fetch.ipynb #9cdfefb3
+# %% ../nbs/01b_fetch.ipynb #3aa0a66e
 def _patience(run):
     "Seconds of silence after which the last addresses of a run are given up"
     n = len(run.silences)
@@ -387,21 +388,20 @@ def _watch(run, job):
     now, limits = time.monotonic(), run.limits
     quiet = now - job.heard
     if job.spent + now - job.started > limits.timeout: why = f'no complete answer within {limits.timeout:g} seconds'
-    elif quiet > limits.idle: why = f'not a byte for {limits.idle:g} seconds'
-    elif not run.queue and quiet > _patience(run): why = f'not a byte for {quiet:.1f} seconds, when the others were done; the next run tries again'
+    elif quiet > (limits.idle if run.queue else _patience(run)): why = 'the server fell silent'
     else: return
     job.ended = why, 'silent', None, '', True
     job.task.cancel()
 
-# %% ../nbs/01b_fetch.ipynb #9460f501
+# %% ../nbs/01b_fetch.ipynb #55fa8d8d
 async def _go(run, n_connections, until, stop):
     "Start jobs, watch them, and see to the end; why it ended early, if it did"
     while run.queue or run.running:
+        if run.failure: raise run.failure
+        if why := stop(): return why
+        if time.monotonic() > until: return 'not fetched: the time for the whole run was over'
         while len(run.running) < n_connections and (job := run.queue.take()): _start(run, job)
         await _until_something(run)
-        if run.failure: raise run.failure
-        if time.monotonic() > until: return 'the time for the whole run was over'
-        if why := stop(): return why
         for job in run.running:
             if job.started and not job.ended: _watch(run, job)
     return ''
