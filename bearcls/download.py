@@ -7,8 +7,9 @@ Docs: https://bearcls.github.io/bearcls/download.html.md"""
 # %% auto #0
 __all__ = ['download_images', 'gather']
 
-# %% ../nbs/03_download.ipynb #564ba67a
-import asyncio, contextlib, io, itertools, json, os, time
+# %% ../nbs/03_download.ipynb #200b75ef
+import asyncio, contextlib, io, itertools, json, os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -55,11 +56,12 @@ def _what_it_is(data):
     start = data[:200].lstrip().lower()
     return 'a web page, not a picture' if start.startswith((b'<!doctype', b'<html', b'<head', b'<?xml')) else 'no picture of an accepted format'
 
-# %% ../nbs/03_download.ipynb #58d61c47
+# %% ../nbs/03_download.ipynb #93d6a407
 class _Workplace:
     "The hidden folder of an unfinished run"
     def __init__(self, dest):
         self.dest, self.path, self.numbers = dest, dest/'.bearcls-download', itertools.count()
+        if self.path.is_symlink(): raise DataError(f'{self.path} is a link; unfinished files would be written and cleared where it leads')
         self.path.mkdir(parents=True, exist_ok=True)
         self.file = self.path/'journal.jsonl'
 
@@ -85,10 +87,10 @@ class _Workplace:
         "Remove unfinished files, also those of a manifest"
         for part in self.path.glob('*.part'): part.unlink(missing_ok=True)
 
-# %% ../nbs/03_download.ipynb #932125b0
+# %% ../nbs/03_download.ipynb #55e9ccff
 def _left_over(file, dest):
     "Rows that an interrupted run had settled; a last line that broke off is not one, nor is a picture that was not moved any more"
-    if not file.exists(): return []
+    if not file.is_file(): return []
     names, rows = {f.name for f in fields(ImageRow)}, []
     for line in file.read_bytes().splitlines():
         try: known = json.loads(line)
@@ -140,7 +142,7 @@ def _mark_duplicates(rows, state):
         taken.add(r.sha256)
     return rows
 
-# %% ../nbs/03_download.ipynb #9e32b6d1
+# %% ../nbs/03_download.ipynb #5b64403d
 _n_decoders = max(2, min(4, os.cpu_count() or 2))  # Threads that decode: more would only hold more pictures in memory
 
 def _take(place, state, data):
@@ -151,12 +153,13 @@ def _take(place, state, data):
 
 def _settle(place, state, result, got, part=None):
     "Note what became of an address, then move its picture into place"
-    row = state.rows[result.image] = _row(state, result, got)
+    row = _row(state, result, got)
     place.note(row)
     if part: os.replace(part, place.dest/row.file)
     if row.file: state.files[row.sha256] = row.file
+    state.rows[result.image] = row
 
-# %% ../nbs/03_download.ipynb #a80c2c82
+# %% ../nbs/03_download.ipynb #578ee370
 async def _fetch_all(place, state, todo, limits, told, **run):
     "Fetch every result, accept what is a picture, settle each as it comes"
     results, loop = {r.image: r for r in todo}, asyncio.get_running_loop()
@@ -166,9 +169,16 @@ async def _fetch_all(place, state, todo, limits, told, **run):
             taken = await loop.run_in_executor(pool, _take, place, state, got.data) if isinstance(got, Fetched) else (got.why, None)
             _settle(place, state, results[url], *taken)
             told(results[url], '')
-        local = {r.image for r in todo if r.provider == 'local' and local_path(r.image)}
-        for url in local: await settle(url, await loop.run_in_executor(pool, _read_local, local_path(url), limits.max_bytes))
+        local = {r.image: local_path(r.image) for r in todo if r.provider == 'local' and local_path(r.image)}
+        await _in_turn(settle, local, limits.max_bytes, run['stop'])
         await fetch_many([url for url in results if url not in local], settle, limits, {'Accept': 'image/*,*/*;q=0.5'}, **run)
+
+async def _in_turn(settle, files, max_bytes, stop):
+    "Read files of this machine, as many at once as are decoded at once"
+    waiting = iter(files.items())
+    async def reader():
+        for url, file in waiting: await settle(url, FetchError('', why, 'stopped') if (why := stop()) else await asyncio.to_thread(_read_local, file, max_bytes))
+    await asyncio.gather(*[reader() for _ in range(_n_decoders)])
 
 def _read_local(file, max_bytes):
     "A file on this machine, under the same limit"
@@ -177,7 +187,7 @@ def _read_local(file, max_bytes):
         return Fetched(file.as_uri(), 200, {}, file.read_bytes())
     except OSError as e: return FetchError('', f'the file cannot be read: {e.strerror or e}', 'broken')
 
-# %% ../nbs/03_download.ipynb #9f93bece
+# %% ../nbs/03_download.ipynb #12e2fef1
 _reserved = {'con', 'prn', 'aux', 'nul', *(f'{kind}{n}' for kind in ('com', 'lpt') for n in range(1, 10))}
 
 def _plain_name(label):
@@ -191,8 +201,9 @@ def _as_results(results):
     "Results with distinct addresses; bare addresses become results"
     if isinstance(results, str): raise DataError('`results` must be a list of results or addresses, got one string')
     found = [r if isinstance(r, SearchResult) else SearchResult(str(r)) for r in results]
-    found = [replace(r, **{k: _storable(v) for k, v in asdict(r).items() if isinstance(v, str)}) for r in found]
-    return list({r.image: r for r in reversed(found)}.values())[::-1]
+    found, first = [replace(r, **{k: _storable(v) for k, v in asdict(r).items() if isinstance(v, str)}) for r in found], {}
+    for r in found: first.setdefault(r.image, r)
+    return list(first.values())
 
 def _storable(text):
     "Text without what a UTF-8 CSV cannot hold: lone surrogates and zero bytes"
@@ -222,20 +233,20 @@ def download_images(
         return _download(_Workplace(dest), label, results, limits, enough, deadline=deadline, n_connections=n_connections, per_host=per_host)
     except OSError as e: raise DataError(f'{dest} cannot be written: {e.strerror or e}') from e
 
-# %% ../nbs/03_download.ipynb #1cb9a0b8
+# %% ../nbs/03_download.ipynb #4d076059
 def _download(place, label, results, limits, enough, **run):
     "Fetch what is not settled; the manifest is written even if the run is stopped"
     wanted, left = {r.image for r in results}, _left_over(place.file, place.dest)
     old = read_manifest(place.dest) + [r for r in left if r.label != label or r.url not in wanted]
-    state, skipped = _label_from(old + left, place.dest, label), {}
+    state, skipped, n = _label_from(old + left, place.dest, label), {}, Counter()
     todo = [r for r in results if r.image not in state.settled]
     place.clear()
     with progress(desc=label, total=len(todo), unit='img') as bar:
-        n_before = len(state.files)
         def told(result, why_skipped):
             if why_skipped: skipped[result.image] = why_skipped
+            n['failed' if why_skipped or state.rows[result.image].status == 'failed' else 'good'] += 1
+            bar.set_postfix_str(f"{n['good']} good, {n['failed']} failed", refresh=False)
             bar.update(1)
-            bar.set_postfix_str(f'{len(state.files) - n_before} good, {bar.n - len(state.files) + n_before} not', refresh=False)
         def stop(): return 'not fetched: enough pictures had come' if enough is not None and len(state.files) >= enough else ''
         try: run_aside(lambda: _fetch_all(place, state, todo, limits, told, stop=stop, **run))
         finally:
