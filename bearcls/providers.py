@@ -51,7 +51,7 @@ def provider_facts(
     "What is known about a provider"
     return _facts.get(function, ProviderFacts())
 
-# %% ../nbs/01d_providers.ipynb #574ec611
+# %% ../nbs/01d_providers.ipynb #f2994a86
 def collect(
     pages: Iterable[Iterable[SearchResult | None]],  # Pages of results; None for an entry that was none
     max_images: int,                                 # Enough
@@ -64,7 +64,7 @@ def collect(
             for result in filter(None, next(pages, ())): found.setdefault(address_key(result.image), result)
         except SearchError as e:
             if not found: raise
-            errors.append(e)
+            errors.append(e.with_traceback(None))
         if len(found) == n_before: break
     return SearchResults(list(found.values())[:max_images], errors)
 
@@ -143,13 +143,14 @@ def _engine(module, name, client):
     engine.http_client = _Told(client or engine.http_client)
     return engine
 
-# %% ../nbs/01d_providers.ipynb #2eaefeee
+# %% ../nbs/01d_providers.ipynb #cf3e30ec
 def with_retries(
     ask: Callable[[], Any],  # What to try; raises `FetchError`
     provider: str,           # Name for the error
     tries: int = 3,          # Attempts in all
     wait: float = 2.0,       # Seconds before the second attempt; doubled for each further one
     longest: float = 60.0,   # Longest pause, in seconds, that the other side may ask for
+    words: Callable[[FetchError], tuple[str, str]] | None = None,  # Why it failed, and what to try; None: in general words
     sleep: Callable[[float], Any] | None = None,  # Waits; None: `time.sleep`. Tests pass their own
 ) -> Any:                    # What `ask` returns
     "Ask again while the provider is busy, then give up with a clear error"
@@ -159,14 +160,15 @@ def with_retries(
         asked = asked_wait(error.retry_after) or 0.0
         if not error.busy or asked > longest or attempt >= tries: break
         (sleep or time.sleep)(retry_wait(attempt, error.retry_after, wait, longest))
-    raise _refusal(provider, error, asked, attempt)
+    why, advice = (words or _words)(error)
+    if attempt > 1: why += f' ({attempt} attempts)'
+    if asked: why += f'; it asks to be left alone for {asked:,.0f} seconds'
+    raise SearchError(provider, why, advice)
 
-def _refusal(provider, error, asked, attempt):
+def _words(error):
     "Why there is no answer, and what to do about it"
-    attempts = f' ({attempt} attempts)' if attempt > 1 else ''
-    if asked: return SearchError(provider, f'{error.why}, and asks to be left alone for {asked:,.0f} seconds{attempts}', 'Come back then, or try another provider')
-    if error.busy: return SearchError(provider, f'{error.why}{attempts}', 'Wait some minutes, ask for fewer pictures, or try another provider')
-    return SearchError(provider, error.why, 'Try another provider, or provider="local" with a folder of your own')
+    if error.busy: return error.why, 'Wait some minutes, ask for fewer pictures, or try another provider'
+    return error.why, 'Try another provider, or provider="local" with a folder of your own'
 
 # %% ../nbs/01d_providers.ipynb #73187415
 def _pick(entry, names):
@@ -271,38 +273,33 @@ def _key(provider, argument, value, variable, where):
     if not re.fullmatch('[!-~]+', key): raise SearchError(provider, f'what `{argument}=` or {variable} holds is no key: it has spaces or letters that keys do not have', where)
     return key
 
-# %% ../nbs/01d_providers.ipynb #a5629609
-_key_refused = ('the key was refused', 'Look whether it is whole and meant for this interface')
+# %% ../nbs/01d_providers.ipynb #5314c48b
+_refused = ('the key was refused', 'Look whether it is whole and meant for this interface')
 _refusals = {  # What stands in the body of a refusal: what it means, what to do
     'SERVICE_DISABLED|accessNotConfigured': ('the interface is not switched on for this key', "Switch it on in the key's project"),
-    'API_KEY_INVALID|keyInvalid|invalid subscription key': _key_refused,
+    'API_KEY_INVALID|keyInvalid|invalid subscription key': _refused,
     'quota|rate_?limit|dailylimit': ('its quota is used up', 'Wait until it is renewed, ask for fewer pictures, or try another provider'),
 }
 
-def _api_refusal(provider, error, advice):
-    "Why an interface did not answer, and what to do about it"
-    why, todo = error.why, 'Try again later, or another provider' if error.busy else 'Try another provider'
-    if error.status in (401, 403): why, todo = _key_refused
-    if error.status == 429: why, todo = 'it was asked too often, or its quota is used up', 'Wait, or try another provider'
-    if error.status in (400, 401, 403, 429):
-        why, todo = next((told for words, told in _refusals.items() if re.search(words.encode(), error.body, re.I)), (why, todo))
-    if error.status and why != error.why: why += f' (HTTP {error.status})'
-    if asked := asked_wait(error.retry_after): why += f'; it asks to be left alone for {asked:,.0f} seconds'
-    return SearchError(provider, why, advice or todo)
+def _key_words(error):
+    "Why an interface with a key did not answer, and what to do about it"
+    if error.status not in (400, 401, 403, 429): return _words(error)
+    told = next((told for words, told in _refusals.items() if re.search(words.encode(), error.body, re.I)), None)
+    if not told: told = _refused if error.status in (401, 403) else ('it was asked too often, or its quota is used up', 'Wait, or try another provider') if error.status == 429 else _words(error)
+    return f'{told[0]} (HTTP {error.status})' if told[0] != error.why else error.why, told[1]
 
-# %% ../nbs/01d_providers.ipynb #b379dada
-def _ask_api(provider, url, params, header, name, limits, advice):
+# %% ../nbs/01d_providers.ipynb #1c7124cd
+def _ask_api(provider, url, params, header, name, limits, words):
     "A page of a keyed interface: the whole answer, and the list in it under `name`"
     params, limits = {k: str(v) for k, v in params.items() if v is not None}, limits or FetchLimits(max_bytes=5_000_000, max_wait=60.0)
-    try: data, error = fetch(url, params=params, headers=header, limits=limits, secret=tuple(header)).data, None
-    except FetchError as e: data, error = b'', e
-    if error: raise _api_refusal(provider, error, advice)
+    once = replace(limits, tries=1, max_wait=float('inf'))  # the patience is ours
+    data = with_retries(lambda: fetch(url, params=params, headers=header, limits=once, secret=tuple(header)).data, provider, limits.tries, 1.0, limits.max_wait, words)
     for key in header.values(): data = data.replace(key.encode(), b'')
     return _read_answer(provider, data, name)
 
 def _further(following, now): return following if isinstance(following, int) and following > now else None
 
-# %% ../nbs/01d_providers.ipynb #cd1dee86
+# %% ../nbs/01d_providers.ipynb #4d54b843
 bing_endpoint = 'https://api.bing.microsoft.com'  # Closed in August 2025
 _bing_closed = 'Microsoft closed this interface in August 2025. Pass `endpoint=` of a server that still speaks it, or search Bing without a key: provider="bing"'
 _bing_api_names = dict(image='contentUrl', page='hostPageUrl', title='name', thumbnail='thumbnailUrl', width='width', height='height')
@@ -310,7 +307,9 @@ _bing_api_licenses = dict(any='Any', share='Share', share_commercially='ShareCom
                           public_domain='Public')
 _bing_api_keys = {'key': 'BING_SEARCH_KEY'}
 
-# %% ../nbs/01d_providers.ipynb #be204797
+def _bing_words(error): return _key_words(error)[0], _bing_closed
+
+# %% ../nbs/01d_providers.ipynb #11e81edf
 @provider('bing_api', _bing_api_keys, cached=True)
 def search_bing_api(
     term: str,                   # Words to search for
@@ -321,16 +320,16 @@ def search_bing_api(
     safe: bool = True,           # Leave out what is not for children
     license: str | None = None,  # A name in `licenses`
     filters: Mapping[str, str] | None = None,  # Further parameters of the interface, such as {'imageType': 'Photo', 'mkt': 'en-GB'}
-    limits: FetchLimits | None = None,  # Of each request; None: as usual, but 5 MB, and pauses up to a minute
+    limits: FetchLimits | None = None,  # Of each request, and its attempts; None: as usual, but 5 MB, and pauses of up to a minute
 ) -> SearchResults:              # In the provider's order
     "Search with Bing's Image Search API, version 7"
     endpoint = (endpoint or os.environ.get('BING_SEARCH_ENDPOINT') or bing_endpoint).rstrip('/')
-    url, advice = f'{endpoint}/{version}/images/search', _bing_closed if endpoint == bing_endpoint else ''
+    url, words = f'{endpoint}/{version}/images/search', _bing_words if endpoint == bing_endpoint else _key_words
     header = {'Ocp-Apim-Subscription-Key': _key('bing_api', 'key', key, _bing_api_keys['key'], _bing_closed)}
     params = dict(q=term, count=min(max_images, 150), safeSearch='Strict' if safe else 'Off', license=_license_name(license, _bing_api_licenses), **(filters or {}))
     def pages(offset=0):
         while offset is not None:
-            answer, entries = _ask_api('bing_api', url, params | {'offset': offset}, header, 'value', limits, advice)
+            answer, entries = _ask_api('bing_api', url, params | {'offset': offset}, header, 'value', limits, words)
             yield [clean_result(_pick(e, _bing_api_names), **_known('bing_api', term, license)) for e in entries]
             offset = _further(answer.get('nextOffset'), offset)
     return collect(pages(), max_images)
@@ -346,7 +345,7 @@ _google_keys = {'key': 'GOOGLE_API_KEY', 'cx': 'GOOGLE_CSE_ID'}
 _google_where = ('See https://developers.google.com/custom-search/v1/overview; Google gives them to existing customers only. '
                  'Without them, ask provider="duckduckgo" or "bing"')
 
-# %% ../nbs/01d_providers.ipynb #47b34a3c
+# %% ../nbs/01d_providers.ipynb #f6ee1485
 @provider('google', _google_keys, cached=True)
 def search_google(
     term: str,                   # Words to search for
@@ -357,7 +356,7 @@ def search_google(
     license: str | None = None,  # A name in `licenses`
     filters: Mapping[str, str] | None = None,  # Further parameters of the interface, such as {'imgType': 'photo', 'gl': 'uk'}
     endpoint: str = 'https://customsearch.googleapis.com/customsearch/v1',  # Address of the interface
-    limits: FetchLimits | None = None,  # Of each request; None: as usual, but 5 MB, and pauses up to a minute
+    limits: FetchLimits | None = None,  # Of each request, and its attempts; None: as usual, but 5 MB, and pauses of up to a minute
 ) -> SearchResults:              # In the provider's order
     "Search with Google's Custom Search JSON API"
     header = {'X-Goog-Api-Key': _key('google', 'key', key, _google_keys['key'], _google_where)}
@@ -365,7 +364,7 @@ def search_google(
                   safe='active' if safe else 'off', rights=_license_name(license, _google_licenses), **(filters or {}))
     def pages(start=1):
         while start is not None and start <= 91:
-            answer, entries = _ask_api('google', endpoint, params | {'start': start}, header, 'items', limits, '')
+            answer, entries = _ask_api('google', endpoint, params | {'start': start}, header, 'items', limits, _key_words)
             yield [clean_result(_pick(e, _google_names), **_known('google', term, license)) for e in entries]
             start = _further(_google_next(answer), start)
     return collect(pages(), max_images)

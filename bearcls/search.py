@@ -121,7 +121,7 @@ def _all_failed(errors):
     if len(errors) == 1: return errors[0]
     return SearchError(', '.join(e.provider for e in errors), 'none of them could answer', '. '.join(map(str, errors)))
 
-# %% ../nbs/02_search.ipynb #d9247180
+# %% ../nbs/02_search.ipynb #db1ec68a
 def search_images(
     term: str,                         # Words to search for
     max_images: int = 150,             # At most this many; providers may know fewer
@@ -144,7 +144,7 @@ def search_images(
         try:
             if license and 'license' not in common: raise _no_filter(name)
             answer = _ask(name, function, {**common, **settings[name]}, term, max_images, cache, refresh)
-        except SearchError as e: answer, n_failed = SearchResults(errors=[e]), n_failed + 1
+        except SearchError as e: answer, n_failed = SearchResults(errors=[e.with_traceback(None)]), n_failed + 1
         errors += answer.errors
         for r in answer: found.setdefault(address_key(r.image), r)
     if n_failed == len(chain): raise _all_failed(errors)
