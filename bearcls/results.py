@@ -8,18 +8,18 @@ Docs: https://bearcls.github.io/bearcls/results.html.md"""
 __all__ = ['SearchResult', 'clean_result', 'address_key', 'local_path', 'SearchError', 'SearchResults', 'results_html',
            'fetch_thumbnails', 'write_results', 'read_results']
 
-# %% ../nbs/01c_results.ipynb #719b5861
-import html, json, os, unicodedata
+# %% ../nbs/01c_results.ipynb #bbc6acc3
+import asyncio, html, json, os, unicodedata
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+from fastcore.basics import patch_to
 from .core import (BearclsError, DataError, Html, ImageError, atomic_write, data_uri, html_table, load_image, optional_import,
                           thumbnail)
-from .fetch import FetchError, FetchLimits, fetch
+from .fetch import Fetched, FetchLimits, fetch_many, run_aside
 
 # %% ../nbs/01c_results.ipynb #eb45172f
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SearchError(BearclsError):
 
     def __reduce__(self): return type(self), (self.provider, self.why, self.advice)
 
-# %% ../nbs/01c_results.ipynb #d22385c3
+# %% ../nbs/01c_results.ipynb #c9561d49
 class SearchResults(list):
     "Results in the order they were found"
     def __init__(self,
@@ -101,26 +101,6 @@ class SearchResults(list):
     ):
         super().__init__(results)
         self.errors, self.about = list(errors), dict(about or {})
-
-    @property
-    def table(self) -> Any:
-        "The results as a pandas DataFrame, a column for each field"
-        pandas = optional_import('pandas', purpose='`results.table`')
-        return pandas.DataFrame([asdict(r) for r in self], columns=[f.name for f in fields(SearchResult)])
-
-    def attrgot(self,
-        name: str,   # Field of `SearchResult`, or the book's name for it, such as 'contentUrl'
-    ) -> list:       # That field of every result
-        "One field of every result, as in the book's `results.attrgot('contentUrl')`"
-        return [getattr(r, _book_names.get(name, name)) for r in self]
-
-    def with_thumbnails(self,
-        max_n: int = 12,                   # Fetch at most this many, from the first
-        side: int = 96,                    # Longer side of a thumbnail, in pixels
-        limits: FetchLimits | None = None, # Limits of time and size; None: 10 seconds, 5 MB, one attempt
-    ) -> 'SearchResults':                  # The same results; the first carry their thumbnail within
-        "Fetch the thumbnails, so that the table can show them"
-        return SearchResults([*fetch_thumbnails(self[:max_n], side, limits), *self[max_n:]], self.errors, self.about)
 
     def __getitem__(self, i):
         found = super().__getitem__(i)
@@ -132,9 +112,24 @@ class SearchResults(list):
 
     def _repr_html_(self): return results_html(self)
 
+# %% ../nbs/01c_results.ipynb #4812ccce
+@patch_to(SearchResults, as_prop=True)
+def table(self) -> Any:  # A pandas DataFrame
+    "The results as a table, a column for each field"
+    pandas = optional_import('pandas', purpose='`results.table`')
+    return pandas.DataFrame([asdict(r) for r in self], columns=[f.name for f in fields(SearchResult)])
+
+# %% ../nbs/01c_results.ipynb #36db8b51
+@patch_to(SearchResults)
+def attrgot(self,
+    name: str,   # Field of `SearchResult`, or the book's name for it, such as 'contentUrl'
+) -> list:       # That field of every result
+    "One field of every result, as in the book's `results.attrgot('contentUrl')`"
+    return [getattr(r, _book_names.get(name, name)) for r in self]
+
 _book_names = {'contentUrl': 'image', 'content_url': 'image', 'hostPageUrl': 'page', 'name': 'title', 'thumbnailUrl': 'thumbnail'}
 
-# %% ../nbs/01c_results.ipynb #1b154cad
+# %% ../nbs/01c_results.ipynb #cfbe67e6
 def results_html(
     results: Iterable[SearchResult],  # What a search found
     max_rows: int = 12,               # Show at most this many
@@ -143,9 +138,11 @@ def results_html(
     failed = ''.join(f'<li>{html.escape(str(e))}</li>' for e in getattr(results, 'errors', ()))
     results = list(results)
     rows = [{'': _preview(r), 'title': _short(r.title), 'size': f'{r.width}×{r.height}' if r.width else '', 'term': r.term, 'provider': r.provider,
-             'license': r.license, 'image': _short(r.image)} for r in results]
+             'license': r.license, 'image': _short(r.image)} for r in results[:max_rows]]
+    told = [name for name in (rows[0] if rows else []) if any(r[name] for r in rows)]
     head = f'<p>{len(results):,} results</p>' + (f'<p>Not everybody could answer:</p><ul>{failed}</ul>' if failed else '')
-    return Html(head + html_table(rows, max_rows=max_rows))
+    more = f'<p>… and {len(results) - max_rows:,} more</p>' if len(results) > max_rows else ''
+    return Html(head + html_table(rows, told, max_rows) + more)
 
 def _short(text):
     "A text cut to the width of a table"
@@ -159,23 +156,34 @@ def _preview(result):
         if result.provider == 'local' and (file := local_path(address)) and file.is_file(): return thumbnail(file, 96, result.title)
     return ''
 
-# %% ../nbs/01c_results.ipynb #e586be46
+# %% ../nbs/01c_results.ipynb #d4f6d0f9
 def fetch_thumbnails(
     results: Iterable[SearchResult],   # What a search found
     side: int = 96,                    # Longer side of a thumbnail, in pixels
     limits: FetchLimits | None = None, # Limits of time and size; None: 10 seconds, 5 MB, one attempt
 ) -> list[SearchResult]:               # The same results, `thumbnail` a `data:` address where it could be had
-    "Fetch thumbnails, eight at a time"
+    "Fetch thumbnails, all at once and 30 seconds at most"
+    results, small = list(results), {}
+    async def keep(address, answer): small[address] = await asyncio.to_thread(_small_picture, answer, side)
+    wanted = {a: None for r in results if (a := r.thumbnail or r.image).lower().startswith(('http://', 'https://'))}
     limits = limits or FetchLimits(timeout=10.0, max_bytes=5_000_000, tries=1)
-    with ThreadPoolExecutor(8) as pool: return list(pool.map(lambda r: _with_thumbnail(r, side, limits), results))
+    if wanted: run_aside(lambda: fetch_many(wanted, keep, limits, deadline=30.0))
+    return [replace(r, thumbnail=small.get(r.thumbnail or r.image) or r.thumbnail) for r in results]
 
-def _with_thumbnail(result, side, limits):
-    "A result with its thumbnail inside, if it can be had"
-    address = result.thumbnail or result.image
-    if not address.lower().startswith(('http://', 'https://')): return result
-    try: image = load_image(fetch(address, limits=limits).data, min_side=side, limit=25_000_000)
-    except (FetchError, ImageError): return result
-    return replace(result, thumbnail=data_uri(image, side))
+def _small_picture(answer, side):
+    "A fetched picture as a `data:` address; empty if it is none"
+    try: return data_uri(load_image(answer.data, min_side=side, limit=25_000_000), side) if isinstance(answer, Fetched) else ''
+    except ImageError: return ''
+
+# %% ../nbs/01c_results.ipynb #233b8a84
+@patch_to(SearchResults)
+def with_thumbnails(self,
+    max_n: int = 12,                   # Fetch at most this many, from the first
+    side: int = 96,                    # Longer side of a thumbnail, in pixels
+    limits: FetchLimits | None = None, # Limits of time and size; None: 10 seconds, 5 MB, one attempt
+) -> SearchResults:                    # The same results; the first carry their thumbnail within
+    "Fetch the thumbnails, so that the table can show them"
+    return SearchResults([*fetch_thumbnails(self[:max_n], side, limits), *self[max_n:]], self.errors, self.about)
 
 # %% ../nbs/01c_results.ipynb #00c0dc54
 def write_results(
