@@ -30,7 +30,7 @@ fetch_kinds = {
     'stopped': 'the run ended first',
 }
 
-# %% ../nbs/01b_addresses.ipynb #0d026c92
+# %% ../nbs/01b_addresses.ipynb #ac36f5e9
 class FetchError(BearclsError):
     "An address gave no file"
     def __init__(self,
@@ -42,8 +42,9 @@ class FetchError(BearclsError):
         busy: bool = False,         # May the same address answer later?
         body: bytes = b'',          # Beginning of the error page; an API explains itself there
     ):
-        super().__init__(f'{host[:100]}: {why}' if host else why)
-        self.host, self.why, self.kind, self.status, self.retry_after, self.busy, self.body = host, why, kind, status, retry_after, busy, body
+        super().__init__(f'{host[:100]}: {why}' if host[:100] not in why else why)
+        self.host, self.why, self.kind, self.status = host, why, kind, status
+        self.retry_after, self.busy, self.body = retry_after, busy, body
 
 # %% ../nbs/01b_addresses.ipynb #291c7a97
 _nat64 = ipaddress.ip_network('64:ff9b::/96')
@@ -68,7 +69,7 @@ def hosts_allowed(
 
 def _is_allowed(host, allow_private): return allow_private if isinstance(allow_private, bool) else host.lower() in allow_private
 
-# %% ../nbs/01b_addresses.ipynb #d82ce510
+# %% ../nbs/01b_addresses.ipynb #3b31e786
 def checked_address(
     address: str,                                  # As it came from outside
     allow_private: bool | Iterable[str] = False,   # See `hosts_allowed`
@@ -77,17 +78,20 @@ def checked_address(
     try: url = URL(address)
     except ValueError: raise FetchError('', 'the address cannot be read', 'refused') from None
     host = (url.raw_host or '').lower()
-    if url.scheme not in ('http', 'https'): raise FetchError('', f'only http and https addresses are visited, not {url.scheme[:20] or "a bare name"}', 'refused')
+    if url.scheme not in ('http', 'https'):
+        raise FetchError('', f'only http and https addresses are visited, not {url.scheme[:20] or "a bare name"}', 'refused')
     if not host: raise FetchError('', 'the address names no host', 'refused')
     if len(address) > 20_000: raise FetchError(host, f'the address is {len(address):,} characters long', 'refused')
-    if (literal := _literal(host)) and not is_public(literal) and not _is_allowed(host, hosts_allowed(allow_private)): raise _private(host)
+    literal = _literal(host)
+    if literal and not is_public(literal) and not _is_allowed(host, hosts_allowed(allow_private)): raise _private(host)
     return url
 
-# %% ../nbs/01b_addresses.ipynb #494b8414
+# %% ../nbs/01b_addresses.ipynb #96f7dea6
 def _literal(host):
     "The IP address that a host spells out, empty for a name"
     with contextlib.suppress(ValueError): return str(ipaddress.ip_address(host.partition('%')[0]))
-    if re.fullmatch(r'0x[0-9a-f]*|\d+', host.rstrip('.').rpartition('.')[2]): raise FetchError(host, 'the host is a number and no plain address', 'refused')
+    last = host.rstrip('.').rpartition('.')[2]
+    if re.fullmatch(r'0x[0-9a-f]*|\d+', last): raise FetchError(host, 'the host is a number and no plain address', 'refused')
     return ''
 
 def _private(host): return FetchError(host, f'{host[:100]} is on a private network; `allow_private` would permit it', 'refused')

@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/download.html.md"""
 # %% auto #0
 __all__ = ['download_images', 'gather']
 
-# %% ../nbs/03_download.ipynb #200b75ef
-import asyncio, contextlib, io, itertools, json, os
+# %% ../nbs/03_download.ipynb #a4606ef9
+import asyncio, contextlib, io, itertools, json, os, threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,8 @@ from .core import (DataError, ImageError, ImageRow, image_size, image_suffixes, 
                           sha256, write_manifest)
 from .fetch import Fetched, FetchError, FetchLimits, fetch_many, run_aside
 from .likeness import perceptual_hash, small_grey
-from .search import SearchError, SearchResult, local_path, search_images
+from .results import SearchError, SearchResult, SearchResults, local_path
+from .search import search_images
 
 # %% ../nbs/03_download.ipynb #d9065233
 _suffixes = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif'}
@@ -39,22 +40,26 @@ class _Picture:
     @property
     def name(self): return self.sha256[:16] + self.suffix
 
-# %% ../nbs/03_download.ipynb #067fdb27
+# %% ../nbs/03_download.ipynb #e8827d0b
+_one_large = threading.Lock()  # A picture of 100 million pixels takes 300 MB; of such only one is decoded at a time
+
 def _accept(data):
     "The picture in these bytes, or an `ImageError`"
     if not data: raise ImageError('the answer is empty', 'empty')
     try:
-        with Image.open(io.BytesIO(data), formats=_formats) as header: suffix = _suffixes.get(header.format, f'.{header.format.lower()}')
+        with Image.open(io.BytesIO(data), formats=_formats) as header:
+            suffix, n_pixels = _suffixes.get(header.format, f'.{header.format.lower()}'), header.width*header.height
     except UnidentifiedImageError as e: raise ImageError(_what_it_is(data), 'not_an_image') from e
     except Image.DecompressionBombError as e: raise ImageError('it claims more pixels than are accepted', 'bomb') from e
     except (OSError, SyntaxError, ValueError, EOFError) as e: raise ImageError(f'it cannot be opened: {e}') from e
-    phash = f'{perceptual_hash(small_grey(load_image(data, min_side=256))):016x}'
+    with _one_large if n_pixels > 20_000_000 else contextlib.nullcontext(): small = small_grey(load_image(data, min_side=256))
+    phash = f'{perceptual_hash(small):016x}'
     return _Picture(sha256(data), suffix, *image_size(data), len(data), phash)
 
 def _what_it_is(data):
     "Words for bytes that are no picture"
-    start = data[:200].lstrip().lower()
-    return 'a web page, not a picture' if start.startswith((b'<!doctype', b'<html', b'<head', b'<?xml')) else 'no picture of an accepted format'
+    page = data[:200].lstrip().lower().startswith((b'<!doctype', b'<html', b'<head', b'<?xml'))
+    return 'a web page, not a picture' if page else 'no picture of an accepted format'
 
 # %% ../nbs/03_download.ipynb #93d6a407
 class _Workplace:
@@ -98,7 +103,7 @@ def _left_over(file, dest):
         if isinstance(known, dict): rows.append(ImageRow(**{k: v for k, v in known.items() if k in names}))
     return [r for r in rows if not r.file or (dest/r.file).is_file()]
 
-# %% ../nbs/03_download.ipynb #b5a4392c
+# %% ../nbs/03_download.ipynb #eb92774c
 @dataclass
 class _Label:
     "What is known of one label when a run begins, and what it learns"
@@ -114,7 +119,8 @@ def _label_from(rows, dest, label):
     mine = [r for r in rows if r.label == label]
     banned = {r.sha256: r.file for r in mine if r.status == 'quarantined' and r.sha256}
     files = {r.sha256: r.file for r in reversed(mine) if r.status == 'ok' and r.sha256 and _is_whole(dest/r.file, r.bytes)}
-    settled = {r.url: r for r in mine if r.url and (r.status == 'quarantined' or r.status in ('ok', 'duplicate') and (r.sha256 in files or r.sha256 in banned))}
+    def is_settled(r): return r.status == 'quarantined' or r.status in ('ok', 'duplicate') and (r.sha256 in files or r.sha256 in banned)
+    settled = {r.url: r for r in mine if r.url and is_settled(r)}
     return _Label(label, settled, {r.url: r for r in mine if r.url and r.url not in settled}, files, banned)
 
 def _is_whole(file, n_bytes):
@@ -122,13 +128,15 @@ def _is_whole(file, n_bytes):
     try: return file.is_file() and n_bytes in (None, file.stat().st_size)
     except (OSError, ValueError): return False
 
-# %% ../nbs/03_download.ipynb #57bb2268
+# %% ../nbs/03_download.ipynb #2e1a301b
 def _row(state, result, got):
     "The row of one result: a picture, or the reason why there is none"
-    row = ImageRow(label=state.name, url=result.image, page=result.page, title=result.title, term=result.term, provider=result.provider, license=result.license)
+    row = ImageRow(label=state.name, url=result.image, page=result.page, title=result.title, term=result.term,
+                   provider=result.provider, license=result.license)
     if not isinstance(got, _Picture): return replace(row, status='failed', reason=got)
     row = replace(row, sha256=got.sha256, phash=got.phash, width=got.width, height=got.height, bytes=got.bytes)
-    if file := state.banned.get(got.sha256): return replace(row, status='duplicate', reason=f'the same bytes as {file}, which is in quarantine')
+    if file := state.banned.get(got.sha256):
+        return replace(row, status='duplicate', reason=f'the same bytes as {file}, which is in quarantine')
     return replace(row, file=state.files.get(got.sha256) or f'{state.name}/{got.name}')
 
 def _mark_duplicates(rows, state):
@@ -159,7 +167,7 @@ def _settle(place, state, result, got, part=None):
     if row.file: state.files[row.sha256] = row.file
     state.rows[result.image] = row
 
-# %% ../nbs/03_download.ipynb #578ee370
+# %% ../nbs/03_download.ipynb #45955e93
 async def _fetch_all(place, state, todo, limits, told, **run):
     "Fetch every result, accept what is a picture, settle each as it comes"
     results, loop = {r.image: r for r in todo}, asyncio.get_running_loop()
@@ -177,24 +185,28 @@ async def _in_turn(settle, files, max_bytes, stop):
     "Read files of this machine, as many at once as are decoded at once"
     waiting = iter(files.items())
     async def reader():
-        for url, file in waiting: await settle(url, FetchError('', why, 'stopped') if (why := stop()) else await asyncio.to_thread(_read_local, file, max_bytes))
+        for url, file in waiting:
+            why = stop()
+            await settle(url, FetchError('', why, 'stopped') if why else await asyncio.to_thread(_read_local, file, max_bytes))
     await asyncio.gather(*[reader() for _ in range(_n_decoders)])
 
 def _read_local(file, max_bytes):
     "A file on this machine, under the same limit"
     try:
-        if file.stat().st_size > max_bytes: return FetchError('', f'{file.stat().st_size:,} bytes, at most {max_bytes:,} are accepted', 'too_big')
+        size = file.stat().st_size
+        if size > max_bytes: return FetchError('', f'{size:,} bytes, at most {max_bytes:,} are accepted', 'too_big')
         return Fetched(file.as_uri(), 200, {}, file.read_bytes())
     except OSError as e: return FetchError('', f'the file cannot be read: {e.strerror or e}', 'broken')
 
-# %% ../nbs/03_download.ipynb #12e2fef1
+# %% ../nbs/03_download.ipynb #f534aa8c
 _reserved = {'con', 'prn', 'aux', 'nul', *(f'{kind}{n}' for kind in ('com', 'lpt') for n in range(1, 10))}
 
 def _plain_name(label):
     "A label that is the name of a folder and nothing else"
-    odd = not isinstance(label, str) or not label or label != label.strip() or label[0] == '.' or label[-1] == '.' or not label.isprintable()
-    if odd or any(c in '/\\:*?"<>|' for c in label) or label.lower().partition('.')[0] in _reserved:
-        raise DataError(f'`label` must be a plain folder name without / \\ : * ? " < > |, not begin or end with a dot and not be a device name of Windows, got {label!r}')
+    plain = isinstance(label, str) and label and label.isprintable() and label == label.strip() and '.' not in (label[0], label[-1])
+    if not plain or any(c in '/\\:*?"<>|' for c in label) or label.lower().partition('.')[0] in _reserved:
+        raise DataError('`label` must be a plain folder name without / \\ : * ? " < > |, not begin or end with a dot '
+                        f'and not be a device name of Windows, got {label!r}')
     return label
 
 def _as_results(results):
@@ -209,12 +221,12 @@ def _storable(text):
     "Text without what a UTF-8 CSV cannot hold: lone surrogates and zero bytes"
     return text.encode('utf-8', 'replace').decode('utf-8').replace('\0', '')
 
-# %% ../nbs/03_download.ipynb #6ce88dfe
+# %% ../nbs/03_download.ipynb #eb9174db
 def download_images(
     dest: str | os.PathLike,              # Image folder; the pictures go to `dest/label`
     results: Iterable[SearchResult | str],# Search results, or bare addresses
     label: str,                           # Label of all these pictures
-    enough: int | None = None,            # Stop once the label has this many distinct pictures, those of earlier runs included; which ones come first differs from run to run
+    enough: int | None = None,            # Stop once the label has this many distinct pictures, earlier runs included; which ones, is a matter of who answers first
     deadline: float | None = None,        # Seconds for the whole; None: until every address has been tried
     timeout: float = 60.0,                # Seconds for one file; generous, because 64 files share the line
     max_bytes: int = 25_000_000,          # Longer files are refused
@@ -230,7 +242,8 @@ def download_images(
     limits = FetchLimits(timeout=timeout, max_bytes=max_bytes, allow_private=allow_private, respect_robots=respect_robots, **limits)
     try:
         (dest/label).mkdir(parents=True, exist_ok=True)
-        return _download(_Workplace(dest), label, results, limits, enough, deadline=deadline, n_connections=n_connections, per_host=per_host)
+        return _download(_Workplace(dest), label, results, limits, enough,
+                         deadline=deadline, n_connections=n_connections, per_host=per_host)
     except OSError as e: raise DataError(f'{dest} cannot be written: {e.strerror or e}') from e
 
 # %% ../nbs/03_download.ipynb #4d076059
@@ -269,25 +282,26 @@ def _merge(old, new):
     kept = [fresh.pop((r.url, r.label), r) if r.url else r for r in old]
     return kept + list(fresh.values())
 
-# %% ../nbs/03_download.ipynb #407f619b
+# %% ../nbs/03_download.ipynb #f497f524
 def gather(
     labels: Mapping[str, str | Iterable[str]],  # Words to search for, one term or several, by label
     dest: str | os.PathLike,                    # Image folder to make or to add to
-    provider: str | Callable = 'duckduckgo',    # Who is asked, see `search_images`
+    provider: str | Callable | Iterable[str | Callable] | None = None,  # Who is asked, see `search_images`
     max_images: int = 150,                      # At most this many addresses for each term
-    search: Mapping[str, Any] | None = None,    # What the provider takes, such as `source` for 'local'
-    **download: Any,                            # Passed to `download_images`: enough, deadline, allow_private…
-) -> list[ImageRow]:                            # A row for each address, and one for each search that failed
+    search: Mapping[str, Any] | None = None,    # More for `search_images`: license, or what a provider takes
+    **download: Any,                            # Passed to `download_images` for each label: enough, deadline, respect_robots…
+) -> list[ImageRow]:                            # A row for each address, and one for each provider that could not answer
     "Search, download and keep what decodes as a picture, for several labels"
-    rows, errors = [], []
+    rows, failures = [], []
     for label in labels: _plain_name(label)
     for label, terms in labels.items():
         found = []
         for term in progress([terms] if isinstance(terms, str) else list(terms), f'searching {label}', unit='term'):
-            try: found += search_images(term, max_images, provider, **(search or {}))
-            except SearchError as e:
-                errors.append(e)
-                rows.append(ImageRow(label=label, term=term, provider=e.provider, status='failed', reason=str(e)))
+            try: answer = search_images(term, max_images, provider, **(search or {}))
+            except SearchError as e: answer = SearchResults(errors=[e])
+            found += answer
+            failures += answer.errors
+            rows += [ImageRow(label=label, term=term, provider=e.provider, status='failed', reason=str(e)) for e in answer.errors]
         rows += download_images(dest, found, label, **download)
-    if errors and not any(r.status == 'ok' for r in rows): raise errors[0]
+    if failures and not any(r.status == 'ok' for r in rows): raise failures[0]
     return rows

@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/fetch.html.md"""
 # %% auto #0
 __all__ = ['user_agent', 'FetchLimits', 'Fetched', 'is_busy', 'asked_wait', 'retry_wait', 'fetch_many', 'run_aside', 'fetch']
 
-# %% ../nbs/01b_fetch.ipynb #a2d148dd
-import asyncio, contextlib, email.utils, heapq, itertools, random, re, socket, time
+# %% ../nbs/01b_fetch.ipynb #213339b7
+import asyncio, contextlib, email.utils, heapq, itertools, os, random, re, socket, time
 from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -131,26 +131,31 @@ async def _start_of(response, n=4096):
     while len(data) < n and (part := await response.content.read(n - len(data))): data += part
     return data
 
-# %% ../nbs/01b_fetch.ipynb #1560a2bd
+# %% ../nbs/01b_fetch.ipynb #e3ca4356
 async def _status_error(response):
     "An answer that is no file"
     words = f'HTTP {response.status} {_phrases.get(response.status, "")}'.strip()
-    return FetchError(response.url.host, words, 'status', response.status, response.headers.get('Retry-After', ''), is_busy(response.status), await _start_of(response))
+    return FetchError(response.url.host, words, 'status', response.status, response.headers.get('Retry-After', ''),
+                      is_busy(response.status), await _start_of(response))
 
 _phrases = {s.value: s.phrase for s in HTTPStatus}
 
-# %% ../nbs/01b_fetch.ipynb #c0e3c0f2
+# %% ../nbs/01b_fetch.ipynb #0909d031
 def _words(error, host):
     "A client library's exception as a `FetchError`"
     cause = getattr(error, 'os_error', error)
     if isinstance(error, aiohttp.ClientConnectorCertificateError): return FetchError(host, 'its certificate is not valid', 'unreachable')
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        hiccup = cause.errno == socket.EAI_AGAIN
-        return FetchError(host, 'its name cannot be looked up just now' if hiccup else f'there is no host {host[:100]}', 'unreachable', busy=hiccup)
-    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError)):
-        return FetchError(host, f'no connection: {getattr(cause, "strerror", "") or "the proxy refused"}', 'unreachable', busy=isinstance(cause, ConnectionResetError))
+        if cause.errno == socket.EAI_AGAIN: return FetchError(host, 'its name cannot be looked up just now', 'unreachable', busy=True)
+        return FetchError(host, f'there is no host {host[:100]}', 'unreachable')
+    if isinstance(error, aiohttp.ClientConnectorSSLError): return FetchError(host, 'no secure connection can be made', 'unreachable')
+    if isinstance(error, aiohttp.ClientHttpProxyError): return FetchError(host, f'the proxy answers HTTP {error.status}', 'unreachable')
+    if isinstance(error, aiohttp.ClientConnectorError):
+        words = os.strerror(cause.errno).lower() if (cause.errno or 0) > 0 else 'the host cannot be reached'
+        return FetchError(host, f'no connection: {words}', 'unreachable', busy=isinstance(cause, ConnectionResetError))
     if isinstance(error, (aiohttp.InvalidURL, ValueError)): return FetchError(host, 'the address cannot be used', 'refused')
-    if isinstance(error, aiohttp.ClientResponseError): return FetchError(host, 'the answer is not proper HTTP, or its header is too long', 'broken')
+    if isinstance(error, aiohttp.ClientResponseError):
+        return FetchError(host, 'the answer is not proper HTTP, or its header is too long', 'broken')
     return FetchError(host, 'the connection broke off before the end', 'broken', busy=True)
 
 # %% ../nbs/01b_fetch.ipynb #75cc69c2
@@ -228,7 +233,7 @@ class _Run:
     rules: dict = field(default_factory=dict)   # Tasks that read a site's robots.txt
     failure: BaseException | None = None        # Raised by the caller's function
 
-# %% ../nbs/01b_fetch.ipynb #0f8ebd67
+# %% ../nbs/01b_fetch.ipynb #2048961d
 async def _attempt(run, job):
     "A file, the next address, or what went wrong"
     job.started = job.heard = time.monotonic()
@@ -236,7 +241,7 @@ async def _attempt(run, job):
         if run.limits.respect_robots: await _ask_robots(run, job)
         return await _visit(run, job)
     except FetchError as e: return e
-    except (aiohttp.ClientError, OSError, ValueError) as e: return _words(e, job.host)
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as e: return _words(e, job.host)
     except asyncio.CancelledError:
         if not job.ended: raise
         return FetchError(job.host, *job.ended)
@@ -244,7 +249,7 @@ async def _attempt(run, job):
 
 _host_down = 3  # After so many failures to connect in a row, a host's other addresses share the last one's fate
 
-# %% ../nbs/01b_fetch.ipynb #98536b4e
+# %% ../nbs/01b_fetch.ipynb #489e1c7e
 async def _fetch_job(run, job):
     "One attempt, and what follows from it"
     host = job.host
@@ -263,17 +268,18 @@ async def _fetch_job(run, job):
 def _blame(run, job, error):
     "Remember what a failure says about the whole host"
     if (asked_wait(error.retry_after) or 0) > run.limits.max_wait:
-        error = FetchError(job.host, f'{error.why}, to be left alone for more than {run.limits.max_wait:g} seconds', 'status', error.status, body=error.body)
+        why = f'{error.why}, to be left alone for more than {run.limits.max_wait:g} seconds'
+        error = FetchError(job.host, why, 'status', error.status, body=error.body)
         run.down[job.host] = [error]*_host_down
     elif error.kind == 'unreachable' or error.kind == 'silent' and not job.answered: run.down.setdefault(job.host, []).append(error)
     elif error.status and len(run.down.get(job.host, ())) < _host_down: run.down.pop(job.host, None)
     return error
 
-# %% ../nbs/01b_fetch.ipynb #d8f7bc7c
+# %% ../nbs/01b_fetch.ipynb #46bed06e
 def _pause(job, error, limits):
     "Seconds until the next attempt, or None if there should be none"
     job.tries += 1
-    if not error.busy or error.kind == 'silent' or job.tries >= limits.tries: return None
+    if not error.busy or error.kind in ('silent', 'stopped') or job.tries >= limits.tries: return None
     return retry_wait(job.tries, error.retry_after, 1.0 if error.kind == 'status' else 0.25, limits.max_wait + 1)
 
 def _follow(job, to, limits):
@@ -281,7 +287,8 @@ def _follow(job, to, limits):
     job.hops += 1
     if job.hops > limits.max_redirects: return FetchError(job.host, f'more than {limits.max_redirects} redirects', 'refused')
     if _site(to) != _site(job.url):
-        if any(value in unquote(to) for value in job.secrets.values()): return FetchError(job.host, 'a redirect would carry a key to another host', 'refused')
+        if any(value in unquote(to) for value in job.secrets.values()):
+            return FetchError(job.host, 'a redirect would carry a key to another host', 'refused')
         job.headers = {k: v for k, v in job.headers.items() if k.lower() not in job.secrets}
     job.url, job.host = to, _site(to)[1]
 
@@ -331,11 +338,12 @@ def _start(run, job):
     job.task = asyncio.ensure_future(_fetch_job(run, job))
     job.task.add_done_callback(done)
 
-# %% ../nbs/01b_fetch.ipynb #885289e9
+# %% ../nbs/01b_fetch.ipynb #b1b0e55c
 async def _until_something(run, tick=0.1):
     "Wait until a job is done, or for a moment"
     wake = run.queue.next_wake()
-    with contextlib.suppress(asyncio.TimeoutError): await asyncio.wait_for(run.wake.wait(), tick if wake is None else min(tick, wake + 0.001))
+    if wake is not None: tick = min(tick, wake + 0.001)
+    with contextlib.suppress(asyncio.TimeoutError): await asyncio.wait_for(run.wake.wait(), tick)
     run.wake.clear()
 
 async def _finish(run, why):
@@ -347,14 +355,15 @@ async def _finish(run, why):
     await asyncio.gather(*tasks)
     for job in run.queue.rest(): await run.handle(job.item, FetchError(job.host, why, 'stopped', busy=True))
 
-# %% ../nbs/01b_fetch.ipynb #ced54ef2
+# %% ../nbs/01b_fetch.ipynb #627c6dde
 user_agent = f'bearcls/{__version__} (+https://github.com/bearcls/bearcls)'
 
 def _session(guard):
     "A client whose connections go where its resolver allows"
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2, resolver=guard)
-    return aiohttp.ClientSession(connector=connector, headers={'User-Agent': user_agent}, cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None),
-                                 max_line_size=16_384, max_field_size=16_384, max_headers=100)
+    return aiohttp.ClientSession(
+        connector=connector, headers={'User-Agent': user_agent}, cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None), max_line_size=16_384, max_field_size=16_384, max_headers=100)
 
 @contextlib.asynccontextmanager
 async def _sessions(limits):
@@ -366,10 +375,10 @@ async def _sessions(limits):
         for session in sessions.values(): await session.close()
         for guard in guards.values(): await guard.close()
 
-# %% ../nbs/01b_fetch.ipynb #75cb2e3f
+# %% ../nbs/01b_fetch.ipynb #ed892324
 async def fetch_many(
     urls: Iterable[str],                    # Addresses
-    handle: Callable[[str, Fetched | FetchError], Awaitable],  # Told of each address once, in the order of arrival; keeps its connection's place while it runs
+    handle: Callable[[str, Fetched | FetchError], Awaitable],  # Told of each address once, in the order of arrival
     limits: FetchLimits = FetchLimits(),    # What each address may cost
     headers: Mapping[str, str] | None = None,  # Sent with each request
     secrets: Mapping[str, str] | None = None,  # Keys among the headers and the query, by name; they never go to another host
@@ -380,10 +389,11 @@ async def fetch_many(
 ) -> None:
     "Fetch many addresses at once"
     secrets = {name.lower(): value for name, value in (secrets or {}).items()}
+    until = float('inf') if deadline is None else time.monotonic() + deadline
     async with _sessions(limits) as sessions:
         run = _Run(sessions, handle, limits, _Queue(per_host))
         for url in urls: run.queue.add(_Job(url, url, _site(url)[1], headers or {}, secrets))
-        try: await _finish(run, await _go(run, n_connections, time.monotonic() + deadline if deadline is not None else float('inf'), stop))
+        try: await _finish(run, await _go(run, n_connections, until, stop))
         finally: await _cancel(run)
         if run.failure: raise run.failure
 

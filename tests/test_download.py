@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from hostile import LOCAL, bomb, dripping, endless, picture, redirect, serving, snapshot
 from bearcls import addresses, download
-from bearcls.core import DataError, image_files, read_manifest, sha256
+from bearcls.core import DataError, image_files, load_image, read_manifest, sha256
 from bearcls.download import download_images, gather
 from bearcls.fetch import Fetched, FetchError, FetchLimits, fetch, fetch_many, run_aside
+from bearcls.likeness import fingerprint
 from bearcls.loopback import Answer, LoopbackWeb, moved
 from bearcls.search import SearchError, SearchResult, search_images
 from bearcls.verify import check_images
@@ -239,6 +240,12 @@ def test_new_bytes_that_are_known_under_another_name_get_no_second_file(tmp_path
     assert [r.status for r in rows] == ['duplicate', 'ok'] and rows[0].reason == f'the same bytes as {first.file}'
     assert other.status == 'ok' and other.file.startswith('b/')  # across labels it is for verify to judge
     assert len(image_files(tmp_path)) == 3
+
+
+def test_rows_carry_the_hash_that_verify_would_compute(tmp_path):
+    data = picture(7, (900, 700))
+    with LoopbackWeb({'/a': data}) as web: [row] = download_images(tmp_path, [f'{web.url}/a'], 'a', allow_private=LOCAL)
+    assert row.phash == f'{fingerprint(load_image(data, min_side=256)).whole:016x}' and read_manifest(tmp_path) == [row]
 
 
 def test_bytes_in_quarantine_do_not_come_back_under_another_address(tmp_path):
