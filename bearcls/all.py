@@ -7,15 +7,20 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #0ffe34e6
+# %% ../nbs/19_all.ipynb #e1071fe9
 from pathlib import Path
 from .core import *
 from .sample import *
 from .figures import draw_bear, draw_thing
+from .results import *
+from .providers import *
 from .search import *
+from .addresses import *
+from .fetch import *
 from .download import *
 from .quarantine import *
 from .likeness import *
+from .measure import *
 from .verify import *
 from .data import *
 from .train import *

@@ -7,19 +7,66 @@ Docs: https://bearcls.github.io/bearcls/cli.html.md"""
 # %% auto #0
 __all__ = ['make_parser', 'main']
 
-# %% ../nbs/18_cli.ipynb #9820d096
+# %% ../nbs/18_cli.ipynb #9f8b5d2e
 import argparse, csv, json, sys
+from collections import Counter
 from collections.abc import Sequence
 import bearcls
 from .core import BearclsError
 
-# %% ../nbs/18_cli.ipynb #3f7f6082
+# %% ../nbs/18_cli.ipynb #3fe4279f
 def _quickstart(args):
     "The whole way in one command"
     from bearcls.quickstart import quickstart
     quickstart(args.dest, args.data, args.search, args.arch, args.epochs, args.seed, args.n_per_label)
     return 0
 
+def _gather(args):
+    "From words to an image folder; status 1 if a label got no picture"
+    from bearcls.download import gather
+    labels = dict(_label(words) for words in args.labels)
+    search = {k: v for k, v in dict(license=args.license, source=args.source).items() if v is not None}
+    rows = gather(labels, args.dest, args.provider, args.max_images, search, enough=args.enough)
+    for label in labels: print(_gathered(label, [r for r in rows if r.label == label]))
+    print(f'\nNext:\n  bearcls check {args.dest}\n  bearcls quickstart --data {args.dest}')
+    return 0 if all(any(r.status == 'ok' and r.label == label for r in rows) for label in labels) else 1
+
+def _label(words):
+    "A label and its terms, from LABEL=TERM,TERM or from the terms alone"
+    label, _, terms = words.rpartition('=')
+    return label.strip() or terms, [t.strip() for t in terms.split(',')] if label else terms
+
+# %% ../nbs/18_cli.ipynb #1fda58e4
+def _gathered(label, rows):
+    "What became of a label's addresses, in a few lines"
+    reasons = Counter(r.reason.partition(':')[0].partition(' as ')[0] for r in rows if r.status != 'ok')
+    n_good = sum(r.status == 'ok' for r in rows)
+    return '\n'.join([f'{label}: {n_good:,} pictures from {len(rows):,} addresses', *(f'  {n:5,}  {why}' for why, n in reasons.most_common())])
+
+# %% ../nbs/18_cli.ipynb #d8bf5df1
+def _check(args):
+    "What is wrong with the pictures of a folder; status 1 while some cannot be opened"
+    from bearcls.quarantine import quarantine_folder, restore
+    from bearcls.verify import broken_issues, check_images, issue_words
+    if args.restore: return _moved(restore(args.folder), 'restored')
+    report = check_images(args.folder)
+    print(f'{len(report.measures):,} pictures checked')
+    for issue, n in report.counts.items(): print(f'  {n:5,}  {issue}: {issue_words[issue]}')
+    for row in report.rows:
+        if row.issue in broken_issues or args.all: print(f'{row.file}: {row.reason}')
+    if args.html: print(f'Report: {report.write_html(args.html)}')
+    if not args.quarantine: return 1 if report.files(*broken_issues) else 0
+    print(f'Moved to {quarantine_folder(args.folder)}; "bearcls check {args.folder} --restore" brings all of them back')
+    return _moved(report.quarantine(), 'moved')
+
+def _moved(moves, status):
+    "Files moved or not, a line each for those that were not"
+    for m in moves:
+        if m.status != status: print(f'{m.file}: {m.reason}')
+    print(f'{sum(m.status == status for m in moves):,} files {status}')
+    return 0 if all(m.status == status for m in moves) else 1
+
+# %% ../nbs/18_cli.ipynb #821523d9
 def _app(args):
     "Serve the notebook application"
     from bearcls.app import run_app
@@ -45,18 +92,20 @@ def _print_csv(rows):
     out.writeheader()
     out.writerows(rows)
 
-# %% ../nbs/18_cli.ipynb #43f3143c
+# %% ../nbs/18_cli.ipynb #b2b51b92
 def make_parser() -> argparse.ArgumentParser:
     "The arguments of the command line"
     parser = argparse.ArgumentParser('bearcls', description='From an idea to an image classifier in other people\'s hands.')
     parser.add_argument('--version', action='version', version=f'bearcls {bearcls.__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     _add_quickstart(commands.add_parser('quickstart', help='pictures, checks, training, mistakes, a bundle and a report in one go'))
+    _add_gather(commands.add_parser('gather', help='find and download pictures for words, a row for each address'))
+    _add_check(commands.add_parser('check', help='find broken files, copies, dark and blurred pictures; move them aside on request'))
     _add_predict(commands.add_parser('predict', help='classify pictures with a bundle'))
     _add_app(commands.add_parser('app', help='open a bundle as an application in the browser'))
     return parser
 
-# %% ../nbs/18_cli.ipynb #248b0fa1
+# %% ../nbs/18_cli.ipynb #ae1ee849
 def _add_quickstart(parser):
     "Arguments of `bearcls quickstart`"
     parser.set_defaults(run=_quickstart)
@@ -68,6 +117,27 @@ def _add_quickstart(parser):
     parser.add_argument('--epochs', type=int, metavar='N', help='times that every picture is seen (default: as the route needs)')
     parser.add_argument('--seed', type=int, default=42, metavar='N', help='decides drawing, split and training (default: %(default)s)')
     parser.add_argument('--n-per-label', type=int, metavar='N', help='pictures per label to draw or gather (default: as training needs)')
+
+def _add_gather(parser):
+    "Arguments of `bearcls gather`"
+    parser.set_defaults(run=_gather)
+    parser.add_argument('dest', metavar='DEST', help='image folder to make or to add to')
+    parser.add_argument('labels', nargs='+', metavar='LABEL=WORDS', help='a label and its search terms, such as "grizzly=grizzly bear,grizzly bear snow"; words alone are label and term')
+    parser.add_argument('--enough', type=int, metavar='N', help='stop once a label has this many pictures (default: fetch all that is found)')
+    parser.add_argument('--max-images', type=int, default=150, metavar='N', help='addresses to ask for with each term (default: %(default)s)')
+    parser.add_argument('--provider', metavar='NAME', help='who is asked: duckduckgo, bing, bing_api, google or local (default: one after the other)')
+    parser.add_argument('--source', metavar='PATH', help='image folder or JSON file that the provider local searches')
+    parser.add_argument('--license', metavar='NAME', help='only pictures under a licence: any, share, share_commercially, modify, modify_commercially or public_domain')
+
+def _add_check(parser):
+    "Arguments of `bearcls check`"
+    parser.set_defaults(run=_check)
+    parser.add_argument('folder', metavar='FOLDER', help='image folder: one folder for each label')
+    parser.add_argument('--all', action='store_true', help='a line for every finding, not only for files that cannot be opened')
+    parser.add_argument('--html', metavar='FILE', help='write the report with its pictures to this page')
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument('--quarantine', action='store_true', help='move files that cannot be opened out of the folder')
+    what.add_argument('--restore', action='store_true', help='bring back all that was ever moved')
 
 def _add_predict(parser):
     "Arguments of `bearcls predict`"
