@@ -69,7 +69,7 @@ def hosts_allowed(
 
 def _is_allowed(host, allow_private): return allow_private if isinstance(allow_private, bool) else host.lower() in allow_private
 
-# %% ../nbs/01b_addresses.ipynb #3b31e786
+# %% ../nbs/01b_addresses.ipynb #b12368a7
 def checked_address(
     address: str,                                  # As it came from outside
     allow_private: bool | Iterable[str] = False,   # See `hosts_allowed`
@@ -82,17 +82,16 @@ def checked_address(
         raise FetchError('', f'only http and https addresses are visited, not {url.scheme[:20] or "a bare name"}', 'refused')
     if not host: raise FetchError('', 'the address names no host', 'refused')
     if len(address) > 20_000: raise FetchError(host, f'the address is {len(address):,} characters long', 'refused')
-    literal = _literal(host)
-    if literal and not is_public(literal) and not _is_allowed(host, hosts_allowed(allow_private)): raise _private(host)
+    if not _looks_public(host) and not _is_allowed(host, hosts_allowed(allow_private)): raise _private(host)
     return url
 
-# %% ../nbs/01b_addresses.ipynb #96f7dea6
-def _literal(host):
-    "The IP address that a host spells out, empty for a name"
-    with contextlib.suppress(ValueError): return str(ipaddress.ip_address(host.partition('%')[0]))
+# %% ../nbs/01b_addresses.ipynb #1516b246
+def _looks_public(host):
+    "Could this host be on the public internet, as far as its spelling tells?"
+    with contextlib.suppress(ValueError): return is_public(host)
     last = host.rstrip('.').rpartition('.')[2]
     if re.fullmatch(r'0x[0-9a-f]*|\d+', last): raise FetchError(host, 'the host is a number and no plain address', 'refused')
-    return ''
+    return last != 'localhost'
 
 def _private(host): return FetchError(host, f'{host[:100]} is on a private network; `allow_private` would permit it', 'refused')
 

@@ -61,12 +61,12 @@ def _what_it_is(data):
     page = data[:200].lstrip().lower().startswith((b'<!doctype', b'<html', b'<head', b'<?xml'))
     return 'a web page, not a picture' if page else 'no picture of an accepted format'
 
-# %% ../nbs/03_download.ipynb #93d6a407
+# %% ../nbs/03_download.ipynb #8b1bb858
 class _Workplace:
     "The hidden folder of an unfinished run"
     def __init__(self, dest):
         self.dest, self.path, self.numbers = dest, dest/'.bearcls-download', itertools.count()
-        if self.path.is_symlink(): raise DataError(f'{self.path} is a link; unfinished files would be written and cleared where it leads')
+        if self.path.is_symlink(): raise DataError(f'{self.path} is a link; files would be written and cleared where it leads')
         self.path.mkdir(parents=True, exist_ok=True)
         self.file = self.path/'journal.jsonl'
 
@@ -77,8 +77,8 @@ class _Workplace:
         return part
 
     def note(self, row):
-        "Add a line to the journal"
-        with open(self.file, 'ab', buffering=0) as f: f.write((json.dumps(asdict(row)) + '\n').encode())
+        "Add a line to the journal; it begins with the line's end, so that one which broke off spoils no other"
+        with open(self.file, 'ab', buffering=0) as f: f.write(('\n' + json.dumps(asdict(row))).encode())
 
     def finish(self, rows):
         "Turn the rows into the manifest and leave nothing behind"
@@ -92,9 +92,9 @@ class _Workplace:
         "Remove unfinished files, also those of a manifest"
         for part in self.path.glob('*.part'): part.unlink(missing_ok=True)
 
-# %% ../nbs/03_download.ipynb #55e9ccff
+# %% ../nbs/03_download.ipynb #5790a0d7
 def _left_over(file, dest):
-    "Rows that an interrupted run had settled; a last line that broke off is not one, nor is a picture that was not moved any more"
+    "Rows that an interrupted run had settled; neither a line that broke off nor a picture that never moved is one"
     if not file.is_file(): return []
     names, rows = {f.name for f in fields(ImageRow)}, []
     for line in file.read_bytes().splitlines():
@@ -103,7 +103,7 @@ def _left_over(file, dest):
         if isinstance(known, dict): rows.append(ImageRow(**{k: v for k, v in known.items() if k in names}))
     return [r for r in rows if not r.file or (dest/r.file).is_file()]
 
-# %% ../nbs/03_download.ipynb #eb92774c
+# %% ../nbs/03_download.ipynb #b28aedae
 @dataclass
 class _Label:
     "What is known of one label when a run begins, and what it learns"
@@ -119,7 +119,8 @@ def _label_from(rows, dest, label):
     mine = [r for r in rows if r.label == label]
     banned = {r.sha256: r.file for r in mine if r.status == 'quarantined' and r.sha256}
     files = {r.sha256: r.file for r in reversed(mine) if r.status == 'ok' and r.sha256 and _is_whole(dest/r.file, r.bytes)}
-    def is_settled(r): return r.status == 'quarantined' or r.status in ('ok', 'duplicate') and (r.sha256 in files or r.sha256 in banned)
+    held = files.keys() | banned.keys()
+    def is_settled(r): return r.status == 'quarantined' or r.status in ('ok', 'duplicate') and r.sha256 in held
     settled = {r.url: r for r in mine if r.url and is_settled(r)}
     return _Label(label, settled, {r.url: r for r in mine if r.url and r.url not in settled}, files, banned)
 

@@ -249,7 +249,7 @@ async def _attempt(run, job):
 
 _host_down = 3  # After so many failures to connect in a row, a host's other addresses share the last one's fate
 
-# %% ../nbs/01b_fetch.ipynb #489e1c7e
+# %% ../nbs/01b_fetch.ipynb #bc395611
 async def _fetch_job(run, job):
     "One attempt, and what follows from it"
     host = job.host
@@ -271,7 +271,8 @@ def _blame(run, job, error):
         why = f'{error.why}, to be left alone for more than {run.limits.max_wait:g} seconds'
         error = FetchError(job.host, why, 'status', error.status, body=error.body)
         run.down[job.host] = [error]*_host_down
-    elif error.kind == 'unreachable' or error.kind == 'silent' and not job.answered: run.down.setdefault(job.host, []).append(error)
+    elif error.kind == 'unreachable' or error.kind == 'silent' and not job.answered:
+        run.down.setdefault(job.host, []).append(error)
     elif error.status and len(run.down.get(job.host, ())) < _host_down: run.down.pop(job.host, None)
     return error
 
