@@ -77,7 +77,7 @@ def _scale_grey(image):
     if image.mode == 'F' and image.getextrema()[1] > 1.0: peak = 255.0
     return image.convert('F').point(lambda v: v * (255.0 / peak)).convert('L')
 
-# %% ../nbs/00_core.ipynb #2d8b737c
+# %% ../nbs/00_core.ipynb #8ddf1353
 def load_image(
     source: str | os.PathLike | bytes | BinaryIO | Image.Image,  # Path, bytes, open binary file or Pillow picture
     min_side: int | None = None,  # JPEGs may be decoded smaller, but not below this many pixels a side; None: full size
@@ -92,7 +92,8 @@ def load_image(
                 raise ImageError(f'{name} claims {image.width}×{image.height} pixels; at most {limit:,} are accepted', 'bomb')
             if min_side and image.format == 'JPEG': image.draft('RGB', (min_side, min_side))
             image.load()
-            return flatten(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return flatten(image)
 
 # %% ../nbs/00_core.ipynb #e57dd519
 image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF', 'PPM')

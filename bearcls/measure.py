@@ -103,7 +103,7 @@ def _read(file):
         return b'', ('changed', 'the file changed while it was read; check again when nothing writes to it any more')
     return data, None
 
-# %% ../nbs/03b_measure.ipynb #6c3652b8
+# %% ../nbs/03b_measure.ipynb #13abcf42
 def measure_file(
     file: str | os.PathLike,  # Picture file
     root: str | os.PathLike,  # Image folder that holds it
@@ -120,7 +120,7 @@ def measure_file(
     except ImageError as e:
         m.issue, m.message = _explain(data, e)
         return m
-    return _measure_pixels(_measure_header(m, data), image)
+    return _measure_pixels(_measure_header(m, data), image.reduce(max(1, min(image.size)//256)))
 
 # %% ../nbs/03b_measure.ipynb #cef317e0
 def _measure_header(m, data):
