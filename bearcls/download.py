@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/download.html.md"""
 # %% auto #0
 __all__ = ['download_images', 'gather']
 
-# %% ../nbs/03_download.ipynb #a4606ef9
+# %% ../nbs/03_download.ipynb #e8210a00
 import asyncio, contextlib, io, itertools, json, os, threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from PIL import Image, UnidentifiedImageError
-from .core import (DataError, ImageError, ImageRow, image_size, image_suffixes, load_image, manifest_name, progress, read_manifest,
-                          sha256, write_manifest)
+from .core import (DataError, ImageError, ImageRow, image_size, image_suffixes, load_image, manifest_name, progress,
+                          read_manifest, sha256, write_manifest)
 from .fetch import Fetched, FetchError, FetchLimits, fetch_many, run_aside
 from .likeness import perceptual_hash, small_grey
 from .results import SearchError, SearchResult, SearchResults, local_path
@@ -168,14 +168,15 @@ def _settle(place, state, result, got, part=None):
     if row.file: state.files[row.sha256] = row.file
     state.rows[result.image] = row
 
-# %% ../nbs/03_download.ipynb #45955e93
+# %% ../nbs/03_download.ipynb #53d7e4de
 async def _fetch_all(place, state, todo, limits, told, **run):
     "Fetch every result, accept what is a picture, settle each as it comes"
     results, loop = {r.image: r for r in todo}, asyncio.get_running_loop()
     with ThreadPoolExecutor(_n_decoders, thread_name_prefix='bearcls-decode') as pool:
         async def settle(url, got):
             if isinstance(got, FetchError) and got.kind == 'stopped': return told(results[url], got.why)
-            taken = await loop.run_in_executor(pool, _take, place, state, got.data) if isinstance(got, Fetched) else (got.why, None)
+            if isinstance(got, FetchError): taken = got.why, None
+            else: taken = await loop.run_in_executor(pool, _take, place, state, got.data)
             _settle(place, state, results[url], *taken)
             told(results[url], '')
         local = {r.image: local_path(r.image) for r in todo if r.provider == 'local' and local_path(r.image)}

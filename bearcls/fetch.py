@@ -112,7 +112,7 @@ async def _visit(run, job):
         if response.status != 200: raise await _status_error(response)
         return Fetched(str(url), response.status, response.headers, await _body(response, run.limits.max_bytes, job))
 
-# %% ../nbs/01b_fetch.ipynb #78f40fef
+# %% ../nbs/01b_fetch.ipynb #faff3bb1
 async def _body(response, max_bytes, job):
     "The body, if it is not too long"
     length = response.headers.get('Content-Length', '')
@@ -127,9 +127,11 @@ async def _body(response, max_bytes, job):
 
 async def _start_of(response, n=4096):
     "The first bytes of a page that is not wanted; one that ends within them leaves the connection free for the next visit"
-    data = b''
-    while len(data) < n and (part := await response.content.read(n - len(data))): data += part
-    return data
+    data = bytearray()
+    async def read():
+        while len(data) < n and (part := await response.content.read(n - len(data))): data.extend(part)
+    with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError): await asyncio.wait_for(read(), 2)
+    return bytes(data)
 
 # %% ../nbs/01b_fetch.ipynb #e3ca4356
 async def _status_error(response):
@@ -140,16 +142,20 @@ async def _status_error(response):
 
 _phrases = {s.value: s.phrase for s in HTTPStatus}
 
-# %% ../nbs/01b_fetch.ipynb #0909d031
+# %% ../nbs/01b_fetch.ipynb #65f1eae3
 def _words(error, host):
     "A client library's exception as a `FetchError`"
     cause = getattr(error, 'os_error', error)
-    if isinstance(error, aiohttp.ClientConnectorCertificateError): return FetchError(host, 'its certificate is not valid', 'unreachable')
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return FetchError(host, 'its certificate is not valid', 'unreachable')
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        if cause.errno == socket.EAI_AGAIN: return FetchError(host, 'its name cannot be looked up just now', 'unreachable', busy=True)
+        if cause.errno == socket.EAI_AGAIN:
+            return FetchError(host, 'its name cannot be looked up just now', 'unreachable', busy=True)
         return FetchError(host, f'there is no host {host[:100]}', 'unreachable')
-    if isinstance(error, aiohttp.ClientConnectorSSLError): return FetchError(host, 'no secure connection can be made', 'unreachable')
-    if isinstance(error, aiohttp.ClientHttpProxyError): return FetchError(host, f'the proxy answers HTTP {error.status}', 'unreachable')
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return FetchError(host, 'no secure connection can be made', 'unreachable')
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return FetchError(host, f'the proxy answers HTTP {error.status}', 'unreachable')
     if isinstance(error, aiohttp.ClientConnectorError):
         words = os.strerror(cause.errno).lower() if (cause.errno or 0) > 0 else 'the host cannot be reached'
         return FetchError(host, f'no connection: {words}', 'unreachable', busy=isinstance(cause, ConnectionResetError))

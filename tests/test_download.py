@@ -328,6 +328,13 @@ def test_bad_http_is_one_error(serve, kind):
     assert kind in (error.kind, None) and 'secret' not in str(error) and str(error)
 
 
+def test_an_error_page_or_a_redirect_needs_no_end():
+    pages = {'/cut': Answer(404, bytes(1000), send=10), '/hung': Answer(302, bytes(1000), {'Location': '/ok'}, stall=30), '/ok': b'ok',
+             '/long': Answer(500, bytes(1_000_000)), '/endless': Answer(403, bytes(1000), {'Content-Length': '999999999'}, stall=30)}
+    with LoopbackWeb(pages) as web: outcomes, seconds = fetched([web.url + p for p in pages], FetchLimits(allow_private=True, tries=1))
+    assert [getattr(outcomes[web.url + p], 'status', None) for p in pages] == [404, 200, 200, 500, 403] and seconds < 8
+
+
 def test_absurd_retry_after_is_not_waited_for():
     pages = {f'/{n}': Answer(429, headers={'Retry-After': '99999999'}) for n in range(20)} | {'/soon': Answer(503, headers={'Retry-After': 'Fri, 31 Dec 9999 23:59:59 GMT'}), '/junk': Answer(429, headers={'Retry-After': '9'*5000})}
     with LoopbackWeb(pages) as web:
@@ -459,3 +466,21 @@ def test_gather_tells_of_a_failed_search_and_goes_on(tmp_path, bears):
     assert [(r.term, r.status) for r in rows][0] == ('unlucky', 'failed')
     assert {(r.label, r.status) for r in rows} == {('grizzly', 'failed'), ('grizzly', 'ok'), ('black', 'ok'), ('black', 'failed')}
     assert len(image_files(tmp_path/'d')) == 6
+
+
+def test_enough_counts_the_pictures_of_all_terms_of_a_label(tmp_path, bears):
+    asked = []
+    def provider(term, max_images, **options):
+        asked.append(term)
+        return search_images(term, max_images, 'local', source=bears)
+    def again(): return gather({'any': ['grizzly', 'black']}, tmp_path/'d', provider=provider, enough=4, search={'cache': False})
+    rows = again()
+    assert asked == ['grizzly', 'black'] and 4 <= len(image_files(tmp_path/'d')) < 6
+    before = snapshot(tmp_path/'d')
+    assert again() == rows and snapshot(tmp_path/'d') == before
+
+
+def test_gather_refuses_a_bad_label_before_it_asks_anybody(tmp_path):
+    def provider(term, max_images, **options): raise AssertionError('asked')
+    with pytest.raises(DataError, match='plain folder name'): gather({'good': 'a', '../bad': 'b'}, tmp_path/'d', provider=provider)
+    assert not (tmp_path/'d').exists()
