@@ -223,7 +223,7 @@ def _storable(text):
     "Text without what a UTF-8 CSV cannot hold: lone surrogates and zero bytes"
     return text.encode('utf-8', 'replace').decode('utf-8').replace('\0', '')
 
-# %% ../nbs/03_download.ipynb #eb9174db
+# %% ../nbs/03_download.ipynb #3b22d2ad
 def download_images(
     dest: str | os.PathLike,              # Image folder; the pictures go to `dest/label`
     results: Iterable[SearchResult | str],# Search results, or bare addresses
@@ -231,7 +231,7 @@ def download_images(
     enough: int | None = None,            # Stop once the label has this many distinct pictures, earlier runs included; which ones, is a matter of who answers first
     deadline: float | None = None,        # Seconds for the whole; None: until every address has been tried
     timeout: float = 60.0,                # Seconds for one file; generous, because 64 files share the line
-    max_bytes: int = 25_000_000,          # Longer files are refused
+    max_bytes: int = 25_000_000,          # Longer files are refused; `n_connections` times this is the most that can be in memory
     n_connections: int = 64,              # Files fetched at the same time
     per_host: int = 8,                    # At most this many of them from one host
     allow_private: bool | Iterable[str] = False,  # Visit private networks? True, or the hosts that may be visited
