@@ -21,7 +21,7 @@ from .core import DataError, image_files, optional_import, read_manifest
 from .fetch import FetchError, FetchLimits, asked_wait, fetch, is_busy, retry_wait
 from .results import SearchError, SearchResult, SearchResults, address_key, clean_result, read_results
 
-# %% ../nbs/01d_providers.ipynb #9f4241d8
+# %% ../nbs/01d_providers.ipynb #61ecdc8c
 providers: dict[str, Callable[..., list[SearchResult]]] = {}  # Functions that search, by name
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class ProviderFacts:
     keys: Mapping[str, str] = field(default_factory=dict)  # Environment variable by argument, for what it cannot do without; `key` is a secret
     cached: bool = False  # May its answers be kept and used again?
 
-_facts: dict[Callable, ProviderFacts] = {}
+_facts: list[tuple[Callable, ProviderFacts]] = []
 
-# %% ../nbs/01d_providers.ipynb #4dae8aa3
+# %% ../nbs/01d_providers.ipynb #7862af29
 def provider(
     name: str,             # Name for `search_images(provider=...)`
     keys: Mapping[str, str] | None = None,  # Arguments it cannot do without, and the environment variable that each may come from; the one named `key` is a secret
@@ -41,7 +41,7 @@ def provider(
     "Register a function `(term, max_images, ...)` as a provider"
     def register(function):
         providers[name] = function
-        _facts[function] = ProviderFacts(dict(keys or {}), cached)
+        _facts.append((function, ProviderFacts(dict(keys or {}), cached)))
         return function
     return register
 
@@ -49,7 +49,7 @@ def provider_facts(
     function: Callable,  # A provider, registered or not
 ) -> ProviderFacts:      # Defaults for one that is not registered
     "What is known about a provider"
-    return _facts.get(function, ProviderFacts())
+    return next((facts for f, facts in reversed(_facts) if f is function), ProviderFacts())
 
 # %% ../nbs/01d_providers.ipynb #f2994a86
 def collect(

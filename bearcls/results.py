@@ -35,12 +35,12 @@ class SearchResult:
     term: str = ''             # Words that were searched for
     license: str = ''          # Licence, where the provider tells it
 
-# %% ../nbs/01c_results.ipynb #5fffbefe
+# %% ../nbs/01c_results.ipynb #f9b430fe
 def clean_result(
     entry: Any,            # A dictionary with the fields of `SearchResult`, as somebody else filled it
     **known: Any,          # Fields that are known better, such as `provider` and `term`
 ) -> SearchResult | None:  # None where there is no address
-    "A result from data that may hold anything"
+    "A result from data that may hold anything; `known` are fields that are known better, such as `provider`"
     if not isinstance(entry, dict) or not (image := _visible(entry.get('image'))): return None
     found = {k: _visible(entry.get(k)) for k in ('page', 'thumbnail', 'provider', 'term', 'license')}
     found['title'] = ' '.join(html.unescape(_visible(entry.get('title')))[:500].split())
@@ -91,7 +91,7 @@ class SearchError(BearclsError):
 
     def __reduce__(self): return type(self), (self.provider, self.why, self.advice)
 
-# %% ../nbs/01c_results.ipynb #c9561d49
+# %% ../nbs/01c_results.ipynb #8fe01ddb
 class SearchResults(list):
     "Results in the order they were found"
     def __init__(self,
@@ -102,6 +102,12 @@ class SearchResults(list):
         super().__init__(results)
         self.errors, self.about = list(errors), dict(about or {})
 
+    @property
+    def table(self) -> Any:
+        "The results as a pandas DataFrame, a column for each field"
+        pandas = optional_import('pandas', purpose='`results.table`')
+        return pandas.DataFrame([asdict(r) for r in self], columns=[f.name for f in fields(SearchResult)])
+
     def __getitem__(self, i):
         found = super().__getitem__(i)
         return SearchResults(found, self.errors, self.about) if isinstance(i, slice) else found
@@ -111,13 +117,6 @@ class SearchResults(list):
         return f'<SearchResults, {len(self):,} pictures{failed}; .table has them all>'
 
     def _repr_html_(self): return results_html(self)
-
-# %% ../nbs/01c_results.ipynb #4812ccce
-@patch_to(SearchResults, as_prop=True)
-def table(self) -> Any:  # A pandas DataFrame
-    "The results as a table, a column for each field"
-    pandas = optional_import('pandas', purpose='`results.table`')
-    return pandas.DataFrame([asdict(r) for r in self], columns=[f.name for f in fields(SearchResult)])
 
 # %% ../nbs/01c_results.ipynb #36db8b51
 @patch_to(SearchResults)
@@ -185,13 +184,13 @@ def with_thumbnails(self,
     "Fetch the thumbnails, so that the table can show them"
     return SearchResults([*fetch_thumbnails(self[:max_n], side, limits), *self[max_n:]], self.errors, self.about)
 
-# %% ../nbs/01c_results.ipynb #00c0dc54
+# %% ../nbs/01c_results.ipynb #f01aeda6
 def write_results(
     file: str | os.PathLike,          # File to make or replace
     results: Iterable[SearchResult],  # What a search found
     **about: Any,                     # Further facts, anything JSON can hold
 ) -> Path:                            # The file written
-    "Write search results to a JSON file"
+    "Write search results to a JSON file; `about` are further facts, anything JSON can hold"
     with atomic_write(file, 'w') as f: json.dump({**about, 'results': [asdict(r) for r in results]}, f, indent=1)
     return Path(file)
 

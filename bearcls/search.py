@@ -19,7 +19,7 @@ from .results import SearchError, SearchResult, SearchResults, address_key, loca
 
 _all_ = ['SearchError', 'SearchResult', 'SearchResults', 'licenses', 'local_path', 'provider', 'providers']
 
-# %% ../nbs/02_search.ipynb #cdd64842
+# %% ../nbs/02_search.ipynb #b5b0e455
 def default_providers() -> list[str]:  # Names in `providers`
     "Who is asked if nobody is named: those without a key, then those whose keys the environment holds"
     keyed = [n for n in ('google', 'bing_api') if n in providers and all(os.environ.get(v, '').strip() for v in provider_facts(providers[n]).keys.values())]
@@ -31,7 +31,11 @@ def _chain(provider):
     if not names: raise DataError('`provider` is an empty list; name at least one')
     if unknown := [n for n in names if not callable(n) and n not in providers]:
         raise DataError(f'There is no provider {unknown[0]!r}; known are {", ".join(sorted(providers))}')
-    return {getattr(n, '__name__', 'your function') if callable(n) else n: n if callable(n) else providers[n] for n in names}
+    chain = {}
+    for n in names:
+        name, function = (getattr(n, '__name__', 'your function'), n) if callable(n) else (n, providers[n])
+        if not any(f is function for f in chain.values()): chain[f'{name} {len(chain) + 1}' if name in chain else name] = function
+    return chain
 
 # %% ../nbs/02_search.ipynb #b820e1cf
 def _takes(function):
@@ -121,7 +125,7 @@ def _all_failed(errors):
     if len(errors) == 1: return errors[0]
     return SearchError(', '.join(e.provider for e in errors), 'none of them could answer', '. '.join(map(str, errors)))
 
-# %% ../nbs/02_search.ipynb #db1ec68a
+# %% ../nbs/02_search.ipynb #f11ec4f0
 def search_images(
     term: str,                         # Words to search for
     max_images: int = 150,             # At most this many; providers may know fewer
@@ -132,7 +136,7 @@ def search_images(
     refresh: bool = False,             # Ask again, and keep the new answer
     **options: Any,                    # What providers take, such as `source=` for 'local'; for one of several: `google={...}`
 ) -> SearchResults:                    # Distinct results in the order they were found; `errors` tells who failed
-    "Search for pictures"
+    "Search for pictures; `options` are what providers take, such as `source=` for 'local', or `google={...}` for one of several"
     term, chain = ' '.join(term.split()), _chain(provider)
     if not term: raise DataError('`term` is empty; give one or more words to search for')
     if max_images < 1: raise DataError(f'`max_images` must be at least 1, got {max_images}')
