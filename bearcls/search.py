@@ -117,13 +117,14 @@ def _ask(name, function, settings, term, max_images, cache, refresh):
     if file and found and not found.errors: _keep(file, found, name, term, max_images)
     return found
 
-# %% ../nbs/02_search.ipynb #71711c1e
+# %% ../nbs/02_search.ipynb #d3843afb
 def _no_filter(name): return SearchError(name, 'it cannot filter by licence, so it was not asked', f'Leave out `license=`, or ask one that can: {", ".join(n for n, f in providers.items() if "license" in _takes(f)[0])}')
 
 def _all_failed(errors):
     "One error for all"
     if len(errors) == 1: return errors[0]
-    return SearchError(', '.join(e.provider for e in errors), 'none of them could answer', '. '.join(map(str, errors)))
+    whys, advice = [f'{e.provider}: {e.why}' for e in errors], dict.fromkeys(e.advice for e in errors)
+    return SearchError(', '.join(e.provider for e in errors), f'none of them could answer ({"; ".join(whys)})', '. '.join(advice))
 
 # %% ../nbs/02_search.ipynb #f11ec4f0
 def search_images(
