@@ -147,7 +147,7 @@ def _is_picture(file):
     try: return min(image_size(file)) > 0
     except ImageError: return False
 
-# %% ../nbs/04_verify.ipynb #31f7d8c2
+# %% ../nbs/04_verify.ipynb #c0c6329d
 @dataclass
 class ImageReport:
     "What `check_images` found"
@@ -208,6 +208,7 @@ class ImageReport:
         max_n: int = 12,          # Pictures shown for each issue
     ) -> Path:                    # The page: one file with all it needs, to be opened in any browser
         "Write the report as a page"
+        if not Path(file).parent.is_dir(): raise DataError(f'There is no folder {Path(file).parent} to write the report in')
         with atomic_write(file, 'w') as f: f.write(_page.format(title=html.escape(f'{self.path.name}: what was found'), body=report_html(self, max_n)))
         return Path(file)
 

@@ -1,12 +1,15 @@
 "Hostile files and accidents around verify and quarantine: what would make bad reading in a notebook"
-import errno, json, os
+import csv, errno, io, json, os, struct
+from collections import Counter
 import pytest
 from PIL import Image
 from hostile import bomb, picture, snapshot
-from bearcls import quarantine, verify
+from bearcls import measure, quarantine, verify
 from bearcls.core import DataError, describe_file, image_files, read_manifest, write_manifest
+from bearcls.measure import measure_file
 from bearcls.quarantine import quarantine_folder, restore
-from bearcls.verify import check_images, verify_images
+from bearcls.sample import draw_bears
+from bearcls.verify import broken_issues, check_images, verify_images
 
 def test_hostile_files_become_findings(bears):
     (bears/'black'/'bomb.png').write_bytes(bomb())
@@ -28,7 +31,7 @@ def test_a_file_that_goes_away_is_a_finding(bears):
     (bears/'black'/'gone.jpg').write_bytes(picture())
     files = image_files(bears)
     (bears/'black'/'gone.jpg').unlink()
-    [m] = [verify.measure_file(f, bears) for f in files if f.name == 'gone.jpg']
+    [m] = [measure_file(f, bears) for f in files if f.name == 'gone.jpg']
     assert m.issue == 'missing'
 
 
@@ -36,6 +39,181 @@ def test_a_file_that_goes_away_is_a_finding(bears):
 def test_a_file_without_permission_is_a_finding(bears):
     (bears/'black'/'0.jpg').chmod(0)
     assert 'black/0.jpg' in check_images(bears).files('unreadable')
+
+
+def meddling_open(monkeypatch, name, meddle):
+    "Whoever opens a file of this name finds that `meddle` has happened, before the open or in the middle of the read"
+    def opened(file, *args):
+        f = open(file, *args)
+        if os.path.basename(file) != name: return f
+        class Meddled(io.BufferedReader):
+            def read(self, n=-1):
+                first = super().read(100)
+                meddle(file)
+                return first + super().read(n - 100)
+        return Meddled(f.detach())
+    monkeypatch.setattr(measure, 'open', opened, raising=False)
+
+
+def grow(file):
+    with open(file, 'ab') as f: f.write(b'more')
+
+def shorten(file): os.truncate(file, 200)
+
+def rewrite(file):
+    "Other bytes, as many as before"
+    size = os.path.getsize(file)
+    with open(file, 'r+b') as f: f.write(bytes(size))
+    os.utime(file, ns=(1, 1))
+
+
+@pytest.mark.parametrize('meddle', [grow, shorten, rewrite])
+def test_a_file_that_changes_while_it_is_read_is_a_finding_and_stays(bears, monkeypatch, meddle):
+    meddling_open(monkeypatch, '1.jpg', lambda file: meddle(file) if 'black' in str(file) else None)
+    report = check_images(bears)
+    assert report.files('changed') == ['black/1.jpg']
+    assert {m.file for m in report.quarantine()} == {'black/broken.jpg', 'grizzly/page.jpg'}
+    assert (bears/'black'/'1.jpg').exists()
+
+
+def test_a_file_replaced_after_the_check_is_not_moved(bears):
+    report = check_images(bears)
+    (bears/'black'/'broken.jpg').write_bytes(picture(4))
+    assert [(m.file, m.status) for m in report.quarantine()] == [('grizzly/page.jpg', 'moved'), ('black/broken.jpg', 'skipped')]
+
+
+@pytest.mark.parametrize('error', [PermissionError(errno.EACCES, 'Permission denied'), OSError(errno.EIO, 'Input/output error')])
+def test_a_file_that_may_not_be_read_is_a_finding(bears, monkeypatch, error):
+    def refused(file, *args):
+        if os.path.basename(file) == '0.jpg': raise error
+        return open(file, *args)
+    monkeypatch.setattr(measure, 'open', refused, raising=False)
+    found = {f.file: f.reason for f in check_images(bears).rows if f.issue == 'unreadable'}
+    assert found.keys() == {'black/0.jpg', 'grizzly/0.jpg'} and all(error.strerror in reason for reason in found.values())
+
+
+def test_a_folder_where_a_file_was_is_a_finding(bears):
+    (bears/'black'/'0.jpg').unlink()
+    (bears/'black'/'0.jpg').mkdir()
+    assert measure_file(bears/'black'/'0.jpg', bears).issue == 'unreadable'
+    assert 'black/0.jpg' not in {m.file for m in check_images(bears).measures}
+
+
+def jpeg_claiming(width, height):
+    data = bytearray(picture())
+    at = data.index(b'\xff\xc0')
+    data[at + 5:at + 9] = struct.pack('>HH', height, width)
+    return bytes(data)
+
+def tiff_claiming(width, height):
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, 64)]
+    return b'II*\0' + struct.pack('<I', 72) + bytes(64) + struct.pack('<H', len(tags)) + b''.join(struct.pack('<HHII', *tag) for tag in tags) + bytes(4)
+
+def patched(fmt, at, dimensions, **options):
+    out = io.BytesIO()
+    Image.new('RGB', (8, 8)).save(out, fmt, **options)
+    data = bytearray(out.getvalue())
+    data[at:at + len(dimensions)] = dimensions
+    return bytes(data)
+
+bombs = {'png': bomb(), 'jpeg': jpeg_claiming(65500, 65500), 'tiff': tiff_claiming(60000, 60000), 'gif': patched('GIF', 6, struct.pack('<HH', 65535, 65535)),
+         'bmp': patched('BMP', 18, struct.pack('<ii', 60000, 60000)), 'webp': patched('WEBP', 21, struct.pack('<I', 16382 | 16382 << 14), lossless=True),
+         'ppm': b'P6 60000 60000 255\n' + bytes(100)}
+
+@pytest.mark.parametrize('fmt', bombs)
+def test_a_bomb_is_refused_before_it_is_decoded_in_every_format(bears, monkeypatch, fmt):
+    (bears/'black'/'bomb.jpg').write_bytes(bombs[fmt])
+    decoded = []
+    monkeypatch.setattr(Image.core, 'new', lambda mode, size, real=Image.core.new: decoded.append(size) or real(mode, size))
+    report = check_images(bears)
+    assert report.files('bomb') == ['black/bomb.jpg']
+    assert 'black/bomb.jpg' in [f.relative_to(bears).as_posix() for f in verify_images(image_files(bears))]
+    assert (96, 80) in decoded and max(w*h for w, h in decoded) < 1e6
+
+
+def test_what_is_no_file_is_passed_over(bears):
+    if not hasattr(os, 'mkfifo'): pytest.skip('no named pipes on this system')
+    os.mkfifo(bears/'black'/'pipe.jpg')
+    os.mkfifo(bears/'black'/'pipe')
+    os.symlink(bears, bears/'black'/'loop')
+    os.symlink('/dev/zero', bears/'black'/'endless.jpg')
+    os.symlink(bears/'nowhere.jpg', bears/'black'/'nowhere.jpg')
+    assert {m.file for m in check_images(bears).measures} == {f'{label}/{name}.jpg' for label, name in
+        [*((label, n) for label in ('black', 'grizzly') for n in range(3)), ('black', 'broken'), ('grizzly', 'page')]}
+
+
+def test_looking_changes_nothing_and_a_link_is_moved_instead_of_what_it_leads_to(bears, tmp_path):
+    outside = tmp_path/'outside'
+    outside.mkdir()
+    (outside/'page.jpg').write_bytes(b'<html>outside')
+    os.symlink(outside/'page.jpg', bears/'black'/'link.jpg')
+    before = snapshot(tmp_path)
+    report = check_images(bears)
+    report.show(), report.with_split(['black/0.jpg']), verify_images(image_files(bears)), report._repr_html_()
+    assert snapshot(tmp_path) == before
+    assert 'black/link.jpg' in {m.file for m in report.quarantine() if m.status == 'moved'}
+    assert (outside/'page.jpg').read_bytes() == b'<html>outside' and not os.path.lexists(bears/'black'/'link.jpg')
+    restore(bears)
+    assert os.path.islink(bears/'black'/'link.jpg')
+
+
+def test_pictures_that_training_does_not_see_are_findings(bears):
+    for name in ('black/saved', 'black/saved.jpg_large', 'black/more/3.jpg', 'top.png'):
+        (bears/name).parent.mkdir(exist_ok=True)
+        (bears/name).write_bytes(picture(7))
+    for name in ('black/.hidden', '.cache/1.jpg', 'black/notes.txt'):
+        (bears/name).parent.mkdir(exist_ok=True)
+        (bears/name).write_bytes(b'' if name.endswith('txt') else picture(8))
+    report = check_images(bears)
+    assert report.files('overlooked') == ['black/more/3.jpg', 'black/saved', 'black/saved.jpg_large', 'top.png']
+    assert {m.status for m in report.quarantine(['overlooked'])} == {'moved'} and {m.status for m in report.restore()} == {'restored'}
+
+
+def test_a_report_is_written_whatever_the_names(bears, tmp_path):
+    names = ['a<script>alert(1)</script>'.replace('/', '_'), '"quoted"', "it's & more", 'x'*240] if os.name != 'nt' else ["it's & more"]
+    for n, name in enumerate(names): (bears/'black'/f'{name}.jpg').write_bytes(b'<html>' + bytes(n))
+    if os.name != 'nt': (bears/'black'/os.fsdecode(b'\xff\xfe.jpg')).write_bytes(b'<html>undecodable')
+    report = check_images(bears)
+    page = report.write_html(tmp_path/'report.html').read_bytes()
+    assert b'<script' not in page and b'http' not in page and page.count(b'a web page under the name') >= len(names)
+    assert [f.name for f in tmp_path.iterdir() if f.name.startswith('.')] == []
+    with pytest.raises(DataError, match='to write the report in'): report.write_html(tmp_path/'nowhere'/'report.html')
+
+
+def test_a_copy_of_a_copy_is_told_of_across_the_split(tmp_path):
+    drawn = draw_bears(tmp_path/'b', n_per_label=4, faults=False)
+    large = Image.open(drawn/'teddy'/'teddy_0001.jpg')
+    large.resize((200, 200)).save(drawn/'teddy'/'smaller.jpg', quality=90)
+    (drawn/'black'/'same.jpg').write_bytes((drawn/'teddy'/'smaller.jpg').read_bytes())
+    report = check_images(drawn)
+    assert report.files('across_split') == [] and report.files('across_labels') == ['black/same.jpg']
+    held = report.with_split([drawn/'black'/'same.jpg', 'teddy/smaller.jpg'])
+    assert {(f.file, f.of) for f in held.rows if f.issue == 'across_split'} == {(f, 'teddy/teddy_0001.jpg') for f in ('black/same.jpg', 'teddy/smaller.jpg')}
+    assert held.adjust(min_side=40).files('across_split') == held.files('across_split')
+    assert held.with_split([]).files('across_split') == []
+
+
+def test_faults_of_five_drawn_sets_are_found(tmp_path):
+    planted, found, pairs_found, false = Counter(), Counter(), 0, 0
+    issues = {'truncated_jpeg': 'truncated', 'html_page': 'not_an_image', 'empty_file': 'empty', 'bomb_png': 'bomb', 'webp_as_jpg': 'wrong_extension',
+        'rgba_png': 'odd_mode', 'palette_png': 'odd_mode', 'cmyk_jpeg': 'odd_mode', 'exif_rotated': 'exif_rotated', 'one_pixel': 'too_small', 'exact_copy': 'exact_copy',
+        'rescaled_copy': 'near_copy', 'reencoded_copy': 'near_copy', 'cropped_copy': 'near_copy', 'too_dark': 'too_dark', 'blurred': 'blurred'}
+    for seed in (42, 1, 2, 3, 4):
+        folder = draw_bears(tmp_path/str(seed), n_per_label=300, side=160, seed=seed)
+        report = check_images(folder)
+        with open(folder/'faults.csv', encoding='utf-8', newline='') as f: faults = [r for r in csv.DictReader(f) if r['fault'] in issues]
+        hits = {(f.file, f.issue) for f in report.rows} | {(f.of, f.issue) for f in report.rows if f.of}
+        for r in faults:
+            planted[issues[r['fault']]] += 1
+            found[issues[r['fault']]] += (r['file'], issues[r['fault']]) in hits
+        pairs = {frozenset((r['file'], r['of'])) for r in faults if r['of']}
+        copies = [f for f in report.rows if f.issue in ('exact_copy', 'near_copy')]
+        pairs_found, false = pairs_found + len(copies), false + sum(frozenset((f.file, f.of)) not in pairs for f in copies)
+        assert set(report.files(*broken_issues)) == {r['file'] for r in faults if issues[r['fault']] in broken_issues}
+    least = {**dict.fromkeys(planted, 1.0), 'near_copy': 0.95, 'too_dark': 0.9, 'blurred': 0.9}
+    assert min(planted[issue] for issue in ('exact_copy', 'near_copy', 'too_dark', 'blurred')) >= 30
+    assert {issue: found[issue]/planted[issue] for issue in planted if found[issue] < least[issue]*planted[issue]} == {}
+    assert false <= 0.01*pairs_found
 
 
 def test_quarantine_and_restore_byte_for_byte(bears):
