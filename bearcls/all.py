@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #e1071fe9
+# %% ../nbs/19_all.ipynb #ebc433bc
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -22,6 +22,7 @@ from .quarantine import *
 from .likeness import *
 from .measure import *
 from .verify import *
+from .balance import *
 from .data import *
 from .train import *
 from .interpret import *

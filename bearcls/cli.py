@@ -7,9 +7,8 @@ Docs: https://bearcls.github.io/bearcls/cli.html.md"""
 # %% auto #0
 __all__ = ['make_parser', 'main']
 
-# %% ../nbs/18_cli.ipynb #9f8b5d2e
+# %% ../nbs/18_cli.ipynb #9820d096
 import argparse, csv, json, sys
-from collections import Counter
 from collections.abc import Sequence
 import bearcls
 from .core import BearclsError
@@ -36,12 +35,12 @@ def _label(words):
     label, _, terms = words.rpartition('=')
     return label.strip() or terms, [t.strip() for t in terms.split(',')] if label else terms
 
-# %% ../nbs/18_cli.ipynb #1fda58e4
+# %% ../nbs/18_cli.ipynb #3e8c5e13
 def _gathered(label, rows):
-    "What became of a label's addresses, in a few lines"
-    reasons = Counter(r.reason.partition(':')[0].partition(' as ')[0] for r in rows if r.status != 'ok')
-    n_good = sum(r.status == 'ok' for r in rows)
-    return '\n'.join([f'{label}: {n_good:,} pictures from {len(rows):,} addresses', *(f'  {n:5,}  {why}' for why, n in reasons.most_common())])
+    "What became of a label's addresses, in a few lines; rows without an address tell of a provider that could not answer"
+    from bearcls.download import reason_counts
+    head = f"{label}: {sum(r.status == 'ok' for r in rows):,} pictures from {sum(bool(r.url) for r in rows):,} addresses"
+    return '\n'.join([head, *(f'  {n:5,}  {why}' for why, n in reason_counts(rows).items()), *(f'  {r.reason}' for r in rows if not r.url)])
 
 # %% ../nbs/18_cli.ipynb #d8bf5df1
 def _check(args):

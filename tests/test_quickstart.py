@@ -171,7 +171,7 @@ def test_no_write_permission(tmp_path):
 def test_search_goes_the_whole_way(tmp_path, monkeypatch):
     "Words to pictures to a model, with a provider that finds them on this machine"
     source = draw_bears(tmp_path/'web', n_per_label=24, seed=1, faults=False)
-    monkeypatch.setitem(providers, 'duckduckgo', lambda term, max_images, **options: providers['local'](term, max_images, source=source))
+    for name in ('duckduckgo', 'bing'): monkeypatch.setitem(providers, name, lambda term, max_images, **options: providers['local'](term, max_images, source=source))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'no weights'))
     q = quickstart(tmp_path/'out', search=['grizzly bear', 'teddy bear'], epochs=1, arch='xresnet18_thin', quiet=True)
     assert {f.parent.name for f in image_files(q.path)} == {'grizzly bear', 'teddy bear'}
