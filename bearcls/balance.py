@@ -111,11 +111,11 @@ def _provider_notes(sources, most):
         if s.kind == 'provider' and s.name and s.pictures >= most*total[s.label]: main.setdefault(s.name, []).append(s.label)
     if len(main) > 1: yield 'Labels came through different providers: ' + '; '.join(f'{", ".join(labels)} through {name}' for name, labels in main.items()) + '.'
 
-# %% ../nbs/04a_balance.ipynb #8cd3d320
+# %% ../nbs/04a_balance.ipynb #64095b62
 @dataclass
 class Balance:
     "What `balance` counted"
-    path: Path                  # Image folder
+    path: Path = field(repr=False)  # Image folder
     labels: list[LabelBalance]  # One for each label, in alphabetical order
     sources: list[Source] = field(repr=False)  # One for each label, kind and name, the largest first
     notes: list[str]            # What stands out, a sentence each
