@@ -128,7 +128,7 @@ def attrgot(self,
 
 _book_names = {'contentUrl': 'image', 'content_url': 'image', 'hostPageUrl': 'page', 'name': 'title', 'thumbnailUrl': 'thumbnail'}
 
-# %% ../nbs/01c_results.ipynb #cfbe67e6
+# %% ../nbs/01c_results.ipynb #2c37f4f5
 def results_html(
     results: Iterable[SearchResult],  # What a search found
     max_rows: int = 12,               # Show at most this many
@@ -139,7 +139,7 @@ def results_html(
     rows = [{'': _preview(r), 'title': _short(r.title), 'size': f'{r.width}×{r.height}' if r.width else '', 'term': r.term, 'provider': r.provider,
              'license': r.license, 'image': _short(r.image)} for r in results[:max_rows]]
     told = [name for name in (rows[0] if rows else []) if any(r[name] for r in rows)]
-    head = f'<p>{len(results):,} results</p>' + (f'<p>Not everybody could answer:</p><ul>{failed}</ul>' if failed else '')
+    head = f'<p>{len(results):,} {"result" if len(results) == 1 else "results"}</p>' + (f'<p>Not everybody could answer:</p><ul>{failed}</ul>' if failed else '')
     more = f'<p>… and {len(results) - max_rows:,} more</p>' if len(results) > max_rows else ''
     return Html(head + html_table(rows, told, max_rows) + more)
 

@@ -1,11 +1,13 @@
 "What the hostile tests share: small pictures, a bomb, a server that answers as it is told"
-import io, struct, threading, time, zlib
+import io, struct, sys, threading, time, zlib
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+import pytest
 from PIL import Image, ImageDraw
 
 LOCAL = ['127.0.0.1']
+several_hosts = pytest.mark.skipif(sys.platform == 'darwin', reason='macOS answers at 127.0.0.1 and at no other loopback address')
 
 
 def picture(n=0, size=(96, 80), fmt='JPEG'):

@@ -1,8 +1,7 @@
 "Hostile addresses, answers and accidents around download: what would make bad reading in a notebook"
-import asyncio, errno, gzip, json, os, signal, socket, subprocess, sys, time, zlib
-from pathlib import Path
+import asyncio, errno, os, signal, socket, subprocess, sys, time, zlib
 import pytest
-from hostile import LOCAL, bomb, dripping, endless, picture, redirect, serving, snapshot
+from hostile import LOCAL, bomb, dripping, endless, picture, redirect, serving, several_hosts, snapshot
 from bearcls import addresses, download
 from bearcls.core import DataError, image_files, load_image, read_manifest, sha256
 from bearcls.download import download_images, gather
@@ -48,6 +47,7 @@ def test_redirect_into_a_private_network_is_refused(tmp_path):
         assert row.status == 'failed' and 'private network' in row.reason and inner_hits == []
 
 
+@several_hosts
 def test_a_name_that_answers_differently_the_second_time_reaches_nothing(tmp_path, monkeypatch):
     "127.0.0.2 plays a public address; the second answer leads to 127.0.0.1, where nothing must arrive"
     questions, real = [], addresses.is_public
@@ -343,6 +343,7 @@ def test_absurd_retry_after_is_not_waited_for():
     assert {e.kind for e in outcomes.values()} == {'status'} and 'left alone for more than 30 seconds' in outcomes[f'{web.url}/0'].why
 
 
+@several_hosts
 def test_retry_after_pauses_the_whole_host_and_no_other():
     times = {'127.0.0.1': [], '127.0.0.2': []}
     def page(request):
@@ -356,6 +357,7 @@ def test_retry_after_pauses_the_whole_host_and_no_other():
     assert times['127.0.0.1'][1] - times['127.0.0.1'][0] >= 1 and times['127.0.0.2'][-1] < times['127.0.0.1'][1]
 
 
+@several_hosts
 def test_a_slow_host_does_not_hold_up_the_others():
     order = []
     async def note(url, got): order.append(url)
@@ -365,6 +367,7 @@ def test_a_slow_host_does_not_hold_up_the_others():
     assert all('127.0.0.2' in url for url in order[:20])
 
 
+@several_hosts
 def test_no_more_than_the_limits_at_once():
     running, most = {}, {}
     def page(request):
@@ -401,6 +404,7 @@ def test_a_server_slower_than_the_others_is_waited_for():
     assert all(isinstance(got, Fetched) for got in outcomes.values())
 
 
+@several_hosts
 def test_keys_stay_with_their_host():
     seen = []
     def page(request):

@@ -1,10 +1,9 @@
 "Searching: servers that play the interfaces of Bing and Google, ddgs's own client against a server, and keys that must not leak"
-import asyncio, base64, html, io, json, logging, os, subprocess, sys, threading, time, traceback
+import asyncio, base64, html, json, logging, subprocess, sys, threading, time, traceback
 from contextlib import suppress
-from pathlib import Path
 from urllib.parse import quote
 import pytest
-from hostile import bomb, picture
+from hostile import bomb, picture, several_hosts
 from bearcls.fetch import FetchLimits
 from bearcls.loopback import Answer, LoopbackWeb, moved
 from bearcls.providers import licenses, provider, provider_facts, providers, search_bing, search_bing_api, search_duckduckgo, search_google
@@ -278,6 +277,7 @@ def test_the_key_is_no_part_of_the_cache_name(name, tmp_path):
     assert len(list((tmp_path/'cache'/'searches').iterdir())) == 2
 
 
+@several_hosts
 @pytest.mark.skipif(sys.platform == 'darwin', reason='macOS has only one loopback address')
 @both
 def test_the_key_goes_to_nobody_else(name):
