@@ -161,12 +161,13 @@ def _best_crop(a, b):
     scores = _unit(views) @ _small(b)
     return (scores.max(), *divmod(int(scores.argmax()), n))
 
-# %% ../nbs/02a_likeness.ipynb #b4699ba9
+# %% ../nbs/02a_likeness.ipynb #4b7c8e84
 def similarity(
     a: bytes,  # RGB pixels, the `tiny` of one picture
     b: bytes,  # The same of the other
 ) -> float:    # -1 to 1; 1 for the same picture, whatever its brightness and contrast
     "Likeness of two thumbnails, best of many crops of either"
+    if a == b: return 1.0
     a, b = _pixels(a), _pixels(b)
     one, other = _best_crop(a, b), _best_crop(b, a)
     if other[0] > one[0]: a, b, one = b, a, other
@@ -176,10 +177,10 @@ def similarity(
     views = (rows[best] @ a).reshape(-1, side) @ columns.reshape(-1, side).T
     return float((_unit(views.reshape(3, side, -1, side).transpose(2, 0, 1, 3).reshape(-1, 3, side**2)) @ target).max())
 
-# %% ../nbs/02a_likeness.ipynb #8aa64102
+# %% ../nbs/02a_likeness.ipynb #bca5612f
 class _Kept:
     "The pictures kept so far, found by their hashes"
-    def __init__(self, prints, max_distance, crowd=100):
+    def __init__(self, prints, max_distance, crowd=50):
         whole, self.whole = np.unique(np.array([p.whole for p in prints], np.uint64), return_inverse=True)
         middle, self.middle = np.unique(np.array([p.middle for p in prints], np.uint64), return_inverse=True)
         across = near_pairs(middle, whole, max_distance, crowd)
