@@ -4,7 +4,7 @@ python bench/verify.py --out verify.json [--cleanvision PYTHON] [--rounds 3] [--
 
 Two sets are checked: photographs as they lie in BEARCLS_SHARED (default ../shared; otherwise drawn ones), at most 512 pixels a side, and
 the same enlarged to sizes as web pages have them. Enlarged files keep their formats, since WebP and PNG cannot be decoded at reduced size.
-Sides run in turn, each in a process of its own with its imports done. cleanvision is no part of bearcls: PYTHON is the interpreter of an
+Sides run in turn, each in a process of its own with its imports done; memory is that of this process, without workers it starts. cleanvision is no part of bearcls: PYTHON is the interpreter of an
 environment that has it (`pip install cleanvision`); without one that side is left out."""
 import argparse, json, os, random, statistics, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
