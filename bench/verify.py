@@ -4,8 +4,8 @@ python bench/verify.py --out verify.json [--cleanvision PYTHON] [--rounds 3] [--
 
 Two sets are checked: photographs as they lie in BEARCLS_SHARED (default ../shared; otherwise drawn ones), at most 512 pixels a side, and
 the same enlarged to sizes as web pages have them. Enlarged files keep their formats, since WebP and PNG cannot be decoded at reduced size.
-Sides run in turn, each in a process of its own with its imports done; memory is that of this process, without workers it starts. cleanvision is no part of bearcls: PYTHON is the interpreter of an
-environment that has it (`pip install cleanvision`); without one that side is left out."""
+Sides run in turn, each in a process of its own with its imports done; memory is that of this process, without workers it starts.
+cleanvision is no part of bearcls: PYTHON is the interpreter of an environment that has it (`pip install cleanvision`); without one that side is left out."""
 import argparse, json, os, random, statistics, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -130,8 +130,12 @@ def main():
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--full', type=Path, help='keep the enlarged set in this folder, and use what lies there')
     args = parser.parse_args()
-    if args.cleanvision and subprocess.run([args.cleanvision, '-c', 'import cleanvision'], capture_output=True).returncode: sys.exit(f'{args.cleanvision} has no cleanvision')
-    if not args.cleanvision: print('cleanvision is left out: --cleanvision names no interpreter that has it')
+    why = '' if args.cleanvision else '--cleanvision names no interpreter that has it'
+    if args.cleanvision:
+        try: subprocess.run([args.cleanvision, '-c', 'import cleanvision'], capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as e: why = f'{args.cleanvision} has none: {e}'
+    if why: print(f'cleanvision is left out: {why}')
+    python = None if why else args.cleanvision
     with tempfile.TemporaryDirectory(dir=args.full.parent if args.full else None) as tmp:
         tmp, photos = Path(tmp), Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared'))/'data'/'bears'
         if not photos.is_dir():
@@ -140,7 +144,7 @@ def main():
             photos = draw_bears(tmp/'drawn', n_per_label=139, faults=False)
         full = args.full or tmp/'full'
         if not full.is_dir(): enlarge(photos, full)
-        runs = measure('full size', full, args.rounds, args.cleanvision) + measure('512 px', photos, args.rounds, args.cleanvision)
+        runs = measure('full size', full, args.rounds, python) + measure('512 px', photos, args.rounds, python)
         doubled = run('bearcls', twice(full, tmp/'twice'))
     hashes = run('pairs', 100_000)
     crowds = {kind: run('copies', 100_000, kind) for kind in ('one picture', 'one crowd')}
