@@ -23,12 +23,12 @@ def _row(path, file, action, score, reason, to='', split=''):
     file = Path(file)
     return dict(file=str(path/file), split=split, label=file.parent.name, action=action, to=to, score=float(score), reason=reason)
 
-# %% ../nbs/08_clean.ipynb #42a7f36e
+# %% ../nbs/08_clean.ipynb #031de4a0
 def file_candidates(
     report: ImageReport,  # From `check_images`
 ) -> list[dict]:          # Candidates that need no model
     "Broken files and copies: what the report found, as proposals; what is in quarantine already is left there"
-    proposals = {**{issue: 'delete' for issue in broken_issues}, 'exact_copy': 'delete', 'near_copy': 'look', 'blurred': 'look', 'too_dark': 'look'}
+    proposals = {**{issue: 'delete' for issue in broken_issues}, 'unsupported': 'look', 'exact_copy': 'delete', 'near_copy': 'look', 'blurred': 'look', 'too_dark': 'look'}
     return [_row(report.path, r.file, proposals[r.issue], 1 if proposals[r.issue] == 'delete' else .5, r.reason)
             for r in report.rows if r.issue in proposals and (report.path/r.file).exists()]
 

@@ -13,17 +13,17 @@ from collections.abc import Sequence
 import bearcls
 from .core import BearclsError
 
-# %% ../nbs/18_cli.ipynb #3fe4279f
+# %% ../nbs/18_cli.ipynb #8c6649a2
 def _quickstart(args):
     "The whole way in one command"
     from bearcls.quickstart import quickstart
-    quickstart(args.dest, args.data, args.search, args.arch, args.epochs, args.seed, args.n_per_label)
+    quickstart(args.dest, args.data, args.search and dict(map(_label, args.search)), args.arch, args.epochs, args.seed, args.n_per_label)
     return 0
 
 def _gather(args):
     "From words to an image folder; status 1 if a label got no picture"
     from bearcls.download import gather
-    labels = dict(_label(words) for words in args.labels)
+    labels = dict(map(_label, args.labels))
     search = {k: v for k, v in dict(license=args.license, source=args.source).items() if v is not None}
     rows = gather(labels, args.dest, args.provider, args.max_images, search, enough=args.enough)
     for label in labels: print(_gathered(label, [r for r in rows if r.label == label]))
@@ -104,14 +104,14 @@ def make_parser() -> argparse.ArgumentParser:
     _add_app(commands.add_parser('app', help='open a bundle as an application in the browser'))
     return parser
 
-# %% ../nbs/18_cli.ipynb #ae1ee849
+# %% ../nbs/18_cli.ipynb #4246a130
 def _add_quickstart(parser):
     "Arguments of `bearcls quickstart`"
     parser.set_defaults(run=_quickstart)
     parser.add_argument('--dest', default='bearcls-quickstart', help='folder for pictures, bundle and report (default: %(default)s)')
     source = parser.add_mutually_exclusive_group()
     source.add_argument('--data', metavar='FOLDER', help='your own pictures, one folder per label; they stay as they are')
-    source.add_argument('--search', nargs='+', metavar='WORDS', help='gather pictures from the web: one label for each, quoted, "grizzly bear" "black bear"')
+    source.add_argument('--search', nargs='+', metavar='WORDS', help='gather pictures from the web: one label for each, quoted, "grizzly bear" "black bear"; or with terms, as for gather')
     parser.add_argument('--arch', metavar='NAME', help='torchvision architecture, such as resnet18 (default: one whose weights are at hand)')
     parser.add_argument('--epochs', type=int, metavar='N', help='times that every picture is seen (default: as the route needs)')
     parser.add_argument('--seed', type=int, default=42, metavar='N', help='decides drawing, split and training (default: %(default)s)')

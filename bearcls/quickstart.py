@@ -8,9 +8,9 @@ Docs: https://bearcls.github.io/bearcls/quickstart.html.md"""
 __all__ = ['quickstart_pictures', 'Quickstart', 'Steps', 'quickstart', 'writable_folder', 'check_free', 'advice', 'next_commands',
            'write_report']
 
-# %% ../nbs/17_quickstart.ipynb #e508f3f6
+# %% ../nbs/17_quickstart.ipynb #fbc4ce0c
 import io, random, tempfile, time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,21 +21,23 @@ import jinja2, pandas as pd
 from fastai.learner import Learner
 from matplotlib.figure import Figure
 import bearcls
+from .balance import balance, balance_html
 from .clean import cleaning_candidates, show_candidates
 from .core import DataError, Html, atomic_write, count_labels, gallery, html_table, image_files, thumbnail
 from .download import gather
 from .export import check_dest, export_bundle
 from .inference import Classifier, Prediction, prediction_html, read_bundle
 from .interpret import Evaluation, error_rate_of, evaluate, label_metrics, plot_confusion, show_top_losses
+from .quarantine import quarantine_folder
 from .sample import draw_bears
 from .train import describe_plan, plan_training, plot_training, train
-from .verify import ImageReport, broken_issues, check_images, issue_words, quarantine_folder
+from .verify import ImageReport, broken_issues, check_images, findings_html, issue_words
 
-# %% ../nbs/17_quickstart.ipynb #848ef6dc
+# %% ../nbs/17_quickstart.ipynb #190e25aa
 def quickstart_pictures(
     dest: Path,                   # Folder of the quickstart
     data: str | Path | None,      # Image folder of the user's own
-    search: Sequence[str] | None, # Words to gather pictures for, one label each
+    search: Sequence[str] | Mapping[str, str | Sequence[str]] | None,  # Words to gather pictures for, one label each; or search terms by label
     seed: int,                    # For the drawn set
     n_per_label: int | None,      # Pictures per label to draw or gather; None for what training needs
 ) -> tuple[Path, bool]:           # Image folder, and whether it is the user's own
@@ -44,9 +46,10 @@ def quickstart_pictures(
     if data: return _own_folder(data), True
     number = {} if n_per_label is None else dict(n_per_label=n_per_label)
     if not search: return draw_bears(dest/'bears', seed=seed, **number), False
-    if len(set(search)) < 2: raise DataError(f'A classifier needs at least two labels; got {", ".join(map(repr, search))}')
+    labels = dict(search) if isinstance(search, Mapping) else {words: words for words in search}
+    if len(labels) < 2: raise DataError(f'A classifier needs at least two labels; got {", ".join(map(repr, labels))}')
     number = {} if n_per_label is None else dict(max_images=n_per_label)
-    gather({term: [term] for term in search}, dest/'pictures', **number)
+    gather(labels, dest/'pictures', **number)
     return dest/'pictures', False
 
 def _own_folder(data):
@@ -101,11 +104,11 @@ class Steps:
         "A result, indented below its step"
         if not self.quiet: print(f'      {words}', flush=True)
 
-# %% ../nbs/17_quickstart.ipynb #bc4d0cea
+# %% ../nbs/17_quickstart.ipynb #4794a9a3
 def quickstart(
     dest: str | Path = 'bearcls-quickstart',  # Folder for the pictures, the bundle and the report
     data: str | Path | None = None,        # Image folder of your own; its files stay as they are
-    search: Sequence[str] | None = None,   # Or words to gather pictures for on the web, one label each
+    search: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,  # Or words to gather pictures for on the web, one label each; or search terms by label
     arch: str | None = None,               # torchvision architecture; None for one whose weights are at hand
     epochs: int | None = None,             # Times that every picture is seen; None for the route's own number
     seed: int = 42,                        # Decides drawing, split, initial weights and order
@@ -212,7 +215,7 @@ def _example(bundle, seen, seed, steps):
     steps.say(f'{file.parent.name}/{file.name}: {prediction}')
     return file, prediction
 
-# %% ../nbs/17_quickstart.ipynb #ac60d7bf
+# %% ../nbs/17_quickstart.ipynb #56fc8ba3
 def _svg(draw, width=6., height=3.):
     "A Matplotlib drawing as a piece of HTML"
     figure = Figure(figsize=(width, height), layout='constrained')
@@ -221,19 +224,13 @@ def _svg(draw, width=6., height=3.):
     figure.savefig(out, format='svg', metadata={'Date': None})
     return Html(f'<div class="plot">{out.getvalue()[out.getvalue().index("<svg"):]}</div>')
 
-def _bars(counts):
-    "Numbers by label as bars"
-    top = max(counts.values())
-    return Html(''.join(f'<div class="bar"><span>{escape(label)}</span><i style="width:{100*n/top:.1f}%"></i><span>{n:,}</span></div>'
-        for label, n in counts.items()))
-
-# %% ../nbs/17_quickstart.ipynb #9c360733
+# %% ../nbs/17_quickstart.ipynb #c9360afa
 def _data_section(q):
     "Data at a glance"
     files = image_files(q.path)
     by_label = {label: [f for f in files if f.parent.name == label] for label in count_labels(files)}
     few = [f for mine in by_label.values() for f in mine[::max(1, len(mine)//5)][:5]]
-    return Html(f'{_bars(count_labels(files))}<p class="soft">A few of each label:</p>{gallery(few, side=100)}')
+    return Html(f'{balance_html(balance(q.path))}<p class="soft">A few of each label:</p>{gallery(few, side=100)}')
 
 def _faults_section(q):
     "What the check of the files found, and what was done"
@@ -249,9 +246,8 @@ def _other_findings(q, n=60):
     "What was found in files that can be used; the first `n` with a picture"
     rest = [r for r in q.report.rows if r.issue not in broken_issues]
     if not rest: return ''
-    rows = [dict(picture=thumbnail(q.path/r.file, 64, r.file), file=r.file, reason=r.reason) for r in rest[:n]]
     first = f', the first {n} of them' if len(rest) > n else ''
-    return f'<details><summary>{len(rest)} other findings in files that were kept{first}</summary>{html_table(rows, max_rows=n)}</details>'
+    return f'<details><summary>{len(rest)} other findings in files that were kept{first}</summary>{findings_html(q.path, rest[:n], n, side=64)}</details>'
 
 # %% ../nbs/17_quickstart.ipynb #89788e82
 def _training_section(q):

@@ -254,7 +254,7 @@ def check_images(
         measures = list(progress(found, 'checking', len(files), 'img'))
         return ImageReport(path, measures, thresholds or Thresholds(), tuple(_overlooked_findings(path, set(files))))
 
-# %% ../nbs/04_verify.ipynb #d7d7c6d6
+# %% ../nbs/04_verify.ipynb #0f916ff9
 def findings_html(
     path: str | os.PathLike,   # Image folder
     rows: Iterable[Finding],   # What to show
@@ -264,7 +264,8 @@ def findings_html(
     "Findings as a table with thumbnails"
     rows = list(rows)
     def picture(name): return thumbnail(whereabouts(path, name), side, name) if name else ''
-    cells = [{'': picture(f.file), **asdict(f), 'score': '' if f.score is None else f.score, 'of': Html(f'{picture(f.of)}<br>{html.escape(f.of)}') if f.of else ''} for f in rows[:max_n]]
+    def pair(f): return Html(f'<div style="display:flex;gap:4px">{picture(f.file)}{picture(f.of)}</div>')
+    cells = [{'': pair(f), **asdict(f), 'score': '' if f.score is None else f.score} for f in rows[:max_n]]
     more = f'<p>… and {len(rows) - max_n:,} more in <code>report.table</code></p>' if len(rows) > max_n else ''
     return Html(html_table(cells, ['', 'file', 'issue', 'score', 'reason', 'of'], max_n) + more)
 
