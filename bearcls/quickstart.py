@@ -224,7 +224,7 @@ def _svg(draw, width=6., height=3.):
     figure.savefig(out, format='svg', metadata={'Date': None})
     return Html(f'<div class="plot">{out.getvalue()[out.getvalue().index("<svg"):]}</div>')
 
-# %% ../nbs/17_quickstart.ipynb #c9360afa
+# %% ../nbs/17_quickstart.ipynb #bc53a451
 def _data_section(q):
     "Data at a glance"
     files = image_files(q.path)
@@ -235,7 +235,7 @@ def _data_section(q):
 def _faults_section(q):
     "What the check of the files found, and what was done"
     n = len(q.report.files(*broken_issues))
-    where = '' if q.own_data or not n else f' They lie in <code>{escape(_short_path(quarantine_folder(q.path)))}</code>; <code>bearcls.verify.restore</code> brings them back.'
+    where = '' if q.own_data or not n else f' They lie in <code>{escape(_short_path(quarantine_folder(q.path)))}</code>; <code>bearcls check {escape(_short_path(q.path))} --restore</code> brings them back.'
     words = f'<p>{len(q.report.measures):,} files were opened and looked at. {_broken_words(n, q.own_data).capitalize()}.{where}</p>'
     kinds = [dict(found=k.replace('_', ' '), files=v, meaning=issue_words[k]) for k, v in q.report.counts.items()]
     broken = [dict(file=r.file, reason=r.reason) for r in q.report.rows if r.issue in broken_issues]

@@ -282,14 +282,15 @@ def _summary(report):
     limits = asdict(report.thresholds)
     return [{'issue': k, 'found': n, 'meaning': issue_words[k], 'threshold': _thresholds_of.get(k, '').format(**limits)} for k, n in report.counts.items()]
 
-# %% ../nbs/04_verify.ipynb #817318d1
+# %% ../nbs/04_verify.ipynb #e08d3a3a
 def report_html(
     report: ImageReport,  # What `check_images` found
     max_n: int = 6,       # Pictures shown for each issue
 ) -> Html:                # Summary table and galleries
     "The report as a page"
     n_files = len(report.files())
-    head = f'{len(report.measures):,} pictures checked: {len(report.rows):,} findings in {n_files:,} files' if report.rows else f'{len(report.measures):,} pictures checked: nothing found'
+    found = f'{len(report.rows):,} finding{"" if len(report.rows) == 1 else "s"} in {n_files:,} file{"" if n_files == 1 else "s"}' if report.rows else 'nothing found'
+    head = f'{len(report.measures):,} pictures checked: {found}'
     parts = [f'<p><b>{html.escape(str(report.path.name))}</b>, {head}</p>', html_table(_summary(report)) if report.rows else '']
     for issue, n in report.counts.items():
         rows = [f for f in report.rows if f.issue == issue]
