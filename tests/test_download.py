@@ -7,7 +7,7 @@ from bearcls.core import DataError, image_files, load_image, read_manifest, sha2
 from bearcls.download import download_images, gather
 from bearcls.fetch import Fetched, FetchError, FetchLimits, fetch, fetch_many, run_aside
 from bearcls.likeness import fingerprint
-from bearcls.loopback import Answer, LoopbackWeb, moved
+from bearcls.loopback import Reply, LoopbackWeb, moved
 from bearcls.search import SearchError, SearchResult, search_images
 from bearcls.verify import check_images
 
@@ -59,7 +59,7 @@ def test_a_name_that_answers_differently_the_second_time_reaches_nothing(tmp_pat
     seen = []
     def page(request):
         seen.append(request.headers['Host'])
-        return Answer(503, headers={'Connection': 'close', 'Retry-After': '0'})
+        return Reply(503, headers={'Connection': 'close', 'Retry-After': '0'})
     with LoopbackWeb({'/a': page}, hosts=['127.0.0.2']) as web, LoopbackWeb({'/a': page}) as inner:
         monkeypatch.setattr(socket, 'getaddrinfo', lambda host, port, *args: two_faced(host, web.port if not questions else inner.port))
         [row] = download_images(tmp_path, [f'http://two-faced.test:{web.port}/a'], 'a')
@@ -161,7 +161,7 @@ holder = download.os if name in ('replace', 'unlink') else download if name == '
 setattr(holder, name, deadly(getattr(holder, name), when == 'before'))
 download.download_images(dest, urls, 'a', allow_private=True, n_connections=4, tries=1)
 """
-mixed = {**{f'/{n}': picture(n) for n in range(20)}, '/copy': picture(3), '/gone': Answer(404), '/moved': moved('/5'), '/cut': Answer(body=picture(30), send=300), '/text': b'<html>', '/21': picture(21)}
+mixed = {**{f'/{n}': picture(n) for n in range(20)}, '/copy': picture(3), '/gone': Reply(404), '/moved': moved('/5'), '/cut': Reply(body=picture(30), send=300), '/text': b'<html>', '/21': picture(21)}
 posix = pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGKILL')
 
 @posix
@@ -211,7 +211,7 @@ def test_a_left_over_of_another_label_is_kept(tmp_path):
 # --- enough, deadline, copies
 
 def test_a_satisfied_label_is_not_fetched_again(tmp_path):
-    pages = {f'/{n}': picture(n) for n in range(12)} | {'/gone': Answer(404)}
+    pages = {f'/{n}': picture(n) for n in range(12)} | {'/gone': Reply(404)}
     with LoopbackWeb(pages, delay=(0.01, 0.01)) as web:
         urls = [f'{web.url}/gone', *(web.url + path for path in pages)]
         first = download_images(tmp_path, urls, 'a', enough=4, n_connections=2, allow_private=LOCAL)
@@ -224,7 +224,7 @@ def test_a_satisfied_label_is_not_fetched_again(tmp_path):
 
 
 def test_a_deadline_ends_the_whole_run(tmp_path):
-    pages = {f'/{n}': Answer(body=picture(n), wait=0 if n < 3 else 30) for n in range(40)}
+    pages = {f'/{n}': Reply(body=picture(n), wait=0 if n < 3 else 30) for n in range(40)}
     start = time.monotonic()
     with LoopbackWeb(pages) as web: rows = download_images(tmp_path, [web.url + p for p in pages], 'a', deadline=1, allow_private=LOCAL)
     assert time.monotonic() - start < 5
@@ -280,7 +280,7 @@ except FetchError as e: print(e.kind, resource.getrusage(resource.RUSAGE_SELF).r
     pytest.importorskip('resource')
     packer = zlib.compressobj(9, wbits=31)
     bomb = b''.join(packer.compress(bytes(1 << 20)) for _ in range(1024)) + packer.flush()
-    with LoopbackWeb({'/bomb': Answer(body=bomb, headers={'Content-Encoding': 'gzip'})}) as web:
+    with LoopbackWeb({'/bomb': Reply(body=bomb, headers={'Content-Encoding': 'gzip'})}) as web:
         kind, kilobytes = subprocess.run([sys.executable, '-c', script, f'{web.url}/bomb'], capture_output=True, text=True).stdout.split()
     assert kind == 'too_big' and int(kilobytes) < 50_000 * (1024 if sys.platform == 'darwin' else 1)
 
@@ -329,14 +329,14 @@ def test_bad_http_is_one_error(serve, kind):
 
 
 def test_an_error_page_or_a_redirect_needs_no_end():
-    pages = {'/cut': Answer(404, bytes(1000), send=10), '/hung': Answer(302, bytes(1000), {'Location': '/ok'}, stall=30), '/ok': b'ok',
-             '/long': Answer(500, bytes(1_000_000)), '/endless': Answer(403, bytes(1000), {'Content-Length': '999999999'}, stall=30)}
+    pages = {'/cut': Reply(404, bytes(1000), send=10), '/hung': Reply(302, bytes(1000), {'Location': '/ok'}, stall=30), '/ok': b'ok',
+             '/long': Reply(500, bytes(1_000_000)), '/endless': Reply(403, bytes(1000), {'Content-Length': '999999999'}, stall=30)}
     with LoopbackWeb(pages) as web: outcomes, seconds = fetched([web.url + p for p in pages], FetchLimits(allow_private=True, tries=1))
     assert [getattr(outcomes[web.url + p], 'status', None) for p in pages] == [404, 200, 200, 500, 403] and seconds < 8
 
 
 def test_absurd_retry_after_is_not_waited_for():
-    pages = {f'/{n}': Answer(429, headers={'Retry-After': '99999999'}) for n in range(20)} | {'/soon': Answer(503, headers={'Retry-After': 'Fri, 31 Dec 9999 23:59:59 GMT'}), '/junk': Answer(429, headers={'Retry-After': '9'*5000})}
+    pages = {f'/{n}': Reply(429, headers={'Retry-After': '99999999'}) for n in range(20)} | {'/soon': Reply(503, headers={'Retry-After': 'Fri, 31 Dec 9999 23:59:59 GMT'}), '/junk': Reply(429, headers={'Retry-After': '9'*5000})}
     with LoopbackWeb(pages) as web:
         outcomes, seconds = fetched([web.url + p for p in pages], FetchLimits(allow_private=True, tries=2), per_host=2)
         assert seconds < 10 and web.hits.total() < 10  # the others on this host are not even asked
@@ -349,7 +349,7 @@ def test_retry_after_pauses_the_whole_host_and_no_other():
     def page(request):
         host = request.headers['Host'].partition(':')[0]
         times[host].append(time.monotonic())
-        return Answer(429, headers={'Retry-After': '1'}) if host == '127.0.0.1' and len(times[host]) == 1 else b'x'
+        return Reply(429, headers={'Retry-After': '1'}) if host == '127.0.0.1' and len(times[host]) == 1 else b'x'
     with LoopbackWeb({f'/{n}': page for n in range(6)}, hosts=list(times)) as web:
         urls = [f'http://{host}:{web.port}/{n}' for n in range(6) for host in times]
         outcomes, seconds = fetched(urls, FetchLimits(allow_private=True), per_host=1)
@@ -361,7 +361,7 @@ def test_retry_after_pauses_the_whole_host_and_no_other():
 def test_a_slow_host_does_not_hold_up_the_others():
     order = []
     async def note(url, got): order.append(url)
-    with LoopbackWeb({f'/{n}': (lambda n: lambda request: Answer(body=b'x', wait=1 if request.headers['Host'].startswith('127.0.0.1:') else 0))(n) for n in range(30)}, hosts=['127.0.0.1', '127.0.0.2']) as web:
+    with LoopbackWeb({f'/{n}': (lambda n: lambda request: Reply(body=b'x', wait=1 if request.headers['Host'].startswith('127.0.0.1:') else 0))(n) for n in range(30)}, hosts=['127.0.0.1', '127.0.0.2']) as web:
         urls = [f'http://{host}:{web.port}/{n}' for host in ('127.0.0.1', '127.0.0.2') for n in range(20)]
         run_aside(lambda: fetch_many(urls, note, FetchLimits(allow_private=True), n_connections=10))
     assert all('127.0.0.2' in url for url in order[:20])
@@ -374,7 +374,7 @@ def test_no_more_than_the_limits_at_once():
         host = request.headers['Host']
         running[host] = running.get(host, 0) + 1
         most[host], most['all'] = max(most.get(host, 0), running[host]), max(most.get('all', 0), sum(running.values()))
-        return Answer(body=b'x', wait=0.05)
+        return Reply(body=b'x', wait=0.05)
     with LoopbackWeb({'/a': page}, hosts=['127.0.0.1', '127.0.0.2', '127.0.0.3']) as web:
         async def note(url, got): running[url.split('/')[2]] -= 1
         urls = [f'http://127.0.0.{n % 3 + 1}:{web.port}/a?{n}' for n in range(60)]
@@ -391,7 +391,7 @@ def test_a_dead_host_is_given_up_after_three_failures():
 
 
 def test_stalls_at_the_end_of_a_run_do_not_hold_it_up():
-    pages = {f'/{n}': Answer(body=b'x'*1000, stall=30 if n in (5, 17) else 0) for n in range(60)}
+    pages = {f'/{n}': Reply(body=b'x'*1000, stall=30 if n in (5, 17) else 0) for n in range(60)}
     with LoopbackWeb(pages, delay=(0.05, 0.04)) as web: outcomes, seconds = fetched([web.url + p for p in pages], FetchLimits(allow_private=True))
     assert seconds < 8 and {outcomes[web.url + p].kind for p in ('/5', '/17')} == {'silent'}
     assert sum(isinstance(got, Fetched) for got in outcomes.values()) == 58
@@ -399,7 +399,7 @@ def test_stalls_at_the_end_of_a_run_do_not_hold_it_up():
 
 def test_a_server_slower_than_the_others_is_waited_for():
     "3 seconds of silence are within what this run has seen: its answers take 0.6 seconds"
-    pages = {f'/{n}': Answer(body=b'x', wait=3 if n == 0 else 0.6) for n in range(40)}
+    pages = {f'/{n}': Reply(body=b'x', wait=3 if n == 0 else 0.6) for n in range(40)}
     with LoopbackWeb(pages) as web: outcomes, _ = fetched([web.url + p for p in pages], FetchLimits(allow_private=True), per_host=64)
     assert all(isinstance(got, Fetched) for got in outcomes.values())
 
@@ -421,7 +421,7 @@ def test_keys_stay_with_their_host():
 
 
 def test_robots_that_cannot_be_read_refuse(tmp_path):
-    for answer, n_hits, status in [(Answer(404), 1, 'ok'), (Answer(500), 0, 'failed'), (Answer(body=b'', stall=0, send=0, headers={'Content-Length': '9'}), 0, 'failed'), (moved('/robots.txt'), 0, 'failed'),
+    for answer, n_hits, status in [(Reply(404), 1, 'ok'), (Reply(500), 0, 'failed'), (Reply(body=b'', stall=0, send=0, headers={'Content-Length': '9'}), 0, 'failed'), (moved('/robots.txt'), 0, 'failed'),
                                    (b'User-agent: bearcls\nDisallow: /', 0, 'failed'), (b'\xff\xfe\0garbage', 1, 'ok')]:
         with LoopbackWeb({'/robots.txt': answer, '/a': picture()}) as web:
             [row] = download_images(tmp_path/str(len(list(tmp_path.iterdir()))), [f'{web.url}/a'], 'a', respect_robots=True, allow_private=LOCAL, tries=1)

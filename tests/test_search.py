@@ -5,7 +5,7 @@ from urllib.parse import quote
 import pytest
 from hostile import bomb, picture, several_hosts
 from bearcls.fetch import FetchLimits
-from bearcls.loopback import Answer, LoopbackWeb, moved
+from bearcls.loopback import Reply, LoopbackWeb, moved
 from bearcls.providers import licenses, provider, provider_facts, providers, search_bing, search_bing_api, search_duckduckgo, search_google
 from bearcls.results import SearchError, SearchResult, SearchResults, read_results, results_html, write_results
 from bearcls.search import cache_folder, search_images
@@ -23,7 +23,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def bing_answer(request, n_all=20, size=4):
     "The Image Search API, version 7"
-    if request.headers.get('Ocp-Apim-Subscription-Key') != KEY: return Answer(401, b'{"error": {"code": "401", "message": "Access denied due to invalid subscription key"}}')
+    if request.headers.get('Ocp-Apim-Subscription-Key') != KEY: return Reply(401, b'{"error": {"code": "401", "message": "Access denied due to invalid subscription key"}}')
     start = int(request.query['offset'])
     end = min(start + min(size, int(request.query['count'])), n_all)
     value = [dict(contentUrl=f'https://example.org/{n}.jpg', name=f'Bear {n}', thumbnailUrl='', hostPageUrl='https://example.org/', width=640, height=480) for n in range(start, end)]
@@ -32,7 +32,7 @@ def bing_answer(request, n_all=20, size=4):
 
 def google_answer(request, n_all=20):
     "The Custom Search JSON API"
-    if request.headers.get('X-Goog-Api-Key') != KEY or request.query.get('cx') != CX: return Answer(400, b'{"error": {"details": [{"reason": "API_KEY_INVALID"}]}}')
+    if request.headers.get('X-Goog-Api-Key') != KEY or request.query.get('cx') != CX: return Reply(400, b'{"error": {"details": [{"reason": "API_KEY_INVALID"}]}}')
     start, num = int(request.query['start']), int(request.query['num'])
     items = [dict(link=f'https://example.org/{n}.jpg', title=f'Bear {n}', image=dict(contextLink='https://example.org/', width=640, height=480)) for n in range(start, min(start + num, n_all + 1))]
     return json.dumps(dict(queries=dict(nextPage=[dict(startIndex=start + num)] if start + num <= n_all else []), **({'items': items} if items else {}))).encode()
@@ -85,7 +85,7 @@ def test_an_interface_that_never_ends(name):
 
 @both
 def test_a_later_page_that_fails_keeps_what_was_found(name):
-    def page(request): return Answer(500) if int(request.query.get('offset', 0)) >= 8 or int(request.query.get('start', 0)) >= 11 else answers[name](request)
+    def page(request): return Reply(500) if int(request.query.get('offset', 0)) >= 8 or int(request.query.get('start', 0)) >= 11 else answers[name](request)
     found, _ = ask(name, page, 20)
     assert len(found) in (8, 10) and [e.provider for e in found.errors] == [name] and 'HTTP 500' in str(found.errors[0])
 
@@ -95,7 +95,7 @@ def test_retry_after_is_obeyed(name):
     visits = []
     def page(request):
         visits.append(time.monotonic())
-        return answers[name](request) if len(visits) > 1 else Answer(429, headers={'Retry-After': '1'})
+        return answers[name](request) if len(visits) > 1 else Reply(429, headers={'Retry-After': '1'})
     found, _ = ask(name, page, 3, patient)
     assert len(found) == 3 and 1 <= visits[1] - visits[0] < 4
 
@@ -103,7 +103,7 @@ def test_retry_after_is_obeyed(name):
 @both
 def test_a_long_retry_after_ends_at_once(name):
     start, hits = time.monotonic(), []
-    message = refused(name, lambda request: hits.append(1) or Answer(429, headers={'Retry-After': '7200'}), patient)
+    message = refused(name, lambda request: hits.append(1) or Reply(429, headers={'Retry-After': '7200'}), patient)
     assert 'asks to be left alone for 7,200 seconds' in message and time.monotonic() - start < 5 and len(hits) == 1
 
 
@@ -114,13 +114,13 @@ def test_refusals(name, status, words, n, monkeypatch):
     monkeypatch.setattr('bearcls.providers.retry_wait', lambda *args: 0)
     hits = []
     limits = FetchLimits(allow_private=True, tries=3, timeout=20)
-    assert words in refused(name, lambda request: hits.append(1) or Answer(status), limits) and len(hits) == n
+    assert words in refused(name, lambda request: hits.append(1) or Reply(status), limits) and len(hits) == n
 
 
 @both
 def test_a_busy_moment(name):
     hits = []
-    found, _ = ask(name, lambda request: hits.append(1) or (Answer(503) if len(hits) == 1 else answers[name](request)), 3, patient)
+    found, _ = ask(name, lambda request: hits.append(1) or (Reply(503) if len(hits) == 1 else answers[name](request)), 3, patient)
     assert len(found) == 3
 
 
@@ -129,14 +129,14 @@ def test_a_busy_moment(name):
     (b'{"error": {"errors": [{"reason": "dailyLimitExceeded"}]}}', 'its quota is used up (HTTP 403)'),
     (b'{"error": {"message": "Out of call volume quota."}}', 'its quota is used up (HTTP 403)'),
     (b'{"error": {"details": [{"reason": "SERVICE_DISABLED"}]}}', 'not switched on for this key (HTTP 403)')])
-def test_reasons_in_the_body(name, body, words): assert words in refused(name, Answer(403, body))
+def test_reasons_in_the_body(name, body, words): assert words in refused(name, Reply(403, body))
 
 
 @both
 def test_silence(name):
     limits = FetchLimits(allow_private=True, tries=1, timeout=.3, idle=.3)
-    assert 'seconds' in refused(name, Answer(wait=5), limits)
-    assert 'seconds' in refused(name, Answer(body=b'{"value": []}'*100, stall=5), limits)
+    assert 'seconds' in refused(name, Reply(wait=5), limits)
+    assert 'seconds' in refused(name, Reply(body=b'{"value": []}'*100, stall=5), limits)
 
 
 @both
@@ -226,11 +226,11 @@ def leaks(text): return [s for s in (KEY, quote(KEY), quote(KEY, safe=''), html.
 
 
 echoes = {
-    'echo': lambda r: Answer(403, f'{{"error": {{"message": "key {KEY} cx {CX} refused"}}}}'.encode()),
+    'echo': lambda r: Reply(403, f'{{"error": {{"message": "key {KEY} cx {CX} refused"}}}}'.encode()),
     'redirect': lambda r: moved(f'http://127.0.0.1:9/?key={quote(KEY)}'),
     'loop': lambda r: moved(r.path + '?' + '&'.join(f'{k}={quote(v)}' for k, v in r.query.items())),
     'strange redirect': lambda r: moved(f'ftp://{quote(KEY, safe="")}@127.0.0.1/'),
-    'html': lambda r: KEY.encode(), 'busy': lambda r: Answer(503, KEY.encode(), {'Retry-After': KEY}), 'late': lambda r: Answer(wait=2), 'cut': lambda r: Answer(body=KEY.encode()*100, send=5),
+    'html': lambda r: KEY.encode(), 'busy': lambda r: Reply(503, KEY.encode(), {'Retry-After': KEY}), 'late': lambda r: Reply(wait=2), 'cut': lambda r: Reply(body=KEY.encode()*100, send=5),
     'huge': lambda r: b' '*2_000_000,
 }
 
@@ -346,7 +346,7 @@ def test_ddgs_pages(name):
 def test_ddgs_busy(name, status):
     search, pages, path = free[name]
     hits, good = [], pages()[path]
-    with LoopbackWeb(pages() | {path: lambda r: hits.append(1) or (Answer(status, b'later') if len(hits) < 3 else good(r))}) as web:
+    with LoopbackWeb(pages() | {path: lambda r: hits.append(1) or (Reply(status, b'later') if len(hits) < 3 else good(r))}) as web:
         assert len(search('bears', 10, wait=0, client=ToLoopback(web))) == 10
         hits.clear()
         with pytest.raises(SearchError, match=rf'{name}: HTTP {status} from .* \(2 attempts\)'): search('bears', 10, tries=2, wait=0, client=ToLoopback(web))
@@ -356,9 +356,9 @@ def test_ddgs_busy(name, status):
 def test_ddgs_retry_after(name):
     search, pages, path = free[name]
     hits, good = [], pages()[path]
-    with LoopbackWeb(pages() | {path: lambda r: hits.append(time.monotonic()) or (good(r) if len(hits) > 1 else Answer(429, headers={'Retry-After': '1'}))}) as web:
+    with LoopbackWeb(pages() | {path: lambda r: hits.append(time.monotonic()) or (good(r) if len(hits) > 1 else Reply(429, headers={'Retry-After': '1'}))}) as web:
         assert len(search('bears', 10, wait=0, client=ToLoopback(web))) == 10 and 1 <= hits[1] - hits[0] < 4
-    with LoopbackWeb(pages() | {path: Answer(429, headers={'Retry-After': '7200'})}) as web:
+    with LoopbackWeb(pages() | {path: Reply(429, headers={'Retry-After': '7200'})}) as web:
         with pytest.raises(SearchError, match='left alone for 7,200 seconds'): search('bears', 10, client=ToLoopback(web))
         assert sum(n for p, n in web.hits.items() if p.startswith(path)) == 1
 
@@ -366,10 +366,10 @@ def test_ddgs_retry_after(name):
 @either
 def test_ddgs_other_failures(name):
     search, pages, path = free[name]
-    with LoopbackWeb(pages() | {path: Answer(404)}) as web:
+    with LoopbackWeb(pages() | {path: Reply(404)}) as web:
         with pytest.raises(SearchError, match='HTTP 404 .*Try another provider'): search('bears', 10, wait=0, client=ToLoopback(web))
     with pytest.raises(SearchError, match='no connection to'): search('bears', 10, wait=0, client=ToLoopback(web))
-    with LoopbackWeb(pages() | {'/': Answer(wait=9), path: Answer(wait=9)}) as web:
+    with LoopbackWeb(pages() | {'/': Reply(wait=9), path: Reply(wait=9)}) as web:
         client = ToLoopback(web)
         client.client = type(client.client)(timeout=1)
         with pytest.raises(SearchError, match=r'did not answer in time \(2 attempts\)'): search('bears', 10, tries=2, wait=0, client=client)
@@ -519,7 +519,7 @@ def test_a_key_is_told_to_its_own_provider_only():
 # ---- results
 
 def test_thumbnails_from_hostile_servers(tmp_path):
-    pages = {'/good': picture(), '/html': b'<html>', '/bomb': bomb(), '/gone': Answer(404), '/cut': picture()[:300], '/large': b'\xff'*6_000_000, '/late': Answer(wait=9)}
+    pages = {'/good': picture(), '/html': b'<html>', '/bomb': bomb(), '/gone': Reply(404), '/cut': picture()[:300], '/large': b'\xff'*6_000_000, '/late': Reply(wait=9)}
     limits = FetchLimits(allow_private=True, tries=1, timeout=1, max_bytes=5_000_000)
     with LoopbackWeb(pages) as web:
         found = SearchResults([SearchResult(f'https://example.org/{p}', thumbnail=web.url + p) for p in pages] + [SearchResult('file:///etc/hostname'), SearchResult('data:,x'), SearchResult('::')])
