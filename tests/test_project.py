@@ -110,3 +110,12 @@ def test_workflows_parse(workflow):
 def test_ci_calls_the_test_command():
     lines = text(root/'.ci/run').splitlines()
     assert [line for line in lines if not line.startswith('#')] == ['exec bash tests/run.sh']
+
+
+def test_a_public_name_has_one_home():
+    "Pages and links find a function or a class by its name alone"
+    from bearcls._modidx import d
+    homes = {}
+    for module, names in d['syms'].items():
+        for name in {n.removeprefix(f'{module}.').partition('.')[0] for n in names}: homes.setdefault(name, []).append(module)
+    assert {name: where for name, where in homes.items() if len(where) > 1 and not name.startswith('_')} == {}
