@@ -69,13 +69,15 @@ def hosts_allowed(
 
 def _is_allowed(host, allow_private): return allow_private if isinstance(allow_private, bool) else host.lower() in allow_private
 
-# %% ../nbs/01b_addresses.ipynb #b12368a7
+# %% ../nbs/01b_addresses.ipynb #369b3da8
+_well_formed = re.compile(r"(?:[\w\-.~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+", re.ASCII)  # Sent as it is: signatures of addresses depend on every letter
+
 def checked_address(
     address: str,                                  # As it came from outside
     allow_private: bool | Iterable[str] = False,   # See `hosts_allowed`
 ) -> URL:                                          # As it will be visited; `FetchError` if it must not be
     "Read an address, and refuse what must not be visited"
-    try: url = URL(address)
+    try: url, _ = (found := URL(address, encoded=bool(_well_formed.fullmatch(address)))), found.port
     except ValueError: raise FetchError('', 'the address cannot be read', 'refused') from None
     host = (url.raw_host or '').lower()
     if url.scheme not in ('http', 'https'):

@@ -145,7 +145,7 @@ def balance(
     labels = [_label_balance(label, by_label[label], len(files), sources) for label in sorted(by_label)]
     return Balance(path, labels, sources, list(_notes(labels, sources, much, most)))
 
-# %% ../nbs/04a_balance.ipynb #e4ef5163
+# %% ../nbs/04a_balance.ipynb #07e43b83
 def _bar(share, width=140):
     "A share as a bar, with its number"
     return Html(f'<div style="display:flex;align-items:center;gap:6px"><div style="width:{max(1, round(share*width))}px;height:12px;background:#4c78a8"></div>{share:.0%}</div>')
@@ -158,7 +158,7 @@ def balance_html(
              'largest site': l.site or 'not known', 'its share': _bar(l.site_share) if l.site else '', 'licence known': _bar(l.license_share)} for l in balance.labels]
     columns = [c for c in rows[0] if c not in ('largest site', 'its share') or any(l.site for l in balance.labels)]
     notes = ''.join(f'<li>{html.escape(n)}</li>' for n in balance.notes) or '<li>Nothing stands out.</li>'
-    return Html(f'<p><b>{html.escape(balance.path.name)}</b>, {sum(l.pictures for l in balance.labels):,} pictures</p>{html_table(rows, columns)}<ul>{notes}</ul>')
+    return Html(f'<p><b>{html.escape(Path(os.path.abspath(balance.path)).name)}</b>, {sum(l.pictures for l in balance.labels):,} pictures</p>{html_table(rows, columns)}<ul>{notes}</ul>')
 
 # %% ../nbs/04a_balance.ipynb #94da1275
 def average_pictures(

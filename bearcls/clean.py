@@ -23,13 +23,15 @@ def _row(path, file, action, score, reason, to='', split=''):
     file = Path(file)
     return dict(file=str(path/file), split=split, label=file.parent.name, action=action, to=to, score=float(score), reason=reason)
 
-# %% ../nbs/08_clean.ipynb #031de4a0
+# %% ../nbs/08_clean.ipynb #d02141ef
 def file_candidates(
     report: ImageReport,  # From `check_images`
 ) -> list[dict]:          # Candidates that need no model
     "Broken files and copies: what the report found, as proposals; what is in quarantine already is left there"
     proposals = {**{issue: 'delete' for issue in broken_issues}, 'unsupported': 'look', 'exact_copy': 'delete', 'near_copy': 'look', 'blurred': 'look', 'too_dark': 'look'}
-    return [_row(report.path, r.file, proposals[r.issue], 1 if proposals[r.issue] == 'delete' else .5, r.reason)
+    in_doubt = set(report.files('across_labels'))
+    def proposal(r): return 'look' if r.issue == 'exact_copy' and r.file in in_doubt else proposals[r.issue]
+    return [_row(report.path, r.file, proposal(r), 1 if proposal(r) == 'delete' else .5, r.reason)
             for r in report.rows if r.issue in proposals and (report.path/r.file).exists()]
 
 # %% ../nbs/08_clean.ipynb #2cd4c516

@@ -7,33 +7,37 @@ Docs: https://bearcls.github.io/bearcls/cli.html.md"""
 # %% auto #0
 __all__ = ['make_parser', 'main']
 
-# %% ../nbs/18_cli.ipynb #9820d096
-import argparse, csv, json, sys
+# %% ../nbs/18_cli.ipynb #58928277
+import argparse, csv, json, shlex, sys
 from collections.abc import Sequence
 import bearcls
 from .core import BearclsError
 
-# %% ../nbs/18_cli.ipynb #8c6649a2
+# %% ../nbs/18_cli.ipynb #f197a708
 def _quickstart(args):
     "The whole way in one command"
     from bearcls.quickstart import quickstart
-    quickstart(args.dest, args.data, args.search and dict(map(_label, args.search)), args.arch, args.epochs, args.seed, args.n_per_label)
+    quickstart(args.dest, args.data, args.search and _labels(args.search), args.arch, args.epochs, args.seed, args.n_per_label)
     return 0
 
 def _gather(args):
     "From words to an image folder; status 1 if a label got no picture"
     from bearcls.download import gather
-    labels = dict(map(_label, args.labels))
+    labels = _labels(args.labels)
     search = {k: v for k, v in dict(license=args.license, source=args.source).items() if v is not None}
     rows = gather(labels, args.dest, args.provider, args.max_images, search, enough=args.enough)
     for label in labels: print(_gathered(label, [r for r in rows if r.label == label]))
-    print(f'\nNext:\n  bearcls check {args.dest}\n  bearcls quickstart --data {args.dest}')
+    dest = shlex.quote(args.dest)
+    if any(r.status == 'ok' for r in rows): print(f'\nNext:\n  bearcls check {dest}\n  bearcls quickstart --data {dest}')
     return 0 if all(any(r.status == 'ok' and r.label == label for r in rows) for label in labels) else 1
 
-def _label(words):
-    "A label and its terms, from LABEL=TERM,TERM or from the terms alone"
-    label, _, terms = words.rpartition('=')
-    return label.strip() or terms, [t.strip() for t in terms.split(',')] if label else terms
+def _labels(arguments):
+    "Terms by label, from LABEL=TERM,TERM or from the words alone; a label that comes twice has the terms of both"
+    labels = {}
+    for words in arguments:
+        label, _, terms = words.rpartition('=')
+        labels.setdefault(label.strip() or words.strip(), []).extend(t.strip() for t in (terms.split(',') if label else [words]))
+    return labels
 
 # %% ../nbs/18_cli.ipynb #3e8c5e13
 def _gathered(label, rows):
@@ -42,7 +46,7 @@ def _gathered(label, rows):
     head = f"{label}: {sum(r.status == 'ok' for r in rows):,} pictures from {sum(bool(r.url) for r in rows):,} addresses"
     return '\n'.join([head, *(f'  {n:5,}  {why}' for why, n in reason_counts(rows).items()), *(f'  {r.reason}' for r in rows if not r.url)])
 
-# %% ../nbs/18_cli.ipynb #d8bf5df1
+# %% ../nbs/18_cli.ipynb #fb5b17db
 def _check(args):
     "What is wrong with the pictures of a folder; status 1 while some cannot be opened"
     from bearcls.quarantine import quarantine_folder, restore
@@ -55,7 +59,7 @@ def _check(args):
         if row.issue in broken_issues or args.all: print(f'{row.file}: {row.reason}')
     if args.html: print(f'Report: {report.write_html(args.html)}')
     if not args.quarantine: return 1 if report.files(*broken_issues) else 0
-    print(f'Moved to {quarantine_folder(args.folder)}; "bearcls check {args.folder} --restore" brings all of them back')
+    print(f'Moved to {quarantine_folder(args.folder)}; `bearcls check {shlex.quote(args.folder)} --restore` brings all of them back')
     return _moved(report.quarantine(), 'moved')
 
 def _moved(moves, status):

@@ -104,7 +104,7 @@ def _formats():
     Image.init()
     return [f for f in image_formats if f in Image.OPEN]
 
-# %% ../nbs/00_core.ipynb #4aad78df
+# %% ../nbs/00_core.ipynb #7a354117
 def _source_name(source):
     "How an error message calls `source`"
     if isinstance(source, (str, os.PathLike)): return str(source)
@@ -121,7 +121,7 @@ def _image_errors(name, source):
     except UnidentifiedImageError as e:
         if _is_empty(source): raise ImageError(f'{name} is empty', 'empty') from e
         raise ImageError(f'{name} is no picture of a known format', 'not_an_image') from e
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, TypeError) as e:
+    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, IndexError, struct.error, TypeError) as e:
         if isinstance(e, ImageError): raise
         reason = 'truncated' if 'truncated' in str(e).lower() else 'unreadable'
         raise ImageError(f'{name} cannot be decoded: {e}', reason) from e
@@ -180,7 +180,7 @@ def _umask():
     os.umask(mask)
     return mask
 
-# %% ../nbs/00_core.ipynb #04c7cd0d
+# %% ../nbs/00_core.ipynb #a4b5e8ea
 @dataclass
 class ImageRow:
     "What is known about one picture; every field may be empty"
@@ -199,9 +199,11 @@ class ImageRow:
     bytes: int | None = None   # Size of the file
     status: str = 'ok'   # ok, failed, duplicate or quarantined
     reason: str = ''     # Why the status is not ok, in words
+    more: dict[str, str] = field(default_factory=dict)  # Columns of your own, kept as they are
 
-# %% ../nbs/00_core.ipynb #65cd4da6
+# %% ../nbs/00_core.ipynb #ab332d78
 manifest_name = 'manifest.csv'
+_columns = [c.name for c in fields(ImageRow) if c.name != 'more']
 
 def write_manifest(
     path: str | os.PathLike,   # Image folder
@@ -210,26 +212,33 @@ def write_manifest(
     "Write the manifest of an image folder"
     file = Path(path)/manifest_name
     with atomic_write(file, 'w') as f:
-        out = csv.DictWriter(f, [c.name for c in fields(ImageRow)], lineterminator='\n')
+        rows = list(rows)
+        own = dict.fromkeys(name for r in rows for name in r.more)
+        out = csv.DictWriter(f, [*_columns, *own], restval='', lineterminator='\n')
         out.writeheader()
-        out.writerows(asdict(r) for r in rows)
+        out.writerows({**r.more, **{c: getattr(r, c) for c in _columns}} for r in rows)
     return file
 
-# %% ../nbs/00_core.ipynb #6133ea84
+# %% ../nbs/00_core.ipynb #5e49ef86
 def read_manifest(
     path: str | os.PathLike,  # Image folder
 ) -> list[ImageRow]:          # Empty if the folder has no manifest
     "Read the manifest of an image folder"
     file = Path(path)/manifest_name
     if not file.exists(): return []
-    with open(file, encoding='utf-8', errors='surrogateescape', newline='') as f: return [_image_row(r, file) for r in csv.DictReader(f)]
+    with open(file, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
+        lines = csv.DictReader(f)
+        try:
+            if 'file' not in (lines.fieldnames or ['file']): raise DataError(f'{file} has no column `file`; expected is a table with commas, columns {", ".join(_columns)}')
+            return [_image_row(r, file) for r in lines]
+        except csv.Error as e: raise DataError(f'{file} cannot be read as CSV: {e}') from e
 
 def _image_row(cells, file):
     "One line of the CSV with its numbers as numbers"
-    known = {c.name for c in fields(ImageRow)}
-    row = {k: v for k, v in cells.items() if k in known and v is not None}
+    row = {k: v for k, v in cells.items() if k in _columns and v is not None}
+    row['more'] = {k: v for k, v in cells.items() if k and k not in _columns and v is not None}
     for k in ('width', 'height', 'bytes'):
-        try: row[k] = int(row[k]) if row.get(k) else None
+        try: row[k] = int(row[k].removesuffix('.0')) if row.get(k) else None
         except ValueError as e: raise DataError(f'{file}: column {k} holds {row[k]!r}, a whole number is expected') from e
     return ImageRow(**row)
 

@@ -137,7 +137,7 @@ def resize_recipe(
     method = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)[recipe]
     return Resize(size, method, pad_mode=getattr(PadMode, pad_mode.capitalize()))
 
-# %% ../nbs/05_data.ipynb #5ca74a52
+# %% ../nbs/05_data.ipynb #f105e82e
 def image_dls(
     path: str | Path,           # Image folder: one folder per label
     size: int = 224,            # Width and height of what the model sees, in pixels
@@ -153,15 +153,22 @@ def image_dls(
     keep_mb: float = 1000,      # Megabytes of opened pictures to keep in memory between epochs
 ) -> DataLoaders:               # fastai's DataLoaders, ready for `vision_learner`
     "DataLoaders of an image folder"
-    path, left_out = Path(path), {Path(path)/f for f in exclude}
-    files = [f for f in image_files(path) if f not in left_out]
+    path, left_out = Path(path), {_whole(path, f) for f in exclude}
+    files = {a: f for f in image_files(path) if (a := os.path.abspath(f)) not in left_out}
+    pairs = [(files[a], files[b]) for a, b in [(_whole(path, a), _whole(path, b)) for a, b in pairs] if a in files and b in files]
+    files = list(files.values())
     check_labels(files, path)
-    pairs = [(path/a, path/b) for a, b in pairs]
     block = image_block(size, split_files(files, valid_pct, seed, pairs)[1], recipe, augment, pad_mode, keep_mb)
     n_train = len(files) - len(block.splitter(files)[1])
     dls = block.dataloaders(files, path=path, bs=min(bs, n_train), num_workers=num_workers)
     dls.train.rng = random.Random(seed)
     return dls
+
+# %% ../nbs/05_data.ipynb #9a6e0387
+def _whole(path, file):
+    "The whole path of a file that is named relative to the folder, or to where the program runs"
+    inside = Path(path)/file
+    return os.path.abspath(file if not inside.exists() and Path(file).exists() else inside)
 
 # %% ../nbs/05_data.ipynb #db8cf67a
 def image_block(

@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/download.html.md"""
 # %% auto #0
 __all__ = ['download_images', 'reason_counts', 'gather']
 
-# %% ../nbs/03_download.ipynb #e8210a00
-import asyncio, contextlib, io, itertools, json, os, threading
+# %% ../nbs/03_download.ipynb #34a95b42
+import asyncio, contextlib, errno, io, itertools, json, os, threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +23,8 @@ from .likeness import perceptual_hash, small_grey
 from .results import SearchError, SearchResult, SearchResults, local_path
 from .search import search_images
 
-# %% ../nbs/03_download.ipynb #d9065233
-_suffixes = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif'}
+# %% ../nbs/03_download.ipynb #e6d68f0f
+_suffixes = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif', 'HEIF': '.heic'}
 _formats = sorted({f for s, f in Image.registered_extensions().items() if s in image_suffixes and f in Image.OPEN})
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Picture:
     @property
     def name(self): return self.sha256[:16] + self.suffix
 
-# %% ../nbs/03_download.ipynb #e8827d0b
+# %% ../nbs/03_download.ipynb #c9f2db36
 _one_large = threading.Lock()  # A picture of 100 million pixels takes 300 MB; of such only one is decoded at a time
 
 def _accept(data):
@@ -51,7 +51,7 @@ def _accept(data):
             suffix, n_pixels = _suffixes.get(header.format, f'.{header.format.lower()}'), header.width*header.height
     except UnidentifiedImageError as e: raise ImageError(_what_it_is(data), 'not_an_image') from e
     except Image.DecompressionBombError as e: raise ImageError('it claims more pixels than are accepted', 'bomb') from e
-    except (OSError, SyntaxError, ValueError, EOFError) as e: raise ImageError(f'it cannot be opened: {e}') from e
+    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError) as e: raise ImageError(f'it cannot be opened: {e}') from e
     with _one_large if n_pixels > 20_000_000 else contextlib.nullcontext(): small = small_grey(load_image(data, min_side=256))
     phash = f'{perceptual_hash(small):016x}'
     return _Picture(sha256(data), suffix, *image_size(data), len(data), phash)
@@ -61,14 +61,17 @@ def _what_it_is(data):
     page = data[:200].lstrip().lower().startswith((b'<!doctype', b'<html', b'<head', b'<?xml'))
     return 'a web page, not a picture' if page else 'no picture of an accepted format'
 
-# %% ../nbs/03_download.ipynb #8b1bb858
+# %% ../nbs/03_download.ipynb #4e7d4f65
 class _Workplace:
     "The hidden folder of an unfinished run"
     def __init__(self, dest):
         self.dest, self.path, self.numbers = dest, dest/'.bearcls-download', itertools.count()
         if self.path.is_symlink(): raise DataError(f'{self.path} is a link; files would be written and cleared where it leads')
         self.path.mkdir(parents=True, exist_ok=True)
-        self.file = self.path/'journal.jsonl'
+        self.file, self.lock = self.path/'journal.jsonl', open(self.path/'lock', 'ab')
+        if _hold(self.lock): return
+        self.lock.close()
+        raise DataError(f'Another run is downloading into {dest}; wait until it has ended, or give another folder')
 
     def aside(self, data):
         "Write bytes to a file of their own"
@@ -86,24 +89,45 @@ class _Workplace:
         os.replace(self.path/manifest_name, self.dest/manifest_name)
         self.file.unlink(missing_ok=True)
         self.clear()
-        with contextlib.suppress(OSError): self.path.rmdir()  # not empty: somebody else's file is in it
+        self.close()
+
+    def close(self):
+        "Let others in; the folder goes if nothing is left in it"
+        if self.lock.closed: return
+        self.lock.close()
+        with contextlib.suppress(OSError):
+            (self.path/'lock').unlink(missing_ok=True)
+            self.path.rmdir()  # not empty: the run is unfinished, or somebody else's file is in it
 
     def clear(self):
         "Remove unfinished files, also those of a manifest"
         for part in self.path.glob('*.part'): part.unlink(missing_ok=True)
 
-# %% ../nbs/03_download.ipynb #5790a0d7
+# %% ../nbs/03_download.ipynb #64181fe8
+def _hold(file):
+    "Hold an open file until it is closed; False if another run holds it"
+    try:
+        if os.name == 'nt':
+            import msvcrt
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e: return e.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # some network disks know no locks
+    return True
+
+# %% ../nbs/03_download.ipynb #60a55770
 def _left_over(file, dest):
     "Rows that an interrupted run had settled; neither a line that broke off nor a picture that never moved is one"
     if not file.is_file(): return []
     names, rows = {f.name for f in fields(ImageRow)}, []
     for line in file.read_bytes().splitlines():
         try: known = json.loads(line)
-        except ValueError: continue
-        if isinstance(known, dict): rows.append(ImageRow(**{k: v for k, v in known.items() if k in names}))
+        except (ValueError, RecursionError): continue
+        if isinstance(known, dict) and all(isinstance(known.get(k, ''), str) for k in ('file', 'label', 'url', 'status', 'sha256')): rows.append(ImageRow(**{k: v for k, v in known.items() if k in names}))
     return [r for r in rows if not r.file or (dest/r.file).is_file()]
 
-# %% ../nbs/03_download.ipynb #b28aedae
+# %% ../nbs/03_download.ipynb #22538759
 @dataclass
 class _Label:
     "What is known of one label when a run begins, and what it learns"
@@ -125,8 +149,8 @@ def _label_from(rows, dest, label):
     return _Label(label, settled, {r.url: r for r in mine if r.url and r.url not in settled}, files, banned)
 
 def _is_whole(file, n_bytes):
-    "Is the file there, as long as it was?"
-    try: return file.is_file() and n_bytes in (None, file.stat().st_size)
+    "Is the file there, as long as it was, or a picture that somebody has worked on since?"
+    try: return file.is_file() and (n_bytes in (None, file.stat().st_size) or bool(load_image(file, min_side=64)))
     except (OSError, ValueError): return False
 
 # %% ../nbs/03_download.ipynb #2e1a301b
@@ -200,7 +224,7 @@ def _read_local(file, max_bytes):
         return Fetched(file.as_uri(), 200, {}, file.read_bytes())
     except OSError as e: return FetchError('', f'the file cannot be read: {e.strerror or e}', 'broken')
 
-# %% ../nbs/03_download.ipynb #f534aa8c
+# %% ../nbs/03_download.ipynb #f29498be
 _reserved = {'con', 'prn', 'aux', 'nul', *(f'{kind}{n}' for kind in ('com', 'lpt') for n in range(1, 10))}
 
 def _plain_name(label):
@@ -215,7 +239,7 @@ def _as_results(results):
     "Results with distinct addresses; bare addresses become results"
     if isinstance(results, str): raise DataError('`results` must be a list of results or addresses, got one string')
     found = [r if isinstance(r, SearchResult) else SearchResult(str(r)) for r in results]
-    found, first = [replace(r, **{k: _storable(v) for k, v in asdict(r).items() if isinstance(v, str)}) for r in found], {}
+    found, first = [replace(r, **{k: _storable(v)[:20_001 if k == 'image' else 2_000] for k, v in asdict(r).items() if isinstance(v, str)}) for r in found], {}
     for r in found: first.setdefault(r.image, r)
     return list(first.values())
 
@@ -223,7 +247,7 @@ def _storable(text):
     "Text without what a UTF-8 CSV cannot hold: lone surrogates and zero bytes"
     return text.encode('utf-8', 'replace').decode('utf-8').replace('\0', '')
 
-# %% ../nbs/03_download.ipynb #4e5225c4
+# %% ../nbs/03_download.ipynb #4df81ce8
 def download_images(
     dest: str | os.PathLike,              # Image folder; the pictures go to `dest/label`
     results: Iterable[SearchResult | str],# Search results, or bare addresses
@@ -240,12 +264,14 @@ def download_images(
 ) -> list[ImageRow]:                      # A row for each distinct address, in their order: ok, duplicate, failed or quarantined
     "Download pictures into an image folder, with a row for each address; `limits` are further fields of `FetchLimits`"
     dest, label = Path(dest), _plain_name(label)
+    for name, number in dict(n_connections=n_connections, per_host=per_host, enough=1 if enough is None else enough).items():
+        if number < 1: raise DataError(f'`{name}` must be at least 1, got {number}')
     results = _as_results(results)
     limits = FetchLimits(timeout=timeout, max_bytes=max_bytes, allow_private=allow_private, respect_robots=respect_robots, **limits)
     try:
         (dest/label).mkdir(parents=True, exist_ok=True)
-        return _download(_Workplace(dest), label, results, limits, enough,
-                         deadline=deadline, n_connections=n_connections, per_host=per_host)
+        with contextlib.closing(_Workplace(dest)) as place:
+            return _download(place, label, results, limits, enough, deadline=deadline, n_connections=n_connections, per_host=per_host)
     except OSError as e: raise DataError(f'{dest} cannot be written: {e.strerror or e}') from e
 
 # %% ../nbs/03_download.ipynb #4d076059

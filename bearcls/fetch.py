@@ -255,7 +255,7 @@ async def _attempt(run, job):
 
 _host_down = 3  # After so many failures to connect in a row, a host's other addresses share the last one's fate
 
-# %% ../nbs/01b_fetch.ipynb #bc395611
+# %% ../nbs/01b_fetch.ipynb #05dfea1d
 async def _fetch_job(run, job):
     "One attempt, and what follows from it"
     host = job.host
@@ -273,7 +273,7 @@ async def _fetch_job(run, job):
 
 def _blame(run, job, error):
     "Remember what a failure says about the whole host"
-    if (asked_wait(error.retry_after) or 0) > run.limits.max_wait:
+    if error.busy and (asked_wait(error.retry_after) or 0) > run.limits.max_wait:
         why = f'{error.why}, to be left alone for more than {run.limits.max_wait:g} seconds'
         error = FetchError(job.host, why, 'status', error.status, body=error.body)
         run.down[job.host] = [error]*_host_down

@@ -19,7 +19,7 @@ from PIL import Image
 from .core import ImageError, load_image, max_pixels, sha256
 from .likeness import Fingerprint, fingerprint, small_grey
 
-# %% ../nbs/03b_measure.ipynb #b639f536
+# %% ../nbs/03b_measure.ipynb #4f11c647
 @dataclass
 class Measures:
     "What one look at a file tells"
@@ -38,6 +38,7 @@ class Measures:
     contrast: float = 0.0      # Difference between the 1% darkest and the 1% lightest, in grey levels
     sharpness: float = 0.0     # See `sharpness`
     fingerprint: Fingerprint | None = field(default=None, repr=False)  # What copies are recognised by; None if it cannot be opened
+    real: str = field(default='', repr=False)  # Path of the file itself where this is a link to it, or lies in a folder that is one
 
     @property
     def label(self) -> str: return self.file.rpartition('/')[0]
@@ -59,7 +60,8 @@ def sharpness(
     low, high = _levels(grey, [1, 99])
     return _levels(steep, [99])[0] / max(high - low, 16)
 
-# %% ../nbs/03b_measure.ipynb #8a8835a8
+# %% ../nbs/03b_measure.ipynb #385f4412
+Image.init()
 _others = {  # First bytes, or those after four others, of files that are no pictures for us
     b'8BPS': ('unsupported', 'a Photoshop file; save it as PNG or JPEG'),
     b'%PDF': ('unsupported', 'a PDF document; save its pictures as PNG or JPEG'),
@@ -68,7 +70,8 @@ _others = {  # First bytes, or those after four others, of files that are no pic
     b'\0\0\0\x0cJXL ': ('unsupported', 'a JPEG XL picture; save it as PNG or JPEG'),
     b'\0\0\0\x0cjP  ': ('unsupported', 'a JPEG 2000 picture; save it as PNG or JPEG'),
     b'\0\0\1\0': ('unsupported', 'an icon (ICO); save it as PNG'),
-    b'ftypavi': ('unsupported', 'an AVIF picture, which this Pillow cannot read: pip install -U pillow'),
+    b'ftypavi': ('unreadable', 'an AVIF picture that is damaged or cut off') if 'AVIF' in Image.OPEN else
+               ('unsupported', 'an AVIF picture, which this Pillow cannot read: pip install -U pillow'),
     **{b'ftyp' + brand: ('unsupported', 'a HEIF picture, as phones take them: pip install pillow-heif, then pillow_heif.register_heif_opener()')
        for brand in (b'hei', b'hev', b'mif1', b'msf1')},
     b'ftyp': ('not_an_image', 'a video under the name of a picture'),
@@ -103,14 +106,14 @@ def _read(file):
         return b'', ('changed', 'the file changed while it was read; check again when nothing writes to it any more')
     return data, None
 
-# %% ../nbs/03b_measure.ipynb #13abcf42
+# %% ../nbs/03b_measure.ipynb #a4b5fa78
 def measure_file(
     file: str | os.PathLike,  # Picture file
     root: str | os.PathLike,  # Image folder that holds it
 ) -> Measures:                # With `issue` set if it cannot be opened
     "Read and decode a file once and keep what the checks need"
     file = Path(file)
-    m = Measures(file.relative_to(root).as_posix())
+    m = Measures(file.relative_to(root).as_posix(), real=os.path.realpath(file))
     data, refused = _read(file)
     if refused:
         m.issue, m.message = refused
@@ -122,13 +125,14 @@ def measure_file(
         return m
     return _measure_pixels(_measure_header(m, data), image.reduce(max(1, min(image.size)//256)))
 
-# %% ../nbs/03b_measure.ipynb #cef317e0
+# %% ../nbs/03b_measure.ipynb #016248ee
 def _measure_header(m, data):
     "What the header tells: format, mode, orientation and size as displayed"
     with Image.open(io.BytesIO(data)) as header:
         m.format, m.mode, m.width, m.height = header.format, header.mode, *header.size
         if m.mode == 'RGB' and 'transparency' in header.info: m.mode = 'RGB with a transparent colour'
-        m.orientation = header.getexif().get(0x0112, 1) or 1
+        turned = header.getexif().get(0x0112, 1)
+        m.orientation = turned if turned in range(1, 9) else 1
     if m.orientation in (5, 6, 7, 8): m.width, m.height = m.height, m.width
     return m
 

@@ -44,12 +44,12 @@ class Move:
     issue: str = ''   # Why it was moved, in one word
     reason: str = ''  # Why, or why it was skipped, in words
 
-# %% ../nbs/03a_quarantine.ipynb #ec5e4221
+# %% ../nbs/03a_quarantine.ipynb #6b1775d9
 def _append(journal, entry):
     "Add a line and make sure that it is on the disk"
     with open(journal, 'ab') as f:
         if f.tell() and not _ends_line(journal): f.write(b'\n')
-        f.write(json.dumps(entry, ensure_ascii=False).encode('utf-8') + b'\n')
+        f.write(json.dumps(entry).encode() + b'\n')
         f.flush()
         os.fsync(f.fileno())
 
@@ -59,42 +59,43 @@ def _ends_line(file):
         f.seek(-1, os.SEEK_END)
         return f.read(1) == b'\n'
 
-# %% ../nbs/03a_quarantine.ipynb #ca1f6bc7
+# %% ../nbs/03a_quarantine.ipynb #46484126
 def _journal(path):
     "What was moved and what was brought back, without a line cut short"
     file, moved, back = quarantine_folder(path)/journal_name, [], set()
     for line in file.read_bytes().splitlines() if file.exists() else ():
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
-            if 'restored' in entry: back.add(entry['restored'])
-            elif {'id', 'file', 'to'} <= entry.keys(): moved.append(entry)
+            if not isinstance(entry, dict): continue
+            if isinstance(entry.get('restored'), int): back.add(entry['restored'])
+            elif isinstance(entry.get('id'), int) and all(isinstance(entry.get(k), str) for k in ('file', 'to')): moved.append(entry)
     return moved, back
 
 def _pending(path):
     "Journal entries whose file lies in quarantine"
     moved, back = _journal(path)
     latest = {e['to']: e for e in moved if e['id'] not in back}
-    return [e for e in latest.values() if (quarantine_folder(path)/e['to']).exists()]
+    return [e for e in latest.values() if os.path.lexists(quarantine_folder(path)/e['to'])]
 
-# %% ../nbs/03a_quarantine.ipynb #325dbd56
+# %% ../nbs/03a_quarantine.ipynb #be1ead39
 def _inside(root, name):
     "`root/name`, if that is inside `root`"
     parts = PurePosixPath(name).parts
-    if not parts or '..' in parts or name.startswith('/') or '\\' in name or ':' in parts[0]:
+    if not parts or '..' in parts or name.startswith('/') or os.name == 'nt' and ('\\' in name or ':' in name):
         raise DataError(f'{name!r} leads out of {root}; the journal or the report has been tampered with')
     return Path(root)/name
 
 def _free_name(file):
     "`file`, or the same name with a number if it is taken"
     n, free = 0, file
-    while free.exists() or free.is_symlink(): free, n = file.with_name(f'{file.stem}-{n + 1}{file.suffix}'), n + 1
+    while os.path.lexists(free): free, n = file.with_name(f'{file.stem}-{n + 1}{file.suffix}'), n + 1
     return free
 
-# %% ../nbs/03a_quarantine.ipynb #e5686cdd
+# %% ../nbs/03a_quarantine.ipynb #055dd1d8
 def _move(source, target):
     "Rename, or copy and remove where the two lie on different disks; never over an existing file"
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists(): raise FileExistsError(f'{target} exists')
+    if os.path.lexists(target): raise FileExistsError(f'{target} exists')
     try: os.rename(source, target)
     except OSError as e:
         if e.errno != errno.EXDEV: raise
@@ -103,7 +104,7 @@ def _move(source, target):
         os.replace(aside, target)
         os.unlink(source)
 
-# %% ../nbs/03a_quarantine.ipynb #001742bb
+# %% ../nbs/03a_quarantine.ipynb #eae49d42
 def quarantine_files(
     path: str | os.PathLike,      # Image folder
     suspects: Iterable[Suspect],  # What to move; the first counts where a file comes twice
@@ -114,15 +115,16 @@ def quarantine_files(
     for s in suspects: chosen.setdefault(_inside(path, s.file), s)
     rows, n_before = {r.file: r for r in read_manifest(path)}, len(_journal(path)[0])
     try: return [_quarantine_one(path, n, s, rows.get(s.file)) for n, s in enumerate(chosen.values(), n_before)]
-    finally: _mark_quarantined(path)
+    finally:
+        with contextlib.suppress(OSError): _mark_quarantined(path)  # a manifest that cannot be written is brought in step by the next call
 
-# %% ../nbs/03a_quarantine.ipynb #740071e5
+# %% ../nbs/03a_quarantine.ipynb #446a2bf5
 def _quarantine_one(path, number, suspect, row):
     "Journal and move one file"
     home, source = quarantine_folder(path), path/suspect.file
     def skipped(reason): return Move(suspect.file, 'skipped', '', suspect.issue, reason)
     try:
-        if not source.exists(): return skipped('the file is not there any more')
+        if not os.path.lexists(source): return skipped('the file is not there any more')
         if suspect.sha256 and sha256(source) != suspect.sha256: return skipped('the file has changed since it was checked')
         target = _free_name(home/suspect.file)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -166,13 +168,13 @@ def restore(
     _mark_restored(path, {m.file: (m, e) for m, e in zip(moves, reversed(pending)) if m.status == 'restored'})
     return moves
 
-# %% ../nbs/03a_quarantine.ipynb #c2cd8921
+# %% ../nbs/03a_quarantine.ipynb #6c5c492a
 def _restore_one(path, entry):
     "Bring one file back and note it"
     home = quarantine_folder(path)
-    target = _free_name(path/entry['file'])
-    name = target.relative_to(path).as_posix()
     try:
+        target = _free_name(path/entry['file'])
+        name = target.relative_to(path).as_posix()
         _move(home/entry['to'], target)
         _append(home/journal_name, dict(restored=entry['id'], name=name))
         with contextlib.suppress(OSError): (home/entry['to']).parent.rmdir()

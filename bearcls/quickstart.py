@@ -8,8 +8,8 @@ Docs: https://bearcls.github.io/bearcls/quickstart.html.md"""
 __all__ = ['quickstart_pictures', 'Quickstart', 'Steps', 'quickstart', 'writable_folder', 'check_free', 'advice', 'next_commands',
            'write_report']
 
-# %% ../nbs/17_quickstart.ipynb #fbc4ce0c
-import io, random, tempfile, time
+# %% ../nbs/17_quickstart.ipynb #9d6b5e62
+import io, os, random, shlex, tempfile, time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from .sample import draw_bears
 from .train import describe_plan, plan_training, plot_training, train
 from .verify import ImageReport, broken_issues, check_images, findings_html, issue_words
 
-# %% ../nbs/17_quickstart.ipynb #190e25aa
+# %% ../nbs/17_quickstart.ipynb #964098c2
 def quickstart_pictures(
     dest: Path,                   # Folder of the quickstart
     data: str | Path | None,      # Image folder of the user's own
@@ -49,8 +49,18 @@ def quickstart_pictures(
     labels = dict(search) if isinstance(search, Mapping) else {words: words for words in search}
     if len(labels) < 2: raise DataError(f'A classifier needs at least two labels; got {", ".join(map(repr, labels))}')
     number = {} if n_per_label is None else dict(max_images=n_per_label)
-    gather(labels, dest/'pictures', **number)
+    _only_these(labels, dest/'pictures')
+    rows = gather(labels, dest/'pictures', **number)
+    for label in labels:
+        if any(r.status in ('ok', 'quarantined') for r in rows if r.label == label): continue
+        why = next((r.reason for r in rows if r.label == label and r.reason), 'nobody knew any')
+        raise DataError(f'No pictures came for {label!r}: {why}')
     return dest/'pictures', False
+
+def _only_these(labels, folder):
+    "Refuse a folder that holds pictures of other labels: they would be trained on too"
+    if others := [label for label in count_labels(image_files(folder)) if label not in labels] if folder.is_dir() else []:
+        raise DataError(f'{folder} already holds pictures of {others[0]!r}; give another --dest, or move that folder away')
 
 def _own_folder(data):
     "The user's folder, if it is one with pictures"
@@ -164,7 +174,7 @@ def check_free(
     if report.exists() and '<meta name="generator" content="bearcls' not in report.read_text(encoding='utf-8', errors='replace'):
         raise DataError(f'{report} was not written by bearcls, so it is not replaced; choose another folder')
 
-# %% ../nbs/17_quickstart.ipynb #a449f4f0
+# %% ../nbs/17_quickstart.ipynb #625d3cdc
 def _pictures_words(data, search):
     if data: return f'Reading the pictures of {data}'
     return f'Searching for {", ".join(search)}' if search else 'Drawing bears'
@@ -179,6 +189,7 @@ def _check(path, own, steps):
     if len(broken) > 20: steps.say(f'… and {len(broken) - 20} more, all named in the report')
     if broken and not own: report.quarantine()
     steps.say(_broken_words(len(broken), own))
+    if n := len(report.files('overlooked')): steps.say(f'{n} pictures lie where training does not look, or lack a picture\'s ending; the report names them')
     return report, broken
 
 def _broken_words(n, own):
@@ -294,7 +305,7 @@ def advice(
     if copies: found.append(f'{copies} pictures are copies or near copies of others. They were kept on one side of the split; they add little.')
     return found + ['Try it on a picture that is none of the labels: a classifier always answers, and only you know when it should not.']
 
-# %% ../nbs/17_quickstart.ipynb #7b805b0e
+# %% ../nbs/17_quickstart.ipynb #c80a0165
 def next_commands(
     q: Quickstart,  # What was made and found
 ) -> str:           # Lines for a terminal
@@ -309,7 +320,7 @@ def _short_path(path):
     "Relative to the current folder if it lies there, and quoted for a shell"
     path = Path(path).resolve()
     short = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-    return f'"{short}"' if ' ' in short else short
+    return shlex.quote(short) if os.name != 'nt' else f'"{short}"' if ' ' in short else short
 
 # %% ../nbs/17_quickstart.ipynb #2933c177
 def write_report(

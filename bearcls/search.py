@@ -8,9 +8,10 @@ Docs: https://bearcls.github.io/bearcls/search.html.md"""
 __all__ = ['default_providers', 'cache_folder', 'search_images', 'SearchError', 'SearchResult', 'SearchResults', 'licenses',
            'local_path', 'provider', 'providers']
 
-# %% ../nbs/02_search.ipynb #a441e97d
+# %% ../nbs/02_search.ipynb #069e5739
 import hashlib, inspect, json, os, re, sys, time, warnings
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from .core import DataError
@@ -105,14 +106,15 @@ def _keep(file, found, name, term, max_images):
         write_results(file, found, provider=name, term=term, asked=max_images, when=time.strftime('%Y-%m-%d'))
     except OSError as e: warnings.warn(f'The answer could not be kept in {file.parent}: {e.strerror}', stacklevel=4)
 
-# %% ../nbs/02_search.ipynb #1a40824e
+# %% ../nbs/02_search.ipynb #3ebe80ea
 def _ask(name, function, settings, term, max_images, cache, refresh):
     "What one provider answers, now or earlier"
     file = _cache_file(cache, name, function, term, settings)
     if file and not refresh and (kept := _kept(file, name, term, max_images)) is not None: return kept
     try: found = function(term, max_images, **settings)
     except ImportError as e: raise SearchError(name, str(e), 'Install it, or try another provider') from e
-    found = SearchResults(found, getattr(found, 'errors', ()))
+    except OSError as e: raise SearchError(name, f'no connection ({type(e).__name__})', 'Look at the network, or try another provider') from None
+    found = SearchResults(islice(() if found is None else found, max_images), getattr(found, 'errors', ()))
     if odd := [r for r in found if not isinstance(r, SearchResult)]: raise DataError(f'Provider {name!r} must return a list of SearchResult, got {type(odd[0]).__name__}')
     if file and found and not found.errors: _keep(file, found, name, term, max_images)
     return found

@@ -98,10 +98,13 @@ def _pixel_findings(m, t):
 _mode_words = {'CMYK': 'CMYK, for print', 'P': 'a palette', 'PA': 'a palette with transparency', 'RGBA': 'RGB with transparency (RGBA)', 'LA': 'grey with transparency (LA)',
                'I': '32-bit grey', 'I;16': '16-bit grey', 'I;16B': '16-bit grey', 'F': 'floating-point grey'}
 
-# %% ../nbs/04_verify.ipynb #92063f07
-def _best_first(measures):
-    "Readable pictures, the one to keep before its copies"
-    return sorted((m for m in measures if not m.issue), key=lambda m: (-m.width*m.height, -m.bytes, m.file))
+# %% ../nbs/04_verify.ipynb #9336a870
+def _best_first(measures, t):
+    "Readable pictures, the one to keep before its copies; of a file and links to it, one"
+    def order(m): return any(_pixel_findings(m, t)), -m.width*m.height, -m.bytes, m.file
+    files = {}
+    for m in sorted((m for m in measures if not m.issue), key=order): files.setdefault(m.real or m.file, m)
+    return list(files.values())
 
 def _copy_findings(measures, t):
     "Exact copies, then near copies among what is left"
@@ -109,7 +112,7 @@ def _copy_findings(measures, t):
     def add(m, first, issue, score, reason):
         of[m.file] = first
         found.append(Finding(m.file, issue, score, reason, first.file))
-    for m in _best_first(measures):
+    for m in _best_first(measures, t):
         first = kept.setdefault(m.sha256, m)
         if first is not m: add(m, first, 'exact_copy', 1.0, f'the same bytes as {first.file}')
     usable = [m for m in kept.values() if min(m.width, m.height) >= t.min_side and m.contrast >= t.min_contrast]
@@ -147,7 +150,7 @@ def _is_picture(file):
     try: return min(image_size(file)) > 0
     except ImageError: return False
 
-# %% ../nbs/04_verify.ipynb #c0c6329d
+# %% ../nbs/04_verify.ipynb #3bf8e397
 @dataclass
 class ImageReport:
     "What `check_images` found"
@@ -159,6 +162,7 @@ class ImageReport:
     rows: list[Finding] = field(init=False, repr=False)  # One for each finding, ordered by issue and file
 
     def __post_init__(self):
+        self._home = Path(os.path.abspath(self.path))  # where the files are, wherever the program goes next
         found, of = _copy_findings(self.measures, self.thresholds)
         found += [f for m in self.measures for f in _file_findings(m, self.thresholds)]
         found += [*self.overlooked, *_across_findings(self.measures, of, self.valid)]
@@ -201,7 +205,7 @@ class ImageReport:
     ) -> Html:            # A table with a picture in each row, and the other one of a pair
         "Findings with their pictures"
         _known_issues(issues)
-        return findings_html(self.path, [f for f in self.rows if not issues or f.issue in issues], max_n)
+        return findings_html(self._home, [f for f in self.rows if not issues or f.issue in issues], max_n)
 
     def write_html(self,
         file: str | os.PathLike,  # Page to write; replaced if it is there
@@ -209,7 +213,7 @@ class ImageReport:
     ) -> Path:                    # The page: one file with all it needs, to be opened in any browser
         "Write the report as a page"
         if not Path(file).parent.is_dir(): raise DataError(f'There is no folder {Path(file).parent} to write the report in')
-        with atomic_write(file, 'w') as f: f.write(_page.format(title=html.escape(f'{self.path.name}: what was found'), body=report_html(self, max_n)))
+        with atomic_write(file, 'w') as f: f.write(_page.format(title=html.escape(f'{self._home.name}: what was found'), body=report_html(self, max_n)))
         return Path(file)
 
     def quarantine(self,
@@ -217,15 +221,15 @@ class ImageReport:
         files: Iterable[str] | None = None,     # Only these files, as `rows` names them; None: all with these issues
     ) -> list[Move]:                            # A row for each file, moved or not
         "Move files with these issues out of the image folder; `restore` brings them back"
-        return quarantine_files(self.path, _suspects(self, issues, files))
+        return quarantine_files(self._home, _suspects(self, issues, files))
 
     def restore(self) -> list[Move]:
         "Bring back all that was ever moved out of this folder"
-        return restore(self.path)
+        return restore(self._home)
 
     def _repr_html_(self): return report_html(self)
 
-# %% ../nbs/04_verify.ipynb #ab75503e
+# %% ../nbs/04_verify.ipynb #05b6a477
 def _known_issues(issues):
     "Refuse a misspelt issue instead of finding nothing"
     for i in issues:
@@ -233,7 +237,7 @@ def _known_issues(issues):
 
 def _checked_name(report, file):
     "How the report calls a file, which may be given as it stands there or as a path"
-    known, root = {m.file for m in report.measures}, os.path.abspath(report.path)
+    known, root = {m.file for m in report.measures}, str(report._home)
     for name in (Path(file).as_posix(), Path(os.path.relpath(file, root)).as_posix()):
         if name in known: return name
     raise DataError(f'{file} is none of the pictures that were checked in {report.path}')
@@ -282,7 +286,7 @@ def _summary(report):
     limits = asdict(report.thresholds)
     return [{'issue': k, 'found': n, 'meaning': issue_words[k], 'threshold': _thresholds_of.get(k, '').format(**limits)} for k, n in report.counts.items()]
 
-# %% ../nbs/04_verify.ipynb #e08d3a3a
+# %% ../nbs/04_verify.ipynb #076cb93c
 def report_html(
     report: ImageReport,  # What `check_images` found
     max_n: int = 6,       # Pictures shown for each issue
@@ -291,10 +295,10 @@ def report_html(
     n_files = len(report.files())
     found = f'{len(report.rows):,} finding{"" if len(report.rows) == 1 else "s"} in {n_files:,} file{"" if n_files == 1 else "s"}' if report.rows else 'nothing found'
     head = f'{len(report.measures):,} pictures checked: {found}'
-    parts = [f'<p><b>{html.escape(str(report.path.name))}</b>, {head}</p>', html_table(_summary(report)) if report.rows else '']
+    parts = [f'<p><b>{html.escape(report._home.name)}</b>, {head}</p>', html_table(_summary(report)) if report.rows else '']
     for issue, n in report.counts.items():
         rows = [f for f in report.rows if f.issue == issue]
-        parts.append(f'<p style="margin:1em 0 .3em"><b>{issue}</b> ({n})</p>' + _issue_gallery(report.path, rows[:max_n]))
+        parts.append(f'<p style="margin:1em 0 .3em"><b>{issue}</b> ({n})</p>' + _issue_gallery(report._home, rows[:max_n]))
         if n > max_n: parts.append(f'<p>… and {n - max_n} more in <code>report.table</code></p>')
     return Html(''.join(parts))
 

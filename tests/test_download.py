@@ -1,5 +1,5 @@
 "Hostile addresses, answers and accidents around download: what would make bad reading in a notebook"
-import asyncio, errno, os, signal, socket, subprocess, sys, time, zlib
+import asyncio, errno, os, signal, socket, subprocess, sys, threading, time, zlib
 import pytest
 from hostile import LOCAL, bomb, dripping, endless, picture, redirect, serving, several_hosts, snapshot
 from bearcls import addresses, download
@@ -204,6 +204,7 @@ def test_killed_after_some_answers_and_run_again(tmp_path, n_hits, signal_name):
 def test_a_left_over_of_another_label_is_kept(tmp_path):
     place = download._Workplace(tmp_path)
     place.note(download.ImageRow(label='b', url='http://b.test/1', status='failed', reason='HTTP 404 Not Found'))
+    place.close()  # as the end of the process does
     download_images(tmp_path, ['no address'], 'a')
     assert [(r.label, r.status) for r in read_manifest(tmp_path)] == [('b', 'failed'), ('a', 'failed')]
 
@@ -488,3 +489,67 @@ def test_gather_refuses_a_bad_label_before_it_asks_anybody(tmp_path):
     def provider(term, max_images, **options): raise AssertionError('asked')
     with pytest.raises(DataError, match='plain folder name'): gather({'good': 'a', '../bad': 'b'}, tmp_path/'d', provider=provider)
     assert not (tmp_path/'d').exists()
+
+
+def test_two_runs_do_not_mix(tmp_path):
+    "The second run into a folder is refused while the first lasts"
+    pages = {f'/{n}': picture(n) for n in range(6)}
+    with LoopbackWeb(pages, delay=(0.3, 0)) as web:
+        urls, told = [web.url + p for p in pages], {}
+        def run(label):
+            try: told[label] = [r.status for r in download_images(tmp_path, urls, label, allow_private=True)]
+            except DataError as e: told[label] = str(e)
+        threads = [threading.Thread(target=run, args=(label,)) for label in 'ab']
+        for t in threads: t.start()
+        for t in threads: t.join()
+        assert sorted(map(str, told.values())) == sorted([f'Another run is downloading into {tmp_path}; wait until it has ended, or give another folder', str(['ok']*6)])
+        for label in 'ab': assert {r.status for r in download_images(tmp_path, urls, label, allow_private=True)} == {'ok'}
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['a', 'b', 'manifest.csv']
+
+
+def test_a_picture_that_was_edited_is_kept(tmp_path):
+    with LoopbackWeb({'/a': picture(1)}) as web:
+        [row] = download_images(tmp_path, [f'{web.url}/a'], 'a', allow_private=True)
+        (tmp_path/row.file).write_bytes(mine := picture(2, size=(40, 40)))
+        download_images(tmp_path, [f'{web.url}/a'], 'a', allow_private=True)
+        assert (tmp_path/row.file).read_bytes() == mine and web.hits['/a'] == 1
+
+
+def test_columns_of_the_user_survive(tmp_path):
+    with LoopbackWeb({'/a': picture(1), '/b': picture(2)}) as web:
+        download_images(tmp_path, [f'{web.url}/a'], 'a', allow_private=True)
+        table = tmp_path/'manifest.csv'
+        head, line = table.read_text(encoding='utf-8').splitlines()
+        table.write_text(f'{head},note\n{line},my best\n', encoding='utf-8-sig')
+        download_images(tmp_path, [f'{web.url}/b'], 'a', allow_private=True)
+    assert [r.more for r in read_manifest(tmp_path)] == [{'note': 'my best'}, {'note': ''}]
+
+
+def test_a_manifest_of_another_kind_is_not_overwritten(tmp_path):
+    (tmp_path/'manifest.csv').write_text('file;label\nx;y\n', encoding='utf-8')
+    with pytest.raises(DataError, match='no column `file`'): download_images(tmp_path, ['http://127.0.0.1:9/'], 'a', allow_private=True)
+    assert (tmp_path/'manifest.csv').read_text(encoding='utf-8') == 'file;label\nx;y\n'
+
+
+def test_an_endless_address_leaves_a_readable_manifest(tmp_path):
+    [row] = download_images(tmp_path, ['data:image/png;base64,' + 'A'*200_000], 'a')
+    assert row.status == 'failed' and read_manifest(tmp_path) == [row]
+
+
+def test_a_damaged_avif_is_a_row(tmp_path):
+    damaged = picture(1, fmt='AVIF').replace(b'iloc', b'free')
+    with LoopbackWeb({'/a': damaged, '/b': picture(2)}) as web:
+        rows = download_images(tmp_path, [f'{web.url}/a', f'{web.url}/b'], 'a', allow_private=True)
+    assert [r.status for r in rows] == ['failed', 'ok'] and rows[0].reason
+
+
+def test_an_address_is_sent_as_it_was_signed(tmp_path):
+    signed = '/s?url=https%3A%2F%2Fa.b%2Fc.jpg&name=it%27s%2C'
+    with LoopbackWeb({'/s': picture(1)}) as web:
+        download_images(tmp_path, [web.url + signed], 'a', allow_private=True)
+        assert list(web.hits) == [signed]
+
+
+@pytest.mark.parametrize('name', ['n_connections', 'per_host', 'enough'])
+def test_impossible_numbers_are_refused(tmp_path, name):
+    with pytest.raises(DataError, match=f'`{name}` must be at least 1'): download_images(tmp_path, [], 'a', **{name: 0})

@@ -3,7 +3,8 @@ import csv, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 import tiny_bundle
-from bearcls.core import image_files, read_manifest
+from bearcls.core import DataError, image_files, read_manifest
+from bearcls.data import image_dls
 from bearcls.figures import draw_bear
 from bearcls.quickstart import quickstart
 from bearcls.sample import draw_bears, unreadable_faults
@@ -201,3 +202,20 @@ def test_predict_is_light(tmp_path):
     done = subprocess.run([sys.executable, '-c', ask, 'predict', bundle, bear], capture_output=True, text=True, encoding='utf-8', check=True)
     answer, modules = done.stdout.splitlines()
     assert answer.startswith(f'{bear}: ') and 'onnxruntime' in modules.split() and light & set(modules.split()) == set()
+
+def test_search_trains_on_what_was_asked_for_only(tmp_path, monkeypatch):
+    "A word without pictures is named, and pictures of an earlier search are not trained on"
+    source = draw_bears(tmp_path/'web', n_per_label=6, seed=1, faults=False)
+    for name in ('duckduckgo', 'bing'): monkeypatch.setitem(providers, name, lambda term, max_images, **options: providers['local'](term, max_images, source=source))
+    with pytest.raises(DataError, match="No pictures came for 'unicorn'"): quickstart(tmp_path/'out', search=['teddy', 'unicorn'], quiet=True)
+    with pytest.raises(DataError, match="already holds pictures of 'teddy'"): quickstart(tmp_path/'out', search=['grizzly', 'black'], quiet=True)
+
+def test_excluded_files_may_be_named_from_here(tmp_path, monkeypatch):
+    "`verify_images(get_image_files('bears'))` names files from the current folder, a report from the image folder"
+    monkeypatch.chdir(tmp_path)
+    draw_bears('bears', n_per_label=8, seed=3, faults=False)
+    bad = Path('bears/grizzly/bad.jpg')
+    bad.write_bytes(b'<html>')
+    for name in (bad, bad.resolve(), 'grizzly/bad.jpg'):
+        dls = image_dls('bears', size=32, exclude=[name])
+        assert len(dls.train_ds) + len(dls.valid_ds) == 24
