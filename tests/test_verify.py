@@ -2,10 +2,11 @@
 import csv, errno, io, json, os, shutil, struct
 from collections import Counter
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image
 from hostile import bomb, picture, snapshot
 from bearcls import measure, quarantine, verify
-from bearcls.core import DataError, describe_file, image_files, load_image, read_manifest, write_manifest
+from bearcls.core import DataError, describe_file, image_files, read_manifest, write_manifest
+from bearcls.figures import draw_bear
 from bearcls.measure import measure_file
 from bearcls.quarantine import quarantine_folder, restore
 from bearcls.sample import draw_bears
@@ -322,9 +323,9 @@ def test_a_hundred_identical_and_blank_pictures_stay_quick(tmp_path):
 def test_quarantine_leaves_the_good_one_of_two_copies(tmp_path):
     "A larger copy that shows nothing is no reason for the smaller one to go"
     (tmp_path/'b'/'x').mkdir(parents=True)
-    good = load_image(picture(3, size=(400, 320)))
+    good = draw_bear('teddy', seed=3, side=320)
     good.save(tmp_path/'b'/'x'/'good.png')
-    good.resize((800, 640)).point(lambda v: v//6).save(tmp_path/'b'/'x'/'large.png')
+    good.resize((640, 640)).point(lambda v: v//6).save(tmp_path/'b'/'x'/'large.png')
     report = check_images(tmp_path/'b')
     assert report.files('too_dark') == report.files('near_copy') == ['x/large.png']
     report.quarantine(['near_copy', 'too_dark'])
