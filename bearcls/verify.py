@@ -8,13 +8,14 @@ Docs: https://bearcls.github.io/bearcls/verify.html.md"""
 __all__ = ['issue_words', 'broken_issues', 'Thresholds', 'Finding', 'ImageReport', 'check_images', 'findings_html', 'report_html',
            'verify_images']
 
-# %% ../nbs/04_verify.ipynb #748b87db
+# %% ../nbs/04_verify.ipynb #fa5ebe7b
 import html, os, warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from fastcore.basics import patch
 from PIL import Image
 from .core import (DataError, Html, ImageError, atomic_write, gallery, html_table, image_files, image_size, image_suffixes, load_image,
                           optional_import, progress, thumbnail)
@@ -150,7 +151,7 @@ def _is_picture(file):
     try: return min(image_size(file)) > 0
     except ImageError: return False
 
-# %% ../nbs/04_verify.ipynb #3bf8e397
+# %% ../nbs/04_verify.ipynb #dd4468fb
 @dataclass
 class ImageReport:
     "What `check_images` found"
@@ -192,40 +193,6 @@ class ImageReport:
     ) -> 'ImageReport':       # A new report; no file is read again
         "The same folder held against other thresholds"
         return replace(self, thresholds=replace(self.thresholds, **thresholds))
-
-    def with_split(self,
-        valid: Iterable[str | os.PathLike],  # Files held back for validation, such as `dls.valid_ds.items`
-    ) -> 'ImageReport':                      # A new report with `across_split`; no file is read again
-        "The same folder, and which copies lie on both sides of a split"
-        return replace(self, valid=frozenset(_checked_name(self, f) for f in valid))
-
-    def show(self,
-        *issues: str,     # Keys of `issue_words`; none: all that occur
-        max_n: int = 24,  # Rows at most
-    ) -> Html:            # A table with a picture in each row, and the other one of a pair
-        "Findings with their pictures"
-        _known_issues(issues)
-        return findings_html(self._home, [f for f in self.rows if not issues or f.issue in issues], max_n)
-
-    def write_html(self,
-        file: str | os.PathLike,  # Page to write; replaced if it is there
-        max_n: int = 12,          # Pictures shown for each issue
-    ) -> Path:                    # The page: one file with all it needs, to be opened in any browser
-        "Write the report as a page"
-        if not Path(file).parent.is_dir(): raise DataError(f'There is no folder {Path(file).parent} to write the report in')
-        with atomic_write(file, 'w') as f: f.write(_page.format(title=html.escape(f'{self._home.name}: what was found'), body=report_html(self, max_n)))
-        return Path(file)
-
-    def quarantine(self,
-        issues: Iterable[str] = broken_issues,  # What to move: keys of `issue_words`
-        files: Iterable[str] | None = None,     # Only these files, as `rows` names them; None: all with these issues
-    ) -> list[Move]:                            # A row for each file, moved or not
-        "Move files with these issues out of the image folder; `restore` brings them back"
-        return quarantine_files(self._home, _suspects(self, issues, files))
-
-    def restore(self) -> list[Move]:
-        "Bring back all that was ever moved out of this folder"
-        return restore(self._home)
 
     def _repr_html_(self): return report_html(self)
 
@@ -273,6 +240,24 @@ def findings_html(
     more = f'<p>… and {len(rows) - max_n:,} more in <code>report.table</code></p>' if len(rows) > max_n else ''
     return Html(html_table(cells, ['', 'file', 'issue', 'score', 'reason', 'of'], max_n) + more)
 
+# %% ../nbs/04_verify.ipynb #d0766137
+@patch
+def show(self: ImageReport,
+    *issues: str,     # Keys of `issue_words`; none: all that occur
+    max_n: int = 24,  # Rows at most
+) -> Html:            # A table with a picture in each row, and the other one of a pair
+    "Findings with their pictures"
+    _known_issues(issues)
+    return findings_html(self._home, [f for f in self.rows if not issues or f.issue in issues], max_n)
+
+# %% ../nbs/04_verify.ipynb #9b4627df
+@patch
+def with_split(self: ImageReport,
+    valid: Iterable[str | os.PathLike],  # Files held back for validation, such as `dls.valid_ds.items`
+) -> 'ImageReport':                      # A new report with `across_split`; no file is read again
+    "The same folder, and which copies lie on both sides of a split"
+    return replace(self, valid=frozenset(_checked_name(self, f) for f in valid))
+
 # %% ../nbs/04_verify.ipynb #33052572
 _thresholds_of = {
     'too_small': 'shorter side below {min_side} pixels', 'extreme_aspect': 'sides above {max_aspect:g} to 1',
@@ -318,6 +303,17 @@ _page = '''<!doctype html>
 <body><h1>{title}</h1>{body}</body></html>
 '''
 
+# %% ../nbs/04_verify.ipynb #16d9e99b
+@patch
+def write_html(self: ImageReport,
+    file: str | os.PathLike,  # Page to write; replaced if it is there
+    max_n: int = 12,          # Pictures shown for each issue
+) -> Path:                    # The page: one file with all it needs, to be opened in any browser
+    "Write the report as a page"
+    if not Path(file).parent.is_dir(): raise DataError(f'There is no folder {Path(file).parent} to write the report in')
+    with atomic_write(file, 'w') as f: f.write(_page.format(title=html.escape(f'{self._home.name}: what was found'), body=report_html(self, max_n)))
+    return Path(file)
+
 # %% ../nbs/04_verify.ipynb #7a21bf13
 def _suspects(report, issues, files):
     "What to move: `files`, or all that have one of `issues`, with the first reason of each"
@@ -328,6 +324,21 @@ def _suspects(report, issues, files):
     chosen = list(why) if files is None else list(files)
     if unknown := [f for f in chosen if f not in why]: raise DataError(f'{unknown[0]!r} has none of the findings {", ".join(issues)}')
     return [why[f] for f in chosen]
+
+# %% ../nbs/04_verify.ipynb #f3393c19
+@patch
+def quarantine(self: ImageReport,
+    issues: Iterable[str] = broken_issues,  # What to move: keys of `issue_words`
+    files: Iterable[str] | None = None,     # Only these files, as `rows` names them; None: all with these issues
+) -> list[Move]:                            # A row for each file, moved or not
+    "Move files with these issues out of the image folder; `restore` brings them back"
+    return quarantine_files(self._home, _suspects(self, issues, files))
+
+# %% ../nbs/04_verify.ipynb #10f4dc78
+@patch
+def restore(self: ImageReport) -> list[Move]:
+    "Bring back all that was ever moved out of this folder"
+    return restore(self._home)
 
 # %% ../nbs/04_verify.ipynb #eb69f510
 def verify_images(
