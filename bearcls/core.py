@@ -6,12 +6,12 @@ Docs: https://bearcls.github.io/bearcls/core.html.md"""
 
 # %% auto #0
 __all__ = ['image_reasons', 'max_pixels', 'image_formats', 'image_suffixes', 'manifest_name', 'BearclsError', 'DataError',
-           'ImageError', 'optional_import', 'flatten', 'load_image', 'image_files', 'count_labels', 'atomic_write',
-           'ImageRow', 'write_manifest', 'read_manifest', 'sha256', 'describe_file', 'image_size', 'progress', 'Html',
-           'data_uri', 'thumbnail', 'gallery', 'html_table']
+           'ImageError', 'optional_import', 'flatten', 'load_image', 'reduced', 'image_files', 'count_labels',
+           'atomic_write', 'cache_folder', 'ImageRow', 'write_manifest', 'read_manifest', 'sha256', 'describe_file',
+           'image_size', 'progress', 'Html', 'data_uri', 'thumbnail', 'gallery', 'html_table']
 
-# %% ../nbs/00_core.ipynb #bfaf4613
-import base64, contextlib, csv, hashlib, html, importlib, io, os, struct, tempfile, warnings
+# %% ../nbs/00_core.ipynb #70f62ee4
+import base64, contextlib, csv, hashlib, html, importlib, io, os, struct, sys, tempfile, warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -77,10 +77,10 @@ def _scale_grey(image):
     if image.mode == 'F' and image.getextrema()[1] > 1.0: peak = 255.0
     return image.convert('F').point(lambda v: v * (255.0 / peak)).convert('L')
 
-# %% ../nbs/00_core.ipynb #8ddf1353
+# %% ../nbs/00_core.ipynb #64857d50
 def load_image(
     source: str | os.PathLike | bytes | BinaryIO | Image.Image,  # Path, bytes, open binary file or Pillow picture
-    min_side: int | None = None,  # JPEGs may be decoded smaller, but not below this many pixels a side; None: full size
+    min_side: int | None = None,  # Large pictures may be opened smaller, but not below this many pixels a side; None: full size
     limit: int = max_pixels,      # Refuse pictures that claim more pixels than this
 ) -> Image.Image:                 # Upright RGB picture
     "Open `source` the way every room of bearcls does: upright, RGB, transparency on white"
@@ -93,7 +93,15 @@ def load_image(
             if min_side and image.format == 'JPEG': image.draft('RGB', (min_side, min_side))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return flatten(image)
+            return reduced(flatten(image), min_side)
+
+def reduced(
+    image: Image.Image,           # Picture of any size
+    min_side: int | None = None,  # Fewest pixels that the shorter side may keep; None: leave the picture as it is
+) -> Image.Image:                 # A half, a third… of `image`, or `image` itself
+    "A picture at the smallest whole fraction of its size that still has `min_side` pixels a side"
+    factor = min(image.size)//min_side if min_side else 1
+    return image.reduce(factor) if factor > 1 else image
 
 # %% ../nbs/00_core.ipynb #e57dd519
 image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF', 'PPM')
@@ -179,6 +187,15 @@ def _umask():
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+# %% ../nbs/00_core.ipynb #64133652
+def cache_folder() -> Path:  # It need not exist
+    "Folder for what can be fetched again: `BEARCLS_CACHE`, otherwise the system's place for caches"
+    if own := os.environ.get('BEARCLS_CACHE'): return Path(own).expanduser()
+    if sys.platform == 'win32': base = os.environ.get('LOCALAPPDATA') or Path.home()/'AppData'/'Local'
+    elif sys.platform == 'darwin': base = Path.home()/'Library'/'Caches'
+    else: base = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
+    return Path(base)/'bearcls'
 
 # %% ../nbs/00_core.ipynb #a4b5e8ea
 @dataclass

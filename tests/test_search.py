@@ -8,7 +8,8 @@ from bearcls.fetch import FetchLimits
 from bearcls.loopback import Reply, LoopbackWeb, moved
 from bearcls.providers import licenses, provider, provider_facts, providers, search_bing, search_bing_api, search_duckduckgo, search_google
 from bearcls.results import SearchError, SearchResult, SearchResults, read_results, results_html, write_results
-from bearcls.search import cache_folder, search_images
+from bearcls.core import cache_folder
+from bearcls.search import search_images
 
 KEY, CX = 'AIza+S3cret/k3y==', '0a1b2c:bears'
 quick = FetchLimits(allow_private=True, tries=1, timeout=5)
