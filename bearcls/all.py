@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #ebc433bc
+# %% ../nbs/19_all.ipynb #49e3c1c1
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -25,6 +25,7 @@ from .verify import *
 from .balance import *
 from .data import *
 from .train import *
+from .experiment import *
 from .interpret import *
 from .clean import *
 from .inference import *
