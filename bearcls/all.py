@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #49e3c1c1
+# %% ../nbs/19_all.ipynb #dee337af
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -26,6 +26,7 @@ from .balance import *
 from .data import *
 from .train import *
 from .experiment import *
+from .profile import *
 from .interpret import *
 from .clean import *
 from .inference import *

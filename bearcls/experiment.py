@@ -45,7 +45,7 @@ def error_interval(
     low, high = wilson(wrong, n)
     return dict(error=wrong / max(1, n), low=low, high=high, wrong=wrong, n=n)
 
-# %% ../nbs/06a_experiment.ipynb #417b545f
+# %% ../nbs/06a_experiment.ipynb #0dbf8ccf
 def plot_error_interval(
     error: float = 0.05,   # Share of wrong pictures, 0 to 1, that is supposed to have been seen
     sizes: Sequence[int] = (40, 80, 160, 320, 640, 1280, 2560),  # Numbers of validation pictures
@@ -59,7 +59,7 @@ def plot_error_interval(
     ax.errorbar(range(len(sizes)), middle, yerr=np.abs(bounds.T - middle), fmt='o', color='#2f6f8f', capsize=5)
     for i, (low, high) in enumerate(bounds): ax.text(i, high + .3, f'{low:.1f} to {high:.1f}', ha='center', fontsize=8)
     ax.set_xticks(range(len(sizes)), [f'{k} of {n:,}' for k, n in zip(wrong, sizes)], fontsize=8)
-    ax.set(xlabel='wrong, of so many validation pictures', ylabel='error in %', ylim=(0, bounds.max() * 1.12))
+    ax.set(xlabel='wrong, of so many validation pictures', ylabel='error in %', ylim=(0, bounds.max() * 1.12), xlim=(-.6, len(sizes) - .4))
     return ax
 
 def _new_axes(width=7, height=3):
@@ -188,7 +188,7 @@ def _repr_html_(self: Experiment):
     why = html_table([dict(variant=r.variant, seed=r.seed, problem=r.problem) for r in failed]) if failed else ''
     return html_table([_row_words(r, self.confidence) for r in summary.itertuples()]) + why
 
-# %% ../nbs/06a_experiment.ipynb #17533047
+# %% ../nbs/06a_experiment.ipynb #5ad7c478
 @patch
 def plot(self: Experiment,
     measure: str = 'error',  # 'error', 'log_loss' or 'seconds'
@@ -202,7 +202,7 @@ def plot(self: Experiment,
         shift = .24 * ((i + .5)/len(seeds) - .5)  # equal results stay visible
         dots = [getattr(self.of(v)[seed], measure)*scale if seed in self.of(v) else math.nan for v in names]
         ax.plot(np.arange(len(names)) + shift, dots, 'o-', color='#2f6f8f', linewidth=.8, alpha=.55, markersize=5)
-    ax.hlines(compared['mean']*scale, np.arange(len(names)) - .22, np.arange(len(names)) + .22, color='#b03a2e', linewidth=2.5, label='mean')
+    ax.hlines(compared['mean']*scale, np.arange(len(names)) - .22, np.arange(len(names)) + .22, color='#b03a2e', linewidth=2.5, label='mean', zorder=1)
     ax.set_xticks(range(len(names)), names)
     ax.set(ylabel={'error': 'validation error in %', 'log_loss': 'log loss', 'seconds': 'seconds'}[measure], ylim=(0, None), xlim=(-.5, len(names) - .5))
     ax.legend(frameon=False)
