@@ -6,6 +6,13 @@ from hostile import picture
 
 flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 
+@pytest.fixture(scope='session', autouse=True)
+def cache(tmp_path_factory):
+    "Opened pictures and answers are kept apart from the user's own"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('BEARCLS_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield
+
 @pytest.fixture(scope='module')  # not longer: while Playwright runs, asyncio.run() is refused
 def browser():
     "Chromium through Playwright; the test is skipped where there is none"
