@@ -208,7 +208,7 @@ def plot(self: Experiment,
     ax.legend(frameon=False)
     return ax
 
-# %% ../nbs/06a_experiment.ipynb #d8dafbba
+# %% ../nbs/06a_experiment.ipynb #de32e371
 split_arguments = ('seed', 'valid_pct', 'exclude', 'pairs', 'split', 'near_copies')
 
 def _check_variants(variants, common):
@@ -219,6 +219,7 @@ def _check_variants(variants, common):
         if mine := [a for a in split_arguments if a in arguments]:
             raise ValueError(f'Variant {name!r} sets {", ".join(mine)}, so it would be examined on other pictures; give it to `experiment`, for all variants')
     if 'split' in common: raise ValueError('`split` fixes one split, and an experiment needs another for each seed; leave it out')
+    if 'seed' in common: raise ValueError('`seed` is one; give several as `seeds`')
 
 # %% ../nbs/06a_experiment.ipynb #63a54e51
 def _sides(dls):
@@ -261,7 +262,7 @@ def _argument_text(arguments):
     named = lambda value: getattr(value, '__qualname__', None) or re.sub(r' at 0x[0-9a-fA-F]+', '', repr(value))
     return json.dumps(dict(arguments), default=named, sort_keys=True, ensure_ascii=False)
 
-# %% ../nbs/06a_experiment.ipynb #9f81c3b8
+# %% ../nbs/06a_experiment.ipynb #f3ab9fd5
 def experiment(
     path: str | Path,                           # Image folder
     variants: Mapping[str, Mapping[str, Any]],  # Arguments of `train` by the name that the table will show; the first is the reference
@@ -274,6 +275,7 @@ def experiment(
 ) -> Experiment:                                # A row for each variant and seed
     "Train every variant on the same splits with several seeds"
     _check_variants(variants, common)
+    if not (seeds := [int(s) for s in seeds]): raise ValueError('`seeds` is empty; expected whole numbers')
     how, trainer, digests = {s: common[s] for s in split_arguments if s in common}, trainer or partial(train, quiet=True), {}
     arguments = {name: {**common, **own} for name, own in variants.items()}
     splits = {seed: image_dls(path, seed=seed, valid_pct=valid_pct, **how) for seed in seeds}

@@ -84,13 +84,13 @@ class _Watch(Callback):
         if len(clock.batches) >= self.n_batches: raise CancelFitException()
     def _add(self, stage): self.clock.add(stage, self.clock.now() - self.mark)
 
-# %% ../nbs/06b_profile.ipynb #3af76e57
+# %% ../nbs/06b_profile.ipynb #470e0990
 @contextmanager
 def _untouched(learn: Learner) -> Iterator[None]:
     "Whatever is trained inside, the Learner is as before"
     model = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     opt, learn.opt, rng, states = learn.opt, None, learn.dls.train.rng.getstate(), get_random_states()
-    records = [cb for cb in learn.cbs if hasattr(type(cb), 'after_epoch')]
+    records = [cb for cb in learn.cbs if hasattr(type(cb), 'before_epoch') or hasattr(type(cb), 'after_epoch')]
     try:
         with ExitStack() as stack:
             for context in (keep_modes(learn.model), learn.no_bar(), learn.no_logging(), learn.removed_cbs(records)): stack.enter_context(context)
