@@ -24,6 +24,9 @@ from .measure import *
 from .verify import *
 from .balance import *
 from .data import *
+from .arch import *
+from .fast import *
+from .fitting import *
 from .train import *
 from .experiment import *
 from .profile import *

@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/arch.html.md"""
 
 # %% auto #0
 __all__ = ['torchvision_archs', 'own_archs', 'TrainError', 'get_arch', 'xresnet18_thin', 'says_if_uncuttable', 'arch_stats',
-           'feature_layer', 'pool_features', 'keep_modes', 'Weights', 'weights_url', 'find_weights', 'read_weights',
-           'load_weights']
+           'fixed_size', 'feature_layer', 'pool_features', 'keep_modes', 'Weights', 'weights_url', 'find_weights',
+           'read_weights', 'load_weights']
 
 # %% ../nbs/05a_arch.ipynb #c3b82973
 import difflib, pickle, threading, urllib.error, urllib.parse, urllib.request
@@ -84,6 +84,15 @@ def arch_stats(
     if not isinstance(arch := get_arch(name), str): return tuple(imagenet_stats[0]), tuple(imagenet_stats[1])
     facts = optional_import('timm').get_pretrained_cfg(arch)
     return tuple(facts.mean), tuple(facts.std)
+
+# %% ../nbs/05a_arch.ipynb #c53c1864
+def fixed_size(
+    name: str,  # Name of an architecture
+) -> int | None:  # Pixels; None if it takes any reasonable size
+    "The only size of picture that an architecture takes"
+    if not isinstance(arch := get_arch(name), str): return None
+    facts = optional_import('timm').get_pretrained_cfg(arch)
+    return facts.input_size[-1] if facts.fixed_input_size else None
 
 # %% ../nbs/05a_arch.ipynb #a3064d06
 def feature_layer(

@@ -108,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_app(commands.add_parser('app', help='open a bundle as an application in the browser'))
     return parser
 
-# %% ../nbs/18_cli.ipynb #4246a130
+# %% ../nbs/18_cli.ipynb #b7470078
 def _add_quickstart(parser):
     "Arguments of `bearcls quickstart`"
     parser.set_defaults(run=_quickstart)
@@ -116,7 +116,7 @@ def _add_quickstart(parser):
     source = parser.add_mutually_exclusive_group()
     source.add_argument('--data', metavar='FOLDER', help='your own pictures, one folder per label; they stay as they are')
     source.add_argument('--search', nargs='+', metavar='WORDS', help='gather pictures from the web: one label for each, quoted, "grizzly bear" "black bear"; or with terms, as for gather')
-    parser.add_argument('--arch', metavar='NAME', help='torchvision architecture, such as resnet18 (default: one whose weights are at hand)')
+    parser.add_argument('--arch', metavar='NAME', help='architecture of torchvision or timm, such as resnet18 (default: one whose weights are at hand)')
     parser.add_argument('--epochs', type=int, metavar='N', help='times that every picture is seen (default: as the route needs)')
     parser.add_argument('--seed', type=int, default=42, metavar='N', help='decides drawing, split and training (default: %(default)s)')
     parser.add_argument('--n-per-label', type=int, metavar='N', help='pictures per label to draw or gather (default: as training needs)')

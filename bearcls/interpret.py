@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/interpret.html.md"""
 __all__ = ['Evaluation', 'PredictionBar', 'evaluate', 'tabulate', 'error_rate_of', 'confusion', 'plot_confusion', 'label_metrics',
            'top_losses', 'show_top_losses', 'out_of_fold', 'label_issues']
 
-# %% ../nbs/07_interpret.ipynb #c075fcaf
+# %% ../nbs/07_interpret.ipynb #7a43747e
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from torch import nn
+from .arch import feature_layer, pool_features
 from .core import Html, gallery, progress
 from .experiment import error_interval, wilson
-from .train import feature_layer, pool_features
 
 # %% ../nbs/07_interpret.ipynb #0f8244a5
 @dataclass

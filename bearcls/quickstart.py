@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/quickstart.html.md"""
 __all__ = ['quickstart_pictures', 'Quickstart', 'Steps', 'quickstart', 'writable_folder', 'check_free', 'advice', 'next_commands',
            'write_report']
 
-# %% ../nbs/17_quickstart.ipynb #9d6b5e62
+# %% ../nbs/17_quickstart.ipynb #179b0b3b
 import io, os, random, shlex, tempfile, time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -26,11 +26,12 @@ from .clean import cleaning_candidates, show_candidates
 from .core import DataError, Html, atomic_write, count_labels, gallery, html_table, image_files, thumbnail
 from .download import gather
 from .export import check_dest, export_bundle
+from .fitting import plot_training
 from .inference import Classifier, Prediction, prediction_html, read_bundle
 from .interpret import Evaluation, error_rate_of, evaluate, label_metrics, plot_confusion, show_top_losses
 from .quarantine import quarantine_folder
 from .sample import draw_bears
-from .train import describe_plan, plan_training, plot_training, train
+from .train import describe_plan, plan_training, train
 from .verify import ImageReport, broken_issues, check_images, findings_html, issue_words
 
 # %% ../nbs/17_quickstart.ipynb #964098c2
@@ -114,12 +115,12 @@ class Steps:
         "A result, indented below its step"
         if not self.quiet: print(f'      {words}', flush=True)
 
-# %% ../nbs/17_quickstart.ipynb #4794a9a3
+# %% ../nbs/17_quickstart.ipynb #8c11478b
 def quickstart(
     dest: str | Path = 'bearcls-quickstart',  # Folder for the pictures, the bundle and the report
     data: str | Path | None = None,        # Image folder of your own; its files stay as they are
     search: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,  # Or words to gather pictures for on the web, one label each; or search terms by label
-    arch: str | None = None,               # torchvision architecture; None for one whose weights are at hand
+    arch: str | None = None,               # Architecture of torchvision or timm; None for one whose weights are at hand
     epochs: int | None = None,             # Times that every picture is seen; None for the route's own number
     seed: int = 42,                        # Decides drawing, split, initial weights and order
     n_per_label: int | None = None,        # Pictures per label to draw or gather; None for what training needs
@@ -260,12 +261,13 @@ def _other_findings(q, n=60):
     first = f', the first {n} of them' if len(rest) > n else ''
     return f'<details><summary>{len(rest)} other findings in files that were kept{first}</summary>{findings_html(q.path, rest[:n], n, side=64)}</details>'
 
-# %% ../nbs/17_quickstart.ipynb #89788e82
+# %% ../nbs/17_quickstart.ipynb #512cef06
 def _training_section(q):
     "Plan and curve"
     plan = q.learn.plan
     words = f'<p>{describe_plan(plan)} {q.seconds["train"]:.0f} seconds for {len(q.learn.dls.train_ds):,} pictures.</p>'
-    return Html(words + _svg(lambda ax: plot_training(q.learn, ax)))
+    if plan.route != 'fast': return Html(words + _svg(lambda ax: plot_training(q.learn, ax)))
+    return Html(f'{words}<p>The network kept its weights; a linear layer was trained on what it sees, so there is no curve to draw.</p>')
 
 def _mistakes_section(q):
     "Confusion matrix, figures per label, worst mistakes"
