@@ -80,6 +80,22 @@ def view_names(
     names = ['plain', *(['mirrored'] if mirrors else []), *(f'random {i}' for i in range(1, n_views))]
     return names[:n_views]
 
+# %% ../nbs/05b_fast.ipynb #144af7e7
+_plain_tfms = (ToTensor, Resize, RandomResizedCrop, IntToFloatTensor, Normalize)
+
+def _is_known(tfm):
+    "Does it leave validation pictures alone, or do what `dls_settings` tells?"
+    if isinstance(tfm, AffineCoordTfm): return tfm.size is None  # rotates, mirrors and so on in training only
+    return tfm.split_idx == 0 or type(tfm) in _plain_tfms
+
+def _plain_loader(dls, items):
+    "Pictures as validation sees them; transforms that only turn training pictures are left out, since even doing nothing takes them long"
+    dl = dls.test_dl(list(items), bs=_bs(dls), num_workers=0)
+    dl.after_batch = Pipeline([t for t in dl.after_batch.fs if not (isinstance(t, AffineCoordTfm) and _is_known(t))], split_idx=1)
+    return dl
+
+def _bs(dls): return 8 if dls.device.type == 'cpu' else dls.bs
+
 # %% ../nbs/05b_fast.ipynb #75ccedfe
 @torch.inference_mode()
 def _see(part, dl, names, dtype):
@@ -105,14 +121,7 @@ def _weights_digest(part):
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/05b_fast.ipynb #e3a71c3f
-_plain_tfms = (ToTensor, Resize, RandomResizedCrop, IntToFloatTensor, Normalize)
-
-def _is_known(tfm):
-    "Does it leave validation pictures alone, or do what `dls_settings` tells?"
-    if isinstance(tfm, AffineCoordTfm): return tfm.size is None  # rotates, mirrors and so on in training only
-    return tfm.split_idx == 0 or type(tfm) in _plain_tfms
-
+# %% ../nbs/05b_fast.ipynb #d51ec1e8
 def feature_kind(
     learn: Learner,       # Learner from `vision_learner`
     dtype: torch.dtype,   # Precision of the body
@@ -126,7 +135,7 @@ def feature_kind(
     facts = [_weights_digest(frozen_part(learn.model)), settings, opener.kind, str(dtype), torch.__version__, learn.dls.device.type]
     return 'features ' + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/05b_fast.ipynb #ce20212f
+# %% ../nbs/05b_fast.ipynb #ab9b5123
 def _features(learn, items, names, dtype):
     "Features of items in each view, from the store where they are there; and how many were"
     kept, part = [n for n in names if not n.startswith('random')], frozen_part(learn.model)
@@ -143,20 +152,12 @@ def _features(learn, items, names, dtype):
             found[n] |= new
     return {n: np.stack([np.frombuffer(found[n][d], np.float32) for d in digests]) for n in kept}, len(items) - len(missing)
 
-def _plain_loader(dls, items):
-    "Pictures as validation sees them; transforms that only turn training pictures are left out, since even doing nothing takes them long"
-    dl = dls.test_dl(list(items), bs=_bs(dls), num_workers=0)
-    dl.after_batch = Pipeline([t for t in dl.after_batch.fs if not (isinstance(t, AffineCoordTfm) and _is_known(t))], split_idx=1)
-    return dl
-
-def _bs(dls): return 8 if dls.device.type == 'cpu' else dls.bs
-
 def _random_views(learn, names, dtype):
     "Features of training pictures as training sees them, in their order"
     part, dl = frozen_part(learn.model), learn.dls.train.new(bs=_bs(learn.dls), shuffle=False, drop_last=False)
     return {n: _see(part, dl, [n], dtype)[n] for n in names if n.startswith('random')}
 
-# %% ../nbs/05b_fast.ipynb #69087a13
+# %% ../nbs/05b_fast.ipynb #a2b882dd
 def linear_head(
     x: torch.Tensor,            # Features: (pictures, numbers)
     y: torch.Tensor,            # Index of the label of each
@@ -166,8 +167,9 @@ def linear_head(
     weights: torch.Tensor | None = None,  # How much each picture counts; None: all the same
 ) -> nn.Sequential:             # BatchNorm1d that standardises, and Linear
     "The best linear head for some features"
-    norm, linear = nn.BatchNorm1d(x.shape[1], eps=1e-3, affine=False), nn.Linear(x.shape[1], n_labels)
-    norm.running_mean, norm.running_var = x.mean(0), x.var(0, correction=0)
+    mean, var = x.mean(0), x.var(0, correction=0)
+    norm, linear = nn.BatchNorm1d(x.shape[1], eps=1e-3*float(var.mean()) or 1e-5, affine=False), nn.Linear(x.shape[1], n_labels)
+    norm.running_mean, norm.running_var = mean, var
     for p in linear.parameters(): nn.init.zeros_(p)
     weights = torch.ones(len(x)) if weights is None else weights/weights.mean()
     x = norm.eval()(x)

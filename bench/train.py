@@ -9,8 +9,9 @@ stratified and with copies together, made with the round's number as its seed:
 book       the chapter's DataBlock and fine_tune(4): fastai's own decoding, four-byte numbers, no cache
 fast       train(route='fast') with an empty cache
 retrain    the same once more, in a new process, from the cache that it left
-fine_tune  train(route='fine_tune', epochs=4) from the same cache of opened pictures: the book's epochs, every layer trained
-cache      the same with the cache alone: fastai's own memory format and precision
+fine_tune  train(route='fine_tune', epochs=4, recipe='random_crop', min_scale=0.5): the book's epochs and transforms, on opened pictures that are kept, with
+           the memory format and precision that suit the processor
+cache      the book's recipe once more, with nothing changed but that opened pictures are kept
 
 An epoch's seconds are those of the epochs that train all layers, without the first of them. Errors and log losses are of each Learner's own `validate`."""
 import argparse, json, os, statistics, subprocess, sys, tempfile
@@ -38,33 +39,40 @@ ours = '''
 from bearcls.train import train
 def before(path, seed): pass
 def work(path, seed, prepared):
-    learn = train(path, seed=seed, recipe='squish', quiet=True, %s)
+    learn = train(path, seed=seed, quiet=True, %s)
     return learn, [r['seconds'] for r in learn.training_log.rows]
 '''
-sides = {
-'book': '''
+seconds = '''
 from bearcls.data import image_dls
-def before(path, seed):
-    "The round's split, in the order of the files"
-    valid = {str(f) for f in image_dls(path, size=32, seed=seed).valid_ds.items}
-    set_seed(seed)
-    return valid
 class Seconds(Callback):
     def before_fit(self): self.rows = getattr(self, 'rows', [])
     def before_epoch(self): self.start = time.perf_counter()
     def after_epoch(self): self.rows.append(time.perf_counter() - self.start)
+def tune(dls):
+    learn = vision_learner(dls, squeezenet1_1, metrics=error_rate, cbs=Seconds())
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(4)
+    return learn, learn.seconds.rows
+'''
+sides = {
+'book': seconds + '''
+def before(path, seed):
+    "The files of the round's split"
+    valid = {str(f) for f in image_dls(path, size=32, seed=seed, cache=False).valid_ds.items}
+    set_seed(seed)
+    return valid
 def work(path, seed, valid):
     bears = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, splitter=FuncSplitter(lambda f: str(f) in valid), get_y=parent_label,
         item_tfms=RandomResizedCrop(224, min_scale=0.5), batch_tfms=aug_transforms())
-    learn = vision_learner(bears.dataloaders(path), squeezenet1_1, metrics=error_rate, cbs=Seconds())
-    with learn.no_bar(), learn.no_logging(): learn.fine_tune(4)
-    return learn, learn.seconds.rows
+    return tune(bears.dataloaders(path))
+''',
+'cache': seconds + '''
+def before(path, seed): set_seed(seed)
+def work(path, seed, prepared): return tune(image_dls(path, seed=seed, recipe='random_crop', min_scale=.5))
 ''',
 'fast': ours % "route='fast', arch='squeezenet1_1'",
 'retrain': ours % "route='fast', arch='squeezenet1_1'",
-'fine_tune': ours % "route='fine_tune', arch='squeezenet1_1', epochs=4",
-'cache': ours % "route='fine_tune', arch='squeezenet1_1', epochs=4, precision='float32', channels_last=False",
-'scratch': ours.replace(", recipe='squish'", '') % "route='scratch'"}
+'fine_tune': ours % "route='fine_tune', arch='squeezenet1_1', epochs=4, recipe='random_crop', min_scale=.5",
+'scratch': ours % "route='scratch'"}
 
 def run(side, path, seed, cache):
     "One side in a fresh process"
