@@ -1,0 +1,329 @@
+"Training that is killed, repeated, refused, uneven and silent"
+import json, os, pickle, random, signal, subprocess, sys
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner, load_learner
+from fastai.vision.learner import create_vision_model
+from bearcls.arch import TrainError, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights
+from bearcls.data import image_dls
+from bearcls.figures import draw_bear
+from bearcls.fitting import Checkpoint, Phase, log_training, run_phases, suggest_lr, training_table
+from bearcls.train import make_learner, plan_training, train
+
+def folder_of(path, **counts):
+    "An image folder with so many drawn pictures of each label"
+    for label, n in counts.items():
+        (path/label).mkdir(parents=True)
+        for i in range(n): draw_bear(label, seed=i, side=64).save(path/label/f'{i}.png')
+    return path
+
+@pytest.fixture(scope='module')
+def bears(tmp_path_factory): return folder_of(tmp_path_factory.mktemp('data')/'bears', black=12, grizzly=20, teddy=20)
+
+@pytest.fixture(scope='module')
+def squeezenet(tmp_path_factory):
+    "Weights in torchvision's layout, of a network that has learnt nothing"
+    torch.manual_seed(3)
+    file = tmp_path_factory.mktemp('weights')/'squeezenet.pth'
+    torch.save(get_arch('squeezenet1_1')().state_dict(), file)
+    return file
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+def weights_of(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
+def figures(learn): return training_table(learn).drop(columns='seconds').to_numpy().tolist()
+
+# ---- killed and resumed
+
+child = '''
+import json, os, signal, sys
+import torch
+import bearcls.fitting as fitting
+from fastai.learner import Learner
+from bearcls.train import train
+
+moment, folder, data, weights, options = sys.argv[1], *map(json.loads, sys.argv[2:])
+seen = dict(train=0, valid=0, saved=0)
+def die(): os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))
+
+def one_batch(self, _plain=Learner._do_one_batch):
+    seen['train' if self.training else 'valid'] += 1
+    if (moment, seen['train']) == ('in an epoch', 6) and self.training: die()
+    if (moment, seen['valid']) == ('in validation', 2): die()
+    _plain(self)
+
+def save(state, file, _plain=torch.save):
+    seen['saved'] += 1
+    if moment == 'while writing' and seen['saved'] == 3:
+        file.write(b'PK' + bytes(5000))
+        file.flush()
+        die()
+    _plain(state, file)
+
+def unfreeze(self, _plain=Learner.unfreeze):
+    if moment == 'between the phases': die()
+    _plain(self)
+
+def write(self, is_done=False, _plain=fitting.Checkpoint.write):
+    if is_done and moment == 'after the last epoch': die()
+    _plain(self, is_done)
+
+Learner._do_one_batch, Learner.unfreeze, torch.save, fitting.Checkpoint.write = one_batch, unfreeze, save, write
+train(data, checkpoint=folder, weights=weights, **options)
+print('survived')
+'''
+options = dict(route='fine_tune', arch='squeezenet1_1', epochs=2, size=48, bs=12, imbalance='balanced_sampling', early_stop=2, quiet=True)
+
+@pytest.fixture(scope='module')
+def undisturbed(bears, squeezenet): return train(bears, weights=squeezenet, **options)
+
+@pytest.mark.parametrize('moment', ['in an epoch', 'in validation', 'while writing', 'between the phases', 'after the last epoch'])
+def test_killed_and_resumed(moment, bears, squeezenet, undisturbed, tmp_path):
+    folder = tmp_path/'checkpoint'
+    arguments = [json.dumps(a) for a in (str(folder), str(bears), str(squeezenet), options)]
+    done = subprocess.run([sys.executable, '-c', child, moment, *arguments], capture_output=True, text=True, env={**os.environ, 'TQDM_DISABLE': '1'})
+    assert done.returncode != 0 and 'survived' not in done.stdout and 'Traceback' not in done.stderr, done.stderr
+    resumed = train(bears, weights=squeezenet, checkpoint=folder, **options)
+    assert same(weights_of(resumed), weights_of(undisturbed))
+    assert figures(resumed) == figures(undisturbed)
+    assert [f.name for f in folder.iterdir()] == ['checkpoint.pth']
+
+def test_checkpoints_change_nothing(bears, squeezenet, undisturbed, tmp_path):
+    assert same(weights_of(train(bears, weights=squeezenet, checkpoint=tmp_path, **options)), weights_of(undisturbed))
+
+scratch = dict(route='scratch', epochs=2, size=32, bs=12, quiet=True)
+
+@pytest.fixture(scope='module')
+def finished(bears, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('finished')
+    return folder, train(bears, checkpoint=folder, **scratch)
+
+def test_finished_is_reused(bears, finished, monkeypatch):
+    folder, learn = finished
+    monkeypatch.setattr(Learner, 'fit', lambda *args, **kwargs: pytest.fail('it trained again'))
+    again = train(bears, checkpoint=folder, **scratch)
+    assert same(weights_of(again), weights_of(learn)) and figures(again) == figures(learn)
+
+@pytest.mark.parametrize('change,word', [(dict(seed=1), 'seed was 42 and is 1'), (dict(epochs=3), 'phases was'), (dict(bs=10), 'batch size was 12 and is 10'),
+    (dict(imbalance='class_weights'), 'imbalance was None'), (dict(size=40), 'size was 32 and is 40'), (dict(early_stop=5), 'early_stop was None')])
+def test_other_arguments_are_refused(change, word, bears, finished):
+    folder, before = finished[0], (finished[0]/'checkpoint.pth').read_bytes()
+    with pytest.raises(TrainError, match='is of another training') as e: train(bears, checkpoint=folder, **{**scratch, **change})
+    assert word in str(e.value) and (folder/'checkpoint.pth').read_bytes() == before
+
+def test_other_pictures_are_refused(finished, tmp_path):
+    other = folder_of(tmp_path/'bears', black=12, grizzly=20, teddy=20)
+    (other/'teddy'/'19.png').unlink()
+    with pytest.raises(TrainError, match='pictures was'): train(other, checkpoint=finished[0], **scratch)
+
+def test_a_moved_folder_is_the_same(finished, tmp_path):
+    moved = folder_of(tmp_path/'elsewhere', black=12, grizzly=20, teddy=20)
+    assert same(weights_of(train(moved, checkpoint=finished[0], **scratch)), weights_of(finished[1]))
+
+def test_other_software_is_refused(finished, tmp_path):
+    state = torch.load(finished[0]/'checkpoint.pth', weights_only=True)
+    state['facts']['software'] = 'bearcls 0.0.1'
+    torch.save(state, tmp_path/'checkpoint.pth')
+    saver = Checkpoint(tmp_path, torch.load(finished[0]/'checkpoint.pth', weights_only=True)['facts'])
+    with pytest.raises(TrainError, match="software was 'bearcls 0.0.1'"): saver.read()
+
+class Rogue:
+    def __reduce__(self): return (os.mkdir, ('rogue was here',))
+
+def test_hostile_and_broken_files_are_refused(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = (finished[0]/'checkpoint.pth').read_bytes()
+    file = tmp_path/'checkpoint.pth'
+    for content in (whole[:len(whole)//2], b'', b'not a checkpoint', pickle.dumps(Rogue())):
+        file.write_bytes(content)
+        with pytest.raises(TrainError, match='cannot be read as a checkpoint'): Checkpoint(tmp_path, {}).read()
+        assert file.read_bytes() == content
+    torch.save(dict(model=Rogue()), file)
+    with pytest.raises(TrainError, match='cannot be read'): Checkpoint(tmp_path, {}).read()
+    torch.save(dict(model=torch.zeros(2)), file)
+    with pytest.raises(TrainError, match='no checkpoint of bearcls'): Checkpoint(tmp_path, {}).read()
+    assert not Path('rogue was here').exists()
+    with pytest.raises(TrainError, match='must be a folder'): Checkpoint(file, {})
+
+# ---- the same again
+
+@pytest.mark.parametrize('route', ['scratch', 'fine_tune', 'fast'])
+def test_seeds_repeat(route, bears, squeezenet):
+    how = dict(route=route, size=64, bs=12, quiet=True)
+    if route != 'fast': how['epochs'] = 1
+    if route != 'scratch': how.update(arch='squeezenet1_1', weights=squeezenet)
+    first = train(bears, **how)
+    for noise in (random.random, np.random.rand, torch.rand): noise(*([7] if noise is torch.rand else []))
+    assert same(weights_of(first), weights_of(train(bears, **how)))
+    assert not same(weights_of(first), weights_of(train(bears, seed=1, **how)))
+
+def test_dataloaders_used_before_repeat_too(bears):
+    dls = image_dls(bears, size=32, bs=12)
+    first = train(dls, 'scratch', epochs=1, quiet=True)
+    assert same(weights_of(first), weights_of(train(dls, 'scratch', epochs=1, quiet=True)))
+    assert first.plan.size == 32
+
+# ---- uneven labels
+
+def test_balanced_sampling_shows_each_label_as_often(tmp_path):
+    path = folder_of(tmp_path/'bears', black=60, teddy=10)
+    dls = image_dls(path, size=32, bs=8)
+    learn = make_learner(dls, plan_training('scratch'), 'balanced_sampling')
+    np.random.seed(0)
+    share = np.mean([y.float().mean().item() for _ in range(4) for _, y in learn.dls.train])
+    assert 0.4 < share < 0.6 and len(learn.dls.train) == len(dls.train)
+    assert type(dls.train) is not type(learn.dls.train)  # the DataLoaders that were given stay as they are
+    weighted = make_learner(dls, plan_training('scratch'), 'class_weights')
+    assert weighted.loss_func.func.weight.tolist() == pytest.approx([56/96, 56/16])
+
+@pytest.mark.filterwarnings('ignore:load_learner:UserWarning')
+def test_balanced_learner_can_be_exported(bears, tmp_path):
+    learn = train(bears, imbalance='balanced_sampling', **scratch)
+    learn.export(tmp_path/'learner.pkl')
+    again = load_learner(tmp_path/'learner.pkl')
+    assert again.predict(bears/'teddy'/'0.png')[0] == learn.predict(bears/'teddy'/'0.png')[0]
+
+# ---- refusals
+
+@pytest.mark.parametrize('arguments,words', [
+    (dict(route='pretrained'), '`route` must be auto, fast, fine_tune or scratch'), (dict(epochs=0), '`epochs` must be at least 1'),
+    (dict(route='fast', epochs=2), 'leave `epochs` out'), (dict(size=4), '`size` must be at least 8'), (dict(arch='resnt18'), 'did you mean resnet18'),
+    (dict(route='scratch', imbalance='yes'), '`imbalance` must be'), (dict(route='scratch', precision='half'), '`precision` must be'),
+    (dict(route='scratch', early_stop=0), '`early_stop` must be at least 1'), (dict(weights='x.pth'), 'must say which architecture'),
+    (dict(weights='x.pth', arch='resnet18'), 'there is no file x.pth'), (dict(weights=None, route='fast', arch='resnet18'), 'the route fast needs some'),
+    (dict(weights='x.pth', arch='resnet18', route='scratch'), 'starts from nothing'), (dict(arch='vit_b_16', route='scratch'), 'cannot cut vit_b_16')])
+def test_bad_arguments(arguments, words, bears):
+    with pytest.raises(TrainError) as e: train(bears, **{**dict(quiet=True, timeout=.1), **arguments})
+    assert words in str(e.value)
+
+def test_arguments_for_dataloaders_that_exist(bears):
+    with pytest.raises(TrainError, match='valid_pct'): train(image_dls(bears, size=32), 'scratch', valid_pct=.3)
+
+# ---- weights in files
+
+def test_weights_in_the_usual_wrappings(squeezenet, tmp_path):
+    plain = torch.load(squeezenet, weights_only=True)
+    wrapped = [{'state_dict': plain}, {'model': plain, 'epoch': 3}, {f'module.{k}': v for k, v in plain.items()}]
+    for i, content in enumerate([plain, *wrapped]):
+        torch.save(content, tmp_path/f'{i}.pth')
+        model = create_vision_model(get_arch('squeezenet1_1'), 3, pretrained=False)
+        load_weights(model, 'squeezenet1_1', tmp_path/f'{i}.pth')
+        assert torch.equal(model[0][0][0].weight, plain['features.0.weight'])
+
+def test_safetensors(squeezenet, tmp_path):
+    library = pytest.importorskip('safetensors.torch')
+    library.save_file(torch.load(squeezenet, weights_only=True), tmp_path/'w.safetensors')
+    assert same(read_weights(tmp_path/'w.safetensors'), torch.load(squeezenet, weights_only=True))
+    (tmp_path/'w.safetensors').write_bytes(b'no')
+    with pytest.raises(TrainError, match='not a safetensors file'): read_weights(tmp_path/'w.safetensors')
+
+@pytest.mark.filterwarnings('ignore::UserWarning:torchvision')  # fastai asks for weights in an older way
+@pytest.mark.parametrize('name', ['resnet18', 'densenet121', 'mobilenet_v3_small', 'efficientnet_b0', 'shufflenet_v2_x0_5', 'regnet_y_400mf', 'convnext_tiny', 'xresnet18'])
+def test_bodies_of_each_family(name, tmp_path):
+    "Where each tensor of a body comes from is found, whichever way fastai cuts"
+    theirs = get_arch(name)()
+    torch.save(theirs.state_dict(), tmp_path/'w.pth')
+    model = create_vision_model(get_arch(name), 3, pretrained=False).eval()
+    load_weights(model, name, tmp_path/'w.pth')
+    known = {v.data_ptr(): v for v in theirs.state_dict().values()}
+    assert all(any(v.shape == w.shape and torch.equal(v, w) for w in known.values()) for v in model[0].state_dict().values())
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+def test_files_that_are_no_weights(squeezenet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'a.pth').write_bytes(b'<html>')
+    torch.save(Rogue(), tmp_path/'b.pth')
+    torch.save([1, 2], tmp_path/'c.pth')
+    for name, words in dict(a='is not opened', b='is not opened', c='no table of tensors').items():
+        with pytest.raises(TrainError, match=words): read_weights(tmp_path/f'{name}.pth')
+    assert not Path('rogue was here').exists()
+    with pytest.raises(TrainError) as e: load_weights(create_vision_model(get_arch('squeezenet1_0'), 3, pretrained=False), 'squeezenet1_0', squeezenet)
+    assert 'squeezenet.pth does not fit squeezenet1_0: features.0.weight has the shape (64, 3, 3, 3), not (96, 3, 7, 7)' in str(e.value)
+
+# ---- timm
+
+def test_without_timm(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(ImportError, match='pip install timm'): get_arch('timm/resnet18')
+    with pytest.raises(TrainError, match='pip install timm'): get_arch('convnextv2_atto')
+
+def test_timm(bears, tmp_path):
+    timm = pytest.importorskip('timm')
+    library = pytest.importorskip('safetensors.torch')
+    library.save_file(timm.create_model('test_resnet').state_dict(), tmp_path/'w.safetensors')
+    assert arch_stats('test_resnet')[0] == (.5, .5, .5) and fixed_size('vit_tiny_patch16_224') == 224
+    for route in ('fast', 'fine_tune', 'scratch'):
+        how = dict(weights=tmp_path/'w.safetensors') if route != 'scratch' else {}
+        learn = train(bears, route, 'test_resnet', size=64, bs=12, quiet=True, **how, **({} if route == 'fast' else dict(epochs=1)))
+        assert learn.predict(bears/'teddy'/'0.png')[0] in learn.dls.vocab
+        mean = next(t.mean for t in learn.dls.valid.after_batch.fs if hasattr(t, 'mean'))
+        assert mean.flatten().tolist() == [.5, .5, .5]
+    with pytest.raises(TrainError, match='takes pictures of 224 pixels'): plan_training('scratch', 'vit_tiny_patch16_224', size=64)
+    with pytest.raises(TrainError, match='did you mean'): get_arch('timm/resnt18')
+    assert find_weights('test_resnet', timeout=.1).url.startswith('http')
+
+# ---- no traces, no noise
+
+class Interrupt(Callback):
+    def before_batch(self):
+        if self.iter == 1: raise KeyboardInterrupt
+
+@pytest.mark.parametrize('interrupted', [False, True])
+def test_lr_finder_leaves_no_trace(interrupted, bears):
+    learn = make_learner(image_dls(bears, size=32, bs=12), plan_training('scratch'))
+    learn.fit_one_cycle(1)
+    before, state, opt, n, table = weights_of(learn), torch.get_rng_state(), learn.opt, len(learn.cbs), figures(learn)
+    files, modes = sorted(bears.rglob('*')), [m.training for m in learn.model.modules()]
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt), learn.added_cbs(Interrupt()): suggest_lr(learn, num_it=20)
+    else: assert 1e-6 < suggest_lr(learn, num_it=20).suggested < 1
+    assert same(weights_of(learn), before) and torch.equal(torch.get_rng_state(), state) and learn.opt is opt
+    assert len(learn.cbs) == n and figures(learn) == table and [m.training for m in learn.model.modules()] == modes
+    assert sorted(bears.rglob('*')) == files
+
+def test_silence_of_a_prediction(bears, capfd):
+    learn = train(bears, **scratch)
+    learn.predict(bears/'teddy'/'0.png')
+    learn.get_preds()
+    learn.validate()
+    assert capfd.readouterr().out == ''
+
+def test_outputs_of_a_notebook(bears):
+    "In a real kernel: predictions leave no output, training by hand leaves one table"
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    start = f'import warnings; warnings.filterwarnings("ignore")\nfrom bearcls.train import train\nlearn = train({str(bears)!r}, "scratch", epochs=1, size=32, bs=12)'
+    cells = [start, f'answer = learn.predict({str(bears/"teddy"/"0.png")!r})', 'answers = learn.get_preds(), learn.validate()', 'learn.fine_tune(2)']
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3').execute()
+    trained, predicted, validated, by_hand = [c['outputs'] for c in notebook.cells]
+    assert predicted == validated == []
+    def shown(outputs): return [o for o in outputs if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})]  # all but the bar
+    assert [o.get('text') for o in shown(trained)] == ['Training xresnet18_thin from scratch at 32 pixels: as asked.\n']
+    assert [o['data']['text/html'].count('<tr>') for o in shown(by_hand)] == [4]
+
+def test_table_in_a_terminal(bears, capsys):
+    learn = make_learner(image_dls(bears, size=32, bs=12), plan_training('scratch'))
+    learn.fit_one_cycle(2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ['epoch', 'train_loss', 'valid_loss', 'error_rate', 'seconds'] and len(lines) == 3
+
+def test_an_interrupted_bar_is_closed(bears):
+    learn = make_learner(image_dls(bears, size=32, bs=12), plan_training('scratch'))
+    with pytest.raises(KeyboardInterrupt), learn.added_cbs(Interrupt()): learn.fit_one_cycle(1)
+    learn.predict(bears/'teddy'/'0.png')
+    assert learn.training_log.bar is None and learn.training_log.rows == []
+
+def test_early_stop_keeps_the_best(bears):
+    learn = make_learner(image_dls(bears, size=32, bs=12), plan_training('scratch'))
+    run_phases(learn, [Phase(6, 0.3)], early_stop=1)  # far too high a rate, so that it gets worse
+    table = training_table(learn)
+    assert len(table) < 6
+    assert learn.validate()[0] == pytest.approx(table.valid_loss.min(), rel=1e-4)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_gpu(bears, squeezenet):
+    for precision in ('auto', 'float16', 'float32'):
+        learn = train(bears, 'fine_tune', 'squeezenet1_1', epochs=1, size=64, bs=12, weights=squeezenet, precision=precision, imbalance='class_weights', quiet=True)
+        assert next(learn.model.parameters()).is_cuda and learn.predict(bears/'teddy'/'0.png')[0] in learn.dls.vocab
