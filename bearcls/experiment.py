@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/experiment.html.md"""
 __all__ = ['split_arguments', 'wilson', 'error_interval', 'plot_error_interval', 'Run', 'measure_learner', 'resampled_interval',
            'Experiment', 'split_fingerprint', 'write_runs', 'read_runs', 'experiment']
 
-# %% ../nbs/06a_experiment.ipynb #1bfe2136
+# %% ../nbs/06a_experiment.ipynb #a6e9416f
 import gc, hashlib, json, math, os, re, time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from scipy import stats  # fastai needs it too
 from .core import DataError, atomic_write, html_table, progress, sha256
 from .data import image_dls
+from .split import Split
 from .train import train
 
 # %% ../nbs/06a_experiment.ipynb #cae85afa
@@ -188,7 +189,7 @@ def _repr_html_(self: Experiment):
     why = html_table([dict(variant=r.variant, seed=r.seed, problem=r.problem) for r in failed]) if failed else ''
     return html_table([_row_words(r, self.confidence) for r in summary.itertuples()]) + why
 
-# %% ../nbs/06a_experiment.ipynb #5ad7c478
+# %% ../nbs/06a_experiment.ipynb #14e8872d
 @patch
 def plot(self: Experiment,
     measure: str = 'error',  # 'error', 'log_loss' or 'seconds'
@@ -201,7 +202,7 @@ def plot(self: Experiment,
     for i, seed in enumerate(seeds):
         shift = .24 * ((i + .5)/len(seeds) - .5)  # equal results stay visible
         dots = [getattr(self.of(v)[seed], measure)*scale if seed in self.of(v) else math.nan for v in names]
-        ax.plot(np.arange(len(names)) + shift, dots, 'o-', color='#2f6f8f', linewidth=.8, alpha=.55, markersize=5)
+        ax.plot(np.arange(len(names)) + shift, dots, 'o-', color='#2f6f8f', linewidth=.8, alpha=.55, markersize=5, clip_on=False)
     ax.hlines(compared['mean']*scale, np.arange(len(names)) - .22, np.arange(len(names)) + .22, color='#b03a2e', linewidth=2.5, label='mean', zorder=1)
     ax.set_xticks(range(len(names)), names)
     ax.set(ylabel={'error': 'validation error in %', 'log_loss': 'log loss', 'seconds': 'seconds'}[measure], ylim=(0, None), xlim=(-.5, len(names) - .5))
@@ -221,19 +222,18 @@ def _check_variants(variants, common):
     if 'split' in common: raise ValueError('`split` fixes one split, and an experiment needs another for each seed; leave it out')
     if 'seed' in common: raise ValueError('`seed` is one; give several as `seeds`')
 
-# %% ../nbs/06a_experiment.ipynb #63a54e51
+# %% ../nbs/06a_experiment.ipynb #b0a403de
 def _sides(dls):
     "The files on both sides of a split"
     return tuple(frozenset(os.path.abspath(f) for f in ds.items) for ds in (dls.train_ds, dls.valid_ds))
 
 def split_fingerprint(
-    dls: Any,                            # DataLoaders, or anything with `train_ds.items` and `valid_ds.items`
-    digests: dict[str, str] | None = None, # Digests by file that are known already; new ones are added
-) -> str:                                # 16 hexadecimal digits
+    dls: Any,  # DataLoaders of an image folder, or anything with `train_ds.items` and `valid_ds.items`
+) -> str:      # 16 hexadecimal digits
     "The same for the same pictures under the same labels on the same sides, wherever they lie"
-    digests = {} if digests is None else digests
-    for f in frozenset.union(*_sides(dls)) - digests.keys(): digests[f] = sha256(f)
-    lines = [sorted(f'{digests[f]} {Path(f).parent.name}' for f in side) for side in _sides(dls)]
+    split = getattr(dls, 'split', None)
+    known = {os.path.abspath(f): d for f, d in split.digests.items()} if isinstance(split, Split) else {}
+    lines = [sorted(f'{known.get(f) or sha256(f)} {Path(f).parent.name}' for f in side) for side in _sides(dls)]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
 
 # %% ../nbs/06a_experiment.ipynb #56e68c2a
@@ -262,7 +262,7 @@ def _argument_text(arguments):
     named = lambda value: getattr(value, '__qualname__', None) or re.sub(r' at 0x[0-9a-fA-F]+', '', repr(value))
     return json.dumps(dict(arguments), default=named, sort_keys=True, ensure_ascii=False)
 
-# %% ../nbs/06a_experiment.ipynb #f3ab9fd5
+# %% ../nbs/06a_experiment.ipynb #02c80712
 def experiment(
     path: str | Path,                           # Image folder
     variants: Mapping[str, Mapping[str, Any]],  # Arguments of `train` by the name that the table will show; the first is the reference
@@ -276,17 +276,21 @@ def experiment(
     "Train every variant on the same splits with several seeds"
     _check_variants(variants, common)
     if not (seeds := [int(s) for s in seeds]): raise ValueError('`seeds` is empty; expected whole numbers')
-    how, trainer, digests = {s: common[s] for s in split_arguments if s in common}, trainer or partial(train, quiet=True), {}
-    arguments = {name: {**common, **own} for name, own in variants.items()}
-    splits = {seed: image_dls(path, seed=seed, valid_pct=valid_pct, **how) for seed in seeds}
-    wanted = [Run(v, s, split=split_fingerprint(splits[s], digests), arguments=_argument_text(dict(valid_pct=valid_pct, **arguments[v]))) for s in splits for v in variants]
+    arguments = {name: {'valid_pct': valid_pct, **common, **own} for name, own in variants.items()}
+    splits = {seed: _split_of(path, seed, valid_pct, common) for seed in seeds}
+    wanted = [Run(v, s, split=splits[s][1], arguments=_argument_text(arguments[v])) for s in splits for v in variants]
     rows = _known(wanted, read_runs(file) if file else [])
     for run in _with_time_left([r for r in wanted if _key(r) not in rows], rows):
-        rows[_key(run)] = _run(run, trainer, path, {**arguments[run.variant], 'valid_pct': valid_pct}, _sides(splits[run.seed]))
+        rows[_key(run)] = _run(run, trainer or partial(train, quiet=True), path, arguments[run.variant], splits[run.seed][0])
         if file: write_runs(file, _merged(read_runs(file), rows))
     return Experiment([rows[_key(r)] for r in wanted], confidence)
 
-# %% ../nbs/06a_experiment.ipynb #6b538bc4
+# %% ../nbs/06a_experiment.ipynb #40c0fed8
+def _split_of(path, seed, valid_pct, common):
+    "The sides of a seed's split and its fingerprint; the DataLoaders, which may hold pictures, are given up"
+    dls = image_dls(path, seed=seed, valid_pct=valid_pct, keep_mb=0, **{k: common[k] for k in (*split_arguments, 'size', 'cache') if k in common})
+    return _sides(dls), split_fingerprint(dls)
+
 def _key(run): return run.variant, run.seed, run.split, run.arguments
 
 def _known(wanted, found):

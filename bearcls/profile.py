@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/profile.html.md"""
 # %% auto #0
 __all__ = ['stages', 'EpochProfile', 'profile_epoch', 'plot_profiles']
 
-# %% ../nbs/06b_profile.ipynb #a20adf37
+# %% ../nbs/06b_profile.ipynb #f0103ae4
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, set_random_states
 from .arch import keep_modes
@@ -84,13 +85,15 @@ class _Watch(Callback):
         if len(clock.batches) >= self.n_batches: raise CancelFitException()
     def _add(self, stage): self.clock.add(stage, self.clock.now() - self.mark)
 
-# %% ../nbs/06b_profile.ipynb #470e0990
+# %% ../nbs/06b_profile.ipynb #a4287ef0
+def _keeps_records(cb): return hasattr(type(cb), 'before_epoch') or hasattr(type(cb), 'after_epoch')
+
 @contextmanager
 def _untouched(learn: Learner) -> Iterator[None]:
     "Whatever is trained inside, the Learner is as before"
     model = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     opt, learn.opt, rng, states = learn.opt, None, learn.dls.train.rng.getstate(), get_random_states()
-    records = [cb for cb in learn.cbs if hasattr(type(cb), 'before_epoch') or hasattr(type(cb), 'after_epoch')]
+    records = [cb for cb in learn.cbs if _keeps_records(cb) and not isinstance(cb, ProgressCallback)]  # `no_bar` sees to the bar
     try:
         with ExitStack() as stack:
             for context in (keep_modes(learn.model), learn.no_bar(), learn.no_logging(), learn.removed_cbs(records)): stack.enter_context(context)

@@ -37,7 +37,7 @@ def trainer(calls, **wrong):
         calls.append((name, seed))
         what = wrong[name]
         if isinstance(what, BaseException): raise what
-        return Fake(image_dls(path, size=16, seed=seed, valid_pct=valid_pct), what)
+        return Fake(image_dls(path, size=16, cache=False, seed=seed, valid_pct=valid_pct), what)
     return train
 
 def variants(*names): return {n: dict(name=n) for n in names}
@@ -101,12 +101,12 @@ def test_all_failed(path):
     tried.plot()
 
 def test_diverged_training_is_a_problem(path):
-    def train(path, seed, **kwargs): return Fake(image_dls(path, size=16, seed=seed), p=math.nan)
+    def train(path, seed, **kwargs): return Fake(image_dls(path, size=16, cache=False, seed=seed), p=math.nan)
     assert 'diverged' in experiment(path, {'a': {}}, seeds=(0,), trainer=train).rows[0].problem
 
 def test_another_split_is_a_problem(path):
     "A trainer that splits as it likes is not compared"
-    def train(path, seed, **kwargs): return Fake(image_dls(path, size=16, seed=seed + 1))
+    def train(path, seed, **kwargs): return Fake(image_dls(path, size=16, cache=False, seed=seed + 1))
     row = experiment(path, {'a': {}}, seeds=(0,), trainer=train).rows[0]
     assert 'other pictures' in row.problem and math.isnan(row.error)
 
@@ -229,8 +229,10 @@ def test_profile_leaves_no_trace(path, when):
     profiled = book_learner(path)
     if when == 'between': train_one(profiled)
     values = list(profiled.recorder.values) if when == 'between' else None
+    callbacks = sorted(type(cb).__name__ for cb in profiled.cbs)
     profile = profile_epoch(profiled, n_batches=2)
     assert profile.n_pictures == 8
+    assert sorted(type(cb).__name__ for cb in profiled.cbs) == callbacks
     if when == 'between': assert profiled.recorder.values == values
     for _ in range(1 if when == 'between' else 2): train_one(profiled)
     for a, b in zip(plain.model.state_dict().values(), profiled.model.state_dict().values()): assert torch.equal(a, b)
