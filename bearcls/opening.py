@@ -102,17 +102,18 @@ def put(self: Store,
                 (kind, time.time(), n_bytes))
     if values: self._try(work, None)
 
-# %% ../nbs/04b_opening.ipynb #6fefb8ab
+# %% ../nbs/04b_opening.ipynb #ce09a0d3
 def _make_room(db, kind, n_bytes, limit):
     "Drop the kinds that were unused for longest until `n_bytes` more fit; False if they cannot"
     sizes = dict(db.execute('SELECT kind, bytes FROM kinds ORDER BY used').fetchall())
+    if sizes.get(kind, 0) + n_bytes > limit: return False
     others = [k for k in sizes if k != kind]
     while sum(sizes.values()) + n_bytes > limit and others:
         oldest = others.pop(0)
         db.execute('DELETE FROM entries WHERE kind=?', (oldest,))
         db.execute('DELETE FROM kinds WHERE kind=?', (oldest,))
         del sizes[oldest]
-    return sum(sizes.values()) + n_bytes <= limit
+    return True
 
 @patch
 def kinds(self: Store) -> list[tuple[str, int]]:  # Kind and bytes, the one unused for longest first
@@ -126,7 +127,7 @@ def clear(self: Store) -> None:
         db.executescript('DELETE FROM entries; DELETE FROM kinds; VACUUM;')
     self._try(work, None)
 
-# %% ../nbs/04b_opening.ipynb #d8b4bf70
+# %% ../nbs/04b_opening.ipynb #85f99d5d
 class OpenImage(Transform):
     "Opens pictures as every room of bearcls does: upright, RGB, transparency on white"
     input_types = (Path, str, bytes, Image.Image, np.ndarray, Tensor)  # What `learn.predict` may be given
@@ -145,6 +146,7 @@ class OpenImage(Transform):
         if image is None: image = self.shape(load_image(PILImage.create(source) if hasattr(source, 'shape') else source, self.min_side))
         if key: self._keep(key, image)
         return image
+    def __getstate__(self): return {**self.__dict__, 'kept': {}, 'kept_bytes': 0, 'digests': {}, 'store': None}
 
 # %% ../nbs/04b_opening.ipynb #4d4646b5
 @patch
@@ -159,7 +161,7 @@ def kind(self: OpenImage) -> str:  # Names the store's entries
     "What decides the pixels of an opened file, besides its bytes"
     return f'opened {self.min_side} {self.squish} Pillow {PIL.__version__}'
 
-# %% ../nbs/04b_opening.ipynb #b785ce0e
+# %% ../nbs/04b_opening.ipynb #b8d29c64
 def _file_key(source):
     "What a file was when it was opened; None for anything but a file"
     if not isinstance(source, (str, Path)): return None
@@ -173,9 +175,6 @@ def _keep(self: OpenImage, key, image):
     if key in self.kept or self.kept_bytes + size > self.keep_mb * 1e6: return
     self.kept[key] = image
     self.kept_bytes += size
-
-@patch
-def __getstate__(self: OpenImage): return {**self.__dict__, 'kept': {}, 'kept_bytes': 0, 'digests': {}, 'store': None}
 
 # %% ../nbs/04b_opening.ipynb #1d89fab0
 _largest = 4_000_000  # Bytes of one opened picture
