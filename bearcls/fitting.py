@@ -35,17 +35,17 @@ from .arch import TrainError, keep_modes
 from .core import atomic_write, html_table, progress, sha256
 from .fast import fast_dtype
 
-# %% ../nbs/05c_fitting.ipynb #4360e600
+# %% ../nbs/05c_fitting.ipynb #b72121d3
 class TrainingLog(Callback):
     "Keeps every epoch's figures in `rows` and shows one progress bar"
     order = 60  # after Recorder
-    def __init__(self): self.rows, self.bar, self.is_planned, self.is_training, self.first, self.shown = [], None, False, False, 0, (None, None)
+    def __init__(self): self.rows, self.bar, self.is_planned, self.is_training, self.first, self.to_show = [], None, False, False, 0, []
     def before_fit(self):  # also called by `predict`
         self.first, self.is_training = len(self.rows), False
-        if not self.is_planned: self.close()  # left open by an interruption
+        if not self.is_planned: self._close()  # left open by an interruption
     def before_train(self):
         if hasattr(self.learn, 'lr_finder'): return
-        if not (self.is_training or self.is_planned): self.open(self.n_epoch - self.epoch)
+        if not (self.is_training or self.is_planned): self._open(self.n_epoch - self.epoch)
         self.is_training = True
     def before_epoch(self): self.start = time.time()
     def after_batch(self):
@@ -55,10 +55,10 @@ class TrainingLog(Callback):
         self.add_row(**dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])), seconds=time.time() - self.start)
     def after_fit(self):
         if self.is_planned or not self.is_training: return
-        self.close()
-        if self.learn.logger is not noop: self.show(self.rows[self.first:])
+        self._close()
+        if self.learn.logger is not noop: self._show(self.rows[self.first:])
 
-# %% ../nbs/05c_fitting.ipynb #48c96ee0
+# %% ../nbs/05c_fitting.ipynb #827a2a54
 @patch
 def add_row(self: TrainingLog,
     **figures: float,  # By name: train_loss, valid_loss, error_rate, seconds
@@ -68,46 +68,49 @@ def add_row(self: TrainingLog,
     if self.bar is not None: self.bar.set_postfix_str(', '.join(f'{k} {v}' for k, v in _readable(self.rows[-1]).items() if k in ('epoch', 'error_rate')))
 
 @patch
-def open(self: TrainingLog,
+def _open(self: TrainingLog,
     n_epoch: int,  # Epochs that the bar stands for
 ):
     "A bar over `n_epoch` epochs, of training and validation batches; none where the learner is quiet"
-    self.close()
+    self._close()
     n_batches = len(self.dls.train) + len(self.dls.valid)
     if self.learn.logger is not noop: self.bar = progress(desc='training', total=n_epoch*n_batches, unit='batch')
 
 @patch
-def close(self: TrainingLog):
+def _close(self: TrainingLog):
     if self.bar is not None: self.bar.close()
     self.bar = None
 
 @patch
 @contextmanager
-def planned(self: TrainingLog,
+def _planned(self: TrainingLog,
     n_epoch: int,  # Epochs of all phases that are still to come
 ) -> Iterator[None]:
     "One bar over several phases, and no table at the end"
-    self.open(n_epoch)
+    self._open(n_epoch)
     self.is_planned = True
     try: yield
     finally:
         self.is_planned = False
-        self.close()
+        self._close()
 
-# %% ../nbs/05c_fitting.ipynb #d6f43820
+# %% ../nbs/05c_fitting.ipynb #07b8065e
 @patch
-def show(self: TrainingLog,
+def _show(self: TrainingLog,
     rows: list[dict],  # Epochs to show
 ):
-    "A readable table, one for each cell of a notebook"
+    "A readable table: as text in a terminal, and at the end of the cell in a notebook"
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     if shell is None or type(shell).__name__ == 'TerminalInteractiveShell': return print(pd.DataFrame(map(_readable, rows)).to_string(index=False))
-    (cell, handle), now = self.shown, (shell.execution_count, id(self.learn))
-    if cell == now and handle is not None:
-        self.table += rows
-        return handle.update(html_table([_readable(r) for r in self.table]))
-    self.table = list(rows)
-    self.shown = now, sys.modules['IPython'].display.display(html_table([_readable(r) for r in rows]), display_id=True)
+    if not self.to_show: shell.events.register('post_run_cell', self._show_at_end)
+    self.to_show += rows
+
+@patch
+def _show_at_end(self: TrainingLog, result: Any = None):
+    "What this cell has trained"
+    sys.modules['IPython'].get_ipython().events.unregister('post_run_cell', self._show_at_end)
+    rows, self.to_show = self.to_show, []
+    sys.modules['IPython'].display.display(html_table([_readable(r) for r in rows]))
 
 def _readable(row):
     "Losses with four digits, rates in per cent, whole epochs"
@@ -388,11 +391,11 @@ def run_phases(
         if saver and not (done and done['is_done']): saver.write(is_done=True)
     return learn
 
-# %% ../nbs/05c_fitting.ipynb #b45af07e
+# %% ../nbs/05c_fitting.ipynb #8cc1ec09
 def _run(learn, phases, log, saver, done):
     "Every phase that is still to be done"
     first, epoch = (done['phase'], done['epoch']) if done else (0, 0)
-    with log.planned(sum(p.n_epoch for p in phases[first:]) - epoch):
+    with log._planned(sum(p.n_epoch for p in phases[first:]) - epoch):
         for i, phase in enumerate(phases[first:], first):
             if saver: saver.phase = i
             if phase.is_frozen is not None: learn.freeze() if phase.is_frozen else learn.unfreeze()
@@ -422,11 +425,14 @@ class LearningRates:
         ax.legend(frameon=False)
         return ax
 
-# %% ../nbs/05c_fitting.ipynb #fefacf8f
+# %% ../nbs/05c_fitting.ipynb #a401cdc8
 class _LRFinder(LRFinder):
     "fastai's search without its files"
     name = 'lr_finder'  # what other callbacks look for
     def before_fit(self): self.hps, self.best_loss = {p: [] for p in self.scheds}, float('inf')
+    def after_batch(self):
+        self.bar.update(1)
+        super().after_batch()
     def after_fit(self): self.learn.model.zero_grad(set_to_none=True)
 
 @contextmanager
@@ -443,7 +449,7 @@ def _untouched(learn):
         vars(learn.recorder).update(record)
         _set_random_state(learn.dls, stand)
 
-# %% ../nbs/05c_fitting.ipynb #65dfd9b7
+# %% ../nbs/05c_fitting.ipynb #d9ee9da3
 def suggest_lr(
     learn: Learner,           # Any Learner; it is afterwards as before
     start_lr: float = 1e-6,   # Lowest learning rate to try
@@ -452,8 +458,9 @@ def suggest_lr(
 ) -> LearningRates:           # With `suggested` and `plot()`
     "Find a learning rate in a mock training that leaves no trace"
     if not (0 < start_lr < end_lr and num_it >= 10): raise TrainError(f'0 < `start_lr` < `end_lr` and at least 10 for `num_it` are needed; got {start_lr}, {end_lr} and {num_it}')
-    with _untouched(learn), learn.no_logging(), learn.no_bar():
-        learn.fit(num_it//len(learn.dls.train) + 1, cbs=_LRFinder(start_lr, end_lr, num_it))
+    finder = _LRFinder(start_lr, end_lr, num_it)
+    with _untouched(learn), learn.no_logging(), learn.no_bar(), progress(desc='learning rates', total=num_it, unit='batch') as finder.bar:
+        learn.fit(num_it//len(learn.dls.train) + 1, cbs=finder)
         rates, losses = list(map(float, learn.recorder.lrs)), list(map(float, learn.recorder.losses))
     skip, n = num_it//10, next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), len(losses))
     rates, losses = rates[skip:n], losses[skip:n]
