@@ -1,0 +1,205 @@
+"Opened pictures and features that are kept: by several programs at once, killed, damaged; and fast training on what others have made"
+import os, pickle, signal, sqlite3, subprocess, sys, threading, time
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from fastai.data.all import CategoryBlock, DataBlock, RandomSplitter, get_image_files, parent_label
+from fastai.learner import load_learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import error_rate
+from fastai.torch_core import set_seed
+from fastai.vision.all import ImageBlock, Resize, aug_transforms, vision_learner
+from PIL import Image
+from torchvision.models import resnet18, squeezenet1_1
+from bearcls.core import image_files
+from bearcls.data import image_dls
+from bearcls.export import export_bundle
+from bearcls.fast import feature_kind, fast_dtype
+from bearcls.inference import Classifier
+from bearcls.opening import OpenImage, Store, survey
+from bearcls.sample import draw_bears
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory): return draw_bears(tmp_path_factory.mktemp('fast')/'bears', n_per_label=14, seed=5, faults=False)
+
+def learner(path, arch=resnet18, seed=1, **settings):
+    set_seed(seed)
+    return vision_learner(image_dls(path, size=64, recipe='squish', seed=1, **settings), arch, pretrained=False, metrics=error_rate)
+
+def weights(learn): return learn.model[1][-1].weight.detach()
+
+# --- the store
+
+def child(code, *arguments, **how):
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+
+writer = '''
+import sys
+from bearcls.opening import Store
+store, name, n = Store(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+print('begun', flush=True)
+for i in range(n): store.put('kind', {f'{name} {i} {k}': bytes([i % 256])*20_000 for k in range(8)})
+'''
+
+def test_two_programs_write_at_once(tmp_path):
+    both = [child(writer, tmp_path/'s.sqlite', name, 40) for name in 'ab']
+    for p in both: assert p.wait(60) == 0, p.stderr.read()
+    found = Store(tmp_path/'s.sqlite').get('kind', [f'{name} {i} {k}' for name in 'ab' for i in range(40) for k in range(8)])
+    assert len(found) == 640 and found['b 39 7'] == bytes([39])*20_000
+
+def test_threads_share_a_store(tmp_path):
+    store, errors = Store(tmp_path/'s.sqlite'), []
+    def work(name):
+        for i in range(30):
+            store.put(f'kind {name}', {str(i): name.encode()*1000})
+            if store.get(f'kind {name}', [str(i)]) != {str(i): name.encode()*1000}: errors.append((name, i))
+    threads = [threading.Thread(target=work, args=(name,)) for name in 'abcd']
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert not errors and sorted(kind for kind, _ in store.kinds()) == ['kind a', 'kind b', 'kind c', 'kind d']
+
+@pytest.mark.parametrize('wait', [0, .02, .1, .3])
+def test_a_writer_that_is_killed_leaves_whole_values(tmp_path, wait):
+    p = child(writer, tmp_path/'s.sqlite', 'a', 100_000)
+    assert p.stdout.readline() == 'begun\n'
+    time.sleep(wait)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    store = Store(tmp_path/'s.sqlite')
+    rows = store.get('kind', [f'a {i} {k}' for i in range(2000) for k in range(8)])
+    assert all(len(v) == 20_000 and len(set(v)) == 1 for v in rows.values()) and len(rows) % 8 == 0
+    store.put('kind', {'after': b'x'})
+    assert store.get('kind', ['after']) == {'after': b'x'}
+    assert dict(store.kinds())['kind'] == len(rows)*20_000 + 1
+
+@pytest.mark.parametrize('damage', [lambda f: f.write_bytes(b''), lambda f: f.write_bytes(f.read_bytes()[:5000]), lambda f: f.write_bytes(b'x'*9999),
+    lambda f: f.write_bytes(f.read_bytes()[:16384*3] + b'\xff'*60_000 + f.read_bytes()[16384*3 + 60_000:])], ids=['empty', 'cut', 'junk', 'hole'])
+def test_a_damaged_store_costs_only_time(path, tmp_path, damage):
+    "The training ends as without a cache"
+    plain = weights(learner(path, cache=False).fit_fast())
+    learner(path, cache=tmp_path).fit_fast()
+    file = next(tmp_path.glob('*.sqlite'))
+    damage(file)
+    assert torch.equal(weights(learner(path, cache=tmp_path).fit_fast()), plain)
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may write anywhere')
+def test_a_folder_that_cannot_be_written(path, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.warns(UserWarning, match='is not used'): learner(path, cache=tmp_path/'cache').fit_fast()
+
+def test_a_store_in_the_place_of_a_folder(path, tmp_path):
+    (tmp_path/'cache').write_text('not a folder')
+    with pytest.warns(UserWarning, match='is not used'): learn = learner(path, cache=tmp_path/'cache').fit_fast()
+    assert torch.equal(weights(learn), weights(learner(path, cache=False).fit_fast()))
+    assert (tmp_path/'cache').read_text() == 'not a folder'
+
+def test_another_database_is_left_alone(tmp_path):
+    "A file that is SQLite, and somebody else's"
+    db = sqlite3.connect(tmp_path/'pictures.sqlite')
+    db.execute('CREATE TABLE entries (mine TEXT)')
+    db.execute("INSERT INTO entries VALUES ('precious')")
+    db.commit()
+    store = Store(tmp_path/'pictures.sqlite')
+    with pytest.warns(UserWarning, match='is not used'): store.put('kind', {'a': b'x'})
+    assert db.execute('SELECT mine FROM entries').fetchall() == [('precious',)]
+
+# --- opened pictures
+
+def test_the_store_changes_no_pixel(path, tmp_path):
+    files = image_files(path)[:12]
+    for squish in (None, (48, 48)):
+        opener = OpenImage(96, squish, store=Store(tmp_path/'s.sqlite'))
+        survey(files, opener)
+        opener = OpenImage(96, squish, store=opener.store)
+        survey(files, opener)
+        for f in files: assert np.array_equal(opener(f), OpenImage(96, squish)(f))
+        assert not opener.kept
+
+def test_a_picture_that_was_replaced_is_opened_anew(tmp_path):
+    file = tmp_path/'a.png'
+    Image.new('RGB', (50, 50), 'brown').save(file)
+    opener = OpenImage(store=Store(tmp_path/'s.sqlite'), keep_mb=10)
+    survey([file], opener)
+    Image.new('RGB', (50, 50), 'white').save(file)
+    os.utime(file, ns=(1, 1))
+    assert opener(file).getpixel((0, 0)) == (255, 255, 255)
+
+def test_survey_of_what_is_no_picture(tmp_path):
+    (tmp_path/'page.jpg').write_text('<html>')
+    (tmp_path/'empty.png').write_bytes(b'')
+    found = survey([tmp_path/'page.jpg', tmp_path/'empty.png', tmp_path/'gone.jpg'], OpenImage(32, store=Store(tmp_path/'s.sqlite')))
+    assert [bool(s.problem) for s in found] == [True]*3 and all(s.file.name in s.problem for s in found)
+    assert found[2].digest == '' and found[0].digest
+
+# --- fast training
+
+def test_fit_fast_on_the_books_dataloaders(path):
+    "Made by hand, with fastai's own way of opening: trained as well, and nothing is kept"
+    block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, splitter=RandomSplitter(seed=42), get_y=parent_label,
+        item_tfms=Resize(64), batch_tfms=aug_transforms())
+    set_seed(1)
+    learn = vision_learner(block.dataloaders(path), squeezenet1_1, pretrained=False, metrics=error_rate)
+    assert feature_kind(learn, torch.float32) is None
+    learn.fit_fast(n_views=3)
+    assert learn.fast.views == ['plain', 'mirrored', 'random 1'] and learn.fast.n_kept == 0
+    with learn.no_bar(), learn.no_logging(): assert learn.validate()[0] == pytest.approx(learn.fast.valid_loss, rel=.1)
+
+@pytest.mark.parametrize('head', ['linear', 'concat'])
+def test_a_fast_learner_travels(path, tmp_path, head):
+    "Exported as a bundle and as a pickle, it answers alike"
+    learn = learner(path).fit_fast(head=head, epochs=3)
+    file = learn.dls.valid_ds.items[0]
+    bundle = Classifier(export_bundle(learn, tmp_path/'bundle'))
+    with learn.no_bar(): label, _, p = learn.predict(file)
+    assert bundle.predict(file).probabilities[label] == pytest.approx(float(p.max()), abs=2e-3)
+    learn.export(tmp_path/'export.pkl')
+    assert (tmp_path/'export.pkl').stat().st_size < 60e6
+    again = load_learner(tmp_path/'export.pkl')
+    with again.no_bar(): assert again.predict(file)[0] == label
+
+def test_features_do_not_outlive_what_they_depend_on(path, tmp_path):
+    "Another size, another body or another way to a square is looked at again"
+    learner(path, cache=tmp_path).fit_fast()
+    assert learner(path, cache=tmp_path).fit_fast().fast.n_kept == 42
+    assert learner(path, cache=tmp_path, seed=2).fit_fast().fast.n_kept == 0
+    set_seed(1)
+    assert vision_learner(image_dls(path, size=80, recipe='squish', seed=1, cache=tmp_path), resnet18, pretrained=False).fit_fast().fast.n_kept == 0
+    set_seed(1)
+    assert vision_learner(image_dls(path, size=64, recipe='crop', seed=1, cache=tmp_path), resnet18, pretrained=False).fit_fast().fast.n_kept == 0
+
+def test_class_weights_count(path):
+    "The Learner's own loss is used: a label that counts a thousand times is what most pictures are taken for"
+    learn = learner(path)
+    learn.loss_func = CrossEntropyLossFlat(weight=torch.tensor([1000., 1., 1.]))
+    learn.fit_fast(weight_decay=1.)
+    with learn.no_bar(), learn.no_logging(): p, _ = learn.get_preds(ds_idx=0)
+    assert (p.argmax(1) == 0).float().mean() > .6  # a third are
+
+def test_fast_weights_repeat_in_a_fresh_process(path, tmp_path):
+    code = '''
+import sys, torch
+from bearcls.data import image_dls
+from fastai.vision.all import *
+from torchvision.models import resnet18
+import bearcls.fast
+set_seed(1)
+learn = vision_learner(image_dls(sys.argv[1], size=64, recipe='squish', seed=1, cache=False), resnet18, pretrained=False)
+learn.fit_fast()
+torch.save(learn.model[1][-1].weight.detach(), sys.argv[2])
+'''
+    p = child(code, path, tmp_path/'w.pt')
+    assert p.wait(120) == 0, p.stderr.read()
+    assert torch.equal(torch.load(tmp_path/'w.pt'), weights(learner(path).fit_fast()))
+
+def test_photographs(shared, monkeypatch, tmp_path):
+    "Ninety photographs of bears, a real body: what the route is for"
+    monkeypatch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
+    for label in ('black', 'grizzly', 'teddy'):
+        (tmp_path/'bears'/label).mkdir(parents=True)
+        for f in sorted((shared/'data'/'bears'/label).iterdir())[:30]: (tmp_path/'bears'/label/f.name).write_bytes(f.read_bytes())
+    learn = vision_learner(image_dls(tmp_path/'bears', recipe='squish', valid_pct=.3), squeezenet1_1, metrics=error_rate).fit_fast()
+    with learn.no_bar(), learn.no_logging(): loss, error = learn.validate()
+    assert error < .15 and loss < .5
+    assert learn.fast.dtype == str(fast_dtype()).removeprefix('torch.')
+    assert len(pickle.dumps(learn.dls.valid_ds.tfms[0].fs[0])) < 1e6  # the pictures stay behind
