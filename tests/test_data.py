@@ -1,0 +1,324 @@
+"Data, split and recipes under conditions that make bad reading: hostile files, every orientation, a fresh process, every recipe through a bundle"
+import io, json, os, random, shutil, subprocess, sys
+from pathlib import Path
+import numpy as np, pytest, torch
+from fastai.callback.schedule import Learner
+from fastai.torch_core import set_seed
+from fastai.vision.core import imagenet_stats
+from PIL import Image
+from torch import nn
+from hostile import bomb, picture
+from bearcls.core import DataError, count_labels, image_files, load_image, sha256
+from bearcls.data import image_dls
+from bearcls.export import export_bundle
+from bearcls.figures import draw_bear
+from bearcls.inference import prepare, read_bundle
+from bearcls.opening import survey
+from bearcls.recipes import augmentations, compare_resizes, pad_fills, recipes, resize_transforms, show_augmentations
+from bearcls.sample import draw_bears
+from bearcls.split import Split, near_groups, split_files, split_pictures
+
+every_recipe = [(r, p) for r in recipes for p in (pad_fills if r == 'pad' else ['zeros'])]
+mean, std = (torch.tensor(s)[:, None, None] for s in imagenet_stats)
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'cache'))
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    "Twelve bears of each label in wide and tall pictures"
+    folder = draw_bears(tmp_path_factory.mktemp('drawn')/'bears', n_per_label=12, side=200, seed=3, faults=False)
+    for n, f in enumerate(image_files(folder)): load_image(f).crop((0, 0, 200, 150) if n % 2 else (20, 0, 150, 200)).save(f, quality=90)
+    return folder
+
+def pixels(x): return (x.cpu()*std + mean).mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+def names(files): return sorted('/'.join(Path(f).parts[-2:]) for f in files)
+
+def shuffled_copy(folder, dest, seed=0):
+    "The folder elsewhere, its files written in another order under other names"
+    files = image_files(folder)
+    random.Random(seed).shuffle(files)
+    for n, f in enumerate(files):
+        (dest/f.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, dest/f.parent.name/f'{sha256(f)[:6]}{n}{f.suffix}')
+    return dest
+
+
+# Opening
+
+def turned(image, orientation):
+    "The bytes of a JPEG that is stored so that `orientation` turns it back"
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions that undo each orientation
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = io.BytesIO()
+    (image if orientation == 1 else image.transpose(Image.Transpose(back[orientation]))).save(out, 'JPEG', quality=95, subsampling=0, exif=exif)
+    return out.getvalue()
+
+@pytest.mark.parametrize('recipe,pad_mode', every_recipe)
+def test_all_orientations_reach_training_as_they_reach_prediction(tmp_path, recipe, pad_mode):
+    image = Image.new('RGB', (150, 100), '#3060c0')
+    image.paste('#e04020', (0, 0, 75, 50))  # the upper left quarter tells how a picture lies
+    for label in ('left', 'right'):
+        (tmp_path/'all'/label).mkdir(parents=True)
+        for o in range(1, 9):
+            noise = image.copy()
+            noise.putpixel((140, 90 - o), (255, 255, 255) if label == 'left' else (0, 0, 0))
+            (tmp_path/'all'/label/f'{o}.jpg').write_bytes(turned(noise, o))
+    dls = image_dls(tmp_path/'all', size=48, bs=4, recipe=recipe, pad_mode=pad_mode, augment='none', near_copies=False)
+    for f in image_files(tmp_path/'all'):
+        x = dls.test_dl([f]).one_batch()[0][0]
+        method = 'crop' if recipe == 'presize' else recipe
+        assert np.array_equal(pixels(x), np.asarray(prepare(load_image(f, 96), 48, method, pad_mode)))
+        assert load_image(f).size == (150, 100)
+    for x, _ in dls.train:  # in training too the red quarter lies at the upper left
+        for one in map(pixels, x):
+            red = one[..., 0].astype(int) - one[..., 2]
+            assert red[:24, :24].mean() > red[24:, 24:].mean()
+
+def test_every_kind_of_file_reaches_the_model(tmp_path):
+    folder = tmp_path/'kinds'
+    saved = dict(jpg='JPEG', jfif='JPEG', png='PNG', webp='WEBP', gif='GIF', bmp='BMP', tiff='TIFF')
+    for k, label in enumerate(('one', 'two')):
+        (folder/label).mkdir(parents=True)
+        for n, (suffix, fmt) in enumerate(saved.items()): (folder/label/f'{n}.{suffix}').write_bytes(picture(10*k + n, fmt=fmt))
+        image = Image.open(io.BytesIO(picture(30 + k)))
+        for n, mode in enumerate(('L', 'P', 'RGBA', 'LA', '1', 'CMYK', 'I;16')):
+            (Image.fromarray(np.asarray(image.convert('L')).astype(np.uint16)*257) if mode == 'I;16' else image.convert(mode)).save(folder/label/f'm{n}.{"tif" if mode == "CMYK" else "png"}')
+    dls = image_dls(folder, size=32, bs=4, near_copies=False)
+    assert sum(len(x) for x, _ in dls.train) + len(dls.valid_ds) >= 28 - 3  # the last batch of training may be dropped
+    assert dls.one_batch()[0].shape[1:] == (3, 32, 32)
+
+def test_transparency_is_white_in_training(tmp_path):
+    folder = tmp_path/'clear'
+    for label, colour in (('red', (255, 0, 0)), ('blue', (0, 0, 255))):
+        (folder/label).mkdir(parents=True)
+        for n in range(6):
+            image = Image.new('RGBA', (64, 64), (0, 0, 0, 0))
+            image.paste((*colour, 255), (16 + n, 16, 48, 48))
+            image.save(folder/label/f'{n}.png')
+    dls = image_dls(folder, size=32, bs=4, augment='none', near_copies=False)
+    for batch in (dls.train.one_batch()[0], dls.valid.one_batch()[0]):
+        for x in batch: assert (pixels(x)[0, 0] == 255).all() and (pixels(x)[-1, -1] == 255).all()
+
+
+# Folders that cannot be trained on
+
+def test_hostile_files_are_named_before_training(bears):
+    (bears/'black'/'bomb.png').write_bytes(bomb())
+    (bears/'black'/'empty.gif').write_bytes(b'')
+    (bears/'black'/'random.jpg').write_bytes(b'\xff\xd8\xff' + os.urandom(3000))
+    with pytest.raises(DataError) as e: image_dls(bears, size=32, min_per_label=2)
+    for name in ('black/bomb.png', 'black/empty.gif', 'black/random.jpg', 'black/broken.jpg', 'grizzly/page.jpg'): assert name in str(e.value)
+    assert '5 of 11 pictures' in str(e.value) and 'exclude' in str(e.value)
+    left_out = ['black/bomb.png', 'black/empty.gif', 'black/random.jpg', 'black/broken.jpg', 'grizzly/page.jpg']
+    dls = image_dls(bears, size=32, exclude=left_out, min_per_label=2)
+    assert len(dls.train_ds) + len(dls.valid_ds) == 6 and len(dls.survey) == 6
+
+def test_many_broken_files_are_counted(drawn, tmp_path):
+    folder = shuffled_copy(drawn, tmp_path/'b')
+    for n in range(9): (folder/'black'/f'broken{n}.jpg').write_bytes(b'<html>')
+    with pytest.raises(DataError, match='9 of 45 pictures.*and 4 more'): image_dls(folder, size=32)
+
+@pytest.mark.parametrize('spoil,message', [
+    (lambda p: shutil.rmtree(p/'grizzly') or shutil.rmtree(p/'teddy'), 'one label only, black'),
+    (lambda p: [f.unlink() for f in (p/'teddy').iterdir()], 'without usable pictures: teddy'),
+    (lambda p: (p/'polar').mkdir(), 'without usable pictures: polar'),
+    (lambda p: [f.unlink() for f in sorted((p/'teddy').iterdir())[1:]], 'teddy has 1'),
+    (lambda p: [shutil.rmtree(d) for d in p.iterdir() if d.is_dir()], 'holds no pictures in label folders'),
+    (lambda p: [shutil.copy(min((p/'teddy').iterdir()), f) for f in sorted((p/'teddy').iterdir())[1:]], 'All 12 pictures of teddy are copies'),
+])
+def test_label_problems_name_the_label(drawn, tmp_path, spoil, message):
+    spoil(folder := shuffled_copy(drawn, tmp_path/'spoilt'))
+    with pytest.raises(DataError, match=message): image_dls(folder, size=32)
+
+def test_everything_left_out_of_a_label_names_it(drawn):
+    with pytest.raises(DataError, match='without usable pictures: teddy'): image_dls(drawn, size=32, exclude=[f for f in image_files(drawn) if f.parent.name == 'teddy'])
+
+def test_weights_that_fastai_saved_are_no_label(drawn, tmp_path):
+    folder = shuffled_copy(drawn, tmp_path/'b')
+    (folder/'models').mkdir()
+    (folder/'models'/'best.pth').write_bytes(b'weights')
+    assert list(image_dls(folder, size=32).vocab) == ['black', 'grizzly', 'teddy']
+
+def test_settings_are_refused_before_pictures_are_opened(bears):
+    for settings in (dict(recipe='stretch'), dict(augment='rotation'), dict(pad_mode='white'), dict(size=4), dict(min_scale=2)):
+        with pytest.raises(ValueError) as e: image_dls(bears, min_per_label=2, **settings)
+        assert 'pictures in' not in str(e.value)
+
+
+# The split
+
+def in_a_fresh_process(folder, tmp_path):
+    "Digests held back and the first batch of training, as another Python process has them"
+    code = ('import json, sys, torch\nfrom bearcls.data import image_dls\nfrom bearcls.core import sha256\nfrom fastai.torch_core import set_seed\n'
+        'dls = image_dls(sys.argv[1], size=32, bs=8, seed=7)\nset_seed(7)\n'
+        'print(json.dumps([sorted(sha256(f) for f in dls.split.valid), [sha256(bytes(x.numpy())) for x, _ in dls.train]]))')
+    env = {**os.environ, 'TQDM_DISABLE': '1', 'PYTHONHASHSEED': str(random.randrange(1000)), 'BEARCLS_CACHE': str(tmp_path/'fresh')}
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(folder)], capture_output=True, text=True, encoding='utf-8', env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+def test_split_and_batches_repeat_in_a_fresh_process_and_in_a_copied_folder(drawn, tmp_path):
+    dls = image_dls(drawn, size=32, bs=8, seed=7)
+    set_seed(7)  # for what augmentations leave to chance
+    here = [sorted(sha256(f) for f in dls.split.valid), [sha256(bytes(x.cpu().numpy())) for x, _ in dls.train]]
+    assert in_a_fresh_process(shuffled_copy(drawn, tmp_path/'elsewhere'), tmp_path) == here
+
+def test_order_of_the_files_does_not_matter(drawn):
+    files = image_files(drawn)
+    looked = survey(files)
+    valid = set(split_pictures(looked).valid)
+    for seed in range(5):
+        random.Random(seed).shuffle(looked)
+        assert set(split_pictures(looked).valid) == valid
+
+def test_near_copies_never_fall_on_both_sides(drawn, tmp_path):
+    folder, kin = shuffled_copy(drawn, tmp_path/'b'), []
+    for n, f in enumerate(image_files(folder)[::4]):
+        image = load_image(f)
+        kin.append([f, f.with_name(f'small{n}.png'), folder/'teddy'/f'again{n}.jpg', folder/'black'/f'same{n}{f.suffix}'])
+        image.resize((image.width*2//3, image.height*2//3)).save(kin[-1][1])
+        image.crop((2, 2, image.width - 3, image.height - 2)).save(kin[-1][2], quality=60)
+        shutil.copy(f, kin[-1][3])
+    looked = survey(image_files(folder))
+    assert len(set(near_groups(looked))) == 36
+    for seed in range(10):
+        split = split_pictures(looked, seed=seed)
+        for family in kin: assert len({f in split.valid for f in family}) == 1
+        assert {label: bool(n['train'] and n['valid']) for label, n in split.counts.items()} == dict.fromkeys(('black', 'grizzly', 'teddy'), True)
+
+def test_each_label_gives_its_share():
+    files = [Path(label)/f'{n}.jpg' for label, many in (('a', 500), ('b', 40), ('c', 2)) for n in range(many)]
+    digests = [f'{n:064x}' for n in range(len(files))]
+    for share in (.01, .1, .2, .5, .9):
+        train, valid = split_files(files, share, digests=digests)
+        held = count_labels(files[i] for i in valid)
+        assert held == {'a': max(1, round(500*share)), 'b': max(1, round(40*share)), 'c': 1}
+        assert sorted(train + valid) == list(range(542))
+
+def test_uneven_groups_leave_both_sides_to_every_label():
+    rng = random.Random(0)
+    for trial in range(200):
+        n = rng.randint(4, 30)
+        files = [Path(rng.choice('ab'))/f'{i}.jpg' for i in range(n)]
+        groups = [rng.randint(0, n//2) for _ in range(n)]
+        digests = [sha256(f'{trial} {i}'.encode()) for i in range(n)]
+        of = {label: {g for f, g in zip(files, groups) if f.parent.name == label} for label in 'ab'}
+        try: train, valid = split_files(files, rng.choice([.2, .5, .8]), trial, groups=groups, digests=digests)
+        except DataError:
+            assert min(map(len, of.values())) < 2 or of['a'] & of['b']  # refused only where copies leave no choice
+            continue
+        assert not {groups[i] for i in train} & {groups[i] for i in valid}
+        for label in count_labels(files): assert all(any(files[i].parent.name == label for i in part) for part in (train, valid))
+
+def test_an_added_picture_moves_no_other_of_a_saved_split(drawn, tmp_path):
+    folder = shuffled_copy(drawn, tmp_path/'b')
+    split = image_dls(folder, size=32).split
+    saved = split.save(tmp_path/'split.json')
+    for n in range(6):
+        draw_bear(('black', 'grizzly', 'teddy')[n % 3], 1000 + n, side=150).save(folder/('black', 'grizzly', 'teddy')[n % 3]/f'new{n}.png')
+        grown = image_dls(folder, size=32, split=saved).split
+        assert {d: grown.sides[d] for d in split.sides} == split.sides
+        saved = grown.save(saved)
+        split = grown
+    assert len(split.sides) == 42
+
+def test_a_saved_split_survives_deletion_copies_and_strange_names(drawn, tmp_path):
+    folder = shuffled_copy(drawn, tmp_path/'b')
+    split = image_dls(folder, size=32).split
+    split.valid[0].rename(split.valid[0].with_name('Bär "quoted", ümlaut & co.jpg'))
+    split = image_dls(folder, size=32).split
+    saved = split.save(tmp_path/'split.json')
+    assert Split.load(saved).sides == split.sides
+    gone, twin = split.train[0], folder/'teddy'/'twin.jpg'
+    shutil.copy(split.valid[0], twin)
+    gone.unlink()
+    again = image_dls(folder, size=32, split=str(saved)).split
+    assert twin in again.valid and gone not in again.digests
+    assert {again.sides[d] == split.sides[d] for d in again.sides} == {True}
+    assert Split.load(again.save(tmp_path/'again.json')).sides == again.sides
+
+def test_a_saved_split_that_lost_a_side_names_the_label(drawn, tmp_path):
+    folder = shuffled_copy(drawn, tmp_path/'b')
+    split = image_dls(folder, size=32).split
+    for f in split.valid:
+        if f.parent.name == 'teddy': f.unlink()
+    with pytest.raises(DataError, match='no picture of teddy to validate with'): image_dls(folder, size=32, split=split)
+
+def broken_splits(good):
+    yield b'', 'Expecting value'
+    yield b'\xff\xfe\x00', 'is not a split'
+    yield b'[' * 100_000, 'is not a split'
+    yield b'{"format": "something else"}', '"format"'
+    for change in (dict(version=2), dict(seed='42'), dict(seed=None), dict(valid_pct=2), dict(valid_pct=True), dict(valid=[]), dict(train={}), dict(train={'abc': 'x'}),
+                   dict(train={'g'*64: 'x'}), dict(train={'a'*64: 3}), dict(train=good['valid'])):
+        yield json.dumps({**good, **change}).encode(), 'is not a split that bearcls saved'
+    without = {k: v for k, v in good.items() if k != 'valid'}
+    yield json.dumps(without).encode(), 'valid holds no pictures'
+
+def test_bad_split_files_are_named(drawn, tmp_path):
+    saved = image_dls(drawn, size=32).split.save(tmp_path/'split.json')
+    good = json.loads(saved.read_text(encoding='utf-8'))
+    for content, problem in broken_splits(good):
+        (tmp_path/'bad.json').write_bytes(content)
+        with pytest.raises(DataError, match='bad.json') as e: Split.load(tmp_path/'bad.json')
+        assert problem in str(e.value)
+    with pytest.raises(DataError, match='cannot be read'): image_dls(drawn, split=tmp_path/'none.json')
+    with pytest.raises(DataError, match='cannot be read'): Split.load(tmp_path)
+
+def test_an_interrupted_save_leaves_the_old_split(drawn, tmp_path, monkeypatch):
+    split = image_dls(drawn, size=32).split
+    saved = split.save(tmp_path/'split.json')
+    before = saved.read_bytes()
+    monkeypatch.setattr(os, 'replace', lambda *a: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'): split.save(saved)
+    assert saved.read_bytes() == before and [f.name for f in tmp_path.iterdir() if f.suffix == '.part'] == []
+
+
+# Recipes
+
+def tiny_learner(dls):
+    "A network that answers differently for pictures that differ"
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 3))
+    with torch.no_grad(): model[-1].weight.mul_(20)
+    return Learner(dls, model, loss_func=nn.CrossEntropyLoss())
+
+@pytest.mark.parametrize('recipe,pad_mode', every_recipe)
+def test_every_recipe_can_be_exported(drawn, tmp_path, recipe, pad_mode):
+    learn = tiny_learner(image_dls(drawn, size=40, bs=8, recipe=recipe, pad_mode=pad_mode))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    bundle = read_bundle(export_bundle(learn, tmp_path/'bundle'))
+    assert (bundle.method, bundle.metrics['largest_difference'] < .001) == ('crop' if recipe == 'presize' else recipe, True)
+    assert bundle.pad_mode == pad_mode or recipe != 'pad'
+
+@pytest.mark.parametrize('augment', [*augmentations, ['rotate', 'erase']], ids=str)
+def test_every_augmentation_trains_and_leaves_validation_alone(drawn, augment):
+    dls = image_dls(drawn, size=40, bs=8, augment=augment)
+    learn = tiny_learner(dls)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    plain = image_dls(drawn, size=40, bs=8, augment='none')
+    for (x, y), (x2, y2) in zip(dls.valid, plain.valid): assert torch.allclose(x, x2, atol=1e-3) and torch.equal(y, y2)
+    assert all(torch.isfinite(x).all() for x, _ in dls.train)
+
+def test_presized_training_sees_large_parts_and_changes_every_time(drawn):
+    dls = image_dls(drawn, size=40, bs=8, recipe='presize', augment='none')
+    kinds = [(type(t).__name__, t.split_idx) for t in dls.train.after_item.fs if hasattr(t, 'size')]
+    assert sorted(i for _, i in kinds) == [0, 1]  # a DataBlock keeps one transform of each class
+    first, second = (torch.stack([x for x, _ in dls.train]) for _ in range(2))
+    assert first.shape[2:] == (3, 40, 40) and not torch.equal(first, second)
+
+def test_galleries_of_photographs_are_small_and_whole(shared):
+    files = image_files(shared/'data'/'bears')
+    for f in files[::100]:
+        comparison = compare_resizes(f)
+        assert len(comparison.views) == 7 and len(comparison._repr_html_()) < 400_000
+        assert comparison._repr_html_().count('aria-label') == 7
+    assert len(show_augmentations(files[0])._repr_html_()) < 600_000
+
+def test_hostile_names_do_not_break_a_gallery(tmp_path):
+    with pytest.raises(DataError, match='holds no pictures'): compare_resizes(tmp_path)
+    for size in ((1, 1), (1, 300), (400, 2)):
+        for view in compare_resizes(Image.new('RGB', size, 'teal'), size=32).views: assert view.valid.image.size == (32, 32)
