@@ -99,18 +99,18 @@ def image_block(
     return DataBlock(blocks=(pictures, CategoryBlock), get_y=parent_label, splitter=IndexSplitter(list(valid_idx)), item_tfms=items,
         batch_tfms=[*batch, *augment_transforms(augment), Normalize.from_stats(*imagenet_stats)])
 
-# %% ../nbs/05_data.ipynb #c26ae3e3
+# %% ../nbs/05_data.ipynb #6b6cbe05
 def _n_workers(asked):
     "Processes that load"
     if asked is not None: return asked
     return min(4, os.cpu_count() or 1) if torch.cuda.is_available() else 0
 
-def _split(looked, split, valid_pct, seed, pairs, near_copies):
+def _split(looked, split, valid_pct, seed, pairs, near_copies, store):
     "The split asked for: a new one, or an earlier one that goes on"
-    if split is None: return split_pictures(looked, valid_pct, seed, pairs, near_copies)
-    return (split if isinstance(split, Split) else Split.load(split)).place(looked, pairs, near_copies)
+    if split is None: return split_pictures(looked, valid_pct, seed, pairs, near_copies, store=store)
+    return (split if isinstance(split, Split) else Split.load(split)).place(looked, pairs, near_copies, store)
 
-# %% ../nbs/05_data.ipynb #ec95589e
+# %% ../nbs/05_data.ipynb #84e3aabe
 def image_dls(
     path: str | Path,           # Image folder: one folder per label
     size: int = 224,            # Width and height of what the model sees, in pixels
@@ -137,7 +137,7 @@ def image_dls(
     resize_transforms(recipe, size, pad_mode, min_scale), augment_transforms(augment)  # refused before any picture is opened
     looked = survey(files, opener)
     check_readable(looked, path)
-    split = _split(looked, split, valid_pct, seed, pairs, near_copies)
+    split = _split(looked, split, valid_pct, seed, pairs, near_copies, opener.store)
     order = sorted(split.digests, key=lambda f: (f.parent.name, split.digests[f], f.name))
     held = set(split.valid)
     block = image_block(size, [i for i, f in enumerate(order) if f in held], recipe, augment, pad_mode, min_scale, opener)

@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/split.html.md"""
 # %% auto #0
 __all__ = ['near_groups', 'split_files', 'Split', 'split_pictures']
 
-# %% ../nbs/04c_split.ipynb #e6079cda
+# %% ../nbs/04c_split.ipynb #393bc91c
 import hashlib, json, os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,21 +16,30 @@ from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
 from .core import DataError, Html, atomic_write, html_table, sha256
 from .likeness import near_copies
-from .opening import Surveyed
+from .opening import Store, Surveyed
 
-# %% ../nbs/04c_split.ipynb #fcd56576
+# %% ../nbs/04c_split.ipynb #8c47263a
 def near_groups(
     surveyed: Sequence[Surveyed],  # Pictures, from `survey`; one without a fingerprint stands alone
     min_similarity: float = 0.96,  # Likeness from which two pictures count as copies, see `near_copies`
+    store: Store | None = None,    # Remembers the answer for the same pictures
 ) -> list[int]:                    # A number for each picture; copies and near copies share it
     "Which pictures are copies of one another"
-    prints = {s.digest: s.fingerprint for s in surveyed if s.fingerprint is not None}
-    joined, order = _Joined(), sorted(prints)
-    for digests in (order, order[::-1]):
-        for a, b, _ in near_copies([prints[d] for d in digests], min_similarity=min_similarity): joined.join(digests[a], digests[b])
+    joined = _Joined()
+    for a, b in _near_pairs({s.digest: s.fingerprint for s in surveyed if s.fingerprint is not None}, min_similarity, store): joined.join(a, b)
     names = [joined.leader(s.digest) or str(s.file) for s in surveyed]
     numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}
     return [numbers[name] for name in names]
+
+def _near_pairs(prints, min_similarity, store):
+    "Digests of near copies in pairs, from the store if these very pictures were compared before"
+    order = sorted(prints)
+    key = sha256(repr((min_similarity, [(d, prints[d].whole, prints[d].middle) for d in order])).encode())
+    if known := store.get('near pairs 1', [key]) if store else None: return json.loads(known[key])
+    pairs = [(digests[a], digests[b]) for digests in (order, order[::-1])
+             for a, b, _ in near_copies([prints[d] for d in digests], min_similarity=min_similarity)]
+    if store: store.put('near pairs 1', {key: json.dumps(pairs).encode()})
+    return pairs
 
 # %% ../nbs/04c_split.ipynb #c4d799d4
 class _Joined:
@@ -135,7 +144,7 @@ class Split:
     def _repr_html_(self):
         return html_table({'label': label, 'train on': n['train'], 'validate with': n['valid']} for label, n in self.counts.items())
 
-# %% ../nbs/04c_split.ipynb #b2e072d0
+# %% ../nbs/04c_split.ipynb #d6bd9510
 def split_pictures(
     surveyed: Sequence[Surveyed],  # Pictures, from `survey`, each in its label's folder
     valid_pct: float = 0.2,        # Share of each label's pictures that is held back, between 0 and 1
@@ -143,10 +152,11 @@ def split_pictures(
     pairs: Iterable[tuple] = (),   # Pairs of files that must stay together
     near_copies: bool = True,      # Keep near copies together, and not only exact ones
     known: Split | None = None,    # A split to go on with: pictures that it knows stay where they are
+    store: Store | None = None,    # Remembers which pictures are copies
 ) -> Split:                        # The split of these pictures
     "Split surveyed pictures, or place them in an earlier split"
     files, digests = [s.file for s in surveyed], [s.digest for s in surveyed]
-    groups = near_groups(surveyed) if near_copies else None
+    groups = near_groups(surveyed, store=store) if near_copies else None
     train, valid = split_files(files, valid_pct, seed, pairs, groups, digests, known.sides if known else None)
     return Split([files[i] for i in train], [files[i] for i in valid], dict(zip(files, digests)), valid_pct, seed)
 
@@ -204,16 +214,17 @@ def _split_problem(facts):
     both = facts['train'].keys() & facts['valid'].keys()
     return f'{facts["train"][min(both)]} stands on both sides' if both else ''
 
-# %% ../nbs/04c_split.ipynb #278b42da
+# %% ../nbs/04c_split.ipynb #81f9cc40
 @patch
 def place(self: Split,
     surveyed: Sequence[Surveyed],  # Pictures as they are now, from `survey`
     pairs: Iterable[tuple] = (),   # Pairs of new files that must stay together
     near_copies: bool = True,      # New near copies go with the picture they are a copy of
+    store: Store | None = None,    # Remembers which pictures are copies
 ) -> Split:                        # The split of these pictures; save it to keep the new ones' sides
     "This split for the pictures of a folder: known ones stay, new ones are drawn by the same rule"
     if not any(s.digest in self.sides for s in surveyed):
         known = ', '.join('/'.join(Path(f).parts[-2:]) for f in (self.valid + self.train)[:3])
         here = ', '.join('/'.join(s.file.parts[-2:]) for s in surveyed[:3])
         raise DataError(f'The split fits none of these {len(surveyed)} pictures: it knows {known}…; here are {here}…')
-    return split_pictures(surveyed, self.valid_pct, self.seed, pairs, near_copies, self)
+    return split_pictures(surveyed, self.valid_pct, self.seed, pairs, near_copies, self, store)
