@@ -407,7 +407,7 @@ def _already(learn, phases, saver):
     learn.epoch = saver.state['epoch']
     saver.put_back()
 
-# %% ../nbs/05c_fitting.ipynb #09c8ba20
+# %% ../nbs/05c_fitting.ipynb #8a456027
 @dataclass
 class LearningRates:
     "What a mock training with a rising learning rate has shown"
@@ -421,7 +421,7 @@ class LearningRates:
             ax = plt.subplots(figsize=(6, 3))[1]
         ax.semilogx(self.rates, self.losses, color='#2f6f8f')
         ax.axvline(self.suggested, color='#b03a2e', linestyle='--', label=f'suggested: {self.suggested:.2g}')
-        ax.set(xlabel='learning rate', ylabel='training loss', ylim=(0, min(max(self.losses), 2*self.losses[0])*1.05))
+        ax.set(xlabel='learning rate', ylabel='training loss', ylim=(min(self.losses)*.9, min(max(self.losses), 1.5*self.losses[0])*1.05))
         ax.legend(frameon=False)
         return ax
 
