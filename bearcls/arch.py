@@ -9,7 +9,7 @@ __all__ = ['torchvision_archs', 'own_archs', 'TrainError', 'get_arch', 'xresnet1
            'fixed_size', 'feature_layer', 'pool_features', 'keep_modes', 'Weights', 'weights_url', 'find_weights',
            'read_weights', 'load_weights']
 
-# %% ../nbs/05a_arch.ipynb #c3b82973
+# %% ../nbs/05a_arch.ipynb #67796316
 import difflib, pickle, threading, urllib.error, urllib.parse, urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from typing import Any
 import torch, torchvision
 from fastai.layers import ResBlock
 from fastai.vision.core import imagenet_stats
-from fastai.vision.learner import TimmBody, create_body, create_vision_model, model_meta
+from fastai.vision.learner import TimmBody, create_body, model_meta
 from fastai.vision.models import xresnet
 from fastai.vision.models.xresnet import XResNet
 from torch import nn

@@ -9,7 +9,7 @@ __all__ = ['TrainingLog', 'log_training', 'training_table', 'plot_training', 'tr
            'pick_precision', 'Autocast', 'precision_callback', 'KeepBest', 'Checkpoint', 'training_facts', 'Phase',
            'fine_tune_phases', 'run_phases', 'LearningRates', 'suggest_lr']
 
-# %% ../nbs/05c_fitting.ipynb #64a23312
+# %% ../nbs/05c_fitting.ipynb #81ee165c
 import copy, hashlib, os, pickle, random, re, sys, time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,6 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import Learner, LRFinder, valley  # adds `fit_one_cycle` to Learner
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
-from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import to_float
 from fastcore.basics import patch
 from fastcore.foundation import L

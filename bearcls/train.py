@@ -8,8 +8,8 @@ Docs: https://bearcls.github.io/bearcls/train.html.md"""
 __all__ = ['fast_plan', 'fine_tune_plan', 'scratch_plan', 'routes', 'light_archs', 'Plan', 'plan_training', 'train',
            'scratch_augment', 'describe_plan', 'make_learner', 'fit']
 
-# %% ../nbs/06_train.ipynb #2f8256f5
-import os, random, warnings
+# %% ../nbs/06_train.ipynb #1bfb5296
+import random, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any

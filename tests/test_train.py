@@ -10,7 +10,7 @@ from fastai.vision.learner import create_vision_model
 from bearcls.arch import TrainError, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights
 from bearcls.data import image_dls
 from bearcls.figures import draw_bear
-from bearcls.fitting import Checkpoint, Phase, log_training, run_phases, suggest_lr, training_table
+from bearcls.fitting import Checkpoint, Phase, run_phases, suggest_lr, training_table
 from bearcls.train import make_learner, plan_training, train
 
 def folder_of(path, **counts):
