@@ -7,11 +7,11 @@ Docs: https://bearcls.github.io/bearcls/split.html.md"""
 # %% auto #0
 __all__ = ['near_groups', 'split_files', 'Split', 'split_pictures']
 
-# %% ../nbs/04c_split.ipynb #393bc91c
+# %% ../nbs/04c_split.ipynb #b2f1452f
 import hashlib, json, os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
 from .core import DataError, Html, atomic_write, html_table, sha256
@@ -120,13 +120,13 @@ def _group_names(files, digests, pairs, groups, sides):
         if d in sides: settled[leader] = settled.get(leader, True) and sides[d]
     return [(leader, sides.get(d, settled.get(leader))) for d, leader in zip(digests, leaders)]
 
-# %% ../nbs/04c_split.ipynb #7c785cf9
-@dataclass
+# %% ../nbs/04c_split.ipynb #87fabe70
+@dataclass(repr=False)
 class Split:
     "Which pictures to train on and which to hold back"
     train: list[Path]     # Pictures to train on
     valid: list[Path]     # Pictures held back for validation
-    digests: dict[Path, str] = field(repr=False)  # sha256 of every picture
+    digests: dict[Path, str]  # sha256 of every picture
     valid_pct: float = 0.2  # Share that new pictures are drawn with
     seed: int = 42          # And their seed
 
@@ -140,6 +140,8 @@ class Split:
         "Number of pictures by label and side"
         parts = {'train': Counter(Path(f).parent.name for f in self.train), 'valid': Counter(Path(f).parent.name for f in self.valid)}
         return {label: {name: part[label] for name, part in parts.items()} for label in sorted({*parts['train'], *parts['valid']})}
+
+    def __repr__(self): return f'Split({len(self.train)} to train on, {len(self.valid)} to validate with, valid_pct={self.valid_pct}, seed={self.seed})'
 
     def _repr_html_(self):
         return html_table({'label': label, 'train on': n['train'], 'validate with': n['valid']} for label, n in self.counts.items())
