@@ -9,13 +9,12 @@ __all__ = ['recipes', 'pad_fills', 'augmentations', 'resize_transforms', 'Seen',
            'compare_resizes', 'comparison_html', 'augment_transforms', 'Augmented', 'apply_augment',
            'AugmentationGallery', 'show_augmentations', 'augmentations_html']
 
-# %% ../nbs/04d_recipes.ipynb #2365e34d
+# %% ../nbs/04d_recipes.ipynb #daeee95d
 import html, os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 import numpy as np
 from fastai.data.transforms import Normalize
 from fastai.torch_core import no_random

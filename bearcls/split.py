@@ -7,14 +7,14 @@ Docs: https://bearcls.github.io/bearcls/split.html.md"""
 # %% auto #0
 __all__ = ['near_groups', 'split_files', 'Split', 'split_pictures']
 
-# %% ../nbs/04c_split.ipynb #b2f1452f
+# %% ../nbs/04c_split.ipynb #0b94b358
 import hashlib, json, os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
-from .core import DataError, Html, atomic_write, html_table, sha256
+from .core import DataError, atomic_write, html_table, sha256
 from .likeness import near_copies
 from .opening import Store, Surveyed
 

@@ -14,7 +14,7 @@ from bearcls.export import export_bundle
 from bearcls.figures import draw_bear
 from bearcls.inference import prepare, read_bundle
 from bearcls.opening import survey
-from bearcls.recipes import augmentations, compare_resizes, pad_fills, recipes, resize_transforms, show_augmentations
+from bearcls.recipes import augmentations, compare_resizes, pad_fills, recipes, show_augmentations
 from bearcls.sample import draw_bears
 from bearcls.split import Split, near_groups, split_files, split_pictures
 
