@@ -170,18 +170,21 @@ def summary(self: Experiment) -> pd.DataFrame: # A row per variant: variant, run
     for at, (name, values) in enumerate(dict(log_loss=loss['mean'], log_loss_sd=loss.sd, seconds=seconds).items()): table.insert(5 + at, name, values)
     return table
 
-# %% ../nbs/06a_experiment.ipynb #484fd100
-def _percent(value, sign=''):
-    "A share in percent; a dash where there is none"
-    return '–' if math.isnan(value) else f'{100*value:{sign}.1f}%'
+# %% ../nbs/06a_experiment.ipynb #1cd44f9a
+def _number(value, spread=math.nan, form='.3f', scale=1, unit=''):
+    "A number with its spread in brackets; a dash where there is none"
+    if math.isnan(value): return '–'
+    return f'{scale*value:{form}}{unit}' + ('' if math.isnan(spread) else f' ({scale*spread:{form}})')
 
 def _row_words(r, confidence):
     "A row of the summary as people read it"
-    number = lambda v: '–' if math.isnan(v) else f'{v:.3f}'
-    interval = '' if r.verdict == 'reference' else '–' if math.isnan(r.low) else f'{100*r.low:+.1f} to {100*r.high:+.1f}'
-    return {'variant': r.variant, 'runs': f'{r.runs} of {r.runs + r.failed}', 'error': _percent(r.error), 'spread': _percent(r.error_sd),
-        'log loss': number(r.log_loss), 'its spread': number(r.log_loss_sd), 'seconds': '–' if math.isnan(r.seconds) else f'{r.seconds:.1f}',
-        'difference': '' if r.verdict == 'reference' else _percent(r.difference, '+'), f'{confidence:.0%} interval': interval, 'error is': r.verdict}
+    first = r.verdict == 'reference'
+    between = '' if math.isnan(r.low) else f' ({100*r.low:+.1f} to {100*r.high:+.1f})'
+    return {'variant': r.variant, 'runs': f'{r.runs} of {r.runs + r.failed}' if r.failed else r.runs,
+        'error (spread)': _number(r.error, r.error_sd, '.1f', 100, '%'), 'log loss (spread)': _number(r.log_loss, r.log_loss_sd),
+        'seconds': _number(r.seconds, form='.1f'),
+        f'difference ({confidence:.0%} interval)': '' if first else _number(r.difference, form='+.1f', scale=100, unit='%') + between,
+        'error is': r.verdict}
 
 @patch
 def _repr_html_(self: Experiment):
@@ -236,13 +239,15 @@ def split_fingerprint(
     lines = [sorted(f'{known.get(f) or sha256(f)} {Path(f).parent.name}' for f in side) for side in _sides(dls)]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
 
-# %% ../nbs/06a_experiment.ipynb #56e68c2a
+# %% ../nbs/06a_experiment.ipynb #31e60b52
 def write_runs(
     file: str | os.PathLike,  # CSV file to make or replace
     rows: Iterable[Run],      # Finished runs
-):
+) -> Path:                    # The file
     "Write runs as a table"
-    with atomic_write(file, 'w') as f: pd.DataFrame([asdict(r) for r in rows], columns=[c.name for c in fields(Run)]).to_csv(f, index=False, lineterminator='\n')
+    table = pd.DataFrame([asdict(r) for r in rows], columns=[c.name for c in fields(Run)])
+    with atomic_write(file, 'w') as f: table.to_csv(f, index=False, lineterminator='\n')
+    return Path(file)
 
 def read_runs(
     file: str | os.PathLike,  # CSV file from `write_runs`; one that does not exist has no rows
@@ -250,11 +255,11 @@ def read_runs(
     "Read runs back"
     if not Path(file).exists(): return []
     problem = f'{file} is no table of runs, and it is not replaced; name another file'
-    names = [f.name for f in fields(Run)]
-    try: table = pd.read_csv(file, keep_default_na=False, na_values={c: [''] for c in ('error', 'log_loss', 'seconds')}, dtype={c: str for c in ('variant', 'problem', 'split', 'arguments')})
-    except (ValueError, UnicodeDecodeError) as e: raise DataError(f'{problem} ({e})') from e
-    if list(table.columns) != names: raise DataError(problem)
-    return [Run(**{k: v.item() if hasattr(v, 'item') else v for k, v in zip(names, row)}) for row in table.itertuples(index=False)]
+    words, numbers = ('variant', 'problem', 'split', 'arguments'), ('error', 'log_loss', 'seconds')
+    try: table = pd.read_csv(file, keep_default_na=False, na_values={c: [''] for c in numbers}, dtype={c: str for c in words})
+    except ValueError as e: raise DataError(f'{problem} ({e})') from e
+    if list(table.columns) != [f.name for f in fields(Run)]: raise DataError(problem)
+    return [Run(**row) for row in table.astype(object).to_dict('records')]
 
 # %% ../nbs/06a_experiment.ipynb #612e1f80
 def _argument_text(arguments):

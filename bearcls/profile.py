@@ -7,14 +7,14 @@ Docs: https://bearcls.github.io/bearcls/profile.html.md"""
 # %% auto #0
 __all__ = ['stages', 'EpochProfile', 'profile_epoch', 'plot_profiles']
 
-# %% ../nbs/06b_profile.ipynb #f0103ae4
-import time
+# %% ../nbs/06b_profile.ipynb #f1cf56bd
+import math, time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 import numpy as np, torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, set_random_states
@@ -65,12 +65,13 @@ def _watched(dl, clock):
             for n in names: dl.__dict__.pop(n, None)
             dl.__dict__.update(own)
 
-# %% ../nbs/06b_profile.ipynb #39e93cfd
+# %% ../nbs/06b_profile.ipynb #64ee091f
 class _Watch(Callback):
     "Takes the time between the events of a batch, and ends the fit after so many"
     order = -1000  # before every other callback
     def __init__(self, clock, n_batches): self.clock, self.n_batches = clock, n_batches
     def before_train(self): self.begun = self.clock.now()
+    def before_validate(self): raise CancelValidException()
     def before_batch(self): self.mark = self.clock.now()
     def after_loss(self): self._add('forward')
     def before_backward(self): self.mark = self.clock.now()
@@ -121,19 +122,19 @@ class EpochProfile:
         rows = [{'stage': stages[r['stage']], 'ms per picture': f'{r["ms"]:.2f}', 'share': f'{r["share"]:.0%}'} for r in self.rows]
         return html_table([*rows, {'stage': f'all; {self.seconds:.1f} s for the {self.n_train:,} pictures of an epoch', 'ms per picture': f'{self.ms:.2f}', 'share': '100%'}])
 
-# %% ../nbs/06b_profile.ipynb #6559f1ca
+# %% ../nbs/06b_profile.ipynb #5dc6de6b
 def profile_epoch(
     learn: Learner,      # Any image Learner; it is as before afterwards
-    n_batches: int = 5,  # Batches to time; fewer if an epoch has fewer
+    n_batches: int = 5,  # Batches to time, over several epochs if one has fewer
     warm_up: int = 1,    # Batches before that, which are not timed
 ) -> EpochProfile:       # Milliseconds per picture for each stage
     "Measure where the time of a training epoch goes"
     if n_batches < 1: raise ValueError(f'`n_batches` must be at least 1, got {n_batches}')
     dl = learn.dls.train
-    total = min(len(dl), warm_up + n_batches)
-    clock = _Clock(dl.device or 'cpu')
-    with _untouched(learn), _watched(dl, clock): learn.fit(1, lr=0., cbs=_Watch(clock, total))
-    timed = clock.batches[min(warm_up, total - 1):]
+    if not len(dl): raise ValueError(f'An epoch has no whole batch: {len(dl.dataset)} pictures in batches of {dl.bs}')
+    clock, total = _Clock(dl.device or 'cpu'), warm_up + n_batches
+    with _untouched(learn), _watched(dl, clock): learn.fit(math.ceil(total/len(dl)), lr=0., cbs=_Watch(clock, total))
+    timed = clock.batches[warm_up:]
     ms = {s: 1000 * float(np.median([b.get(s, 0.) / b['pictures'] for b in timed])) for s in stages}
     rows = [dict(stage=s, ms=v, share=v / sum(ms.values())) for s, v in ms.items()]
     return EpochProfile(rows, sum(b['pictures'] for b in timed), len(learn.dls.train_ds))
