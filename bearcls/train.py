@@ -41,10 +41,10 @@ class Plan:
     reason: str    # Why this route, in one sentence
     weights: str = ''  # 'imagenet', a file, or '' for none
 
-# %% ../nbs/06_train.ipynb #6f6a77f5
+# %% ../nbs/06_train.ipynb #052234e2
 fast_plan = dict(route='fast', arch='resnet18', size=224, epochs=0, lr=0., recipe='squish', bs=64)
 fine_tune_plan = dict(route='fine_tune', arch='resnet18', size=224, epochs=3, lr=3e-3, recipe='squish', bs=64)
-scratch_plan = dict(route='scratch', arch='xresnet18_thin', size=64, epochs=16, lr=8e-3, recipe='squish', bs=64)
+scratch_plan = dict(route='scratch', arch='xresnet18_thin', size=64, epochs=20, lr=8e-3, recipe='squish', bs=64)
 routes = {p['route']: p for p in (fast_plan, fine_tune_plan, scratch_plan)}
 
 # %% ../nbs/06_train.ipynb #b6fbfe6c
