@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #dee337af
+# %% ../nbs/19_all.ipynb #704b783b
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -23,6 +23,9 @@ from .likeness import *
 from .measure import *
 from .verify import *
 from .balance import *
+from .opening import *
+from .split import *
+from .recipes import *
 from .data import *
 from .arch import *
 from .fast import *

@@ -220,17 +220,18 @@ class FastFit:
     error_rate: float         # Share of validation pictures that the head gets wrong
     seconds: dict[str, float] = field(default_factory=dict)  # 'features' and 'head'
 
-# %% ../nbs/05b_fast.ipynb #e1d082ef
+# %% ../nbs/05b_fast.ipynb #a3ede2d4
 @patch
 def fit_fast(self: Learner,
     n_views: int | None = None, # Views of each training picture: as validation sees it, mirrored, then augmented ones; None: 2 below 100 pictures, otherwise 1
     head: str = 'linear',       # 'linear', or 'concat' for fastai's own head of two layers
     weight_decay: float = 3e-3, # Strength of the linear head's penalty
     epochs: int = 20,           # For the head 'concat': times that every view is seen
+    dtype: torch.dtype | None = None,  # Precision in which the body calculates; None: `fast_dtype`
 ) -> Learner:                   # The same Learner, trained; what was done is in its `fast`
     "Train the head of a pretrained network on features that are computed once"
     if head not in ('linear', 'concat'): raise TrainError(f'`head` must be linear or concat, got {head!r}')
-    names, dtype, times = view_names(self.dls, n_views), fast_dtype(self.dls.device), [time.time()]
+    names, dtype, times = view_names(self.dls, n_views), dtype or fast_dtype(self.dls.device), [time.time()]
     self.model.to(self.dls.device)
     self.model[0].to(memory_format=torch.channels_last)
     with keep_modes(self.model), self.no_bar(), self.no_logging():

@@ -185,7 +185,7 @@ def _new_learner(dls, plan, how):
         learn.freeze()
     return learn
 
-# %% ../nbs/06_train.ipynb #5e18d842
+# %% ../nbs/06_train.ipynb #4a7fddb0
 def fit(
     learn: Learner,                 # From `make_learner`
     early_stop: int | None = None,  # Stop after so many epochs without a lower validation loss, and keep the best weights
@@ -203,7 +203,7 @@ def fit(
 def _fit_fast(learn, early_stop):
     "The head on frozen features, with a row for it in the log"
     if early_stop is not None: raise TrainError('The route fast has no epochs to stop after; leave `early_stop` out, or take the route fine_tune')
-    learn.fit_fast()
+    learn.fit_fast(dtype=getattr(torch, learn.precision))
     done: FastFit = learn.fast
     learn.training_log.add_row(train_loss=done.train_loss, valid_loss=done.valid_loss, error_rate=done.error_rate, seconds=sum(done.seconds.values()))
     return learn
