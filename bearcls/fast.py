@@ -157,13 +157,13 @@ def _random_views(learn, names, dtype):
     part, dl = frozen_part(learn.model), learn.dls.train.new(bs=_bs(learn.dls), shuffle=False, drop_last=False)
     return {n: _see(part, dl, [n], dtype)[n] for n in names if n.startswith('random')}
 
-# %% ../nbs/05b_fast.ipynb #a2b882dd
+# %% ../nbs/05b_fast.ipynb #ed68de4a
 def linear_head(
     x: torch.Tensor,            # Features: (pictures, numbers)
     y: torch.Tensor,            # Index of the label of each
     loss: Any,                  # Called with logits and labels; one number for each picture
     n_labels: int,              # How many labels there are
-    weight_decay: float = 3e-3, # Strength of the penalty
+    weight_decay: float = 1e-3, # Strength of the penalty
     weights: torch.Tensor | None = None,  # How much each picture counts; None: all the same
 ) -> nn.Sequential:             # BatchNorm1d that standardises, and Linear
     "The best linear head for some features"
@@ -220,12 +220,12 @@ class FastFit:
     error_rate: float         # Share of validation pictures that the head gets wrong
     seconds: dict[str, float] = field(default_factory=dict)  # 'features' and 'head'
 
-# %% ../nbs/05b_fast.ipynb #a3ede2d4
+# %% ../nbs/05b_fast.ipynb #a1e35642
 @patch
 def fit_fast(self: Learner,
     n_views: int | None = None, # Views of each training picture: as validation sees it, mirrored, then augmented ones; None: 2 below 100 pictures, otherwise 1
     head: str = 'linear',       # 'linear', or 'concat' for fastai's own head of two layers
-    weight_decay: float = 3e-3, # Strength of the linear head's penalty
+    weight_decay: float = 1e-3, # Strength of the linear head's penalty
     epochs: int = 20,           # For the head 'concat': times that every view is seen
     dtype: torch.dtype | None = None,  # Precision in which the body calculates; None: `fast_dtype`
 ) -> Learner:                   # The same Learner, trained; what was done is in its `fast`
