@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/data.html.md"""
 # %% auto #0
 __all__ = ['check_labels', 'check_readable', 'image_opener', 'image_block', 'image_dls', 'dls_settings']
 
-# %% ../nbs/05_data.ipynb #45f25861
+# %% ../nbs/05_data.ipynb #140525ed
 import os, random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, ToTensor, parent_label
 from fastai.vision.augment import RandomResizedCrop, Resize
 from fastai.vision.core import imagenet_stats
-from .core import DataError, count_labels, image_files
+from .core import DataError, count_labels, image_files, image_suffixes
 from .opening import OpenImage, Store, Surveyed, survey
 from .recipes import augment_transforms, resize_transforms
 from .split import Split, split_pictures
 
-# %% ../nbs/05_data.ipynb #97907bc0
+# %% ../nbs/05_data.ipynb #225453d1
 def check_labels(
     files: Sequence[Path],  # Usable pictures, each in its label's folder
     path: str | Path,       # Image folder
@@ -41,10 +41,10 @@ def check_labels(
     return counts
 
 def _empty_labels(path, counts):
-    "Folders beside the labels that hold no picture; fastai keeps its own weights in such a one"
+    "Folders beside the labels that are empty, or whose pictures are all left out; a folder of other things, such as weights or a bundle, is no label"
     folders = [d for d in Path(path).iterdir() if d.is_dir() and d.name[0] != '.' and d.name not in counts] if Path(path).is_dir() else []
-    def only_weights(d): return (names := [f for f in d.iterdir()]) and all(f.suffix in ('.pth', '.pkl') for f in names)
-    return sorted(d.name for d in folders if not only_weights(d))
+    def is_label(d): return not any(d.iterdir()) or any(f.suffix.lower() in image_suffixes for f in d.iterdir())
+    return sorted(d.name for d in folders if is_label(d))
 
 # %% ../nbs/05_data.ipynb #cf72556b
 def check_readable(

@@ -1,13 +1,13 @@
 """Training on 416 photographs: bearcls beside the book's recipe, on the same splits, in turn
 
-python bench/train.py --out train.json [--rounds 3] [--scratch-rounds 3]
+python bench/train.py --out train.json [--rounds 3] [--sides book,fit_fast] [--scratch-rounds 3]
 
 The photographs and SqueezeNet 1.1's ImageNet weights are those of BEARCLS_SHARED (default ../shared); without them only the training from nothing is
 measured. Every side runs in a process of its own with its imports done, from the folder to the trained Learner. In each round all sides see one split,
 stratified and with copies together, made with the round's number as its seed:
 
 book       the chapter's DataBlock and fine_tune(4): fastai's own decoding, four-byte numbers, no cache
-fast       train(route='fast') with an empty cache
+fit_fast   train(route='fast') with an empty cache
 retrain    the same once more, in a new process, from the cache that it left
 fine_tune  train(route='fine_tune', epochs=4, recipe='random_crop', min_scale=0.5): the book's epochs and transforms, on opened pictures that are kept, with
            the memory format and precision that suit the processor
@@ -69,7 +69,7 @@ def work(path, seed, valid):
 def before(path, seed): set_seed(seed)
 def work(path, seed, prepared): return tune(image_dls(path, seed=seed, recipe='random_crop', min_scale=.5))
 ''',
-'fast': ours % "route='fast', arch='squeezenet1_1'",
+'fit_fast': ours % "route='fast', arch='squeezenet1_1'",
 'retrain': ours % "route='fast', arch='squeezenet1_1'",
 'fine_tune': ours % "route='fine_tune', arch='squeezenet1_1', epochs=4, recipe='random_crop', min_scale=.5",
 'scratch': '''
@@ -92,9 +92,9 @@ def run(side, path, seed, cache):
     print(f'{seed:>3}  {side:10}{row["seconds"]:>8.2f} s   error {row["error"]:6.1%}   log loss {row["log_loss"]:.4f}', flush=True)
     return row
 
-def photographs(rounds):
+def photographs(rounds, order):
     "All sides, in turn; every round begins with an empty cache"
-    runs, order = [], ['book', 'fast', 'retrain', 'fine_tune', 'cache']
+    runs = []
     for seed in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
             for side in order if seed % 2 == 0 else [*order[1:], order[0]]: runs.append(run(side, shared/'data'/'bears', seed, cache))
@@ -120,19 +120,20 @@ def figures(runs):
             out[f'{what}_{side}'] = round(statistics.mean(values), 4)
             if len(values) > 1: out[f'{what}_{side}_sd'] = round(statistics.stdev(values), 4)
     if of('book'):
-        out |= dict(speedup_fit_fast=ratio('book', 'fast', seconds), speedup_retrain=ratio('book', 'retrain', seconds), speedup_epoch=ratio('book', 'fine_tune', epoch),
-            speedup_epoch_cache_alone=ratio('book', 'cache', epoch))
+        compared = dict(speedup_fit_fast=('fit_fast', seconds), speedup_retrain=('retrain', seconds), speedup_epoch=('fine_tune', epoch), speedup_epoch_cache_alone=('cache', epoch))
+        out |= {name: ratio('book', side, what) for name, (side, what) in compared.items() if of(side)}
     return out
 
 def main():
     parser = argparse.ArgumentParser(description="Training beside the book's recipe")
     parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
     parser.add_argument('--rounds', type=int, default=3, help='splits of the photographs')
+    parser.add_argument('--sides', default='book,fit_fast,retrain,fine_tune,cache', help='of the photographs, with commas; fit_fast before those that use its cache')
     parser.add_argument('--scratch-rounds', type=int, default=3, help='seeds of the training from nothing; 0 leaves it out')
     args = parser.parse_args()
     there = (shared/'data'/'bears').is_dir() and (shared/'torch').is_dir()
     if not there: print(f'No photographs and weights in {shared}: only the training from nothing is measured')
-    runs = (photographs(args.rounds) if there and args.rounds else []) + drawn(args.scratch_rounds)
+    runs = (photographs(args.rounds, args.sides.split(',')) if there and args.rounds else []) + drawn(args.scratch_rounds)
     result = {**figures(runs), 'runs': runs}
     print(json.dumps({k: v for k, v in result.items() if k != 'runs'}, indent=1))
     args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')

@@ -136,10 +136,11 @@ def test_label_problems_name_the_label(drawn, tmp_path, spoil, message):
 def test_everything_left_out_of_a_label_names_it(drawn):
     with pytest.raises(DataError, match='without usable pictures: teddy'): image_dls(drawn, size=32, exclude=[f for f in image_files(drawn) if f.parent.name == 'teddy'])
 
-def test_weights_that_fastai_saved_are_no_label(drawn, tmp_path):
+@pytest.mark.parametrize('kept', ['models/best.pth', 'bundle/model.onnx', 'notes/read me.txt'])
+def test_folders_of_other_things_are_no_labels(drawn, tmp_path, kept):
     folder = shuffled_copy(drawn, tmp_path/'b')
-    (folder/'models').mkdir()
-    (folder/'models'/'best.pth').write_bytes(b'weights')
+    (folder/kept).parent.mkdir()
+    (folder/kept).write_bytes(b'not a picture')
     assert list(image_dls(folder, size=32).vocab) == ['black', 'grizzly', 'teddy']
 
 def test_settings_are_refused_before_pictures_are_opened(bears):
