@@ -56,7 +56,8 @@ class PageLinks(SphinxTransform):
         for node in self.document.findall(nodes.raw):
             if 'html' not in node.get('format', ''): continue
             text = re.sub(r'(<a\b[^>]*\bhref=")([^"]+)', lambda m: m[1] + local_link(m[2], page), node.astext())
-            node.children = [nodes.Text(text)]
+            node.clear()
+            node += nodes.Text(text)
 
 class Anchors(SphinxTransform):
     "Headings have the anchors that Quarto gives them, so that an address works on both sites"
