@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #704b783b
+# %% ../nbs/19_all.ipynb #7f574171
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -30,6 +30,7 @@ from .data import *
 from .arch import *
 from .fast import *
 from .fitting import *
+from .phases import *
 from .train import *
 from .experiment import *
 from .profile import *

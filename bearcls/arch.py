@@ -124,7 +124,7 @@ def keep_modes(
     finally:
         for m, training in modes.items(): m.training = training
 
-# %% ../nbs/05a_arch.ipynb #2157ddf0
+# %% ../nbs/05a_arch.ipynb #5724986b
 @dataclass
 class Weights:
     "Where the weights are that an architecture starts from"
@@ -132,7 +132,7 @@ class Weights:
     status: str      # 'cached', 'reachable', 'file' or 'absent'
     reason: str      # The same in words, with the cause where they are absent
     url: str = ''    # Address of the file
-    file: str = ''   # Path of a file of one's own
+    file: str = ''   # Path of the file, where it is cached or one's own
     @property
     def usable(self) -> bool: return self.status != 'absent'
 
@@ -147,18 +147,20 @@ def weights_url(
     default = 'weights' in model_meta.get(arch, {})
     return (options.DEFAULT if default else options.IMAGENET1K_V1).url
 
-# %% ../nbs/05a_arch.ipynb #32ac48aa
+# %% ../nbs/05a_arch.ipynb #6bfed828
 def _timm_weights(arch):
-    "Are timm's weights cached, and their address; they are on the Hugging Face Hub, few elsewhere"
+    "Cached file of timm's weights, or '', and their address; they are on the Hugging Face Hub, few elsewhere"
     facts = optional_import('timm').get_pretrained_cfg(arch)
-    if not facts.hf_hub_id: return bool(facts.url) and _torch_cache(facts.url).exists(), facts.url
+    if not facts.hf_hub_id: return _torch_cache(facts.url) if facts.url else '', facts.url
     hub, names = optional_import('huggingface_hub'), [facts.hf_hub_filename or 'model.safetensors', 'pytorch_model.bin']
-    cached = any(isinstance(hub.try_to_load_from_cache(facts.hf_hub_id, n), str) for n in names)
-    return cached, hub.hf_hub_url(facts.hf_hub_id, names[0])
+    cached = (hub.try_to_load_from_cache(facts.hf_hub_id, n) for n in names)
+    return next((file for file in cached if isinstance(file, str)), ''), hub.hf_hub_url(facts.hf_hub_id, names[0])
 
-def _torch_cache(url): return Path(torch.hub.get_dir())/'checkpoints'/Path(urllib.parse.urlparse(url).path).name
+def _torch_cache(url):
+    file = Path(torch.hub.get_dir())/'checkpoints'/Path(urllib.parse.urlparse(url).path).name
+    return str(file) if file.exists() else ''
 
-# %% ../nbs/05a_arch.ipynb #e6779e2d
+# %% ../nbs/05a_arch.ipynb #bd2f3cc2
 def find_weights(
     name: str,              # Name of an architecture
     timeout: float = 3.0,   # Seconds to wait for the server
@@ -169,8 +171,8 @@ def find_weights(
     if weights is None: return Weights(name, 'absent', 'no weights are wanted')
     if str(weights) != 'auto': return _own_file(name, Path(weights))
     if not (url := weights_url(name)): return Weights(name, 'absent', f'there are no ImageNet weights of {name}')
-    cached = _timm_weights(arch)[0] if isinstance(arch, str) else _torch_cache(url).exists()
-    if cached: return Weights(name, 'cached', f'the ImageNet weights of {name} are cached', url)
+    cached = _timm_weights(arch)[0] if isinstance(arch, str) else _torch_cache(url)
+    if cached: return Weights(name, 'cached', f'the ImageNet weights of {name} are cached', url, cached)
     problem = _ask(url, timeout)
     if problem: return Weights(name, 'absent', f'no ImageNet weights of {name}, cached or reachable ({problem})', url)
     return Weights(name, 'reachable', f'the ImageNet weights of {name} can be downloaded', url)

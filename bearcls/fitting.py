@@ -1,4 +1,4 @@
-"""What belongs to a training besides its epochs: a bar with an end in sight, uneven labels, precision, stopping in time, going on after a kill, and a learning rate
+"""What belongs to a training besides its epochs: a bar with an end in sight, uneven labels, precision, and a learning rate
 
 Docs: https://bearcls.github.io/bearcls/fitting.html.md"""
 
@@ -6,32 +6,28 @@ Docs: https://bearcls.github.io/bearcls/fitting.html.md"""
 
 # %% auto #0
 __all__ = ['TrainingLog', 'log_training', 'training_table', 'plot_training', 'train_counts', 'class_weights', 'balanced_dls',
-           'pick_precision', 'Autocast', 'precision_callback', 'KeepBest', 'Checkpoint', 'training_facts', 'Phase',
-           'fine_tune_phases', 'run_phases', 'LearningRates', 'suggest_lr']
+           'pick_precision', 'Autocast', 'precision_callback', 'LearningRates', 'random_state', 'set_random_state',
+           'suggest_lr']
 
-# %% ../nbs/05c_fitting.ipynb #81ee165c
-import copy, hashlib, os, pickle, random, re, sys, time
+# %% ../nbs/05c_fitting.ipynb #346c910c
+import copy, random, sys, time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback
 from fastai.callback.data import WeightedDL
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import Learner, LRFinder, valley  # adds `fit_one_cycle` to Learner
+from fastai.callback.schedule import Learner, LRFinder, valley
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
 from fastai.torch_core import to_float
 from fastcore.basics import patch
-from fastcore.foundation import L
-from torch import nn
 from .arch import TrainError, keep_modes
-from .core import atomic_write, html_table, progress, sha256
+from .core import html_table, progress
 from .fast import fast_dtype
 
 # %% ../nbs/05c_fitting.ipynb #b72121d3
@@ -218,194 +214,6 @@ def precision_callback(
     if torch.device(device).type == 'cuda': return MixedPrecision('fp16' if precision == 'float16' else 'bf16')
     return Autocast(getattr(torch, precision))
 
-# %% ../nbs/05c_fitting.ipynb #eccdb00d
-class KeepBest(Callback):
-    "Stops after `patience` epochs without a lower validation loss, and remembers the best weights"
-    order = 62  # after Recorder
-    def __init__(self,
-        patience: int,  # Epochs in a row that may be no better than the best one
-    ):
-        if patience < 1: raise TrainError(f'`early_stop` must be at least 1 epoch, got {patience}')
-        self.patience, self.best, self.epoch_kept, self.n_seen, self.waited, self.weights = patience, float('inf'), 0, 0, 0, None
-    def before_fit(self): self.waited = 0
-    def after_epoch(self):
-        if not len(self.recorder.values[-1]): return
-        loss, self.n_seen, self.waited = self.recorder.values[-1][1], self.n_seen + 1, self.waited + 1
-        if loss < self.best:
-            self.best, self.epoch_kept, self.waited = loss, self.n_seen, 0
-            self.weights = {k: v.detach().clone() for k, v in self.learn.model.state_dict().items()}
-        if self.waited >= self.patience: raise CancelFitException()
-    def put_back(self,
-        model: nn.Module,  # The model that was trained
-    ):
-        "Give the model its best weights"
-        if self.weights is not None: model.load_state_dict(self.weights)
-
-# %% ../nbs/05c_fitting.ipynb #d0e27172
-class Checkpoint(Callback):
-    "Writes the state of a training at the start of every epoch, and can put it back"
-    order = 80  # after those who may skip an epoch
-    def __init__(self,
-        folder: str | os.PathLike,  # Folder to write to; made if need be
-        facts: dict[str, Any],      # What makes this training this one: a checkpoint with other facts is refused
-        keepers: Sequence[KeepBest] = (),  # Callbacks whose state belongs to the training's
-    ):
-        self.file, self.facts, self.phase, self.keepers, self.state = Path(folder)/'checkpoint.pth', facts, 0, keepers, None
-        if self.file.parent.exists() and not self.file.parent.is_dir(): raise TrainError(f'`checkpoint` must be a folder; {folder} is a file')
-    def before_epoch(self):
-        if self.state is not None: self.put_back()
-        else: self.write()
-
-# %% ../nbs/05c_fitting.ipynb #c32ae603
-@patch
-def read(self: Checkpoint) -> dict | None:  # The state, or None where there is no file yet
-    "What an earlier run has left, if it is of this training"
-    for left in self.file.parent.glob('.*.part'): left.unlink()
-    if not self.file.exists(): return None
-    try: state = torch.load(self.file, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as e:
-        raise TrainError(f'{self.file} cannot be read as a checkpoint; give another folder, or delete the file') from e
-    came = state.get('facts') if isinstance(state, dict) else None
-    if not isinstance(came, dict): raise TrainError(f'{self.file} is no checkpoint of bearcls; give another folder')
-    other = [f'{k} was {came.get(k)!r} and is {self.facts.get(k)!r}' for k in {**self.facts, **came} if came.get(k) != self.facts.get(k)]
-    if other: raise TrainError(f'{self.file} is of another training ({"; ".join(other[:3])}); give another folder for `checkpoint`, or delete the file to start anew')
-    self.state = state
-    return state
-
-# %% ../nbs/05c_fitting.ipynb #e4aba839
-@patch
-def write(self: Checkpoint,
-    is_done: bool = False,  # Has the training ended?
-):
-    "Write the state as it is now"
-    learn, rec = self.learn, self.learn.recorder
-    state = dict(facts=self.facts, is_done=is_done, phase=self.phase, epoch=learn.epoch, rows=learn.training_log.rows, random=_random_state(learn.dls),
-        model=learn.model.state_dict(), opt=learn.opt and learn.opt.state_dict(), smooth_loss=(rec.smooth_loss.count, rec.smooth_loss.val), n_batches=learn.train_iter,
-        best=[{k: getattr(cb, k) for k in _best_of} for cb in self.keepers], scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None)
-    self.file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(self.file) as f: torch.save(_plain(state), f)
-
-_best_of = ('best', 'epoch_kept', 'n_seen', 'waited', 'weights')
-
-def _plain(value):
-    "Only what can be read without executing anything: tensors, numbers, words, lists and dicts"
-    if isinstance(value, dict): return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, torch.Tensor): return value.as_subclass(torch.Tensor)
-    if isinstance(value, np.generic): return value.item()
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple, L)) else value
-
-# %% ../nbs/05c_fitting.ipynb #e580370f
-@patch
-def put_back(self: Checkpoint):
-    "Give the learner the state that was read"
-    learn, state, self.state = self.learn, self.state, None
-    learn.model.load_state_dict(state['model'])
-    if learn.opt is None: learn.create_opt()
-    if state['opt']: learn.opt.load_state_dict(_on_device(state['opt'], learn.dls.device))
-    learn.training_log.rows[:] = state['rows']
-    learn.recorder.values = []
-    learn.recorder.smooth_loss.count, learn.recorder.smooth_loss.val = state['smooth_loss']
-    for cb, kept in zip(self.keepers, state['best']): vars(cb).update(kept)
-    if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
-    learn.train_iter = state['n_batches']
-    _set_random_state(learn.dls, state['random'])
-
-def _on_device(value, device):
-    if isinstance(value, dict): return {k: _on_device(v, device) for k, v in value.items()}
-    if isinstance(value, list): return [_on_device(v, device) for v in value]
-    return value.to(device) if isinstance(value, torch.Tensor) else value
-
-# %% ../nbs/05c_fitting.ipynb #7b0aa672
-def _random_state(dls):
-    "Where all the random number generators stand: torch's, NumPy's, Python's and those of the DataLoaders"
-    name, numbers, *rest = np.random.get_state()
-    return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        numpy=[name, numbers.tolist(), *rest], python=random.getstate(), loaders=[dl.rng.getstate() for dl in dls.loaders])
-
-def _set_random_state(dls, state):
-    def python(s): return s[0], tuple(s[1]), s[2]
-    torch.set_rng_state(state['torch'])
-    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
-    np.random.set_state((state['numpy'][0], np.array(state['numpy'][1], np.uint32), *state['numpy'][2:]))
-    random.setstate(python(state['python']))
-    for dl, s in zip(dls.loaders, state['loaders']): dl.rng.setstate(python(s))
-
-# %% ../nbs/05c_fitting.ipynb #b88aec58
-def training_facts(
-    learn: Learner,      # Not trained yet
-    **settings: Any,     # Whatever else decides the result: seed, epochs…
-) -> dict[str, Any]:     # For `Checkpoint`
-    "What decides the result of a training"
-    software = ' '.join(f'{name} {version(name)}' for name in ('bearcls', 'torch', 'fastai'))
-    weights = hashlib.sha256()
-    for t in learn.model.state_dict().values(): weights.update(t.detach().cpu().contiguous().float().numpy().tobytes())
-    digests = {str(s.file): s.digest for s in getattr(learn.dls, 'survey', None) or []}
-    pictures = '\n'.join(f'{_digest(f, digests)} {int(y)} {i}' for i, dl in enumerate(learn.dls.loaders) for f, y in zip(dl.dataset.items, dl.dataset.tls[1]))
-    transforms = '\n'.join(str(p) for dl in learn.dls.loaders for p in (dl.after_item, dl.after_batch))
-    return {**{k: _plain(v) for k, v in settings.items()}, 'batch size': learn.dls.train.bs, 'software': software, 'pictures': sha256(pictures.encode())[:12],
-        'transforms': sha256(re.sub(r' at 0x[0-9a-fA-F]+', '', transforms).encode())[:12], 'first weights': weights.hexdigest()[:12]}
-
-def _digest(item, known):
-    "Of a file's bytes; of what an item says about itself if it is no file"
-    if str(item) in known: return known[str(item)]
-    return sha256(item) if isinstance(item, (str, os.PathLike)) else sha256(repr(item).encode())
-
-# %% ../nbs/05c_fitting.ipynb #97b301e0
-@dataclass
-class Phase:
-    "One call of `fit_one_cycle`"
-    n_epoch: int                    # Times that every picture is seen
-    lr_max: float | slice           # Highest learning rate; a slice spreads it from the first layers to the last
-    is_frozen: bool | None = None   # Keep the body as it is, or train all of it; None for a model that has no body
-    pct_start: float = 0.25         # Share of the phase in which the learning rate rises
-    div: float = 25.0               # It begins at `lr_max` divided by this
-
-def fine_tune_phases(
-    epochs: int,             # Epochs of the whole model, after one of the head alone
-    base_lr: float = 2e-3,   # Highest learning rate of the head
-) -> list[Phase]:            # Two phases
-    "What `learn.fine_tune(epochs, base_lr)` does, as phases"
-    return [Phase(1, slice(base_lr), True, 0.99), Phase(epochs, slice(base_lr/200, base_lr/2), False, 0.3, 5.0)]
-
-# %% ../nbs/05c_fitting.ipynb #71424981
-def run_phases(
-    learn: Learner,                 # Any Learner
-    phases: Sequence[Phase],        # What to do, in this order
-    early_stop: int | None = None,  # End a phase after so many epochs without a better validation loss, and keep the best weights; None: train to the end
-    checkpoint: str | os.PathLike | None = None,  # Folder in which to save the state of every epoch, and from which to go on
-    facts: dict[str, Any] | None = None,          # From `training_facts`, for the checkpoint
-) -> Learner:                       # The same Learner, trained
-    "Train, or go on where a killed run was"
-    log = log_training(learn)
-    keep = [KeepBest(early_stop)] if early_stop is not None else []
-    if checkpoint is None: saver = done = None
-    else:
-        facts = {**(training_facts(learn) if facts is None else facts), 'phases': repr(list(phases)), 'early_stop': early_stop}
-        saver = Checkpoint(checkpoint, facts, keep)
-        done = saver.read()
-    with learn.added_cbs([*keep, *([saver] if saver else [])]):
-        if not (done and done['is_done']): _run(learn, phases, log, saver, done)
-        else: _already(learn, phases, saver)
-        for cb in keep: cb.put_back(learn.model)
-        if saver and not (done and done['is_done']): saver.write(is_done=True)
-    return learn
-
-# %% ../nbs/05c_fitting.ipynb #8cc1ec09
-def _run(learn, phases, log, saver, done):
-    "Every phase that is still to be done"
-    first, epoch = (done['phase'], done['epoch']) if done else (0, 0)
-    with log._planned(sum(p.n_epoch for p in phases[first:]) - epoch):
-        for i, phase in enumerate(phases[first:], first):
-            if saver: saver.phase = i
-            if phase.is_frozen is not None: learn.freeze() if phase.is_frozen else learn.unfreeze()
-            learn.fit_one_cycle(phase.n_epoch, phase.lr_max, pct_start=phase.pct_start, div=phase.div, start_epoch=epoch if i == first else 0)
-
-def _already(learn, phases, saver):
-    "The training had ended: nothing is left to do but to put its weights in place"
-    if phases[-1].is_frozen is False: learn.unfreeze()
-    learn.epoch = saver.state['epoch']
-    saver.put_back()
-
 # %% ../nbs/05c_fitting.ipynb #8a456027
 @dataclass
 class LearningRates:
@@ -424,7 +232,28 @@ class LearningRates:
         ax.legend(frameon=False)
         return ax
 
-# %% ../nbs/05c_fitting.ipynb #a401cdc8
+# %% ../nbs/05c_fitting.ipynb #d60d49fe
+def random_state(
+    dls: DataLoaders,   # DataLoaders whose generators count too
+) -> dict[str, Any]:    # Tensors, numbers, words and lists, for `set_random_state`
+    "Where all the random number generators stand: torch's, NumPy's, Python's and those of the DataLoaders"
+    name, numbers, *rest = np.random.get_state()
+    return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        numpy=[name, numbers.tolist(), *rest], python=random.getstate(), loaders=[dl.rng.getstate() for dl in dls.loaders])
+
+def set_random_state(
+    dls: DataLoaders,        # The same, or others with as many loaders
+    state: dict[str, Any],   # From `random_state`
+):
+    "Put all the random number generators back"
+    def python(s): return s[0], tuple(s[1]), s[2]
+    torch.set_rng_state(state['torch'])
+    if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
+    np.random.set_state((state['numpy'][0], np.array(state['numpy'][1], np.uint32), *state['numpy'][2:]))
+    random.setstate(python(state['python']))
+    for dl, s in zip(dls.loaders, state['loaders']): dl.rng.setstate(python(s))
+
+# %% ../nbs/05c_fitting.ipynb #70db44fc
 class _LRFinder(LRFinder):
     "fastai's search without its files"
     name = 'lr_finder'  # what other callbacks look for
@@ -438,7 +267,7 @@ class _LRFinder(LRFinder):
 def _untouched(learn):
     "Put weights, modes, optimizer, recorder and random number generators back, whatever happens"
     weights = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    opt, record, stand = learn.opt, {**vars(learn.recorder), 'smooth_loss': copy.copy(learn.recorder.smooth_loss)}, _random_state(learn.dls)
+    opt, record, stand = learn.opt, {**vars(learn.recorder), 'smooth_loss': copy.copy(learn.recorder.smooth_loss)}, random_state(learn.dls)
     learn.opt = None
     try:
         with keep_modes(learn.model): yield
@@ -446,7 +275,7 @@ def _untouched(learn):
         learn.model.load_state_dict(weights)
         learn.opt = opt
         vars(learn.recorder).update(record)
-        _set_random_state(learn.dls, stand)
+        set_random_state(learn.dls, stand)
 
 # %% ../nbs/05c_fitting.ipynb #d9ee9da3
 def suggest_lr(

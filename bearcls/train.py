@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/train.html.md"""
 __all__ = ['fast_plan', 'fine_tune_plan', 'scratch_plan', 'routes', 'light_archs', 'Plan', 'plan_training', 'train',
            'scratch_augment', 'describe_plan', 'make_learner', 'fit']
 
-# %% ../nbs/06_train.ipynb #1bfb5296
+# %% ../nbs/06_train.ipynb #b8b0fec2
 import random, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,10 +22,11 @@ from fastai.metrics import error_rate
 from fastai.torch_core import default_device, set_seed
 from fastai.vision.augment import aug_transforms
 from fastai.vision.learner import vision_learner
-from .arch import TrainError, Weights, arch_stats, find_weights, fixed_size, get_arch, load_weights, says_if_uncuttable, xresnet18_thin
+from .arch import TrainError, Weights, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights, says_if_uncuttable, xresnet18_thin
 from .data import image_dls
 from .fast import FastFit
-from .fitting import Phase, balanced_dls, class_weights, fine_tune_phases, log_training, pick_precision, precision_callback, run_phases, training_facts
+from .fitting import balanced_dls, class_weights, log_training, pick_precision, precision_callback
+from .phases import Phase, fine_tune_phases, run_phases, training_facts
 
 # %% ../nbs/06_train.ipynb #5412c319
 @dataclass
@@ -47,7 +48,7 @@ fine_tune_plan = dict(route='fine_tune', arch='resnet18', size=224, epochs=3, lr
 scratch_plan = dict(route='scratch', arch='xresnet18_thin', size=64, epochs=20, lr=8e-3, recipe='squish', bs=64)
 routes = {p['route']: p for p in (fast_plan, fine_tune_plan, scratch_plan)}
 
-# %% ../nbs/06_train.ipynb #b6fbfe6c
+# %% ../nbs/06_train.ipynb #6555412c
 def plan_training(
     route: str = 'auto',          # 'fast', 'fine_tune', 'scratch', or 'auto': with weights fast on a CPU and fine_tune on a GPU or when `epochs` are given, scratch without
     arch: str | None = None,      # Name of the architecture, of torchvision or timm; None for one whose weights are at hand
@@ -66,7 +67,7 @@ def plan_training(
         raise TrainError(f'{found.reason}, and the route {route} needs some; use the route scratch, or set TORCH_HOME to a folder that holds them')
     if not found.usable: return _plan('scratch', arch or scratch_plan['arch'], epochs, size, found.reason)
     chosen, why = (route, '') if route != 'auto' else _choose(epochs)
-    return _plan(chosen, found.arch, epochs, size, found.reason + why, found.file or 'imagenet')
+    return _plan(chosen, found.arch, epochs, size, found.reason + why, found.file if found.status == 'file' else 'imagenet')
 
 # %% ../nbs/06_train.ipynb #0454040d
 def _choose(epochs):
@@ -168,7 +169,7 @@ def make_learner(
     if callback := precision_callback(precision, dls.device): learn.add_cb(callback)
     return learn
 
-# %% ../nbs/06_train.ipynb #a81cb900
+# %% ../nbs/06_train.ipynb #783703b0
 def _new_learner(dls, plan, how):
     "A Learner with the weights of the plan, its body frozen if it has any"
     arch = get_arch(plan.arch)
@@ -179,11 +180,19 @@ def _new_learner(dls, plan, how):
     with says_if_uncuttable(plan.arch), warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='torchvision')  # fastai asks for weights in an older way
         try: learn = vision_learner(dls, arch, pretrained=plan.weights == 'imagenet', **how)
-        except OSError as e: raise TrainError(f'The weights of {plan.arch} could not be fetched: {e}') from e
+        except Exception as e: _raise_with_cause(plan, e)  # every library has its own kinds
     if plan.weights not in ('', 'imagenet'):
         load_weights(learn.model, plan.arch, plan.weights)
         learn.freeze()
     return learn
+
+def _raise_with_cause(plan, e):
+    "Raise `e` again; as a `TrainError` where a damaged file or the network is the cause"
+    file = find_weights(plan.arch, 0).file if plan.weights == 'imagenet' else ''
+    try: read_weights(file) if file else None
+    except TrainError: raise TrainError(f'{file}, the cached weights of {plan.arch}, is damaged; delete it, so that they are fetched anew') from e
+    if isinstance(e, OSError): raise TrainError(f'The weights of {plan.arch} could not be fetched: {e}') from e
+    raise e
 
 # %% ../nbs/06_train.ipynb #4a7fddb0
 def fit(

@@ -10,7 +10,8 @@ from fastai.vision.learner import create_vision_model
 from bearcls.arch import TrainError, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights
 from bearcls.data import image_dls
 from bearcls.figures import draw_bear
-from bearcls.fitting import Checkpoint, Phase, run_phases, suggest_lr, training_table
+from bearcls.fitting import suggest_lr, training_table
+from bearcls.phases import Checkpoint, Phase, run_phases
 from bearcls.train import make_learner, plan_training, train
 
 def folder_of(path, **counts):
@@ -40,7 +41,7 @@ def figures(learn): return training_table(learn).drop(columns='seconds').to_nump
 child = '''
 import json, os, signal, sys
 import torch
-import bearcls.fitting as fitting
+import bearcls.phases as phases
 from fastai.learner import Learner
 from bearcls.train import train
 
@@ -66,11 +67,11 @@ def unfreeze(self, _plain=Learner.unfreeze):
     if moment == 'between the phases': die()
     _plain(self)
 
-def write(self, is_done=False, _plain=fitting.Checkpoint.write):
+def write(self, is_done=False, _plain=phases.Checkpoint.write):
     if is_done and moment == 'after the last epoch': die()
     _plain(self, is_done)
 
-Learner._do_one_batch, Learner.unfreeze, torch.save, fitting.Checkpoint.write = one_batch, unfreeze, save, write
+Learner._do_one_batch, Learner.unfreeze, torch.save, phases.Checkpoint.write = one_batch, unfreeze, save, write
 train(data, checkpoint=folder, weights=weights, **options)
 print('survived')
 '''
@@ -327,3 +328,12 @@ def test_gpu(bears, squeezenet):
     for precision in ('auto', 'float16', 'float32'):
         learn = train(bears, 'fine_tune', 'squeezenet1_1', epochs=1, size=64, bs=12, weights=squeezenet, precision=precision, imbalance='class_weights', quiet=True)
         assert next(learn.model.parameters()).is_cuda and learn.predict(bears/'teddy'/'0.png')[0] in learn.dls.vocab
+
+@pytest.mark.parametrize('content', [b'', b'PK' + bytes(500), None])
+def test_damaged_cached_weights_are_named(content, bears, squeezenet, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    file = tmp_path/'hub'/'checkpoints'/'squeezenet1_1-b8a52dc0.pth'
+    file.parent.mkdir(parents=True)
+    file.write_bytes(squeezenet.read_bytes()[:-2000] if content is None else content)
+    with pytest.raises(TrainError, match='cached weights of squeezenet1_1, is damaged; delete it') as e: train(bears, arch='squeezenet1_1', size=48, quiet=True)
+    assert str(file) in str(e.value) and file.exists()
