@@ -2,6 +2,8 @@
 import os, subprocess, sys
 from pathlib import Path
 import pytest
+from nbdev.showdoc import show_doc
+from bearcls.train import train
 from notebooks import notebooks, root
 
 sys.path.insert(0, str(root/'nbs'/'_sphinx'))
@@ -91,6 +93,12 @@ def test_api_entry():
     text = api_entry('https://example.org', '###', 'f', "def f(\n    a:int, # First\n    b:str='x, y', # Second\n)->pathlib.Path: # Where", '*Does it*')
     assert "```python\nf(a, b='x, y')\n```\n\nDoes it" in text
     assert '**`a`** `int`\n:   First' in text and "**`b`** `str` = `'x, y'`\n:   Second" in text and '**returns** `Path`\n:   Where' in text
+
+def test_api_entry_tells_what_further_arguments_are():
+    "nbdev leaves out the comment on `**dls_kwargs`"
+    signature = show_doc(train)._repr_markdown_().split('```python\n')[1].split('\n```')[0]
+    assert '**dls_kwargs' in signature and 'For `image_dls`' not in signature
+    assert 'For `image_dls`, when `data` is a folder' in api_entry(None, '###', 'train', signature, '').split('**`**dls_kwargs`**')[1]
 
 def test_api_entry_names_objects():
     "Defaults that are classes, functions or enums print as something that is no Python; their names are"

@@ -1,6 +1,7 @@
 """From a notebook that nbdev has processed for Quarto to one that MyST-NB reads: directives, callouts, API entries, outputs"""
 import ast, dataclasses, html, importlib, posixpath, re, textwrap
 from functools import cache
+from fastcore.docments import docments
 from markdown_it import MarkdownIt
 from urllib.parse import urlsplit
 import nbformat, yaml
@@ -209,7 +210,7 @@ def api_entry(
     text: str,        # Docstring
 ) -> str:             # Markdown
     "A heading, a link to the source, the call, the docstring, and a list of what goes in and comes out"
-    signature = _objects.sub(lambda m: m[1] or m[2], _modules.sub('', _with_fields(symbol, signature)))
+    signature = _objects.sub(lambda m: m[1] or m[2], _modules.sub('', _with_stars(symbol, _with_fields(symbol, signature))))
     text = re.sub(r'^\*(.*?[^\\*])\*(?=\n|$)', r'\1', text.strip(), flags=re.DOTALL)
     source = f'<a class="api-source" href="{html.escape(url)}">source</a>' if url else ''
     name = re.sub(r'([_*\\])', r'\\\1', symbol)
@@ -221,6 +222,14 @@ def _with_fields(symbol, signature):
     thing = getattr(importlib.import_module(module), symbol)
     if not dataclasses.is_dataclass(thing): return signature
     return _shown.match(show_doc(thing)._repr_markdown_())['signature'].replace('<factory>', '...').replace('->None:', ':')
+
+def _with_stars(symbol, signature):
+    "The comments on `*args` and `**kwargs`, which nbdev leaves out"
+    owner, _, method = symbol.partition('.')
+    if not re.search(r'^    \*+\w', signature, re.MULTILINE) or (module := _home(owner)) is None: return signature
+    thing = getattr(importlib.import_module(module), owner)
+    docs = docments(getattr(thing, method) if method else thing, args_kwargs=True)
+    return re.sub(r'^    \*+(\w+)[^#\n]*$', lambda m: f'{m[0]} # {docs[m[1]]}' if docs.get(m[1]) else m[0], signature, flags=re.MULTILINE)
 
 @cache
 def _home(symbol):
