@@ -182,9 +182,9 @@ def test_killed_between_two_steps_and_run_again(tmp_path, moment, nth):
     assert not (tmp_path/'cut'/'.bearcls-download').exists()
 
 
-plain = "import sys; from bearcls.download import download_images; download_images(sys.argv[1], sys.argv[2:], 'a', allow_private=True, n_connections=3, tries=1)"
+plain = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from bearcls.download import download_images; download_images(sys.argv[1], sys.argv[2:], 'a', allow_private=True, n_connections=3, tries=1)"
 
-@posix
+@posix  # the child heeds Ctrl-C even where the tests run in the background, and inherit that it is ignored
 @pytest.mark.parametrize('signal_name', ['SIGKILL', 'SIGINT'])
 @pytest.mark.parametrize('n_hits', [1, 9, 17, 25])
 def test_killed_after_some_answers_and_run_again(tmp_path, n_hits, signal_name):
