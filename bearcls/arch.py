@@ -25,7 +25,7 @@ from fastai.vision.models.xresnet import XResNet
 from torch import nn
 from .core import BearclsError, optional_import
 
-# %% ../nbs/05a_arch.ipynb #2078ec86
+# %% ../nbs/05a_arch.ipynb #e6461f58
 class TrainError(BearclsError, ValueError):
     "Training cannot start as asked for"
 
@@ -33,6 +33,7 @@ def get_arch(
     name: str,  # Of torchvision, such as 'resnet18'; of timm, such as 'convnextv2_atto' or 'timm/resnet18'; or 'xresnet18_thin'
 ) -> Any:       # What `vision_learner` takes: a function for torchvision's, timm's name for timm's
     "The architecture called `name`"
+    if not isinstance(name, str): raise TrainError(f'`arch` must be a name in quotes, such as {getattr(name, "__name__", "resnet18")!r}; got a {type(name).__name__}')
     if name in own_archs: return own_archs[name]
     if name in torchvision_archs: return getattr(torchvision.models, name)
     if name.startswith('timm/'): return _timm_arch(optional_import('timm', purpose=f'The architecture {name}'), name)
@@ -199,7 +200,7 @@ def _ask(url, timeout):
     thread.join(timeout)
     return answer[0]
 
-# %% ../nbs/05a_arch.ipynb #dd876621
+# %% ../nbs/05a_arch.ipynb #6afd5bdc
 def read_weights(
     file: str | Path,             # '.safetensors', or what `torch.save` wrote: a state dict, or a dict that has one as 'state_dict' or 'model'
 ) -> dict[str, torch.Tensor]:     # Tensors by name
@@ -214,7 +215,7 @@ def read_weights(
 def _read_pth(file):
     try: return torch.load(file, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as e:
-        raise TrainError(f'{file} is not opened, since it holds no weights or more than weights: {str(e).splitlines()[0]}') from e
+        raise TrainError(f'{file} is not opened, since it holds no weights or more than weights: {str(e).splitlines()[0] if str(e) else "it ends too early"}') from e
 
 def _read_safetensors(file):
     library = optional_import('safetensors', purpose=f'Reading {file.name}')

@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/fitting.html.md"""
 # %% auto #0
 __all__ = ['TrainingLog', 'log_training', 'training_table', 'plot_training', 'train_counts', 'class_weights', 'balanced_dls',
            'pick_precision', 'Autocast', 'precision_callback', 'LearningRates', 'random_state', 'set_random_state',
-           'suggest_lr']
+           'check_batches', 'suggest_lr']
 
 # %% ../nbs/05c_fitting.ipynb #346c910c
 import copy, random, sys, time
@@ -124,7 +124,7 @@ def log_training(
 
 def _shown_in_the_table(row): "In the place of `print`, where fastai's Recorder writes its rows"
 
-# %% ../nbs/05c_fitting.ipynb #dd2f050b
+# %% ../nbs/05c_fitting.ipynb #203967e7
 def training_table(
     learn: Learner,    # Learner with a `TrainingLog`, such as those of `train`
 ) -> pd.DataFrame:     # A row per epoch: epoch, train_loss, valid_loss, error_rate, seconds
@@ -136,19 +136,23 @@ def plot_training(
     learn: Learner,    # Likewise
     ax: Any = None,    # Matplotlib axes to draw on; None for new ones
 ) -> Any:              # The axes
-    "Losses and validation error over the epochs"
+    "Losses over the epochs, and the validation error where it is among the metrics"
     table = training_table(learn)
+    if not len(table): raise TrainError('This Learner has not been trained yet, so there is no curve to draw')
     if ax is None:
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=(6, 3))[1]
-    marker = dict(marker='o', markersize=4) if len(table) < 4 else {}
-    ax.plot(table.epoch, table.train_loss, label='training loss', color='#8a6642', **marker)
-    ax.plot(table.epoch, table.valid_loss, label='validation loss', color='#2f6f8f', **marker)
-    ax.plot(table.epoch, table.error_rate, label='validation error', color='#b03a2e', linestyle='--', **marker)
+    lines = dict(train_loss=('training loss', '#8a6642', '-'), valid_loss=('validation loss', '#2f6f8f', '-'), error_rate=('validation error', '#b03a2e', '--'))
+    for name in lines.keys() & table.columns: _line(ax, table, name, *lines[name])
     ax.set(xlabel='epoch', ylim=(0, None))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False)
     return ax
+
+def _line(ax, table, name, label, color, style):
+    "One figure over the epochs, with dots where there are few of them"
+    dots = dict(marker='o', markersize=4) if len(table) < 4 else {}
+    ax.plot(table.epoch, table[name], label=label, color=color, linestyle=style, **dots)
 
 # %% ../nbs/05c_fitting.ipynb #502c5a0b
 def train_counts(
@@ -189,19 +193,22 @@ def pick_precision(
     if precision != 'auto': return precision
     return str(fast_dtype(device)).removeprefix('torch.')
 
-# %% ../nbs/05c_fitting.ipynb #fe95fd97
+# %% ../nbs/05c_fitting.ipynb #df5b0a16
+class _Shorter:
+    "A model's forward pass in fewer bits while it trains; an object and not a function, so that a copy of the model gets one of its own"
+    def __init__(self, model, kind, dtype): self.model, self.kind, self.dtype = model, kind, dtype
+    def __call__(self, *args, **kwargs):
+        forward = type(self.model).forward
+        if not self.model.training: return forward(self.model, *args, **kwargs)
+        with torch.autocast(self.kind, self.dtype): return to_float(forward(self.model, *args, **kwargs))
+
 class Autocast(Callback):
     "Runs the model in `dtype` while it trains, and in 32 bits otherwise"
     order = 10
     def __init__(self,
         dtype: torch.dtype = torch.bfloat16,  # Type of the numbers in between; weights and output keep theirs
     ): self.dtype = dtype
-    def before_fit(self):
-        model, forward, kind = self.learn.model, type(self.learn.model).forward, self.dls.device.type
-        def shorter(*args, **kwargs):
-            if not model.training: return forward(model, *args, **kwargs)
-            with torch.autocast(kind, self.dtype): return to_float(forward(model, *args, **kwargs))
-        model.forward = shorter
+    def before_fit(self): self.learn.model.forward = _Shorter(self.learn.model, self.dls.device.type, self.dtype)
     def after_fit(self): self.learn.model.__dict__.pop('forward', None)
 
 # %% ../nbs/05c_fitting.ipynb #458782c7
@@ -277,7 +284,15 @@ def _untouched(learn):
         vars(learn.recorder).update(record)
         set_random_state(learn.dls, stand)
 
-# %% ../nbs/05c_fitting.ipynb #d9ee9da3
+# %% ../nbs/05c_fitting.ipynb #14cc1e2f
+def check_batches(
+    dls: DataLoaders,  # DataLoaders, whoever made them
+) -> None:
+    "Refuse DataLoaders from which no batch comes"
+    if not len(dls.train):
+        raise TrainError(f'There are {len(dls.train_ds)} pictures to train on and a batch takes {dls.train.bs}, so none is full; make the DataLoaders with a `bs` of at most {len(dls.train_ds)}')
+
+# %% ../nbs/05c_fitting.ipynb #2bfaffbe
 def suggest_lr(
     learn: Learner,           # Any Learner; it is afterwards as before
     start_lr: float = 1e-6,   # Lowest learning rate to try
@@ -286,10 +301,12 @@ def suggest_lr(
 ) -> LearningRates:           # With `suggested` and `plot()`
     "Find a learning rate in a mock training that leaves no trace"
     if not (0 < start_lr < end_lr and num_it >= 10): raise TrainError(f'0 < `start_lr` < `end_lr` and at least 10 for `num_it` are needed; got {start_lr}, {end_lr} and {num_it}')
+    check_batches(learn.dls)
     finder = _LRFinder(start_lr, end_lr, num_it)
     with _untouched(learn), learn.no_logging(), learn.no_bar(), progress(desc='learning rates', total=num_it, unit='batch') as finder.bar:
         learn.fit(num_it//len(learn.dls.train) + 1, cbs=finder)
         rates, losses = list(map(float, learn.recorder.lrs)), list(map(float, learn.recorder.losses))
     skip, n = num_it//10, next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), len(losses))
     rates, losses = rates[skip:n], losses[skip:n]
+    if not losses: raise TrainError(f'The loss is no number from batch {n + 1} on; a lower `start_lr` than {start_lr:g} may help, or the weights are damaged')
     return LearningRates(valley(rates, losses, num_it)[0], rates, losses)

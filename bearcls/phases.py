@@ -7,31 +7,33 @@ Docs: https://bearcls.github.io/bearcls/phases.html.md"""
 # %% auto #0
 __all__ = ['KeepBest', 'Checkpoint', 'training_facts', 'Phase', 'fine_tune_phases', 'run_phases']
 
-# %% ../nbs/05d_phases.ipynb #0d37e054
-import hashlib, os, pickle, re
+# %% ../nbs/05d_phases.ipynb #1608d8e1
+import contextlib, hashlib, os, pickle, re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import Learner  # adds `fit_one_cycle` to it
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 from .arch import TrainError
 from .core import atomic_write, sha256
-from .fitting import log_training, random_state, set_random_state
+from .fitting import TrainingLog, check_batches, log_training, random_state, set_random_state
 
-# %% ../nbs/05d_phases.ipynb #eccdb00d
+# %% ../nbs/05d_phases.ipynb #2e8cf5cf
 class KeepBest(Callback):
     "Stops after `patience` epochs without a lower validation loss, and remembers the best weights"
     order = 62  # after Recorder
     def __init__(self,
         patience: int,  # Epochs in a row that may be no better than the best one
     ):
-        if patience < 1: raise TrainError(f'`early_stop` must be at least 1 epoch, got {patience}')
+        if not isinstance(patience, Integral) or patience < 1: raise TrainError(f'`early_stop` must be at least 1 epoch, got {patience!r}')
         self.patience, self.best, self.epoch_kept, self.n_seen, self.waited, self.weights = patience, float('inf'), 0, 0, 0, None
     def before_fit(self): self.waited = 0
     def after_epoch(self):
@@ -47,7 +49,7 @@ class KeepBest(Callback):
         "Give the model its best weights"
         if self.weights is not None: model.load_state_dict(self.weights)
 
-# %% ../nbs/05d_phases.ipynb #d0e27172
+# %% ../nbs/05d_phases.ipynb #342915a7
 class Checkpoint(Callback):
     "Writes the state of a training at the start of every epoch, and can put it back"
     order = 80  # after those who may skip an epoch
@@ -56,20 +58,23 @@ class Checkpoint(Callback):
         facts: dict[str, Any],      # What makes this training this one: a checkpoint with other facts is refused
         keepers: Sequence[KeepBest] = (),  # Callbacks whose state belongs to the training's
     ):
-        self.file, self.facts, self.phase, self.keepers, self.state = Path(folder)/'checkpoint.pth', facts, 0, keepers, None
+        self.file, self.facts, self.phase, self.keepers, self.state = Path(folder).expanduser().absolute()/'checkpoint.pth', facts, 0, keepers, None
+        self.must_be_free = False
         if self.file.parent.exists() and not self.file.parent.is_dir(): raise TrainError(f'`checkpoint` must be a folder; {folder} is a file')
     def before_epoch(self):
         if self.state is not None: self.put_back()
         else: self.write()
 
-# %% ../nbs/05d_phases.ipynb #c32ae603
+# %% ../nbs/05d_phases.ipynb #3c27979a
 @patch
 def read(self: Checkpoint) -> dict | None:  # The state, or None where there is no file yet
     "What an earlier run has left, if it is of this training"
-    for left in self.file.parent.glob('.*.part'): left.unlink()
-    if not self.file.exists(): return None
+    for left in self.file.parent.glob('.*.part'):
+        with contextlib.suppress(OSError): left.unlink()
+    self.must_be_free = not self.file.exists()
+    if self.must_be_free: return None
     try: state = torch.load(self.file, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as e:
+    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError) as e:
         raise TrainError(f'{self.file} cannot be read as a checkpoint; give another folder, or delete the file') from e
     came = state.get('facts') if isinstance(state, dict) else None
     if not isinstance(came, dict): raise TrainError(f'{self.file} is no checkpoint of bearcls; give another folder')
@@ -78,7 +83,7 @@ def read(self: Checkpoint) -> dict | None:  # The state, or None where there is 
     self.state = state
     return state
 
-# %% ../nbs/05d_phases.ipynb #bb0b62f4
+# %% ../nbs/05d_phases.ipynb #981edfbd
 @patch
 def write(self: Checkpoint,
     is_done: bool = False,  # Has the training ended?
@@ -88,8 +93,14 @@ def write(self: Checkpoint,
     state = dict(facts=self.facts, is_done=is_done, phase=self.phase, epoch=learn.epoch, rows=learn.training_log.rows, random=random_state(learn.dls),
         model=learn.model.state_dict(), opt=learn.opt and learn.opt.state_dict(), smooth_loss=(rec.smooth_loss.count, rec.smooth_loss.val), n_batches=learn.train_iter,
         best=[{k: getattr(cb, k) for k in _best_of} for cb in self.keepers], scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None)
-    self.file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(self.file) as f: torch.save(_plain(state), f)
+    if self.must_be_free and self.file.exists(): raise TrainError(f'Another training has begun to write to {self.file.parent}; give each a folder of its own')
+    try:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.file) as f: torch.save(_plain(state), f)
+    except (OSError, RuntimeError) as e:  # torch's way to say that a disk is full
+        why = getattr(e, 'strerror', None) or 'is the disk full?'
+        raise TrainError(f'{self.file} cannot be written ({why}); make room, or give another folder for `checkpoint`. What was there before is unharmed') from e
+    self.must_be_free = False
 
 _best_of = ('best', 'epoch_kept', 'n_seen', 'waited', 'weights')
 
@@ -121,7 +132,7 @@ def _on_device(value, device):
     if isinstance(value, list): return [_on_device(v, device) for v in value]
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
-# %% ../nbs/05d_phases.ipynb #b88aec58
+# %% ../nbs/05d_phases.ipynb #ae5fd50c
 def training_facts(
     learn: Learner,      # Not trained yet
     **settings: Any,     # Whatever else decides the result: seed, epochs…
@@ -131,15 +142,31 @@ def training_facts(
     weights = hashlib.sha256()
     for t in learn.model.state_dict().values(): weights.update(t.detach().cpu().contiguous().float().numpy().tobytes())
     digests = {str(s.file): s.digest for s in getattr(learn.dls, 'survey', None) or []}
-    pictures = '\n'.join(f'{_digest(f, digests)} {int(y)} {i}' for i, dl in enumerate(learn.dls.loaders) for f, y in zip(dl.dataset.items, dl.dataset.tls[1]))
+    pictures = '\n'.join(f'{_digest(f, digests)} {y.tolist()} {i}' for i, dl in enumerate(learn.dls.loaders) for f, y in zip(_rows(dl.dataset.items), dl.dataset.tls[1]))
     transforms = '\n'.join(str(p) for dl in learn.dls.loaders for p in (dl.after_item, dl.after_batch))
-    return {**{k: _plain(v) for k, v in settings.items()}, 'batch size': learn.dls.train.bs, 'software': software, 'pictures': sha256(pictures.encode())[:12],
-        'transforms': sha256(re.sub(r' at 0x[0-9a-fA-F]+', '', transforms).encode())[:12], 'first weights': weights.hexdigest()[:12]}
+    return _plain({**settings, **_means(learn), 'batch size': learn.dls.train.bs, 'software': software, 'pictures': sha256(pictures.encode())[:12],
+        'transforms': sha256(re.sub(r' at 0x[0-9a-fA-F]+', '', transforms).encode())[:12], 'first weights': weights.hexdigest()[:12]})
+
+def _rows(items): return items.itertuples(index=False, name=None) if hasattr(items, 'itertuples') else items
 
 def _digest(item, known):
     "Of a file's bytes; of what an item says about itself if it is no file"
     if str(item) in known: return known[str(item)]
     return sha256(item) if isinstance(item, (str, os.PathLike)) else sha256(repr(item).encode())
+
+# %% ../nbs/05d_phases.ipynb #db8ae2a8
+def _means(learn):
+    "What a Learner trains with besides its model and its pictures"
+    own = (TrainingLog, KeepBest, Checkpoint, ProgressCallback)
+    return {'loss': _described(learn.loss_func), 'optimizer': _described(learn.opt_func), 'wd': learn.wd, 'moms': learn.moms,
+        'callbacks': sorted(type(cb).__name__ for cb in learn.cbs if not isinstance(cb, own)), 'loading processes': learn.dls.train.fake_l.num_workers}
+
+def _described(part):
+    "Name and settings of a loss, or of the function that makes an optimizer"
+    inner = getattr(part, 'func', part)  # what fastai's losses and `partial` wrap
+    values = {**getattr(part, 'keywords', {}), **getattr(inner, '__dict__', {}), **getattr(inner, '_buffers', {})}
+    kinds = (bool, int, float, tuple, torch.Tensor)
+    return f'{getattr(inner, "__name__", type(inner).__name__)} { {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in values.items() if isinstance(v, kinds)} }'
 
 # %% ../nbs/05d_phases.ipynb #97b301e0
 @dataclass
@@ -158,7 +185,7 @@ def fine_tune_phases(
     "What `learn.fine_tune(epochs, base_lr)` does, as phases"
     return [Phase(1, slice(base_lr), True, 0.99), Phase(epochs, slice(base_lr/200, base_lr/2), False, 0.3, 5.0)]
 
-# %% ../nbs/05d_phases.ipynb #71424981
+# %% ../nbs/05d_phases.ipynb #360871c3
 def run_phases(
     learn: Learner,                 # Any Learner
     phases: Sequence[Phase],        # What to do, in this order
@@ -167,6 +194,7 @@ def run_phases(
     facts: dict[str, Any] | None = None,          # From `training_facts`, for the checkpoint
 ) -> Learner:                       # The same Learner, trained
     "Train, or go on where a killed run was"
+    check_batches(learn.dls)
     log = log_training(learn)
     keep = [KeepBest(early_stop)] if early_stop is not None else []
     if checkpoint is None: saver = done = None

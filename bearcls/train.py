@@ -8,9 +8,10 @@ Docs: https://bearcls.github.io/bearcls/train.html.md"""
 __all__ = ['fast_plan', 'fine_tune_plan', 'scratch_plan', 'routes', 'light_archs', 'Plan', 'plan_training', 'train',
            'scratch_augment', 'describe_plan', 'make_learner', 'fit']
 
-# %% ../nbs/06_train.ipynb #b8b0fec2
-import random, warnings
+# %% ../nbs/06_train.ipynb #8e0eea08
+import os, random, warnings
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 import torch
@@ -24,7 +25,7 @@ from fastai.vision.augment import aug_transforms
 from fastai.vision.learner import vision_learner
 from .arch import TrainError, Weights, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights, says_if_uncuttable, xresnet18_thin
 from .data import image_dls
-from .fast import FastFit
+from .fast import FastFit, check_dls
 from .fitting import balanced_dls, class_weights, log_training, pick_precision, precision_callback
 from .phases import Phase, fine_tune_phases, run_phases, training_facts
 
@@ -48,7 +49,7 @@ fine_tune_plan = dict(route='fine_tune', arch='resnet18', size=224, epochs=3, lr
 scratch_plan = dict(route='scratch', arch='xresnet18_thin', size=64, epochs=20, lr=8e-3, recipe='squish', bs=64)
 routes = {p['route']: p for p in (fast_plan, fine_tune_plan, scratch_plan)}
 
-# %% ../nbs/06_train.ipynb #6555412c
+# %% ../nbs/06_train.ipynb #96a30477
 def plan_training(
     route: str = 'auto',          # 'fast', 'fine_tune', 'scratch', or 'auto': with weights fast on a CPU and fine_tune on a GPU or when `epochs` are given, scratch without
     arch: str | None = None,      # Name of the architecture, of torchvision or timm; None for one whose weights are at hand
@@ -59,9 +60,9 @@ def plan_training(
 ) -> Plan:                        # What `train` will do
     "Choose how to train, within seconds"
     if route not in ('auto', *routes): raise TrainError(f'`route` must be auto, fast, fine_tune or scratch, got {route!r}')
-    if epochs is not None and epochs < 1: raise TrainError(f'`epochs` must be at least 1, got {epochs}')
+    if epochs is not None: _whole('epochs', epochs, 1)
+    if size is not None: _whole('size', size, 8)
     if epochs and route == 'fast': raise TrainError('The route fast sees every picture once; leave `epochs` out, or take the route fine_tune')
-    if size is not None and size < 8: raise TrainError(f'`size` must be at least 8 pixels, got {size}')
     found = _find(route, arch, timeout, weights)
     if not found.usable and route in ('fast', 'fine_tune'):
         raise TrainError(f'{found.reason}, and the route {route} needs some; use the route scratch, or set TORCH_HOME to a folder that holds them')
@@ -69,7 +70,13 @@ def plan_training(
     chosen, why = (route, '') if route != 'auto' else _choose(epochs)
     return _plan(chosen, found.arch, epochs, size, found.reason + why, found.file if found.status == 'file' else 'imagenet')
 
-# %% ../nbs/06_train.ipynb #0454040d
+# %% ../nbs/06_train.ipynb #cdeff0af
+def _whole(name, value, least=None):
+    "A whole number, as Python's own int"
+    if not isinstance(value, Integral): raise TrainError(f'`{name}` must be a whole number, got {value!r}')
+    if least is not None and value < least: raise TrainError(f'`{name}` must be at least {least}, got {value}')
+    return int(value)
+
 def _choose(epochs):
     "With weights: the route, and the second half of the reason"
     if epochs: return 'fine_tune', ', and epochs are asked for'
@@ -96,7 +103,7 @@ def _find(route, arch, timeout, weights):
     cached = (find_weights(name, 0) for name in light_archs)
     return next((w for w in cached if w.status == 'cached'), None) or find_weights(light_archs[0], timeout)
 
-# %% ../nbs/06_train.ipynb #1e292632
+# %% ../nbs/06_train.ipynb #4130132b
 def train(
     data: str | Path | DataLoaders,  # Image folder, or DataLoaders
     route: str = 'auto',             # 'fast', 'fine_tune', 'scratch', or 'auto', see `plan_training`
@@ -115,9 +122,12 @@ def train(
     **dls_kwargs: Any,               # For `image_dls`, when `data` is a folder: exclude, pairs, valid_pct, recipe…
 ) -> Learner:                        # Trained Learner, with `plan` and `training_log`
     "Train a classifier on `data`"
+    if not isinstance(data, (str, os.PathLike, DataLoaders)): raise TrainError(f'`data` must be an image folder or DataLoaders, got a {type(data).__name__}')
+    seed = _whole('seed', seed)
     plan = plan_training(route, arch, epochs, size, timeout, weights) if plan is None else plan
     dls = data if isinstance(data, DataLoaders) else _plan_dls(data, plan, seed, dls_kwargs)
     if dls is data and dls_kwargs: raise TrainError(f'{", ".join(dls_kwargs)}: these are for `image_dls`, and the DataLoaders exist already')
+    check_dls(dls)
     if dls is data: plan = replace(plan, size=data.valid.one_batch()[0].shape[-1])
     if not quiet: print(describe_plan(plan))
     set_seed(seed, reproducible=True)
@@ -194,7 +204,7 @@ def _raise_with_cause(plan, e):
     if isinstance(e, OSError): raise TrainError(f'The weights of {plan.arch} could not be fetched: {e}') from e
     raise e
 
-# %% ../nbs/06_train.ipynb #4a7fddb0
+# %% ../nbs/06_train.ipynb #9c6ca8a8
 def fit(
     learn: Learner,                 # From `make_learner`
     early_stop: int | None = None,  # Stop after so many epochs without a lower validation loss, and keep the best weights
@@ -204,10 +214,16 @@ def fit(
     "Train as the Learner's plan says"
     plan = learn.plan
     if plan.route == 'fast': return _fit_fast(learn, early_stop)
+    _check_last_batch(learn.dls.train)
     phases = fine_tune_phases(plan.epochs, plan.lr) if plan.route == 'fine_tune' else [Phase(plan.epochs, plan.lr)]
     what = {k: v for k, v in asdict(plan).items() if k in ('route', 'arch', 'size', 'recipe')}
     facts = training_facts(learn, **what, precision=learn.precision, **settings) if checkpoint is not None else None
     return run_phases(learn, phases, early_stop, checkpoint, facts)
+
+def _check_last_batch(dl):
+    "Refuse a batch of one picture, of which batch normalisation cannot take the deviation"
+    last = dl.bs if dl.drop_last else dl.n % dl.bs or dl.bs
+    if last == 1: raise TrainError(f'Of {dl.n} pictures in batches of {dl.bs}, one would be alone in a batch, and this network needs two or more; make the DataLoaders with another `bs`')
 
 def _fit_fast(learn, early_stop):
     "The head on frozen features, with a row for it in the log"

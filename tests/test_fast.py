@@ -4,14 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastai.data.all import CategoryBlock, DataBlock, RandomSplitter, get_image_files, parent_label
+import pandas as pd
+from fastai.data.all import CategoryBlock, ColReader, DataBlock, MultiCategoryBlock, RandomSplitter, get_image_files, parent_label
 from fastai.learner import load_learner
-from fastai.losses import CrossEntropyLossFlat
+from fastai.interpret import ClassificationInterpretation
+from fastai.layers import Flatten
+from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
 from fastai.metrics import error_rate
 from fastai.torch_core import set_seed
-from fastai.vision.all import ImageBlock, Resize, aug_transforms, vision_learner
+from fastai.vision.all import ImageBlock, ImageDataLoaders, Resize, aug_transforms, vision_learner
 from PIL import Image
 from torchvision.models import resnet18, squeezenet1_1
+from bearcls.arch import TrainError
 from bearcls.core import image_files
 from bearcls.data import image_dls
 from bearcls.export import export_bundle
@@ -175,6 +179,77 @@ def test_class_weights_count(path):
     learn.fit_fast(weight_decay=1.)
     with learn.no_bar(), learn.no_logging(): p, _ = learn.get_preds(ds_idx=0)
     assert (p.argmax(1) == 0).float().mean() > .6  # a third are
+
+def table(path): return pd.DataFrame([dict(name=f.relative_to(path).as_posix(), label=f.parent.name, labels=f'{f.parent.name} bear') for f in image_files(path)])
+
+def test_fit_fast_on_pictures_in_a_table(path):
+    "What fastai makes of a DataFrame or a csv file trains as the folder does"
+    frame = table(path)
+    dls = ImageDataLoaders.from_df(frame, path, valid_pct=.3, seed=1, item_tfms=Resize(64), num_workers=0)
+    held_back = {path/name for name in dls.valid_ds.items['name']}
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=lambda p: [p/name for name in frame['name']], get_y=parent_label, item_tfms=Resize(64),
+        splitter=lambda files: ([i for i, f in enumerate(files) if f not in held_back], [files.index(path/name) for name in dls.valid_ds.items['name']]))
+    losses = []
+    for d in (dls, block.dataloaders(path, num_workers=0)):
+        set_seed(1)
+        losses.append(vision_learner(d, squeezenet1_1, pretrained=False, metrics=error_rate).fit_fast(n_views=1, dtype=torch.float32).fast.valid_loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+def test_several_labels_are_refused_in_words(path):
+    dls = ImageDataLoaders.from_df(table(path), path, label_col='labels', label_delim=' ', item_tfms=Resize(32), num_workers=0)
+    with pytest.raises(TrainError, match='must have one label'): vision_learner(dls, squeezenet1_1, pretrained=False).fit_fast()
+
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(weight=torch.tensor([9., 1., .2])), FocalLossFlat(), torch.nn.functional.cross_entropy], ids=str)
+def test_what_was_measured_is_what_validates(path, loss):
+    "The body looks at validation pictures as the Learner will, whatever precision it trains in; and the loss is the Learner's own"
+    learn = learner(path)
+    learn.loss_func = loss
+    learn.fit_fast(dtype=torch.bfloat16)
+    with learn.no_bar(), learn.no_logging(): found, error = learn.validate()
+    assert learn.fast.valid_loss == pytest.approx(found, rel=1e-3) and learn.fast.error_rate == pytest.approx(error)
+
+def test_drawn_more_often_counts_more_with_a_plain_function(path):
+    "F.cross_entropy has no `reduction` to set, and still gives one number for each picture"
+    shares = []
+    for weighted in (False, True):
+        learn = learner(path)
+        learn.loss_func = torch.nn.functional.cross_entropy
+        if weighted: learn.dls.train.wgts = np.array([1000. if y == 0 else 1. for y in learn.dls.train_ds.tls[1]])
+        learn.fit_fast(weight_decay=1.)
+        with learn.no_bar(), learn.no_logging(): p, _ = learn.get_preds(ds_idx=0)
+        shares.append((p.argmax(1) == 0).float().mean())
+    assert shares[1] > shares[0] + .2
+
+def test_weights_before_the_pool_are_part_of_the_features(path, tmp_path):
+    "A head of one's own may have a layer that learns before its Flatten; another such layer sees other features"
+    def trained(seed):
+        learn = learner(path, cache=tmp_path)
+        head = torch.nn.Sequential(torch.nn.Conv2d(512, 16, 1), torch.nn.AdaptiveAvgPool2d(1), Flatten(), torch.nn.Linear(16, 3))
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(head[0].weight)
+        learn.model[1] = head
+        return learn.fit_fast()
+    assert trained(1).fast.n_kept == 0 and trained(1).fast.n_kept == 42
+    assert trained(2).fast.n_kept == 0
+
+def test_what_a_reader_of_the_book_does_next(path, tmp_path):
+    learn = learner(path)
+    learn.path = tmp_path
+    learn.fit_fast()
+    assert not any(m.training for m in learn.model.modules())  # as any training leaves it
+    with learn.no_bar(), learn.no_logging():
+        expected = learn.get_preds()[0]
+        matrix = ClassificationInterpretation.from_learner(learn).confusion_matrix()
+        assert matrix.sum() - matrix.trace() == round(learn.fast.error_rate*len(learn.dls.valid_ds))
+        assert torch.allclose(learn.get_preds(dl=learn.dls.test_dl(learn.dls.valid_ds.items))[0], expected, atol=1e-5)
+        assert 'Total params' in str(learn.summary())
+        learn.save('model')
+        with torch.no_grad(): learn.model[1][-1].weight.zero_()
+        learn.load('model')
+        assert torch.equal(learn.get_preds()[0], expected)
+        assert 0 < learn.lr_find(num_it=6, show_plot=False).valley < 10
+        learn.fine_tune(1)
+        assert len(learn.recorder.values) == 1
 
 def test_fast_weights_repeat_in_a_fresh_process(path, tmp_path):
     code = '''

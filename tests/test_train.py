@@ -1,16 +1,24 @@
 "Training that is killed, repeated, refused, uneven and silent"
-import json, os, pickle, random, signal, subprocess, sys
+import copy, json, os, pickle, random, signal, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import pandas as pd
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixUp
+from fastai.data.all import CategoryBlock, DataBlock, IndexSplitter, MultiCategoryBlock, RegressionBlock, get_image_files, parent_label
 from fastai.learner import Learner, load_learner
+from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
+from fastai.metrics import accuracy, error_rate
+from fastai.optimizer import SGD
+from fastai.torch_core import set_seed
+from fastai.vision.all import ImageBlock, ImageDataLoaders, Resize
 from fastai.vision.learner import create_vision_model
-from bearcls.arch import TrainError, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights
+from bearcls.arch import TrainError, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights, xresnet18_thin
 from bearcls.data import image_dls
 from bearcls.figures import draw_bear
-from bearcls.fitting import suggest_lr, training_table
+from bearcls.fitting import Autocast, log_training, plot_training, suggest_lr, training_table
 from bearcls.phases import Checkpoint, Phase, run_phases
 from bearcls.train import make_learner, plan_training, train
 
@@ -148,6 +156,90 @@ def test_hostile_and_broken_files_are_refused(finished, tmp_path, monkeypatch):
     assert not Path('rogue was here').exists()
     with pytest.raises(TrainError, match='must be a folder'): Checkpoint(file, {})
 
+class Cut(Callback):
+    "Dies in the second epoch"
+    is_back = False
+    def before_batch(self):
+        if self.training and self.epoch == 1 and not self.is_back: raise InterruptedError('cut')
+
+def cut_learner(bears, is_back=False, cbs=(), num_workers=0, recipe='squish', **settings):
+    set_seed(1, reproducible=True)
+    learn = Learner(image_dls(bears, size=32, bs=12, num_workers=num_workers, recipe=recipe), xresnet18_thin(3), metrics=error_rate, cbs=[Cut(), *cbs], **settings)
+    learn.cut.is_back = is_back
+    return learn
+
+@pytest.mark.parametrize('change,words', [(dict(cbs=[MixUp()]), 'callbacks was'), (dict(wd=.3), 'wd was None and is 0.3'), (dict(moms=(.5, .4, .5)), 'moms was'),
+    (dict(loss_func=LabelSmoothingCrossEntropyFlat()), 'loss was'), (dict(loss_func=CrossEntropyLossFlat(weight=torch.tensor([9., 1., 1.]))), 'loss was'),
+    (dict(opt_func=SGD), 'optimizer was'), (dict(num_workers=1), 'loading processes was 0 and is 1')], ids=lambda v: str(v)[:24])
+def test_another_learner_does_not_go_on(change, words, bears, tmp_path):
+    with pytest.raises(InterruptedError): run_phases(cut_learner(bears), [Phase(2, 1e-2)], checkpoint=tmp_path)
+    with pytest.raises(TrainError, match='is of another training') as e: run_phases(cut_learner(bears, True, **change), [Phase(2, 1e-2)], checkpoint=tmp_path)
+    assert words in str(e.value)
+
+def test_other_metrics_go_on(bears, tmp_path):
+    "They only watch"
+    with pytest.raises(InterruptedError): run_phases(cut_learner(bears), [Phase(2, 1e-2)], checkpoint=tmp_path)
+    learn = cut_learner(bears, True)
+    learn.metrics = [error_rate, accuracy]
+    run_phases(learn, [Phase(2, 1e-2)], checkpoint=tmp_path)
+    assert same(weights_of(learn), weights_of(run_phases(cut_learner(bears, True), [Phase(2, 1e-2)])))
+
+def test_resumed_with_processes_that_load(bears, tmp_path):
+    "They draw the random crops; with as many of them the weights are those of an undisturbed run"
+    how = dict(num_workers=2, recipe='random_crop')
+    with pytest.raises(InterruptedError): run_phases(cut_learner(bears, **how), [Phase(2, 1e-2)], checkpoint=tmp_path)
+    resumed = run_phases(cut_learner(bears, True, **how), [Phase(2, 1e-2)], checkpoint=tmp_path)
+    assert same(weights_of(resumed), weights_of(run_phases(cut_learner(bears, True, **how), [Phase(2, 1e-2)])))
+
+def test_a_folder_below_home_and_a_program_that_moves(bears, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path/'home'))
+    monkeypatch.chdir(tmp_path)
+    assert Checkpoint('~/run', {}).file == tmp_path/'home'/'run'/'checkpoint.pth'
+    saver = Checkpoint('run', {})
+    monkeypatch.chdir('/')
+    assert saver.file == tmp_path/'run'/'checkpoint.pth'
+
+def test_a_folder_that_cannot_be_made(bears, tmp_path):
+    (tmp_path/'file').write_text('no folder')
+    with pytest.raises(TrainError, match='cannot be written'): train(bears, checkpoint=tmp_path/'file'/'run', **scratch)
+
+def test_a_full_disk(bears, tmp_path):
+    "Files may grow to 4 MB, less than a checkpoint has; the one before stays"
+    resource = pytest.importorskip('resource')
+    code = f'''
+import resource, signal
+from bearcls.train import train
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
+train({str(bears)!r}, checkpoint={str(tmp_path/'run')!r}, cache=False, **{scratch!r})
+'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'TQDM_DISABLE': '1'})
+    assert 'TrainError' in done.stderr and 'cannot be written' in done.stderr and 'make room' in done.stderr
+    assert [f.name for f in (tmp_path/'run').iterdir()] == ['checkpoint.pth']  # that of the first epoch, without the optimizer's averages
+
+def test_two_trainings_in_one_folder(bears, tmp_path):
+    first, second = Checkpoint(tmp_path, dict(seed=1)), Checkpoint(tmp_path, dict(seed=2))
+    for saver in (first, second):
+        assert saver.read() is None
+        saver.learn = make_learner(image_dls(bears, size=32, bs=12), plan_training('scratch'))
+        saver.learn.epoch, saver.learn.train_iter = 0, 0
+    first.write()
+    with pytest.raises(TrainError, match='Another training has begun'): second.write()
+    first.write()
+    assert Checkpoint(tmp_path, dict(seed=1)).read()['facts'] == dict(seed=1)
+
+def table_of(bears):
+    files = sorted(get_image_files(bears))
+    return pd.DataFrame(dict(name=[f.relative_to(bears).as_posix() for f in files], label=[f.parent.name for f in files],
+        labels=[f'{f.parent.name} bear' for f in files], number=[float(i) for i, _ in enumerate(files)]))
+
+def test_checkpoint_of_pictures_in_a_table(bears, tmp_path):
+    dls = [ImageDataLoaders.from_df(t, bears, seed=1, item_tfms=Resize(32), bs=12, num_workers=0) for t in (table_of(bears), table_of(bears)[::-1])]
+    first = train(dls[0], 'scratch', epochs=1, quiet=True, checkpoint=tmp_path)
+    assert same(weights_of(first), weights_of(train(dls[0], 'scratch', epochs=1, quiet=True, checkpoint=tmp_path)))
+    with pytest.raises(TrainError, match='pictures was'): train(dls[1], 'scratch', epochs=1, quiet=True, checkpoint=tmp_path)
+
 # ---- the same again
 
 @pytest.mark.parametrize('route', ['scratch', 'fine_tune', 'fast'])
@@ -159,6 +251,10 @@ def test_seeds_repeat(route, bears, squeezenet):
     for noise in (random.random, np.random.rand, torch.rand): noise(*([7] if noise is torch.rand else []))
     assert same(weights_of(first), weights_of(train(bears, **how)))
     assert not same(weights_of(first), weights_of(train(bears, seed=1, **how)))
+
+def test_seeds_of_numpy_are_seeds(bears):
+    first, second = (train(bears, 'scratch', epochs=1, size=32, bs=12, seed=s, quiet=True) for s in (3, np.int64(3)))
+    assert same(weights_of(first), weights_of(second))
 
 def test_dataloaders_used_before_repeat_too(bears):
     dls = image_dls(bears, size=32, bs=12)
@@ -194,13 +290,44 @@ def test_balanced_learner_can_be_exported(bears, tmp_path):
     (dict(route='scratch', imbalance='yes'), '`imbalance` must be'), (dict(route='scratch', precision='half'), '`precision` must be'),
     (dict(route='scratch', early_stop=0), '`early_stop` must be at least 1'), (dict(weights='x.pth'), 'must say which architecture'),
     (dict(weights='x.pth', arch='resnet18'), 'there is no file x.pth'), (dict(weights=None, route='fast', arch='resnet18'), 'the route fast needs some'),
-    (dict(weights='x.pth', arch='resnet18', route='scratch'), 'starts from nothing'), (dict(arch='vit_b_16', route='scratch'), 'cannot cut vit_b_16')])
+    (dict(weights='x.pth', arch='resnet18', route='scratch'), 'starts from nothing'), (dict(arch='vit_b_16', route='scratch'), 'cannot cut vit_b_16'),
+    (dict(seed=None), '`seed` must be a whole number, got None'), (dict(seed='x'), "`seed` must be a whole number, got 'x'"),
+    (dict(route='scratch', epochs='3'), "`epochs` must be a whole number, got '3'"), (dict(route='scratch', early_stop='2'), "`early_stop` must be at least 1 epoch, got '2'"),
+    (dict(arch=xresnet18_thin), "`arch` must be a name in quotes, such as 'xresnet18_thin'"), (dict(route='scratch', epochs=1, bs=1), 'would be alone in a batch')])
 def test_bad_arguments(arguments, words, bears):
     with pytest.raises(TrainError) as e: train(bears, **{**dict(quiet=True, timeout=.1), **arguments})
     assert words in str(e.value)
 
 def test_arguments_for_dataloaders_that_exist(bears):
     with pytest.raises(TrainError, match='valid_pct'): train(image_dls(bears, size=32), 'scratch', valid_pct=.3)
+
+@pytest.mark.parametrize('data', [None, 3, Learner])
+def test_what_is_no_data(data):
+    with pytest.raises(TrainError, match='must be an image folder or DataLoaders, got a'): train(data, 'scratch', quiet=True)
+
+def block_of(label_block, **how): return DataBlock((ImageBlock, label_block), get_items=get_image_files, item_tfms=Resize(32), **how)
+
+@pytest.mark.parametrize('route', ['scratch', 'fine_tune', 'fast'])
+def test_other_tasks_are_refused_in_words(route, bears, squeezenet):
+    several = block_of(MultiCategoryBlock, get_y=lambda f: [f.parent.name, 'bear'])
+    number = block_of(RegressionBlock(n_out=1), get_y=lambda f: float(f.stem))
+    no_label = DataBlock((ImageBlock,), get_items=get_image_files, item_tfms=Resize(32))
+    all_train = block_of(CategoryBlock, get_y=parent_label, splitter=IndexSplitter([]))
+    how = dict(arch='squeezenet1_1', weights=squeezenet) if route != 'scratch' else {}
+    for block, words in [(several, 'must have one label'), (number, 'must have one label'), (no_label, 'pictures and their labels'), (all_train, 'lack pictures')]:
+        with pytest.raises(TrainError, match=words): train(block.dataloaders(bears, bs=12, num_workers=0), route, quiet=True, **how)
+
+def test_a_batch_larger_than_the_set(bears, tmp_path):
+    "fastai would train on nothing, and the checkpoint would say that it is done"
+    dls = ImageDataLoaders.from_folder(bears, valid_pct=.2, seed=1, item_tfms=Resize(32), bs=600, num_workers=0)
+    for work in (lambda: train(dls, 'scratch', epochs=1, checkpoint=tmp_path, quiet=True), lambda: suggest_lr(Learner(dls, xresnet18_thin(3)))):
+        with pytest.raises(TrainError, match='42 pictures to train on and a batch takes 600'): work()
+    assert not list(tmp_path.iterdir())
+
+def test_a_last_picture_that_is_alone(bears):
+    dls = block_of(CategoryBlock, get_y=parent_label, splitter=IndexSplitter(list(range(10)))).dataloaders(bears, bs=41, num_workers=0)
+    dls.train.drop_last = False
+    with pytest.raises(TrainError, match='Of 42 pictures in batches of 41, one would be alone'): train(dls, 'scratch', epochs=1, quiet=True)
 
 # ---- weights in files
 
@@ -283,6 +410,32 @@ def test_lr_finder_leaves_no_trace(interrupted, bears):
     assert same(weights_of(learn), before) and torch.equal(torch.get_rng_state(), state) and learn.opt is opt
     assert len(learn.cbs) == n and figures(learn) == table and [m.training for m in learn.model.modules()] == modes
     assert sorted(bears.rglob('*')) == files
+
+def test_lr_finder_of_a_loss_that_is_no_number(bears):
+    learn = make_learner(image_dls(bears, size=32, bs=12), plan_training('scratch'))
+    with torch.no_grad(): next(learn.model.parameters()).fill_(float('nan'))
+    with pytest.raises(TrainError, match='no number from batch 1 on'): suggest_lr(learn, num_it=12)
+
+def test_a_copy_of_the_model_in_training_is_a_copy(bears):
+    "As those callbacks make that average weights; with a shorter precision too"
+    class Copies(Callback):
+        order = 20  # after Autocast
+        def before_fit(self): self.copied = copy.deepcopy(self.learn.model)
+    learn = Learner(image_dls(bears, size=32, bs=12), xresnet18_thin(3), cbs=[Autocast(), Copies()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    pictures = torch.randn(2, 3, 32, 32)
+    copied = learn.copies.copied.eval()
+    before = copied(pictures)
+    with torch.no_grad():
+        for p in learn.model.parameters(): p.zero_()
+    assert torch.equal(copied(pictures), before) and copied.forward.model is copied
+
+@pytest.mark.parametrize('metrics,n_lines', [([], 2), ([accuracy], 2), ([accuracy, error_rate], 3)])
+def test_a_curve_of_any_metrics(metrics, n_lines, bears):
+    learn = Learner(image_dls(bears, size=32, bs=12), xresnet18_thin(3), metrics=metrics)
+    log_training(learn)
+    with learn.no_logging(): learn.fit(2)
+    assert len(plot_training(learn).lines) == n_lines and len(training_table(learn)) == 2
 
 def test_silence_of_a_prediction(bears, capfd):
     learn = train(bears, **scratch)
