@@ -112,7 +112,7 @@ def _formats():
     Image.init()
     return [f for f in image_formats if f in Image.OPEN]
 
-# %% ../nbs/00_core.ipynb #7a354117
+# %% ../nbs/00_core.ipynb #10ddd782
 def _source_name(source):
     "How an error message calls `source`"
     if isinstance(source, (str, os.PathLike)): return str(source)
@@ -128,19 +128,29 @@ def _image_errors(name, source):
     except Image.DecompressionBombError as e: raise ImageError(f'{name} claims more pixels than are accepted', 'bomb') from e
     except UnidentifiedImageError as e:
         if _is_empty(source): raise ImageError(f'{name} is empty', 'empty') from e
-        raise ImageError(f'{name} is no picture of a known format', 'not_an_image') from e
-    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, IndexError, struct.error, TypeError) as e:
+        heif = f'{name} is a HEIF picture, as phones take them; pip install pillow-heif, then call pillow_heif.register_heif_opener()'
+        raise ImageError(heif if _is_heif(source) else f'{name} is no picture of a known format', 'not_an_image') from e
+    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, AttributeError, struct.error, TypeError) as e:
         if isinstance(e, ImageError): raise
         reason = 'truncated' if 'truncated' in str(e).lower() else 'unreadable'
         raise ImageError(f'{name} cannot be decoded: {e}', reason) from e
 
-# %% ../nbs/00_core.ipynb #d9b20a7e
+# %% ../nbs/00_core.ipynb #661dece8
 def _is_empty(source):
     "Does `source` hold no bytes at all?"
     if isinstance(source, (bytes, bytearray)): return len(source) == 0
     if isinstance(source, (str, os.PathLike)): return os.path.getsize(source) == 0
     if hasattr(source, 'seek'): return source.seek(0, os.SEEK_END) == 0
     return False
+
+def _is_heif(source):
+    "Does `source` begin as an iPhone's photographs do?"
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, 'rb') as f: return _is_heif(f)
+    if hasattr(source, 'seek'):
+        source.seek(0)
+        source = source.read(12)
+    return source[4:8] == b'ftyp' and source[8:11] in (b'hei', b'hev', b'mif', b'msf')
 
 # %% ../nbs/00_core.ipynb #b0224b29
 image_suffixes = frozenset('.avif .bmp .gif .heic .jfif .jpeg .jpg .png .tif .tiff .webp'.split())

@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/data.html.md"""
 # %% auto #0
 __all__ = ['check_labels', 'check_readable', 'image_opener', 'image_block', 'image_dls', 'dls_settings']
 
-# %% ../nbs/05_data.ipynb #140525ed
+# %% ../nbs/05_data.ipynb #cd49f15a
 import os, random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,9 +21,9 @@ from fastai.vision.core import imagenet_stats
 from .core import DataError, count_labels, image_files, image_suffixes
 from .opening import OpenImage, Store, Surveyed, survey
 from .recipes import augment_transforms, resize_transforms
-from .split import Split, split_pictures
+from .split import Split, split_files, split_pictures
 
-# %% ../nbs/05_data.ipynb #225453d1
+# %% ../nbs/05_data.ipynb #23367a42
 def check_labels(
     files: Sequence[Path],  # Usable pictures, each in its label's folder
     path: str | Path,       # Image folder
@@ -43,7 +43,7 @@ def check_labels(
 def _empty_labels(path, counts):
     "Folders beside the labels that are empty, or whose pictures are all left out; a folder of other things, such as weights or a bundle, is no label"
     folders = [d for d in Path(path).iterdir() if d.is_dir() and d.name[0] != '.' and d.name not in counts] if Path(path).is_dir() else []
-    def is_label(d): return not any(d.iterdir()) or any(f.suffix.lower() in image_suffixes for f in d.iterdir())
+    def is_label(d): return d.name != 'models' and not any(d.iterdir()) or any(f.suffix.lower() in image_suffixes for f in d.iterdir())  # fastai's lr_find leaves `models` behind
     return sorted(d.name for d in folders if is_label(d))
 
 # %% ../nbs/05_data.ipynb #cf72556b
@@ -59,11 +59,13 @@ def check_readable(
     raise DataError(f'{len(broken)} of {len(surveyed)} pictures in {path} cannot be used: {named}{more}. '
         'Leave them out with `exclude=`, or set them aside with `check_images(path).quarantine()`')
 
-# %% ../nbs/05_data.ipynb #040159cd
+# %% ../nbs/05_data.ipynb #82e65eaa
 def _chosen(path, exclude, pairs):
     "Files of the folder without those left out, and the pairs among them"
-    left_out = {_whole(path, f) for f in exclude}
+    left_out = {_whole(path, f) for f in ([exclude] if isinstance(exclude, (str, os.PathLike)) else exclude)}
     files = {a: f for f in image_files(path) if (a := os.path.abspath(f)) not in left_out}
+    pairs = list(pairs)
+    if bad := [p for p in pairs if isinstance(p, (str, os.PathLike)) or len(p) != 2]: raise ValueError(f'`pairs` must hold pairs of files, got {bad[0]!r}')
     pairs = [(_whole(path, a), _whole(path, b)) for a, b in pairs]
     return list(files.values()), [(files[a], files[b]) for a, b in pairs if a in files and b in files]
 
@@ -99,7 +101,7 @@ def image_block(
     return DataBlock(blocks=(pictures, CategoryBlock), get_y=parent_label, splitter=IndexSplitter(list(valid_idx)), item_tfms=items,
         batch_tfms=[*batch, *augment_transforms(augment), Normalize.from_stats(*imagenet_stats)])
 
-# %% ../nbs/05_data.ipynb #6b6cbe05
+# %% ../nbs/05_data.ipynb #8ee79c98
 def _n_workers(asked):
     "Processes that load"
     if asked is not None: return asked
@@ -108,9 +110,9 @@ def _n_workers(asked):
 def _split(looked, split, valid_pct, seed, pairs, near_copies, store):
     "The split asked for: a new one, or an earlier one that goes on"
     if split is None: return split_pictures(looked, valid_pct, seed, pairs, near_copies, store=store)
-    return (split if isinstance(split, Split) else Split.load(split)).place(looked, pairs, near_copies, store)
+    return split.place(looked, pairs, near_copies, store)
 
-# %% ../nbs/05_data.ipynb #84e3aabe
+# %% ../nbs/05_data.ipynb #83a4b40a
 def image_dls(
     path: str | Path,           # Image folder: one folder per label
     size: int = 224,            # Width and height of what the model sees, in pixels
@@ -119,7 +121,7 @@ def image_dls(
     recipe: str = 'crop',       # How pictures get their shape, one of `recipes`
     bs: int = 64,               # Pictures in a batch
     augment: str | Sequence | None = None,  # A family of `augmentations`, several, or fastai's transforms; None for `aug_transforms()`
-    exclude: Iterable = (),     # Files to leave out, such as those `check_images` found broken; whole paths or relative to `path`
+    exclude: str | Path | Iterable = (),  # A file to leave out, or several, such as those `check_images` found broken; whole paths or relative to `path`
     pairs: Iterable[tuple] = (),# Pairs of files that must fall on the same side of the split; likewise
     split: 'Split | str | Path | None' = None,  # A split to go on with, or its file; `valid_pct` is then that split's own
     near_copies: bool = True,   # Keep near copies on one side of the split, and not only exact ones
@@ -131,10 +133,12 @@ def image_dls(
     min_per_label: int = 5,     # Fewest pictures of a label
 ) -> DataLoaders:               # Ready for `vision_learner`; `split` and `survey` tell which pictures went where, and what they are
     "DataLoaders of an image folder"
+    resize_transforms(recipe, size, pad_mode, min_scale), augment_transforms(augment), split_files((), valid_pct, seed)  # refused before any picture is opened
+    if bs < 1: raise ValueError(f'`bs` must be at least 1, got {bs}')
     files, pairs = _chosen(Path(path), exclude, pairs)
     check_labels(files, path, min_per_label)
     opener = image_opener(size, recipe, keep_mb, cache)
-    resize_transforms(recipe, size, pad_mode, min_scale), augment_transforms(augment)  # refused before any picture is opened
+    if split is not None and not isinstance(split, Split): split = Split.load(split)
     looked = survey(files, opener)
     check_readable(looked, path)
     split = _split(looked, split, valid_pct, seed, pairs, near_copies, opener.store)
@@ -142,7 +146,7 @@ def image_dls(
     held = set(split.valid)
     block = image_block(size, [i for i, f in enumerate(order) if f in held], recipe, augment, pad_mode, min_scale, opener)
     dls = block.dataloaders(order, path=Path(path), bs=min(bs, len(split.train)), num_workers=_n_workers(num_workers))
-    dls.train.rng = random.Random(seed)
+    dls.train.rng = random.Random(int(seed))
     dls.split, dls.survey = split, looked
     return dls
 

@@ -84,7 +84,7 @@ class Run:
     split: str = ''               # Fingerprint of the pictures on both sides
     arguments: str = ''           # What the variant passes to training, as JSON
 
-# %% ../nbs/06a_experiment.ipynb #d46543a2
+# %% ../nbs/06a_experiment.ipynb #1e20fe09
 def measure_learner(
     learn: Learner,  # Trained image classifier
 ) -> dict[str, Any]: # n_train, n_valid, wrong, error, log_loss
@@ -94,6 +94,8 @@ def measure_learner(
     right = probabilities[np.arange(n), targets].astype(float)
     log_loss = float(-np.log(right.clip(1e-12)).mean())
     if not math.isfinite(log_loss): raise ArithmeticError('the model answers with numbers that are none: its training diverged')
+    if probabilities.min() < 0 or np.abs(probabilities.sum(1) - 1).max() > .02:
+        raise DataError('the Learner answers with numbers that are no probabilities; its loss must turn them into some, as `CrossEntropyLossFlat` of fastai does')
     return dict(n_train=len(learn.dls.train_ds), n_valid=n, wrong=wrong, error=wrong / n, log_loss=log_loss)
 
 # %% ../nbs/06a_experiment.ipynb #f75f8048
@@ -112,7 +114,7 @@ def resampled_interval(
     half = stats.t.ppf((1 + confidence)/2, k - 1) * math.sqrt(variance)
     return float(values.mean() - half), float(values.mean() + half)
 
-# %% ../nbs/06a_experiment.ipynb #bb631b94
+# %% ../nbs/06a_experiment.ipynb #abc8e7ca
 @dataclass
 class Experiment:
     "Runs of several variants on the same splits"
@@ -120,10 +122,14 @@ class Experiment:
     confidence: float = 0.95   # For the intervals
 
     @property
-    def variants(self): return list(dict.fromkeys(r.variant for r in self.rows))
+    def variants(self) -> list[str]:  # The reference first
+        "Names of the variants"
+        return list(dict.fromkeys(r.variant for r in self.rows))
 
     @property
-    def table(self): return pd.DataFrame([asdict(r) for r in self.rows], columns=[f.name for f in fields(Run)])
+    def table(self) -> pd.DataFrame:  # A row for each run, with the fields of `Run`
+        "All runs, failed ones included"
+        return pd.DataFrame([asdict(r) for r in self.rows], columns=[f.name for f in fields(Run)])
 
     def of(self,
         variant: str,  # Name
@@ -290,10 +296,11 @@ def experiment(
         if file: write_runs(file, _merged(read_runs(file), rows))
     return Experiment([rows[_key(r)] for r in wanted], confidence)
 
-# %% ../nbs/06a_experiment.ipynb #40c0fed8
+# %% ../nbs/06a_experiment.ipynb #fdfa9e25
 def _split_of(path, seed, valid_pct, common):
     "The sides of a seed's split and its fingerprint; the DataLoaders, which may hold pictures, are given up"
-    dls = image_dls(path, seed=seed, valid_pct=valid_pct, keep_mb=0, **{k: common[k] for k in (*split_arguments, 'size', 'cache') if k in common})
+    mine = {k: common[k] for k in (*split_arguments, 'min_per_label', 'size', 'recipe', 'cache') if k in common}
+    dls = image_dls(path, **{**dict(seed=seed, valid_pct=valid_pct, keep_mb=0, recipe='squish'), **mine})  # opened as the plans of `train` do
     return _sides(dls), split_fingerprint(dls)
 
 def _key(run): return run.variant, run.seed, run.split, run.arguments

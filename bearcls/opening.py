@@ -7,10 +7,10 @@ Docs: https://bearcls.github.io/bearcls/opening.html.md"""
 # %% auto #0
 __all__ = ['Store', 'OpenImage', 'Surveyed', 'survey', 'digest_of']
 
-# %% ../nbs/04b_opening.ipynb #7a5e3fea
+# %% ../nbs/04b_opening.ipynb #8b869de6
 import os, sqlite3, struct, threading, time, warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,11 @@ from fastcore.basics import patch
 from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
-from .core import ImageError, cache_folder, load_image, progress, reduced, sha256
+from .core import ImageError, cache_folder, image_size, load_image, progress, reduced, sha256
 from .likeness import Fingerprint, fingerprint
 from .measure import in_order
 
-# %% ../nbs/04b_opening.ipynb #1a4925d7
+# %% ../nbs/04b_opening.ipynb #9c4b1002
 class Store:
     "Values by kind and key, in one file that may be deleted at any time"
     def __init__(self,
@@ -32,12 +32,14 @@ class Store:
         max_mb: float = 4000,                   # Megabytes at most; then the kinds that were unused for longest go
     ):
         self.file, self.max_mb = Path(file) if file else cache_folder()/'pictures.sqlite', max_mb
-        self.usable, self.local, self.lock = True, threading.local(), threading.RLock()
+        self.usable, self.local, self.lock, self.used = True, threading.local(), threading.RLock(), set()
 
     def __repr__(self): return f'Store({self.file.name!r}, {self.size_mb:.1f} MB)'
 
     @property
-    def size_mb(self) -> float: return sum(n for _, n in self.kinds()) / 1e6
+    def size_mb(self) -> float:  # In megabytes
+        "Size of all values together"
+        return sum(n for _, n in self.kinds()) / 1e6
 
 # %% ../nbs/04b_opening.ipynb #4a21bcc2
 @patch
@@ -73,7 +75,7 @@ def _made_anew(self: Store, error):
         except OSError: return False
     return True
 
-# %% ../nbs/04b_opening.ipynb #8b104049
+# %% ../nbs/04b_opening.ipynb #d068ef61
 @patch
 def get(self: Store,
     kind: str,             # Kind of the values
@@ -81,10 +83,19 @@ def get(self: Store,
 ) -> dict[str, bytes]:     # The values that are there, by key
     "Look values up"
     def work(db):
+        self._note_use(db, kind)
         found = (db.execute('SELECT key, value FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone() for k in keys)
         return dict(f for f in found if f)
     keys = list(keys)
     return self._try(work, {}) if keys else {}
+
+@patch
+def _note_use(self: Store, db, kind):
+    "Remember that a kind is asked for, once in the life of this object"
+    if kind in self.used: return
+    self.used.add(kind)
+    with suppress(sqlite3.OperationalError):  # a file that can only be read
+        db.execute('UPDATE kinds SET used=? WHERE kind=?', (time.time(), kind))
 
 @patch
 def put(self: Store,
@@ -93,9 +104,10 @@ def put(self: Store,
 ) -> None:
     "Keep values; nothing happens where there is no room for them"
     def work(db):
-        n_bytes = sum(map(len, values.values()))
         db.execute('BEGIN IMMEDIATE')
         with db:
+            before = (db.execute('SELECT LENGTH(value) FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone() for k in values)
+            n_bytes = sum(map(len, values.values())) - sum(b[0] for b in before if b)  # another program may have put the same
             if not _make_room(db, kind, n_bytes, self.max_mb * 1e6): return
             db.executemany('INSERT OR REPLACE INTO entries VALUES (?, ?, ?)', [(kind, k, v) for k, v in values.items()])
             db.execute('INSERT INTO kinds VALUES (?, ?, ?) ON CONFLICT (kind) DO UPDATE SET used=excluded.used, bytes=bytes + excluded.bytes',
@@ -127,7 +139,7 @@ def clear(self: Store) -> None:
         db.executescript('DELETE FROM entries; DELETE FROM kinds; VACUUM;')
     self._try(work, None)
 
-# %% ../nbs/04b_opening.ipynb #85f99d5d
+# %% ../nbs/04b_opening.ipynb #42f0e676
 class OpenImage(Transform):
     "Opens pictures as every room of bearcls does: upright, RGB, transparency on white"
     input_types = (Path, str, bytes, Image.Image, np.ndarray, Tensor)  # What `learn.predict` may be given
@@ -143,7 +155,7 @@ class OpenImage(Transform):
         key = _file_key(source) if self.keep_mb or self.store else None
         if key in self.kept: return self.kept[key]
         image = self._stored(key)
-        if image is None: image = self.shape(load_image(PILImage.create(source) if hasattr(source, 'shape') else source, self.min_side))
+        if image is None: image = self.shape(load_image(PILImage.create(source) if isinstance(source, (np.ndarray, Tensor)) else source, self.min_side))
         if key: self._keep(key, image)
         return image
     def __getstate__(self): return {**self.__dict__, 'kept': {}, 'kept_bytes': 0, 'digests': {}, 'store': None}
@@ -161,17 +173,18 @@ def kind(self: OpenImage) -> str:  # Names the store's entries
     "What decides the pixels of an opened file, besides its bytes"
     return f'opened {self.min_side} {self.squish} Pillow {PIL.__version__}'
 
-# %% ../nbs/04b_opening.ipynb #b8d29c64
+# %% ../nbs/04b_opening.ipynb #02da23e9
 def _file_key(source):
     "What a file was when it was opened; None for anything but a file"
     if not isinstance(source, (str, Path)): return None
-    try: return str(source), os.stat(source).st_mtime_ns
+    try: facts = os.stat(source)
     except OSError: return None
+    return str(source), facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size
 
 @patch
 def _keep(self: OpenImage, key, image):
     "Keep an opened file while the budget lasts"
-    size = image.width * image.height * 3
+    size = image.width * image.height * 4  # Pillow gives every RGB pixel four bytes
     if key in self.kept or self.kept_bytes + size > self.keep_mb * 1e6: return
     self.kept[key] = image
     self.kept_bytes += size
@@ -194,7 +207,7 @@ def _stored(self: OpenImage, key):
     value = self.store.get(self.kind, [digest]).get(digest)
     return None if value is None else _as_image(value)
 
-# %% ../nbs/04b_opening.ipynb #d65c368c
+# %% ../nbs/04b_opening.ipynb #9a31871f
 @dataclass
 class Surveyed:
     "What one look at a file tells"
@@ -202,11 +215,14 @@ class Surveyed:
     digest: str = ''                            # sha256 of its bytes, in hexadecimal; empty if they cannot be read
     fingerprint: Fingerprint | None = None      # For finding copies; None if the file cannot be opened
     problem: str = ''                           # Why it cannot be opened, in words
+    key: tuple | None = field(default=None, repr=False)  # What the file was when it was read: its name, times and size
     is_new: bool = field(default=False, repr=False)  # Was the fingerprint made now, or found in the store?
     opened: Image.Image | None = field(default=None, repr=False)  # The opened picture, until the survey has passed it on
 
     @property
-    def ok(self) -> bool: return not self.problem
+    def ok(self) -> bool:  # False: `problem` says why
+        "Can it be opened?"
+        return not self.problem
 
 # %% ../nbs/04b_opening.ipynb #f0d2e6e0
 def survey(
@@ -225,12 +241,12 @@ def survey(
     _pass_on(waiting, opener, store)
     return found
 
-# %% ../nbs/04b_opening.ipynb #a741d3cb
+# %% ../nbs/04b_opening.ipynb #6c2f7cbf
 _prints = f'fingerprint 1 Pillow {PIL.__version__}'
 
 def _look(file, opener, store):
     "One file: digest, fingerprint, opened picture; from the store what is there"
-    s = Surveyed(Path(file))
+    s = Surveyed(Path(file), key=_file_key(file))  # before it is read: what changes from now on is opened anew
     try: data = s.file.read_bytes()
     except OSError as e:
         s.problem = f'{file} cannot be read: {e.strerror or e}'
@@ -248,18 +264,18 @@ def _open(s, data, opener):
         is_jpeg, min_side = data[:2] == b'\xff\xd8', opener.min_side if opener else 256
         whole = load_image(data, min_side if is_jpeg else None)
         if s.fingerprint is None:
-            same = not is_jpeg or min_side == 256 or min(whole.size) < 512 and min_side is not None and min_side > 256
-            s.is_new, s.fingerprint = True, fingerprint(reduced(whole if same else load_image(data, 256), 256))
+            same = not is_jpeg or min_side == 256 or min(whole.size) < 512 and whole.size == image_size(data)
+            s.is_new, s.fingerprint = True, fingerprint(reduced(whole, 256) if same else load_image(data, 256))
         if opener: s.opened = opener.shape(reduced(whole, min_side))
     except ImageError as e: s.problem = str(e).replace('the picture', str(s.file), 1)
 
-# %% ../nbs/04b_opening.ipynb #e29c0167
+# %% ../nbs/04b_opening.ipynb #e44c30be
 def _pass_on(surveyed, opener, store):
     "Fingerprints and pictures to the store, pictures and digests to the opener; returns an empty list"
     if store: store.put(_prints, {s.digest: _from_fingerprint(s.fingerprint) for s in surveyed if s.is_new})
     for s in surveyed if opener else ():
-        if key := _file_key(s.file): opener.digests[key] = s.digest
-        if key and s.opened is not None: opener._keep(key, s.opened)
+        if s.key: opener.digests[s.key] = s.digest
+        if s.key and s.opened is not None: opener._keep(s.key, s.opened)
     if opener and opener.store:
         opener.store.put(opener.kind, {s.digest: _as_bytes(s.opened) for s in surveyed if s.opened is not None and s.opened.width*s.opened.height*3 <= _largest})
     for s in surveyed: s.opened = None

@@ -105,7 +105,7 @@ def _untouched(learn: Learner) -> Iterator[None]:
         learn.dls.train.rng.setstate(rng)
         set_random_states(**states)
 
-# %% ../nbs/06b_profile.ipynb #bd8437db
+# %% ../nbs/06b_profile.ipynb #7631ecf5
 @dataclass
 class EpochProfile:
     "Where the time of an epoch goes"
@@ -114,10 +114,18 @@ class EpochProfile:
     n_train: int       # Pictures in an epoch of training
 
     @property
-    def ms(self): return sum(r['ms'] for r in self.rows)
+    def ms(self) -> float:  # Milliseconds for a picture
+        "All stages together"
+        return sum(r['ms'] for r in self.rows)
     @property
-    def seconds(self): return self.ms * self.n_train / 1000
-    def of(self, stage): return next(r['ms'] for r in self.rows if r['stage'] == stage)
+    def seconds(self) -> float:  # Of a whole epoch
+        "What an epoch of training takes at this pace"
+        return self.ms * self.n_train / 1000
+    def of(self,
+        stage: str,  # One of `stages`
+    ) -> float:      # Milliseconds for a picture
+        "One stage alone"
+        return next(r['ms'] for r in self.rows if r['stage'] == stage)
     def _repr_html_(self):
         rows = [{'stage': stages[r['stage']], 'ms per picture': f'{r["ms"]:.2f}', 'share': f'{r["share"]:.0%}'} for r in self.rows]
         return html_table([*rows, {'stage': f'all; {self.seconds:.1f} s for the {self.n_train:,} pictures of an epoch', 'ms per picture': f'{self.ms:.2f}', 'share': '100%'}])

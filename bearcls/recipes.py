@@ -59,15 +59,15 @@ def _presize(size, min_scale):
 class _LargeResize(Resize):
     "fastai's `Resize` under a name of its own: a DataBlock keeps one transform of each class"
 
-# %% ../nbs/04d_recipes.ipynb #aa9af59e
+# %% ../nbs/04d_recipes.ipynb #0c39212f
 def _check_recipe(recipe, size, pad_mode, min_scale):
     "Refuse settings that no recipe has"
-    if recipe not in recipes: raise ValueError(f'`recipe` must be one of {", ".join(recipes)}; got {recipe!r}')
+    if not isinstance(recipe, str) or recipe not in recipes: raise ValueError(f'`recipe` must be one of {", ".join(recipes)}; got {recipe!r}')
     if pad_mode not in pad_fills: raise ValueError(f'`pad_mode` must be one of {", ".join(pad_fills)}; got {pad_mode!r}')
-    if size < 8: raise ValueError(f'`size` must be at least 8 pixels, got {size}')
+    if not isinstance(size, int) or size < 8: raise ValueError(f'`size` must be a whole number of pixels, at least 8; got {size!r}')
     if min_scale is not None and not 0 < min_scale <= 1: raise ValueError(f'`min_scale` must be above 0 and at most 1, got {min_scale}')
 
-# %% ../nbs/04d_recipes.ipynb #e10a62c6
+# %% ../nbs/04d_recipes.ipynb #975fb9f7
 @dataclass(frozen=True)
 class Seen:
     "What a model sees of a picture"
@@ -82,13 +82,19 @@ class Seen:
         return (min(right, self.size[0]) - max(left, 0)) * (min(bottom, self.size[1]) - max(top, 0))
 
     @property
-    def lost(self) -> float: return 1 - self.overlap/(self.size[0]*self.size[1])
+    def lost(self) -> float:  # 0 to 1
+        "Share of the picture that the model does not see"
+        return 1 - self.overlap/(self.size[0]*self.size[1])
 
     @property
-    def bars(self) -> float: return 1 - self.overlap/((self.frame[2] - self.frame[0])*(self.frame[3] - self.frame[1]))
+    def bars(self) -> float:  # 0 to 1
+        "Share of the square that lies outside the picture"
+        return 1 - self.overlap/((self.frame[2] - self.frame[0])*(self.frame[3] - self.frame[1]))
 
     @property
-    def stretch(self) -> float: return (self.frame[3] - self.frame[1])/(self.frame[2] - self.frame[0])
+    def stretch(self) -> float:  # 1: as it is; above: too wide; below: too tall
+        "How many times wider things look than they are, for their height"
+        return (self.frame[3] - self.frame[1])/(self.frame[2] - self.frame[0])
 
 # %% ../nbs/04d_recipes.ipynb #1dadafac
 def model_view(
@@ -150,7 +156,7 @@ def _range(shares): return f'{min(shares):.0%} to {max(shares):.0%}' if max(shar
 def _bent(stretch):
     return f'everything is {stretch:.1f} times too wide' if stretch > 1 else f'everything is {1/stretch:.1f} times too tall'
 
-# %% ../nbs/04d_recipes.ipynb #5f77c5dd
+# %% ../nbs/04d_recipes.ipynb #04b28677
 @dataclass
 class ResizeComparison:
     "What the recipes do to one picture"
@@ -161,12 +167,12 @@ class ResizeComparison:
 def compare_resizes(
     source: str | os.PathLike | Image.Image,  # A picture, its file, or an image folder, of which the longest or tallest picture is taken
     size: int = 224,           # Width and height of what the model sees, in pixels
-    only: Sequence[str] = tuple(recipes),  # These recipes
+    only: str | Sequence[str] = tuple(recipes),  # This recipe, or these
     seed: int = 42,            # For those that show another part each time
 ) -> ResizeComparison:         # Shows itself as a gallery
     "What each recipe keeps, loses and bends of a picture"
     if not isinstance(source, Image.Image) and Path(source).is_dir(): source = _most_oblong(source)
-    picture = load_image(source)
+    picture, only = load_image(source), [only] if isinstance(only, str) else only
     with no_random(seed):
         views = [_view(picture, r, size, p) for r in only for p in (pad_fills if r == 'pad' else ('zeros',))]
     return ResizeComparison(picture, views)
@@ -298,13 +304,13 @@ _families = {  # The means, as fastai's `aug_transforms` has them
     'erase': lambda **draw: RandomErasing(**dict(p=.5) | draw),
 }
 
-# %% ../nbs/04d_recipes.ipynb #b38c69e3
+# %% ../nbs/04d_recipes.ipynb #773907e9
 def augment_transforms(
-    augment: str | Sequence | None = None,  # A family, several, or transforms of one's own; None for 'default'
+    augment: str | Transform | Sequence | None = None,  # A family, a transform of one's own, or several of either; None for 'default'
 ) -> list[Transform]:                       # Batch transforms
     "fastai's batch transforms of augmentation families"
-    asked = ['default'] if augment is None else [augment] if isinstance(augment, str) else list(augment)
-    if unknown := [a for a in asked if isinstance(a, str) and a not in augmentations]:
+    asked = ['default'] if augment is None else [augment] if isinstance(augment, (str, Transform)) or not isinstance(augment, Iterable) else list(augment)
+    if unknown := [a for a in asked if not callable(a) and (not isinstance(a, str) or a not in augmentations)]:
         raise ValueError(f'`augment` must be made of {", ".join(augmentations)} or transforms; got {unknown[0]!r}')
     if all(not isinstance(a, str) for a in asked): return asked
     return setup_aug_tfms([t for a in asked for t in _family(a)])

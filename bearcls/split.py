@@ -7,18 +7,21 @@ Docs: https://bearcls.github.io/bearcls/split.html.md"""
 # %% auto #0
 __all__ = ['near_groups', 'split_files', 'Split', 'split_pictures']
 
-# %% ../nbs/04c_split.ipynb #0b94b358
+# %% ../nbs/04c_split.ipynb #48aa9786
 import hashlib, json, os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from operator import index
 from pathlib import Path, PurePosixPath
+import numpy as np
 from fastcore.basics import patch
 from .core import DataError, atomic_write, html_table, sha256
-from .likeness import near_copies
+from .likeness import near_copies, near_pairs, similarity, tiny_side
 from .opening import Store, Surveyed
 
-# %% ../nbs/04c_split.ipynb #8c47263a
+# %% ../nbs/04c_split.ipynb #29ae2235
 def near_groups(
     surveyed: Sequence[Surveyed],  # Pictures, from `survey`; one without a fingerprint stands alone
     min_similarity: float = 0.96,  # Likeness from which two pictures count as copies, see `near_copies`
@@ -35,11 +38,39 @@ def _near_pairs(prints, min_similarity, store):
     "Digests of near copies in pairs, from the store if these very pictures were compared before"
     order = sorted(prints)
     key = sha256(repr((min_similarity, [(d, prints[d].whole, prints[d].middle) for d in order])).encode())
-    if known := store.get('near pairs 1', [key]) if store else None: return json.loads(known[key])
+    if known := store.get('near pairs 2', [key]) if store else None: return json.loads(known[key])
     pairs = [(digests[a], digests[b]) for digests in (order, order[::-1])
              for a, b, _ in near_copies([prints[d] for d in digests], min_similarity=min_similarity)]
-    if store: store.put('near pairs 1', {key: json.dumps(pairs).encode()})
+    pairs += _missed_pairs(prints, pairs, min_similarity)
+    if store: store.put('near pairs 2', {key: json.dumps(pairs).encode()})
     return pairs
+
+def _missed_pairs(prints, pairs, min_similarity):
+    "Near copies of what has a copy already, which stopped both passes from comparing them"
+    joined, found, small = _Joined(), [], {}
+    for a, b in pairs: joined.join(a, b)
+    def other_groups(a, near): return [b for b in sorted(near) if joined.leader(a) != joined.leader(b)]
+    for a, near in _near_hashes(prints, sorted({d for pair in pairs for d in pair})).items():
+        for d in (a, *near): small[d] = small[d] if d in small else _coarse(prints[d].tiny)
+        for b in sorted(other_groups(a, near), key=lambda b: -float(small[a] @ small[b]))[:5]:
+            if joined.leader(a) == joined.leader(b) or similarity(prints[a].tiny, prints[b].tiny) < min_similarity: continue
+            joined.join(a, b)
+            found.append((a, b))
+    return found
+
+def _near_hashes(prints, some):
+    "Digests whose hashes are near to those of each of `some`"
+    order, near = sorted(prints), {d: set() for d in some}
+    def hashes(digests, part): return np.array([getattr(prints[d], part) for d in digests], np.uint64)
+    for mine, other in (('whole', 'whole'), ('middle', 'whole'), ('whole', 'middle')):
+        for i, j in near_pairs(hashes(some, mine), hashes(order, other), crowd=50).tolist(): near[some[i]].add(order[j])
+    return near
+
+def _coarse(tiny):
+    "8×8 pixels of a thumbnail without their mean, as a vector of length 1"
+    pixels = np.frombuffer(tiny, np.uint8).reshape(8, tiny_side//8, 8, tiny_side//8, 3).mean((1, 3)).ravel()
+    pixels -= pixels.mean()
+    return pixels/max(np.linalg.norm(pixels), 1e-6)
 
 # %% ../nbs/04c_split.ipynb #c4d799d4
 class _Joined:
@@ -79,7 +110,7 @@ def _first_in_queue(queue, sizes, missing, known):
     if queue and not any([*known, *held.values()]): held[min(queue, key=sizes.get)] = True
     return held
 
-# %% ../nbs/04c_split.ipynb #4e2058e9
+# %% ../nbs/04c_split.ipynb #22b3f876
 def _one_sided(label, sizes, held):
     "Why a label cannot be split"
     n = sum(sizes.values())
@@ -87,9 +118,10 @@ def _one_sided(label, sizes, held):
     if len(sizes) == 1: return (f'All {n} pictures of {label} are copies of one another, so none can be held back from training: '
         'gather different ones, or pass `near_copies=False` if they differ in what matters')
     lacking = 'train on' if all(held.get(g) for g in sizes) else 'validate with'
-    return f'This split leaves no picture of {label} to {lacking}; its {n} pictures are tied to pictures on the other side'
+    return (f'This split leaves no picture of {label} to {lacking}; its {n} pictures are tied to pictures on the other side. '
+        'Try another `seed`, or leave the copies out')
 
-# %% ../nbs/04c_split.ipynb #2bcf8ec6
+# %% ../nbs/04c_split.ipynb #a7204944
 def split_files(
     files: Sequence[Path],      # Pictures, each in its label's folder
     valid_pct: float = 0.2,     # Share of each label's pictures that is held back for validation, between 0 and 1
@@ -100,7 +132,7 @@ def split_files(
     sides: Mapping[str, bool] | None = None,  # Digests whose side is settled: True if held back
 ) -> tuple[list[int], list[int]]: # Positions in `files`: those to train on, those to validate on
     "Split by the pictures' content: each label its share, copies together, the same on every machine"
-    if not 0 < valid_pct < 1: raise ValueError(f'`valid_pct` must lie between 0 and 1, got {valid_pct}')
+    _check_split(valid_pct, seed)
     digests = [sha256(f) for f in files] if digests is None else list(digests)
     names = _group_names(files, digests, pairs, groups, sides or {})
     members, queue = {}, {name: _place_in_queue(name[0], seed) for name in names}
@@ -108,7 +140,13 @@ def split_files(
     held = _choose(members, queue, valid_pct, {name: name[1] for name in names if name[1] is not None})
     return [i for i, name in enumerate(names) if not held[name]], [i for i, name in enumerate(names) if held[name]]
 
-# %% ../nbs/04c_split.ipynb #146ec8f1
+# %% ../nbs/04c_split.ipynb #b903aa95
+def _check_split(valid_pct, seed):
+    "Refuse numbers that decide no split"
+    if not isinstance(valid_pct, Real) or not 0 < valid_pct < 1: raise ValueError(f'`valid_pct` must lie between 0 and 1, got {valid_pct!r}')
+    try: index(seed)
+    except TypeError: raise ValueError(f'`seed` must be a whole number, got {seed!r}') from None
+
 def _group_names(files, digests, pairs, groups, sides):
     "The lowest digest of each file's group, with the side that is settled for it (None: not settled)"
     joined, by_file, first = _Joined(), dict(zip(map(str, files), digests)), {}
@@ -146,7 +184,7 @@ class Split:
     def _repr_html_(self):
         return html_table({'label': label, 'train on': n['train'], 'validate with': n['valid']} for label, n in self.counts.items())
 
-# %% ../nbs/04c_split.ipynb #d6bd9510
+# %% ../nbs/04c_split.ipynb #d1ab3025
 def split_pictures(
     surveyed: Sequence[Surveyed],  # Pictures, from `survey`, each in its label's folder
     valid_pct: float = 0.2,        # Share of each label's pictures that is held back, between 0 and 1
@@ -160,7 +198,7 @@ def split_pictures(
     files, digests = [s.file for s in surveyed], [s.digest for s in surveyed]
     groups = near_groups(surveyed, store=store) if near_copies else None
     train, valid = split_files(files, valid_pct, seed, pairs, groups, digests, known.sides if known else None)
-    return Split([files[i] for i in train], [files[i] for i in valid], dict(zip(files, digests)), valid_pct, seed)
+    return Split([files[i] for i in train], [files[i] for i in valid], dict(zip(files, digests)), float(valid_pct), index(seed))
 
 # %% ../nbs/04c_split.ipynb #05062848
 _format = 'bearcls split'
@@ -179,25 +217,29 @@ def save(self: Split,
     with atomic_write(file, 'w') as f: f.write('{\n' + ',\n'.join(lines) + '\n}\n')
     return Path(file)
 
-# %% ../nbs/04c_split.ipynb #c089c657
+# %% ../nbs/04c_split.ipynb #1e74a21d
 @patch(cls_method=True)
 def load(cls: Split,
     file: str | os.PathLike,  # File that `save` wrote
 ) -> Split:                   # With the names that the pictures had when it was saved
     "Read a split again"
-    try: facts = json.loads(Path(file).read_text(encoding='utf-8'))
+    try: facts = json.loads(Path(file).read_text(encoding='utf-8', errors='surrogateescape'))  # as `save` writes names that are no UTF-8
     except OSError as e: raise DataError(f'The split {file} cannot be read: {e.strerror or e}') from e
     except (ValueError, RecursionError) as e: raise DataError(f'{file} is not a split that bearcls saved: {e}') from e
     if problem := _split_problem(facts): raise DataError(f'{file} is not a split that bearcls saved: {problem}')
-    names = {side: {Path(PurePosixPath(name)): d for d, name in _unique_names(facts[side])} for side in ('train', 'valid')}
-    return cls([*names['train']], [*names['valid']], {**names['train'], **names['valid']}, facts['valid_pct'], facts['seed'])
+    names = _unique_names({**facts['valid'], **facts['train']})
+    train, valid = ([names[d] for d in facts[side]] for side in ('train', 'valid'))
+    return cls(train, valid, {name: d for d, name in names.items()}, facts['valid_pct'], facts['seed'])
 
-def _unique_names(part):
-    "Digests with their names; two pictures of one name, from two folders, get a number"
-    seen = Counter()
-    for d, name in part.items():
-        seen[name] += 1
-        yield d, name if seen[name] == 1 else f'{name} ({seen[name]})'
+def _unique_names(names):
+    "Paths by digest; of two pictures of one name, from two folders, one gets a number"
+    paths, unique = {d: Path(PurePosixPath(name)) for d, name in names.items()}, {}
+    taken = set(paths.values())
+    for d, path in paths.items():
+        own, n = path, 2
+        while own in unique or own != path and own in taken: own, n = Path(f'{path} ({n})'), n + 1
+        unique[own] = d
+    return {d: path for path, d in unique.items()}
 
 # %% ../nbs/04c_split.ipynb #eaae88c6
 def _split_problem(facts):
@@ -216,7 +258,7 @@ def _split_problem(facts):
     both = facts['train'].keys() & facts['valid'].keys()
     return f'{facts["train"][min(both)]} stands on both sides' if both else ''
 
-# %% ../nbs/04c_split.ipynb #81f9cc40
+# %% ../nbs/04c_split.ipynb #55d10c2f
 @patch
 def place(self: Split,
     surveyed: Sequence[Surveyed],  # Pictures as they are now, from `survey`
@@ -225,7 +267,8 @@ def place(self: Split,
     store: Store | None = None,    # Remembers which pictures are copies
 ) -> Split:                        # The split of these pictures; save it to keep the new ones' sides
     "This split for the pictures of a folder: known ones stay, new ones are drawn by the same rule"
-    if not any(s.digest in self.sides for s in surveyed):
+    sides = self.sides
+    if not any(s.digest in sides for s in surveyed):
         known = ', '.join('/'.join(Path(f).parts[-2:]) for f in (self.valid + self.train)[:3])
         here = ', '.join('/'.join(s.file.parts[-2:]) for s in surveyed[:3])
         raise DataError(f'The split fits none of these {len(surveyed)} pictures: it knows {known}…; here are {here}…')

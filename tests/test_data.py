@@ -1,19 +1,22 @@
 "Data, split and recipes under conditions that make bad reading: hostile files, every orientation, a fresh process, every recipe through a bundle"
-import io, json, os, random, shutil, subprocess, sys
+import io, itertools, json, os, random, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.callback.schedule import Learner
 from fastai.torch_core import set_seed
+from fastai.vision.augment import Flip
 from fastai.vision.core import imagenet_stats
 from PIL import Image
 from torch import nn
 from hostile import bomb, picture
-from bearcls.core import DataError, count_labels, image_files, load_image, sha256
+from bearcls import likeness, opening, split as split_module
+from bearcls.core import DataError, ImageError, count_labels, image_files, load_image, sha256
 from bearcls.data import image_dls
 from bearcls.export import export_bundle
 from bearcls.figures import draw_bear
 from bearcls.inference import prepare, read_bundle
-from bearcls.opening import survey
+from bearcls.likeness import fingerprint
+from bearcls.opening import OpenImage, Store, Surveyed, digest_of, survey
 from bearcls.recipes import augmentations, compare_resizes, pad_fills, recipes, show_augmentations
 from bearcls.sample import draw_bears
 from bearcls.split import Split, near_groups, split_files, split_pictures
@@ -323,3 +326,159 @@ def test_hostile_names_do_not_break_a_gallery(tmp_path):
     with pytest.raises(DataError, match='holds no pictures'): compare_resizes(tmp_path)
     for size in ((1, 1), (1, 300), (400, 2)):
         for view in compare_resizes(Image.new('RGB', size, 'teal'), size=32).views: assert view.valid.image.size == (32, 32)
+
+
+# What only comes up with other people's files, folders and machines
+
+def blocky(seed, size=(120, 90), cells=12):
+    "A picture that no other is like"
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (cells, cells, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+
+def test_a_picture_that_pillow_opened_is_opened_as_its_file_is(tmp_path):
+    "`Image.open` decodes nothing yet, and must stay what it was"
+    (tmp_path/'phone.jpg').write_bytes(turned(blocky(1), 6))
+    opened = Image.open(tmp_path/'phone.jpg')
+    kind = type(opened)
+    assert np.array_equal(np.asarray(OpenImage()(opened)), np.asarray(load_image(tmp_path/'phone.jpg')))
+    assert type(opened) is kind
+
+def test_fingerprints_do_not_depend_on_the_size_that_is_trained_with(tmp_path):
+    "A phone's photograph with a second picture in the file is not decoded at a part of its size, and a very large one is reduced twice"
+    blocky(1, (2000, 1500)).save(tmp_path/'two.jpg', 'MPO', save_all=True, append_images=[blocky(2)])
+    blocky(3, (6400, 6400)).save(tmp_path/'large.jpg', quality=60)
+    blocky(4, (500, 400)).save(tmp_path/'small.jpg')
+    files = sorted(tmp_path.glob('*.jpg'))
+    plain = [s.fingerprint for s in survey(files)]
+    for min_side in (64, 256, 300, 448, 600): assert [s.fingerprint for s in survey(files, OpenImage(min_side))] == plain
+
+@pytest.fixture
+def two_files(tmp_path):
+    files = [tmp_path/'a.png', tmp_path/'b.png']
+    for n, f in enumerate(files): blocky(n).save(f)
+    return files
+
+def test_a_file_that_changes_while_it_is_surveyed_is_opened_anew(two_files, monkeypatch):
+    real = opening._look
+    def slow(file, **kwargs):
+        found = real(file, **kwargs)
+        if file == two_files[0]: blocky(7).save(file)
+        return found
+    monkeypatch.setattr(opening, '_look', slow)
+    opener = OpenImage(keep_mb=10, store=Store())
+    survey(two_files, opener)
+    assert np.array_equal(np.asarray(opener(two_files[0])), np.asarray(blocky(7)))
+    assert digest_of(two_files[0], opener) == sha256(two_files[0])
+
+def test_files_that_change_places_are_opened_anew_though_their_times_are_the_same(two_files):
+    "As after unpacking an archive, whose files share one time"
+    a, b = two_files
+    Image.new('RGB', (300, 300), 'red').save(b)
+    for f in two_files: os.utime(f, ns=(10**18, 10**18))
+    opener = OpenImage(keep_mb=10)
+    before = [np.asarray(opener(f)) for f in two_files]
+    a.rename(a.with_suffix('.old')), b.rename(a), a.with_suffix('.old').rename(b)
+    assert [np.array_equal(np.asarray(opener(f)), x) for f, x in zip(two_files, before[::-1])] == [True, True]
+
+def test_memory_is_counted_as_pillow_uses_it(two_files):
+    opener = OpenImage(keep_mb=120*90*4*1.5/1e6)  # room for one picture and a half
+    for f in two_files: opener(f)
+    assert len(opener.kept) == 1 and opener.kept_bytes == 120*90*4
+
+def test_a_store_counts_each_value_once_and_keeps_what_is_used(tmp_path):
+    store = Store(tmp_path/'s.sqlite', max_mb=.001)
+    for _ in range(3): Store(store.file).put('often', {'x': bytes(300)})  # as several programs do with one folder
+    assert store.kinds() == [('often', 300)]
+    store.put('once', {'x': bytes(300)})
+    assert Store(store.file).get('often', ['x'])
+    store.put('new', {'x': bytes(500)})
+    assert {kind for kind, _ in store.kinds()} == {'often', 'new'}
+
+def test_pictures_are_the_same_with_workers_and_after_a_change(drawn, tmp_path):
+    "Kept or not, in this process or in others, between two epochs a picture changes and is seen as it is now"
+    folder = shuffled_copy(drawn, tmp_path/'b')
+    def seen(dls): return torch.cat([x.cpu() for x, _ in dls.valid])
+    how = dict(size=32, bs=8, augment='none')
+    kept, workers = image_dls(folder, **how), image_dls(folder, num_workers=2, **how)
+    assert seen(kept).equal(seen(image_dls(folder, cache=False, keep_mb=0, **how))) and seen(workers).equal(seen(kept))
+    changed = kept.valid_ds.items[0]
+    blocky(5).save(changed, 'JPEG')
+    assert np.array_equal(pixels(seen(kept)[0]), np.asarray(prepare(load_image(changed, 64), 32)))
+    assert seen(workers).equal(seen(kept))
+
+def test_a_folder_that_lr_find_has_used_can_be_used_again(drawn, tmp_path):
+    "fastai leaves an empty folder `models` beside the labels"
+    folder = shuffled_copy(drawn, tmp_path/'b')
+    learn = tiny_learner(image_dls(folder, size=32, bs=8))
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(show_plot=False, num_it=10)
+    assert (folder/'models').is_dir()
+    assert list(image_dls(folder, size=32).vocab) == ['black', 'grizzly', 'teddy']
+
+def test_pictures_of_one_name_from_two_folders_keep_their_sides(drawn, tmp_path):
+    "The file has names for people only; two on different sides may share one"
+    other = draw_bears(tmp_path/'other', n_per_label=12, side=96, seed=9, faults=False)
+    split = split_pictures(survey([*image_files(drawn), *image_files(other)]))
+    again = Split.load(split.save(tmp_path/'split.json'))
+    assert again.sides == split.sides and (len(again.train), len(again.valid)) == (len(split.train), len(split.valid))
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems take names in Unicode only')
+def test_a_split_with_a_name_that_is_no_utf8_can_be_read_again(drawn, tmp_path):
+    folder = shuffled_copy(drawn, tmp_path/'b')
+    os.rename(os.fsencode(image_files(folder)[0]), os.fsencode(folder/'black') + b'/B\xe4r.jpg')
+    split = image_dls(folder, size=32).split
+    assert Split.load(split.save(tmp_path/'split.json')).sides == split.sides
+
+def test_copies_that_are_alike_through_a_third_stay_together(monkeypatch):
+    "What is joined to a copy was compared with nothing else, so a star of copies fell apart"
+    alike = {frozenset(p) for p in (('1', '3'), ('2', '3'), ('4', '3'))}  # 3 is like all others, which are not like each other
+    prints = {d: fingerprint(blocky(0).crop((n, 0, 110 + n, 90))) for n, d in enumerate('1234')}
+    name = {p.tiny: d for d, p in prints.items()}
+    def similarity(a, b): return .99 if frozenset((name[a], name[b])) in alike else .9
+    for module in (likeness, split_module): monkeypatch.setattr(module, 'similarity', similarity, raising=False)
+    assert len(set(near_groups([Surveyed(Path('a')/d, d, p) for d, p in prints.items()]))) == 1
+
+def test_no_near_copy_is_left_alone_in_large_families():
+    "Of many trims of one picture, each that is like any other is in its group"
+    rng = np.random.default_rng(0)
+    looked = []
+    for n in range(12):
+        whole = blocky(n, (200, 160), cells=4)
+        for k in range(10):
+            left, top, right, bottom = rng.uniform(0, .06, 4)
+            trimmed = whole.crop((int(200*left), int(160*top), int(200*(1 - right)), int(160*(1 - bottom))))
+            looked.append(Surveyed(Path(f'{n}')/f'{k}.jpg', sha256(f'{n} {k}'.encode()), fingerprint(trimmed)))
+    groups = near_groups(looked)
+    for (a, x), (b, y) in itertools.combinations(zip(groups, looked), 2):
+        if a != b: assert x.file.parent != y.file.parent or likeness.similarity(x.fingerprint.tiny, y.fingerprint.tiny) < .96
+
+@pytest.mark.parametrize('wrong,message', [
+    (dict(size=(32, 32)), '`size` must be a whole number'), (dict(size=32.), '`size` must be a whole number'), (dict(size='32'), '`size` must be'), (dict(size=np.int64(7)), '`size` must be'),
+    (dict(recipe=['crop']), '`recipe` must be one of'), (dict(valid_pct='0.2'), '`valid_pct` must lie'), (dict(valid_pct=float('nan')), '`valid_pct` must lie'), (dict(valid_pct=0), '`valid_pct` must lie'),
+    (dict(valid_pct=True), '`valid_pct` must lie'), (dict(seed=None), '`seed` must be a whole number, got None'), (dict(seed=1.5), '`seed` must be'), (dict(seed='1'), '`seed` must be'),
+    (dict(bs=0), '`bs` must be at least 1'), (dict(augment=False), '`augment` must be made of'), (dict(pairs=('a.jpg', 'b.jpg')), '`pairs` must hold pairs'), (dict(split='none.json'), 'none.json cannot be read')])
+def test_wrong_arguments_are_named_before_pictures_are_opened(drawn, wrong, message, monkeypatch):
+    monkeypatch.setattr(opening, '_look', lambda *args, **kwargs: pytest.fail('a picture was opened'))
+    with pytest.raises(ValueError, match=message): image_dls(drawn, **{**dict(size=32), **wrong})
+
+def test_what_people_naturally_pass(drawn, tmp_path):
+    "One name to leave out, NumPy's numbers, one transform; and the split that comes of it can be kept"
+    first = image_files(drawn)[0]
+    for one in ('/'.join(first.parts[-2:]), first, [str(first)]): assert first not in image_dls(drawn, size=32, exclude=one).split.digests
+    dls = image_dls(str(drawn), size=32, bs=8, seed=np.int64(4), valid_pct=np.float32(.25), augment=Flip())
+    assert dls.split.sides == image_dls(drawn, size=32, seed=4, valid_pct=.25).split.sides == Split.load(dls.split.save(tmp_path/'split.json')).sides
+    assert len(dls.train.one_batch()[0]) == 8 and [view.name for view in compare_resizes(first, only='squish').views] == ['squish']
+
+def test_an_exif_record_that_pillow_trips_over_is_an_image_error():
+    "Pillow raises an AttributeError while it writes the record of the upright picture"
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010f] = 6, 'Maker'
+    out = io.BytesIO()
+    blocky(0).save(out, 'JPEG', exif=exif)
+    bad = out.getvalue().replace(bytes([1, 15, 0, 2, 0, 0, 0, 6]), bytes([1, 15, 0, 11, 0, 0, 0, 1]))  # the maker's name as one number
+    assert bad != out.getvalue()
+    with pytest.raises(ImageError, match='cannot be decoded'): load_image(bad)
+
+def test_an_iphones_photographs_say_what_they_need(drawn, tmp_path):
+    if 'HEIF' in Image.OPEN: pytest.skip('this Pillow reads HEIF')
+    folder = shuffled_copy(drawn, tmp_path/'b')
+    (folder/'black'/'IMG_1.HEIC').write_bytes(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(500))
+    with pytest.raises(DataError, match='black/IMG_1.HEIC is a HEIF picture.*pip install pillow-heif'): image_dls(folder, size=32)

@@ -15,6 +15,7 @@ from torch import nn
 from bearcls.core import DataError, image_files
 from bearcls.data import image_dls
 from bearcls.experiment import Experiment, Run, experiment, read_runs, resampled_interval, split_fingerprint, wilson, write_runs
+from bearcls.opening import Store
 from bearcls.profile import profile_epoch, stages
 from bearcls.sample import draw_bears
 
@@ -273,3 +274,23 @@ def test_profile_of_few_batches(path):
     learn = book_learner(path)
     learn.dls.loaders[0] = learn.dls.train.new(bs=64, drop_last=True)
     with pytest.raises(ValueError, match='no whole batch'): profile_epoch(learn)
+
+def test_a_learner_that_answers_with_logits_is_a_problem(path):
+    "Their logarithms would be a log loss of nothing; a loss of torch alone does not say how they become probabilities"
+    class Logits(Fake):
+        def get_preds(self): return super().get_preds()[0]*7 - 3, super().get_preds()[1]
+    def train(path, seed, **kwargs): return Logits(image_dls(path, size=16, cache=False, seed=seed))
+    row = experiment(path, {'a': {}}, seeds=(0,), trainer=train).rows[0]
+    assert 'no probabilities' in row.problem and math.isnan(row.log_loss)
+
+def test_few_pictures_are_allowed_for_all_variants(tmp_path):
+    "What `train` accepts for small labels, the split of an experiment accepts as well"
+    small = draw_bears(tmp_path/'small', n_per_label=4, seed=1, faults=False)
+    def train(path, seed, **kwargs): return Fake(image_dls(path, size=16, cache=False, seed=seed, min_per_label=3))
+    assert experiment(small, {'a': {}}, seeds=(0,), trainer=train, min_per_label=3).rows[0].problem == ''
+
+def test_the_split_leaves_pictures_on_disk_as_training_opens_them(path, tmp_path):
+    "Not another set of them, which would push those that are used out of the cache"
+    def train(path, seed, **kwargs): return Fake(image_dls(path, seed=seed, size=64, recipe='squish', cache=kwargs['cache']))
+    experiment(path, {'a': {}}, seeds=(0,), trainer=train, size=64, cache=tmp_path/'kept')
+    assert len([kind for kind, _ in Store(tmp_path/'kept'/'pictures.sqlite').kinds() if kind.startswith('opened')]) == 1
