@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/opening.html.md"""
 # %% auto #0
 __all__ = ['Store', 'OpenImage', 'Surveyed', 'survey', 'digest_of']
 
-# %% ../nbs/04b_opening.ipynb #8b869de6
-import os, sqlite3, struct, threading, time, warnings
+# %% ../nbs/04b_opening.ipynb #e706c4e1
+import os, sqlite3, struct, threading, time, warnings, zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -75,7 +75,7 @@ def _made_anew(self: Store, error):
         except OSError: return False
     return True
 
-# %% ../nbs/04b_opening.ipynb #d068ef61
+# %% ../nbs/04b_opening.ipynb #89b568cf
 @patch
 def get(self: Store,
     kind: str,             # Kind of the values
@@ -85,9 +85,16 @@ def get(self: Store,
     def work(db):
         self._note_use(db, kind)
         found = (db.execute('SELECT key, value FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone() for k in keys)
-        return dict(f for f in found if f)
+        return {k: v[:-4] for k, v in filter(None, found) if _checksum(v[:-4]) == v[-4:]}
     keys = list(keys)
     return self._try(work, {}) if keys else {}
+
+def _checksum(value): return struct.pack('<I', zlib.crc32(value))
+
+@patch
+def _has(self: Store, kind, key):
+    "Is there such a value, whole or not?"
+    return self._try(lambda db: bool(db.execute('SELECT key FROM entries WHERE kind=? AND key=?', (kind, key)).fetchone()), False)
 
 @patch
 def _note_use(self: Store, db, kind):
@@ -106,10 +113,10 @@ def put(self: Store,
     def work(db):
         db.execute('BEGIN IMMEDIATE')
         with db:
-            before = (db.execute('SELECT LENGTH(value) FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone() for k in values)
+            before = (db.execute('SELECT LENGTH(value) - 4 FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone() for k in values)
             n_bytes = sum(map(len, values.values())) - sum(b[0] for b in before if b)  # another program may have put the same
             if not _make_room(db, kind, n_bytes, self.max_mb * 1e6): return
-            db.executemany('INSERT OR REPLACE INTO entries VALUES (?, ?, ?)', [(kind, k, v) for k, v in values.items()])
+            db.executemany('INSERT OR REPLACE INTO entries VALUES (?, ?, ?)', [(kind, k, v + _checksum(v)) for k, v in values.items()])
             db.execute('INSERT INTO kinds VALUES (?, ?, ?) ON CONFLICT (kind) DO UPDATE SET used=excluded.used, bytes=bytes + excluded.bytes',
                 (kind, time.time(), n_bytes))
     if values: self._try(work, None)
@@ -241,7 +248,7 @@ def survey(
     _pass_on(waiting, opener, store)
     return found
 
-# %% ../nbs/04b_opening.ipynb #6c2f7cbf
+# %% ../nbs/04b_opening.ipynb #5ff01ffb
 _prints = f'fingerprint 1 Pillow {PIL.__version__}'
 
 def _look(file, opener, store):
@@ -254,7 +261,7 @@ def _look(file, opener, store):
     s.digest = sha256(data)
     known = store.get(_prints, [s.digest]) if store else {}
     if known: s.fingerprint = _as_fingerprint(known[s.digest])
-    opened = bool(opener and store and store.get(opener.kind, [s.digest]))
+    opened = opener and opener.store and opener.store._has(opener.kind, s.digest)
     if s.fingerprint is None or opener and not opened and opener.keep_mb + bool(opener.store): _open(s, data, opener)
     return s
 
