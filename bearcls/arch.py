@@ -161,7 +161,7 @@ def _torch_cache(url):
     file = Path(torch.hub.get_dir())/'checkpoints'/Path(urllib.parse.urlparse(url).path).name
     return str(file) if file.exists() else ''
 
-# %% ../nbs/05a_arch.ipynb #bd2f3cc2
+# %% ../nbs/05a_arch.ipynb #d397b746
 def find_weights(
     name: str,              # Name of an architecture
     timeout: float = 3.0,   # Seconds to wait for the server
@@ -170,7 +170,7 @@ def find_weights(
     "Look for weights in the cache, then on their server; never longer than `timeout`"
     arch = get_arch(name)
     if weights is None: return Weights(name, 'absent', 'no weights are wanted')
-    if str(weights) != 'auto': return _own_file(name, Path(weights))
+    if str(weights) != 'auto': return _own_file(name, Path(weights).expanduser())
     if not (url := weights_url(name)): return Weights(name, 'absent', f'there are no ImageNet weights of {name}')
     cached = _timm_weights(arch)[0] if isinstance(arch, str) else _torch_cache(url)
     if cached: return Weights(name, 'cached', f'the ImageNet weights of {name} are cached', url, cached)

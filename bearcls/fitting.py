@@ -124,7 +124,7 @@ def log_training(
 
 def _shown_in_the_table(row): "In the place of `print`, where fastai's Recorder writes its rows"
 
-# %% ../nbs/05c_fitting.ipynb #203967e7
+# %% ../nbs/05c_fitting.ipynb #98c1f86c
 def training_table(
     learn: Learner,    # Learner with a `TrainingLog`, such as those of `train`
 ) -> pd.DataFrame:     # A row per epoch: epoch, train_loss, valid_loss, error_rate, seconds
@@ -143,7 +143,7 @@ def plot_training(
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=(6, 3))[1]
     lines = dict(train_loss=('training loss', '#8a6642', '-'), valid_loss=('validation loss', '#2f6f8f', '-'), error_rate=('validation error', '#b03a2e', '--'))
-    for name in lines.keys() & table.columns: _line(ax, table, name, *lines[name])
+    for name in [n for n in lines if n in table]: _line(ax, table, name, *lines[name])
     ax.set(xlabel='epoch', ylim=(0, None))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False)

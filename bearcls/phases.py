@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/phases.html.md"""
 # %% auto #0
 __all__ = ['KeepBest', 'Checkpoint', 'training_facts', 'Phase', 'fine_tune_phases', 'run_phases']
 
-# %% ../nbs/05d_phases.ipynb #1608d8e1
-import contextlib, hashlib, os, pickle, re
+# %% ../nbs/05d_phases.ipynb #670caba4
+import contextlib, hashlib, os, pickle, re, zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -65,16 +65,19 @@ class Checkpoint(Callback):
         if self.state is not None: self.put_back()
         else: self.write()
 
-# %% ../nbs/05d_phases.ipynb #3c27979a
+# %% ../nbs/05d_phases.ipynb #a3d43f53
 @patch
 def read(self: Checkpoint) -> dict | None:  # The state, or None where there is no file yet
     "What an earlier run has left, if it is of this training"
-    for left in self.file.parent.glob('.*.part'):
+    for left in self.file.parent.glob('.????????.part'):  # as `atomic_write` names them
         with contextlib.suppress(OSError): left.unlink()
     self.must_be_free = not self.file.exists()
     if self.must_be_free: return None
-    try: state = torch.load(self.file, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError) as e:
+    try:
+        with zipfile.ZipFile(self.file) as archive: damaged = archive.testzip()  # torch does not look at the checksums
+        if damaged: raise ValueError(f'{damaged} is damaged')
+        state = torch.load(self.file, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, KeyError) as e:
         raise TrainError(f'{self.file} cannot be read as a checkpoint; give another folder, or delete the file') from e
     came = state.get('facts') if isinstance(state, dict) else None
     if not isinstance(came, dict): raise TrainError(f'{self.file} is no checkpoint of bearcls; give another folder')

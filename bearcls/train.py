@@ -103,7 +103,7 @@ def _find(route, arch, timeout, weights):
     cached = (find_weights(name, 0) for name in light_archs)
     return next((w for w in cached if w.status == 'cached'), None) or find_weights(light_archs[0], timeout)
 
-# %% ../nbs/06_train.ipynb #4130132b
+# %% ../nbs/06_train.ipynb #b0d649b5
 def train(
     data: str | Path | DataLoaders,  # Image folder, or DataLoaders
     route: str = 'auto',             # 'fast', 'fine_tune', 'scratch', or 'auto', see `plan_training`
@@ -126,7 +126,8 @@ def train(
     seed = _whole('seed', seed)
     plan = plan_training(route, arch, epochs, size, timeout, weights) if plan is None else plan
     dls = data if isinstance(data, DataLoaders) else _plan_dls(data, plan, seed, dls_kwargs)
-    if dls is data and dls_kwargs: raise TrainError(f'{", ".join(dls_kwargs)}: these are for `image_dls`, and the DataLoaders exist already')
+    given = [*dls_kwargs, *(['size'] if size is not None else [])]
+    if dls is data and given: raise TrainError(f'{", ".join(given)}: these are for `image_dls`, and the DataLoaders exist already')
     check_dls(dls)
     if dls is data: plan = replace(plan, size=data.valid.one_batch()[0].shape[-1])
     if not quiet: print(describe_plan(plan))

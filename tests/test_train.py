@@ -229,6 +229,19 @@ def test_two_trainings_in_one_folder(bears, tmp_path):
     first.write()
     assert Checkpoint(tmp_path, dict(seed=1)).read()['facts'] == dict(seed=1)
 
+def test_a_bit_that_was_lost(finished, tmp_path):
+    "In the middle of the weights, where torch itself notices nothing"
+    content = bytearray((finished[0]/'checkpoint.pth').read_bytes())
+    content[len(content)//2] ^= 1
+    (tmp_path/'checkpoint.pth').write_bytes(content)
+    with pytest.raises(TrainError, match='cannot be read as a checkpoint'): Checkpoint(tmp_path, torch.load(finished[0]/'checkpoint.pth', weights_only=True)['facts']).read()
+
+def test_only_its_own_leftovers_are_removed(tmp_path):
+    "A browser calls its half-loaded files alike"
+    for name in ('.abcd1234.part', '.my film.mp4.part', 'report.part'): (tmp_path/name).write_bytes(b'PK')
+    assert Checkpoint(tmp_path, {}).read() is None
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['.my film.mp4.part', 'report.part']
+
 def table_of(bears):
     files = sorted(get_image_files(bears))
     return pd.DataFrame(dict(name=[f.relative_to(bears).as_posix() for f in files], label=[f.parent.name for f in files],
@@ -299,7 +312,9 @@ def test_bad_arguments(arguments, words, bears):
     assert words in str(e.value)
 
 def test_arguments_for_dataloaders_that_exist(bears):
-    with pytest.raises(TrainError, match='valid_pct'): train(image_dls(bears, size=32), 'scratch', valid_pct=.3)
+    dls = image_dls(bears, size=32)
+    for how in (dict(valid_pct=.3), dict(size=64)):
+        with pytest.raises(TrainError, match=f'{next(iter(how))}: these are for `image_dls`'): train(dls, 'scratch', **how)
 
 @pytest.mark.parametrize('data', [None, 3, Learner])
 def test_what_is_no_data(data):
@@ -358,6 +373,11 @@ def test_bodies_of_each_family(name, tmp_path):
     known = {v.data_ptr(): v for v in theirs.state_dict().values()}
     assert all(any(v.shape == w.shape and torch.equal(v, w) for w in known.values()) for v in model[0].state_dict().values())
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+def test_weights_below_home(squeezenet, monkeypatch):
+    monkeypatch.setenv('HOME', str(squeezenet.parent))
+    monkeypatch.setenv('USERPROFILE', str(squeezenet.parent))
+    assert find_weights('squeezenet1_1', weights='~/squeezenet.pth').file == str(squeezenet)
 
 def test_files_that_are_no_weights(squeezenet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
