@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/data.html.md"""
 # %% auto #0
 __all__ = ['check_labels', 'check_readable', 'image_opener', 'image_block', 'image_dls', 'dls_settings']
 
-# %% ../nbs/05_data.ipynb #cd49f15a
-import os, random
+# %% ../nbs/05_data.ipynb #782fbf31
+import os, random, sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,18 +101,18 @@ def image_block(
     return DataBlock(blocks=(pictures, CategoryBlock), get_y=parent_label, splitter=IndexSplitter(list(valid_idx)), item_tfms=items,
         batch_tfms=[*batch, *augment_transforms(augment), Normalize.from_stats(*imagenet_stats)])
 
-# %% ../nbs/05_data.ipynb #8ee79c98
+# %% ../nbs/05_data.ipynb #7ef8defd
 def _n_workers(asked):
     "Processes that load"
     if asked is not None: return asked
-    return min(4, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+    return min(4, os.cpu_count() or 1) if torch.cuda.is_available() and sys.platform == 'linux' else 0
 
 def _split(looked, split, valid_pct, seed, pairs, near_copies, store):
     "The split asked for: a new one, or an earlier one that goes on"
     if split is None: return split_pictures(looked, valid_pct, seed, pairs, near_copies, store=store)
     return split.place(looked, pairs, near_copies, store)
 
-# %% ../nbs/05_data.ipynb #83a4b40a
+# %% ../nbs/05_data.ipynb #93dcb5bc
 def image_dls(
     path: str | Path,           # Image folder: one folder per label
     size: int = 224,            # Width and height of what the model sees, in pixels
@@ -125,7 +125,7 @@ def image_dls(
     pairs: Iterable[tuple] = (),# Pairs of files that must fall on the same side of the split; likewise
     split: 'Split | str | Path | None' = None,  # A split to go on with, or its file; `valid_pct` is then that split's own
     near_copies: bool = True,   # Keep near copies on one side of the split, and not only exact ones
-    num_workers: int | None = None,  # Processes that load; None: none on a CPU, where loading is the smaller work, and a few with a GPU
+    num_workers: int | None = None,  # Processes that load; None: a few with a GPU on Linux, otherwise none
     pad_mode: str = 'zeros',    # How the recipe `pad` fills its bars: zeros, border or reflection
     min_scale: float | None = None,  # Smallest share of a picture that `random_crop` and `presize` show; None: 0.35 and 0.75
     keep_mb: float = 1000,      # Megabytes of opened pictures to keep in memory between epochs

@@ -9,7 +9,7 @@ from fastai.vision.core import imagenet_stats
 from PIL import Image
 from torch import nn
 from hostile import bomb, picture
-from bearcls import likeness, opening, split as split_module
+from bearcls import data, likeness, opening, split as split_module
 from bearcls.core import DataError, ImageError, count_labels, image_files, load_image, sha256
 from bearcls.data import image_dls
 from bearcls.export import export_bundle
@@ -493,3 +493,9 @@ def test_pictures_with_holes_in_the_cache_are_opened_from_their_files(drawn, tmp
         assert len(rows) > 36
         for row, value in rows: db.execute('UPDATE entries SET value=? WHERE rowid=?', (value[:len(value)//2] + bytes(200) + value[len(value)//2 + 200:], row))
     assert seen(image_dls(drawn, **how)).equal(whole)
+
+@pytest.mark.parametrize('system,has_workers', [('linux', True), ('win32', False), ('darwin', False)])
+def test_workers_are_the_default_only_where_they_start_with_what_is_kept(drawn, monkeypatch, system, has_workers):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(sys, 'platform', system)
+    assert bool(data._n_workers(None)) == has_workers and data._n_workers(2) == 2
