@@ -8,8 +8,8 @@ Docs: https://bearcls.github.io/bearcls/fast.html.md"""
 __all__ = ['fast_dtype', 'in_precision', 'FrozenPart', 'frozen_part', 'check_dls', 'view_names', 'feature_kind', 'linear_head',
            'train_head', 'FastFit']
 
-# %% ../nbs/05b_fast.ipynb #8d2b5cb9
-import hashlib, json, os, time
+# %% ../nbs/05b_fast.ipynb #f9b3cbe0
+import hashlib, inspect, json, os, time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -68,14 +68,14 @@ def frozen_part(
     if not ends: raise TrainError('`fit_fast` needs a head that begins with pooling and Flatten, as fastai makes them')
     return FrozenPart(model[0], nn.Sequential(*head[:ends[0] + 1]), nn.Sequential(*head[ends[0] + 1:]))
 
-# %% ../nbs/05b_fast.ipynb #102c3ef2
+# %% ../nbs/05b_fast.ipynb #a557f02f
 def check_dls(
     dls: DataLoaders,  # DataLoaders, whoever made them
 ) -> None:
     "Refuse what is not pictures with one label each, for training and for validation"
     columns = getattr(dls.train_ds, 'tls', ())
     if len(columns) != 2: raise TrainError(f'These DataLoaders must hold pictures and their labels, as those of `image_dls` or a DataBlock do; got a {type(dls.train_ds).__name__} of {len(columns)} columns')
-    if not len(dls.train_ds) or len(dls.loaders) < 2 or not len(dls.valid_ds): raise TrainError('These DataLoaders lack pictures to train on, or to validate with; hold a share back, such as `valid_pct=0.2`')
+    if not len(dls.train_ds) or len(dls.loaders) < 2 or not len(dls.valid_ds): raise TrainError('These DataLoaders lack pictures to train on, or to validate with; hold a share back, such as `valid_pct=0.2`, and note that a Learner from `load_learner` has none')
     label = columns[1][0]
     if not isinstance(label, (int, torch.Tensor)) or torch.as_tensor(label).dim() or torch.is_floating_point(torch.as_tensor(label)):
         raise TrainError(f'Each picture must have one label, as with `CategoryBlock`; the first of these has {str(label)[:60]} ({type(label).__name__}). Train them with `fine_tune` of fastai')
@@ -173,11 +173,11 @@ def _random_views(learn, names, dtype):
     part, dl = frozen_part(learn.model), learn.dls.train.new(bs=_bs(learn.dls), shuffle=False, drop_last=False)
     return {n: _see(part, dl, [n], dtype)[n] for n in names if n.startswith('random')}
 
-# %% ../nbs/05b_fast.ipynb #ed68de4a
+# %% ../nbs/05b_fast.ipynb #2b54cd44
 def linear_head(
     x: torch.Tensor,            # Features: (pictures, numbers)
     y: torch.Tensor,            # Index of the label of each
-    loss: Any,                  # Called with logits and labels; one number for each picture
+    loss: Any,                  # Called with logits and labels; one number for each picture, or without weights their mean
     n_labels: int,              # How many labels there are
     weight_decay: float = 1e-3, # Strength of the penalty
     weights: torch.Tensor | None = None,  # How much each picture counts; None: all the same
@@ -198,12 +198,12 @@ def linear_head(
     opt.step(closure)
     return nn.Sequential(norm, linear)
 
-# %% ../nbs/05b_fast.ipynb #1b503ed2
+# %% ../nbs/05b_fast.ipynb #f9f763b3
 def train_head(
     rest: nn.Sequential,         # Layers after the pool; trained in place
     x: torch.Tensor,             # Features: (pictures, numbers)
     y: torch.Tensor,             # Index of the label of each
-    loss: Any,                   # Called with logits and labels; one number for each picture
+    loss: Any,                   # Called with logits and labels; one number for each picture, or without weights their mean
     epochs: int = 20,            # Times that every view is seen
     lr: float = 3e-3,            # Highest learning rate
     weights: torch.Tensor | None = None,  # How much each picture counts; None: all the same
@@ -264,7 +264,14 @@ def fit_fast(self: Learner,
         *losses, dict(zip(('features', 'head'), np.diff(times).tolist())))
     return self
 
-# %% ../nbs/05b_fast.ipynb #e6e84e28
+# %% ../nbs/05b_fast.ipynb #d01493be
+def _loss_of_each(learn, weights):
+    "Let the loss give one number for each picture; one of the user's own that cannot gives their mean, which is enough where all count the same"
+    loss = learn.loss_func
+    if hasattr(loss, 'reduction') or 'reduction' in inspect.signature(loss).parameters: return learn.loss_not_reduced()
+    if weights is None: return nullcontext()
+    raise TrainError('Some pictures are drawn more often here, and so must count more, but the loss has no `reduction` with which to weigh them one by one; a CrossEntropyLossFlat has')
+
 def _fit_head(learn, views, valid, head, weight_decay, epochs):
     "Train the head and put it into the Learner; training loss, validation loss and error"
     y, y_valid = (torch.stack([torch.as_tensor(t) for t in ds.tls[1]]).as_subclass(torch.Tensor) for ds in (learn.dls.train_ds, learn.dls.valid_ds))
@@ -272,7 +279,7 @@ def _fit_head(learn, views, valid, head, weight_decay, epochs):
     weights = getattr(learn.dls.train, 'wgts', None)
     weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float32).repeat(len(views))
     if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')  # where the features are; any later training puts it back
-    with learn.loss_not_reduced():
+    with _loss_of_each(learn, weights):
         if head == 'linear': rest = linear_head(x, y, learn.loss_func, learn.dls.c, weight_decay, weights)
         else: rest = train_head(part.rest.cpu(), x, y, learn.loss_func, epochs, weights=weights)
     with torch.no_grad():

@@ -220,6 +220,21 @@ def test_drawn_more_often_counts_more_with_a_plain_function(path):
         shares.append((p.argmax(1) == 0).float().mean())
     assert shares[1] > shares[0] + .2
 
+def own_loss(logits, labels): return torch.nn.functional.cross_entropy(logits, labels)
+class OwnLoss(torch.nn.Module):
+    def forward(self, logits, labels): return own_loss(logits, labels)
+
+@pytest.mark.parametrize('loss', [own_loss, OwnLoss()], ids=['function', 'module'])
+def test_a_loss_of_ones_own(path, loss):
+    "Without a `reduction` it trains as well; it cannot weigh pictures, which is said"
+    learn = learner(path)
+    learn.loss_func = loss
+    learn.fit_fast()
+    plain = learner(path).fit_fast()
+    assert torch.allclose(weights(learn), weights(plain), atol=1e-4) and learn.fast.valid_loss == pytest.approx(plain.fast.valid_loss, rel=1e-3)
+    learn.dls.train.wgts = np.ones(len(learn.dls.train_ds))
+    with pytest.raises(TrainError, match='the loss has no `reduction`'): learn.fit_fast()
+
 def test_weights_before_the_pool_are_part_of_the_features(path, tmp_path):
     "A head of one's own may have a layer that learns before its Flatten; another such layer sees other features"
     def trained(seed):
