@@ -198,14 +198,13 @@ def _umask():
     os.umask(mask)
     return mask
 
-# %% ../nbs/00_core.ipynb #64133652
+# %% ../nbs/00_core.ipynb #a589173a
 def cache_folder() -> Path:  # It need not exist
     "Folder for what can be fetched again: `BEARCLS_CACHE`, otherwise the system's place for caches"
     if own := os.environ.get('BEARCLS_CACHE'): return Path(own).expanduser()
-    if sys.platform == 'win32': base = os.environ.get('LOCALAPPDATA') or Path.home()/'AppData'/'Local'
-    elif sys.platform == 'darwin': base = Path.home()/'Library'/'Caches'
-    else: base = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
-    return Path(base)/'bearcls'
+    variable, place = {'win32': ('LOCALAPPDATA', 'AppData/Local'), 'darwin': ('', 'Library/Caches')}.get(sys.platform, ('XDG_CACHE_HOME', '.cache'))
+    try: return Path(os.environ.get(variable) or Path.home()/place)/'bearcls'
+    except RuntimeError: return Path(tempfile.gettempdir())/'bearcls'  # the user of a container may have no home
 
 # %% ../nbs/00_core.ipynb #a4b5e8ea
 @dataclass

@@ -1,5 +1,5 @@
 "Data, split and recipes under conditions that make bad reading: hostile files, every orientation, a fresh process, every recipe through a bundle"
-import contextlib, io, itertools, json, os, random, shutil, sqlite3, subprocess, sys
+import contextlib, io, itertools, json, os, random, shutil, sqlite3, subprocess, sys, tempfile
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.callback.schedule import Learner
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from hostile import bomb, picture
 from bearcls import data, likeness, opening, split as split_module
-from bearcls.core import DataError, ImageError, count_labels, image_files, load_image, sha256
+from bearcls.core import DataError, ImageError, cache_folder, count_labels, image_files, load_image, sha256
 from bearcls.data import image_dls
 from bearcls.export import export_bundle
 from bearcls.figures import draw_bear
@@ -495,7 +495,17 @@ def test_pictures_with_holes_in_the_cache_are_opened_from_their_files(drawn, tmp
     assert seen(image_dls(drawn, **how)).equal(whole)
 
 @pytest.mark.parametrize('system,has_workers', [('linux', True), ('win32', False), ('darwin', False)])
-def test_workers_are_the_default_only_where_they_start_with_what_is_kept(drawn, monkeypatch, system, has_workers):
+def test_workers_are_the_default_only_where_they_start_with_what_is_kept(monkeypatch, system, has_workers):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(sys, 'platform', system)
     assert bool(data._n_workers(None)) == has_workers and data._n_workers(2) == 2
+
+@pytest.mark.parametrize('system,place', [('linux', '.cache'), ('darwin', 'Library/Caches'), ('win32', 'AppData/Local'), ('freebsd14', '.cache')])
+def test_the_cache_has_a_place_with_and_without_a_home(monkeypatch, tmp_path, system, place):
+    "In a container the user's number may stand in no list of users, so that nobody knows its home"
+    for name in ('BEARCLS_CACHE', 'XDG_CACHE_HOME', 'LOCALAPPDATA'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, 'platform', system)
+    monkeypatch.setattr(Path, 'home', lambda: tmp_path)
+    assert cache_folder() == tmp_path/place/'bearcls'
+    monkeypatch.setattr(Path, 'home', lambda: (_ for _ in ()).throw(RuntimeError('Could not determine home directory.')))
+    assert cache_folder() == Path(tempfile.gettempdir())/'bearcls'
