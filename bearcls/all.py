@@ -35,6 +35,10 @@ from .train import *
 from .experiment import *
 from .profile import *
 from .interpret import *
+from .calibrate import *
+from .slices import *
+from .attend import *
+from .issues import *
 from .clean import *
 from .inference import *
 from .export import *
