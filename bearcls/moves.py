@@ -176,7 +176,7 @@ def _other_disk(a, b):
     "Do two files lie on different disks, so that moving is copying?"
     return a.parent.exists() and b.parent.exists() and os.stat(a.parent).st_dev != os.stat(b.parent).st_dev
 
-# %% ../nbs/07f_moves.ipynb #dc34f5ca
+# %% ../nbs/07f_moves.ipynb #ef319935
 def _go(path, step, ids, row):
     "Move one file if it is still where and what it was"
     source, target = _ends(path, step)
@@ -191,7 +191,7 @@ def _go(path, step, ids, row):
         if there is not None: return told('skipped', f'the name {step.to} was taken at the last moment')
         if step.action == 'delete': _tell_quarantine(path, step, next(ids), row)
         _move(source, target)
-    except OSError as e: return told('skipped', f'it cannot be moved: {e.strerror or e}')
+    except OSError as e: return told('skipped', f'{_cannot}moved: {e.strerror or e}')
     return told('moved', step.reason)
 
 # %% ../nbs/07f_moves.ipynb #743f686e
@@ -203,7 +203,7 @@ def _tell_quarantine(path, step, number, row):
     home.mkdir(parents=True, exist_ok=True)
     _append(home/journal_name, {**entry, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds')})
 
-# %% ../nbs/07f_moves.ipynb #4a82b50e
+# %% ../nbs/07f_moves.ipynb #ac28b064
 def _manifest_forward(path, batch):
     "Bring the rows of moved files in step; a skipped `Move` if that fails"
     try:
@@ -213,7 +213,7 @@ def _manifest_forward(path, batch):
             if s.action == 'relabel': r.file = s.to
             elif r.status != 'quarantined': r.status, r.reason = 'quarantined', f'cleaned: {s.reason}'
         if changed: _write_rows(path, batch, rows)
-    except (OSError, DataError) as e: return Move(manifest_name, 'skipped', '', 'manifest', f'it could not be brought in step: {getattr(e, "strerror", None) or e}')
+    except (OSError, DataError) as e: return Move(manifest_name, 'skipped', '', 'manifest', f'{_cannot}brought in step: {getattr(e, "strerror", None) or e}')
 
 def _write_rows(path, batch, rows):
     "Replace the manifest, once the digest of the new one is noted"
@@ -241,7 +241,7 @@ def _put(source, target):
     _sync(aside)
     os.replace(aside, target)
 
-# %% ../nbs/07f_moves.ipynb #bd876f38
+# %% ../nbs/07f_moves.ipynb #e18c6eb5
 def undo_moves(
     path: str | os.PathLike,  # Image folder
 ) -> list[Move]:              # A row for each file that had moved: restored, or skipped with the reason; empty if there is nothing to undo
@@ -262,11 +262,14 @@ def _backward(path, batch):
     moves = [m for m in moves if m]
     for label in batch.made:
         with contextlib.suppress(OSError): (path/label).rmdir()  # not empty: somebody else uses it
-    trouble = _manifest_backward(path, batch, moves)
-    if not trouble or trouble.status != 'skipped': _save(path, replace(batch, state='undone'))
+    trouble, stuck = _manifest_backward(path, batch, moves), [m.file for m in moves if m.reason.startswith(_cannot)]
+    if stuck: _save(path, replace(batch, state='applied', moved=stuck))  # the next undo tries these once more
+    elif not trouble or not trouble.reason.startswith(_cannot): _save(path, replace(batch, state='undone'))
     return [*moves, *([trouble] if trouble else [])]
 
-# %% ../nbs/07f_moves.ipynb #f42afa2d
+_cannot = 'it cannot be '  # How reasons begin that may be gone the next time: no right to write, no space, a file in use
+
+# %% ../nbs/07f_moves.ipynb #900f658f
 def _come_back(path, step, entry, surely):
     "Bring one file back; None if it has never left"
     source, target = _ends(path, step)
@@ -281,7 +284,7 @@ def _come_back(path, step, entry, surely):
         home = source if here is None else _free_name(source)
         _move(target, home)
         _tell_restored(path, step, entry, home)
-    except OSError as e: return told('skipped', f'it cannot be moved back: {e.strerror or e}')
+    except OSError as e: return told('skipped', f'{_cannot}moved back: {e.strerror or e}')
     return told('restored', '' if home == source else 'its name was taken in the meantime', home.relative_to(path).as_posix())
 
 # %% ../nbs/07f_moves.ipynb #884d0b93
@@ -310,7 +313,7 @@ def _gone(path, step, entry, surely):
     if not surely and os.path.lexists(source): return None  # changed before its turn came: it never left
     return Move(step.file, 'skipped', '', step.action, 'it is neither where it was nor where it went: somebody has moved, changed or removed it')
 
-# %% ../nbs/07f_moves.ipynb #29f02a91
+# %% ../nbs/07f_moves.ipynb #61657297
 def _manifest_backward(path, batch, moves):
     "Give the manifest back its bytes, or its rows; a `Move` if there is something to tell"
     if not batch.before: return None
@@ -323,21 +326,23 @@ def _manifest_backward(path, batch, moves):
         if home and batch.after and now == batch.after: return _put(kept, _manifest(path))
         if not now: return told('skipped', f'it has been removed since; as it was before the batch it lies at {kept}')
         if not _rows_back(path, batch, moves): return None
-    except (OSError, DataError) as e: return told('skipped', f'it could not be brought in step: {getattr(e, "strerror", None) or e}')
+    except (OSError, DataError) as e: return told('skipped', f'{_cannot}brought in step: {getattr(e, "strerror", None) or e}')
     return told('restored', 'others have written to it since, or not all files came back: only the rows of these files were put back')
 
 def _rows_back(path, batch, moves):
-    "Put back the rows of the files that came back; whether there were any"
-    steps, came = {s.file: s for s in batch.steps}, {m.file: m.to for m in moves if m.status == 'restored'}
-    earlier = {r.file: r for r in read_manifest(_batch_folder(path, batch.number)/'before')}
+    "Put back the rows of the files that came back; whether the manifest is another than before the batch"
+    steps, came, kept = {s.file: s for s in batch.steps}, {m.file: m.to for m in moves if m.status == 'restored'}, _batch_folder(path, batch.number)/'before'
+    before = read_manifest(kept)
+    earlier = {r.file: r for r in before}
     ways = {s.to if s.action == 'relabel' else s.file: s for s in steps.values() if s.file in came}
     rows = read_manifest(path)
     changed = [(r, ways[r.file]) for r in rows if r.file in ways and (ways[r.file].action == 'relabel' or r.status == 'quarantined')]
     for r, s in changed:
         r.file, old = came[s.file], earlier.get(s.file)
         if s.action == 'delete': r.status, r.reason = (old.status, old.reason) if old else ('ok', '')
-    if changed: _put(_written(path, batch, 'back', rows), _manifest(path))
-    return bool(changed)
+    if rows == before: _put(kept/manifest_name, _manifest(path))
+    elif changed: _put(_written(path, batch, 'back', rows), _manifest(path))
+    return bool(changed) and rows != before
 
 # %% ../nbs/07f_moves.ipynb #2406a42d
 def redo_moves(
