@@ -6,9 +6,9 @@ Docs: https://bearcls.github.io/bearcls/clean.html.md"""
 
 # %% auto #0
 __all__ = ['actions', 'candidate_columns', 'orders', 'file_candidates', 'unsure', 'cleaning_candidates', 'show_candidates',
-           'Item', 'View', 'Cleaning']
+           'CleaningItem', 'View', 'Cleaning']
 
-# %% ../nbs/08_clean.ipynb #114352d1
+# %% ../nbs/08_clean.ipynb #602954e6
 import html, io, os, threading
 from collections import Counter
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from PIL import Image, ImageDraw
-from .core import DataError, Html, ImageError, data_uri, gallery, image_files, image_reasons, load_image
+from PIL import Image, ImageDraw, ImageOps
+from .core import DataError, Html, ImageError, gallery, image_files, image_reasons, load_image
 from .interpret import Evaluation
 from .issues import label_issues
 from .marks import Mark, Marks, mark_actions
@@ -81,9 +81,9 @@ def show_candidates(
     lines = [f'filed as {r.label}, {r.reason}' if r.to else f'{r.action}: {r.reason}' for r in chosen.head(n).itertuples()]
     return gallery(chosen.file.head(n), lines, side)
 
-# %% ../nbs/08_clean.ipynb #f719e458
+# %% ../nbs/08_clean.ipynb #14366677
 @dataclass(frozen=True)
-class Item:
+class CleaningItem:
     "One picture to decide about"
     file: str                          # Path relative to the image folder, with forward slashes
     label: str                         # Label that it is filed under
@@ -100,7 +100,7 @@ class Item:
 @dataclass(frozen=True)
 class View:
     "One page of pictures"
-    items: list[Item]  # Those on this page
+    items: list[CleaningItem]  # Those on this page
     page: int          # Its number, from 0
     pages: int         # How many there are, at least 1
     total: int         # Pictures on all pages
@@ -125,37 +125,37 @@ class Cleaning:
     def __len__(self): return len(self._files)
     def __repr__(self): return f'Cleaning({self.path.name!r}, {len(self):,} pictures, ' + ', '.join(f'{n:,} {k}' for k, n in self.summary().items()) + ')'
 
-# %% ../nbs/08_clean.ipynb #54ebef49
+# %% ../nbs/08_clean.ipynb #603a6b2a
 @patch
 def refresh(self: Cleaning):
     "Look at the folder once more, after others have changed it"
     files = [f'{f.parent.name}/{f.name}' for f in image_files(self.path)]
     with self._lock:
         self._files, self._known_files, self._earlier = files, set(files), moved_from(self.path)
+        self._folders = sorted({f.partition('/')[0] for f in files} | {d.name for d in self.path.iterdir() if d.is_dir() and d.name[0] != '.' and not any(d.iterdir())})
         self._items, self._orders = None, {}
 
 @patch(as_prop=True)
 def labels(self: Cleaning) -> list[str]:
-    "Labels to choose from: those asked for, then the folders' and the model's"
-    folders = sorted(d.name for d in self.path.iterdir() if d.is_dir() and d.name[0] != '.')
-    return list(dict.fromkeys([*self._first_labels, *folders, *(self._seen.labels if self._seen is not None else ())]))
+    "Labels to choose from: those asked for, then folders that hold pictures or nothing, then the model's"
+    return list(dict.fromkeys([*self._first_labels, *self._folders, *(self._seen.labels if self._seen is not None else ())]))
 
 @patch(as_prop=True)
-def items(self: Cleaning) -> list[Item]:
+def items(self: Cleaning) -> list[CleaningItem]:
     "One for each picture, ordered by label and name"
     with self._lock:
         if self._items is None: self._items = [self._item(f) for f in self._files]
         return self._items
 
-# %% ../nbs/08_clean.ipynb #7a895b36
+# %% ../nbs/08_clean.ipynb #89882ee7
 @patch
 def _item(self: Cleaning, file):
     "What is known of a file, which may have had another label when it was predicted"
     label, then = file.partition('/')[0], file if file in self._facts else self._earlier.get(file, file)
     known = self._facts.get(then)
-    if known is None: return Item(file, label)
+    if known is None: return CleaningItem(file, label)
     if known.label == label: return known if then == file else replace(known, file=file)
-    return Item(file, label, known.split, known.predicted, known.probability, self._loss(then, label), reason=f'was {known.label} when the model saw it')
+    return CleaningItem(file, label, known.split, known.predicted, known.probability, self._loss(then, label), reason=f'was {known.label} when the model saw it')
 
 @patch
 def _loss(self: Cleaning, file, label):
@@ -163,7 +163,7 @@ def _loss(self: Cleaning, file, label):
     if file not in self._rows or label not in self._seen.labels: return None
     return float(-np.log(max(1e-12, self._seen.probabilities[self._rows[file], self._seen.labels.index(label)])))
 
-# %% ../nbs/08_clean.ipynb #458e1415
+# %% ../nbs/08_clean.ipynb #8550d504
 @patch
 def add_predictions(self: Cleaning,
     seen: Evaluation | None,            # Predictions on pictures of this folder
@@ -173,12 +173,12 @@ def add_predictions(self: Cleaning,
     report, facts, rows = report if report is not None else self._report, {}, {}
     for n, r in enumerate(seen.table.itertuples() if seen is not None else ()):
         if name := self._name(r.file):
-            facts[name], rows[name] = Item(name, r.actual, r.split, r.predicted, float(r.probability), float(r.loss)), n
+            facts[name], rows[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability), float(r.loss)), n
     if seen is not None and len(seen) and not facts: raise DataError(f'None of the {len(seen):,} predictions is about a picture in {self.path}; the first is about {seen.table.file.iloc[0]}')
     for r in self._pile(seen, report):
         name = self._name(r['file'])
-        if not name or facts.get(name, Item('', '')).proposal: continue  # the first proposal counts
-        facts[name] = replace(facts.get(name) or Item(name, r['label'], r['split']), score=r['score'], reason=r['reason'], proposal=r['action'], to=r['to'], kind=r['kind'])
+        if not name or facts.get(name, CleaningItem('', '')).proposal: continue  # the first proposal counts
+        facts[name] = replace(facts.get(name) or CleaningItem(name, r['label'], r['split']), score=r['score'], reason=r['reason'], proposal=r['action'], to=r['to'], kind=r['kind'])
     with self._lock:
         self._facts, self._rows, self._seen, self._report = facts, rows, seen if seen is not None else self._seen, report
         self._items, self._orders = None, {}
@@ -336,7 +336,7 @@ def _card(words, side):
     draw.multiline_text((width/2, height*.68), '\n'.join(lines), fill='#333333', anchor='mm', align='center')
     return card
 
-# %% ../nbs/08_clean.ipynb #1fe73e24
+# %% ../nbs/08_clean.ipynb #fd3bc38b
 @patch
 def show(self: Cleaning,
     per_page: int = 12,  # Pictures on a page
@@ -346,13 +346,16 @@ def show(self: Cleaning,
     "A view as pictures"
     page, marks = self.view(per_page=per_page, **view), self.marks
     pictures = [Image.open(io.BytesIO(self.thumbnail(i.file, side))) for i in page.items]
+    pictures = [ImageOps.expand(p, 4, _colours[marks[i.file].action]) if i.file in marks else p for i, p in zip(page.items, pictures)]
     return gallery(pictures, [_caption(i, marks.get(i.file)) for i in page.items], side, per_page)
+
+_colours = {'keep': '#2e7d32', 'delete': '#b03030', 'relabel': '#1f5fbf'}  # Frames; the words under a picture say the same
 
 def _caption(item, mark):
     "What stands under a picture"
     said = f'{item.predicted} {item.probability:.0%}' if item.predicted else ''
     decided = f'→ {mark.action} {mark.to}'.strip() if mark else ''
-    return '; '.join(filter(None, (item.label, said, item.reason, decided)))
+    return '; '.join(filter(None, (item.label, said, item.reason if item.proposal else '', decided)))
 
 # %% ../nbs/08_clean.ipynb #182465c6
 @patch

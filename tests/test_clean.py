@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from hostile import bomb, picture
 from bearcls import marks as marks_room, moves as moves_room
-from bearcls.clean import Cleaning, Item, orders
+from bearcls.clean import Cleaning, orders
 from bearcls.core import DataError, ImageRow, describe_file, image_files, load_image, read_manifest, write_manifest
 from bearcls.interpret import Evaluation
 from bearcls.marks import Mark, Marks
@@ -672,6 +672,15 @@ def test_marks_refuse_what_is_not_there(folder):
 
 
 # --- pictures, orders, predictions
+
+def test_a_folder_of_weights_is_no_label(folder):
+    (folder/'models').mkdir()
+    (folder/'models'/'best.pth').write_bytes(b'weights')
+    (folder/'empty').mkdir()
+    (folder/'.hidden').mkdir()
+    cleaning = Cleaning(folder, predicted(folder), labels=['sun bear'])
+    assert cleaning.labels[:4] == ['sun bear', 'black', 'empty', 'grizzly'] and Cleaning(folder).labels == ['black', 'empty', 'grizzly']
+
 
 def test_filters_orders_and_pages_agree_with_a_plain_loop(folder):
     for label, first in (('black', 0), ('grizzly', 10)):
