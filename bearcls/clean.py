@@ -105,7 +105,7 @@ class View:
     pages: int         # How many there are, at least 1
     total: int         # Pictures on all pages
 
-# %% ../nbs/08_clean.ipynb #e84de6ca
+# %% ../nbs/08_clean.ipynb #66aee6b9
 class Cleaning:
     "Decisions about the pictures of an image folder, kept as they are made, applied and taken back together"
     def __init__(self,
@@ -116,6 +116,7 @@ class Cleaning:
         state: str | os.PathLike | None = None,  # File that keeps the marks; None: `marks.json` in `cleaning_folder(path)`
     ):
         self.path, self._first_labels = Path(os.path.abspath(path)), [check_label(l) for l in labels or ()]
+        self._trouble = ''  # What went wrong after an `apply` or `undo`, in words
         self._lock, self._thumbnails, self._facts, self._rows, self._seen, self._report = threading.RLock(), {}, {}, {}, None, None
         self.refresh()
         if not self._files and not batches(self.path): raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
@@ -163,14 +164,15 @@ def _loss(self: Cleaning, file, label):
     if file not in self._rows or label not in self._seen.labels: return None
     return float(-np.log(max(1e-12, self._seen.probabilities[self._rows[file], self._seen.labels.index(label)])))
 
-# %% ../nbs/08_clean.ipynb #8550d504
+# %% ../nbs/08_clean.ipynb #1c856db3
 @patch
 def add_predictions(self: Cleaning,
-    seen: Evaluation | None,            # Predictions on pictures of this folder
+    seen: Evaluation | None,            # Predictions on pictures of this folder; None: those given before, if any
     report: ImageReport | None = None,  # From `check_images`; None: the one given before, if any
 ):
     "Order and proposals by a model and a report; marks stay as they are"
-    report, facts, rows = report if report is not None else self._report, {}, {}
+    seen, report = seen if seen is not None else self._seen, report if report is not None else self._report
+    facts, rows = {}, {}
     for n, r in enumerate(seen.table.itertuples() if seen is not None else ()):
         if name := self._name(r.file):
             facts[name], rows[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability), float(r.loss)), n
@@ -180,7 +182,7 @@ def add_predictions(self: Cleaning,
         if not name or facts.get(name, CleaningItem('', '')).proposal: continue  # the first proposal counts
         facts[name] = replace(facts.get(name) or CleaningItem(name, r['label'], r['split']), score=r['score'], reason=r['reason'], proposal=r['action'], to=r['to'], kind=r['kind'])
     with self._lock:
-        self._facts, self._rows, self._seen, self._report = facts, rows, seen if seen is not None else self._seen, report
+        self._facts, self._rows, self._seen, self._report = facts, rows, seen, report
         self._items, self._orders = None, {}
 
 @patch
@@ -286,11 +288,11 @@ def summary(self: Cleaning) -> dict[str, int]:  # keep, delete, relabel, undecid
     counts = Counter(m.action for f, m in self.marks.items() if f in self._known_files)
     return {**{a: counts[a] for a in mark_actions}, 'undecided': len(self) - counts.total()}
 
-# %% ../nbs/08_clean.ipynb #62c461ce
+# %% ../nbs/08_clean.ipynb #d7e7f1c7
 @patch(as_prop=True)
 def notes(self: Cleaning) -> list[str]:
     "What one should know before going on; empty if there is nothing"
-    notes = [f'{w[0].upper()}{w[1:]}' for w in (self._marks.problem, self.unfinished) if w]
+    notes = [f'{w[0].upper()}{w[1:]}' for w in (self._trouble, self._marks.problem, self.unfinished) if w]
     return notes + [f'{f} is marked, but {what}' for f, what in self._marks.stale().items()]
 
 @patch(as_prop=True)
@@ -392,7 +394,7 @@ def redo(self: Cleaning) -> list[Move]:  # As from `apply`; empty if there is no
     "Do once more what the last `undo` took back"
     with self._lock: return self._settled(redo_moves)
 
-# %% ../nbs/08_clean.ipynb #34720c8c
+# %% ../nbs/08_clean.ipynb #2a4784d4
 @patch
 def _settled(self: Cleaning, work):
     "Do something with files, then bring items and marks in step, also if it was interrupted"
@@ -404,6 +406,9 @@ def _settled(self: Cleaning, work):
     marks, decided = self.marks, {s.file: Mark(s.action, s.label) for b in steps.values() for s in b.steps if s.action != 'leave'}
     gone = {m.file: None for m in moves if m.file in marks and (m.status == 'moved' or m.file not in self._known_files)}
     back = {m.to: decided[m.file] for m in moves if m.status == 'restored' and m.file in decided and m.to in self._known_files and m.to not in marks}
-    if gone or back: self._marks.set({**gone, **back})
+    try:
+        if gone or back: self._marks.set({**gone, **back})
+        self._trouble = ''
+    except DataError as e: self._trouble = f'the files have moved, but marks could not follow them: {e}'
     self._marks.settle()
     return moves

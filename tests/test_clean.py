@@ -717,6 +717,29 @@ def test_predictions_may_come_later_and_from_another_working_folder(folder, monk
     with pytest.raises(DataError, match='None of the 8 predictions'): cleaning.add_predictions(stranger)
 
 
+def test_predictions_and_a_report_may_come_one_after_the_other_and_through_a_link(folder, tmp_path):
+    if os.name != 'nt': os.symlink(folder, tmp_path/'link')
+    seen = predicted(tmp_path/'link' if os.name != 'nt' else folder, **{'black/1.jpg': ('grizzly', .97)})
+    (folder/'black'/'page.jpg').write_bytes(b'<html>')
+    cleaning = Cleaning(folder, seen)
+    cleaning.add_predictions(None, check_images(folder))
+    items = {i.file: i for i in cleaning.items}
+    assert items['black/1.jpg'].predicted == 'grizzly' and items['black/page.jpg'].proposal == 'delete'
+    cleaning.add_predictions(seen)
+    assert {i.file: i for i in cleaning.items} == items
+
+
+def test_marks_that_cannot_follow_are_told_and_the_moves_are_not_lost(folder, monkeypatch):
+    before, cleaning = files_of(folder), Cleaning(folder)
+    cleaning.mark('black/0.jpg', 'delete')
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    with monkeypatch.context() as patch:
+        patch.setattr(marks_room, 'atomic_write', full)
+        assert [m.status for m in cleaning.apply()] == ['moved']
+    assert 'could not follow' in cleaning.notes[0] and 'black/0.jpg is marked, but it is not there' in cleaning.notes[1]
+    assert [m.status for m in cleaning.undo()] == ['restored'] and cleaning.notes == [] and files_of(folder) == before
+
+
 def test_predictions_follow_a_picture_that_moved_also_after_a_restart(folder):
     seen = predicted(folder, **{'black/1.jpg': ('grizzly', .97)})
     cleaning = Cleaning(folder, seen)
