@@ -7,11 +7,11 @@ Docs: https://bearcls.github.io/bearcls/cleaner.html.md"""
 # %% auto #0
 __all__ = ['MessageError', 'Query', 'CleanerWidget', 'cleaner', 'ImageClassifierCleaner']
 
-# %% ../nbs/08b_cleaner.ipynb #45627021
+# %% ../nbs/08b_cleaner.ipynb #be3d06cb
 import contextvars, copy, hashlib, json, math, os, threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError as TooLate
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from .interpret import Evaluation, evaluate
 from .moves import batches
 from .verify import ImageReport
 
-# %% ../nbs/08b_cleaner.ipynb #3083dee7
+# %% ../nbs/08b_cleaner.ipynb #a4c7e1a7
+_static = Path(bearcls.__file__).parent/'static'  # The half that runs in the browser
+
+# %% ../nbs/08b_cleaner.ipynb #38f80819
 class MessageError(BearclsError, ValueError):
     "The browser sent something that cannot be done; the message is shown to the user there"
 
@@ -47,14 +50,12 @@ class Query:
         known = asdict(cls())
         if not isinstance(sent, dict) or sent.keys() - known: raise MessageError(f'A query has the fields {", ".join(known)}; got {_short(sent)}')
         for k, v in sent.items():
-            if type(v) is not type(known[k]): raise MessageError(f'`{k}` of a query is {"a whole number" if k == "page" else "a word"}; got {_short(v)}')
+            if type(v) is not type(known[k]) or len(str(v)) > 255: raise MessageError(f'`{k}` of a query is {"a whole number" if k == "page" else "a word"}; got {_short(v)}')
         return cls(**sent)
 
 def _short(value): return repr(value) if len(repr(value)) < 60 else repr(value)[:57] + '…'
 
-# %% ../nbs/08b_cleaner.ipynb #f111d649
-_static = Path(bearcls.__file__).parent/'static'
-
+# %% ../nbs/08b_cleaner.ipynb #35410ab5
 def _now(_, widget):
     "The state as the browser gets it; it must not fail, since every widget of the kernel is asked in one go"
     try: return widget.now_answer()
@@ -127,11 +128,11 @@ def _count(values):
     "How often each value occurs, in alphabetical order"
     return dict(sorted(Counter(values).items()))
 
-# %% ../nbs/08b_cleaner.ipynb #f037808a
+# %% ../nbs/08b_cleaner.ipynb #3b50fa91
 @patch
 def thumbnails(self: CleanerWidget,
     files: Iterable[str],  # Names relative to the image folder
-    side: int = 160,       # Longer side, in pixels
+    side: int = 136,       # Longer side, in pixels; the grid shows them at most this large
 ) -> list[bytes]:          # JPEG or WebP, in the order of `files`
     "Small versions of pictures of the set"
     known = {i.file for i in self.cleaning.items}
@@ -170,7 +171,7 @@ def answer(self: CleanerWidget,
     except (BearclsError, ValueError, OSError) as e: found, buffers = self._refused(message, e), []
     return {**found, 'id': id if isinstance(id, int) else None}, buffers
 
-# %% ../nbs/08b_cleaner.ipynb #5cd7f0d0
+# %% ../nbs/08b_cleaner.ipynb #572c701c
 @patch
 def _asked(self: CleanerWidget, message):
     "Check a message and call the method that answers it"
@@ -178,7 +179,9 @@ def _asked(self: CleanerWidget, message):
     if not isinstance(do, str) or do not in _requests: raise MessageError(f'The cleaner knows the requests {", ".join(_requests)}; got {_short(message)}')
     function, needs = _requests[do]
     for name, kind in needs.items():
-        if not isinstance(message.get(name), kind): raise MessageError(f'The request {do} needs `{name}` as {kind.__name__}; got {_short(message.get(name))}')
+        value = message.get(name)
+        if not isinstance(value, kind) or kind is list and not all(isinstance(v, str) for v in value):
+            raise MessageError(f'The request {do} needs `{name}` as {"list of names" if kind is list else kind.__name__}; got {_short(value)}')
     found = function(self, **{name: message[name] for name in needs})
     return found if isinstance(found, tuple) else (found, [])
 
@@ -186,11 +189,13 @@ def _asked(self: CleanerWidget, message):
 def _refused(self: CleanerWidget, message, error):
     "Say what was wrong, and what is true instead: the browser has shown a mark already"
     files = message.get('files') if isinstance(message, dict) else None
-    known = {i.file for i in self.cleaning.items}
-    marks = {f: self._mark_of(f) for f in files if isinstance(f, str) and f in known} if isinstance(files, list) else {}
-    return dict(refused=str(error), marks=marks, state=dict(summary=self.cleaning.summary()))
+    try:
+        known = {i.file for i in self.cleaning.items}
+        marks = {f: self._mark_of(f) for f in files if isinstance(f, str) and f in known} if isinstance(files, list) else {}
+        return dict(refused=str(error), marks=marks, state=dict(summary=self.cleaning.summary()))
+    except (BearclsError, OSError): return dict(refused=str(error))  # not even that can be read
 
-# %% ../nbs/08b_cleaner.ipynb #d1ba65ab
+# %% ../nbs/08b_cleaner.ipynb #e4d00414
 @_request('page', query=dict)
 def _page(widget, query):
     asked = Query.of(query)
@@ -204,7 +209,9 @@ def _stay(widget, query):
     return {}
 
 @_request('pictures', files=list)
-def _pictures(widget, files): return dict(pictures=files), widget.thumbnails(files)
+def _pictures(widget, files):
+    files = list(dict.fromkeys(files))
+    return dict(pictures=files), widget.thumbnails(files)
 
 @_request('large', file=str)
 def _large(widget, file): return dict(large=file), widget.thumbnails([file], 720)
@@ -243,7 +250,7 @@ def plan_answer(self: CleanerWidget) -> dict:  # The part `plan`
 
 def _what(row): return {'delete': 'delete', 'relabel': f'relabel, to {row["to"]}', 'leave': 'leave where it is'}[row['action']]
 
-# %% ../nbs/08b_cleaner.ipynb #39334206
+# %% ../nbs/08b_cleaner.ipynb #f6ad1a25
 @_request('plan')
 def _plan(widget):
     plan = widget.plan_answer()
@@ -253,15 +260,16 @@ def _plan(widget):
 def _apply(widget, token):
     plan = widget.cleaning.plan()
     if token != widget.plan_answer()['token']: raise MessageError('The marks or the files have changed since this plan was shown; nothing has moved. Please review it again.')
-    return widget._moved('applied', widget.cleaning.apply(plan))
+    return widget._moved('moved', widget.cleaning.apply(plan))
 
 @_request('undo')
 def _undo(widget): return widget._moved('brought back', widget.cleaning.undo())
 
-# %% ../nbs/08b_cleaner.ipynb #5b03ae51
+# %% ../nbs/08b_cleaner.ipynb #9fbeaf5b
 @patch
 def _moved(self: CleanerWidget, what, moves):
     "Files have moved: what the browser remembers is out of date"
+    if not moves: return self._news(f'Nothing was {what}.', forget=True)
     skipped = [m for m in moves if m.status == 'skipped']
     said = f'{_plural(len(moves) - len(skipped), "file")} {what}.'
     if skipped: said += f' {_plural(len(skipped), "file")} left as they are, the first because {skipped[0].reason} ({skipped[0].file}).'
@@ -281,10 +289,10 @@ def refresh(self: CleanerWidget, said=''):
         self.cleaning.refresh()
         self.send(self._news(said, forget=True))
 
-# %% ../nbs/08b_cleaner.ipynb #b53d22f0
+# %% ../nbs/08b_cleaner.ipynb #ff7f7a89
 @patch
 def predict(self: CleanerWidget,
-    work: Callable[[], Evaluation],  # Makes the predictions
+    work: Callable[[], Evaluation | None],  # Makes the predictions; None if it has added them to `cleaning` itself
 ) -> threading.Thread:               # At work already; `join` it to wait
     "Add predictions when they are there"
     self.predictions = 'Predictions are on their way.'
@@ -297,15 +305,15 @@ def _predict(self: CleanerWidget, work):
     "What the thread does; it says how it ended, whatever happens"
     ended = 'There are no predictions: making them failed, and the error stands below the cell.'
     try:
-        self.cleaning.add_predictions(work())
+        if (seen := work()) is not None: self.cleaning.add_predictions(seen)
         ended = ''
-    except (BearclsError, OSError) as e: ended = f'There are no predictions: {e}'
+    except (BearclsError, OSError, RuntimeError, ValueError) as e: ended = f'There are no predictions: {e}'
     finally:
         with self.lock:
             self.predictions = ended
             self.send(self._news('' if ended else 'Predictions are there; the most suspicious pictures stand first.'))
 
-# %% ../nbs/08b_cleaner.ipynb #189398bf
+# %% ../nbs/08b_cleaner.ipynb #b1efe262
 def cleaner(
     source: Any,                           # Image folder, Learner, `Cleaning`; or a `Classifier` or bundle, with `path`
     path: str | os.PathLike | None = None, # Image folder to clean; None: that of the Learner, or `source` itself
@@ -319,31 +327,40 @@ def cleaner(
     if isinstance(source, Cleaning): return CleanerWidget(source, per_page)
     model = source if path is not None or isinstance(source, Learner) else None
     folder = _image_folder(source) if path is None and model is not None else path if path is not None else source
-    widget = CleanerWidget(Cleaning(folder, seen, report, labels, state), per_page)
-    if model is not None and seen is None: widget.predict(_later(model, path))
+    cleaning = Cleaning(folder, None, report, labels, state)
+    work = _later(model, path) if seen is None else _added(cleaning, seen)
+    widget = CleanerWidget(cleaning, per_page)
+    if work is not None: widget.predict(work)
     return widget
 
-# %% ../nbs/08b_cleaner.ipynb #10445a76
+# %% ../nbs/08b_cleaner.ipynb #d9aefef1
 def _image_folder(learn):
     "The folder that holds the Learner's pictures"
     roots = {str(Path(str(f)).parent.parent) for ds in (learn.dls.train_ds, learn.dls.valid_ds) for f in ds.items}
     if len(roots) != 1: raise DataError(f'The pictures of this Learner lie in {len(roots)} folders; give `path`, the image folder to clean')
     return roots.pop()
 
+def _added(cleaning, seen, patience=1):
+    "Add predictions; a function that waits for that, if it takes more than `patience` seconds"
+    adding = ThreadPoolExecutor(1).submit(cleaning.add_predictions, seen)
+    try: return adding.result(patience)
+    except TooLate: return adding.result
+
 def _later(model, path):
-    "A function that makes the predictions, with a network of its own"
+    "A function that makes the predictions, with a network of its own; None without a model"
+    if model is None: return None
     if not isinstance(model, Learner): return lambda: evaluate(model, path=path)
     own = Learner(model.dls, copy.deepcopy(model.model), loss_func=model.loss_func)
     return lambda: evaluate(own, 'all') if path is None else evaluate(own, path=path)
 
-# %% ../nbs/08b_cleaner.ipynb #c91c3456
+# %% ../nbs/08b_cleaner.ipynb #33f78b96
 @patch
 def table_html(self: CleanerWidget,
-    n: int = 6,  # Pictures to show
+    n: int = 5,  # Pictures to show
 ) -> Html:       # A sentence, a table, and what to type
     "The first pictures as a table, for places without widgets"
     c = self.cleaning
-    rows = [{'': thumbnail(c.path/i.file, 64, i.file), 'file': i.file, 'model says': f'{i.predicted} {i.probability:.0%}' if i.predicted else '', 'reason': i.reason,
+    rows = [{'': thumbnail(c.path/i.file, 56, i.file), 'file': i.file, 'model says': f'{i.predicted} {i.probability:.0%}' if i.predicted else '', 'reason': i.reason,
         'suggested': f'{i.proposal} {i.to}', 'marked': c.marks[i.file].action if i.file in c.marks else ''} for i in c.view(per_page=n).items]
     counts = ', '.join(f'{n:,} {name}' for name, n in c.summary().items())
     return Html(f'<p>{len(c):,} pictures: {counts}. The cleaner itself needs a notebook with widgets. Without them, with <code>c = widget.cleaning</code>: '
@@ -357,7 +374,7 @@ def _repr_mimebundle_(self: CleanerWidget, **kwargs):
     data, *more = shown if isinstance(shown, tuple) else (shown,)
     return {**data, 'text/html': str(self.table_html())}, *more
 
-# %% ../nbs/08b_cleaner.ipynb #bd75f752
+# %% ../nbs/08b_cleaner.ipynb #193a0c55
 class ImageClassifierCleaner(CleanerWidget):
     "fastai's cleaner as the book uses it; `cleaning.apply()` and `cleaning.undo()` do its two loops with a way back"
     def __init__(self,
@@ -368,9 +385,11 @@ class ImageClassifierCleaner(CleanerWidget):
         seen: Evaluation | None = None,        # Predictions, if there are some
     ):
         labels = [*map(str, learn.dls.vocab), *opts]
-        super().__init__(Cleaning(path or _image_folder(learn), seen, labels=labels), max_n)
+        cleaning = Cleaning(path or _image_folder(learn), labels=labels)
+        work = _later(learn, path) if seen is None else _added(cleaning, seen)
+        super().__init__(cleaning, max_n)
         self.order = []
-        if seen is None: self.predict(_later(learn, path))
+        if work is not None: self.predict(work)
 
     @property
     def fns(self) -> L:

@@ -64,6 +64,7 @@ class Store {
     clearTimeout(this.waiting.get(answer.id)?.timer);
     this.waiting.delete(answer.id);
     if (answer.forget) this.forget();
+    if (answer.refused) this.asked.clear(); // Among them may be the pictures that were refused
     const outdated = answer.state && this.takeState(answer.state);
     if (answer.page) this.takePage(answer.page);
     for (const [file, mark] of Object.entries(answer.marks ?? {})) this.setMark(file, mark);
