@@ -325,6 +325,7 @@ def test_links_move_as_links_or_stay(folder, tmp_path):
 @posix
 def test_odd_names_are_marked_moved_and_brought_back(folder):
     odd = ['bär ☃.jpg', 'a\\b.jpg', 'new\nline.jpg', os.fsdecode(b'caf\xe9.jpg'), ' space .jpg', '-rf.jpg', '<b>&.jpg', 'e\u0301.jpg', '\u00e9.jpg', "quote'\".jpg"]
+    if sys.platform == 'darwin': odd = [n for n in odd if n.isascii() or '☃' in n]  # there, two spellings of é are one name, and bytes that are no UTF-8 none
     for n, name in enumerate(odd): (folder/'black'/name).write_bytes(picture(20 + n))
     cleaning, before = Cleaning(folder, labels=['Bär ☃']), files_of(folder)
     cleaning.mark([f'black/{n}' for n in odd[::2]], 'delete')
