@@ -55,7 +55,7 @@ class Query:
 
 def _short(value): return repr(value) if len(repr(value)) < 60 else repr(value)[:57] + '…'
 
-# %% ../nbs/08b_cleaner.ipynb #35410ab5
+# %% ../nbs/08b_cleaner.ipynb #65cf1543
 def _now(_, widget):
     "The state as the browser gets it; it must not fail, since every widget of the kernel is asked in one go"
     try: return widget.now_answer()
@@ -77,7 +77,7 @@ class CleanerWidget(anywidget.AnyWidget):
         super().__init__()
         self.on_msg(lambda _, message, buffers: self.send(*self.answer(message)))
 
-    def __repr__(self): return f'CleanerWidget({len(self.cleaning.items)} pictures of {self.cleaning.path}, {len(self.cleaning.marks)} marked)'
+    def __repr__(self): return f'CleanerWidget({len(self.cleaning)} pictures of {self.cleaning.path.name}, {len(self.cleaning.marks)} marked)'
 
 # %% ../nbs/08b_cleaner.ipynb #93ee65e2
 @patch

@@ -81,6 +81,10 @@ def open_lab(page, folder, url, theme):
     setting(folder, 'themes', dict(theme=theme))
     page.goto(f'{url}lab/tree/clean.ipynb?reset')
     page.locator('.jp-Notebook .jp-Cell').nth(1).wait_for(timeout=120_000)
+    run_cells(page)
+
+def run_cells(page):
+    "Run both cells, and wait for the pictures"
     page.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
     page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
     page.keyboard.press('Shift+Enter')
@@ -218,6 +222,27 @@ def test_in_jupyterlab(browser, lab, hand, theme):
             assert page.locator('.jp-Notebook .jp-Cell').count() == n_cells, 'a key of the cleaner reached the notebook'
             page.reload()
         walk(page, folder, hand(page), reload)
+    clear(page, folder)
+
+def test_a_kernel_that_restarts(browser, lab):
+    "The page says that nobody answers any more; run again, the marks are there"
+    folder, url = lab
+    with browser.new_page(viewport=dict(width=1280, height=900)) as page:
+        open_lab(page, folder, url, 'JupyterLab Light')
+        first, second = files(page)[:2]
+        page.locator('.bc-face').first.click()
+        page.keyboard.press('d')
+        status(page).get_by_text('1 picture to be deleted').wait_for()
+        page.locator('.jp-NotebookPanel-toolbar [data-command="notebook:restart-kernel"]').first.click()
+        page.locator('.jp-Dialog .jp-mod-accept').click()
+        page.locator('.jp-Dialog').wait_for(state='detached')
+        page.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
+        if page.locator(f'.bc-card[data-file="{second}"]').count():  # JupyterLab may also take the widget away
+            page.locator(f'.bc-card[data-file="{second}"] .bc-picture').click()
+            page.keyboard.press('d')
+            page.locator('.bc-trouble').get_by_text('Python has not answered').wait_for()
+        run_cells(page)
+        wait_until(lambda: marks(page) == {first: '✕ Delete'}, 'the restart lost a mark, or kept one that was never saved')
     clear(page, folder)
 
 @pytest.mark.parametrize('hand', [Mouse, Keyboard], ids=['mouse', 'keyboard'])
