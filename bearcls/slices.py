@@ -45,30 +45,34 @@ def _look(file):
         return float(np.asarray(load_image(file, min_side=64).resize((32, 32)).convert('L')).mean()), min(width, height), width/height
     except ImageError: return math.nan, math.nan, math.nan
 
-# %% ../nbs/07b_slices.ipynb #672b407c
+# %% ../nbs/07b_slices.ipynb #3a93552d
 def cut_slices(
     values: Sequence,    # One for each picture: numbers or names
     n_parts: int = 3,    # Parts that numbers are cut into
     max_n: int = 12,     # Names that get a slice of their own
-) -> pd.Series:          # The name of each picture's slice
+) -> pd.Series:          # The name of each picture's slice, a category: numbers in their order, names by frequency
     "Put every picture into a slice by one fact"
     if n_parts < 2: raise ValueError(f'`n_parts` must be at least 2, got {n_parts}')
     values = pd.Series(list(values))
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values): return _cut_numbers(values.astype(float), n_parts)
     names = values.where(values.notna(), '').astype(str).replace('', 'not known')
-    common = names.value_counts().index[:max_n]
-    return names.where(names.isin(common), 'all others')
+    common = list(names.value_counts().index[:max_n])
+    return _ordered(names.where(names.isin(common), 'all others'), common)
+
+def _ordered(names, order):
+    "Names as categories in this order"
+    return names.astype(pd.CategoricalDtype([n for n in dict.fromkeys([*order, 'all others', 'not known']) if (names == n).any()]))
 
 def _cut_numbers(values, n_parts):
     "Parts of about the same number of pictures, named by their ends"
-    known, names = values.dropna(), pd.Series('not known', values.index, dtype=object)
-    if not len(known): return names
-    edges = np.unique(np.quantile(known, np.arange(1, n_parts)/n_parts, method='inverted_cdf'))
+    known, names, order = values.dropna(), pd.Series('not known', values.index, dtype=object), []
+    edges = np.unique(np.quantile(known, np.arange(1, n_parts)/n_parts, method='inverted_cdf')) if len(known) else []
     part = np.searchsorted(edges, known)
     for k in np.unique(part):
         mine = known[part == k]
-        names[mine.index] = f'{mine.min():.3g}' if mine.min() == mine.max() else f'{mine.min():.3g} to {mine.max():.3g}'
-    return names
+        order.append(f'{mine.min():.3g}' if mine.min() == mine.max() else f'{mine.min():.3g} to {mine.max():.3g}')
+        names[mine.index] = order[-1]
+    return _ordered(names, order)
 
 # %% ../nbs/07b_slices.ipynb #fc8c4d7a
 slice_columns = ['by', 'slice', 'n', 'wrong', 'error', 'low', 'high', 'elsewhere', 'p', 'p_adjusted', 'verdict']
@@ -97,10 +101,10 @@ def _checked_facts(seen, facts, by):
     if missing := [c for c in by or () if c not in facts]: raise DataError(f'`facts` has no column {missing[0]!r}; it has {", ".join(map(str, facts.columns))}')
     return facts.reset_index(drop=True)[list(by) if by is not None else list(facts.columns)]
 
-# %% ../nbs/07b_slices.ipynb #f3d4ce3a
+# %% ../nbs/07b_slices.ipynb #96684873
 def _slice_rows(column, slices, wrong, actual, min_n):
     "A row for each slice by one fact"
-    for name, places in slices.groupby(slices, sort=False).groups.items():
+    for name, places in slices.groupby(slices, observed=True).groups.items():
         inside = np.zeros(len(wrong), bool)
         inside[np.asarray(places)] = True
         outside = ~inside & actual.isin(actual[inside]).to_numpy()
@@ -116,7 +120,7 @@ def _holm(p):
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)))
     return adjusted
 
-# %% ../nbs/07b_slices.ipynb #351838ae
+# %% ../nbs/07b_slices.ipynb #c4ded958
 def plot_slices(
     table: pd.DataFrame,  # From `slice_errors`
     ax: Any = None,       # Matplotlib axes to draw on; None for new ones
@@ -130,10 +134,10 @@ def plot_slices(
         colour = {'more errors': '#b5651d', 'fewer errors': '#2f6f8f', 'too few': '#bbbbbb'}.get(r.verdict, '#666666')
         ax.errorbar(100*r.error, y, xerr=[[max(0, 100*(r.error - r.low))], [max(0, 100*(r.high - r.error))]], fmt='o', color=colour, capsize=3)
     ax.set_yticks(range(len(table)), [f'{fact_words.get(r.by, r.by)}: {r.slice} ({r.n})' for r in table.itertuples()], fontsize=8)
-    ax.set(xlabel='error in %, with its 95% interval', ylim=(len(table) - .5, -.5), xlim=(0, None))
+    ax.set(xlabel='error in %, with its 95% interval', ylim=(len(table) - .5, -.5), xlim=(-1, None))
     return ax
 
-# %% ../nbs/07b_slices.ipynb #aa9ed7bd
+# %% ../nbs/07b_slices.ipynb #bc83135c
 def coverage(
     seen: Evaluation,                  # Predictions, best those of both sides of the split
     facts: pd.DataFrame | None = None, # A row per picture, as `picture_facts` gives; None: those
@@ -145,16 +149,16 @@ def coverage(
     parts = {column: pd.crosstab(cut_slices(facts[column], n_parts), labels, dropna=False) for column in facts} if len(seen) else {}
     parts = {column: part.reindex(columns=seen.labels, fill_value=0) for column, part in parts.items() if len(part) > 1}
     if not parts: return pd.DataFrame(columns=seen.labels, index=pd.MultiIndex.from_tuples([], names=['by', 'slice']))
-    return pd.concat(parts, names=['by', 'slice'])
+    return pd.concat(parts, names=['by', 'slice']).rename_axis(columns=None)
 
-# %% ../nbs/07b_slices.ipynb #5b28dbd4
+# %% ../nbs/07b_slices.ipynb #08284f03
 def slice_words(
     table: pd.DataFrame,                   # From `slice_errors`
     counted: pd.DataFrame | None = None,   # From `coverage`, for what is missing
 ) -> list[str]:                            # Sentences, the most important first
     "What stands out beyond chance, what cannot be told, and what is missing"
     found = table[table.p_adjusted.notna()]
-    out = found[found.verdict.isin(['more errors', 'fewer errors'])].sort_values('p_adjusted', kind='stable')
+    out = found[found.verdict.isin(['more errors', 'fewer errors'])].sort_values(['verdict', 'p_adjusted'], ascending=[False, True], kind='stable')  # more errors first
     words = [f'{_slice_name(r)}: {r.verdict} than elsewhere, {r.wrong} of {r.n} ({r.error:.0%}, probably {r.low:.0%} to {r.high:.0%}) against {r.elsewhere:.0%}.' for r in out.itertuples()]
     if not len(found): return ['There are too few pictures, or too few facts about them, to compare any slices.', *_gap_words(counted)]
     if not len(out): words.append(f'None of the {len(found)} slices that were compared differs from the rest beyond chance.')

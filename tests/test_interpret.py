@@ -279,7 +279,7 @@ def test_a_term_is_held_against_its_own_label():
     seen = said([0]*30 + [1]*30, [1]*30 + [1]*30)
     facts = pd.DataFrame(dict(term=['black bear']*15 + ['bear, black']*15 + ['grizzly']*30))
     table = slice_errors(seen, facts).set_index('slice')
-    assert table.verdict.tolist() == ['cannot tell', 'cannot tell', 'nothing to compare'] and table.elsewhere['black bear'] == 1
+    assert table.verdict.to_dict() == {'grizzly': 'nothing to compare', 'black bear': 'cannot tell', 'bear, black': 'cannot tell'} and table.elsewhere['black bear'] == 1
 
 def test_gaps_are_named():
     seen = said([0]*20 + [1]*20, [0]*20 + [1]*20)
@@ -436,8 +436,8 @@ def test_wrong_labels_among_photographs(shared, monkeypatch):
 def test_swapped_labels_and_strangers_among_drawn_bears(shared, monkeypatch, tmp_path):
     "At least 85% of both among the first twice as many candidates"
     weights(shared, monkeypatch)
-    path = draw_bears(tmp_path/'bears', n_per_label=250, seed=42)
+    path = draw_bears(tmp_path/'bears', n_per_label=400, seed=42)
     seen = evaluate(train(path, 'fast', arch='squeezenet1_1', exclude=check_images(path).files(*broken_issues), quiet=True), 'all')
     with open(path/'faults.csv', encoding='utf-8', newline='') as f: bad = {r['file'] for r in csv.DictReader(f) if r['fault'] in ('swapped_label', 'not_a_bear')}
     first = ['/'.join(Path(f).parts[-2:]) for f in label_issues(seen).file[:2*len(bad)]]
-    assert len(bad) > 15 and np.mean([f in first for f in bad]) >= .85
+    assert len(bad) == 36 and np.mean([f in first for f in bad]) >= .85
