@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #7f574171
+# %% ../nbs/19_all.ipynb #3f7c3c34
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -35,7 +35,15 @@ from .train import *
 from .experiment import *
 from .profile import *
 from .interpret import *
+from .calibrate import *
+from .slices import *
+from .attend import *
+from .issues import *
+from .plans import *
+from .moves import *
+from .marks import *
 from .clean import *
+from .cleaner import *
 from .inference import *
 from .export import *
 from .app import *

@@ -1,0 +1,392 @@
+"The cleaner in JupyterLab and in Voilà, driven by mouse and by keyboard alone, in a real browser"
+import contextlib, hashlib, json, os, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+import pytest
+
+pytest.importorskip('anywidget', reason='anywidget is not installed')
+from bearcls.sample import draw_bears
+
+predictions = '''
+"Made-up predictions: the model contradicts the label of five pictures and agrees with all others"
+import numpy as np
+from pathlib import Path
+from bearcls.core import image_files
+from bearcls.interpret import tabulate
+path = Path('bears')
+files, labels = image_files(path), ['black', 'grizzly', 'teddy']
+targets = np.array([labels.index(f.parent.name) for f in files])
+p = np.random.default_rng(1).dirichlet([1, 1, 1], len(files))*.3
+p[np.arange(len(files)), targets] += .7
+for k in (2, 15, 20, 41, 50): p[k] = np.roll(p[k], 1)
+seen = tabulate(files, ['valid' if k % 4 == 0 else 'train' for k in range(len(files))], p, targets, labels, np.eye(3)[p.argmax(1)] + .1)
+'''
+cells = ['from predictions import path, seen\nfrom bearcls.cleaner import cleaner', 'cleaner(path, seen=seen)']
+
+# ---------------------------------------------------------------- two servers
+
+def write_notebook(folder):
+    "A set of drawn bears, predictions, and a notebook with the cleaner"
+    draw_bears(folder/'bears', n_per_label=20, seed=3, faults=False)
+    (folder/'predictions.py').write_text(predictions, encoding='utf-8')
+    kernel = dict(name='python3', display_name='Python 3', language='python')
+    body = [dict(cell_type='code', execution_count=None, id=f'cell{k}', metadata={}, outputs=[], source=s) for k, s in enumerate(cells)]
+    (folder/'clean.ipynb').write_text(json.dumps(dict(cells=body, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
+
+@contextlib.contextmanager
+def serving(folder, module, *options, ready):
+    "A server of Jupyter's on a free port of this machine, with settings of its own"
+    with contextlib.closing(socket.create_server(('127.0.0.1', 0))) as s: port = s.getsockname()[1]
+    own = {name: str(folder/'jupyter'/name.lower()) for name in ('JUPYTER_CONFIG_DIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
+    root = str(Path(__file__).resolve().parents[1])
+    env = {**os.environ, **own, 'TQDM_DISABLE': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
+    command = [sys.executable, '-m', module, *options, '--no-browser', f'--port={port}']
+    with open(folder/'server.log', 'wb') as log, subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as server:
+        try:
+            url = f'http://127.0.0.1:{port}/'
+            for _ in range(600):
+                with contextlib.suppress(OSError), urllib.request.urlopen(url + ready, timeout=5): break
+                assert server.poll() is None, (folder/'server.log').read_text(errors='replace')[-2000:]
+                time.sleep(.1)
+            yield url
+        finally:
+            server.terminate()
+            try: server.wait(15)
+            except subprocess.TimeoutExpired: server.kill()
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
+    folder = tmp_path_factory.mktemp('lab')
+    write_notebook(folder)
+    options = ['--ip=127.0.0.1', '--IdentityProvider.token=', '--ServerApp.password=', '--ServerApp.allow_root=True', f'--ServerApp.root_dir={folder}']
+    setting(folder, 'notification', dict(fetchNews='false', checkForUpdates=False))
+    with serving(folder, 'jupyterlab', *options, ready='api') as url: yield folder, url
+
+@pytest.fixture(scope='module')
+def voila(tmp_path_factory):
+    pytest.importorskip('voila', reason='Voilà is not installed')
+    folder = tmp_path_factory.mktemp('voila')
+    write_notebook(folder)
+    with serving(folder, 'voila', 'clean.ipynb', '--Voila.ip=127.0.0.1', ready='voila/static/favicon.ico') as url: yield folder, url
+
+def setting(folder, name, value):
+    "Set a user's setting of JupyterLab"
+    file = folder/'jupyter'/'jupyterlab_settings_dir'/'@jupyterlab'/'apputils-extension'/f'{name}.jupyterlab-settings'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value), encoding='utf-8')
+
+# ---------------------------------------------------------------- a page with the cleaner
+
+def open_lab(page, folder, url, theme):
+    setting(folder, 'themes', dict(theme=theme))
+    page.goto(f'{url}lab/tree/clean.ipynb?reset')
+    page.locator('.jp-Notebook .jp-Cell').nth(1).wait_for(timeout=120_000)
+    run_cells(page)
+
+def run_cells(page):
+    "Run both cells, and wait for the pictures"
+    page.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
+    page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
+    page.keyboard.press('Shift+Enter')
+    page.keyboard.press('Control+Enter')  # Shift+Enter would make another cell and take the focus there, sooner or later
+    shown(page)
+    page.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
+
+def shown(page):
+    "Wait until every picture of the page is there"
+    trouble = page.locator('[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]')
+    page.locator('.bc-card').first.or_(trouble.first).first.wait_for(timeout=120_000)
+    assert not trouble.count(), trouble.first.inner_text()
+    page.wait_for_function("(found => found.length && found.every(i => i.complete && i.naturalWidth))([...document.querySelectorAll('.bc-card img')])", timeout=60_000)
+
+def files(page): return page.eval_on_selector_all('.bc-card', 'cards => cards.map(c => c.dataset.file)')
+
+def marks(page):
+    "Marks on the page, by file, as a reader sees them"
+    found = page.eval_on_selector_all('.bc-card', "cards => cards.map(c => [c.dataset.file, c.querySelector('.bc-badge').textContent])")
+    return {file: words for file, words in found if words}
+
+def status(page): return page.locator('.bc-status')
+
+def snapshot(folder):
+    "Name, digest and time of every file in the image folder"
+    found = [f for f in sorted((folder/'bears').rglob('*')) if f.is_file()]
+    return {f.relative_to(folder).as_posix(): (hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns) for f in found}
+
+def wait_until(true, what, seconds=30):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(.1)
+
+class Mouse:
+    "Everything by mouse"
+    def __init__(self, page): self.page = page
+    def card(self, file): return self.page.locator(f'.bc-card[data-file="{file}"]')
+    def begin(self): pass
+    def delete(self, first, second):
+        self.card(first).get_by_role('button', name='Delete').click()
+        self.card(second).locator('.bc-picture').click()
+        self.page.locator('.bc-bar').get_by_role('button', name='Delete', exact=True).click()
+    def relabel(self, file, label): self.card(file).get_by_role('combobox').select_option(label)
+    def choose(self, name, value): self.page.locator(f'select[name={name}]').select_option(value)
+    def press(self, name): self.page.get_by_role('button', name=name, exact=True).click()
+
+class Keyboard:
+    "Everything by keys, from the first filter on"
+    def __init__(self, page): self.page = page
+    def begin(self): self.page.locator('.bc-filters select').first.focus()
+    def tab_to(self, selector, key='Tab'):
+        for _ in range(60):
+            if self.page.evaluate('s => document.activeElement.matches(s)', selector): return
+            self.page.keyboard.press(key)
+        raise AssertionError(f'{selector} cannot be reached with {key}')
+    def go(self, file):
+        self.tab_to('.bc-face')
+        self.page.keyboard.press('Home')
+        for _ in range(files(self.page).index(file)): self.page.keyboard.press('ArrowRight')
+    def delete(self, first, second):
+        for file in (first, second): self.go(file), self.page.keyboard.press('d')
+    def relabel(self, file, label):
+        self.go(file)
+        self.page.keyboard.press(str(1 + ['black', 'grizzly', 'teddy'].index(label)))
+    def choose(self, name, value):
+        self.tab_to(f'select[name={name}]', 'Shift+Tab')
+        self.page.keyboard.press(value[0] if value else 'Home')  # a letter chooses the option that begins with it
+    def press(self, name):
+        word = {'Review and apply…': '.bc-main', 'Apply': '.bc-dialog .bc-main', 'Undo last apply': '.bc-main + .bc-button'}[name]
+        self.tab_to(word, 'Tab' if name == 'Apply' else 'Shift+Tab')
+        self.page.keyboard.press('Enter')
+
+def walk(page, folder, hand, reload):
+    "The whole way: mark, switch, reload, apply, undo"
+    before = snapshot(folder)
+    hand.begin()
+    first, second, third = files(page)[:3]
+    new = next(label for label in ('teddy', 'black') if not third.startswith(label))
+    hand.delete(first, second)
+    hand.relabel(third, new)
+    expected = {first: '✕ Delete', second: '✕ Delete', third: f'Relabel to → {new}'}
+    assert marks(page) == expected
+    status(page).get_by_text('2 to delete, 1 to relabel, 0 kept, 57 undecided.').wait_for()
+
+    label = first.split('/')[0]
+    for name, value, wrong in (('label', label, lambda f: not f.startswith(label)), ('split', 'valid', lambda f: False)):
+        hand.choose(name, value)
+        page.wait_for_function('([l, n]) => document.querySelector(`select[name=${n}]`).value == l', arg=[value, name])
+        wait_until(lambda: files(page) and not any(map(wrong, files(page))), f'the filter {name} shows other pictures')
+        shown(page)
+    assert 0 < len(files(page)) < 20
+    for name in ('split', 'label'): hand.choose(name, '')
+    wait_until(lambda: len(files(page)) == 30, 'the whole set is not back')
+    assert marks(page) == expected, 'a switch lost marks'
+
+    reload()
+    shown(page)
+    assert marks(page) == expected, 'the reload lost marks'
+    assert snapshot(folder) == before, 'something happened before apply'
+
+    hand.begin()
+    hand.press('Review and apply…')
+    dialog = page.get_by_role('dialog')
+    dialog.get_by_text('2 to the quarantine and 1 to another label').wait_for()
+    assert all(file in dialog.inner_text() for file in expected)
+    hand.press('Apply')
+    wait_until(lambda: len(snapshot(folder)) == len(before) - 2, 'apply moved nothing')
+    status(page).get_by_text('0 to delete, 0 to relabel').wait_for()
+    after = snapshot(folder)
+    moved = 'bears/' + new + '/' + third.split('/')[1]
+    assert after[moved] == before[f'bears/{third}'] and not {f'bears/{f}' for f in (first, second, third)} & after.keys()
+    wait_until(lambda: not set(expected) & set(files(page)), 'moved pictures are still shown')
+
+    hand.begin()
+    hand.press('Undo last apply')
+    wait_until(lambda: snapshot(folder) == before, 'undo did not bring back every byte')
+    wait_until(lambda: set(expected) <= set(files(page)), 'pictures that came back are not shown')
+
+def clear(page, folder):
+    "Take the marks of a walk off, for the next one"
+    (folder/'.cleaning'/'bears'/'marks.json').unlink(missing_ok=True)
+
+@pytest.mark.parametrize('hand, theme', [(Mouse, 'JupyterLab Light'), (Keyboard, 'JupyterLab Dark')], ids=['mouse', 'keyboard'])
+def test_in_jupyterlab(browser, lab, hand, theme):
+    folder, url = lab
+    with browser.new_page(viewport=dict(width=1280, height=900)) as page:
+        open_lab(page, folder, url, theme)
+        assert page.locator('.bearcls-cleaner').get_attribute('data-theme') == theme.split()[1].lower()
+        n_cells = page.locator('.jp-Notebook .jp-Cell').count()
+        def reload():
+            page.locator('.bc-face').first.focus()
+            for key in ('ArrowDown', 'x', 'x', 'd', 'd', 'Control+s'): page.keyboard.press(key)  # In JupyterLab X cuts a cell and D, D deletes one; only saving is meant for it
+            page.locator('.jp-mod-current[title*="clean.ipynb"]:not(.jp-mod-dirty)').first.wait_for(timeout=30_000)
+            assert page.locator('.jp-Notebook .jp-Cell').count() == n_cells, 'a key of the cleaner reached the notebook'
+            page.reload()
+        walk(page, folder, hand(page), reload)
+    clear(page, folder)
+
+def test_a_kernel_that_restarts(browser, lab):
+    "The page says that nobody answers any more; run again, the marks are there"
+    folder, url = lab
+    with browser.new_page(viewport=dict(width=1280, height=900)) as page:
+        open_lab(page, folder, url, 'JupyterLab Light')
+        first, second = files(page)[:2]
+        page.locator('.bc-face').first.click()
+        page.keyboard.press('d')
+        status(page).get_by_text('1 picture to be deleted').wait_for()
+        page.locator('.jp-NotebookPanel-toolbar [data-command="notebook:restart-kernel"]').first.click()
+        page.locator('.jp-Dialog .jp-mod-accept').click()
+        page.locator('.jp-Dialog').wait_for(state='detached')
+        page.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
+        if page.locator(f'.bc-card[data-file="{second}"]').count():  # JupyterLab may also take the widget away
+            page.locator(f'.bc-card[data-file="{second}"] .bc-picture').click()
+            page.keyboard.press('d')
+            page.locator('.bc-trouble').get_by_text('Python has not answered').wait_for()
+        run_cells(page)
+        wait_until(lambda: marks(page) == {first: '✕ Delete'}, 'the restart lost a mark, or kept one that was never saved')
+    clear(page, folder)
+
+@pytest.mark.parametrize('hand', [Mouse, Keyboard], ids=['mouse', 'keyboard'])
+def test_in_voila(browser, voila, hand):
+    "A reload brings a new kernel here, so that marks come from the disk"
+    folder, url = voila
+    with browser.new_page(viewport=dict(width=1280, height=900)) as page:
+        page.goto(url, timeout=120_000)
+        shown(page)
+        walk(page, folder, hand(page), lambda: page.reload(timeout=120_000))
+    clear(page, folder)
+
+# ---------------------------------------------------------------- what it looks like, and who can use it
+
+@pytest.fixture
+def board(browser, voila):
+    "The cleaner in Voilà, with no marks"
+    folder, url = voila
+    with browser.new_page(viewport=dict(width=1280, height=900)) as page:
+        page.bytes = 0
+        def count(frame): page.bytes += len(frame)
+        page.on('websocket', lambda socket: socket.on('framereceived', count))
+        page.goto(url, timeout=120_000)
+        shown(page)
+        yield page
+    clear(page, folder)
+
+contrasts = """() => {
+  const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v/255).map(v => v <= .04045 ? v/12.92 : ((v + .055)/1.055)**2.4).reduce((s, v, i) => s + v*[.2126, .7152, .0722][i], 0);
+  const ground = el => { for (; el; el = el.parentElement) { const c = numbers(getComputedStyle(el).backgroundColor); if (c.length < 4 || c[3] > .99) return c; } };
+  const found = [];
+  for (const el of document.querySelectorAll('.bearcls-cleaner *')) {
+    if (!el.checkVisibility() || ![...el.childNodes].some(n => n.nodeType == 3 && n.data.trim()) || el.tagName == 'OPTION') continue;
+    const [a, b] = [light(numbers(getComputedStyle(el).color)), light(ground(el))].sort((x, y) => y - x);
+    found.push([(a + .05)/(b + .05), `${el.tagName} ${el.className} ${el.textContent.slice(0, 30)}`]);
+  }
+  return found;
+}"""
+
+def test_themes_and_sizes(board):
+    "Text can be read on light and on dark pages, and nothing is cut off on a telephone"
+    board.locator('.bc-face').first.click()
+    for key in ('d', 'ArrowRight', '2', 'ArrowRight', 'k', 'ArrowRight', 'Shift+ArrowRight'): board.keyboard.press(key)
+    for theme, page in (('light', 'white'), ('dark', '#111')):
+        paint(board, page)
+        board.locator(f'.bearcls-cleaner[data-theme={theme}]').wait_for()
+        picture(board, f'cleaner-{theme}')
+        low = [found for found in board.evaluate(contrasts) if found[0] < 4.5]
+        assert not low and len(board.evaluate(contrasts)) > 100, low
+    paint(board, 'transparent')
+    for wish in ('dark', 'light'):  # a page without a background of its own
+        board.emulate_media(color_scheme=wish)
+        board.locator(f'.bearcls-cleaner[data-theme={wish}]').wait_for()
+    board.set_viewport_size(dict(width=360, height=800))
+    assert board.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
+    picture(board, 'cleaner-360')
+    for button in board.locator('.bc-card').first.get_by_role('button').all(): assert button.is_visible()
+
+def paint(page, colour):
+    "Give everything behind the cleaner one colour"
+    page.evaluate("""colour => {
+      for (let el = document.querySelector('.bearcls-cleaner').parentElement; el; el = el.parentElement) el.style.background = colour;
+    }""", colour)
+
+def picture(page, name):
+    "Keep a picture of the page in the folder that BEARCLS_PICTURES names, if it names one"
+    folder = os.environ.get('BEARCLS_PICTURES')
+    if folder: page.screenshot(path=f'{folder}/{name}.png')
+
+@pytest.mark.skipif('BEARCLS_PICTURES' not in os.environ, reason='BEARCLS_PICTURES names no folder for pictures of the page')
+def test_picture_for_the_site(board):
+    "BEARCLS_PICTURES=nbs/images pytest tests/test_cleaner_browser.py -k site draws the site's cleaner.png anew"
+    from PIL import Image
+    board.set_viewport_size(dict(width=1000, height=690))
+    board.locator('.bc-face').first.click()
+    for key in ('k', 'ArrowRight', '2', 'ArrowRight', 'd', 'ArrowRight', 'Shift+ArrowRight'): board.keyboard.press(key)
+    file = Path(os.environ['BEARCLS_PICTURES'])/'cleaner.png'
+    board.screenshot(path=file)
+    with Image.open(file) as image: image.convert('RGB').quantize(256, kmeans=2).save(file, optimize=True)
+    assert file.stat().st_size < 200_000
+
+def test_light_on_the_wire(board):
+    "Thirty pictures, with the widget's own code and all that Voilà sends beside"
+    assert len(files(board)) == 30 and 20_000 < board.bytes <= 200_000
+
+def test_several_at_once_and_undo(board):
+    first, second, third, fourth, *_ = files(board)
+    face = lambda file: board.locator(f'.bc-card[data-file="{file}"] .bc-picture')
+    face(first).click()
+    face(third).click(modifiers=['Shift'])
+    face(second).click(modifiers=['ControlOrMeta'])
+    board.keyboard.press('d')
+    assert set(marks(board)) == {first, third}
+    face(fourth).click()
+    board.keyboard.press('Control+a')
+    board.keyboard.press('k')
+    status(board).get_by_text('30 kept').wait_for()
+    board.keyboard.press('u')
+    wait_until(lambda: marks(board) == {first: '✕ Delete', third: '✕ Delete'}, 'undo did not bring back what was before')
+    board.keyboard.press('u')
+    wait_until(lambda: not marks(board), 'a mark is left')
+
+def test_told_to_screen_readers(board):
+    "A grid with one tab stop, a name for every control, words for every picture, and a status that is read aloud"
+    grid = board.get_by_role('grid', name='Pictures')
+    assert grid.get_attribute('aria-rowcount') == '60' and grid.get_by_role('row').count() == 30
+    assert board.locator('.bc-grid [tabindex="0"]').count() == 1
+    first = files(board)[0]
+    name, label = first.split('/')[1], first.split('/')[0]
+    cell = grid.get_by_role('row').first.get_by_role('gridcell').first
+    assert f'{name}, filed as {label}' in cell.aria_snapshot() and 'model: ' in cell.aria_snapshot() and 'loss' in cell.aria_snapshot()
+    for button in (f'Keep {name}', f'Delete {name}'): assert grid.get_by_role('button', name=button).get_attribute('aria-pressed') == 'false'
+    assert board.eval_on_selector_all('.bearcls-cleaner select, .bearcls-cleaner input', "found => found.every(e => e.labels.length || e.getAttribute('aria-label'))")
+    board.locator('.bc-face').first.focus()
+    assert board.locator('.bc-card').first.evaluate('e => getComputedStyle(e).outlineStyle') == 'solid', 'the focus cannot be seen'
+    board.keyboard.press('?')
+    assert 'undo the last mark' in board.get_by_role('dialog', name='Keyboard').inner_text()
+    board.keyboard.press('Escape')
+    board.keyboard.press('Enter')
+    board.get_by_role('dialog', name=first).get_by_role('img', name=first).wait_for()
+    board.keyboard.press('ArrowRight')
+    board.keyboard.press('d')
+    board.keyboard.press('Escape')
+    assert set(marks(board)) == {files(board)[1]} and board.evaluate('document.activeElement.closest(".bc-card").dataset.file') == files(board)[1]
+
+def test_seen_pages_come_from_memory(board):
+    "Switching back asks for no picture again, and takes no 0.3 seconds"
+    choose = Mouse(board).choose
+    choose('label', 'teddy')
+    wait_until(lambda: all(f.startswith('teddy') for f in files(board)), 'no teddies')
+    shown(board)
+    choose('label', '')
+    shown(board)
+    before = board.bytes
+    seconds = board.evaluate("""async () => {
+      const select = document.querySelector('select[name=label]'), start = performance.now();
+      select.value = 'teddy';
+      select.dispatchEvent(new Event('change', {bubbles: true}));
+      const images = [...document.querySelectorAll('.bc-card img')];
+      await Promise.all(images.map(i => i.decode()));
+      await new Promise(requestAnimationFrame);
+      return (performance.now() - start)/1000;
+    }""")
+    assert all(f.startswith('teddy') for f in files(board))
+    assert board.bytes - before < 5000, 'pages were sent again'
+    print(f'switched in {seconds:.3f} s')
