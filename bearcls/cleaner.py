@@ -289,13 +289,14 @@ def refresh(self: CleanerWidget, said=''):
         self.cleaning.refresh()
         self.send(self._news(said, forget=True))
 
-# %% ../nbs/08b_cleaner.ipynb #ff7f7a89
+# %% ../nbs/08b_cleaner.ipynb #c771a00a
 @patch
 def predict(self: CleanerWidget,
     work: Callable[[], Evaluation | None],  # Makes the predictions; None if it has added them to `cleaning` itself
 ) -> threading.Thread:               # At work already; `join` it to wait
     "Add predictions when they are there"
     self.predictions = 'Predictions are on their way.'
+    self.send(dict(state=dict(predictions=self.predictions)))
     self.thread = threading.Thread(target=contextvars.copy_context().run, args=(self._predict, work), daemon=True)
     self.thread.start()
     return self.thread

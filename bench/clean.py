@@ -91,8 +91,7 @@ def run(side, browser, folder, url, number):
         if side == 'learner': page.get_by_text('Predictions are there').wait_for(timeout=600_000)
         predicted = time.perf_counter() - start
         mark(side, page)
-        select = page.locator(choice)
-        select = page.query_selector(choice) if '>>' not in choice else page.locator(choice).element_handle()
+        select = page.locator(choice).element_handle()
         options = select.evaluate('s => [...s.options].map(o => o.value).filter(Boolean)')
         time.sleep(1)
         forth = [page.evaluate(switch, [select, images, label, 25]) for label in options[1:]]

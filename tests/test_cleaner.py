@@ -175,13 +175,17 @@ def test_pictures_at_once_predictions_later(path, learn):
     def work():
         free.wait(30)
         return predictions(path)
+    sent = []
+    widget.send = lambda answer, buffers=None: sent.append(answer)
     thread = widget.predict(work)
+    assert sent[0]['state']['predictions'] == 'Predictions are on their way.'
     first = names(widget)[0]
     assert widget.get_state()['now']['bytes'] and widget.state_answer()['predictions'] == 'Predictions are on their way.'
     ask(widget, 'mark', files=[first], action='keep', to='')
     free.set()
     thread.join(30)
     assert widget.state_answer()['predictions'] == '' and widget.page_answer(Query())['items'][0]['predicted'] and first in widget.cleaning.marks
+    assert sent[-1]['state']['revision'] == 1 and sent[-1]['state']['predictions'] == '', 'the browser is told to ask again'
 
 def test_from_a_learner(path, learn):
     weights = [p.clone() for p in learn.model.parameters()]

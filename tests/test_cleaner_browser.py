@@ -93,10 +93,11 @@ def run_cells(page):
     page.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
 
 def shown(page):
-    "Wait until every picture of the page is there"
+    "Wait until every picture of the page is there, and what the model says"
     trouble = page.locator('[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]')
     page.locator('.bc-card').first.or_(trouble.first).first.wait_for(timeout=120_000)
     assert not trouble.count(), trouble.first.inner_text()
+    page.wait_for_function("!document.querySelector('.bc-status').textContent.includes('on their way') && document.querySelector('.bc-words').textContent.includes('model:')", timeout=60_000)
     page.wait_for_function("(found => found.length && found.every(i => i.complete && i.naturalWidth))([...document.querySelectorAll('.bc-card img')])", timeout=60_000)
 
 def files(page): return page.eval_on_selector_all('.bc-card', 'cards => cards.map(c => c.dataset.file)')
