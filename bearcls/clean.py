@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/clean.html.md"""
 __all__ = ['actions', 'candidate_columns', 'orders', 'file_candidates', 'unsure', 'cleaning_candidates', 'show_candidates',
            'CleaningItem', 'View', 'Cleaning']
 
-# %% ../nbs/08_clean.ipynb #602954e6
+# %% ../nbs/08_clean.ipynb #0a447f39
 import html, io, os, threading
 from collections import Counter
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageOps
 from .core import DataError, Html, ImageError, gallery, image_files, image_reasons, load_image
 from .interpret import Evaluation
-from .issues import label_issues
+from .issues import judge_labels, label_issues
 from .marks import Mark, Marks, mark_actions
 from .moves import apply_plan, batches, finish_moves, moved_from, redo_moves, undo_moves, unfinished_moves
 from .plans import Change, CleaningPlan, check_label, plan_changes
@@ -54,14 +54,15 @@ def unsure(
     "Pictures of which the model is sure of nothing"
     return seen.table[seen.table.probability < threshold].sort_values('probability', kind='stable')
 
-# %% ../nbs/08_clean.ipynb #aafd7979
+# %% ../nbs/08_clean.ipynb #3c16fe6e
 def cleaning_candidates(
     seen: Evaluation,                   # Predictions on the pictures to clean, best those of both splits
     report: ImageReport | None = None,  # From `check_images`; without it, only what the model finds
+    judged: pd.DataFrame | None = None, # From `judge_labels(seen)`, if at hand
 ) -> pd.DataFrame:                      # Columns `candidate_columns`, most certain first
     "What to look at first, with a proposal and a reason for each"
     rows = file_candidates(report) if report is not None else []
-    rows += [_row(Path(), r.file, 'relabel' if r.kind == 'wrong_label' else 'look', r.score, r.reason, r.kind, r.suggested if r.kind == 'wrong_label' else '', r.split) for r in label_issues(seen).itertuples()]
+    rows += [_row(Path(), r.file, 'relabel' if r.kind == 'wrong_label' else 'look', r.score, r.reason, r.kind, r.suggested if r.kind == 'wrong_label' else '', r.split) for r in label_issues(seen, judged=judged).itertuples()]
     rows += [_row(Path(), r.file, 'look', 1 - r.probability, f'no label fits well: {r.predicted} only {r.probability:.0%}', 'no_label', split=r.split)
              for r in unsure(seen).itertuples()]
     rows.sort(key=lambda r: (actions.index(r['action']), -r['score']))
@@ -81,7 +82,7 @@ def show_candidates(
     lines = [f'filed as {r.label}, {r.reason}' if r.to else f'{r.action}: {r.reason}' for r in chosen.head(n).itertuples()]
     return gallery(chosen.file.head(n), lines, side)
 
-# %% ../nbs/08_clean.ipynb #14366677
+# %% ../nbs/08_clean.ipynb #04bc0fe0
 @dataclass(frozen=True)
 class CleaningItem:
     "One picture to decide about"
@@ -92,6 +93,7 @@ class CleaningItem:
     probability: float | None = None   # How sure the model is of that, 0 to 1
     loss: float | None = None          # Cross-entropy of the label that it is filed under
     score: float = 0.0                 # How suspicious, 0 to 1; 0 without a proposal
+    doubt: float = 0.0                 # How badly its label fits, 0 to 1, as `judge_labels` says; also without a proposal
     reason: str = ''                   # Why, in words
     proposal: str = ''                 # delete, relabel, look, or empty
     to: str = ''                       # The proposed label, for relabel
@@ -126,7 +128,7 @@ class Cleaning:
     def __len__(self): return len(self._files)
     def __repr__(self): return f'Cleaning({self.path.name!r}, {len(self):,} pictures, ' + ', '.join(f'{n:,} {k}' for k, n in self.summary().items()) + ')'
 
-# %% ../nbs/08_clean.ipynb #603a6b2a
+# %% ../nbs/08_clean.ipynb #8e5011e3
 @patch
 def refresh(self: Cleaning):
     "Look at the folder once more, after others have changed it"
@@ -134,7 +136,7 @@ def refresh(self: Cleaning):
     with self._lock:
         self._files, self._known_files, self._earlier = files, set(files), moved_from(self.path)
         self._folders = sorted({f.partition('/')[0] for f in files} | {d.name for d in self.path.iterdir() if d.is_dir() and d.name[0] != '.' and not any(d.iterdir())})
-        self._items, self._orders = None, {}
+        self._items, self._orders, self._roots = None, {}, {}
 
 @patch(as_prop=True)
 def labels(self: Cleaning) -> list[str]:
@@ -164,7 +166,7 @@ def _loss(self: Cleaning, file, label):
     if file not in self._rows or label not in self._seen.labels: return None
     return float(-np.log(max(1e-12, self._seen.probabilities[self._rows[file], self._seen.labels.index(label)])))
 
-# %% ../nbs/08_clean.ipynb #1c856db3
+# %% ../nbs/08_clean.ipynb #25c6a072
 @patch
 def add_predictions(self: Cleaning,
     seen: Evaluation | None,            # Predictions on pictures of this folder; None: those given before, if any
@@ -173,11 +175,13 @@ def add_predictions(self: Cleaning,
     "Order and proposals by a model and a report; marks stay as they are"
     seen, report = seen if seen is not None else self._seen, report if report is not None else self._report
     facts, rows = {}, {}
+    judged = judge_labels(seen) if seen is not None else None
+    doubts = judged.score.fillna(0).tolist() if seen is not None else ()
     for n, r in enumerate(seen.table.itertuples() if seen is not None else ()):
         if name := self._name(r.file):
-            facts[name], rows[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability), float(r.loss)), n
+            facts[name], rows[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability), float(r.loss), doubt=doubts[n]), n
     if seen is not None and len(seen) and not facts: raise DataError(f'None of the {len(seen):,} predictions is about a picture in {self.path}; the first is about {seen.table.file.iloc[0]}')
-    for r in self._pile(seen, report):
+    for r in self._pile(seen, report, judged):
         name = self._name(r['file'])
         if not name or facts.get(name, CleaningItem('', '')).proposal: continue  # the first proposal counts
         facts[name] = replace(facts.get(name) or CleaningItem(name, r['label'], r['split']), score=r['score'], reason=r['reason'], proposal=r['action'], to=r['to'], kind=r['kind'])
@@ -186,18 +190,18 @@ def add_predictions(self: Cleaning,
         self._items, self._orders = None, {}
 
 @patch
-def _pile(self: Cleaning, seen, report):
+def _pile(self: Cleaning, seen, report, judged):
     "Candidates as dictionaries, the most certain first"
-    if seen is not None: return cleaning_candidates(seen, report).to_dict('records')
+    if seen is not None: return cleaning_candidates(seen, report, judged).to_dict('records')
     return file_candidates(report) if report is not None else []
 
 @patch
-def _name(self: Cleaning, file, roots={}):
+def _name(self: Cleaning, file):
     "How a picture of this folder is called here; empty if it lies elsewhere. `file` is a path, or a name as it is called here"
     file = Path(file)
     name, root = '/'.join(file.parts[-2:]), os.path.dirname(os.path.dirname(os.path.abspath(file)))
-    if root not in roots: roots[root] = os.path.realpath(root)
-    return name if roots[root] == os.path.realpath(self.path) or len(file.parts) == 2 and name in self._known_files else ''
+    if root not in self._roots: self._roots[root] = os.path.realpath(root)
+    return name if self._roots[root] == os.path.realpath(self.path) or len(file.parts) == 2 and name in self._known_files else ''
 
 # %% ../nbs/08_clean.ipynb #bcfaf5c1
 @patch(as_prop=True)
@@ -210,15 +214,15 @@ def state(self: Cleaning) -> Path:
     "The file that keeps the marks"
     return self._marks.file
 
-# %% ../nbs/08_clean.ipynb #615f85bf
+# %% ../nbs/08_clean.ipynb #393157be
 orders = {
-    'suspicious': 'proposals first, the most certain of them first; then by loss',
+    'suspicious': 'proposals first, the most certain of them first; then by how badly the label fits',
     'loss': 'model and label disagree most',
     'certain': 'the model is surest',
     'unsure': 'the model is least sure',
     'name': 'label and file name',
 }
-_keys = {'suspicious': lambda i: (-i.score, -(i.loss or 0)), 'loss': lambda i: -(i.loss or 0), 'certain': lambda i: -(i.probability or 0),
+_keys = {'suspicious': lambda i: (-i.score, -i.doubt, -(i.loss or 0)), 'loss': lambda i: -(i.loss or 0), 'certain': lambda i: -(i.probability or 0),
          'unsure': lambda i: 2 if i.probability is None else i.probability, 'name': lambda i: 0}
 
 # %% ../nbs/08_clean.ipynb #55ae0d56

@@ -109,7 +109,7 @@ def judge_labels(
     table.loc[~judged, ['fit', 'other_fit', 'likeness', 'score']] = np.nan
     return table
 
-# %% ../nbs/07d_issues.ipynb #4e9cad8d
+# %% ../nbs/07d_issues.ipynb #ca70ec8b
 issue_kinds = {
     'wrong_label': 'another label fits better',
     'no_label': 'unlike all pictures of its label: perhaps none of the labels',
@@ -122,10 +122,11 @@ def label_issues(
     seen: Evaluation,      # Predictions on the pictures to examine, best those of both splits
     share: float = .1,     # Part of the pictures to list, 0 to 1; confident contradictions are listed in any case
     seed: int = 42,        # Decides the parts of the cross-validation
+    judged: pd.DataFrame | None = None,  # From `judge_labels(seen)`, if at hand; None: judged now
 ) -> pd.DataFrame:         # Columns `issue_columns`, the most suspicious first; margin: lead of the suggested label, 0 to 1
     "Pictures whose label is suspicious, with the kind of suspicion and a reason"
     if not 0 <= share <= 1: raise ValueError(f'`share` must lie between 0 and 1, got {share}')
-    judged = judge_labels(seen, seed)
+    if judged is None: judged = judge_labels(seen, seed)
     lead = judged.other_fit - judged.fit
     wrong = (lead > 0) & (judged.other_fit >= judged.other.map(judged.groupby('actual').fit.mean())) | (lead >= .5)
     order = judged.score.fillna(-1).to_numpy().argsort(kind='stable')[::-1]

@@ -8,18 +8,18 @@ Docs: https://bearcls.github.io/bearcls/moves.html.md"""
 __all__ = ['batch_states', 'cleaning_folder', 'Batch', 'batches', 'unfinished_moves', 'apply_plan', 'undo_moves', 'redo_moves',
            'finish_moves', 'moved_from']
 
-# %% ../nbs/07f_moves.ipynb #80afd4ec
+# %% ../nbs/07f_moves.ipynb #1b2f8c1a
 import contextlib, itertools, json, os, shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from .core import DataError, manifest_name, read_manifest, sha256, write_manifest
-from .download import _hold
+from .download import hold_file
 from .plans import Change, CleaningPlan, Step, digest_or_link, plan_changes
-from .quarantine import Move, _append, _free_name, _inside, _journal, _move, journal_name, quarantine_folder
+from .quarantine import Move, append_entry, folder_beside, free_name, inside, journal_name, move_file, quarantine_folder, read_journal
 
-# %% ../nbs/07f_moves.ipynb #eda84c35
+# %% ../nbs/07f_moves.ipynb #4a55c514
 batch_states = {
     'applying': 'files are being moved',
     'applied': 'all files were moved',
@@ -32,8 +32,7 @@ def cleaning_folder(
     path: str | os.PathLike,  # Image folder
 ) -> Path:                    # Folder beside it, which need not exist yet
     "Where marks and batches of an image folder are kept"
-    path = Path(os.path.abspath(path))
-    return path.parent/'.cleaning'/path.name
+    return folder_beside(path, '.cleaning')
 
 # %% ../nbs/07f_moves.ipynb #16cfbc51
 @dataclass
@@ -69,7 +68,7 @@ def _save(path, batch):
     os.replace(aside, file)
     _sync(file.parent)
 
-# %% ../nbs/07f_moves.ipynb #9da172c1
+# %% ../nbs/07f_moves.ipynb #06165f99
 def batches(
     path: str | os.PathLike,  # Image folder
 ) -> list[Batch]:             # The oldest first
@@ -85,7 +84,7 @@ def _read_batch(path, file):
         if batch.state not in batch_states or file.parent.name != f'{batch.number:04}': raise ValueError('its state or its number is none')
     except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise DataError(f'{file} is damaged ({e}); no batch of this folder can be undone before it is repaired or moved away') from e
-    for s in batch.steps: _inside(path, s.file), _inside(path, s.to)
+    for s in batch.steps: inside(path, s.file), inside(path, s.to)
     return batch
 
 # %% ../nbs/07f_moves.ipynb #dd8c671d
@@ -98,7 +97,7 @@ def unfinished_moves(
     what = 'moving' if last.state == 'applying' else 'bringing back'
     return f'{what} {len(last.steps):,} file{"" if len(last.steps) == 1 else "s"} was interrupted (batch {last.number}, {last.when}): undo takes the batch back, finish ends what was begun'
 
-# %% ../nbs/07f_moves.ipynb #13519c21
+# %% ../nbs/07f_moves.ipynb #8afa5e21
 @contextlib.contextmanager
 def _alone(path) -> Iterator[None]:
     "Keep others from moving files of the same image folder"
@@ -107,7 +106,7 @@ def _alone(path) -> Iterator[None]:
         lock = open(cleaning_folder(path)/'lock', 'ab')
     except OSError as e: raise DataError(f'Nothing has been moved: {cleaning_folder(path)} cannot be written to: {e.strerror or e}') from e
     with lock:
-        if not _hold(lock): raise DataError(f'Another program is moving files of {path} at this moment; nothing has been moved')
+        if not hold_file(lock): raise DataError(f'Another program is moving files of {path} at this moment; nothing has been moved')
         yield
 
 # %% ../nbs/07f_moves.ipynb #e5ac5e3f
@@ -150,10 +149,10 @@ def _keep_manifest(path, batch):
     _sync(kept/manifest_name)
     return sha256(kept/manifest_name)
 
-# %% ../nbs/07f_moves.ipynb #93411f8b
+# %% ../nbs/07f_moves.ipynb #2b3840c2
 def _forward(path, batch):
     "Do what is left to do of a batch, and bring the manifest in step"
-    ids, rows = itertools.count(len(_journal(path)[0])), {r.file: r for r in read_manifest(path)}
+    ids, rows = itertools.count(len(read_journal(path)[0])), {r.file: r for r in read_manifest(path)}
     moves = [_go(path, s, ids, rows.get(s.file)) for s in batch.steps]
     batch.moved = [m.file for m in moves if m.status == 'moved']
     trouble = _manifest_forward(path, batch)
@@ -176,7 +175,7 @@ def _other_disk(a, b):
     "Do two files lie on different disks, so that moving is copying?"
     return a.parent.exists() and b.parent.exists() and os.stat(a.parent).st_dev != os.stat(b.parent).st_dev
 
-# %% ../nbs/07f_moves.ipynb #ef319935
+# %% ../nbs/07f_moves.ipynb #79713ac4
 def _go(path, step, ids, row):
     "Move one file if it is still where and what it was"
     source, target = _ends(path, step)
@@ -190,18 +189,18 @@ def _go(path, step, ids, row):
         if not here: return told('skipped', 'the file has changed since it was marked')
         if there is not None: return told('skipped', f'the name {step.to} was taken at the last moment')
         if step.action == 'delete': _tell_quarantine(path, step, next(ids), row)
-        _move(source, target)
+        move_file(source, target)
     except OSError as e: return told('skipped', f'{_cannot}moved: {e.strerror or e}')
     return told('moved', step.reason)
 
-# %% ../nbs/07f_moves.ipynb #743f686e
+# %% ../nbs/07f_moves.ipynb #522ea780
 def _tell_quarantine(path, step, number, row):
     "Write into the quarantine's journal that a file is about to come"
     entry = dict(id=number, file=step.file, issue='cleaned', reason=step.reason, sha256=step.sha256, to=step.to)
     if row: entry['row'] = dict(status=row.status, reason=row.reason)
     home = quarantine_folder(path)
     home.mkdir(parents=True, exist_ok=True)
-    _append(home/journal_name, {**entry, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds')})
+    append_entry(home/journal_name, {**entry, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds')})
 
 # %% ../nbs/07f_moves.ipynb #ac28b064
 def _manifest_forward(path, batch):
@@ -241,7 +240,7 @@ def _put(source, target):
     _sync(aside)
     os.replace(aside, target)
 
-# %% ../nbs/07f_moves.ipynb #e18c6eb5
+# %% ../nbs/07f_moves.ipynb #e950f22e
 def undo_moves(
     path: str | os.PathLike,  # Image folder
 ) -> list[Move]:              # A row for each file that had moved: restored, or skipped with the reason; empty if there is nothing to undo
@@ -256,7 +255,7 @@ def _backward(path, batch):
     "Do what is left to do to take a batch back"
     surely = set(batch.moved)
     if batch.state != 'undoing': _save(path, replace(batch, state='undoing'))
-    moved, back = _journal(path)
+    moved, back = read_journal(path)
     away = {(e['file'], e['to']): e['id'] for e in moved if e['id'] not in back}
     moves = [_come_back(path, s, away.get((s.file, s.to)), s.file in surely) for s in reversed(batch.steps) if s.file in surely or not surely]
     moves = [m for m in moves if m]
@@ -269,7 +268,7 @@ def _backward(path, batch):
 
 _cannot = 'it cannot be '  # How reasons begin that may be gone the next time: no right to write, no space, a file in use
 
-# %% ../nbs/07f_moves.ipynb #900f658f
+# %% ../nbs/07f_moves.ipynb #a614f6b1
 def _come_back(path, step, entry, surely):
     "Bring one file back; None if it has never left"
     source, target = _ends(path, step)
@@ -281,17 +280,17 @@ def _come_back(path, step, entry, surely):
             return told('restored', 'it was back already', step.file) if surely else None
         if there is None: return _gone(path, step, entry, surely)
         if not there: return told('skipped', f'{step.to} has changed since, or is another file; it stays there')
-        home = source if here is None else _free_name(source)
-        _move(target, home)
+        home = source if here is None else free_name(source)
+        move_file(target, home)
         _tell_restored(path, step, entry, home)
     except OSError as e: return told('skipped', f'{_cannot}moved back: {e.strerror or e}')
     return told('restored', '' if home == source else 'its name was taken in the meantime', home.relative_to(path).as_posix())
 
-# %% ../nbs/07f_moves.ipynb #884d0b93
+# %% ../nbs/07f_moves.ipynb #f04043d9
 def _tell_restored(path, step, entry, home):
     "Note in the quarantine's journal that a file is back; remove the folder it leaves empty"
     if entry is not None and step.action == 'delete':
-        _append(quarantine_folder(path)/journal_name, dict(restored=entry, name=home.relative_to(path).as_posix()))
+        append_entry(quarantine_folder(path)/journal_name, dict(restored=entry, name=home.relative_to(path).as_posix()))
         with contextlib.suppress(OSError): _ends(path, step)[1].parent.rmdir()
 
 def _settle(path, step, entry, there):

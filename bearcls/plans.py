@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/plans.html.md"""
 # %% auto #0
 __all__ = ['Change', 'digest_or_link', 'check_label', 'Step', 'CleaningPlan', 'plan_html', 'plan_changes']
 
-# %% ../nbs/07e_plans.ipynb #12adf3f3
+# %% ../nbs/07e_plans.ipynb #9de12a7c
 import html, itertools, os
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from .core import DataError, Html, html_table, optional_import, sha256, thumbnail
-from .quarantine import _inside, quarantine_folder
+from .quarantine import inside, quarantine_folder
 
 # %% ../nbs/07e_plans.ipynb #d76fa749
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def plan_html(
     more = f'<p>… and {len(plan.steps) - max_n:,} more in <code>plan.table</code></p>' if len(plan.steps) > max_n else ''
     return Html(f'<p><b>{html.escape(Path(os.path.abspath(plan.path)).name)}</b>: {counts}; nothing has moved yet</p>{html_table(rows, max_rows=max_n) if rows else ""}{more}')
 
-# %% ../nbs/07e_plans.ipynb #b6fb390b
+# %% ../nbs/07e_plans.ipynb #8f055848
 def plan_changes(
     path: str | os.PathLike,   # Image folder
     changes: Iterable[Change], # What should happen; the first counts where a file comes twice
@@ -105,7 +105,7 @@ def plan_changes(
     path, chosen, taken = Path(path), {}, set()
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     for c in changes:
-        _inside(path, c.file)
+        inside(path, c.file)
         if c.action not in ('delete', 'relabel'): raise DataError(f'`action` must be delete or relabel, got {c.action!r} for {c.file}')
         if c.action == 'relabel': check_label(c.to)
         chosen.setdefault(c.file, c)

@@ -8,12 +8,13 @@ Docs: https://bearcls.github.io/bearcls/quickstart.html.md"""
 __all__ = ['quickstart_pictures', 'Quickstart', 'Steps', 'quickstart', 'writable_folder', 'check_free', 'advice', 'next_commands',
            'write_report']
 
-# %% ../nbs/17_quickstart.ipynb #179b0b3b
+# %% ../nbs/17_quickstart.ipynb #1324c10f
 import io, os, random, shlex, tempfile, time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,19 @@ import jinja2, pandas as pd
 from fastai.learner import Learner
 from matplotlib.figure import Figure
 import bearcls
+from .attend import show_nearest
 from .balance import balance, balance_html
+from .calibrate import calibration_html
 from .clean import cleaning_candidates, show_candidates
 from .core import DataError, Html, atomic_write, count_labels, gallery, html_table, image_files, thumbnail
 from .download import gather
 from .export import check_dest, export_bundle
 from .fitting import plot_training
 from .inference import Classifier, Prediction, prediction_html, read_bundle
-from .interpret import Evaluation, error_rate_of, evaluate, label_metrics, plot_confusion, show_top_losses
+from .interpret import Evaluation, error_rate_of, evaluate, label_metrics, show_confusion, show_top_losses
 from .quarantine import quarantine_folder
 from .sample import draw_bears
+from .slices import picture_facts, slices_html
 from .train import describe_plan, plan_training, train
 from .verify import ImageReport, broken_issues, check_images, findings_html, issue_words
 
@@ -68,7 +72,7 @@ def _own_folder(data):
     if not image_files(data): raise DataError(f'{data} holds no pictures in label folders; expected {data}/<label>/<picture>')
     return Path(data)
 
-# %% ../nbs/17_quickstart.ipynb #4fe14c89
+# %% ../nbs/17_quickstart.ipynb #c22f0c2e
 @dataclass
 class Quickstart:
     "What `quickstart` made and found"
@@ -76,13 +80,15 @@ class Quickstart:
     dest: Path                 # Folder with the bundle and the report
     report: ImageReport        # What the check of the files found
     learn: Learner             # Trained Learner
-    seen: Evaluation           # Predictions on the validation pictures
+    everything: Evaluation     # Predictions on all pictures
     candidates: pd.DataFrame   # What to clean first, from `cleaning_candidates`
     bundle: Path               # Folder to deploy
     example: tuple[Path, Prediction]  # One validation picture and the bundle's answer
     seconds: dict[str, float]  # Time of each step
     own_data: bool = False     # Was the image folder the user's own?
 
+    @cached_property
+    def seen(self) -> Evaluation: return self.everything.only('valid')  # Predictions on the validation pictures
     @property
     def error(self) -> dict[str, float]: return error_rate_of(self.seen)
     @property
@@ -115,7 +121,7 @@ class Steps:
         "A result, indented below its step"
         if not self.quiet: print(f'      {words}', flush=True)
 
-# %% ../nbs/17_quickstart.ipynb #8c11478b
+# %% ../nbs/17_quickstart.ipynb #dfc75ac3
 def quickstart(
     dest: str | Path = 'bearcls-quickstart',  # Folder for the pictures, the bundle and the report
     data: str | Path | None = None,        # Image folder of your own; its files stay as they are
@@ -147,7 +153,7 @@ def quickstart(
         bundle = _export(learn, dest, seen)
         steps.say('largest difference on {pictures_compared} validation pictures: {largest_difference:.1g}'.format(**read_bundle(bundle).metrics))
     with steps.step('predict', 'Predicting one picture with the bundle alone'): example = _example(bundle, seen, seed, steps)
-    result = Quickstart(path, dest, report, learn, seen, candidates, bundle, example, steps.seconds, own)
+    result = Quickstart(path, dest, report, learn, everything, candidates, bundle, example, steps.seconds, own)
     with steps.step('report', 'Writing the report'): write_report(result)
     if not quiet: print(next_commands(result))
     return result
@@ -261,7 +267,7 @@ def _other_findings(q, n=60):
     first = f', the first {n} of them' if len(rest) > n else ''
     return f'<details><summary>{len(rest)} other findings in files that were kept{first}</summary>{findings_html(q.path, rest[:n], n, side=64)}</details>'
 
-# %% ../nbs/17_quickstart.ipynb #512cef06
+# %% ../nbs/17_quickstart.ipynb #d5c0aab5
 def _training_section(q):
     "Plan and curve"
     plan = q.learn.plan
@@ -270,14 +276,22 @@ def _training_section(q):
     return Html(f'{words}<p>The network kept its weights; a linear layer was trained on what it sees, so there is no curve to draw.</p>')
 
 def _mistakes_section(q):
-    "Confusion matrix, figures per label, worst mistakes"
+    "Confusion matrix, figures per label, worst mistakes, and what they take after"
     metrics = [dict(label=label, **{k: v if k == 'pictures' else f'{v:.1%}' for k, v in row.items() if k in ('pictures', 'precision', 'recall', 'f1')})
         for label, row in label_metrics(q.seen).iterrows()]
     for row in metrics: row['pictures'] = int(row['pictures'])
-    side = 1.8 + .6 * len(q.seen.labels)
-    matrix = _svg(lambda ax: plot_confusion(q.seen, ax), side, side)
-    return Html(f'<div class="two"><div>{matrix}</div><div>{html_table(metrics)}</div></div>'
-        f'<h3>Where model and label disagree most</h3>{show_top_losses(q.seen, 12)}')
+    return Html(f'<p>Choose a number to see its pictures.</p>{show_confusion(q.seen)}<h3>Label by label</h3>{html_table(metrics)}'
+        f'<h3>Where model and label disagree most</h3>{show_top_losses(q.seen, 12)}'
+        '<h3>What the worst mistakes take after</h3><p>Each mistake beside the pictures of the training set that the network finds most alike: '
+        f'often they explain it.</p>{show_nearest(q.everything)}')
+
+def _belief_section(q):
+    "Calibration"
+    return calibration_html(q.seen)
+
+def _slices_section(q):
+    "Errors by kind of picture, and what is missing from the data"
+    return slices_html(q.seen, picture_facts(q.seen, q.path))
 
 def _suspects_section(q):
     "Labels that are probably wrong"
@@ -324,7 +338,7 @@ def _short_path(path):
     short = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     return shlex.quote(short) if os.name != 'nt' else f'"{short}"' if ' ' in short else short
 
-# %% ../nbs/17_quickstart.ipynb #2933c177
+# %% ../nbs/17_quickstart.ipynb #9a88f38b
 def write_report(
     q: Quickstart,  # What was made and found
 ) -> Path:          # `report.html` in `q.dest`
@@ -336,6 +350,7 @@ def write_report(
         dict(value=f'{q.seconds["train"]:.0f} s', words=f'of training, {q.learn.plan.arch} at {q.learn.plan.size} pixels')]
     parts = [('data', 'The data at a glance', _data_section), ('faults', 'What is wrong with the files', _faults_section),
         ('training', 'Training', _training_section), ('mistakes', 'Its mistakes', _mistakes_section),
+        ('belief', 'Can its probabilities be believed?', _belief_section), ('slices', 'Where it errs more often', _slices_section),
         ('labels', 'Labels that are probably wrong', _suspects_section), ('prediction', 'One prediction', _prediction_section)]
     sections = [dict(id=i, title=t, body=make(q)) for i, t, make in parts] + [dict(id='next', title='What to do next', body=_next_section(q))]
     page = _template('report.html').render(title=f'{_words(labels)}?', summary=_summary_words(q), cards=cards, sections=sections,

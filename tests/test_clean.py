@@ -216,7 +216,7 @@ def test_a_cleaning_that_was_killed_says_so_and_goes_on(folder, tmp_path):
 
 
 def test_the_batch_and_the_manifest_are_on_the_disk_before_the_first_file_moves(folder, monkeypatch):
-    order, fsync, move = [], os.fsync, moves_room._move
+    order, fsync, move = [], os.fsync, moves_room.move_file
     def noted_fsync(handle):
         fsync(handle)
         order.append(Path(os.readlink(f'/proc/self/fd/{handle}')).name if os.path.exists('/proc/self/fd') else '')
@@ -225,7 +225,7 @@ def test_the_batch_and_the_manifest_are_on_the_disk_before_the_first_file_moves(
         assert [s.file for s in batches(folder)[-1].steps] == [c.file for c in changes]
         move(source, target)
     monkeypatch.setattr(os, 'fsync', noted_fsync)
-    monkeypatch.setattr(moves_room, '_move', noted_move)
+    monkeypatch.setattr(moves_room, 'move_file', noted_move)
     apply_changes(folder)
     before_moving = order[:order.index('move')]
     assert len(before_moving) >= 3 and order.count('move') == 4
@@ -353,12 +353,12 @@ def test_a_folder_that_may_not_be_written_is_told(folder):
 
 def refusing(monkeypatch, number, code=errno.EACCES):
     "Every move fails from the `number`th on"
-    real, calls = moves_room._move, []
+    real, calls = moves_room.move_file, []
     def move(source, target):
         calls.append(source)
         if len(calls) >= number: raise OSError(code, os.strerror(code))
         return real(source, target)
-    monkeypatch.setattr(moves_room, '_move', move)
+    monkeypatch.setattr(moves_room, 'move_file', move)
 
 
 @pytest.mark.parametrize('code', [errno.EACCES, errno.ENOSPC, errno.EROFS])

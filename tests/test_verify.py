@@ -233,19 +233,19 @@ def test_quarantine_and_restore_byte_for_byte(bears):
 
 def test_interrupted_before_and_after_the_move(bears, monkeypatch):
     before = snapshot(bears)
-    report, real = check_images(bears), quarantine._move
+    report, real = check_images(bears), quarantine.move_file
     def power_cut(source, target): raise KeyboardInterrupt
-    monkeypatch.setattr(quarantine, '_move', power_cut)
+    monkeypatch.setattr(quarantine, 'move_file', power_cut)
     with pytest.raises(KeyboardInterrupt): report.quarantine()
     assert snapshot(bears) == before
     def power_cut_after(source, target):
         real(source, target)
         raise KeyboardInterrupt
-    monkeypatch.setattr(quarantine, '_move', power_cut_after)
+    monkeypatch.setattr(quarantine, 'move_file', power_cut_after)
     with pytest.raises(KeyboardInterrupt): report.quarantine()
     assert len(snapshot(bears)) == len(before) - 1
     with pytest.raises(KeyboardInterrupt): restore(bears)
-    monkeypatch.setattr(quarantine, '_move', real)
+    monkeypatch.setattr(quarantine, 'move_file', real)
     restore(bears)
     assert snapshot(bears) == before and restore(bears) == []
     report.quarantine()
