@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/attend.html.md"""
 # %% auto #0
 __all__ = ['map_layer', 'grad_cam', 'Attention', 'attend', 'show_attention', 'nearest_pictures', 'show_nearest']
 
-# %% ../nbs/07c_attend.ipynb #0e018992
+# %% ../nbs/07c_attend.ipynb #a5af613e
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
@@ -22,8 +22,9 @@ from torch import nn
 from .arch import TrainError, keep_modes
 from .core import DataError, Html, gallery, load_image, thumbnail
 from .interpret import Evaluation, top_losses
+from .opening import OpenImage
 
-# %% ../nbs/07c_attend.ipynb #9dc7d0ee
+# %% ../nbs/07c_attend.ipynb #aa079d18
 def map_layer(
     model: nn.Module,  # Model of a classifier
     x: torch.Tensor,   # Pictures as the model takes them: (pictures, 3, height, width)
@@ -37,10 +38,12 @@ def map_layer(
         for h in hooks: h.remove()
     last = max((i for i, (_, shape) in enumerate(given) if len(shape) == 4 and shape[2]*shape[3] > 1), default=None)
     if last is None: raise TrainError(f'A {type(model).__name__} has no layer that gives maps, so there is no telling where in a picture it looks')
+    _, a, b, c = given[last][1]
+    if x.shape[2] == x.shape[3] and a == b != c: raise TrainError(f'The maps of this {type(model).__name__} stand with their places first and their features last, which cannot be drawn in this way')
     if any(len(shape) == 3 for _, shape in given[last:]): raise TrainError(f'This network cuts pictures into tokens, as vision transformers do, and has no maps; where it looks cannot be drawn in this way')
     return given[last][0]
 
-# %% ../nbs/07c_attend.ipynb #2e761cbb
+# %% ../nbs/07c_attend.ipynb #2d2c9e83
 def grad_cam(
     model: nn.Module,       # Model of a classifier
     x: torch.Tensor,        # One picture as the model takes it: (1, 3, height, width)
@@ -50,6 +53,7 @@ def grad_cam(
     "Where in a picture the score of a label comes from"
     layer, kept = map_layer(model, x) if layer is None else layer, []
     def swap(m, args, out):
+        if out.dim() != 4: return out  # a layer that is used again further on, for numbers
         kept.append(out.detach().requires_grad_())
         return kept[-1].clone()  # a later layer may work in place
     hook = layer.register_forward_hook(swap)
@@ -84,7 +88,7 @@ class Attention:
 
     def _repr_html_(self): return str(gallery([self.picture, self.draw()], [f'{self.predicted}', f'for {self.label}, {self.probability:.0%}'], 160))
 
-# %% ../nbs/07c_attend.ipynb #f1e732c2
+# %% ../nbs/07c_attend.ipynb #71ce5656
 def attend(
     learn: Learner,            # Trained image classifier
     source: Any,               # File, bytes, or Pillow picture
@@ -93,6 +97,7 @@ def attend(
     "Where in a picture a Learner finds a label"
     labels = [str(v) for v in learn.dls.vocab]
     if label is not None and label not in labels: raise DataError(f'`label` must be one of {", ".join(labels)}; got {label!r}')
+    if isinstance(source, Image.Image): source.load()
     dl = learn.dls.test_dl([source], num_workers=0)
     x = dl.one_batch()[0].as_subclass(torch.Tensor)
     learn.model.to(x.device)
@@ -102,8 +107,9 @@ def attend(
     return Attention(_shown(dl, source, x), heat, labels[asked], float(p[asked]), labels[int(p.argmax())])
 
 def _shown(dl, source, x):
-    "The picture under the map: all of it if it was squished, otherwise what the model saw"
-    if any(isinstance(t, Resize) and str(getattr(t.method, 'value', t.method)) == 'squish' for t in dl.after_item.fs): return load_image(source, min_side=256)
+    "The picture under the map: all of it if it was squished by a pipeline that turns pictures upright, otherwise what the model saw"
+    upright = any(isinstance(t, OpenImage) for t in dl.dataset.tls[0].tfms.fs)
+    if upright and any(isinstance(t, Resize) and str(getattr(t.method, 'value', t.method)) == 'squish' for t in dl.after_item.fs): return load_image(source, min_side=256)
     for t in dl.after_batch.fs:
         if isinstance(t, Normalize): x = x*t.std.as_subclass(torch.Tensor) + t.mean.as_subclass(torch.Tensor)
     return Image.fromarray((255*x[0].clamp(0, 1)).byte().permute(1, 2, 0).cpu().numpy())
@@ -139,7 +145,7 @@ def nearest_pictures(
     order = np.argsort(-cosine, kind='stable')[:n]
     return seen.table.iloc[there[order]][['file', 'actual', 'predicted']].assign(likeness=cosine[order]).reset_index(drop=True)
 
-# %% ../nbs/07c_attend.ipynb #ff8552ad
+# %% ../nbs/07c_attend.ipynb #d13526c5
 def show_nearest(
     seen: Evaluation,               # Predictions on both sides of the split: `evaluate(learn, 'all')`
     files: Iterable[str | Path] | None = None,  # Pictures; None: the worst mistakes on validation pictures
@@ -148,7 +154,7 @@ def show_nearest(
 ) -> Html:                          # A line for each picture: itself, then the training pictures nearest to it
     "Mistakes beside the training pictures that they take after"
     if files is None: files = [f for f, ok in zip(*top_losses(seen.only('valid'), 4)[['file', 'correct']].T.values) if not ok]
-    rows, lines = seen.table.set_index('file'), []
+    rows, lines = seen.table.drop_duplicates('file').set_index('file'), []
     for f in map(str, files):
         near, r = nearest_pictures(seen, f, n), rows.loc[f]
         lines.append(gallery([f, *near.file], [f'filed as {r.actual}, called {r.predicted}', *(f'{m.actual}, {m.likeness:.2f}' for m in near.itertuples())], side))

@@ -8,17 +8,17 @@ Docs: https://bearcls.github.io/bearcls/calibrate.html.md"""
 __all__ = ['reliability_columns', 'reliability', 'plot_reliability', 'calibration_error', 'with_temperature', 'log_loss_of',
            'Temperature', 'fit_temperature', 'temperature_html', 'calibration_html']
 
-# %% ../nbs/07a_calibrate.ipynb #c3ccd3da
+# %% ../nbs/07a_calibrate.ipynb #b5ea2abf
 import math
 from dataclasses import dataclass
 from typing import Any
 import numpy as np, pandas as pd
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from .core import DataError, Html, html_table
 from .experiment import wilson
 from .interpret import Evaluation, tabulate
 
-# %% ../nbs/07a_calibrate.ipynb #0c2c286d
+# %% ../nbs/07a_calibrate.ipynb #710eebc9
 reliability_columns = ['low', 'high', 'n', 'promised', 'kept', 'kept_low', 'kept_high']
 
 def reliability(
@@ -26,7 +26,6 @@ def reliability(
     n_bins: int = 10,  # Bins of equal width from 0 to 1
 ) -> pd.DataFrame:     # A row per bin: low, high, n, promised (mean probability), kept (share of right answers), kept_low, kept_high (95% interval)
     "What the probabilities promise, and what they keep; nan in a bin without answers"
-    if n_bins < 1: raise ValueError(f'`n_bins` must be at least 1, got {n_bins}')
     bins, rows = _bins(seen, n_bins), []
     for k in range(n_bins):
         mine = seen.table[bins == k]
@@ -37,6 +36,7 @@ def reliability(
 
 def _bins(seen, n_bins):
     "The bin of each answer; a probability on an edge belongs to the bin below it"
+    if n_bins < 1: raise ValueError(f'`n_bins` must be at least 1, got {n_bins}')
     p = seen.table.probability.to_numpy(float)
     return np.clip(np.ceil(p*n_bins).astype(int) - 1, 0, n_bins - 1)
 
@@ -58,7 +58,7 @@ def plot_reliability(
     ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel='promised: mean probability', ylabel='kept: share of right answers', title=title or f'calibration error {calibration_error(seen, n_bins)["error"]:.3f}')
     return ax
 
-# %% ../nbs/07a_calibrate.ipynb #8479ebdf
+# %% ../nbs/07a_calibrate.ipynb #d9634f6e
 def calibration_error(
     seen: Evaluation,   # Predictions on pictures that the model was not trained on
     n_bins: int = 10,   # Bins of equal width from 0 to 1
@@ -67,18 +67,19 @@ def calibration_error(
     "Expected calibration error, and how much of it chance explains"
     if not len(seen): return dict(error=math.nan, chance=math.nan, chance_high=math.nan, n=0)
     if n_draws < 1: raise ValueError(f'`n_draws` must be at least 1, got {n_draws}')
-    p, member = seen.table.probability.to_numpy(float), np.eye(n_bins)[_bins(seen, n_bins)]
+    bins, p = _bins(seen, n_bins), seen.table.probability.to_numpy(float)
+    member = np.eye(n_bins)[bins]
     def distance(right): return np.abs((right - p) @ member).sum(-1)/len(p)  # |kept - promised| times the answers of the bin
     draws = distance(np.random.default_rng(0).random((n_draws, len(p))) < p)
     return dict(error=float(distance(seen.table.correct.to_numpy(float))), chance=float(draws.mean()), chance_high=float(np.quantile(draws, .95)), n=len(p))
 
-# %% ../nbs/07a_calibrate.ipynb #c3f85465
+# %% ../nbs/07a_calibrate.ipynb #b392ca9e
 def with_temperature(
     seen: Evaluation,    # Predictions
     temperature: float,  # Logits are divided by it; above 0
 ) -> Evaluation:         # The same answers with other probabilities
     "What a model would say at another temperature"
-    if not temperature > 0: raise ValueError(f'`temperature` must be positive, got {temperature}')
+    if not 0 < temperature < math.inf: raise ValueError(f'`temperature` must be positive and finite, got {temperature}')
     scaled = tabulate(seen.table.file, seen.table.split, _heated(seen.probabilities, temperature), seen.targets, seen.labels, seen.features)
     scaled.failed = seen.failed
     return scaled
@@ -138,17 +139,18 @@ def fit_temperature(
     note = '' if not low <= 1 <= high else 'These pictures do not tell the temperature from 1'
     return Temperature(value, low, high, before, log_loss_of(cooled), _cross_validated(p, y), ece, calibration_error(cooled, n_bins, 1)['error'], len(y), note)
 
-# %% ../nbs/07a_calibrate.ipynb #b1a8519b
+# %% ../nbs/07a_calibrate.ipynb #62c4ce5f
 def _loss(log_t, p, y): return float(-np.log(np.maximum(_heated(p, math.exp(log_t))[np.arange(len(y)), y], 1e-12)).mean())
 
 def _best(p, y): return math.exp(minimize_scalar(_loss, bounds=_range, args=(p, y), method='bounded').x)
 
 def _interval(p, y, value):
     "Temperatures whose log likelihood lies at most 1.92 below that of the best, half the 95% point of chi-squared"
-    grid = np.linspace(*_range, 601)
-    inside = grid[[len(y)*(_loss(g, p, y) - _loss(math.log(value), p, y)) <= 1.92 for g in grid]]
-    if not len(inside): return value, value
-    return 0. if inside[0] == grid[0] else math.exp(inside[0]), math.inf if inside[-1] == grid[-1] else math.exp(inside[-1])
+    at = math.log(value)
+    best = _loss(at, p, y)
+    def over(log_t): return len(y)*(_loss(log_t, p, y) - best) - 1.92  # -1.92 at the best
+    return (0. if over(_range[0]) <= 0 else math.exp(brentq(over, _range[0], at)),
+        math.inf if over(_range[1]) <= 0 else math.exp(brentq(over, at, _range[1])))
 
 def _cross_validated(p, y, n_folds=5):
     "Log loss of every fifth at the temperature fitted to the rest"

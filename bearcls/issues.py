@@ -48,15 +48,16 @@ def _folds(y, n_folds, seed):
         fold[mine] = np.arange(len(mine)) % n_folds
     return fold
 
-# %% ../nbs/07d_issues.ipynb #3148094c
+# %% ../nbs/07d_issues.ipynb #38840c14
 def _softmax_regression(x, y, n_labels, weight_decay):
     "Fit by L-BFGS; returns a function from features to probabilities"
+    weight = 1/torch.bincount(y)[y]  # every label counts the same, however many pictures it has
     w = torch.zeros(x.shape[1], n_labels, requires_grad=True)
     b = torch.zeros(n_labels, requires_grad=True)
     opt = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
-        loss = nn.functional.cross_entropy(x @ w + b, y) + weight_decay * w.square().sum()
+        loss = (weight*nn.functional.cross_entropy(x @ w + b, y, reduction='none')).sum()/weight.sum() + weight_decay*w.square().sum()
         loss.backward()
         return loss
     opt.step(closure)
@@ -90,7 +91,7 @@ def _whiten(x, y, shrinkage):
     c = (1 - shrinkage)*c + shrinkage*np.eye(len(c))*max(np.trace(c)/len(c), 1e-12)
     return np.linalg.solve(np.linalg.cholesky(c), x.T).T
 
-# %% ../nbs/07d_issues.ipynb #1d06624e
+# %% ../nbs/07d_issues.ipynb #a357a061
 def judge_labels(
     seen: Evaluation,   # Predictions on the pictures to examine, best those of both splits
     seed: int = 42,     # Decides the parts of the cross-validation
@@ -99,6 +100,7 @@ def judge_labels(
     table = seen.table[['file', 'split', 'actual']].reset_index(drop=True)
     y, rows = seen.targets, np.arange(len(seen))
     judged = np.bincount(y, minlength=len(seen.labels))[y] >= 5
+    if (bad := ~np.isfinite(seen.features).all(1)).any(): raise DataError(f'{bad.sum():,} pictures have features that are nan or infinite, the first {seen.table.file[bad.argmax()]}: the training has diverged')
     if seen.features.shape[1] == 0 and len(seen): raise DataError('These predictions came without features, and labels are judged by features')
     if len(set(y[judged])) < 2: return table.assign(fit=np.nan, other='', other_fit=np.nan, likeness=np.nan, score=np.nan)
     p = out_of_fold(seen.features, y, seed=seed, n_labels=len(seen.labels))
@@ -161,12 +163,13 @@ def show_issues(
     rows = (issues if kind is None else issues[issues.kind == kind]).head(n)
     return gallery(rows.file, [f'filed as {r.actual}: {r.reason}' for r in rows.itertuples()], side)
 
-# %% ../nbs/07d_issues.ipynb #bf44a0d6
+# %% ../nbs/07d_issues.ipynb #c50ea862
 def copy_issues(
     seen: Evaluation,                           # Predictions on the pictures to examine; only files, labels and splits are used
     surveyed: Sequence[Surveyed] | None = None, # The same pictures from `survey`, if at hand; None: they are opened now
 ) -> pd.DataFrame:                              # Columns `issue_columns`, kind 'copy', score: likeness to the picture that is kept
     "Pictures that are copies of others"
+    seen = seen.where(~seen.table.file.duplicated())  # a file that was listed twice, to be seen more often, is no copy
     surveyed = survey([Path(f) for f in seen.table.file]) if surveyed is None else surveyed
     known = {os.path.abspath(s.file): s for s in surveyed}
     looks = [known.get(os.path.abspath(f)) for f in seen.table.file]

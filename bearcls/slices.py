@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/slices.html.md"""
 __all__ = ['fact_words', 'slice_columns', 'picture_facts', 'cut_slices', 'slice_errors', 'plot_slices', 'coverage', 'slice_words',
            'slices_html']
 
-# %% ../nbs/07b_slices.ipynb #5eada8a7
+# %% ../nbs/07b_slices.ipynb #c7eec97d
 import math, os
 from collections.abc import Sequence
 from html import escape
@@ -19,10 +19,10 @@ from scipy.stats import fisher_exact
 from .balance import site_of
 from .core import DataError, Html, ImageError, html_table, image_size, load_image, progress, read_manifest
 from .experiment import wilson
-from .interpret import Evaluation
+from .interpret import Evaluation, real_name
 from .measure import in_order
 
-# %% ../nbs/07b_slices.ipynb #23df144e
+# %% ../nbs/07b_slices.ipynb #5805d3f0
 fact_words = {'brightness': 'brightness', 'size': 'shorter side', 'aspect': 'width to height', 'site': 'site', 'term': 'search term'}
 
 def picture_facts(
@@ -34,8 +34,8 @@ def picture_facts(
     looks = list(progress(in_order(_look, files), 'looking', len(files), 'img'))
     facts = pd.DataFrame(looks, columns=['brightness', 'size', 'aspect'], dtype=float)
     roots = {path} if path is not None else {f.parent.parent for f in files}
-    known = {os.path.abspath(Path(root)/r.file): r for root in roots for r in read_manifest(root) if r.file}
-    rows = [known.get(os.path.abspath(f)) for f in files]
+    known = {real_name(Path(root)/r.file): r for root in roots for r in read_manifest(root) if r.file}
+    rows = [known.get(real_name(f)) for f in files]
     return facts.assign(site=[site_of(r) if r else '' for r in rows], term=[r.term if r else '' for r in rows])
 
 def _look(file):
@@ -45,7 +45,7 @@ def _look(file):
         return float(np.asarray(load_image(file, min_side=64).resize((32, 32)).convert('L')).mean()), min(width, height), width/height
     except ImageError: return math.nan, math.nan, math.nan
 
-# %% ../nbs/07b_slices.ipynb #3a93552d
+# %% ../nbs/07b_slices.ipynb #3e583bdc
 def cut_slices(
     values: Sequence,    # One for each picture: numbers or names
     n_parts: int = 3,    # Parts that numbers are cut into
@@ -67,14 +67,20 @@ def _cut_numbers(values, n_parts):
     "Parts of about the same number of pictures, named by their ends"
     known, names, order = values.dropna(), pd.Series('not known', values.index, dtype=object), []
     edges = np.unique(np.quantile(known, np.arange(1, n_parts)/n_parts, method='inverted_cdf')) if len(known) else []
-    part = np.searchsorted(edges, known)
-    for k in np.unique(part):
-        mine = known[part == k]
-        order.append(f'{mine.min():.3g}' if mine.min() == mine.max() else f'{mine.min():.3g} to {mine.max():.3g}')
-        names[mine.index] = order[-1]
+    parts = [known[mine] for mine in known.groupby(np.searchsorted(edges, known)).groups.values()]
+    order = _part_names([(mine.min(), mine.max()) for mine in parts])
+    for name, mine in zip(order, parts): names[mine.index] = name
     return _ordered(names, order)
 
-# %% ../nbs/07b_slices.ipynb #fc8c4d7a
+def _part_names(ends):
+    "Names of parts by their ends, with three digits, or as many more as tell all ends apart"
+    def number(v, digits): return f'{v:.0f}' if v == round(v) and abs(v) < 1e15 else f'{v:.{digits}g}'
+    def name(low, high, digits): return number(low, digits) if low == high else f'{number(low, digits)} to {number(high, digits)}'
+    different = len({v for pair in ends for v in pair})
+    digits = next((d for d in range(3, 17) if len({number(v, d) for pair in ends for v in pair}) == different), 17)
+    return [name(*pair, digits) for pair in ends]
+
+# %% ../nbs/07b_slices.ipynb #e0610671
 slice_columns = ['by', 'slice', 'n', 'wrong', 'error', 'low', 'high', 'elsewhere', 'p', 'p_adjusted', 'verdict']
 
 def slice_errors(
@@ -96,6 +102,7 @@ def slice_errors(
 
 def _checked_facts(seen, facts, by):
     "The columns to slice by, one row for each picture"
+    by = [by] if isinstance(by, str) else by
     facts = picture_facts(seen) if facts is None else facts
     if len(facts) != len(seen): raise DataError(f'`facts` has {len(facts)} rows for {len(seen)} pictures')
     if missing := [c for c in by or () if c not in facts]: raise DataError(f'`facts` has no column {missing[0]!r}; it has {", ".join(map(str, facts.columns))}')

@@ -3,6 +3,7 @@ import csv, math
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Learner, MultiCategoryBlock, Resize, resnet18, vision_learner
+from PIL import Image
 from torch import nn
 from bearcls.arch import TrainError, get_arch
 from bearcls.attend import attend, grad_cam, map_layer, nearest_pictures, show_attention, show_nearest
@@ -167,6 +168,50 @@ def test_learner_of_a_table(learned):
     assert sorted(map(Path, seen.table.file)) == sorted(files)
     assert (seen.table.actual == [Path(f).parent.name for f in seen.table.file]).all()
 
+def test_learner_of_a_table_with_getters(learned):
+    "The book's DataBlock on a DataFrame, whose getters take a row"
+    _, path, _ = learned
+    files = image_files(path)[::4]
+    table = pd.DataFrame({'file name': [f.relative_to(path).as_posix() for f in files], 'kind': [f.parent.name for f in files]})
+    block = DataBlock((ImageBlock, CategoryBlock), get_x=lambda r: path/r['file name'], get_y=lambda r: r['kind'], item_tfms=Resize(32))
+    seen = evaluate(Learner(block.dataloaders(table, bs=8, num_workers=0), get_arch('xresnet18_thin')(3)), 'all')
+    assert sorted(map(Path, seen.table.file)) == sorted(files) and (seen.table.actual == [Path(f).parent.name for f in seen.table.file]).all()
+
+@pytest.mark.parametrize('loss', [nn.functional.cross_entropy, nn.CrossEntropyLoss()])
+def test_probabilities_under_losses_of_pytorch(learned, loss):
+    "fastai knows the softmax of its own losses only"
+    learn, _, _ = learned
+    ours, theirs = evaluate(Learner(learn.dls, learn.model, loss_func=loss)), evaluate(learn)
+    assert np.allclose(ours.probabilities, theirs.probabilities, atol=1e-5) and np.allclose(ours.table.loss, theirs.table.loss, atol=1e-4)
+
+def test_pictures_that_are_gone(learned, tmp_path):
+    "Somebody cleaned between training and looking"
+    path = draw_bears(tmp_path/'bears', n_per_label=6, faults=False)
+    learn = Learner(image_dls(path, size=32, recipe='squish', bs=4), get_arch('xresnet18_thin')(3))
+    gone = learn.dls.valid_ds.items[0]
+    gone.unlink()
+    for split in ('valid', 'all'):
+        seen = evaluate(learn, split)
+        assert seen.failed.values.tolist() == [[str(gone), 'it is not there any more']] and str(gone) not in set(seen.table.file)
+        assert (seen.table.actual == [Path(f).parent.name for f in seen.table.file]).all()
+    for f in learn.dls.valid_ds.items[1:]: f.unlink()
+    with pytest.raises(DataError, match='pictures of this Learner is where it was'): evaluate(learn)
+
+def test_the_folder_through_a_link(learned, tmp_path):
+    "The same pictures under another path are on the side of the split where they were"
+    learn, path, _ = learned
+    try: (tmp_path/'link').symlink_to(path, target_is_directory=True)
+    except OSError: pytest.skip('links cannot be made here')
+    seen = evaluate(learn, path=tmp_path/'link')
+    assert seen.table.split.value_counts().to_dict() == {'train': len(learn.dls.train_ds), 'valid': len(learn.dls.valid_ds)}
+    assert not seen.only('valid').table.empty and set(picture_facts(seen, path).columns) == {'brightness', 'size', 'aspect', 'site', 'term'}
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_a_model_that_diverged(bad):
+    "An error rate of nothing but nan would look like a result"
+    with pytest.raises(DataError, match='its training has diverged'): tabulate(['a.jpg'], ['valid'], np.array([[.5, .4, bad]]), [0], labels, np.zeros((1, 2)))
+    with pytest.raises(DataError, match='1 pictures have features that are nan'): judge_labels(tabulate([f'{i}.jpg' for i in range(20)], ['']*20, np.eye(3)[np.arange(20) % 3], np.arange(20) % 3, labels, np.where(np.arange(20)[:, None] == 7, bad, np.ones((20, 4)))))
+
 def test_several_labels_and_no_pictures_are_refused(learned):
     _, path, _ = learned
     block = DataBlock((ImageBlock, MultiCategoryBlock), get_items=image_files, get_y=lambda f: [f.parent.name, 'bear'], item_tfms=Resize(32))
@@ -209,6 +254,23 @@ def test_confusion_opens_its_pictures(browser, learned, tmp_path):
     assert page.locator('input').first.get_attribute('aria-label')
     page.close()
 
+def test_large_matrix_stays_where_it_is(browser, tmp_path):
+    "Choosing a number at the foot of a long matrix does not lead the page away from it, and every number can be read"
+    n = 40
+    names = [f'label {i}' for i in range(n)]
+    seen = tabulate([f'{i}.jpg' for i in range(2*n)], ['']*(2*n), np.eye(n)[[*range(n), *range(1, n), 0]], [*range(n), *range(n)], names, np.zeros((2*n, 1)))
+    page, file = browser.new_page(viewport=dict(width=900, height=600)), tmp_path/'page.html'
+    file.write_text(f'<!doctype html><meta charset="utf-8">{show_confusion(seen, 1, 30)}', encoding='utf-8')
+    page.goto(file.as_uri())
+    last = page.locator('table label').last
+    last.scroll_into_view_if_needed()
+    before = page.evaluate('scrollY')
+    last.click()
+    assert before > 0 and abs(page.evaluate('scrollY') - before) < 5
+    page.keyboard.press('ArrowRight')  # on to the first number, which comes into view
+    assert page.evaluate('document.activeElement.getBoundingClientRect().top') >= 0 and page.evaluate('scrollY') < before
+    page.close()
+
 def test_labels_are_text_in_the_matrix():
     "A label is a folder's name, and folders come from strangers"
     names = ['<script>alert(1)</script>', '"quoted"', 'plain']
@@ -236,7 +298,7 @@ def test_temperature_by_hand():
     assert with_temperature(seen, fitted.value).probabilities[0, 0] == pytest.approx(.75, abs=1e-4)
     assert 'Temperature' in temperature_html(fitted)
 
-@pytest.mark.parametrize('value', [0, -1, math.nan])
+@pytest.mark.parametrize('value', [0, -1, math.nan, math.inf])
 def test_no_such_temperature(seven, value):
     with pytest.raises(ValueError, match='must be positive'): with_temperature(seven, value)
 
@@ -254,6 +316,21 @@ def test_temperature_of_a_bundle(learned, tmp_path):
     assert np.abs(ours.loc[theirs.index].probability - theirs.probability).max() < 1e-3
 
 # Slices
+
+def test_interval_ends_where_the_likelihood_says():
+    "The ends are those of the likelihood itself, however many pictures there are"
+    rng, n = np.random.default_rng(0), 5000
+    logits = rng.normal(size=(n, 3))*2
+    p = np.exp(logits)/np.exp(logits).sum(1, keepdims=True)
+    y = (rng.random(n)[:, None] > np.cumsum(p, 1)).sum(1)
+    seen = tabulate([f'{i}.jpg' for i in range(n)], ['valid']*n, p, y, labels, np.zeros((n, 1)))
+    fitted = fit_temperature(seen)
+    for end in (fitted.low, fitted.high): assert n*(log_loss_of(with_temperature(seen, end)) - fitted.after) == pytest.approx(1.92, abs=.01)
+
+@pytest.mark.parametrize('n_bins', [0, -1])
+def test_no_bins(seven, n_bins):
+    for f in (reliability, calibration_error):
+        with pytest.raises(ValueError, match='`n_bins` must be at least 1'): f(seven, n_bins)
 
 def test_slices_by_hand():
     "Ten dark pictures of which eight are wrong, thirty bright ones of which three are: Fisher's test worked out with binomial coefficients"
@@ -302,6 +379,17 @@ def test_any_column_can_be_cut(values):
     parts = cut_slices(values)
     assert len(parts) == len(list(values)) and (parts != '').all() and parts.nunique() <= 3
 
+def test_slices_of_large_numbers_keep_apart():
+    "Years, and sides in pixels, differ in their last digits"
+    years = [2015 + i % 10 for i in range(100)]
+    parts = cut_slices(years)
+    assert list(parts.cat.categories) == ['2015 to 2018', '2019 to 2021', '2022 to 2024'] and parts.notna().all()
+    assert cut_slices([1000.25, 1000.5, 1000.75], 3).nunique() == 3
+    wrong = np.array([y >= 2022 for y in years])
+    seen = said([0]*100, np.where(wrong, 1, 0), [.9]*100)
+    facts = pd.DataFrame(dict(year=years))
+    assert slice_errors(seen, facts, by='year').set_index('slice').verdict['2022 to 2024'] == 'more errors'
+
 # Attention
 
 def test_maps_of_our_architectures(learned):
@@ -336,6 +424,37 @@ def test_transformers_have_no_maps(learned):
     _, path, _ = learned
     former = vision_learner(image_dls(path, size=224, recipe='squish', bs=4), 'vit_tiny_patch16_224', pretrained=False)
     with pytest.raises(TrainError, match='no maps'): attend(former, image_files(path)[0])
+
+def test_maps_with_their_features_last_are_refused():
+    "Some networks keep (height, width, features); read as (features, height, width) they would give a picture of nothing"
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.turn, self.head = nn.Conv2d(3, 16, 4, 4), nn.Identity(), nn.Linear(16, 3)
+        def forward(self, x): return self.head(self.turn(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+    with pytest.raises(TrainError, match='features last'): map_layer(Last(), torch.zeros(1, 3, 32, 32))
+
+def test_a_layer_used_for_maps_and_for_numbers():
+    class Reused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu, self.fc, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3)
+        def forward(self, x): return self.head(self.relu(self.fc(self.relu(self.conv(x)).mean((2, 3)))))
+    heat, logits = grad_cam(Reused(), torch.randn(1, 3, 16, 16))
+    assert heat.shape == (16, 16) and logits.shape == (3,)
+
+def test_the_picture_under_the_map_lies_as_the_network_saw_it(learned, tmp_path):
+    "fastai's own opening does not turn a photograph that was taken upright; the map must not lie across it"
+    _, path, _ = learned
+    picture = draw_bear('teddy', seed=0, side=96).crop((0, 0, 96, 48))
+    exif = picture.getexif()
+    exif[0x112] = 6
+    picture.save(tmp_path/'turned.jpg', exif=exif)
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=image_files, get_y=lambda f: f.parent.name, item_tfms=Resize(64, 'squish'))
+    theirs = attend(Learner(block.dataloaders(path, bs=8, num_workers=0), get_arch('xresnet18_thin')(3)), tmp_path/'turned.jpg')
+    ours = attend(Learner(image_dls(path, size=64, recipe='squish', bs=8), get_arch('xresnet18_thin')(3)), tmp_path/'turned.jpg')
+    assert theirs.picture.size == (64, 64) and ours.picture.size == (48, 96)
+    with Image.open(tmp_path/'turned.jpg') as opened: assert attend(Learner(image_dls(path, size=64, recipe='squish', bs=8), get_arch('xresnet18_thin')(3)), opened).heat.ndim == 2
 
 def test_nearest_by_hand():
     x = np.array([[1., 0], [.9, .1], [-1, 0], [0, -1], [-1, -.1]])
@@ -413,6 +532,23 @@ def test_copies_across_labels_and_split(tmp_path):
     assert small.suggested == 'black' and small.reason == 'looks like black/1.png, which is filed as black; one is trained on, the other validated with'
     assert found.reason.iloc[0] == 'the same bytes as teddy/1.png' and show_issues(copy_issues(seen), 'copy').count('<img') == 2
     with pytest.raises(DataError, match='`surveyed` lacks'): copy_issues(seen, survey(files[:2]))
+
+def test_a_file_listed_twice_is_no_copy(tmp_path):
+    "Whoever lists a rare picture several times must not be told to delete it"
+    file = tmp_path/'teddy'/'1.png'
+    file.parent.mkdir()
+    draw_bear('teddy', seed=0, side=64).save(file)
+    seen = tabulate([file]*3 + ['other.png'], ['valid']*3 + ['train'], np.eye(3)[[2, 2, 2, 0]], [2]*3 + [0], labels, np.eye(4))
+    assert len(copy_issues(seen.only('valid'))) == 0 and 'filed as teddy, called teddy' in show_nearest(seen, [file], 1, 40)
+
+def test_a_rare_label_is_not_called_wrong():
+    "Eight pictures beside two clouds of a hundred and fifty"
+    rng = np.random.default_rng(1)
+    y = np.repeat([0, 1, 2], [150, 150, 8])
+    x = rng.normal(size=(len(y), 16))
+    x[np.arange(len(y)), y] += 3
+    found = label_issues(as_seen(x, y))
+    assert (found[found.actual == 'teddy'].kind == 'wrong_label').sum() <= 1
 
 # What is promised
 
