@@ -8,8 +8,8 @@ Docs: https://bearcls.github.io/bearcls/clean.html.md"""
 __all__ = ['actions', 'candidate_columns', 'orders', 'file_candidates', 'unsure', 'cleaning_candidates', 'show_candidates',
            'CleaningItem', 'View', 'Cleaning']
 
-# %% ../nbs/08_clean.ipynb #0a447f39
-import html, io, os, threading
+# %% ../nbs/08_clean.ipynb #0dcad383
+import contextlib, html, io, os, threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from .core import DataError, Html, ImageError, gallery, image_files, image_reaso
 from .interpret import Evaluation
 from .issues import judge_labels, label_issues
 from .marks import Mark, Marks, mark_actions
-from .moves import apply_plan, batches, finish_moves, moved_from, redo_moves, undo_moves, unfinished_moves
+from .moves import Batch, apply_plan, batches, finish_moves, moved_from, redo_moves, undo_moves, unfinished_moves
 from .plans import Change, CleaningPlan, check_label, plan_changes
 from .quarantine import Move
 from .verify import ImageReport, broken_issues
@@ -107,7 +107,7 @@ class View:
     pages: int         # How many there are, at least 1
     total: int         # Pictures on all pages
 
-# %% ../nbs/08_clean.ipynb #66aee6b9
+# %% ../nbs/08_clean.ipynb #6fa00298
 class Cleaning:
     "Decisions about the pictures of an image folder, kept as they are made, applied and taken back together"
     def __init__(self,
@@ -117,24 +117,27 @@ class Cleaning:
         labels: Iterable[str] | None = None, # Labels to offer first, also new ones; the folders' names follow
         state: str | os.PathLike | None = None,  # File that keeps the marks; None: `marks.json` in `cleaning_folder(path)`
     ):
-        self.path, self._first_labels = Path(os.path.abspath(path)), [check_label(l) for l in labels or ()]
+        self.path, self._first_labels = Path(os.path.abspath(path)), []
         self._trouble = ''  # What went wrong after an `apply` or `undo`, in words
         self._lock, self._thumbnails, self._facts, self._rows, self._seen, self._report = threading.RLock(), {}, {}, {}, None, None
         self.refresh()
-        if not self._files and not batches(self.path): raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
+        self._first_labels = [check_label(l, self._folders) for l in labels or ()]
+        if not self._files and not self._batches and not self.unfinished: raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
         self._marks = Marks(self.path, state)
+        self._forget_carried_out()
         if seen is not None or report is not None: self.add_predictions(seen, report)
 
     def __len__(self): return len(self._files)
     def __repr__(self): return f'Cleaning({self.path.name!r}, {len(self):,} pictures, ' + ', '.join(f'{n:,} {k}' for k, n in self.summary().items()) + ')'
 
-# %% ../nbs/08_clean.ipynb #8e5011e3
+# %% ../nbs/08_clean.ipynb #50fa2263
 @patch
 def refresh(self: Cleaning):
     "Look at the folder once more, after others have changed it"
     files = [f'{f.parent.name}/{f.name}' for f in image_files(self.path)]
     with self._lock:
-        self._files, self._known_files, self._earlier = files, set(files), moved_from(self.path)
+        self._files, self._known_files, self._earlier, self._batches = files, set(files), {}, []
+        with contextlib.suppress(DataError): self._earlier, self._batches = moved_from(self.path), batches(self.path)  # `unfinished` tells that one is damaged
         self._folders = sorted({f.partition('/')[0] for f in files} | {d.name for d in self.path.iterdir() if d.is_dir() and d.name[0] != '.' and not any(d.iterdir())})
         self._items, self._orders, self._roots = None, {}, {}
 
@@ -203,7 +206,7 @@ def _name(self: Cleaning, file):
     if root not in self._roots: self._roots[root] = os.path.realpath(root)
     return name if self._roots[root] == os.path.realpath(self.path) or len(file.parts) == 2 and name in self._known_files else ''
 
-# %% ../nbs/08_clean.ipynb #bcfaf5c1
+# %% ../nbs/08_clean.ipynb #d2e31877
 @patch(as_prop=True)
 def marks(self: Cleaning) -> dict[str, Mark]:
     "Marks by file, also those that another program has made since"
@@ -214,15 +217,32 @@ def state(self: Cleaning) -> Path:
     "The file that keeps the marks"
     return self._marks.file
 
-# %% ../nbs/08_clean.ipynb #393157be
+@patch
+def _forget_carried_out(self: Cleaning):
+    "Take off what an `apply` that was interrupted after its last file has left: marks of files that a batch has moved"
+    gone = {f: m for f, m in self.marks.items() if f not in self._known_files}
+    done = {(s.file, s.action, s.label, s.sha256) for b in self._batches if b.state == 'applied' for s in b.steps if s.file in gone and s.file in b.moved}
+    self._follow({f: None for f, m in gone.items() if (f, m.action, m.to, self._marks.digest(f)) in done})
+
+@patch
+def _follow(self: Cleaning, marks):
+    "Change marks after files have moved; whether these could be kept"
+    try:
+        if marks:
+            self._marks.set(marks)
+            self._marks.settle()
+    except DataError as e: self._trouble = f'the files have moved, but marks could not follow them: {e}'
+    return not self._trouble
+
+# %% ../nbs/08_clean.ipynb #d4bcbc93
 orders = {
-    'suspicious': 'proposals first, the most certain of them first; then by how badly the label fits',
+    'suspicious': 'the most certain proposals and the labels that fit worst',
     'loss': 'model and label disagree most',
     'certain': 'the model is surest',
     'unsure': 'the model is least sure',
     'name': 'label and file name',
 }
-_keys = {'suspicious': lambda i: (-i.score, -i.doubt, -(i.loss or 0)), 'loss': lambda i: -(i.loss or 0), 'certain': lambda i: -(i.probability or 0),
+_keys = {'suspicious': lambda i: (-max(i.score, i.doubt), -(i.loss or 0)), 'loss': lambda i: -(i.loss or 0), 'certain': lambda i: -(i.probability or 0),
          'unsure': lambda i: 2 if i.probability is None else i.probability, 'name': lambda i: 0}
 
 # %% ../nbs/08_clean.ipynb #55ae0d56
@@ -259,7 +279,7 @@ def reasons(self: Cleaning) -> dict[str, int]:
     "Kinds of reasons that occur, each with its number of pictures"
     return dict(Counter(i.kind for i in self.items if i.kind).most_common())
 
-# %% ../nbs/08_clean.ipynb #a0b7d7c2
+# %% ../nbs/08_clean.ipynb #7c2d6153
 @patch
 def mark(self: Cleaning,
     files: str | Iterable[str],  # One file or several, named as in `items`
@@ -270,6 +290,7 @@ def mark(self: Cleaning,
     files = [files] if isinstance(files, str) else list(dict.fromkeys(files))
     if action not in ('', *mark_actions): raise DataError(f'`action` must be {", ".join(mark_actions)} or empty; got {action!r}')
     if action == 'relabel' and to not in self.labels: raise DataError(f'`to` must be one of {", ".join(self.labels)}; got {to!r}')
+    if action == 'relabel': check_label(to, self._folders)
     if unknown := [f for f in files if f not in self._known_files and not (action == '' and f in self.marks)]:
         raise DataError(f'{unknown[0]!r} is none of the pictures in {self.path}' + (f', nor are {len(unknown) - 1:,} others' if len(unknown) > 1 else ''))
     self._marks.set({f: self._decided(f, action, to) for f in files})
@@ -292,12 +313,27 @@ def summary(self: Cleaning) -> dict[str, int]:  # keep, delete, relabel, undecid
     counts = Counter(m.action for f, m in self.marks.items() if f in self._known_files)
     return {**{a: counts[a] for a in mark_actions}, 'undecided': len(self) - counts.total()}
 
-# %% ../nbs/08_clean.ipynb #d7e7f1c7
+# %% ../nbs/08_clean.ipynb #ef34478f
 @patch(as_prop=True)
 def notes(self: Cleaning) -> list[str]:
     "What one should know before going on; empty if there is nothing"
     notes = [f'{w[0].upper()}{w[1:]}' for w in (self._trouble, self._marks.problem, self.unfinished) if w]
-    return notes + [f'{f} is marked, but {what}' for f, what in self._marks.stale().items()]
+    stale = [f'{f} is marked, but {what}' for f, what in self._marks.stale().items()]
+    return notes + stale[:3] + ([f'And {len(stale) - 3:,} more marked files are gone or have changed'] if len(stale) > 3 else [])
+
+@patch
+def forget_gone(self: Cleaning) -> list[str]:  # The files
+    "Take the marks off files that are not there any more; `undo_mark` puts them on again"
+    self.refresh()
+    gone = [f for f in self.marks if f not in self._known_files]
+    if gone: self._marks.set(dict.fromkeys(gone))
+    return gone
+
+@patch(as_prop=True)
+def can_undo(self: Cleaning) -> bool:
+    "Is there an `apply` to take back, be it interrupted or of another session?"
+    try: return any(b.state in ('applying', 'applied', 'undoing') for b in batches(self.path))
+    except DataError: return False
 
 @patch(as_prop=True)
 def unfinished(self: Cleaning) -> str:
@@ -363,12 +399,12 @@ def _caption(item, mark):
     decided = f'→ {mark.action} {mark.to}'.strip() if mark else ''
     return '; '.join(filter(None, (item.label, said, item.reason if item.proposal else '', decided)))
 
-# %% ../nbs/08_clean.ipynb #182465c6
+# %% ../nbs/08_clean.ipynb #c279b4a2
 @patch
 def plan(self: Cleaning) -> CleaningPlan:  # Steps of the marks to delete and to relabel
     "What `apply` would do; nothing moves"
     items, marks = {i.file: i for i in self.items}, self.marks
-    files = [*[f for f in items if f in marks], *[f for f in marks if f not in items]]
+    files = [*[f for f in items if f in marks], *[f for f in marks if f not in items and not self._marks.is_done(f)]]
     return plan_changes(self.path, [self._change(f, marks[f], items.get(f)) for f in files if marks[f].action != 'keep'])
 
 @patch
@@ -377,42 +413,46 @@ def _change(self: Cleaning, file, mark, item):
     follows = item and item.proposal in (mark.action, 'look') and item.to in ('', mark.to)
     return Change(file, mark.action, mark.to, item.reason if follows else 'marked by hand', self._marks.digest(file))
 
-# %% ../nbs/08_clean.ipynb #35f3b544
+# %% ../nbs/08_clean.ipynb #52cd2730
 @patch
 def apply(self: Cleaning,
     plan: CleaningPlan | None = None,  # As shown before; None: that of the present marks
 ) -> list[Move]:                       # A row for each file: moved, or skipped with the reason
     "Move what is marked; an `apply` that was interrupted is finished first"
     with self._lock:
-        moves = self._settled(finish_moves) if self.unfinished else []
+        moves = self._settled(lambda path: finish_moves(path, self._bring_back)) if self.unfinished else []
         plan = self.plan() if plan is None else plan
         return [*moves, *self._settled(lambda path: apply_plan(plan))] if plan.steps else moves
 
 @patch
 def undo(self: Cleaning) -> list[Move]:  # A row for each file that had moved; empty if there is nothing to undo
     "Take the last `apply` back, byte for byte; its marks come back with the files"
-    with self._lock: return self._settled(undo_moves)
+    with self._lock: return self._settled(lambda path: undo_moves(path, self._bring_back))
 
 @patch
 def redo(self: Cleaning) -> list[Move]:  # As from `apply`; empty if there is nothing to redo
     "Do once more what the last `undo` took back"
     with self._lock: return self._settled(redo_moves)
 
-# %% ../nbs/08_clean.ipynb #2a4784d4
+# %% ../nbs/08_clean.ipynb #2af6bd48
 @patch
 def _settled(self: Cleaning, work):
     "Do something with files, then bring items and marks in step, also if it was interrupted"
-    steps = {b.number: b for b in batches(self.path)}
+    self._trouble = ''
     try: moves = work(self.path)
-    finally: self.refresh()
-    steps |= {b.number: b for b in batches(self.path)}
-    decided = {s.file: s for b in steps.values() for s in b.steps}
-    marks, decided = self.marks, {s.file: Mark(s.action, s.label) for b in steps.values() for s in b.steps if s.action != 'leave'}
-    gone = {m.file: None for m in moves if m.file in marks and (m.status == 'moved' or m.file not in self._known_files)}
-    back = {m.to: decided[m.file] for m in moves if m.status == 'restored' and m.file in decided and m.to in self._known_files and m.to not in marks}
-    try:
-        if gone or back: self._marks.set({**gone, **back})
-        self._trouble = ''
-    except DataError as e: self._trouble = f'the files have moved, but marks could not follow them: {e}'
+    finally:
+        self.refresh()
+        self._forget_carried_out()
+    marks = self.marks
+    self._follow({m.file: None for m in moves if m.file in marks and (m.status == 'moved' or m.file not in self._known_files)})
     self._marks.settle()
     return moves
+
+@patch
+def _bring_back(self: Cleaning, batch: Batch, moves):
+    "Give files that were brought back the marks that had moved them; whether these could be kept"
+    self.refresh()
+    marks, steps = self.marks, {s.file: s for s in batch.steps}
+    home = [(m, steps[m.file]) for m in moves if m.status == 'restored' and m.file in steps]
+    left = {s.to: None for _, s in home if s.action == 'relabel' and s.to in marks and s.to not in self._known_files}
+    return self._follow({**left, **{m.to: Mark(s.action, s.label) for m, s in home if m.to in self._known_files and m.to not in marks}})
