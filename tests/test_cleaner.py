@@ -35,13 +35,13 @@ def predictions(path, wrong=(2, 15, 30)):
     return tabulate(files, ['valid' if k % 4 == 0 else 'train' for k in range(len(files))], p, targets, labels, np.eye(3)[p.argmax(1)] + .1)
 
 @pytest.fixture
-def widget(path): return cleaner(path, seen=predictions(path))
+def widget(path): return CleanerWidget(Cleaning(path, predictions(path)))  # `cleaner` may leave predictions for later on a busy machine
 
 @pytest.fixture(scope='module')
 def untouched(drawn, tmp_path_factory):
     "A widget that no test changes"
     path = shutil.copytree(drawn, tmp_path_factory.mktemp('untouched')/'bears')
-    return cleaner(path, seen=predictions(path))
+    return CleanerWidget(Cleaning(path, predictions(path)))
 
 @pytest.fixture
 def learn(path):
