@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/cleaner.html.md"""
 # %% auto #0
 __all__ = ['MessageError', 'Query', 'CleanerWidget', 'cleaner', 'ImageClassifierCleaner']
 
-# %% ../nbs/08b_cleaner.ipynb #eb4d1a84
+# %% ../nbs/08b_cleaner.ipynb #1926fce8
 import contextvars, copy, hashlib, json, math, os, threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,8 +22,7 @@ from fastcore.foundation import L
 from .clean import Cleaning, orders
 from .core import BearclsError, DataError, Html, html_table, thumbnail
 from .interpret import Evaluation, evaluate
-from .marks import Mark
-from .moves import batches, cleaning_folder
+from .moves import cleaning_folder
 from .verify import ImageReport
 
 # %% ../nbs/08b_cleaner.ipynb #a4c7e1a7
@@ -127,14 +126,13 @@ def _mark_of(self: CleanerWidget, file):
 
 def _number(value): return None if value is None or not math.isfinite(value) else round(float(value), 4)
 
-# %% ../nbs/08b_cleaner.ipynb #505dad21
+# %% ../nbs/08b_cleaner.ipynb #451a1d17
 @patch
 def state_answer(self: CleanerWidget) -> dict:  # The part `state`
     "Filters, labels, counts, and what can be done"
     c = self.cleaning
-    undoable = any(b.state in ('applying', 'applied', 'undoing') for b in batches(c.path))
     return dict(filters=self._filters(), labels=list(c.labels), revision=self.revision, predictions=self.predictions, summary=c.summary(),
-        can_undo=undoable, notes='. '.join(c.notes))
+        can_undo=c.can_undo, notes='. '.join(c.notes))
 
 @patch
 def _filters(self: CleanerWidget):
@@ -255,7 +253,7 @@ def _pictures(widget, files):
 @_request('large', file=str)
 def _large(widget, file): return dict(large=file), widget.thumbnails([file], 720)
 
-# %% ../nbs/08b_cleaner.ipynb #9d0f719a
+# %% ../nbs/08b_cleaner.ipynb #3ba3990e
 @_request('mark', files=list, action=str, to=str)
 def _mark(widget, files, action, to):
     widget.cleaning.mark(files, action, to)
@@ -264,11 +262,8 @@ def _mark(widget, files, action, to):
 
 @_request('accept', files=list)
 def _accept(widget, files):
-    items = {i.file: i for i in widget.cleaning.items}
-    if strange := [f for f in files if f not in items]: raise MessageError(f'There is no picture {_short(strange[0])} in the set')
-    marks = {f: Mark(i.proposal, i.to if i.proposal == 'relabel' else '') for f in files if (i := items[f]).proposal in ('delete', 'relabel')}
-    if marks: widget.cleaning._marks.set(marks)  # one stroke, which one `undo_mark` takes back
-    return widget._marked(files, f'{_plural(len(marks))} marked as suggested.' if marks else 'Nothing is suggested that could be marked.')
+    marked = widget.cleaning.accept(files)
+    return widget._marked(files, f'{_plural(len(marked))} marked as suggested.' if marked else 'Nothing is suggested that could be marked.')
 
 @_request('undo_mark')
 def _undo_mark(widget):

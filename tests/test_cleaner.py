@@ -236,7 +236,7 @@ def test_suggestions_are_one_stroke(widget):
     assert {f: m and m['to'] for f, m in said['marks'].items()} == {i.file: i.to if i.proposal == 'relabel' else None for i in widget.cleaning.items if i.file in said['marks']}
     ask(widget, 'undo_mark')
     assert {f: m.action for f, m in widget.cleaning.marks.items()} == {suggested[0]: 'keep'}
-    assert 'Nothing is suggested' in ask(widget, 'accept', files=others)['said'] and 'There is no picture' in ask(widget, 'accept', files=['a.jpg'])['refused']
+    assert 'Nothing is suggested' in ask(widget, 'accept', files=others)['said'] and 'is none of the pictures' in ask(widget, 'accept', files=['a.jpg'])['refused']
 
 # ---------------------------------------------------------------- predictions, and where they come from
 
