@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #3f7c3c34
+# %% ../nbs/19_all.ipynb #a4d9f4c6
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -44,6 +44,7 @@ from .moves import *
 from .marks import *
 from .clean import *
 from .cleaner import *
+from .bundle import *
 from .inference import *
 from .export import *
 from .app import *

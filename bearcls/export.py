@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/export.html.md"""
 __all__ = ['ExportError', 'DeployedModel', 'onnx_model', 'learner_probabilities', 'verify_bundle', 'validation_files',
            'data_facts', 'installed_versions', 'model_card', 'export_bundle', 'bundle_facts', 'check_dest']
 
-# %% ../nbs/10_export.ipynb #d6e6874c
+# %% ../nbs/10_export.ipynb #dc111051
 import copy, os, platform, shutil, tempfile, warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -28,8 +28,8 @@ from torch import nn
 from .arch import feature_layer, keep_modes, pool_features
 from .core import BearclsError, load_image, progress, sha256
 from .data import dls_settings
-from bearcls.inference import (Bundle, Classifier, card_file, colour_rule, facts_file, format_version, model_file, prepare,
-    write_bundle)
+from .bundle import Bundle, card_file, colour_rule, facts_file, format_version, model_file, prepare, write_bundle
+from .inference import Classifier
 
 # %% ../nbs/10_export.ipynb #337f5f02
 class ExportError(BearclsError, ValueError):

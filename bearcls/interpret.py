@@ -214,10 +214,10 @@ def _sides(model, files, known):
     side = {real_name(f): name for name, ds in parts.items() for f in _file_names(ds, name)}
     return [side.get(real_name(f), '') for f in files]
 
-# %% ../nbs/07_interpret.ipynb #4bf09da0
+# %% ../nbs/07_interpret.ipynb #6be19f18
 def _ask_classifier(classifier, files, bs=16):
     "The same, of a bundle: files are opened in threads, and prepared as its own `predict` does"
-    from bearcls.inference import prepare
+    from bearcls.bundle import prepare
     bundle = classifier.bundle
     def opened(file):
         try: return file, np.asarray(prepare(load_image(file, bundle.min_side), bundle.size, bundle.method, bundle.pad_mode))

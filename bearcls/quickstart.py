@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/quickstart.html.md"""
 __all__ = ['quickstart_pictures', 'Quickstart', 'Steps', 'quickstart', 'writable_folder', 'check_free', 'advice', 'next_commands',
            'write_report']
 
-# %% ../nbs/17_quickstart.ipynb #1324c10f
+# %% ../nbs/17_quickstart.ipynb #413233fa
 import io, os, random, shlex, tempfile, time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,8 @@ from .core import DataError, Html, atomic_write, count_labels, gallery, html_tab
 from .download import gather
 from .export import check_dest, export_bundle
 from .fitting import plot_training
-from .inference import Classifier, Prediction, prediction_html, read_bundle
+from .bundle import read_bundle
+from .inference import Classifier, Prediction, prediction_html
 from .interpret import Evaluation, error_rate_of, evaluate, label_metrics, show_confusion, show_top_losses
 from .quarantine import quarantine_folder
 from .sample import draw_bears

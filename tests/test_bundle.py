@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from bearcls.core import sha256
-from bearcls.inference import BundleError, Classifier, read_bundle
+from bearcls.bundle import BundleError, read_bundle
+from bearcls.inference import Classifier
 from tiny_bundle import colour_model, furs, make_bundle
 
 root = Path(__file__).resolve().parent.parent
@@ -129,9 +130,9 @@ def test_damaged_graphs_with_a_fitting_digest(bundle):
     assert refused > 10
 
 def test_models_for_other_facts(bundle):
-    replace_model(bundle, colour_model([(0, 0, 0), (255, 255, 255)]))
+    replace_model(bundle, colour_model(dict(a=(0, 0, 0), b=(255, 255, 255))))
     with pytest.raises(BundleError, match='for 3 labels are expected'): Classifier(bundle)
-    replace_model(bundle, colour_model(furs.values(), size=32))
+    replace_model(bundle, colour_model(size=32))
     with pytest.raises(BundleError, match='64×64×3 bytes is expected'): Classifier(bundle)
 
 def test_prediction_side_loads_nothing_heavy(bundle):
