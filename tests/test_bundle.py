@@ -29,7 +29,7 @@ def test_the_sound_one_is_read(bundle):
     assert Classifier(bundle).predict(Image.new('RGB', (80, 80), furs['brown'])).label == 'brown'
 
 wrong_values = {
-    'labels': [None, 'black', [], ['one'], ['a', 'a', 'b'], ['a', 1, 'b'], ['', 'b', 'c'], {'a': 1}, ['a'*300, 'b', 'c'], [['a'], 'b', 'c']],
+    'labels': [None, 'black', [], ['one'], ['a', 'a', 'b'], ['a', 1, 'b'], ['', 'b', 'c'], {'a': 1}, ['a'*300, 'b', 'c'], [['a'], 'b', 'c'], ['a', 'b', 'c\n'], ['a', 'b', '\x1b[31mc']],
     'input.width': [None, 0, -1, 64.0, '64', True, 10**9, [64]],
     'input.height': [0, 1e400, 'a'],
     'input.method': [None, 'stretch', 3, ['crop'], {}],
@@ -42,7 +42,7 @@ wrong_values = {
     'temperature': [0, -1, None, '1', float('nan'), float('inf'), True, 10**400],
     'trust.threshold': [-0.1, 1.1, None, 'high', float('nan')],
     'trust.smallest': [-1, 0.5, None],
-    'trust.unlikeness': [{}, 'later', 0],
+    'trust.unlikeness': [{}, 'later', 0, {'threshold': .5}, dict(threshold='a', false_alarms=.05, pictures=9), dict(threshold=.5, false_alarms=2, pictures=9), dict(threshold=.5, false_alarms=.05, pictures=0)],
     'metrics': [None, [], 'good'],
     'data': [None, 3],
     'versions': [None, []],
@@ -50,6 +50,8 @@ wrong_values = {
     'model.sha256': [None, '', 'abc', 5, '0'*64],
     'model.bytes': [None, 0, -1, 1.0, 1 << 40, '443'],
     'model.arch': [None, 3],
+    'model.variant': [None, 'int4', 8],
+    'weights': [{}, 'later', dict(sha256='0'*64, bytes=0, builder='arch'), dict(sha256='x', bytes=5, builder='arch'), dict(sha256='0'*64, bytes=5)],
     'format': [None, 'other', 5, {}],
     'format_version': [None, 0, -1, '1', 1.5, True, []],
 }
@@ -93,8 +95,8 @@ def test_newer_format_says_what_to_do(bundle):
     with pytest.raises(BundleError, match='pip install -U bearcls'): read_bundle(bundle)
 
 def test_oversized_facts_are_not_read(bundle):
-    with open(bundle/'bundle.json', 'ab') as f: f.truncate((1 << 26) + 1)
-    with pytest.raises(BundleError, match='larger than 64 MiB'): read_bundle(bundle)
+    with open(bundle/'bundle.json', 'ab') as f: f.truncate((1 << 22) + 1)
+    with pytest.raises(BundleError, match='larger than 4,194,304 bytes'): read_bundle(bundle)
 
 def test_every_changed_byte_of_the_model_is_found(bundle):
     original = (bundle/'model.onnx').read_bytes()
@@ -116,7 +118,7 @@ def test_missing_model(bundle):
 @pytest.mark.parametrize('content', [b'x', b'\x08\x07'*100, b'\x80\x04\x95pickle', b'PK\x03\x04' + b'\0'*300])
 def test_something_else_as_the_model(bundle, content):
     replace_model(bundle, content)
-    with pytest.raises(BundleError, match='ONNX Runtime|takes|gives'): Classifier(bundle)
+    with pytest.raises(BundleError, match='ONNX Runtime|takes|gives|can be used'): Classifier(bundle)
 
 def test_damaged_graphs_with_a_fitting_digest(bundle):
     "A forged model either does not load, in one clear error, or loads and has the right shape"
