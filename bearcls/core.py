@@ -116,7 +116,7 @@ def _formats():
     _loaded.add('readers')
     return [f for f in image_formats if f in Image.OPEN]
 
-# %% ../nbs/00_core.ipynb #10ddd782
+# %% ../nbs/00_core.ipynb #ef736816
 def _source_name(source):
     "How an error message calls `source`"
     if isinstance(source, (str, os.PathLike)): return str(source)

@@ -200,7 +200,7 @@ def _runtime_errors():
     from onnxruntime.capi import onnxruntime_pybind11_state as state
     return (RuntimeError, ValueError, *(c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)))
 
-# %% ../nbs/09_inference.ipynb #f95d11bc
+# %% ../nbs/09_inference.ipynb #f67052a8
 def _as_image(source, bundle, allow_url=False, allow_private=False):
     "Open any source the way the bundle's model was trained to see it"
     if isinstance(source, np.ndarray):
@@ -208,7 +208,7 @@ def _as_image(source, bundle, allow_url=False, allow_private=False):
             raise ImageError(f'an array should hold bytes as (height, width, 3); got {source.dtype} as {source.shape}', 'not_an_image')
         source = Image.fromarray(source)
     elif isinstance(source, str) and source[:8].lower().startswith(('http://', 'https://')):
-        if not allow_url: raise ImageError(f'{source[:200]} is an address; only a Classifier with `allow_url=True` visits addresses', 'missing')
+        if not allow_url: raise ImageError(f'{source[:200]} is an address, which is visited only if that is asked for: `allow_url=True`, or --url', 'missing')
         source = fetch_picture(source, allow_private=allow_private)
     elif isinstance(source, (memoryview, bytearray)): source = bytes(source)
     elif not isinstance(source, (str, os.PathLike, bytes, Image.Image)) and not hasattr(source, 'read'):
@@ -259,7 +259,7 @@ def _answer(self, values, size, light, unlike):
     label, reason = next(iter(probabilities)), judge(self.bundle, probabilities, size, light, unlike)
     return Prediction(label, probabilities[label], probabilities, unlike, not reason, reason)
 
-# %% ../nbs/09_inference.ipynb #79eedf55
+# %% ../nbs/09_inference.ipynb #d11153ad
 def fetch_picture(
     address: str,                # An http or https address
     max_bytes: int = 32 << 20,   # Refuse more than this
@@ -269,8 +269,8 @@ def fetch_picture(
     "Fetch one file from the web, within limits; an `ImageError` says why not. Proxies are not used"
     import http.client, time, urllib.request
     end, data = time.monotonic() + timeout, bytearray()
-    request = urllib.request.Request(address, headers={'User-Agent': 'bearcls', 'Accept': 'image/*'})
     try:
+        request = urllib.request.Request(address, headers={'User-Agent': 'bearcls', 'Accept': 'image/*'})
         with _web(allow_private).open(request, timeout=timeout) as answer:
             while block := answer.read1(1 << 16):
                 data += block
