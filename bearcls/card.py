@@ -52,13 +52,14 @@ def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool
 
 def _a(kind, value): return value if isinstance(value, kind) else kind()
 
-# %% ../nbs/09d_card.ipynb #5b514ba8
+# %% ../nbs/09d_card.ipynb #67b52672
 def _results(bundle):
     m, parts = bundle.metrics, []
     if all(_is_number(m.get(k)) for k in ('error', 'low', 'high', 'wrong', 'n')):
         parts.append(f'Of {m["n"]:,} pictures that the model was not trained on, {m["wrong"]:,} were answered wrongly: an error of {m["error"]:.1%}. On other pictures like these it probably lies between {m["low"]:.1%} and {m["high"]:.1%} (95% interval).')
     if rows := _rows(m.get('labels')): parts.append('### Label by label\n\nPrecision is the share of right answers among those that name the label, recall the share of its pictures that are found; 95% intervals in brackets.\n\n' + _label_table(rows))
     if words := _calibration_words(m, bundle.temperature): parts.append(f'### How far the probabilities can be believed\n\n{words}')
+    if words := _compressed_words(_a(dict, m.get('compressed'))): parts.append(words)
     if rows := [r for _, r in _rows(m.get('slices'))]: parts.append('### Kinds of pictures\n\n' + _slice_words(rows))
     for name, value in m.items():
         if name not in _known and (rows := _rows(value)):
@@ -68,7 +69,7 @@ def _results(bundle):
     if others: parts.append(markdown_table(['measure', 'value'], others))
     return '\n\n'.join(parts)
 
-_known = ('error', 'low', 'high', 'wrong', 'n', 'labels', 'slices', 'log_loss', 'calibration_error', 'calibration_by_chance', 'calibration_high', 'temperature_fit', 'notes')
+_known = ('error', 'low', 'high', 'wrong', 'n', 'labels', 'slices', 'log_loss', 'calibration_error', 'calibration_by_chance', 'calibration_high', 'temperature_fit', 'notes', 'compressed')
 
 def _rows(value):
     "Rows with names: of a dict of dicts, or of a list of them"
@@ -77,7 +78,7 @@ def _rows(value):
     else: return []
     return value if value and all(isinstance(row, Mapping) for _, row in value) else []
 
-# %% ../nbs/09d_card.ipynb #d35ae11f
+# %% ../nbs/09d_card.ipynb #168544b6
 def _label_table(rows):
     "A line for each label"
     def share(row, name):
@@ -94,6 +95,13 @@ def _calibration_words(m, temperature):
     if _is_number(m.get('log_loss')): words.append(f'The log loss is {m["log_loss"]:.3f}.')
     if fit: words.append(f'The temperature, {temperature:.3g}, was fitted to {fit.get("n", "the same")} of these pictures' + (f', on which the log loss had been {fit["before"]:.3f}; on pictures that it was not fitted to it became {fit["cross_validated"]:.3f}.' if all(_is_number(fit.get(k)) for k in ('before', 'cross_validated')) else '.'))
     return ' '.join(words)
+
+def _compressed_words(c):
+    "What making it smaller has changed"
+    if not all(_is_number(c.get(k)) for k in ('n', 'changed', 'largest_change', 'bytes_before', 'bytes_after')): return ''
+    errors = f' The error on them was {c["error_before"]:.1%} before and is {c["error_after"]:.1%} now.' if _is_number(c.get('error_before')) and _is_number(c.get('error_after')) else ''
+    return (f'### Made smaller\n\nThe figures above were measured before the model was made smaller, from {c["bytes_before"]/1e6:.2f} to {c["bytes_after"]/1e6:.2f} MB. '
+        f'Of {c["n"]:,} pictures, {c["changed"]:,} are answered differently since; no probability moved by more than {c["largest_change"]:.3f}.{errors}')
 
 def _slice_words(rows):
     "The slices that stand out, and all of them as a table"

@@ -9,7 +9,7 @@ __all__ = ['opset', 'ExportError', 'DeployedModel', 'onnx_model', 'learner_proba
            'data_facts', 'installed_versions', 'own_answers', 'choose_temperature', 'bundle_metrics', 'export_bundle',
            'bundle_facts', 'check_dest']
 
-# %% ../nbs/10_export.ipynb #75222864
+# %% ../nbs/10_export.ipynb #88229127
 import copy, os, platform, tempfile, warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -33,6 +33,7 @@ from .core import BearclsError, DataError, ImageError, load_image, progress, rea
 from .data import dls_settings
 from .inference import Classifier
 from .interpret import Evaluation, error_rate_of, evaluate, label_metrics
+from .rebuild import learner_weights
 from .slices import picture_facts, slice_errors
 from .unlikeness import Unlikeness, fit_unlikeness
 
@@ -241,7 +242,7 @@ def bundle_metrics(
     return _plain(dict(error_rate_of(held), log_loss=log_loss_of(held), calibration_error=calibration['error'], calibration_by_chance=calibration['chance'],
         labels=label_metrics(held).to_dict('index'), slices=rows.to_dict('records')))
 
-# %% ../nbs/10_export.ipynb #2f62067d
+# %% ../nbs/10_export.ipynb #e5316bf3
 def export_bundle(
     learn: Learner,                 # Trained Learner that gives each picture one label
     dest: str | os.PathLike,        # Folder to make, or a file that ends in .zip; an older bundle there is replaced, anything else is refused
@@ -263,7 +264,8 @@ def export_bundle(
     files = _to_compare(learn, files, max_check)
     seen, notes = own_answers(learn, seen, unlikeness is True)
     far = _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness)
-    model, table = onnx_model(learn.model, facts.size, facts.mean, facts.std, facts.temperature, far), _weights_into(facts, learn) if weights else b''
+    model, table = onnx_model(learn.model, facts.size, facts.mean, facts.std, facts.temperature, far), b''
+    if weights: table, facts.weights = learner_weights(learn)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f'.{dest.name}-') as aside:
         new = write_bundle(facts, model, Path(aside)/'new', weights=table)
@@ -275,7 +277,7 @@ def export_bundle(
         _move(zip_bundle(new) if dest.suffix.lower() == '.zip' else new, dest, Path(aside)/'old')
     return dest
 
-# %% ../nbs/10_export.ipynb #da1a4bb0
+# %% ../nbs/10_export.ipynb #65a3b5a5
 def _to_compare(learn, files, max_check):
     "The pictures to ask both sides about"
     files = validation_files(learn.dls) if files is None else [Path(f) for f in files]
@@ -299,12 +301,6 @@ def _fit_unlikeness(seen, notes):
     train, held = seen.only('train'), seen.only('valid')
     try: return fit_unlikeness(train.features, train.targets, held.features)
     except DataError as e: notes.append(f'It cannot tell pictures unlike its training data: {e}.')
-
-def _weights_into(facts, learn):
-    "The weights as safetensors, and how the network is built into the facts"
-    from bearcls.further import learner_weights
-    content, facts.weights = learner_weights(learn)
-    return content
 
 # %% ../nbs/10_export.ipynb #e540deb8
 def bundle_facts(
