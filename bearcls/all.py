@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #a4d9f4c6
+# %% ../nbs/19_all.ipynb #6cf6cb1f
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -44,9 +44,17 @@ from .moves import *
 from .marks import *
 from .clean import *
 from .cleaner import *
+from .signature import *
+from .onnxfile import *
 from .bundle import *
 from .inference import *
+from .batch import *
+from .video import *
+from .card import *
+from .rebuild import *
 from .export import *
+from .variants import *
+from .further import *
 from .app import *
 from .quickstart import *
 

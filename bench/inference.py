@@ -94,6 +94,7 @@ def prepare(work, n):
     from bearcls.train import train
     real = (shared/'data'/'bears').is_dir() and (shared/'torch').is_dir()
     if real: os.environ['TORCH_HOME'] = str(shared/'torch')
+    if (work/'12mp.jpg').exists(): return (shared/'data'/'bears' if real else work/'bears'), real
     path = shared/'data'/'bears' if real else draw_bears(work/'bears', n_per_label=60, seed=1, faults=False)
     learn = train(path, seed=0, quiet=True, **(dict(route='fast', arch='squeezenet1_1') if real else dict(route='scratch', epochs=1)))
     export_bundle(learn, work/'bundle')
@@ -126,11 +127,10 @@ def child(work, code):
     (work/'child.py').write_text(code, encoding='utf-8')
     env = {**os.environ, 'TQDM_DISABLE': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))}
     start = time.perf_counter()
-    with subprocess.Popen([sys.executable, 'child.py'], cwd=work, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with open(work/'errors', 'w+') as errors, subprocess.Popen([sys.executable, 'child.py'], cwd=work, env=env, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
         line = process.stdout.readline()
-        seconds = time.perf_counter() - start
-        rest, errors = process.communicate()
-    if process.returncode: sys.exit(f'A side failed:\n{errors[-3000:]}')
+        seconds, rest = time.perf_counter() - start, process.stdout.read()
+    if process.returncode: sys.exit(f'A side failed:\n{(work/"errors").read_text()[-3000:]}')
     return (rest or line).splitlines()[-1], seconds
 
 def measure(work, rounds):
@@ -199,9 +199,11 @@ def main():
     parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each side, in turn')
     parser.add_argument('--pictures', type=int, default=416, help='full-size photographs in the folder; about 4 MB each')
+    parser.add_argument('--work', type=Path, help='folder that keeps model and pictures for another run (default: a temporary one)')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
-        work = Path(tmp)
+        work = (args.work or Path(tmp)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
         os.environ['BEARCLS_CACHE'] = str(work/'cache')
         path, real = prepare(work, args.pictures)
         if not real: print(f'No photographs and weights in {shared}: drawn pictures, and a network from nothing')
