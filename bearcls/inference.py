@@ -215,7 +215,7 @@ def _as_image(source, bundle, allow_url=False, allow_private=False):
         raise ImageError(f'a path, bytes, an open binary file, a Pillow picture or an array of bytes is expected; got a {type(source).__name__}', 'not_an_image')
     return load_image(source, bundle.min_side)
 
-# %% ../nbs/09_inference.ipynb #7f90cc9d
+# %% ../nbs/09_inference.ipynb #b5c5099d
 @patch_to(Classifier)
 def run(self,
     pixels: np.ndarray,       # Prepared pictures: bytes as (pictures, height, width, 3), RGB
@@ -226,8 +226,16 @@ def run(self,
     options = ort.RunOptions()
     options.log_severity_level = 4
     if release: options.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
-    try: return dict(zip(self.outputs, self.session.run(self.outputs, {'image': pixels}, options)))
+    try: out = dict(zip(self.outputs, self.session.run(self.outputs, {'image': pixels}, options)))
     except _runtime_errors() as e: raise BundleError(f'The model of {self.bundle.path} cannot answer: {short_words(str(e), 200)}') from e
+    if not _are_answers(out, len(pixels), len(self.labels)): raise BundleError(f'The model of {self.bundle.path} gives no probabilities for {len(pixels)} pictures and {len(self.labels)} labels')
+    return out
+
+def _are_answers(out, n, n_labels):
+    "A forged model may give anything: arrays of another size, numbers that are no probabilities"
+    if not all(isinstance(v, np.ndarray) and v.dtype.kind == 'f' and v.shape[:1] == (n,) for v in out.values()): return False
+    p, shapes = out['probabilities'], [out[name].shape for name in ('probabilities', 'logits')]
+    return shapes == [(n, n_labels)]*2 and out.get('unlikeness', p[:, 0]).shape == (n,) and bool((p >= 0).all() and (abs(p.sum(1) - 1) < .01).all())
 
 @patch_to(Classifier)
 def predict(self,
@@ -327,11 +335,11 @@ class PredictionRow:
         row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness)
         return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}
 
-# %% ../nbs/09_inference.ipynb #da92546a
+# %% ../nbs/09_inference.ipynb #de45209e
 @patch_to(Classifier)
 def predict_stream(self,
     sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, also from an iterator without end; or a folder, which is searched with its subfolders
-    bs: int = 16,                           # Pictures that the model sees at a time
+    bs: int = 8,                            # Pictures that the model sees at a time; more cost memory, and hardly gain time
     n_workers: int | None = None,           # Threads that open pictures; None: one for each core
 ) -> Iterator['PredictionRow']:             # One for each source, in their order, as soon as it is known
     "Classify pictures as they come, opening the next ones meanwhile"
@@ -354,7 +362,7 @@ def _stream(self, sources, bs, n_workers):
             yield from self._rows([name for name, _ in some], [opened.result() for _, opened in some], not waiting)
     finally: pool.shutdown(wait=False, cancel_futures=True)
 
-# %% ../nbs/09_inference.ipynb #7ac5158f
+# %% ../nbs/09_inference.ipynb #5e944f32
 @patch_to(Classifier)
 def _try_open(self, source):
     "Size and pixels, or the error"
@@ -372,7 +380,7 @@ def _rows(self, names, opened, last):
 @patch_to(Classifier)
 def predict_batch(self,
     sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, or a folder, which is searched with its subfolders
-    bs: int = 16,                           # Pictures that the model sees at a time
+    bs: int = 8,                            # Pictures that the model sees at a time; more cost memory, and hardly gain time
     n_workers: int | None = None,           # Threads that open pictures; None: one for each core
     quiet: bool = False,                    # No progress bar?
 ) -> list['PredictionRow']:                 # One for each source, in their order

@@ -247,6 +247,16 @@ def test_a_model_that_fails_while_it_answers(bundle):
     classifier = Classifier(bundle)
     with pytest.raises(BundleError, match='cannot answer'): classifier.run(np.zeros((1, 8, 8, 3), np.uint8))
 
+@pytest.mark.parametrize('wrong', [lambda p: p[:0], lambda p: p*np.nan, lambda p: p*140, lambda p: -p, lambda p: p[:, :2], lambda p: p.astype(int), lambda p: list(p), lambda p: p.astype(str)], ids=range(8))
+def test_a_model_whose_answers_are_none(bundle, wrong):
+    classifier = Classifier(bundle)
+    real = classifier.session
+    class Forged:
+        def run(self, names, *args): return [wrong(v) if n == 'probabilities' else v for n, v in zip(names, real.run(names, *args))]
+    classifier.session = Forged()
+    with pytest.raises(BundleError, match='gives no probabilities'): classifier.predict(brown)
+    with pytest.raises(BundleError, match='gives no probabilities'): classifier.predict_batch([brown]*3)
+
 # Addresses
 
 def test_addresses_only_if_asked(bundle):
