@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #6cf6cb1f
+# %% ../nbs/19_all.ipynb #081e5aff
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -48,6 +48,7 @@ from .signature import *
 from .onnxfile import *
 from .bundle import *
 from .inference import *
+from .unlikeness import *
 from .batch import *
 from .video import *
 from .card import *
@@ -55,6 +56,7 @@ from .rebuild import *
 from .export import *
 from .variants import *
 from .further import *
+from .stress import Stress, apply_stress, plot_stress, plot_trust, show_stress, stress, stress_html, stress_markdown, stress_words, stresses, trust_under_stress
 from .app import *
 from .quickstart import *
 
