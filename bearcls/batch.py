@@ -7,9 +7,9 @@ Docs: https://bearcls.github.io/bearcls/batch.html.md"""
 # %% auto #0
 __all__ = ['tally', 'by_need', 'rows_html', 'write_predictions']
 
-# %% ../nbs/09b_batch.ipynb #3cb82659
+# %% ../nbs/09b_batch.ipynb #7300d9d9
 import csv, json, os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from html import escape
 from itertools import chain
