@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #081e5aff
+# %% ../nbs/19_all.ipynb #3d23de52
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -42,6 +42,7 @@ from .issues import *
 from .plans import *
 from .moves import *
 from .marks import *
+from .candidates import *
 from .clean import *
 from .cleaner import *
 from .signature import *

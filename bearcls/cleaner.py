@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/cleaner.html.md"""
 # %% auto #0
 __all__ = ['MessageError', 'Query', 'CleanerWidget', 'cleaner', 'ImageClassifierCleaner']
 
-# %% ../nbs/08b_cleaner.ipynb #be3d06cb
+# %% ../nbs/08b_cleaner.ipynb #1926fce8
 import contextvars, copy, hashlib, json, math, os, threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,13 +22,13 @@ from fastcore.foundation import L
 from .clean import Cleaning, orders
 from .core import BearclsError, DataError, Html, html_table, thumbnail
 from .interpret import Evaluation, evaluate
-from .moves import batches
+from .moves import cleaning_folder
 from .verify import ImageReport
 
 # %% ../nbs/08b_cleaner.ipynb #a4c7e1a7
 _static = Path(bearcls.__file__).parent/'static'  # The half that runs in the browser
 
-# %% ../nbs/08b_cleaner.ipynb #38f80819
+# %% ../nbs/08b_cleaner.ipynb #3f043842
 class MessageError(BearclsError, ValueError):
     "The browser sent something that cannot be done; the message is shown to the user there"
 
@@ -39,7 +39,7 @@ class Query:
     split: str = ''            # Only 'train' or 'valid'; empty for both
     reason: str = ''           # Only pictures shown for this reason; empty for all
     show: str = 'all'          # 'all', 'undecided' or 'marked'
-    order: str = 'suspicious'  # 'suspicious', 'loss', 'certain' or 'name'
+    order: str = 'suspicious'  # Key of `bearcls.clean.orders`
     page: int = 0              # Number of the page, from 0
 
     @classmethod
@@ -55,10 +55,10 @@ class Query:
 
 def _short(value): return repr(value) if len(repr(value)) < 60 else repr(value)[:57] + '…'
 
-# %% ../nbs/08b_cleaner.ipynb #65cf1543
+# %% ../nbs/08b_cleaner.ipynb #8002818b
 def _now(_, widget):
     "The state as the browser gets it; it must not fail, since every widget of the kernel is asked in one go"
-    try: return widget.now_answer()
+    try: return _spelled(widget.now_answer(), _to_browser)
     except (BearclsError, ValueError, OSError) as e: return dict(refused=str(e))
 
 class CleanerWidget(anywidget.AnyWidget):
@@ -71,13 +71,35 @@ class CleanerWidget(anywidget.AnyWidget):
         per_page: int = 30,   # Pictures on a page
         query: Query = Query(),  # What to show first
     ):
-        if not isinstance(per_page, int) or not 1 <= per_page <= 200: raise ValueError(f'`per_page` must lie between 1 and 200, got {per_page!r}')
+        _check_page(per_page, 'per_page')
+        cleaning.view(**asdict(query))  # refuses what cannot be shown
         self.cleaning, self.per_page, self.query = cleaning, per_page, query
-        self.revision, self.predictions, self.lock = 0, '', threading.RLock()
+        self.revision, self.predictions, self.lock, self.batches = 0, '', threading.RLock(), _batch_times(cleaning.path)
         super().__init__()
         self.on_msg(lambda _, message, buffers: self.send(*self.answer(message)))
 
+    def send(self, content, buffers=None): super().send(_spelled(content, _to_browser), buffers)
+
     def __repr__(self): return f'CleanerWidget({len(self.cleaning)} pictures of {self.cleaning.path.name}, {len(self.cleaning.marks)} marked)'
+
+# %% ../nbs/08b_cleaner.ipynb #8c2eb411
+def _check_page(n, name):
+    "Can a page hold so many pictures?"
+    if not isinstance(n, int) or not 1 <= n <= 200: raise ValueError(f'`{name}` must lie between 1 and 200, got {n!r}')
+
+def _batch_times(path):
+    "What differs once files were moved or brought back, by whomever; no batch is read for it"
+    return {f: f.stat().st_mtime_ns for f in (cleaning_folder(path)/'batches').glob('*/batch.json')}
+
+# %% ../nbs/08b_cleaner.ipynb #f4d9f11a
+_to_browser = {0xDC00 + byte: 0xF700 + byte for byte in range(128, 256)}
+_from_browser = {there: here for here, there in _to_browser.items()}
+
+def _spelled(value, letters):
+    "A message with letters of all its words exchanged"
+    if isinstance(value, str): return value.translate(letters)
+    if isinstance(value, dict): return {_spelled(k, letters): _spelled(v, letters) for k, v in value.items()}
+    return [_spelled(v, letters) for v in value] if isinstance(value, list) else value
 
 # %% ../nbs/08b_cleaner.ipynb #93ee65e2
 @patch
@@ -104,21 +126,22 @@ def _mark_of(self: CleanerWidget, file):
 
 def _number(value): return None if value is None or not math.isfinite(value) else round(float(value), 4)
 
-# %% ../nbs/08b_cleaner.ipynb #86812af1
+# %% ../nbs/08b_cleaner.ipynb #451a1d17
 @patch
 def state_answer(self: CleanerWidget) -> dict:  # The part `state`
     "Filters, labels, counts, and what can be done"
     c = self.cleaning
-    undoable = any(b.state in ('applying', 'applied', 'undoing') for b in batches(c.path))
     return dict(filters=self._filters(), labels=list(c.labels), revision=self.revision, predictions=self.predictions, summary=c.summary(),
-        can_undo=undoable, notes='. '.join(c.notes))
+        can_undo=c.can_undo, notes='. '.join(c.notes))
 
 @patch
 def _filters(self: CleanerWidget):
     "Name, title and options of every filter"
     items = self.cleaning.items
+    labels = _count([i.label for i in items])
+    if self.query.label in self.cleaning.labels: labels.setdefault(self.query.label, 0)
     def options(title, values): return [['', title], *([v, f'{v} ({n})'] for v, n in values.items())]
-    return [dict(name='label', title='Label', options=options(f'all ({len(items)})', _count(i.label for i in items))),
+    return [dict(name='label', title='Label', options=options(f'all ({len(items)})', labels)),
         dict(name='split', title='Split', options=options('both', _count(i.split for i in items if i.split))),
         dict(name='reason', title='Reason', options=[['', 'any'], *([kind, f'{kind.replace("_", " ")} ({n})'] for kind, n in self.cleaning.reasons.items())]),
         dict(name='show', title='Show', options=[['all', 'all'], ['undecided', 'undecided'], ['marked', 'marked']]),
@@ -128,7 +151,7 @@ def _count(values):
     "How often each value occurs, in alphabetical order"
     return dict(sorted(Counter(values).items()))
 
-# %% ../nbs/08b_cleaner.ipynb #3b50fa91
+# %% ../nbs/08b_cleaner.ipynb #abb93ed4
 @patch
 def thumbnails(self: CleanerWidget,
     files: Iterable[str],  # Names relative to the image folder
@@ -140,14 +163,24 @@ def thumbnails(self: CleanerWidget,
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(lambda f: self.cleaning.thumbnail(f, side), files))
 
 @patch
+def _look(self: CleanerWidget) -> bool:
+    "Have others moved files since this widget last knew? Then it looks at the folder again"
+    if (batches := _batch_times(self.cleaning.path)) == self.batches: return False
+    self.cleaning.refresh()
+    self.batches = batches
+    return True
+
+@patch
 def now_answer(self: CleanerWidget) -> dict:  # An answer with `bytes`, since a state has no buffers beside it
     "The page as it is at this moment, with its thumbnails"
     with self.lock:
+        self._look()
+        if self.query.label not in ('', *self.cleaning.labels): self.query = replace(self.query, label='', page=0)  # its folder has gone
         page = self.page_answer(self.query)
         names = [i['file'] for i in page['items']]
         return dict(page=page, state=self.state_answer(), pictures=names, bytes=self.thumbnails(names))
 
-# %% ../nbs/08b_cleaner.ipynb #4ab086aa
+# %% ../nbs/08b_cleaner.ipynb #1faf8cdd
 _requests = {}
 
 def _request(
@@ -165,10 +198,14 @@ def answer(self: CleanerWidget,
     message: Any,  # What the browser sent
 ) -> tuple[dict, list[bytes]]:  # The answer and the bytes that go with it
     "Do what the browser asks, or say why not"
+    message, has_moved, buffers = _spelled(message, _from_browser), False, []
     id = message.get('id') if isinstance(message, dict) else None
-    try:
-        with self.lock: found, buffers = self._asked(message)
-    except (BearclsError, ValueError, OSError) as e: found, buffers = self._refused(message, e), []
+    with self.lock:
+        try:
+            has_moved = self._look()
+            found, buffers = self._asked(message)
+        except (BearclsError, ValueError, OSError) as e: found = self._refused(message, e)
+        if has_moved: found = {**found, **self._news(found.get('said', 'Files have been moved elsewhere, in another window or by code.'), forget=True)}
     return {**found, 'id': id if isinstance(id, int) else None}, buffers
 
 # %% ../nbs/08b_cleaner.ipynb #572c701c
@@ -216,12 +253,17 @@ def _pictures(widget, files):
 @_request('large', file=str)
 def _large(widget, file): return dict(large=file), widget.thumbnails([file], 720)
 
-# %% ../nbs/08b_cleaner.ipynb #311f83aa
+# %% ../nbs/08b_cleaner.ipynb #3ba3990e
 @_request('mark', files=list, action=str, to=str)
 def _mark(widget, files, action, to):
     widget.cleaning.mark(files, action, to)
     words = {'keep': 'to be kept', 'delete': 'to be deleted', 'relabel': f'to be relabelled to {to}', '': 'no longer marked'}
     return widget._marked(files, f'{_plural(len(files))} {words[action]}.')
+
+@_request('accept', files=list)
+def _accept(widget, files):
+    marked = widget.cleaning.accept(files)
+    return widget._marked(files, f'{_plural(len(marked))} marked as suggested.' if marked else 'Nothing is suggested that could be marked.')
 
 @_request('undo_mark')
 def _undo_mark(widget):
@@ -250,7 +292,7 @@ def plan_answer(self: CleanerWidget) -> dict:  # The part `plan`
 
 def _what(row): return {'delete': 'delete', 'relabel': f'relabel, to {row["to"]}', 'leave': 'leave where it is'}[row['action']]
 
-# %% ../nbs/08b_cleaner.ipynb #f6ad1a25
+# %% ../nbs/08b_cleaner.ipynb #90d859f8
 @_request('plan')
 def _plan(widget):
     plan = widget.plan_answer()
@@ -260,15 +302,17 @@ def _plan(widget):
 def _apply(widget, token):
     plan = widget.cleaning.plan()
     if token != widget.plan_answer()['token']: raise MessageError('The marks or the files have changed since this plan was shown; nothing has moved. Please review it again.')
-    return widget._moved('moved', widget.cleaning.apply(plan))
+    return widget._moved('moved', lambda: widget.cleaning.apply(plan))
 
 @_request('undo')
-def _undo(widget): return widget._moved('brought back', widget.cleaning.undo())
+def _undo(widget): return widget._moved('brought back', widget.cleaning.undo)
 
-# %% ../nbs/08b_cleaner.ipynb #9fbeaf5b
+# %% ../nbs/08b_cleaner.ipynb #d224882c
 @patch
-def _moved(self: CleanerWidget, what, moves):
-    "Files have moved: what the browser remembers is out of date"
+def _moved(self: CleanerWidget, what, work):
+    "Move files; what the browser remembers of them is out of date"
+    try: moves = work()
+    finally: self.batches = _batch_times(self.cleaning.path)
     if not moves: return self._news(f'Nothing was {what}.', forget=True)
     skipped = [m for m in moves if m.status == 'skipped']
     said = f'{_plural(len(moves) - len(skipped), "file")} {what}.'
@@ -281,15 +325,16 @@ def _news(self: CleanerWidget, said, forget=False):
     self.revision += 1
     return dict(state=self.state_answer(), forget=forget, said=said)
 
-# %% ../nbs/08b_cleaner.ipynb #4d0bea48
+# %% ../nbs/08b_cleaner.ipynb #caa2c6f0
 @patch
 def refresh(self: CleanerWidget, said=''):
     "Show what is true now, after other code has changed marks or files"
     with self.lock:
         self.cleaning.refresh()
+        self.batches = _batch_times(self.cleaning.path)
         self.send(self._news(said, forget=True))
 
-# %% ../nbs/08b_cleaner.ipynb #c771a00a
+# %% ../nbs/08b_cleaner.ipynb #c10b4a81
 @patch
 def predict(self: CleanerWidget,
     work: Callable[[], Evaluation | None],  # Makes the predictions; None if it has added them to `cleaning` itself
@@ -312,7 +357,7 @@ def _predict(self: CleanerWidget, work):
     finally:
         with self.lock:
             self.predictions = ended
-            self.send(self._news('' if ended else 'Predictions are there; the most suspicious pictures stand first.'))
+            self.send(self._news('' if ended else 'Predictions are there; the most suspicious pictures come first.'))
 
 # %% ../nbs/08b_cleaner.ipynb #b1efe262
 def cleaner(
@@ -354,7 +399,7 @@ def _later(model, path):
     own = Learner(model.dls, copy.deepcopy(model.model), loss_func=model.loss_func)
     return lambda: evaluate(own, 'all') if path is None else evaluate(own, path=path)
 
-# %% ../nbs/08b_cleaner.ipynb #33f78b96
+# %% ../nbs/08b_cleaner.ipynb #35ca631b
 @patch
 def table_html(self: CleanerWidget,
     n: int = 5,  # Pictures to show
@@ -364,8 +409,8 @@ def table_html(self: CleanerWidget,
     rows = [{'': thumbnail(c.path/i.file, 56, i.file), 'file': i.file, 'model says': f'{i.predicted} {i.probability:.0%}' if i.predicted else '', 'reason': i.reason,
         'suggested': f'{i.proposal} {i.to}', 'marked': c.marks[i.file].action if i.file in c.marks else ''} for i in c.view(per_page=n).items]
     counts = ', '.join(f'{n:,} {name}' for name, n in c.summary().items())
-    return Html(f'<p>{len(c):,} pictures: {counts}. The cleaner itself needs a notebook with widgets. Without them, with <code>c = widget.cleaning</code>: '
-        '<code>c.mark([file, …], "delete")</code>, <code>c.plan()</code>, <code>c.apply()</code>, <code>c.undo()</code>.</p>' + html_table(rows))
+    return Html(_spelled(f'<p>{len(c):,} pictures: {counts}. The cleaner itself needs a notebook with widgets. Without them, with <code>c = widget.cleaning</code>: '
+        '<code>c.mark([file, …], "delete")</code>, <code>c.plan()</code>, <code>c.apply()</code>, <code>c.undo()</code>.</p>' + html_table(rows), _to_browser))
 
 @patch
 def _repr_mimebundle_(self: CleanerWidget, **kwargs):
@@ -375,32 +420,38 @@ def _repr_mimebundle_(self: CleanerWidget, **kwargs):
     data, *more = shown if isinstance(shown, tuple) else (shown,)
     return {**data, 'text/html': str(self.table_html())}, *more
 
-# %% ../nbs/08b_cleaner.ipynb #193a0c55
+# %% ../nbs/08b_cleaner.ipynb #a7cb5ca7
 class ImageClassifierCleaner(CleanerWidget):
     "fastai's cleaner as the book uses it; `cleaning.apply()` and `cleaning.undo()` do its two loops with a way back"
     def __init__(self,
         learn: Learner,                        # Trained image classifier
         opts: Iterable[str] = (),              # Further labels to offer
-        max_n: int = 30,                       # Pictures on a page
+        height: int = 128,                     # Without effect; fastai's height of a picture
+        width: int = 256,                      # Without effect; fastai's width of a picture
+        max_n: int = 30,                       # Pictures on a page, at most 200
         path: str | os.PathLike | None = None, # Image folder; None: that of the Learner
         seen: Evaluation | None = None,        # Predictions, if there are some
     ):
+        _check_page(max_n, 'max_n')
         labels = [*map(str, learn.dls.vocab), *opts]
         cleaning = Cleaning(path or _image_folder(learn), labels=labels)
         work = _later(learn, path) if seen is None else _added(cleaning, seen)
         super().__init__(cleaning, max_n)
-        self.order = []
+        self.order, self._ordered_items, self._fns = [], None, []
         if work is not None: self.predict(work)
 
     @property
     def fns(self) -> L:
         "All pictures, highest loss first; a picture keeps its position"
         if getattr(self, 'thread', None): self.thread.join()
-        known = set(self.order)
-        self.order += [i.file for i in self.cleaning.view(order='loss', per_page=max(1, len(self.cleaning))).items if i.file not in known]
-        return L(self.cleaning.path/f for f in self.order)
+        items = self.cleaning.items
+        if items is not self._ordered_items:  # others since predictions came or the folder was looked at again
+            known = set(self.order)
+            new = [i.file for i in self.cleaning.view(order='loss', per_page=max(1, len(items))).items if i.file not in known]
+            self.order, self._fns, self._ordered_items = [*self.order, *new], [*self._fns, *(self.cleaning.path/f for f in new)], items
+        return L(list(self._fns))
 
-# %% ../nbs/08b_cleaner.ipynb #727b251d
+# %% ../nbs/08b_cleaner.ipynb #8634b48c
 @patch
 def delete(self: ImageClassifierCleaner) -> L:  # Positions in `fns` of those that are still there
     "Pictures marked to be deleted"
@@ -414,5 +465,5 @@ def change(self: ImageClassifierCleaner) -> L:  # Pairs of a position in `fns` a
 @patch
 def _marked_fns(self: ImageClassifierCleaner):
     "Position, action and label of every marked picture that is still there"
-    marks, there = self.cleaning.marks, [f.exists() for f in self.fns]
-    return [(k, marks[f].action, marks[f].to) for k, f in enumerate(self.order) if f in marks and there[k]]
+    marks, fns = self.cleaning.marks, self.fns
+    return [(k, marks[f].action, marks[f].to) for k, f in enumerate(self.order) if f in marks and fns[k].exists()]

@@ -7,17 +7,19 @@ Docs: https://bearcls.github.io/bearcls/marks.html.md"""
 # %% auto #0
 __all__ = ['mark_actions', 'Mark', 'Marks']
 
-# %% ../nbs/07g_marks.ipynb #c1643bc5
-import json, os, threading
-from collections.abc import Mapping
+# %% ../nbs/07g_marks.ipynb #09a2d391
+import contextlib, json, os, threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
 from .core import DataError, atomic_write
+from .download import hold_file, release_file
 from .moves import cleaning_folder
 from .plans import digest_or_link
+from .quarantine import inside
 
-# %% ../nbs/07g_marks.ipynb #44d9d5bd
+# %% ../nbs/07g_marks.ipynb #38769ee6
 mark_actions = ('keep', 'delete', 'relabel')
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Mark:
 
     def __post_init__(self):
         if self.action not in mark_actions: raise DataError(f'`action` must be {", ".join(mark_actions)}; got {self.action!r}')
-        if (self.action == 'relabel') != bool(self.to): raise DataError(f'`to` names the right label, and comes with relabel alone; got {self.to!r} with {self.action}')
+        if not isinstance(self.to, str) or (self.action == 'relabel') != bool(self.to): raise DataError(f'`to` names the right label, and comes with relabel alone; got {self.to!r} with {self.action}')
 
 # %% ../nbs/07g_marks.ipynb #f117512d
 class Marks:
@@ -52,16 +54,19 @@ class Marks:
             self._reread()
             return dict(self._marks)
 
-# %% ../nbs/07g_marks.ipynb #f25bcc47
+# %% ../nbs/07g_marks.ipynb #a01e2d8c
 @patch
 def _reread(self: Marks):
     "Read the file if another has written it since"
-    if self._written() == self._read: return
-    self._marks, self._stamps, self._read = {}, {}, self._written()
-    if self._read is None: return
+    if (written := self._written()) == self._read: return
+    self._marks, self._stamps, self._read = {}, {}, None
+    if written is None: return
+    if self.file.is_dir(): return self._set_aside('it is a folder')
     try: known = json.loads(self.file.read_bytes())
+    except FileNotFoundError: return  # gone since the line above
+    except OSError as e: raise DataError(f'{self.file} cannot be read: {e.strerror or e}') from e
     except (ValueError, RecursionError) as e: return self._set_aside(e)
-    self._take(known)
+    if self._take(known): self._read = written
 
 @patch
 def _written(self: Marks):
@@ -70,17 +75,24 @@ def _written(self: Marks):
     except (FileNotFoundError, NotADirectoryError): return None
     return found.st_mtime_ns, found.st_size, found.st_ino
 
-# %% ../nbs/07g_marks.ipynb #de084d0e
+# %% ../nbs/07g_marks.ipynb #1fae02cf
 @patch
 def _take(self: Marks, known):
-    "Marks as the file has them, if they are about this folder"
+    "Marks as the file has them, if they are about this folder; whether they could be taken"
     try:
         folder, marks, stamps = known['folder'], {}, {}
-        for name, e in known['marks'].items(): marks[name], stamps[name] = Mark(e['action'], e['to']), (int(e['size']), int(e['time']), str(e['sha256']))
+        for name, e in known['marks'].items(): marks[name], stamps[name] = self._entry(name, e)
         is_elsewhere = self.is_own_file and self._is_another(folder)
-    except (KeyError, TypeError, ValueError, AttributeError) as e: return self._set_aside(e)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e: return self._set_aside(e)
     if is_elsewhere: raise DataError(f'{self.file} keeps the marks of {folder}, not of {self.path}; name another file')
     self._marks, self._stamps = marks, stamps
+    return True
+
+@patch
+def _entry(self: Marks, name, known):
+    "One mark as the file has it, and what its picture held"
+    inside(self.path, name)
+    return Mark(known['action'], known['to']), (int(known['size']), int(known['time']), str(known['sha256']))
 
 @patch
 def _is_another(self: Marks, folder):
@@ -93,19 +105,35 @@ def _set_aside(self: Marks, error):
     "Keep a damaged file under another name, and say so"
     names = (self.file.with_name(f'{self.file.stem}-damaged-{n}{self.file.suffix}') for n in range(1, 10_000))
     aside = next(a for a in names if not a.exists())
-    os.replace(self.file, aside)
-    self._read = None
+    try: os.replace(self.file, aside)
+    except FileNotFoundError: return  # another program has set it aside
+    except OSError as e: raise DataError(f'{self.file} is damaged ({error}) and cannot be set aside: {e.strerror or e}') from e
     self.problem = f'The marks could not be read ({error}); the file is kept as {aside}, and nothing is marked'
 
-# %% ../nbs/07g_marks.ipynb #3b59d06f
+# %% ../nbs/07g_marks.ipynb #ff2f59a2
+@patch
+@contextlib.contextmanager
+def _writing(self: Marks) -> Iterator[None]:
+    "Others who want to write the same file wait until this one has read, changed and replaced it"
+    file = self.file.with_name(f'.{self.file.name}.lock')
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(file, 'ab')
+    except OSError as e: raise DataError(f'Nothing was marked, because marks cannot be kept: {file.parent} cannot be written to: {e.strerror or e}') from e
+    with lock:
+        if not hold_file(lock, 10): raise DataError(f'Nothing was marked: another program has been writing {self.file} for ten seconds')
+        try: yield
+        finally: release_file(lock)
+
+# %% ../nbs/07g_marks.ipynb #870b092a
 @patch
 def set(self: Marks,
     marks: Mapping[str, Mark | None],  # Marks by file; None takes the mark off
 ):
     "Mark files; they are saved before this returns"
-    with self._lock:
+    stamps = {f: self._stamp(f, m) for f, m in marks.items() if m}
+    with self._lock, self._writing():
         self._reread()
-        stamps = {f: self._stamp(f, m) for f, m in marks.items() if m}
         before = {f: (self._marks.get(f), self._stamps.get(f)) for f in marks}
         self._save({f: (m, stamps.get(f)) for f, m in marks.items()})
         self._history.append(before)
@@ -115,8 +143,9 @@ def undo(self: Marks) -> list[str]:  # The files that it touched; empty if there
     "Take the last `set` of this session back; again, the one before"
     with self._lock:
         if not self._history: return []
-        self._reread()
-        self._save(self._history[-1])
+        with self._writing():
+            self._reread()
+            self._save(self._history[-1])
         return list(self._history.pop())
 
 @patch
@@ -124,7 +153,7 @@ def settle(self: Marks):
     "Forget the strokes, because files have moved since; marks stay"
     self._history.clear()
 
-# %% ../nbs/07g_marks.ipynb #1ebc5fae
+# %% ../nbs/07g_marks.ipynb #155b8227
 @patch
 def _stamp(self: Marks, file, mark):
     "What a file holds: size, time and, if the mark may move it, digest"
@@ -142,24 +171,32 @@ def _save(self: Marks, changes):
         else: marks.pop(f, None), stamps.pop(f, None)
     entries = {f: dict(action=m.action, to=m.to, **dict(zip(('size', 'time', 'sha256'), stamps[f]))) for f, m in marks.items()}
     try:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.file) as out: out.write(json.dumps(dict(format=1, folder=str(self.path), marks=entries), indent=0).encode())
     except OSError as e: raise DataError(f'Nothing was marked, because marks cannot be kept: {self.file} cannot be written: {e.strerror or e}') from e
     self._marks, self._stamps, self._read = marks, stamps, self._written()
 
-# %% ../nbs/07g_marks.ipynb #f61a073c
+# %% ../nbs/07g_marks.ipynb #350633f8
 @patch
 def stale(self: Marks) -> dict[str, str]:  # What happened, by file
-    "Marked files that are gone, or hold something else than when they were marked"
-    with self._lock: return {f: what for f in self.now() if (what := self._changed(f))}
+    "Marked files that are gone without having been done, or hold something else than when they were marked"
+    with self._lock: return {f: what for f in self.now() if (what := self._changed(f, f)) and not self.is_done(f)}
 
 @patch
-def _changed(self: Marks, file):
-    "What happened to a marked file, or nothing"
+def is_done(self: Marks,
+    file: str,  # A marked file
+) -> bool:      # False where it is still there, or went elsewhere
+    "Has somebody done by hand what the mark asks for?"
+    mark = self._marks.get(file)
+    if not mark or mark.action == 'keep' or os.path.lexists(self.path/file): return False
+    return mark.action == 'delete' or not self._changed(file, f'{mark.to}/{PurePosixPath(file).name}')
+
+@patch
+def _changed(self: Marks, file, where):
+    "What happened to a marked file that should be at `where`, or nothing"
     size, time, digest = self._stamps[file]
     try:
-        found = os.lstat(self.path/file)
-        if (found.st_size, found.st_mtime_ns) == (size, time) or digest and digest_or_link(self.path/file) == digest: return ''
+        found = os.lstat(self.path/where)
+        if (found.st_size, found.st_mtime_ns) == (size, time) or digest and digest_or_link(self.path/where) == digest: return ''
         return 'it has changed since it was marked'
     except OSError: return 'it is not there any more'
 

@@ -8,16 +8,16 @@ Docs: https://bearcls.github.io/bearcls/moves.html.md"""
 __all__ = ['batch_states', 'cleaning_folder', 'Batch', 'batches', 'unfinished_moves', 'apply_plan', 'undo_moves', 'redo_moves',
            'finish_moves', 'moved_from']
 
-# %% ../nbs/07f_moves.ipynb #1b2f8c1a
+# %% ../nbs/07f_moves.ipynb #aac9dfa6
 import contextlib, itertools, json, os, shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from .core import DataError, manifest_name, read_manifest, sha256, write_manifest
-from .download import hold_file
+from .download import hold_file, release_file
 from .plans import Change, CleaningPlan, Step, digest_or_link, plan_changes
-from .quarantine import Move, append_entry, folder_beside, free_name, inside, journal_name, move_file, quarantine_folder, read_journal
+from .quarantine import Move, append_entry, folder_beside, free_name, inside, journal_name, move_file, next_id, quarantine_folder, read_journal
 
 # %% ../nbs/07f_moves.ipynb #4a55c514
 batch_states = {
@@ -68,13 +68,16 @@ def _save(path, batch):
     os.replace(aside, file)
     _sync(file.parent)
 
-# %% ../nbs/07f_moves.ipynb #06165f99
+# %% ../nbs/07f_moves.ipynb #34a6bc3d
 def batches(
     path: str | os.PathLike,  # Image folder
 ) -> list[Batch]:             # The oldest first
     "All batches that were ever applied to an image folder"
-    files = (cleaning_folder(path)/'batches').glob('*/batch.json')
-    return [_read_batch(path, f) for f in sorted(files, key=lambda f: (len(f.parent.name), f.parent.name))]
+    return [_read_batch(path, f/'batch.json') for f in _batch_folders(path) if (f/'batch.json').exists()]
+
+def _batch_folders(path):
+    "Folders of batches, the oldest first; a folder of another name is somebody's own"
+    return sorted((f for f in (cleaning_folder(path)/'batches').glob('*') if f.name.isdecimal()), key=lambda f: int(f.name))
 
 def _read_batch(path, file):
     "One batch, whose names lead nowhere else"
@@ -82,9 +85,11 @@ def _read_batch(path, file):
         known = json.loads(file.read_text(encoding='utf-8'))
         batch = Batch(**{**known, 'steps': [Step(**s) for s in known['steps']]})
         if batch.state not in batch_states or file.parent.name != f'{batch.number:04}': raise ValueError('its state or its number is none')
-    except (ValueError, TypeError, KeyError, RecursionError) as e:
-        raise DataError(f'{file} is damaged ({e}); no batch of this folder can be undone before it is repaired or moved away') from e
-    for s in batch.steps: inside(path, s.file), inside(path, s.to)
+        words = [*batch.moved, *batch.made, batch.before, batch.after, batch.when, *(v for s in batch.steps for v in vars(s).values())]
+        if not all(isinstance(w, str) for w in words): raise ValueError('what should be words is something else')
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
+        raise DataError(f'{file} is damaged ({e}); no files of this folder can be moved or brought back before it is repaired or moved away') from e
+    for name in (*batch.made, *(n for s in batch.steps for n in (s.file, s.to))): inside(path, name)
     return batch
 
 # %% ../nbs/07f_moves.ipynb #dd8c671d
@@ -97,7 +102,7 @@ def unfinished_moves(
     what = 'moving' if last.state == 'applying' else 'bringing back'
     return f'{what} {len(last.steps):,} file{"" if len(last.steps) == 1 else "s"} was interrupted (batch {last.number}, {last.when}): undo takes the batch back, finish ends what was begun'
 
-# %% ../nbs/07f_moves.ipynb #8afa5e21
+# %% ../nbs/07f_moves.ipynb #3df8654a
 @contextlib.contextmanager
 def _alone(path) -> Iterator[None]:
     "Keep others from moving files of the same image folder"
@@ -107,7 +112,8 @@ def _alone(path) -> Iterator[None]:
     except OSError as e: raise DataError(f'Nothing has been moved: {cleaning_folder(path)} cannot be written to: {e.strerror or e}') from e
     with lock:
         if not hold_file(lock): raise DataError(f'Another program is moving files of {path} at this moment; nothing has been moved')
-        yield
+        try: yield
+        finally: release_file(lock)
 
 # %% ../nbs/07f_moves.ipynb #e5ac5e3f
 def apply_plan(
@@ -125,14 +131,14 @@ def apply_plan(
 
 def _change(step): return Change(step.file, step.action, step.label, step.reason, step.sha256)
 
-# %% ../nbs/07f_moves.ipynb #2d17b6fa
+# %% ../nbs/07f_moves.ipynb #a847dccb
 def _begin(path, steps):
     "Write down what is about to happen; the batch"
     known = read_manifest(path)  # one that cannot be read is told before anything moves
     try:
         for b in batches(path):
             if b.state == 'undone': _save(path, replace(b, state='replaced'))
-        last = max((int(f.name) for f in (cleaning_folder(path)/'batches').glob('[0-9]*')), default=0)
+        last = max((int(f.name) for f in _batch_folders(path)), default=0)
         made = sorted({s.label for s in steps if s.action == 'relabel' and not (path/s.label).exists()})
         batch = Batch(last + 1, 'applying', steps, made=made, when=datetime.now(timezone.utc).isoformat(timespec='seconds'))
         _batch_folder(path, batch.number).mkdir(parents=True)
@@ -149,10 +155,10 @@ def _keep_manifest(path, batch):
     _sync(kept/manifest_name)
     return sha256(kept/manifest_name)
 
-# %% ../nbs/07f_moves.ipynb #2b3840c2
+# %% ../nbs/07f_moves.ipynb #08e37269
 def _forward(path, batch):
     "Do what is left to do of a batch, and bring the manifest in step"
-    ids, rows = itertools.count(len(read_journal(path)[0])), {r.file: r for r in read_manifest(path)}
+    ids, rows = itertools.count(next_id(path)), {r.file: r for r in read_manifest(path)}
     moves = [_go(path, s, ids, rows.get(s.file)) for s in batch.steps]
     batch.moved = [m.file for m in moves if m.status == 'moved']
     trouble = _manifest_forward(path, batch)
@@ -240,18 +246,19 @@ def _put(source, target):
     _sync(aside)
     os.replace(aside, target)
 
-# %% ../nbs/07f_moves.ipynb #e950f22e
+# %% ../nbs/07f_moves.ipynb #ab1f41f3
 def undo_moves(
-    path: str | os.PathLike,  # Image folder
+    path: str | os.PathLike,                                    # Image folder
+    then: Callable[[Batch, list[Move]], bool] | None = None,  # Told what came back before the batch counts as undone; False: it stays unfinished
 ) -> list[Move]:              # A row for each file that had moved: restored, or skipped with the reason; empty if there is nothing to undo
     "Take the last batch back: content, times, places, manifest; also one that was interrupted"
     path = Path(path)
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     with _alone(path):
         last = next((b for b in reversed(batches(path)) if b.state in ('applying', 'applied', 'undoing')), None)
-        return _backward(path, last) if last else []
+        return _backward(path, last, then) if last else []
 
-def _backward(path, batch):
+def _backward(path, batch, then=None):
     "Do what is left to do to take a batch back"
     surely = set(batch.moved)
     if batch.state != 'undoing': _save(path, replace(batch, state='undoing'))
@@ -262,6 +269,7 @@ def _backward(path, batch):
     for label in batch.made:
         with contextlib.suppress(OSError): (path/label).rmdir()  # not empty: somebody else uses it
     trouble, stuck = _manifest_backward(path, batch, moves), [m.file for m in moves if m.reason.startswith(_cannot)]
+    if then and not then(batch, moves): return [*moves, *([trouble] if trouble else [])]
     if stuck: _save(path, replace(batch, state='applied', moved=stuck))  # the next undo tries these once more
     elif not trouble or not trouble.reason.startswith(_cannot): _save(path, replace(batch, state='undone'))
     return [*moves, *([trouble] if trouble else [])]
@@ -352,16 +360,17 @@ def redo_moves(
     if not undone: return []
     return apply_plan(plan_changes(path, [_change(s) for s in undone.steps if s.file in undone.moved or not undone.moved]))
 
-# %% ../nbs/07f_moves.ipynb #b1c29e6e
+# %% ../nbs/07f_moves.ipynb #e58eed06
 def finish_moves(
-    path: str | os.PathLike,  # Image folder
+    path: str | os.PathLike,                                    # Image folder
+    then: Callable[[Batch, list[Move]], bool] | None = None,  # As for `undo_moves`, if that was interrupted
 ) -> list[Move]:              # A row for each file of that batch; empty if none was interrupted
     "End what was interrupted, in the direction it was going"
     path = Path(path)
     with _alone(path):
         last = next((b for b in reversed(batches(path)) if b.state in ('applying', 'undoing')), None)
         if not last: return []
-        return _forward(path, last) if last.state == 'applying' else _backward(path, last)
+        return _forward(path, last) if last.state == 'applying' else _backward(path, last, then)
 
 # %% ../nbs/07f_moves.ipynb #6dc40aa1
 def moved_from(

@@ -7,10 +7,10 @@ Docs: https://bearcls.github.io/bearcls/plans.html.md"""
 # %% auto #0
 __all__ = ['Change', 'digest_or_link', 'check_label', 'Step', 'CleaningPlan', 'plan_html', 'plan_changes']
 
-# %% ../nbs/07e_plans.ipynb #9de12a7c
+# %% ../nbs/07e_plans.ipynb #97264c0e
 import html, itertools, os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Change:
     reason: str = ''  # Why, in words
     sha256: str = ''  # Digest of the file when it was decided; empty: whatever it holds now
 
-# %% ../nbs/07e_plans.ipynb #026c7ef8
+# %% ../nbs/07e_plans.ipynb #cd1efee5
 def digest_or_link(
     file: str | os.PathLike,  # A file, or a link to one
 ) -> str:                     # sha256 in hexadecimal, or where the link leads
@@ -35,9 +35,11 @@ def digest_or_link(
     return f'link to {os.readlink(file)}' if os.path.islink(file) else sha256(file)
 
 def check_label(
-    label: str,  # Name of a folder within the image folder
-) -> str:        # The same
-    "A name that a label's folder can have on every system"
+    label: str,                  # Name of a folder within the image folder
+    known: Container[str] = (),  # Labels that have a folder already, which may have any name
+) -> str:                        # The same
+    "A name that a label's folder has, or can have on every system"
+    if label in known: return label
     bad = next((c for c in '/\\:*?"<>|\0\n\t' if c in label), '')
     if bad or not label.strip() or label[0] == '.' or label[-1] in '. ':
         raise DataError(f'{label!r} cannot be a label: it is the name of a folder, not empty, without / \\ : * ? " < > |, and begins or ends with no dot')
@@ -96,7 +98,7 @@ def plan_html(
     more = f'<p>… and {len(plan.steps) - max_n:,} more in <code>plan.table</code></p>' if len(plan.steps) > max_n else ''
     return Html(f'<p><b>{html.escape(Path(os.path.abspath(plan.path)).name)}</b>: {counts}; nothing has moved yet</p>{html_table(rows, max_rows=max_n) if rows else ""}{more}')
 
-# %% ../nbs/07e_plans.ipynb #8f055848
+# %% ../nbs/07e_plans.ipynb #0b2ae278
 def plan_changes(
     path: str | os.PathLike,   # Image folder
     changes: Iterable[Change], # What should happen; the first counts where a file comes twice
@@ -104,10 +106,11 @@ def plan_changes(
     "Work out what a batch of changes would do, with the names the files would get"
     path, chosen, taken = Path(path), {}, set()
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
+    labels = {d.name for d in os.scandir(path) if d.is_dir() and d.name[0] != '.'}
     for c in changes:
         inside(path, c.file)
         if c.action not in ('delete', 'relabel'): raise DataError(f'`action` must be delete or relabel, got {c.action!r} for {c.file}')
-        if c.action == 'relabel': check_label(c.to)
+        if c.action == 'relabel': check_label(c.to, labels)
         chosen.setdefault(c.file, c)
     return CleaningPlan(path, [_planned(path, c, taken) for c in chosen.values()])
 

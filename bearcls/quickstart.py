@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/quickstart.html.md"""
 __all__ = ['quickstart_pictures', 'Quickstart', 'Steps', 'quickstart', 'writable_folder', 'check_free', 'advice', 'next_commands',
            'write_report']
 
-# %% ../nbs/17_quickstart.ipynb #413233fa
+# %% ../nbs/17_quickstart.ipynb #4cd4108b
 import io, os, random, shlex, tempfile, time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ import bearcls
 from .attend import show_nearest
 from .balance import balance, balance_html
 from .calibrate import calibration_html
-from .clean import cleaning_candidates, show_candidates
+from .candidates import cleaning_candidates, show_candidates
 from .core import DataError, Html, atomic_write, count_labels, gallery, html_table, image_files, thumbnail
 from .download import gather
 from .export import check_dest, export_bundle

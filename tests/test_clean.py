@@ -11,7 +11,7 @@ from bearcls.interpret import Evaluation
 from bearcls.marks import Mark, Marks
 from bearcls.moves import apply_plan, batches, cleaning_folder, finish_moves, moved_from, redo_moves, undo_moves, unfinished_moves
 from bearcls.plans import Change, check_label, plan_changes
-from bearcls.quarantine import quarantine_files, quarantine_folder, restore, Suspect, whereabouts
+from bearcls.quarantine import quarantine_files, quarantine_folder, read_journal, restore, Suspect, whereabouts
 from bearcls.verify import check_images
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='Windows has no fork, and not the same links and names')
@@ -273,10 +273,11 @@ def test_a_name_taken_at_the_last_moment(folder, monkeypatch):
     assert files_of(folder) == before
 
 
-@pytest.mark.parametrize('meddle', [lambda f: f.write_bytes(picture(60)), lambda f: f.unlink(), lambda f: f.rename(f.with_name('other.jpg'))])
-def test_a_file_that_changed_or_went_since_it_was_marked_is_left_alone(folder, meddle):
+@pytest.mark.parametrize('action, to, meddle', [('delete', '', lambda f: f.write_bytes(picture(60))), ('relabel', 'grizzly', lambda f: f.unlink()), ('relabel', 'grizzly', lambda f: f.rename(f.with_name('other.jpg')))])
+def test_a_file_that_changed_or_went_since_it_was_marked_is_left_alone(folder, action, to, meddle):
     cleaning = Cleaning(folder)
-    cleaning.mark(['black/0.jpg', 'black/1.jpg'], 'delete')
+    cleaning.mark('black/0.jpg', action, to)
+    cleaning.mark('black/1.jpg', 'delete')
     meddle(folder/'black'/'0.jpg')
     between = files_of(folder)
     assert 'black/0.jpg' in cleaning.notes[0] and len(cleaning.notes) == 1
@@ -568,13 +569,86 @@ def test_a_damaged_or_forged_batch_is_refused_before_anything_moves(folder):
     apply_changes(folder)
     file, between, cleaning = cleaning_folder(folder)/'batches'/'0001'/'batch.json', files_of(folder), Cleaning(folder)
     whole = file.read_text(encoding='utf-8')
-    for text, words in ((whole[:200], 'is damaged'), ('[]', 'is damaged'), (whole.replace('"applied"', '"whatever"'), 'is damaged'), (whole.replace('"black/1.jpg"', '"../../evil.jpg"'), 'leads out of')):
+    for text, words in ((whole[:200], 'is damaged'), ('[]', 'is damaged'), (whole.replace('"applied"', '"whatever"'), 'is damaged'), (whole.replace('"black/1.jpg"', 'null'), 'is damaged'),
+                        (whole.replace('"sun bear"', '"../sun bear"'), 'leads out of'), (whole.replace('"black/1.jpg"', '"../../evil.jpg"'), 'leads out of')):
         file.write_text(text, encoding='utf-8')
         with pytest.raises(DataError, match=words): undo_moves(folder)
         if words == 'is damaged': assert words in cleaning.unfinished
+        assert words in Cleaning(folder).notes[0] and not cleaning.can_undo, 'it opens and says so'
+        with pytest.raises(DataError, match=words): cleaning.apply()
         assert files_of(folder) == between
     file.write_text(whole, encoding='utf-8')
     assert {m.status for m in undo_moves(folder)} == {'restored'}
+
+
+def test_what_somebody_puts_beside_the_batches_is_passed_over(folder):
+    apply_changes(folder)
+    own = shutil.copytree(cleaning_folder(folder)/'batches'/'0001', cleaning_folder(folder)/'batches'/'0001-mine')
+    assert [m.status for m in apply_plan(plan_changes(folder, [Change('grizzly/0.jpg', 'delete')]))] == ['moved']
+    assert [b.number for b in batches(folder)] == [1, 2] and own.exists()
+
+
+def test_a_journal_with_lines_taken_out_brings_every_file_back(folder):
+    before, journal = files_of(folder), quarantine_folder(folder)/'journal.jsonl'
+    files = [f'{label}/{n}.jpg' for label in ('black', 'grizzly') for n in range(3)]
+    def delete(*names): assert {m.status for m in apply_plan(plan_changes(folder, [Change(n, 'delete') for n in names]))} == {'moved'}
+    delete(*files[:3])
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b''.join(lines[1:]))
+    delete(files[3])
+    quarantine_files(folder, [Suspect(files[4])])
+    undo_moves(folder)
+    journal.write_bytes(b''.join(l for l in journal.read_bytes().splitlines(keepends=True) if files[4].encode() not in l or b'restored' in l))
+    quarantine_files(folder, [Suspect(files[5])])
+    moved, back = read_journal(folder)
+    assert len({e['id'] for e in moved}) == len(moved) and not {e['id'] for e in moved if e['file'] == files[5]} & back
+    assert {m.file for m in restore(folder)} >= {files[1], files[2], files[5]}
+    assert {f for f in files if f in files_of(folder)} >= {files[1], files[2], files[3], files[5]}
+
+
+@posix
+def test_a_child_started_during_apply_does_not_keep_the_lock(folder, monkeypatch):
+    "A worker of a data loader inherits the open file"
+    before, go, children = files_of(folder), moves_room._go, []
+    def forking(*args):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        children.append(child)
+        return go(*args)
+    monkeypatch.setattr(moves_room, '_go', forking)
+    try:
+        apply_plan(plan_changes(folder, changes[:1]))
+        assert [m.status for m in undo_moves(folder)] == ['restored'] and files_of(folder) == before
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def test_folders_may_have_names_that_new_labels_may_not(folder):
+    odd = ['Washington D.C.'] + ([] if os.name == 'nt' else ['a:b', 'what?'])
+    for name in odd: shutil.copytree(folder/'black', folder/name)
+    cleaning, before = Cleaning(folder, predicted(folder), labels=odd), files_of(folder)
+    for n, name in enumerate(odd): cleaning.mark(f'grizzly/{n}.jpg', 'relabel', name)
+    cleaning.mark(f'{odd[0]}/0.jpg', 'relabel', 'black')
+    cleaning.mark(f'{odd[0]}/1.jpg', 'delete')
+    assert {m.status for m in cleaning.apply()} == {'moved'} and all((folder/name/f'{n}-1.jpg').exists() for n, name in enumerate(odd))
+    assert {m.status for m in cleaning.undo()} == {'restored'} and files_of(folder) == before
+    assert {m.status for m in cleaning.redo()} == {'moved'}
+    with pytest.raises(DataError, match='cannot be a label'): Cleaning(folder, labels=['Mt. St.'])
+    with pytest.raises(DataError, match='cannot be a label'): plan_changes(folder, [Change('black/3.jpg', 'relabel', 'Mt. St.')])
+    (folder/'.git').mkdir()
+    with pytest.raises(DataError, match='cannot be a label'): plan_changes(folder, [Change('black/3.jpg', 'relabel', '.git')])
+
+
+def test_a_label_of_the_model_that_no_folder_can_have_is_refused_when_it_is_chosen(folder):
+    seen = predicted(folder)
+    cleaning = Cleaning(folder, Evaluation(seen.table, [*seen.labels, 'either/or'], np.pad(seen.probabilities, ((0, 0), (0, 1))), seen.features))
+    assert 'either/or' in cleaning.labels
+    with pytest.raises(DataError, match="'either/or' cannot be a label"): cleaning.mark('black/0.jpg', 'relabel', 'either/or')
+    assert cleaning.marks == {} and cleaning.plan().steps == []
 
 
 def test_what_is_impossible_is_refused(folder):
@@ -615,7 +689,8 @@ def test_marks_are_taken_back_stroke_by_stroke(folder):
 
 
 @pytest.mark.parametrize('text', [b'', b'{', b'[]', b'null', b'{"format": 1}', b'{"folder": "x", "marks": []}', b'{"folder": "x", "marks": {"black/0.jpg": {}}}', b'\xff\xfe\x00', b'['*100_000,
-                                  b'{"folder": "x", "marks": {"black/0.jpg": {"action": "erase", "to": "", "size": 1, "time": 1, "sha256": ""}}}'])
+                                  *(json.dumps({'folder': 'x', 'marks': {name: {'action': 'delete', 'to': '', 'size': 1, 'time': 1, 'sha256': '', **wrong}}}).replace('Infinity', '1e999').encode()
+                                    for name, wrong in (('black/0.jpg', dict(action='erase')), ('black/0.jpg', dict(action='relabel', to=5)), ('black/0.jpg', dict(size=float('inf'))), ('../../x.jpg', {})))])
 def test_damaged_marks_are_set_aside_and_told(folder, text):
     file = cleaning_folder(folder)/'marks.json'
     file.parent.mkdir(parents=True)
@@ -623,6 +698,15 @@ def test_damaged_marks_are_set_aside_and_told(folder, text):
     cleaning = Cleaning(folder)
     assert cleaning.marks == {} and len(cleaning.notes) == 1 and 'could not be read' in cleaning.notes[0]
     assert file.with_name('marks-damaged-1.json').read_bytes() == text
+    cleaning.mark('black/0.jpg', 'delete')
+    assert Cleaning(folder).marks == {'black/0.jpg': Mark('delete')}
+
+
+def test_a_folder_in_place_of_the_marks_is_set_aside(folder):
+    file = cleaning_folder(folder)/'marks.json'
+    (file/'mine').mkdir(parents=True)
+    cleaning = Cleaning(folder)
+    assert 'it is a folder' in cleaning.notes[0] and file.with_name('marks-damaged-1.json').joinpath('mine').is_dir()
     cleaning.mark('black/0.jpg', 'delete')
     assert Cleaning(folder).marks == {'black/0.jpg': Mark('delete')}
 
@@ -646,6 +730,144 @@ def test_two_kernels_keep_each_others_marks(folder):
     assert one.marks == two.marks and len(one.marks) == 3
     one.undo_mark()
     assert list(two.marks) == ['black/0.jpg', 'black/1.jpg']
+
+
+def test_two_programs_that_mark_at_once_keep_all_marks(folder):
+    files = [i.file for i in Cleaning(folder).items]
+    code = '''if True:
+        import sys, time
+        from bearcls.marks import Mark, Marks
+        marks = Marks(sys.argv[1])
+        print('ready', flush=True)
+        sys.stdin.readline()
+        for n in range(25):
+            for f in sys.argv[2:]: marks.set({f: Mark('keep')})
+            if not set(sys.argv[2:]) <= set(marks.now()): sys.exit('marks were lost')
+            for f in sys.argv[2:]: marks.undo()
+        for f in sys.argv[2:]: marks.set({f: Mark('delete')})'''
+    programs = [subprocess.Popen([sys.executable, '-c', code, str(folder), *files[k::2]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for k in (0, 1)]
+    for p in programs: assert p.stdout.readline().strip() == 'ready'
+    for p in programs: print(file=p.stdin, flush=True)
+    assert [p.communicate()[1] or p.returncode for p in programs] == [0, 0]
+    assert Cleaning(folder).marks == {f: Mark('delete') for f in files}
+
+
+def test_marks_say_when_another_program_does_not_let_go(folder, monkeypatch):
+    marks, other = Marks(folder), Marks(folder)
+    monkeypatch.setattr(marks_room, 'hold_file', lambda file, seconds=0, real=marks_room.hold_file: real(file, .02))
+    with other._writing():
+        with pytest.raises(DataError, match='Nothing was marked: another program'): marks.set({'black/0.jpg': Mark('keep')})
+    marks.set({'black/0.jpg': Mark('keep')})
+    assert other.now() == {'black/0.jpg': Mark('keep')}
+
+
+def test_marks_that_were_carried_out_by_hand_are_done(folder):
+    "The book's loops: `unlink` for what is to be deleted, `shutil.move` for what is to get another label"
+    before, cleaning = files_of(folder), Cleaning(folder)
+    cleaning.mark([f'black/{n}.jpg' for n in range(3)], 'delete')
+    (folder/'polar').mkdir()
+    cleaning.refresh()
+    cleaning.mark(['black/3.jpg', 'grizzly/3.jpg'], 'relabel', 'polar')
+    cleaning.mark('grizzly/0.jpg', 'keep')
+    marks = cleaning.marks
+    for n in range(3): (folder/'black'/f'{n}.jpg').unlink()
+    shutil.move(str(folder/'black'/'3.jpg'), folder/'polar')
+    for c in (cleaning, Cleaning(folder)):
+        c.refresh()
+        assert c.notes == [] and [s.file for s in c.plan().steps] == ['grizzly/3.jpg']
+        assert c.summary() == dict(keep=1, delete=0, relabel=1, undecided=3)
+    (folder/'black'/'0.jpg').write_bytes(before['black/0.jpg'][0])
+    assert cleaning.marks == marks and [s.file for s in Cleaning(folder).plan().steps] == ['black/0.jpg', 'grizzly/3.jpg']
+    assert len(cleaning.forget_gone()) == 3 and cleaning.marks.keys() == {'black/0.jpg', 'grizzly/0.jpg', 'grizzly/3.jpg'}
+    cleaning.undo_mark()
+    assert cleaning.marks == marks
+
+
+def test_many_files_that_are_gone_make_few_notes(folder):
+    cleaning = Cleaning(folder)
+    cleaning.mark([i.file for i in cleaning.items], 'keep')
+    for f in image_files(folder): f.unlink()
+    cleaning.refresh()
+    assert len(cleaning.notes) == 4 and cleaning.notes[3] == 'And 5 more marked files are gone or have changed'
+    assert len(cleaning.forget_gone()) == 8 and cleaning.notes == [] and cleaning.marks == {}
+
+
+def test_marks_follow_through_two_relabellings_and_back(folder):
+    before, cleaning = files_of(folder), Cleaning(folder, labels=['polar'])
+    cleaning.mark('black/0.jpg', 'relabel', 'grizzly')
+    [first] = cleaning.apply()
+    cleaning.mark(first.to, 'relabel', 'polar')
+    cleaning.apply()
+    cleaning.undo()
+    assert cleaning.marks == {first.to: Mark('relabel', 'polar')} and cleaning.notes == []
+    cleaning.undo()
+    assert cleaning.marks == {'black/0.jpg': Mark('relabel', 'grizzly')} and cleaning.notes == [] and len(cleaning.plan().steps) == 1
+    assert files_of(folder) == before
+
+
+def test_an_undo_gives_the_marks_of_its_own_batch(folder):
+    "Another file of the same name has been marked otherwise meanwhile, in a later batch"
+    cleaning = Cleaning(folder)
+    cleaning.mark('black/0.jpg', 'relabel', 'grizzly')
+    cleaning.apply()
+    (folder/'black'/'0.jpg').write_bytes(picture(50))
+    cleaning.refresh()
+    cleaning.mark('black/0.jpg', 'delete')
+    cleaning.apply()
+    cleaning.undo()
+    assert cleaning.marks == {'black/0.jpg': Mark('delete')}
+    cleaning.undo()
+    assert cleaning.marks == {'black/0.jpg': Mark('delete'), 'black/0-1.jpg': Mark('relabel', 'grizzly')}
+
+
+class Stop(KeyboardInterrupt): pass
+
+def interrupted(work, at):
+    "Do `work` and interrupt it at the `at`th line that it runs in these rooms; whether it came so far"
+    rooms, n_lines = tuple(f'bearcls{os.sep}{r}.py' for r in ('clean', 'marks', 'moves')), 0
+    def line(frame, event, arg):
+        nonlocal n_lines
+        n_lines += event == 'line'
+        if event == 'line' and n_lines == at: raise Stop
+        return line
+    sys.settrace(lambda frame, event, arg: line if frame.f_code.co_filename.endswith(rooms) else None)
+    try: work()
+    except Stop: return True
+    finally: sys.settrace(None)
+    return False
+
+
+@posix
+@pytest.mark.parametrize('work, every', [('apply', 37), ('undo', 19)])
+def test_interrupted_anywhere_and_undone_no_mark_is_lost(folder, tmp_path, work, every):
+    cleaning = Cleaning(folder)
+    cleaning.mark(['black/0.jpg', 'grizzly/2.jpg'], 'delete')
+    cleaning.mark('black/1.jpg', 'relabel', 'grizzly')  # where its name is taken
+    cleaning.mark('black/3.jpg', 'keep')
+    before, marks, copy = files_of(folder), cleaning.marks, copies(folder, tmp_path)
+    if work == 'undo': cleaning.apply()
+    for n_stops, at in enumerate(range(1, 10**6, every)):
+        path = next(copy)
+        if not interrupted(getattr(Cleaning(path), work), at): break
+        again = Cleaning(path)
+        if not again.unfinished: assert again.notes == [], at
+        while again.undo(): pass
+        assert again.marks == marks and again.notes == [] and files_of(path) == before, at
+        assert sum(m.status == 'moved' for m in again.apply()) == 3 and set(again.marks) == {'black/3.jpg'}, at
+    assert n_stops > 10
+
+
+def test_marks_that_cannot_come_back_leave_the_undo_unfinished(folder, monkeypatch):
+    before, cleaning = files_of(folder), Cleaning(folder)
+    cleaning.mark('black/0.jpg', 'delete')
+    cleaning.apply()
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    with monkeypatch.context() as patch:
+        patch.setattr(marks_room, 'atomic_write', full)
+        assert [m.status for m in cleaning.undo()] == ['restored']
+    assert 'could not follow' in cleaning.notes[0] and 'was interrupted' in cleaning.notes[1] and cleaning.can_undo
+    assert [m.status for m in cleaning.undo()] == ['restored'] and files_of(folder) == before
+    assert cleaning.marks == {'black/0.jpg': Mark('delete')} and cleaning.notes == [] and not cleaning.can_undo
 
 
 def test_a_mark_that_cannot_be_kept_is_not_made(folder, monkeypatch):
@@ -737,7 +959,7 @@ def test_marks_that_cannot_follow_are_told_and_the_moves_are_not_lost(folder, mo
     with monkeypatch.context() as patch:
         patch.setattr(marks_room, 'atomic_write', full)
         assert [m.status for m in cleaning.apply()] == ['moved']
-    assert 'could not follow' in cleaning.notes[0] and 'black/0.jpg is marked, but it is not there' in cleaning.notes[1]
+    assert len(cleaning.notes) == 1 and 'could not follow' in cleaning.notes[0]
     assert [m.status for m in cleaning.undo()] == ['restored'] and cleaning.notes == [] and files_of(folder) == before
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip('anywidget', reason='anywidget is not installed')
+from bearcls.moves import apply_plan
+from bearcls.plans import Change, plan_changes
 from bearcls.sample import draw_bears
 
 predictions = '''
@@ -20,17 +22,31 @@ p[np.arange(len(files)), targets] += .7
 for k in (2, 15, 20, 41, 50): p[k] = np.roll(p[k], 1)
 seen = tabulate(files, ['valid' if k % 4 == 0 else 'train' for k in range(len(files))], p, targets, labels, np.eye(3)[p.argmax(1)] + .1)
 '''
-cells = ['from predictions import path, seen\nfrom bearcls.cleaner import cleaner', 'cleaner(path, seen=seen)']
+late = '''
+import time
+from bearcls.clean import Cleaning
+from bearcls.cleaner import CleanerWidget, Query
+def wait():
+    while not Path('go').exists(): time.sleep(.05)
+    return seen
+late = CleanerWidget(Cleaning(path), 4, Query(label='black'))
+late.predict(wait)
+'''
+notebooks = dict(
+    clean=['from predictions import path, seen\nfrom bearcls.cleaner import cleaner', 'cleaner(path, seen=seen)'],
+    late=['from predictions import Path, path, seen' + late, 'late'],  # four pictures on a page; predictions come with the file `go`
+)
 
 # ---------------------------------------------------------------- two servers
 
 def write_notebook(folder):
-    "A set of drawn bears, predictions, and a notebook with the cleaner"
+    "A set of drawn bears, predictions, and notebooks with the cleaner"
     draw_bears(folder/'bears', n_per_label=20, seed=3, faults=False)
     (folder/'predictions.py').write_text(predictions, encoding='utf-8')
     kernel = dict(name='python3', display_name='Python 3', language='python')
-    body = [dict(cell_type='code', execution_count=None, id=f'cell{k}', metadata={}, outputs=[], source=s) for k, s in enumerate(cells)]
-    (folder/'clean.ipynb').write_text(json.dumps(dict(cells=body, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
+    for name, cells in notebooks.items():
+        body = [dict(cell_type='code', execution_count=None, id=f'cell{k}', metadata={}, outputs=[], source=s) for k, s in enumerate(cells)]
+        (folder/f'{name}.ipynb').write_text(json.dumps(dict(cells=body, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
 
 @contextlib.contextmanager
 def serving(folder, module, *options, ready):
@@ -67,7 +83,7 @@ def voila(tmp_path_factory):
     pytest.importorskip('voila', reason='Voilà is not installed')
     folder = tmp_path_factory.mktemp('voila')
     write_notebook(folder)
-    with serving(folder, 'voila', 'clean.ipynb', '--Voila.ip=127.0.0.1', ready='voila/static/favicon.ico') as url: yield folder, url
+    with serving(folder, 'voila', '.', '--Voila.ip=127.0.0.1', ready='voila/static/favicon.ico') as url: yield folder, url + 'voila/render/clean.ipynb'
 
 def setting(folder, name, value):
     "Set a user's setting of JupyterLab"
@@ -203,6 +219,7 @@ def walk(page, folder, hand, reload):
     moved = 'bears/' + new + '/' + third.split('/')[1]
     assert after[moved] == before[f'bears/{third}'] and not {f'bears/{f}' for f in (first, second, third)} & after.keys()
     wait_until(lambda: not set(expected) & set(files(page)), 'moved pictures are still shown')
+    assert page.evaluate("document.activeElement.matches('.bc-main')"), 'the focus has gone from the button that cannot be pressed now'
 
     hand.begin()
     hand.press('Undo last apply')
@@ -348,6 +365,66 @@ def test_several_at_once_and_undo(board):
     wait_until(lambda: marks(board) == {first: '✕ Delete', third: '✕ Delete'}, 'undo did not bring back what was before')
     board.keyboard.press('u')
     wait_until(lambda: not marks(board), 'a mark is left')
+
+def test_nothing_is_exchanged_under_the_hand(browser, voila):
+    "Predictions wait for who is at work on a page; a key means the picture that the large window shows"
+    folder, url = voila
+    with browser.new_page(viewport=dict(width=1280, height=900)) as page:
+        page.goto(url.replace('clean', 'late'), timeout=120_000)
+        page.locator('.bc-card').first.wait_for(timeout=120_000)
+        first, second, third, _ = before = files(page)
+        title = page.locator('.bc-dialog h2')
+        page.locator('.bc-picture').nth(0).click()
+        page.locator('.bc-picture').nth(2).click(modifiers=['Shift'])
+        page.keyboard.press('Enter')
+        title.get_by_text(third).wait_for()
+        (folder/'go').touch()
+        status(page).get_by_text('Predictions are there').wait_for()
+        status(page).get_by_text('stays as it is').wait_for()
+        assert files(page) == before and title.inner_text() == third, 'the picture was exchanged'
+        page.keyboard.press('d')
+        assert marks(page) == {third: '✕ Delete'}, 'a key meant pictures behind the window'
+        page.keyboard.press('Escape')
+        page.locator('.bc-dialog').wait_for(state='hidden')
+        for _ in range(2): page.keyboard.down('k')  # the second is what a key held down sends
+        page.keyboard.up('k')
+        assert marks(page) == dict.fromkeys((first, second, third), '✓ Keep'), 'the selection was dropped, or a held key pressed again'
+        page.keyboard.press('Escape')
+        wait_until(lambda: files(page) != before, 'Escape does not show the new order')
+        shown(page)
+
+        page.locator('.bc-face').first.focus()
+        kept = marks(page)
+        page.keyboard.press('Control+a')
+        page.keyboard.press('a')
+        status(page).get_by_text('marked as suggested').wait_for()
+        assert sum('Relabel' in words for words in marks(page).values()) == 2
+        page.keyboard.press('u')
+        wait_until(lambda: marks(page) == kept, 'one undo does not take back what one press accepted')
+
+        Mouse(page).choose('show', 'undecided')
+        page.locator('.bc-paging').get_by_text('17 pictures, page 1 of 5').wait_for()
+        for left in (13, 9, 5, 1):
+            page.locator('.bc-face').first.focus()
+            page.keyboard.press('Control+a')
+            page.keyboard.press('k')
+            page.locator('.bc-paging').get_by_role('button', name='Next').press('Enter')
+            page.locator('.bc-paging').get_by_text(f'{left} picture').wait_for()
+        assert len(files(page)) == 1 and page.evaluate('document.activeElement.textContent') == 'Next', 'pictures were skipped, or the focus went'
+
+def test_told_what_others_moved(board, voila):
+    "Another program has moved a picture under a new label; the next answer tells, and the label may go again"
+    path, (first, second, *_) = voila[0]/'bears', files(board)
+    apply_plan(plan_changes(path, [Change(first, 'relabel', 'polar')]))
+    board.locator(f'.bc-card[data-file="{second}"] .bc-picture').click()
+    board.keyboard.press('k')
+    wait_until(lambda: first not in files(board), 'a picture that has moved is still shown')
+    assert marks(board) == {second: '✓ Keep'} and board.locator('.bc-chosen').inner_text() == '1 selected'
+    Mouse(board).choose('label', 'polar')
+    wait_until(lambda: [f.split('/')[0] for f in files(board)] == ['polar'], 'the new label cannot be chosen')
+    Mouse(board).press('Undo last apply')
+    wait_until(lambda: len(files(board)) == 30 and first in files(board), 'the label that has gone locks the cleaner')
+    assert board.locator('select[name=label]').input_value() == ''
 
 def test_told_to_screen_readers(board):
     "A grid with one tab stop, a name for every control, words for every picture, and a status that is read aloud"

@@ -34,6 +34,7 @@ class Store {
     this.asked = new Set(); // files whose thumbnail is on its way
     this.waiting = new Map(); // number of a request -> since when, and the timer that gives up hope
     this.count = 0;
+    this.outdated = false; // Is the page on show another one by now?
     this.state = {};
     this.said = '';
     this.listen = (message, buffers) => this.take(message, buffers);
@@ -65,21 +66,29 @@ class Store {
     this.waiting.delete(answer.id);
     if (answer.forget) this.forget();
     if (answer.refused) this.asked.clear(); // Among them may be the pictures that were refused
-    const outdated = answer.state && this.takeState(answer.state);
+    if (answer.state) this.takeState(answer.state);
     if (answer.page) this.takePage(answer.page);
     for (const [file, mark] of Object.entries(answer.marks ?? {})) this.setMark(file, mark);
     (answer.pictures ?? []).forEach((file, k) => this.takePicture(file, buffers[k]));
     if (answer.said !== undefined || answer.refused) this.said = answer.refused || answer.said;
-    if (outdated) this.send({ do: 'page', query: this.query });
+    this.renew(answer.forget);
     this.tell(answer, buffers);
+  }
+
+  /* Ask for the page on show once more if it is outdated; unless files have moved, that can wait until nobody is at work on it */
+  renew(atOnce = false) {
+    if (!this.outdated || !atOnce && [...this.boards].some((board) => board.isBusy)) return;
+    this.outdated = false;
+    if (this.query.label && !this.state.labels.includes(this.query.label)) this.query = { ...this.query, label: '', page: 0 }; // Its folder has gone
+    this.send({ do: 'page', query: this.query });
   }
 
   /* Predictions have come or files have moved if there is a new revision; then what was shown is outdated */
   takeState(state) {
-    const outdated = this.query && 'revision' in state && state.revision !== this.state.revision;
-    if (outdated) this.pages.clear();
+    const isNew = this.query && 'revision' in state && state.revision !== this.state.revision;
+    if (isNew) this.pages.clear();
+    this.outdated ||= Boolean(isNew);
     this.state = { ...this.state, ...state };
-    return outdated;
   }
 
   takePage(page) {
@@ -118,6 +127,7 @@ class Store {
 
   show(change) {
     this.query = { ...this.query, page: 0, ...change };
+    this.outdated = false; // Whatever was remembered has been forgotten
     const known = this.pages.get(keyOf(this.query));
     this.send({ do: known ? 'stay' : 'page', query: this.query });
     if (known) this.turnTo(known);
@@ -136,6 +146,16 @@ class Store {
     if (!files.length) return;
     for (const file of files) this.setMark(file, action ? { action, to } : null);
     this.send({ do: 'mark', files, action, to });
+    this.tell({});
+  }
+
+  /* Marks each file as is suggested for it, all in one stroke */
+  accept(files) {
+    if (!files.length) return;
+    for (const { file, proposal, to } of files.map((f) => this.items.get(f))) {
+      if (proposal === 'delete' || proposal === 'relabel') this.setMark(file, { action: proposal, to: proposal === 'relabel' ? to : '' });
+    }
+    this.send({ do: 'accept', files });
     this.tell({});
   }
 
@@ -183,7 +203,7 @@ const help = [
   ['Shift + arrows, Shift + click', 'select up to there'],
   ['Ctrl + click, Ctrl + A', 'select one more; the whole page'],
   ['Enter', 'look at it larger'],
-  ['Escape', 'clear the selection, close a window'],
+  ['Escape', 'clear the selection, close a window, show what has come'],
 ];
 
 class Board {
@@ -208,12 +228,15 @@ class Board {
 
   get files() { return this.store.page?.files ?? []; }
   get file() { return this.files[this.current]; }
-  get targets() { return this.selected.size ? this.files.filter((f) => this.selected.has(f)) : this.file ? [this.file] : []; }
+  get isLarge() { return this.dialog.open && this.dialog.dataset.kind === 'large'; }
+  /* Is there a picture under the user's hand, which must not be exchanged now? */
+  get isBusy() { return this.dialog.open || this.selected.size > 0 || this.grid.contains(document.activeElement); }
+  get targets() { return this.isLarge ? [this.large] : this.selected.size ? this.files.filter((f) => this.selected.has(f)) : this.file ? [this.file] : []; }
 
   /* ---- the parts */
 
   build() {
-    const button = (words, onclick, kind = '') => make('button', { type: 'button', class: `bc-button ${kind}`, onclick }, words);
+    const button = (words, onclick, kind = '') => make('button', { type: 'button', class: `bc-button ${kind}`, onclick: (event) => { if (event.currentTarget.ariaDisabled !== 'true') onclick(); } }, words);
     this.filters = make('div', { class: 'bc-filters', role: 'group', 'aria-label': 'Which pictures to show' });
     this.chosen = make('span', { class: 'bc-chosen' });
     this.keep = button('Keep', () => this.act('keep'));
@@ -234,6 +257,7 @@ class Board {
       class: 'bearcls-cleaner', role: 'region', 'aria-label': 'Cleaner',
       'data-lm-suppress-shortcuts': 'true', // Otherwise D twice deletes the notebook's cell in JupyterLab
       onkeydown: (event) => this.key(event),
+      onfocusout: (event) => { if (!this.root.contains(event.relatedTarget)) this.store.renew(); },
     }, this.filters,
     make('div', { class: 'bc-bar' },
       make('div', { class: 'bc-group', role: 'group', 'aria-label': 'Mark the selected pictures' }, this.chosen, this.keep, this.delete, this.relabel, this.undoMark),
@@ -283,9 +307,11 @@ class Board {
 
   drawGrid(page) {
     const hadFocus = this.grid.contains(document.activeElement);
-    const before = this.drawn && keyOf(this.drawn.query) === keyOf(page.query) ? this.drawn.files[this.current] : null;
+    const isSame = this.drawn && keyOf(this.drawn.query) === keyOf(page.query);
+    const before = isSame ? this.drawn.files[this.current] : null;
     this.drawn = page;
-    this.selected.clear();
+    this.selected = new Set(isSame ? page.files.filter((file) => this.selected.has(file)) : []);
+    if (this.isLarge && !page.files.includes(this.large)) this.dialog.close(); // It has moved
     this.current = Math.max(0, page.files.indexOf(before));
     this.anchor = this.current;
     this.cards = new Map(page.files.map((file, k) => [file, this.card(this.store.items.get(file), page.first + k + 1)]));
@@ -333,17 +359,18 @@ class Board {
   drawBar(state, page) {
     const n = this.selected.size, { keep = 0, delete: gone = 0, relabel = 0, undecided = 0 } = state.summary ?? {};
     this.chosen.textContent = n ? `${n} selected` : 'This picture';
-    this.plan.disabled = !(gone + relabel);
-    this.undo.disabled = !state.can_undo;
+    this.plan.ariaDisabled = !(gone + relabel); // Unlike `disabled`, this leaves the focus where it is
+    this.undo.ariaDisabled = !state.can_undo;
     const parts = [`${gone} to delete`, `${relabel} to relabel`, `${keep} kept`, `${undecided.toLocaleString('en')} undecided`];
-    const words = [parts.join(', ') + '.', state.predictions, this.store.said].filter(Boolean).join(' ');
+    const waits = this.store.outdated && 'This page stays as it is while you are at work on it; Escape shows the new one.';
+    const words = [parts.join(', ') + '.', state.predictions, this.store.said, waits].filter(Boolean).join(' ');
     if (this.status.textContent !== words) this.status.textContent = words; // Only what changed is read aloud
     const trouble = this.store.late ? 'Python has not answered for a while. It may be busy with another cell; if it was restarted, run the cell again: confirmed marks are kept.' : state.notes ?? '';
     if (this.trouble.textContent !== trouble) this.trouble.textContent = trouble;
     if (!page) return;
     this.where.textContent = page.total ? `${plural(page.total, 'picture')}, page ${page.page + 1} of ${page.pages}` : 'No pictures';
-    this.previous.disabled = page.page <= 0;
-    this.next.disabled = page.page + 1 >= page.pages;
+    this.previous.ariaDisabled = page.page <= 0;
+    this.next.ariaDisabled = page.page + 1 >= page.pages;
   }
 
   /* ---- where the focus is, and what is selected */
@@ -351,7 +378,7 @@ class Board {
   moveTo(index, focus = true) {
     this.current = Math.max(0, Math.min(index, this.files.length - 1));
     for (const [file, card] of this.cards) card.querySelector('.bc-face').tabIndex = file === this.file ? 0 : -1;
-    if (this.dialog.open && this.dialog.dataset.kind === 'large') this.showLarge();
+    if (this.isLarge) this.showLarge();
     else if (focus) this.cards.get(this.file)?.querySelector('.bc-face').focus();
   }
 
@@ -401,7 +428,12 @@ class Board {
   }
 
   turn(by) {
-    const { page, pages } = this.store.page;
+    const { page, pages, files, query } = this.store.page;
+    const hasLeft = (file) => query.show !== 'all' && Boolean(this.store.items.get(file)?.mark) !== (query.show === 'marked');
+    if (by > 0 && (this.store.outdated || page + 1 < pages && files.some(hasLeft))) { // Others stand here now: those behind have moved up
+      this.selected.clear();
+      return this.store.show({ page });
+    }
     if (page + by >= 0 && page + by < pages) this.store.show({ page: page + by });
   }
 
@@ -419,13 +451,6 @@ class Board {
     select.value = '';
   }
 
-  accept() {
-    for (const file of this.targets) {
-      const { proposal, to } = this.store.items.get(file);
-      if (proposal === 'delete' || proposal === 'relabel') this.store.mark([file], proposal, proposal === 'relabel' ? to : '');
-    }
-  }
-
   key(event) {
     if (event.ctrlKey || event.metaKey) return this.keyWithControl(event);
     if (event.altKey || event.key === 'Tab') return;
@@ -436,18 +461,18 @@ class Board {
   }
 
   keyPlain(event) {
-    const { key, shiftKey } = event, large = this.dialog.open && this.dialog.dataset.kind === 'large';
+    const { key, shiftKey, repeat } = event, large = this.isLarge;
     if (this.dialog.open && !large) return false; // Plan and help are closed first; the browser handles Escape
     const onFace = large || event.target.closest('.bc-face');
     if (onFace) {
       const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: large ? 1 : this.columns, ArrowUp: large ? -1 : -this.columns, Home: -Infinity, End: Infinity };
       if (key in steps) return this.step(steps[key], shiftKey), true;
-      if (key === ' ' && !large) return this.toggle(this.file), true;
+      if (key === ' ' && !large) return repeat || this.toggle(this.file), true;
       if (key === 'Enter' && !large) return this.showLarge(), true;
       if (key === 'PageDown' || key === 'PageUp') return this.turn(key === 'PageDown' ? 1 : -1), true;
     }
-    if (key === 'Escape' && !large) return this.select([]), true;
-    return this.letter(key.toLowerCase());
+    if (key === 'Escape' && !large) return this.select([]), this.store.renew(true), true;
+    return this.letter(key.toLowerCase(), repeat);
   }
 
   step(by, extend) {
@@ -456,10 +481,12 @@ class Board {
     this.move(to, extend);
   }
 
-  letter(key) {
-    const deeds = { d: () => this.act('delete'), k: () => this.act('keep'), a: () => this.accept(), u: () => this.store.send({ do: 'undo_mark' }), '?': () => this.showHelp() };
-    if (key in deeds) return deeds[key](), true;
-    if (!/^[0-9]$/.test(key)) return false;
+  letter(key, repeat) {
+    const deeds = { d: () => this.act('delete'), k: () => this.act('keep'), a: () => this.store.accept(this.targets), u: () => this.store.send({ do: 'undo_mark' }), '?': () => this.showHelp() };
+    const isDigit = /^[0-9]$/.test(key);
+    if (!isDigit && !(key in deeds)) return false;
+    if (repeat) return true; // A key held down is pressed once
+    if (!isDigit) return deeds[key](), true;
     const label = this.store.state.labels?.[(Number(key) + 9) % 10];
     if (label) this.act('relabel', this.targets, label);
     return true;
@@ -494,6 +521,7 @@ class Board {
     this.dialog.replaceChildren();
     if (large) this.moveTo(this.files.indexOf(this.large)); // The browser has put the focus back to where it was before
     else if (this.root.contains(this.opener)) this.opener.focus();
+    this.store.renew();
   }
 
   showHelp() {
@@ -527,7 +555,7 @@ class Board {
   }
 
   drawLargeMark() {
-    if (!this.dialog.open || this.dialog.dataset.kind !== 'large') return;
+    if (!this.isLarge) return;
     const { action = '', to = '' } = this.store.items.get(this.large)?.mark ?? {};
     this.largeMark.replaceChildren(...badge(action, to));
   }
