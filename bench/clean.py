@@ -5,7 +5,7 @@ python bench/clean.py --out clean.json [--rounds 3]
 Both sides get the same Learner and the same pictures (a copy of data/bears from BEARCLS_SHARED, default ../shared; otherwise drawn ones), show thirty at a time, and begin in a kernel
 where everything is imported. The clock runs from the key that runs the cell until the last of the thirty pictures is drawn; kilobytes are what comes through the page's WebSockets until then.
 `bearcls` is given predictions that exist, as after an evaluation; `learner` is bearcls with nothing but the Learner, which predicts while somebody looks already; fastai's always predicts first.
-A switch is the choice of another label, until all its pictures are drawn; `switch_back` returns to a label that was shown before. Two pictures are marked before the switches, and counted after them.
+A switch is the choice of another label, until all its pictures are drawn; `switch_back` returns to a label that was shown before. Two pictures are marked before the switches, and counted after them (with bearcls among all that are marked, with fastai where they were marked).
 Needs JupyterLab, Playwright and a Chromium."""
 import argparse, contextlib, json, os, shutil, socket, statistics, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
@@ -111,6 +111,9 @@ def mark(side, page):
 def marks(side, page):
     "How many of the two marks are shown"
     if side == 'fastai': return page.eval_on_selector_all('.jp-OutputArea-output .widget-dropdown select', "found => found.filter(s => s.selectedOptions[0]?.text == '<Delete>').length")
+    page.locator('select[name=show]').select_option('marked')  # the order may have changed meanwhile, so that they stand on another page
+    from playwright.sync_api import TimeoutError as TooLate
+    with contextlib.suppress(TooLate): page.wait_for_function("() => document.querySelectorAll('.bc-card').length && [...document.querySelectorAll('.bc-card')].every(c => c.dataset.mark)", timeout=5000)
     return page.locator('.bc-card[data-mark=delete]').count()
 
 def main():
