@@ -71,7 +71,7 @@ def test_report_in_a_browser(drawn, browser):
     page.goto((cwd/'bearcls-quickstart'/'report.html').as_uri())
     assert [u for u in asked if not u.startswith(('file:', 'data:'))] == [] and said == []
     assert page.evaluate('document.documentElement.scrollWidth') <= 400
-    assert page.locator('h2').count() == 7
+    assert page.locator('h2').count() == 9
     assert page.locator('img:not([alt])').count() == 0
     assert page.evaluate('[...document.images].every(i => i.naturalWidth > 0)')
     page.close()
