@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #6846b170
+# %% ../nbs/19_all.ipynb #db5913f2
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -32,6 +32,7 @@ from .fast import *
 from .fitting import *
 from .phases import *
 from .train import *
+from .intervals import *
 from .experiment import *
 from .profile import *
 from .interpret import *
@@ -45,8 +46,19 @@ from .marks import *
 from .candidates import *
 from .clean import *
 from .cleaner import *
+from .signature import *
+from .onnxfile import *
+from .bundle import *
 from .inference import *
+from .unlikeness import *
+from .batch import *
+from .video import *
+from .card import *
+from .rebuild import *
 from .export import *
+from .variants import *
+from .further import *
+from .stress import Stress, apply_stress, plot_stress, plot_trust, show_stress, stress, stress_facts, stress_html, stress_words, stresses, trust_under_stress
 from .app import *
 from .quickstart import *
 

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/app.html.md"""
 __all__ = ['max_upload', 'Answer', 'answer_upload', 'answer_html', 'ClassifierApp', 'write_app', 'AppError', 'serve_app',
            'run_app']
 
-# %% ../nbs/11_app.ipynb #1330c92e
+# %% ../nbs/11_app.ipynb #85f88982
 import contextlib, json, os, socket, subprocess, sys, tempfile, time, urllib.request, webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 import ipywidgets as widgets
 from .core import BearclsError, Html, ImageError, data_uri, image_reasons, load_image
-from .inference import Classifier, Prediction, bars_html, patch_to, read_bundle
+from .bundle import read_bundle
+from .inference import Classifier, Prediction, bars_html, patch_to
 
 # %% ../nbs/11_app.ipynb #0c203f6f
 @dataclass

@@ -8,15 +8,15 @@ Docs: https://bearcls.github.io/bearcls/calibrate.html.md"""
 __all__ = ['reliability_columns', 'reliability', 'plot_reliability', 'calibration_error', 'with_temperature', 'log_loss_of',
            'Temperature', 'fit_temperature', 'temperature_html', 'calibration_html']
 
-# %% ../nbs/07a_calibrate.ipynb #b5ea2abf
+# %% ../nbs/07a_calibrate.ipynb #b40af8b1
 import math
 from dataclasses import dataclass
 from typing import Any
 import numpy as np, pandas as pd
 from scipy.optimize import brentq, minimize_scalar
 from .core import DataError, Html, html_table
-from .experiment import wilson
 from .interpret import Evaluation, tabulate
+from .intervals import wilson
 
 # %% ../nbs/07a_calibrate.ipynb #710eebc9
 reliability_columns = ['low', 'high', 'n', 'promised', 'kept', 'kept_low', 'kept_high']

@@ -76,24 +76,38 @@ def _app(args):
     run_app(args.bundle, port=args.port, open_browser=not args.no_browser)
     return 0
 
-# %% ../nbs/18_cli.ipynb #231ae072
+# %% ../nbs/18_cli.ipynb #f334ef12
 def _predict(args):
-    "Classify files with a bundle; status 1 if some could not be opened"
+    "Classify files with a bundle, each answer as soon as it is known; status 1 if some could not be opened"
+    from bearcls.batch import tally, write_predictions
+    from bearcls.core import progress
     from bearcls.inference import Classifier, find_pictures
-    classifier = Classifier(args.bundle)
-    rows = classifier.predict_batch([f for name in args.files for f in find_pictures(name)])
-    if args.json: print(json.dumps([r.as_dict() for r in rows], indent=1, ensure_ascii=False))
-    elif args.csv: _print_csv([r.as_dict() for r in rows])
+    try: classifier = Classifier(args.bundle, args.threads, args.provider, args.url)
+    except ValueError as e: return _fail(str(e))
+    files = [f for name in args.files for f in ([name] if '://' in name else find_pictures(name))]
+    rows, seen = classifier.predict_stream(files), []
+    if args.out:
+        write_predictions(_noted(progress(rows, 'predicting', len(files), 'picture'), seen), args.out, classifier.labels)
+        for c in tally(seen): print(f'{c["pictures"]:6,}  {c["label"]}' + (f', {c["ask"]:,} to ask a person about' if c['ask'] else ''))
+    elif args.json: print(json.dumps([r.as_dict() for r in _noted(rows, seen)], indent=1, ensure_ascii=False))
+    elif args.csv: _print_csv(_noted(rows, seen), classifier.labels)
     else:
-        for r in rows: print(f'{r.file}: {r.prediction if r.status == "ok" else r.reason}')
-    return 0 if all(r.status == 'ok' for r in rows) else 1
+        for r in _noted(rows, seen): print(f'{r.file}: {r.prediction if r.status == "ok" else r.reason}', flush=True)
+    return 0 if all(r.status == 'ok' for r in seen) else 1
 
-# %% ../nbs/18_cli.ipynb #d4937b61
-def _print_csv(rows):
-    "Rows as CSV, with the columns of the longest"
-    out = csv.DictWriter(sys.stdout, max(rows, key=len, default={}).keys(), lineterminator='\n')
+def _noted(rows, seen):
+    "Rows as they pass by"
+    for r in rows:
+        seen.append(r)
+        yield r
+
+# %% ../nbs/18_cli.ipynb #370ce33b
+def _print_csv(rows, labels):
+    "Rows as CSV, each as it comes"
+    from bearcls.inference import PredictionRow
+    out = csv.DictWriter(sys.stdout, [*PredictionRow('').as_dict(), *(f'p_{label}' for label in sorted(labels))], lineterminator='\n')
     out.writeheader()
-    out.writerows(rows)
+    for r in rows: out.writerow(r.as_dict())
 
 # %% ../nbs/18_cli.ipynb #b2b51b92
 def make_parser() -> argparse.ArgumentParser:
@@ -108,7 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_app(commands.add_parser('app', help='open a bundle as an application in the browser'))
     return parser
 
-# %% ../nbs/18_cli.ipynb #b7470078
+# %% ../nbs/18_cli.ipynb #be6230ac
 def _add_quickstart(parser):
     "Arguments of `bearcls quickstart`"
     parser.set_defaults(run=_quickstart)
@@ -145,11 +159,20 @@ def _add_check(parser):
 def _add_predict(parser):
     "Arguments of `bearcls predict`"
     parser.set_defaults(run=_predict)
-    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle')
-    parser.add_argument('files', nargs='+', metavar='FILES', help='pictures, or folders of them')
+    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
+    parser.add_argument('files', nargs='+', metavar='FILES', help='pictures, or folders of them; addresses with --url')
+    parser.add_argument('--url', action='store_true', help='also fetch pictures from http and https addresses')
+    parser.add_argument('--threads', type=int, metavar='N', help='cores that the model may use (default: all)')
+    parser.add_argument('--provider', default='cpu', metavar='NAME', help='who computes: cpu, cuda, openvino or a name of ONNX Runtime (default: %(default)s)')
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='a JSON list, an object for each picture')
     form.add_argument('--csv', action='store_true', help='a CSV table, a line for each picture')
+    form.add_argument('--out', metavar='FILE', type=_table_file, help='write a table to this file, .csv, .jsonl or .parquet, and print how many of each label there are')
+
+def _table_file(name):
+    "The file of `--out`, if its ending is known"
+    if name.lower().endswith(('.csv', '.jsonl', '.parquet')): return name
+    raise argparse.ArgumentTypeError(f'{name!r} must end in .csv, .jsonl or .parquet')
 
 def _add_app(parser):
     "Arguments of `bearcls app`"

@@ -103,16 +103,20 @@ def reduced(
     factor = min(image.size)//min_side if min_side else 1
     return image.reduce(factor) if factor > 1 else image
 
-# %% ../nbs/00_core.ipynb #e57dd519
+# %% ../nbs/00_core.ipynb #9bb06f2c
 image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF', 'PPM')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
+_loaded = set()
+
 def _formats():
     "Those of `image_formats` that this Pillow can read; HEIF only once pillow-heif is registered"
-    Image.init()
+    for name in () if _loaded else ('Jpeg', 'Mpo', 'Png', 'WebP', 'Gif', 'Bmp', 'Tiff', 'Avif', 'Ppm'):
+        with contextlib.suppress(ImportError): importlib.import_module(f'PIL.{name}ImagePlugin')
+    _loaded.add('readers')
     return [f for f in image_formats if f in Image.OPEN]
 
-# %% ../nbs/00_core.ipynb #10ddd782
+# %% ../nbs/00_core.ipynb #ef736816
 def _source_name(source):
     "How an error message calls `source`"
     if isinstance(source, (str, os.PathLike)): return str(source)

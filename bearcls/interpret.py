@@ -9,7 +9,7 @@ __all__ = ['Evaluation', 'tabulate', 'evaluate', 'real_name', 'error_rate_of', '
            'most_confused', 'f1_interval', 'label_metrics', 'plot_label_metrics', 'top_losses', 'show_top_losses',
            'show_rows', 'certain']
 
-# %% ../nbs/07_interpret.ipynb #4fc8a2ac
+# %% ../nbs/07_interpret.ipynb #667d1b11
 import functools, itertools, os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .arch import feature_layer, pool_features
 from .core import DataError, Html, ImageError, gallery, html_table, image_files, load_image, progress, sha256
-from .experiment import error_interval, wilson
+from .intervals import error_interval, wilson
 from .measure import in_order
 from .split import Split
 
@@ -214,10 +214,10 @@ def _sides(model, files, known):
     side = {real_name(f): name for name, ds in parts.items() for f in _file_names(ds, name)}
     return [side.get(real_name(f), '') for f in files]
 
-# %% ../nbs/07_interpret.ipynb #4bf09da0
+# %% ../nbs/07_interpret.ipynb #6be19f18
 def _ask_classifier(classifier, files, bs=16):
     "The same, of a bundle: files are opened in threads, and prepared as its own `predict` does"
-    from bearcls.inference import prepare
+    from bearcls.bundle import prepare
     bundle = classifier.bundle
     def opened(file):
         try: return file, np.asarray(prepare(load_image(file, bundle.min_side), bundle.size, bundle.method, bundle.pad_mode))

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/quickstart.html.md"""
 __all__ = ['quickstart_pictures', 'Quickstart', 'Steps', 'quickstart', 'writable_folder', 'check_free', 'advice', 'next_commands',
            'write_report']
 
-# %% ../nbs/17_quickstart.ipynb #8ea202a2
+# %% ../nbs/17_quickstart.ipynb #4cd4108b
 import io, os, random, shlex, tempfile, time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,8 @@ from .core import DataError, Html, atomic_write, count_labels, gallery, html_tab
 from .download import gather
 from .export import check_dest, export_bundle
 from .fitting import plot_training
-from .inference import Classifier, Prediction, prediction_html, read_bundle
+from .bundle import read_bundle
+from .inference import Classifier, Prediction, prediction_html
 from .interpret import Evaluation, error_rate_of, evaluate, label_metrics, show_confusion, show_top_losses
 from .quarantine import quarantine_folder
 from .sample import draw_bears
@@ -121,7 +122,7 @@ class Steps:
         "A result, indented below its step"
         if not self.quiet: print(f'      {words}', flush=True)
 
-# %% ../nbs/17_quickstart.ipynb #dfc75ac3
+# %% ../nbs/17_quickstart.ipynb #883ad2ba
 def quickstart(
     dest: str | Path = 'bearcls-quickstart',  # Folder for the pictures, the bundle and the report
     data: str | Path | None = None,        # Image folder of your own; its files stay as they are
@@ -150,7 +151,7 @@ def quickstart(
         candidates = cleaning_candidates(everything, report)
         steps.say(_suspect_words(candidates))
     with steps.step('export', 'Exporting a bundle, and comparing its answers with the Learner\'s'):
-        bundle = _export(learn, dest, seen)
+        bundle = export_bundle(learn, dest/'bundle', seen=everything, max_check=len(seen))
         steps.say('largest difference on {pictures_compared} validation pictures: {largest_difference:.1g}'.format(**read_bundle(bundle).metrics))
     with steps.step('predict', 'Predicting one picture with the bundle alone'): example = _example(bundle, seen, seed, steps)
     result = Quickstart(path, dest, report, learn, everything, candidates, bundle, example, steps.seconds, own)
@@ -215,16 +216,11 @@ def _error_words(seen):
     e = error_rate_of(seen)
     return f'{e["wrong"]} of {e["n"]} validation pictures wrong: error {e["error"]:.1%} (95% interval {e["low"]:.1%} to {e["high"]:.1%})'
 
-# %% ../nbs/17_quickstart.ipynb #f438aad4
+# %% ../nbs/17_quickstart.ipynb #b5e2eafc
 def _suspect_words(candidates):
     "How many labels look wrong"
     n = int((candidates.action == 'relabel').sum())
     return f'{n} labels look wrong; the report shows them' if n else 'none'
-
-def _export(learn, dest, seen):
-    "The bundle, compared with the Learner on every validation picture"
-    metrics = dict(error_rate_of(seen), labels=label_metrics(seen).to_dict('index'))
-    return export_bundle(learn, dest/'bundle', metrics=metrics, max_check=len(seen))
 
 def _example(bundle, seen, seed, steps):
     "One validation picture and the answer of the bundle"

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/slices.html.md"""
 __all__ = ['fact_words', 'slice_columns', 'picture_facts', 'cut_slices', 'slice_errors', 'plot_slices', 'coverage', 'slice_words',
            'slices_html']
 
-# %% ../nbs/07b_slices.ipynb #c7eec97d
+# %% ../nbs/07b_slices.ipynb #6af1f832
 import math, os
 from collections.abc import Sequence
 from html import escape
@@ -18,8 +18,8 @@ import numpy as np, pandas as pd
 from scipy.stats import fisher_exact
 from .balance import site_of
 from .core import DataError, Html, ImageError, html_table, image_size, load_image, progress, read_manifest
-from .experiment import wilson
 from .interpret import Evaluation, real_name
+from .intervals import wilson
 from .measure import in_order
 
 # %% ../nbs/07b_slices.ipynb #5805d3f0

@@ -14,7 +14,7 @@ from bearcls.core import DataError, ImageError, cache_folder, count_labels, imag
 from bearcls.data import image_dls
 from bearcls.export import export_bundle
 from bearcls.figures import draw_bear
-from bearcls.inference import prepare, read_bundle
+from bearcls.bundle import prepare, read_bundle
 from bearcls.likeness import fingerprint
 from bearcls.opening import OpenImage, Store, Surveyed, digest_of, survey
 from bearcls.recipes import augmentations, compare_resizes, pad_fills, recipes, show_augmentations

@@ -14,7 +14,8 @@ from fastai.vision.data import ImageBlock
 from torch import nn
 from bearcls.core import DataError, image_files
 from bearcls.data import image_dls
-from bearcls.experiment import Experiment, Run, experiment, read_runs, resampled_interval, split_fingerprint, wilson, write_runs
+from bearcls.experiment import Experiment, Run, experiment, read_runs, resampled_interval, split_fingerprint, write_runs
+from bearcls.intervals import wilson
 from bearcls.opening import Store
 from bearcls.profile import profile_epoch, stages
 from bearcls.sample import draw_bears

@@ -12,7 +12,8 @@ from bearcls.core import DataError, ImageError, image_files
 from bearcls.data import image_dls
 from bearcls.export import export_bundle
 from bearcls.figures import draw_bear
-from bearcls.inference import BundleError, Classifier
+from bearcls.bundle import BundleError
+from bearcls.inference import Classifier
 from bearcls.interpret import (certain, confusion, error_rate_of, evaluate, f1_interval, label_metrics, most_confused, plot_confusion,
     plot_label_metrics, show_confusion, show_top_losses, tabulate, top_losses)
 from bearcls.issues import copy_issues, find_issues, issue_columns, judge_labels, label_issues, likeness_to_label, out_of_fold, show_issues

@@ -1,0 +1,215 @@
+"Export on awkward Learners: agreement, what is measured, what is refused; variants and weights"
+import json, shutil, zipfile
+from pathlib import Path
+import numpy as np, pytest, torch
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.transforms import RandomSplitter, get_image_files, parent_label
+from fastai.learner import Learner
+from fastai.vision.augment import Resize
+from fastai.vision.data import ImageBlock
+from fastai.vision.learner import vision_learner
+from torch import nn
+from torchvision.models import resnet18
+import yaml
+from bearcls.bundle import BundleError, model_bytes, read_bundle, weights_bytes
+from bearcls.calibrate import fit_temperature, with_temperature
+from bearcls.card import model_card
+from bearcls.core import image_files, read_manifest, write_manifest
+from bearcls.data import image_dls
+from bearcls.export import ExportError, check_dest, export_bundle, learner_probabilities, validation_files, verify_bundle
+from bearcls.further import learner_from_bundle
+from bearcls.inference import Classifier
+from bearcls.interpret import evaluate
+from bearcls.onnxfile import check_model
+from bearcls.sample import draw_bears
+from bearcls.signature import make_keys
+from bearcls.train import train
+from bearcls.unlikeness import draw_strangers
+from bearcls.variants import compare_bundles, compress_bundle
+
+@pytest.fixture(scope='module')
+def learned(tmp_path_factory):
+    "A Learner with sixty held-back pictures, everything that it says, and its bundle with weights"
+    path = draw_bears(tmp_path_factory.mktemp('learned')/'bears', n_per_label=100, seed=8, faults=False)
+    learn = train(path, 'scratch', epochs=5, size=48, quiet=True)
+    seen = evaluate(learn, 'all')
+    return learn, path, seen, export_bundle(learn, path.parent/'bundle', seen=seen, weights=True)
+
+def test_what_is_measured_is_what_the_bundle_does(learned):
+    "Error, temperature and unlikeness in the facts, counted again on the bundle's own answers"
+    learn, path, seen, bundle = learned
+    facts, held = read_bundle(bundle), seen.only('valid')
+    assert facts.metrics['n'] == len(held) and facts.metrics['wrong'] == int((~held.table.correct).sum())
+    said = evaluate(bundle, path=path)
+    said = said.where(said.table.file.isin(set(held.table.file)))
+    assert (said.table.predicted != said.table.actual).sum() == facts.metrics['wrong']
+    fitted = fit_temperature(held)
+    assert facts.temperature == (pytest.approx(fitted.value) if fitted.helps else 1)
+    rows = Classifier(bundle).predict_batch(list(held.table.file))
+    above = np.mean([r.prediction.unlikeness > facts.unlikeness['threshold'] for r in rows])
+    assert above <= facts.unlikeness['false_alarms'] + 2/len(held)
+
+def test_both_sides_within_a_thousandth(learned):
+    learn, path, seen, bundle = learned
+    assert verify_bundle(learn, bundle, image_files(path)[::5]) < .001
+    assert read_bundle(bundle).metrics['largest_difference'] < .001
+
+def test_strangers_are_less_alike_than_bears(learned):
+    learn, path, seen, bundle = learned
+    classifier = Classifier(bundle)
+    bears = [r.prediction.unlikeness for r in classifier.predict_batch(validation_files(learn.dls))]
+    strangers = [classifier.predict(picture).unlikeness for _, picture in draw_strangers(30)]
+    assert np.median(strangers) > np.median(bears)
+
+def test_metrics_of_your_own_stay(learned, tmp_path):
+    learn, _, seen, _ = learned
+    facts = read_bundle(export_bundle(learn, tmp_path/'b', metrics={'error_rate': np.float32(.25)}, temperature=2, unlikeness=False, seen=seen))
+    assert (facts.metrics['error_rate'], facts.temperature, facts.unlikeness) == (.25, 2, None) and 'log_loss' not in facts.metrics
+
+def test_pictures_are_asked_once(learned, tmp_path, monkeypatch):
+    "With `seen` at hand, the Learner is not asked again"
+    learn, _, seen, _ = learned
+    monkeypatch.setattr(learn, 'get_preds', lambda *args, **kwargs: pytest.fail('the Learner was asked again'))
+    export_bundle(learn, tmp_path/'b', seen=seen)
+
+def test_lost_pictures_are_told(learned, tmp_path):
+    "Where training pictures are gone, the rest is measured, and the card says so"
+    _, path, _, _ = learned
+    copy = shutil.copytree(path, tmp_path/'bears')
+    learn = train(copy, 'scratch', epochs=1, size=32, quiet=True)
+    for f in learn.dls.train_ds.items[:9]: Path(f).unlink()
+    bundle = export_bundle(learn, tmp_path/'without')
+    facts = read_bundle(bundle)
+    assert facts.data['fingerprint'] == '' and facts.unlikeness['pictures'] == len(learn.dls.train_ds) - 9
+    assert '9 of its pictures could not be found any more' in (bundle/'README.md').read_text(encoding='utf-8')
+    Path(learn.dls.valid_ds.items[0]).unlink()
+    with pytest.raises(ExportError, match='cannot be compared on this file'): export_bundle(learn, tmp_path/'none')
+    assert not (tmp_path/'none').exists() and not list(tmp_path.glob('.none*'))
+
+def test_sources_come_into_the_card(tmp_path):
+    path = draw_bears(tmp_path/'bears', n_per_label=12, seed=3, faults=False)
+    rows = read_manifest(path)
+    for i, r in enumerate(rows): r.page, r.license = f'https://www.site{i % 20}.example/<b>|{i}', 'CC BY' if i % 2 else ''
+    write_manifest(path, rows)
+    learn = train(path, 'scratch', epochs=1, size=32, quiet=True)
+    bundle = export_bundle(learn, tmp_path/'bundle')
+    sources = read_bundle(bundle).data['sources']
+    assert len(sources['site']) == 13 and sources['site']['others'] == 36 - sum(n for s, n in sources['site'].items() if s != 'others')
+    assert sources['license'] == {'CC BY': 18, '': 18}
+    card = (bundle/'README.md').read_text(encoding='utf-8')
+    assert 'site0.example' in card and 'not known (18)' in card
+    assert yaml.safe_load(card.split('---\n')[1])['model-index'][0]['name'] == 'bundle'
+
+@pytest.mark.parametrize('labels', [['a|b', '*c*', '<script>'], ['grizzly bear', 'Bär 🐻', '熊'], ["it's", '"q"', '`x`'], ['a: b', '- c', '#d']], ids=str)
+def test_labels_of_any_kind(learned, tmp_path, labels):
+    "Through folder, model, facts, card and answer"
+    _, path, _, _ = learned
+    for old, new in zip(('black', 'grizzly', 'teddy'), labels):
+        (tmp_path/'p'/new).mkdir(parents=True)
+        for f in image_files(path):
+            if f.parent.name == old and len(list((tmp_path/'p'/new).iterdir())) < 10: shutil.copy(f, tmp_path/'p'/new)
+    learn = Learner(image_dls(tmp_path/'p', size=32, bs=8, augment=()), nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), loss_func=nn.CrossEntropyLoss())
+    bundle = export_bundle(learn, tmp_path/'bundle.zip')
+    assert sorted(Classifier(bundle).predict(validation_files(learn.dls)[0]).probabilities) == sorted(labels)
+    head = yaml.safe_load(model_card(read_bundle(bundle), 'x').split('---\n')[1])
+    assert head['library_name'] == 'bearcls'
+
+def test_book_learner_from_end_to_end(learned, tmp_path):
+    "fastai's own DataBlock, and a residual network of vision_learner: bundle, weights, Learner again"
+    _, path, _, _ = learned
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, splitter=RandomSplitter(seed=1), get_y=parent_label, item_tfms=Resize(64))
+    learn = vision_learner(block.dataloaders(path, bs=16, num_workers=0), resnet18, pretrained=False)
+    bundle = export_bundle(learn, tmp_path/'bundle', weights=True)
+    assert verify_bundle(learn, bundle) < .001
+    again = learner_from_bundle(bundle)
+    files = validation_files(learn.dls)[:6]
+    assert np.abs(learner_probabilities(learn, files) - learner_probabilities(again, files)).max() < 1e-5
+
+def test_destinations(learned, tmp_path):
+    learn, _, seen, _ = learned
+    (tmp_path/'file').write_text('text')
+    (tmp_path/'other.zip').write_bytes(b'PK')
+    with zipfile.ZipFile(tmp_path/'photos.zip', 'w') as z: z.writestr('1.jpg', b'')
+    for name in ('file', 'other.zip', 'photos.zip'):
+        with pytest.raises(ExportError, match='is a file'): check_dest(tmp_path/name)
+    zipped = export_bundle(learn, tmp_path/'deep'/'b.zip', seen=seen)
+    assert export_bundle(learn, zipped, seen=seen) == zipped and read_bundle(zipped).labels == ['black', 'grizzly', 'teddy']
+    assert [f.name for f in zipped.parent.iterdir()] == ['b.zip']
+
+def test_failed_export_leaves_the_old_bundle(learned, tmp_path):
+    learn, _, seen, bundle = learned
+    copy = shutil.copytree(bundle, tmp_path/'copy')
+    before = {f.name: f.read_bytes() for f in copy.iterdir()}
+    with pytest.raises(ExportError, match='would not answer'): export_bundle(learn, copy, seen=seen, tolerance=-1)
+    assert {f.name: f.read_bytes() for f in copy.iterdir()} == before and [f.name for f in tmp_path.iterdir()] == ['copy']
+
+def test_export_leaves_no_weights_of_the_older_bundle(learned, tmp_path):
+    learn, _, seen, bundle = learned
+    copy = shutil.copytree(bundle, tmp_path/'copy')
+    export_bundle(learn, copy, seen=seen)
+    assert not (copy/'weights.safetensors').exists()
+
+def test_exported_models_pass_the_look_at_them(learned):
+    found = check_model(model_bytes(read_bundle(learned[3])))
+    assert found.opset == 18 and found.tensors['float16'] > 0
+
+# Weights
+
+def test_learner_again_is_the_same(learned):
+    learn, _, _, bundle = learned
+    again = learner_from_bundle(bundle)
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(learn.model.state_dict().values(), again.model.state_dict().values()))
+
+@pytest.mark.parametrize('content', [b'', b'\0'*8, b'\xff'*100, b'\x10\0\0\0\0\0\0\0{"a": [1, 2, 3]}', b'\x80\x04pickle'], ids=range(5))
+def test_broken_weights(learned, tmp_path, content):
+    from bearcls.core import sha256
+    copy = shutil.copytree(learned[3], tmp_path/'copy')
+    (copy/'weights.safetensors').write_bytes(content)
+    with pytest.raises(BundleError): learner_from_bundle(copy)
+    facts = json.loads((copy/'bundle.json').read_text())
+    facts['weights'].update(sha256=sha256(content), bytes=max(1, len(content)))
+    (copy/'bundle.json').write_text(json.dumps(facts))
+    with pytest.raises(BundleError): learner_from_bundle(copy)
+
+@pytest.mark.parametrize('recipe', [dict(builder='os.system'), dict(builder='vision_learner'), dict(builder='vision_learner', head='x'), dict(builder='vision_learner', head=[['Linear', dict(in_features=10**9, out_features=10**9)]]),
+    dict(builder='vision_learner', head=[['Linear', dict(in_features=-1, out_features=3)]]), dict(builder='vision_learner', head=[['Sequential', {}]]), dict(builder='vision_learner', head=[['Dropout', dict(p='0')]]),
+    dict(builder='arch', arch='../../x')], ids=str)
+def test_recipes_that_build_nothing(learned, tmp_path, recipe):
+    copy = shutil.copytree(learned[3], tmp_path/'copy')
+    facts = json.loads((copy/'bundle.json').read_text())
+    facts['weights'] = {**{k: facts['weights'][k] for k in ('sha256', 'bytes')}, **recipe}
+    facts['model']['arch'] = recipe.get('arch', 'squeezenet1_1')
+    (copy/'bundle.json').write_text(json.dumps(facts))
+    with pytest.raises(BundleError): learner_from_bundle(copy)
+
+# Variants
+
+@pytest.mark.parametrize('kind, smaller, moved', [('fp16', .62, .01), ('int8', .5, .5)])
+def test_variants(learned, tmp_path, kind, smaller, moved):
+    learn, _, _, bundle = learned
+    train_files, held = ([Path(f) for f in ds.items] for ds in (learn.dls.train_ds, learn.dls.valid_ds))
+    secret, public = make_keys(tmp_path/'mine')
+    made = compress_bundle(bundle, tmp_path/'small.zip', kind, train_files[:60], held, max_changed=.5, key=secret)  # a hasty model is unsure, and rounding turns many of its answers
+    facts, changes = read_bundle(made, key=public), read_bundle(made).metrics['compressed']
+    assert facts.variant == dict(fp16='float16').get(kind, kind) and facts.weights is None
+    assert changes['bytes_after'] < smaller*changes['bytes_before'] and changes['largest_change'] < moved
+    again = compare_bundles(bundle, made, held)
+    assert again['changed'] == changes['changed'] and again['n'] == len(held)
+    assert 'Made smaller' in model_card(facts, 'x')
+    with pytest.raises(BundleError, match='no weights|holds no'): weights_bytes(facts)
+
+def test_photographs(shared, tmp_path, monkeypatch):
+    "Real photographs and ImageNet's features: both sides, in the folder, in half the bytes and in whole numbers"
+    if not (shared/'torch').is_dir() or not (shared/'data'/'bears').is_dir(): pytest.skip('no photographs or weights')
+    monkeypatch.setenv('TORCH_HOME', str(shared/'torch'))
+    learn = train(shared/'data'/'bears', 'fast', arch='squeezenet1_1', quiet=True)
+    bundle = export_bundle(learn, tmp_path/'bundle', weights=True)
+    assert verify_bundle(learn, bundle) < .001
+    facts = read_bundle(bundle)
+    assert facts.metrics['calibration_error'] < .05 and facts.weights['builder'] == 'vision_learner'
+    train_files, held = ([Path(f) for f in ds.items] for ds in (learn.dls.train_ds, learn.dls.valid_ds))
+    again = learner_from_bundle(bundle)
+    assert np.abs(learner_probabilities(learn, held[:8], facts.min_side) - learner_probabilities(again, held[:8], facts.min_side)).max() < 1e-4
+    for kind, most in (('float16', .01), ('int8', .5)):
+        changes = read_bundle(compress_bundle(bundle, tmp_path/kind, kind, train_files[:60], held)).metrics['compressed']
+        assert changes['largest_change'] < most and abs(changes['error_after'] - changes['error_before']) < .05

@@ -1,0 +1,89 @@
+"Disturbances on odd pictures, and the table they lead to"
+import json, shutil
+import numpy as np
+import pytest
+from PIL import Image
+from bearcls.bundle import card_text, read_bundle
+from bearcls.card import add_metrics
+from bearcls.core import DataError
+from bearcls.inference import Classifier
+from bearcls.stress import Stress, apply_stress, show_stress, stress, stress_columns, stress_facts, stress_html, stress_words, stresses, trust_under_stress
+from tiny_bundle import furs, make_bundle
+
+@pytest.fixture
+def asked(tmp_path):
+    "A classifier of fur colours, and two pictures of each colour"
+    rng = np.random.default_rng(0)
+    for label, colour in furs.items():
+        (tmp_path/'furs'/label).mkdir(parents=True)
+        for i in range(2): Image.fromarray(np.uint8(np.clip(rng.normal(colour, 6, (90, 120, 3)), 0, 255))).save(tmp_path/'furs'/label/f'{i}.png')
+    return Classifier(make_bundle(tmp_path/'bundle')), tmp_path/'furs'
+
+@pytest.mark.parametrize('size', [(1, 1), (3, 200), (200, 3), (97, 61)])
+@pytest.mark.parametrize('kind', stresses)
+def test_any_picture_keeps_its_size(kind, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    before = image.tobytes()
+    for strength in (0, 1, 2, 3):
+        done = apply_stress(image, kind, strength)
+        assert (done.size, done.mode) == (size, 'RGB')
+    assert image.tobytes() == before
+
+@pytest.mark.parametrize('kind', [k for k in stresses if k not in ('far away', 'tilt')])  # these two move everything at once
+def test_stronger_is_stronger(kind):
+    "On a picture with shapes, the strongest is further from the picture than the weakest"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).resize((200, 160), Image.Resampling.NEAREST)
+    far = [np.abs(np.asarray(apply_stress(image, kind, s), float) - np.asarray(image)).mean() for s in (1, 2, 3)]
+    assert far[0] > .5 and far[0] < far[1] < far[2]
+
+def test_the_seed_decides():
+    image = Image.new('RGB', (80, 60), (90, 120, 70))
+    a, b, c = (apply_stress(image, 'rain', 2, seed).tobytes() for seed in (1, 1, 2))
+    assert a == b != c
+
+def test_columns_and_first_row(asked):
+    table = stress(*asked, kinds=['night', 'tilt'])
+    assert list(table.columns) == stress_columns and len(table) == 7
+    assert (table.kind[0], table.strength[0], table.n[0], table.error[0]) == ('none', 0, 6, 0)
+    assert table.error[1:4].max() > 0  # by night all furs are black
+    assert ((table.low <= table.error + 1e-9) & (table.error <= table.high + 1e-9)).all()
+
+def test_pictures_come_from_all_labels(asked):
+    classifier, path = asked
+    for i in range(2, 30): (path/'black'/f'{i}.png').write_bytes((path/'black'/'0.png').read_bytes())
+    from bearcls.stress import _stress_pictures
+    assert sorted(_stress_pictures(classifier, path, 6, 0)[1]) == ['black']*2 + ['brown']*2 + ['white']*2
+
+def test_broken_files_are_passed_over(asked):
+    classifier, path = asked
+    (path/'black'/'0.png').write_bytes(b'<html>')
+    assert stress(classifier, path, ['rain'], [1]).n.tolist() == [5, 5]
+    for f in path.rglob('*.png'): f.write_bytes(b'<html>')
+    with pytest.raises(DataError, match='None of the 6 pictures'): stress(classifier, path, ['rain'])
+
+def test_one_of_ones_own(asked, monkeypatch):
+    monkeypatch.setitem(stresses, 'mud', Stress(lambda image, share, rng: Image.new('RGB', image.size, 'brown'), (.5,), '{:.0%} of the lens'))
+    table = stress(*asked, kinds=['mud'], strengths=[1])
+    assert table.level[1] == '50% of the lens' and 'mud, 50% of the lens' in show_stress(Image.new('RGB', (50, 40)), ['mud'], [1])
+    with pytest.raises(ValueError, match='from 0 to 1, got 2'): apply_stress(Image.new('RGB', (9, 9)), 'mud', 2)
+
+def test_nobody_trusted(asked):
+    "A table without a trusted answer has words and no division by nothing"
+    classifier, path = asked
+    classifier.bundle.smallest = 10_000
+    table = stress(classifier, path, ['rain'], [1, 2])
+    assert table.trusted.max() == 0 and table.trusted_error.isna().all()
+    assert 'none of which are answered with trust' in stress_words(table)
+    assert 'none trusted' in stress_html(table) and json.loads(json.dumps(stress_facts(table), allow_nan=False))['rows'][1]['trusted_error'] is None
+    assert trust_under_stress(table)['harmful'] == []
+
+def test_into_the_card(asked, tmp_path):
+    "Every way is a line of the card, and the model stays the same"
+    classifier, path = asked
+    bundle = shutil.copytree(classifier.bundle.path, tmp_path/'bundle')
+    before = read_bundle(bundle)
+    add_metrics(bundle, dict(stress=stress_facts(stress(classifier, path, kinds=['rain', 'tilt'], strengths=[2]))), replace_card=True)
+    section = card_text(after := read_bundle(bundle)).partition('### Under bad conditions')[2].partition('\n#')[0]
+    lines = [line for line in section.splitlines() if line.startswith('|')]
+    assert len(lines) == 5 and len({line.count('|') for line in lines}) == 1
+    assert after.digest == before.digest and {k: v for k, v in after.metrics.items() if k != 'stress'} == before.metrics
