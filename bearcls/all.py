@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #db5913f2
+# %% ../nbs/19_all.ipynb #4f9e06bb
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -48,6 +48,7 @@ from .clean import *
 from .cleaner import *
 from .signature import *
 from .onnxfile import *
+from .container import BundleError
 from .bundle import *
 from .inference import *
 from .unlikeness import *

@@ -7,13 +7,14 @@ Docs: https://bearcls.github.io/bearcls/card.html.md"""
 # %% auto #0
 __all__ = ['markdown_text', 'markdown_table', 'card_head', 'model_card', 'add_metrics']
 
-# %% ../nbs/09d_card.ipynb #58a57979
+# %% ../nbs/09d_card.ipynb #c3eafd50
 import ast, json, os, re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from .bundle import Bundle, BundleError, card_text, colour_rule, facts_file, model_bytes, read_bundle, sign_bundle, weights_bytes, weights_file, write_bundle
+from .bundle import Bundle, card_text, colour_rule, model_bytes, read_bundle, sign_bundle, weights_bytes, write_bundle
+from .container import BundleError, facts_file, weights_file
 
 # %% ../nbs/09d_card.ipynb #438b2327
 def markdown_text(

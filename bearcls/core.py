@@ -10,8 +10,8 @@ __all__ = ['image_reasons', 'max_pixels', 'image_formats', 'image_suffixes', 'ma
            'atomic_write', 'cache_folder', 'ImageRow', 'write_manifest', 'read_manifest', 'sha256', 'describe_file',
            'image_size', 'progress', 'Html', 'data_uri', 'thumbnail', 'gallery', 'html_table']
 
-# %% ../nbs/00_core.ipynb #70f62ee4
-import base64, contextlib, csv, hashlib, html, importlib, io, os, struct, sys, tempfile, warnings
+# %% ../nbs/00_core.ipynb #94fe4091
+import base64, contextlib, csv, hashlib, html, importlib, io, os, struct, sys, warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -178,13 +178,14 @@ def count_labels(
     for f in files: counts[f.parent.name] = counts.get(f.parent.name, 0) + 1
     return dict(sorted(counts.items()))
 
-# %% ../nbs/00_core.ipynb #57d94b1e
+# %% ../nbs/00_core.ipynb #9f4d5208
 @contextlib.contextmanager
 def atomic_write(
     path: str | os.PathLike,  # File to make or replace
     mode: str = 'wb',         # 'wb' for bytes, 'w' for UTF-8 text
 ) -> Iterator[Any]:           # Open file to write to
     "Write `path` wholly or not at all"
+    import tempfile  # here, since who only asks a model never writes, and each module costs memory
     path = Path(path)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix='.', suffix='.part')
     try:
@@ -202,13 +203,15 @@ def _umask():
     os.umask(mask)
     return mask
 
-# %% ../nbs/00_core.ipynb #a589173a
+# %% ../nbs/00_core.ipynb #cb7cac0c
 def cache_folder() -> Path:  # It need not exist
     "Folder for what can be fetched again: `BEARCLS_CACHE`, otherwise the system's place for caches"
     if own := os.environ.get('BEARCLS_CACHE'): return Path(own).expanduser()
     variable, place = {'win32': ('LOCALAPPDATA', 'AppData/Local'), 'darwin': ('', 'Library/Caches')}.get(sys.platform, ('XDG_CACHE_HOME', '.cache'))
     try: return Path(os.environ.get(variable) or Path.home()/place)/'bearcls'
-    except RuntimeError: return Path(tempfile.gettempdir())/'bearcls'  # the user of a container may have no home
+    except RuntimeError:  # the user of a container may have no home
+        import tempfile
+        return Path(tempfile.gettempdir())/'bearcls'
 
 # %% ../nbs/00_core.ipynb #a4b5e8ea
 @dataclass

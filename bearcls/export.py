@@ -9,7 +9,7 @@ __all__ = ['opset', 'ExportError', 'DeployedModel', 'onnx_model', 'learner_proba
            'data_facts', 'installed_versions', 'own_answers', 'choose_temperature', 'bundle_metrics', 'export_bundle',
            'bundle_facts', 'check_dest']
 
-# %% ../nbs/10_export.ipynb #fb92be05
+# %% ../nbs/10_export.ipynb #3f7496bd
 import copy, os, platform, tempfile, warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -26,9 +26,10 @@ from fastcore.basics import noop
 from torch import nn
 from .arch import feature_layer, keep_modes, pool_features
 from .balance import site_of
-from .bundle import Bundle, BundleError, bundle_names, facts_file, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
+from .bundle import Bundle, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
 from .calibrate import calibration_error, fit_temperature, log_loss_of, with_temperature
 from .card import model_card
+from .container import BundleError, bundle_names, facts_file
 from .core import BearclsError, DataError, ImageError, load_image, progress, read_manifest, sha256
 from .data import dls_settings
 from .inference import Classifier

@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/further.html.md"""
 # %% auto #0
 __all__ = ['bundle_dls', 'learner_from_bundle']
 
-# %% ../nbs/10c_further.ipynb #b3742567
+# %% ../nbs/10c_further.ipynb #525dbdf1
 import os
 from pathlib import Path
 import torch
@@ -21,7 +21,8 @@ from fastai.vision.core import PILImage
 from PIL import Image
 from torch import nn
 from .arch import TrainError
-from .bundle import Bundle, BundleError, read_bundle, weights_bytes, weights_file
+from .bundle import Bundle, read_bundle, weights_bytes
+from .container import BundleError, weights_file
 from .core import optional_import
 from .opening import OpenImage
 from .rebuild import build_network

@@ -9,7 +9,7 @@ __all__ = ['min_light', 'providers_known', 'max_memory', 'Prediction', 'predicti
            'ProviderError', 'provider_names', 'Classifier', 'usable_cores', 'fetch_picture', 'PredictionRow',
            'find_pictures']
 
-# %% ../nbs/09_inference.ipynb #50fe800e
+# %% ../nbs/09_inference.ipynb #bd625337
 import os, threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from PIL import Image
-from .bundle import Bundle, BundleError, model_bytes, prepare, read_bundle, short_words
+from .bundle import Bundle, model_bytes, prepare, read_bundle
+from .container import BundleError, short_words
 from .core import BearclsError, Html, ImageError, image_suffixes, load_image, optional_import, progress
 
 # %% ../nbs/09_inference.ipynb #4c5b8d22
@@ -66,15 +67,15 @@ def _bar(label, probability):
         f'<span style="display:block;height:100%;width:{100*probability:.1f}%;background:#3b7ea1"></span></span>'
         f'<span style="flex:0 0 3em;text-align:right;font-variant-numeric:tabular-nums">{probability:.2f}</span></div>')
 
-# %% ../nbs/09_inference.ipynb #f97f4cb9
+# %% ../nbs/09_inference.ipynb #27fc6d11
 min_light = 64  # Grey level, 0 to 255; a picture with 95% of its pixels below it is too dark to judge
 
 def lightness(
     pixels: np.ndarray,  # What the model sees: bytes as (height, width, 3), RGB
 ) -> int:                # Grey level, 0 to 255
     "How light the light parts of a picture are: the grey level that 95% of its pixels stay under"
-    grey = np.asarray(Image.fromarray(pixels).convert('L'))
-    return int(np.searchsorted(np.bincount(grey.ravel(), minlength=256).cumsum(), .95*grey.size))
+    counts = Image.fromarray(pixels).convert('L').histogram()
+    return int(np.searchsorted(np.cumsum(counts), .95*sum(counts)))
 
 def judge(
     bundle: Bundle,                    # Holds the thresholds
@@ -130,7 +131,7 @@ def patch_to(cls):
         return f
     return add
 
-# %% ../nbs/09_inference.ipynb #799dab31
+# %% ../nbs/09_inference.ipynb #01ad2438
 class Classifier:
     "A loaded bundle that answers pictures; it may be used from several threads at once"
     def __init__(self,
@@ -143,7 +144,8 @@ class Classifier:
         if threads is not None and threads < 1: raise ValueError(f'`threads` must be at least 1, got {threads}')
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         self.allow_url, self.allow_private = allow_url, allow_private
-        self.session = _session(self.bundle, threads or usable_cores(), providers)
+        self.threads, self.providers = threads or usable_cores(), provider_names(providers)
+        self.session, self._lean, self._lock = _session(self.bundle, self.threads, self.providers), None, threading.Lock()
         self.outputs = [o.name for o in self.session.get_outputs() if o.name in _outputs]
 
     @property
@@ -157,14 +159,13 @@ def usable_cores() -> int:  # At least 1
     "Cores that this process may use, which a container or a batch system may have limited"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../nbs/09_inference.ipynb #324983b4
-def _session(bundle, threads, providers):
+# %% ../nbs/09_inference.ipynb #b27862f6
+def _session(bundle, threads, wanted):
     "The model in ONNX Runtime, checked against the facts"
-    ort = optional_import('onnxruntime', purpose='Classifier')
-    wanted = provider_names(providers)
+    import onnxruntime as ort
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 4, threads, 1
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    options.add_session_config_entry('session.force_spinning_stop', '1')
     options.add_session_config_entry('session.use_env_allocators', '1')
     _bound_memory(ort)
     where = f'The model of {bundle.path}'
@@ -215,18 +216,22 @@ def _as_image(source, bundle, allow_url=False, allow_private=False):
         raise ImageError(f'a path, bytes, an open binary file, a Pillow picture or an array of bytes is expected; got a {type(source).__name__}', 'not_an_image')
     return load_image(source, bundle.min_side)
 
-# %% ../nbs/09_inference.ipynb #b5c5099d
+# %% ../nbs/09_inference.ipynb #948b5e93
 @patch_to(Classifier)
 def run(self,
     pixels: np.ndarray,       # Prepared pictures: bytes as (pictures, height, width, 3), RGB
     release: bool = False,    # Give the memory for intermediate results back afterwards?
 ) -> dict[str, np.ndarray]:   # `logits` and `probabilities` as (pictures, labels), `features` as (pictures, numbers), `unlikeness` if the bundle knows it
     "What the model itself says"
+    return self._run(self.session, pixels, release)
+
+@patch_to(Classifier)
+def _run(self, session, pixels, release=False):
     import onnxruntime as ort
     options = ort.RunOptions()
     options.log_severity_level = 4
     if release: options.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
-    try: out = dict(zip(self.outputs, self.session.run(self.outputs, {'image': pixels}, options)))
+    try: out = dict(zip(self.outputs, session.run(self.outputs, {'image': pixels}, options)))
     except _runtime_errors() as e: raise BundleError(f'The model of {self.bundle.path} cannot answer: {short_words(str(e), 200)}') from e
     if not _are_answers(out, len(pixels), len(self.labels)): raise BundleError(f'The model of {self.bundle.path} gives no probabilities for {len(pixels)} pictures and {len(self.labels)} labels')
     return out
@@ -242,8 +247,7 @@ def predict(self,
     source: Any,     # Path, bytes, open binary file, Pillow picture or array of bytes; an address where `allow_url` is set
 ) -> Prediction:     # The answer
     "Classify one picture; an `ImageError` says why if it cannot be opened"
-    size, pixels = self._open(source)
-    return self._answers(pixels[None], [size])[0]
+    return self._ask(self.session, [self._open(source)])[0]
 
 @patch_to(Classifier)
 def _open(self, source):
@@ -252,9 +256,10 @@ def _open(self, source):
     return image.size, np.asarray(prepare(image, self.bundle.size, self.bundle.method, self.bundle.pad_mode))
 
 @patch_to(Classifier)
-def _answers(self, pixels, sizes, release=False):
-    "Predictions for prepared pictures"
-    out = self.run(pixels, release)
+def _ask(self, session, opened):
+    "Predictions for opened pictures"
+    sizes, pixels = zip(*opened)
+    out = self._run(session, np.stack(pixels))
     unlike = out['unlikeness'] if self.bundle.unlikeness else [None]*len(pixels)
     return [self._answer(*one) for one in zip(out['probabilities'], sizes, map(lightness, pixels), unlike)]
 
@@ -335,34 +340,41 @@ class PredictionRow:
         row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness)
         return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}
 
-# %% ../nbs/09_inference.ipynb #de45209e
+# %% ../nbs/09_inference.ipynb #f12a9869
 @patch_to(Classifier)
 def predict_stream(self,
     sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, also from an iterator without end; or a folder, which is searched with its subfolders
-    bs: int = 8,                            # Pictures that the model sees at a time; more cost memory, and hardly gain time
-    n_workers: int | None = None,           # Threads that open pictures; None: one for each core
-) -> Iterator['PredictionRow']:             # One for each source, in their order, as soon as it is known
-    "Classify pictures as they come, opening the next ones meanwhile"
-    if bs < 1: raise ValueError(f'`bs` must be at least 1, got {bs}')
-    if n_workers is not None and n_workers < 1: raise ValueError(f'`n_workers` must be at least 1, got {n_workers}')
+    bs: int | None = None,                  # Pictures that the model sees at a time; None: 1 on the CPU, 32 elsewhere
+    n_workers: int | None = None,           # Threads, each of which takes a batch from the files to the answers; None: one for each core
+) -> Iterator['PredictionRow']:             # One for each source, in their order
+    "Classify pictures as they come"
+    for name, value in dict(bs=bs, n_workers=n_workers).items():
+        if value is not None and value < 1: raise ValueError(f'`{name}` must be at least 1, got {value}')
+    bs = bs or (1 if self.providers == ['CPUExecutionProvider'] else 32)
     return self._stream(iter(find_pictures(sources) if isinstance(sources, (str, os.PathLike)) else sources), bs, n_workers or usable_cores())
 
 @patch_to(Classifier)
 def _stream(self, sources, bs, n_workers):
-    "Rows, while a pool of threads is at most two batches ahead"
+    "Rows, while a pool of threads is at work on at most two batches for each of them"
     from concurrent.futures import ThreadPoolExecutor
-    pool, waiting, position = ThreadPoolExecutor(n_workers, thread_name_prefix='bearcls-open'), deque(), 0
+    named = ((_name(source, i), source) for i, source in enumerate(sources, 1))
+    pool, waiting, session = ThreadPoolExecutor(n_workers, thread_name_prefix='bearcls'), deque(), self._session_for(n_workers)
     try:
-        while True:
-            for source in islice(sources, 2*bs + n_workers - len(waiting)):
-                position += 1
-                waiting.append((_name(source, position), pool.submit(self._try_open, source)))
-            if not waiting: return
-            some = [waiting.popleft() for _ in range(min(bs, len(waiting)))]
-            yield from self._rows([name for name, _ in some], [opened.result() for _, opened in some], not waiting)
+        while batch := list(islice(named, bs)):
+            waiting.append(pool.submit(self._rows, session, batch))
+            while waiting and (waiting[0].done() or len(waiting) > 2*n_workers): yield from waiting.popleft().result()
+        while waiting: yield from waiting.popleft().result()
+        self._run(session, np.zeros((1, *self.bundle.size[::-1], 3), np.uint8), release=True)
     finally: pool.shutdown(wait=False, cancel_futures=True)
 
-# %% ../nbs/09_inference.ipynb #5e944f32
+@patch_to(Classifier)
+def _session_for(self, n_workers):
+    "Where every core has a picture of its own, an answer takes one core"
+    if n_workers == 1 or self.threads == 1 or self.providers != ['CPUExecutionProvider']: return self.session
+    with self._lock: self._lean = self._lean or _session(self.bundle, 1, self.providers)
+    return self._lean
+
+# %% ../nbs/09_inference.ipynb #ccd1e2f7
 @patch_to(Classifier)
 def _try_open(self, source):
     "Size and pixels, or the error"
@@ -370,18 +382,19 @@ def _try_open(self, source):
     except (ImageError, MemoryError) as e: return e
 
 @patch_to(Classifier)
-def _rows(self, names, opened, last):
-    "Rows for some opened pictures"
+def _rows(self, session, batch):
+    "Rows for some named sources"
+    opened = [self._try_open(source) for _, source in batch]
     good = [o for o in opened if isinstance(o, tuple)]
-    answers = iter(self._answers(np.stack([pixels for _, pixels in good]), [size for size, _ in good], last) if good else ())
+    answers = iter(self._ask(session, good) if good else ())
     return [PredictionRow(name, next(answers)) if isinstance(o, tuple) else PredictionRow(name, None, 'failed', str(o) or 'there is not enough memory to open it')
-        for name, o in zip(names, opened)]
+        for (name, _), o in zip(batch, opened)]
 
 @patch_to(Classifier)
 def predict_batch(self,
     sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, or a folder, which is searched with its subfolders
-    bs: int = 8,                            # Pictures that the model sees at a time; more cost memory, and hardly gain time
-    n_workers: int | None = None,           # Threads that open pictures; None: one for each core
+    bs: int | None = None,                  # Pictures that the model sees at a time; None: 1 on the CPU, 32 elsewhere
+    n_workers: int | None = None,           # Threads, each of which takes a batch from the files to the answers; None: one for each core
     quiet: bool = False,                    # No progress bar?
 ) -> list['PredictionRow']:                 # One for each source, in their order
     "Classify many pictures; one that cannot be opened becomes a row with its reason"

@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/signature.html.md"""
 # %% auto #0
 __all__ = ['SignatureError', 'public_key', 'sign_bytes', 'signature_fits', 'make_keys', 'read_key']
 
-# %% ../nbs/08c_signature.ipynb #9e6a2e9c
-import hashlib, os, secrets
+# %% ../nbs/08c_signature.ipynb #d6602e65
+import hashlib, os
 from pathlib import Path
 from .core import BearclsError
 
@@ -92,7 +92,7 @@ def signature_fits(
     minus = _p - key[0], key[1], 1, _p - key[3]
     return _pack(_add(_times(s, _base), _times(_hash(point, public, message), minus))) == point
 
-# %% ../nbs/08c_signature.ipynb #504aec20
+# %% ../nbs/08c_signature.ipynb #8c1db9b8
 def make_keys(
     dest: str | os.PathLike,    # Path without an ending: `dest.key` is the secret key, `dest.pub` the public one
 ) -> tuple[Path, Path]:         # Both files
@@ -100,7 +100,7 @@ def make_keys(
     secret_file, public_file = (Path(f'{os.fspath(dest)}.{end}') for end in ('key', 'pub'))
     for file in (secret_file, public_file):
         if file.exists(): raise SignatureError(f'{file} exists already; keys are not replaced')
-    secret = secrets.token_bytes(32)
+    secret = os.urandom(32)
     with open(os.open(secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w', encoding='ascii') as f: f.write(f'{_secret_head} {secret.hex()}\n')
     public_file.write_text(f'{_public_head} {public_key(secret).hex()}\n', encoding='ascii')
     return secret_file, public_file

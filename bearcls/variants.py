@@ -7,15 +7,16 @@ Docs: https://bearcls.github.io/bearcls/variants.html.md"""
 # %% auto #0
 __all__ = ['store_as_float16', 'quantize', 'compare_bundles', 'changes_html', 'compress_bundle']
 
-# %% ../nbs/10b_variants.ipynb #928de001
+# %% ../nbs/10b_variants.ipynb #5c0e47ce
 import logging, os, tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 import numpy as np
-from .bundle import Bundle, BundleError, model_bytes, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
+from .bundle import Bundle, model_bytes, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
 from .card import model_card
+from .container import BundleError
 from .core import DataError, Html, ImageError, html_table, load_image, optional_import, progress
 from .inference import Classifier
 

@@ -110,12 +110,12 @@ def follow(
     keep = math.exp(-seconds/smoothing) if smoothing > 0 else 0.
     return {label: keep*level.get(label, 0.) + (1 - keep)*p*prediction.trusted for label, p in prediction.probabilities.items()}
 
-# %% ../nbs/09c_video.ipynb #cd095e40
+# %% ../nbs/09c_video.ipynb #e734cbdc
 @patch_to(Classifier)
 def watch(self,
     frames: Iterable[tuple[float, Any]],  # Seconds, and what `predict` takes; `read_frames` gives them, or a loop around a camera
     smoothing: float = 1.,                # Seconds; see `follow`
-    bs: int = 4,                          # Frames that the model sees at a time; 1 answers at once
+    bs: int | None = None,                # Frames that the model sees at a time; see `predict_stream`
 ) -> Iterator['FrameRow']:                # One for each frame, in their order
     "Answer frames as they come"
     if not smoothing >= 0: raise ValueError(f'`smoothing` must be 0 or more seconds, got {smoothing}')

@@ -6,9 +6,10 @@ A SqueezeNet 1.1 is trained once, on the 416 photographs of BEARCLS_SHARED (defa
 with Resize and Normalize, exported and loaded with `load_learner`; `bearcls` gets it as a bundle, with the reduced decoding that it was trained with. Both stretch a picture to 224 by 224.
 
 cold      a fresh process with nothing imported: from its start to the first answer, about a picture of 640×480, and what it then holds of the memory (resident at its peak)
-vga, 12mp one answer in a process where everything is loaded and warm; pictures of 640×480 and 4000×3000
+vga, 12mp one answer in a process where everything is loaded and warm; pictures of 640×480 and 4000×3000, the latter as large ones from the web are (about 1 MB)
+camera    the same with a camera's grain in it, about 3.5 MB: what it takes to read a JPEG grows with its bytes, and cannot be had for less
 folder    all answers about a folder of full-size photographs: `get_preds` with the DataLoaders' own workers, and `predict_batch`
-decode    the same folder, only opened: `load_image` with reduced decoding, in as many threads as `predict_batch` has
+decode    the same folder, only opened, with the same reduced decoding: `load_image`, in as many threads as `predict_batch` has
 
 The full-size photographs are the 416 ones enlarged to 12 megapixels, with a camera's grain, as JPEGs of quality 90; about 4 MB each, in a temporary folder. All ratios are medians of the ratios within a round.
 Then, once: `agreement`, the largest difference between both sides' probabilities where both decode in full; `moved_max`, `moved_mean` and `labels_changed`, what reduced decoding changes, on every photograph
@@ -49,7 +50,7 @@ def seconds(file, n):
         ask(file)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-print(json.dumps({name: seconds(name + '.jpg', 15) for name in ('vga', '12mp')}))
+print(json.dumps({name: seconds(name + '.jpg', 15) for name in ('vga', '12mp', 'camera')}))
 '''
 folder = dict(bearcls='''
 import json, time
@@ -94,7 +95,7 @@ def prepare(work, n):
     from bearcls.train import train
     real = (shared/'data'/'bears').is_dir() and (shared/'torch').is_dir()
     if real: os.environ['TORCH_HOME'] = str(shared/'torch')
-    if (work/'12mp.jpg').exists(): return (shared/'data'/'bears' if real else work/'bears'), real
+    if (work/'camera.jpg').exists(): return (shared/'data'/'bears' if real else work/'bears'), real
     path = shared/'data'/'bears' if real else draw_bears(work/'bears', n_per_label=60, seed=1, faults=False)
     learn = train(path, seed=0, quiet=True, **(dict(route='fast', arch='squeezenet1_1') if real else dict(route='scratch', epochs=1)))
     export_bundle(learn, work/'bundle')
@@ -109,18 +110,20 @@ def prepare(work, n):
     return path, real
 
 def enlarge(files, work, n):
-    "`n` photographs of 12 megapixels with grain, and one of each size for single answers"
+    "`n` photographs of 12 megapixels with grain, and one of each kind for single answers"
     import numpy as np
     from PIL import Image, ImageChops
     from bearcls.core import load_image
     (work/'full').mkdir()
     grain = Image.fromarray(np.clip(np.random.default_rng(0).normal(128, 6, (3000, 4000, 1)), 0, 255).astype(np.uint8).repeat(3, 2))
-    def one(k, dest, size):
-        image = ImageChops.add(load_image(files[k % len(files)]).resize(size, Image.Resampling.BICUBIC), grain.crop((0, 0, *size)), offset=-128)
+    def one(k, dest, size, grainy=True):
+        image = load_image(files[k % len(files)]).resize(size, Image.Resampling.BICUBIC)
+        if grainy: image = ImageChops.add(image, grain.crop((0, 0, *size)), offset=-128)
         image.save(dest, quality=90)
     with ThreadPoolExecutor(2) as pool: list(pool.map(lambda k: one(k, work/'full'/f'{k:04}.jpg', (4000, 3000)), range(n)))
     one(0, work/'vga.jpg', (640, 480))
-    one(0, work/'12mp.jpg', (4000, 3000))
+    one(0, work/'12mp.jpg', (4000, 3000), False)
+    one(0, work/'camera.jpg', (4000, 3000))
 
 def child(work, code):
     "Start a process that runs `code`; its last line, and the seconds from its start to its first line"
@@ -190,7 +193,7 @@ def figures(runs):
     "Medians; of ratios within a round"
     ratio = lambda a, b: round(statistics.median(r[a]/r[b] for r in runs), 2)
     out = dict(speedup_cold_start=ratio('cold_fastai', 'cold_bearcls'), speedup_vga=ratio('vga_fastai', 'vga_bearcls'), speedup_12mp=ratio('12mp_fastai', '12mp_bearcls'),
-        speedup_folder=ratio('folder_fastai', 'folder_bearcls'), share_of_decode_speed=ratio('folder_decode', 'folder_bearcls'))
+        speedup_camera=ratio('camera_fastai', 'camera_bearcls'), speedup_folder=ratio('folder_fastai', 'folder_bearcls'), share_of_decode_speed=ratio('folder_decode', 'folder_bearcls'))
     for side in ('bearcls', 'fastai'): out[f'resident_mb_{side}'] = round(statistics.median(r[f'resident_mb_{side}'] for r in runs), 1)
     return {**out, 'resident_mb': out['resident_mb_bearcls']}
 

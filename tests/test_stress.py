@@ -80,7 +80,7 @@ def test_nobody_trusted(asked):
 def test_into_the_card(asked, tmp_path):
     "Every way is a line of the card, and the model stays the same"
     classifier, path = asked
-    bundle = shutil.copytree(classifier.bundle.path, tmp_path/'bundle')
+    bundle = shutil.copytree(classifier.bundle.path, tmp_path/'copy')
     before = read_bundle(bundle)
     add_metrics(bundle, dict(stress=stress_facts(stress(classifier, path, kinds=['rain', 'tilt'], strengths=[2]))), replace_card=True)
     section = card_text(after := read_bundle(bundle)).partition('### Under bad conditions')[2].partition('\n#')[0]
