@@ -66,4 +66,4 @@ step "notebook figures" python tests/notebooks.py
 OMP_NUM_THREADS=1 step notebooks nbdev-test --n-workers 2 --timing
 step site python nbs/_sphinx/build.py --out _site
 echo "== pytest ($SECONDS s so far)"
-BEARCLS_SITE="$PWD/_site" python -m pytest tests --durations=10 < /dev/null
+OMP_NUM_THREADS=1 BEARCLS_SITE="$PWD/_site" python -m pytest tests -n 2 --dist loadfile --durations=10 < /dev/null
