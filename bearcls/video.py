@@ -110,7 +110,7 @@ def follow(
     keep = math.exp(-seconds/smoothing) if smoothing > 0 else 0.
     return {label: keep*level.get(label, 0.) + (1 - keep)*p*prediction.trusted for label, p in prediction.probabilities.items()}
 
-# %% ../nbs/09c_video.ipynb #e734cbdc
+# %% ../nbs/09c_video.ipynb #9fe15aa7
 @patch_to(Classifier)
 def watch(self,
     frames: Iterable[tuple[float, Any]],  # Seconds, and what `predict` takes; `read_frames` gives them, or a loop around a camera
@@ -141,7 +141,7 @@ def predict_video(self,
     source: Any,           # Path, bytes or open binary file of a video or an animation
     rate: float = 2.,      # Frames a second to look at
     smoothing: float = 1., # Seconds; see `follow`
-    bs: int = 8,           # Frames that the model sees at a time
+    bs: int | None = None, # Frames that the model sees at a time; see `predict_stream`
     quiet: bool = False,   # No progress bar?
 ) -> list['FrameRow']:     # One for each frame that was looked at
     "Answer a video; an `ImageError` says why if not one frame of it can be read"

@@ -14,6 +14,7 @@ exclude_patterns = ['**.md', '_*']
 suppress_warnings = ['myst.header']  # API entries are third-level headings wherever they stand
 
 nb_execution_mode = 'off'
+nb_render_markdown_format = 'myst'  # tables in the Markdown that a cell shows
 nb_merge_streams = True
 nb_ipywidgets_js = {}
 myst_enable_extensions = ['attrs_block', 'attrs_inline', 'deflist', 'dollarmath', 'html_image', 'strikethrough']
