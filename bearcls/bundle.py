@@ -6,13 +6,13 @@ Docs: https://bearcls.github.io/bearcls/bundle.html.md"""
 
 # %% auto #0
 __all__ = ['resize_methods', 'pad_modes', 'format_name', 'format_version', 'colour_rule', 'furs', 'prepare', 'Bundle',
-           'bundle_json', 'write_bundle', 'read_bundle', 'model_bytes', 'weights_bytes', 'card_text', 'colour_model',
-           'zip_bundle', 'sign_bundle']
+           'bundle_json', 'plain_values', 'write_bundle', 'read_bundle', 'model_bytes', 'weights_bytes', 'card_text',
+           'card_changed', 'colour_model', 'zip_bundle', 'sign_bundle']
 
-# %% ../nbs/09_bundle.ipynb #e7a84f24
+# %% ../nbs/09_bundle.ipynb #0fc5095c
 import json, math, os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -61,7 +61,7 @@ def _middle(image, width, height):
     larger = image.resize((width + extra, height + extra), Image.Resampling.BILINEAR)
     return larger.crop((extra//2, extra//2, extra//2 + width, extra//2 + height))
 
-# %% ../nbs/09_bundle.ipynb #1e45cc90
+# %% ../nbs/09_bundle.ipynb #052762f9
 @dataclass
 class Bundle:
     "The facts of a bundle: what `bundle.json` holds"
@@ -83,11 +83,12 @@ class Bundle:
     arch: str = ''                 # Name of the architecture, such as resnet18
     variant: str = 'float32'       # How the model's weights are stored: float32, float16 or int8
     weights: dict | None = None    # Of `weights.safetensors`: `sha256`, `bytes`, and `builder`, which tells how its network is made; None: not in the bundle
+    card: str = ''                 # SHA-256 of the model card as it was written; `card_changed` compares
     signed: bool = field(default=False, compare=False)  # Did a signature lie beside it? It is looked at only where `read_bundle` is given a key
     digest: str = field(default='', repr=False, compare=False)  # SHA-256 of the model's file that was read
     path: Path | None = field(default=None, repr=False, compare=False)  # Folder or zip that it was read from
 
-# %% ../nbs/09_bundle.ipynb #7e316e63
+# %% ../nbs/09_bundle.ipynb #8f768680
 format_name, format_version = 'bearcls-bundle', 1
 colour_rule = 'rgb, upright, transparency on white'  # What `load_image` does
 
@@ -103,9 +104,20 @@ def bundle_json(
         normalisation=dict(mean=list(bundle.mean), std=list(bundle.std)), temperature=bundle.temperature,
         trust=dict(threshold=bundle.threshold, smallest=bundle.smallest, unlikeness=bundle.unlikeness),
         metrics=bundle.metrics, data=bundle.data, versions=bundle.versions,
-        model=dict(arch=bundle.arch, variant=bundle.variant, sha256=digest, bytes=n_bytes), weights=bundle.weights)
+        model=dict(arch=bundle.arch, variant=bundle.variant, sha256=digest, bytes=n_bytes), weights=bundle.weights, card=bundle.card)
 
-# %% ../nbs/09_bundle.ipynb #d2a8866d
+def plain_values(
+    value: Any,        # What was measured: numbers of Python or NumPy, texts, lists and dicts of them
+    name: str = 'metrics', # For the error message
+) -> Any:              # The same in Python's own kinds
+    "Values that can be written as JSON; a `BundleError` names the first that cannot"
+    if isinstance(value, Mapping): return {str(k): plain_values(v, f'{name}.{k}') for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [plain_values(v, f'{name}[{i}]') for i, v in enumerate(value)]
+    if isinstance(value, np.generic): value = value.item()
+    if value is None or isinstance(value, (str, bool, int)) or isinstance(value, float) and math.isfinite(value): return value
+    raise BundleError(f'`{name}` holds {short_words(value)}, which cannot be written as JSON')
+
+# %% ../nbs/09_bundle.ipynb #e253c5a1
 def write_bundle(
     bundle: Bundle,            # Facts; what could not be read back is refused
     model: bytes,              # The ONNX model: uint8 `image` in; `logits`, `probabilities`, `features`, and perhaps `unlikeness` out
@@ -114,14 +126,14 @@ def write_bundle(
     weights: bytes = b'',      # What `weights.safetensors` shall hold; the facts must tell of it
 ) -> Path:                     # `dest`
     "Write the files of a bundle"
-    dest, facts = Path(dest), bundle_json(bundle, sha256(model), len(model))
+    dest, facts = Path(dest), bundle_json(replace(bundle, card=sha256(card.encode())), sha256(model), len(model))
     _facts(facts, f'The bundle for {dest}')
     if bool(weights) != bool(bundle.weights): raise BundleError(f'`weights` holds {len(weights):,} bytes, and the facts say {short_words(bundle.weights)}')
     text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     files = {model_file: model, weights_file: weights, card_file: card.encode(), facts_file: text.encode()}  # the facts last: without them it is no bundle
     return write_files({name: content for name, content in files.items() if content or name == card_file}, dest)
 
-# %% ../nbs/09_bundle.ipynb #555df0b9
+# %% ../nbs/09_bundle.ipynb #a69ea09e
 def _number(v, low=-math.inf, high=math.inf):
     return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= 1e30 and low <= v <= high
 def _whole(v, low, high): return isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
@@ -157,6 +169,7 @@ _fields = {
     'model.variant': (lambda v: v in ('float32', 'float16', 'int8'), 'float32, float16 or int8'),
     'model.sha256': (_digest, '64 hexadecimal digits'),
     'model.bytes': (lambda v: _whole(v, 1, 1 << 31), 'a whole number up to 2 GiB'),
+    'card': (lambda v: v == '' or _digest(v), '64 hexadecimal digits'),
     'weights': (lambda v: v is None or _file(v) and isinstance(v.get('builder'), str), 'null or an object with `sha256`, `bytes` and `builder`'),
 }
 
@@ -177,7 +190,7 @@ def _facts(facts, where):
         if not holds(value): raise BundleError(f'{where}: `{name}` holds {short_words(value)}; {expected} is expected')
     return facts
 
-# %% ../nbs/09_bundle.ipynb #c1a0ce2d
+# %% ../nbs/09_bundle.ipynb #089ee54c
 def read_bundle(
     path: str | os.PathLike,                # Folder of the bundle, or its zip
     key: str | os.PathLike | None = None,   # Public key: only what was signed with its secret counterpart is accepted; None: signatures are not looked at
@@ -192,7 +205,7 @@ def read_bundle(
     given, trust, norm, model = facts['input'], facts['trust'], facts['normalisation'], facts['model']
     return Bundle(facts['labels'], (given['width'], given['height']), given['method'], given['pad_mode'], given['min_side'], norm['mean'],
         norm['std'], facts['temperature'], trust['threshold'], trust['smallest'], trust['unlikeness'], facts['metrics'], facts['data'], facts['versions'],
-        facts['created'], model['arch'], model['variant'], facts['weights'], signed, model['sha256'].lower(), path)
+        facts['created'], model['arch'], model['variant'], facts['weights'], facts['card'], signed, model['sha256'].lower(), path)
 
 def _read_json(files):
     "What `bundle.json` holds, whatever it is"
@@ -202,7 +215,7 @@ def _read_json(files):
     try: return json.loads(content.decode('utf-8'), parse_constant=refuse)
     except (ValueError, RecursionError) as e: raise BundleError(f'{file} cannot be read: {short_words(str(e), 100).strip(chr(39))}') from e
 
-# %% ../nbs/09_bundle.ipynb #799c7805
+# %% ../nbs/09_bundle.ipynb #6c4e1599
 def model_bytes(
     bundle: Bundle,  # From `read_bundle`
 ) -> bytes:          # ONNX, for a session of ONNX Runtime
@@ -224,6 +237,12 @@ def card_text(
 ) -> str:            # Markdown; empty if there is none
     "The model card of a bundle, as it is now"
     with opened(_place(bundle)) as files: return file_content(files, card_file, 1 << 22).decode('utf-8', 'replace') if card_file in files else ''
+
+def card_changed(
+    bundle: Bundle,  # From `read_bundle`
+) -> bool:           # What somebody has written there should not be lost
+    "Was the model card changed since the bundle was written?"
+    return bool(bundle.card) and sha256(card_text(bundle).encode()) != bundle.card
 
 def _place(bundle):
     "Folder or zip"
@@ -264,13 +283,13 @@ colours (uint8[n,{size},{size},3] image) => (float[n,{n}] logits, float[n,{n}] p
   logits = Gemm<transB=1>(features, w, b)
   probabilities = Softmax<axis=1>(logits){distance} }}''').SerializeToString()
 
-# %% ../nbs/09_bundle.ipynb #2d3bddb5
+# %% ../nbs/09_bundle.ipynb #7d8a7849
 def zip_bundle(
     path: str | os.PathLike,                # Folder of a bundle
     dest: str | os.PathLike | None = None,  # File to write, ending in .zip; None: beside the folder, with its name
 ) -> Path:                                  # `dest`
     "A bundle as one file, its signature included"
-    path = Path(path)
+    path = Path(path).resolve()
     dest = path.with_name(path.name + '.zip') if dest is None else Path(dest)
     if dest.suffix.lower() != '.zip': raise ValueError(f'`dest` should end in .zip, got {dest}')
     read_bundle(path)

@@ -7,14 +7,15 @@ Docs: https://bearcls.github.io/bearcls/card.html.md"""
 # %% auto #0
 __all__ = ['markdown_text', 'markdown_table', 'card_head', 'model_card', 'add_metrics']
 
-# %% ../nbs/09d_card.ipynb #c3eafd50
-import ast, json, os, re
+# %% ../nbs/09d_card.ipynb #659ba0fa
+import json, os, re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from .bundle import Bundle, card_text, colour_rule, model_bytes, read_bundle, sign_bundle, weights_bytes, write_bundle
+from .bundle import Bundle, card_changed, colour_rule, model_bytes, plain_values, read_bundle, sign_bundle, weights_bytes, write_bundle
 from .container import BundleError, facts_file, weights_file
+from .signature import public_key, read_key
 
 # %% ../nbs/09d_card.ipynb #438b2327
 def markdown_text(
@@ -121,7 +122,7 @@ def _stress_words(s):
     table = [(r.get('kind', ''), r.get('level', ''), r.get('n', ''), *shares(r, 'error', 'low', 'high', 'trusted', 'trusted_error')) for r in rows[:100]]
     return markdown_text(s['words']) + '\n\n' + markdown_table(['disturbance', 'level', 'pictures', 'error', 'from', 'to', 'trusted', 'error among the trusted'], table)
 
-# %% ../nbs/09d_card.ipynb #0a4d1ad9
+# %% ../nbs/09d_card.ipynb #d7c6e6f8
 def _data(bundle):
     d, sources = bundle.data, _a(dict, bundle.data.get('sources'))
     parts = [markdown_table(['label', 'trained on', 'validated on'], [(label, n.get('train', ''), n.get('valid', '')) for label, n in rows])] if (rows := _rows(d.get('labels'))) else []
@@ -135,9 +136,12 @@ def _data(bundle):
 def _limits(bundle):
     far = bundle.unlikeness
     stranger = _stranger_words(far) if far else 'It has no means to notice a picture that shows none of them.'
-    notes = [markdown_text(n) for n in _a(list, bundle.metrics.get('notes')) if isinstance(n, str)]
+    notes = bundle.metrics.get('notes')
+    notes = [markdown_text(n) for n in (_a(list, notes) if not isinstance(notes, str) else [notes]) if isinstance(n, str)]
+    doubts = [f'with a probability below {bundle.threshold:g}', f'on pictures with a side below {bundle.smallest} pixels', 'on pictures that are almost black', *(['on pictures unlike the training data'] if far else [])]
+    if far and bundle.variant == 'int8': stranger += ' These figures were measured before the model was made smaller.'
     return (f'The model knows these labels and nothing else: every picture gets one of them, one that shows none of them too. {stranger}\n\n'
-        f'Answers with a probability below {bundle.threshold:g}, those on pictures with a side below {bundle.smallest} pixels{", and those on pictures unlike the training data" if far else ""} come with '
+        f'Answers {", ".join(doubts[:-1])} and {doubts[-1]} come with '
         '`trusted = False`: a person should look. How well it does on pictures of another kind than those it was measured on is not known.' + ''.join(f'\n\n{n}' for n in notes))
 
 def _stranger_words(far):
@@ -176,19 +180,19 @@ def _input(bundle):
     weights = f' `{weights_file}` holds the weights, to train further.' if bundle.weights else ''
     return markdown_table(['name', 'type', 'meaning'], rows) + f'\n\nNormalisation is inside the model. `{facts_file}` holds all facts in JSON.{weights}'
 
-# %% ../nbs/09d_card.ipynb #ad715884
+# %% ../nbs/09d_card.ipynb #4fd3f615
 def add_metrics(
     path: str | os.PathLike,                # Folder of a bundle, or its zip
-    metrics: Mapping[str, Any],             # What was measured, ready for JSON; names that are there already are replaced
-    key: str | os.PathLike | None = None,   # Secret key, to sign it again
+    metrics: Mapping[str, Any],             # What was measured: numbers, texts, lists and dicts of them; names that are there already are replaced
+    key: str | os.PathLike | None = None,   # Secret key, to sign it again; a bundle that was signed with another one is refused
     replace_card: bool = False,             # Write the card anew although somebody has changed it?
 ) -> Path:                                  # `path`
     "Write further figures into a bundle and its card"
     path, bundle = Path(path), read_bundle(path)
     if bundle.signed and key is None: raise BundleError(f'{path} is signed; `key`, the secret key, is needed to sign it again')
-    old = card_text(bundle)
-    name = ast.literal_eval(found[1]) if (found := re.search(r"^classifier = Classifier\(('.*'|\".*\")\)$", old, re.M)) else path.name
-    if old and old != model_card(bundle, name) and not replace_card: raise BundleError(f'The card of {path} was changed since it was written; `replace_card=True` writes it anew, without these changes')
-    facts = replace(bundle, metrics=bundle.metrics | dict(metrics))
-    write_bundle(facts, model_bytes(bundle), path, model_card(facts, name), weights_bytes(bundle) if bundle.weights else b'')
+    secret = key if key is None else read_key(key, secret=True)
+    if bundle.signed: read_bundle(path, public_key(secret).hex())  # what somebody else has changed or signed is not signed
+    if card_changed(bundle) and not replace_card: raise BundleError(f'The card of {path} was changed since it was written; `replace_card=True` writes it anew, without these changes')
+    facts = replace(bundle, metrics=bundle.metrics | plain_values(metrics))
+    write_bundle(facts, model_bytes(bundle), path, model_card(facts, path.name), weights_bytes(bundle) if bundle.weights else b'')
     return path if key is None else sign_bundle(path, key)

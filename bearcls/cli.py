@@ -76,16 +76,18 @@ def _app(args):
     run_app(args.bundle, port=args.port, open_browser=not args.no_browser)
     return 0
 
-# %% ../nbs/18_cli.ipynb #f334ef12
+# %% ../nbs/18_cli.ipynb #a75eb200
 def _predict(args):
     "Classify files with a bundle, each answer as soon as it is known; status 1 if some could not be opened"
     from bearcls.batch import tally, write_predictions
+    from bearcls.bundle import read_bundle
     from bearcls.core import progress
     from bearcls.inference import Classifier, find_pictures
-    try: classifier = Classifier(args.bundle, args.threads, args.provider, args.url)
+    try: classifier = Classifier(read_bundle(args.bundle, args.key), args.threads, args.provider, args.url)
     except ValueError as e: return _fail(str(e))
     files = [f for name in args.files for f in ([name] if '://' in name else find_pictures(name))]
-    rows, seen = classifier.predict_stream(files), []
+    if not files: return _fail(f'there are no pictures in {", ".join(args.files)}')
+    rows, seen = classifier.predict_stream(files, n_workers=args.threads), _Rows()
     if args.out:
         write_predictions(_noted(progress(rows, 'predicting', len(files), 'picture'), seen), args.out, classifier.labels)
         for c in tally(seen): print(f'{c["pictures"]:6,}  {c["label"]}' + (f', {c["ask"]:,} to ask a person about' if c['ask'] else ''))
@@ -93,13 +95,20 @@ def _predict(args):
     elif args.csv: _print_csv(_noted(rows, seen), classifier.labels)
     else:
         for r in _noted(rows, seen): print(f'{r.file}: {r.prediction if r.status == "ok" else r.reason}', flush=True)
+    if seen.interrupted: return _fail(f'interrupted; {len(seen):,} of {len(files):,} were answered', 130)
     return 0 if all(r.status == 'ok' for r in seen) else 1
 
+class _Rows(list):
+    "Rows that have passed by"
+    interrupted = False
+
 def _noted(rows, seen):
-    "Rows as they pass by"
-    for r in rows:
-        seen.append(r)
-        yield r
+    "Rows as they pass by; Ctrl-C ends them, and what was answered is kept"
+    try:
+        for r in rows:
+            seen.append(r)
+            yield r
+    except KeyboardInterrupt: seen.interrupted = True
 
 # %% ../nbs/18_cli.ipynb #370ce33b
 def _print_csv(rows, labels):
@@ -122,7 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_app(commands.add_parser('app', help='open a bundle as an application in the browser'))
     return parser
 
-# %% ../nbs/18_cli.ipynb #be6230ac
+# %% ../nbs/18_cli.ipynb #b58e2c6a
 def _add_quickstart(parser):
     "Arguments of `bearcls quickstart`"
     parser.set_defaults(run=_quickstart)
@@ -162,7 +171,8 @@ def _add_predict(parser):
     parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
     parser.add_argument('files', nargs='+', metavar='FILES', help='pictures, or folders of them; addresses with --url')
     parser.add_argument('--url', action='store_true', help='also fetch pictures from http and https addresses')
-    parser.add_argument('--threads', type=int, metavar='N', help='cores that the model may use (default: all)')
+    parser.add_argument('--threads', type=int, metavar='N', help='cores to use (default: all)')
+    parser.add_argument('--key', metavar='FILE', help='public key: refuse a bundle that was not signed with its secret counterpart')
     parser.add_argument('--provider', default='cpu', metavar='NAME', help='who computes: cpu, cuda, openvino or a name of ONNX Runtime (default: %(default)s)')
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='a JSON list, an object for each picture')
@@ -181,12 +191,13 @@ def _add_app(parser):
     parser.add_argument('--port', type=int, metavar='N', help='port to listen on (default: a free one)')
     parser.add_argument('--no-browser', action='store_true', help='print the address without opening a browser')
 
-# %% ../nbs/18_cli.ipynb #fe169340
+# %% ../nbs/18_cli.ipynb #39fba15f
 def main(
     argv: Sequence[str] | None = None,  # Arguments; None for those of the process
 ) -> int:                               # Exit status: 0 done, 1 some pictures failed, 2 wrong input, 130 interrupted
     "Run a command"
     args = make_parser().parse_args(argv)
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')  # names of files may hold anything
     try: return args.run(args)
     except (BearclsError, ImportError, OSError) as e: return _fail(str(e) or type(e).__name__)
     except KeyboardInterrupt: return _fail('interrupted; what was finished is kept', 130)

@@ -134,7 +134,7 @@ def checked_file(
         raise BundleError(f'{files.path/name} is not the one that this bundle was made with: its checksum differs')
     return blocks[0] if keep else b''
 
-# %% ../nbs/08e_container.ipynb #c96f8d35
+# %% ../nbs/08e_container.ipynb #199833bc
 def write_files(
     files: Mapping[str, bytes],  # Contents by name, in the order in which they are written
     dest: Path,                  # Folder, which is made if needed; or a file that ends in .zip
@@ -147,6 +147,7 @@ def write_files(
             for name, content in files.items(): z.writestr(_zip_entry(name), content)
         return dest
     dest.mkdir(parents=True, exist_ok=True)
+    if (own := [name for name in bundle_names if (dest/name).exists()]) and facts_file not in own: raise BundleError(f'{dest} has a {own[0]} and is no bundle, so nothing is written there')
     for name in set(bundle_names) - set(files): (dest/name).unlink(missing_ok=True)
     for name, content in files.items():
         with atomic_write(dest/name) as f: f.write(content)

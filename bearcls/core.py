@@ -56,7 +56,7 @@ def optional_import(
     except ImportError as e:
         raise ImportError(f'{purpose} needs {module}: pip install {package or module}') from e
 
-# %% ../nbs/00_core.ipynb #f8eca8ec
+# %% ../nbs/00_core.ipynb #eb8fa0ae
 max_pixels = 100_000_000  # Largest picture accepted, in pixels: about 300 MB once decoded
 
 def flatten(
@@ -64,11 +64,15 @@ def flatten(
 ) -> Image.Image:        # The same picture in mode RGB
     "RGB without surprises: transparency on white, 16-bit greys scaled instead of clipped"
     if image.mode in ('I', 'I;16', 'I;16B', 'I;16L', 'F'): return _scale_grey(image).convert('RGB')
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        white = Image.new('RGBA', image.size, 'white')
-        return Image.alpha_composite(white, image).convert('RGB')
-    return image.convert('RGB')
+    return _on_white(image) if image.has_transparency_data else image.convert('RGB')
+
+def _on_white(image, rows=1024):
+    "Some rows at a time, since with transparency a picture takes four times the memory and more"
+    out = Image.new('RGB', image.size, 'white')
+    for y in range(0, image.height, rows):
+        part = image.crop((0, y, image.width, min(y + rows, image.height))).convert('RGBA')
+        out.paste(Image.alpha_composite(Image.new('RGBA', part.size, 'white'), part).convert('RGB'), (0, y))
+    return out
 
 # %% ../nbs/00_core.ipynb #fd2f5d09
 def _scale_grey(image):
@@ -77,14 +81,15 @@ def _scale_grey(image):
     if image.mode == 'F' and image.getextrema()[1] > 1.0: peak = 255.0
     return image.convert('F').point(lambda v: v * (255.0 / peak)).convert('L')
 
-# %% ../nbs/00_core.ipynb #64857d50
+# %% ../nbs/00_core.ipynb #f61574d7
 def load_image(
     source: str | os.PathLike | bytes | BinaryIO | Image.Image,  # Path, bytes, open binary file or Pillow picture
     min_side: int | None = None,  # Large pictures may be opened smaller, but not below this many pixels a side; None: full size
     limit: int = max_pixels,      # Refuse pictures that claim more pixels than this
 ) -> Image.Image:                 # Upright RGB picture
     "Open `source` the way every room of bearcls does: upright, RGB, transparency on white"
-    if isinstance(source, Image.Image): return flatten(ImageOps.exif_transpose(source))
+    if isinstance(source, Image.Image):
+        with _image_errors(_source_name(source), b'.'): return reduced(flatten(ImageOps.exif_transpose(source)), min_side)
     name = _source_name(source)
     with _image_errors(name, source):
         with Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source, formats=_formats()) as image:
@@ -103,20 +108,22 @@ def reduced(
     factor = min(image.size)//min_side if min_side else 1
     return image.reduce(factor) if factor > 1 else image
 
-# %% ../nbs/00_core.ipynb #9bb06f2c
+# %% ../nbs/00_core.ipynb #99de33c3
 image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF', 'PPM')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 _loaded = set()
 
 def _formats():
-    "Those of `image_formats` that this Pillow can read; HEIF only once pillow-heif is registered"
+    "Those of `image_formats` that this Pillow can read; HEIF only where pillow-heif is installed"
     for name in () if _loaded else ('Jpeg', 'Mpo', 'Png', 'WebP', 'Gif', 'Bmp', 'Tiff', 'Avif', 'Ppm'):
         with contextlib.suppress(ImportError): importlib.import_module(f'PIL.{name}ImagePlugin')
+    if not _loaded:
+        with contextlib.suppress(ImportError): importlib.import_module('pillow_heif').register_heif_opener()
     _loaded.add('readers')
     return [f for f in image_formats if f in Image.OPEN]
 
-# %% ../nbs/00_core.ipynb #ef736816
+# %% ../nbs/00_core.ipynb #16a7b3f8
 def _source_name(source):
     "How an error message calls `source`"
     if isinstance(source, (str, os.PathLike)): return str(source)
@@ -132,26 +139,27 @@ def _image_errors(name, source):
     except Image.DecompressionBombError as e: raise ImageError(f'{name} claims more pixels than are accepted', 'bomb') from e
     except UnidentifiedImageError as e:
         if _is_empty(source): raise ImageError(f'{name} is empty', 'empty') from e
-        heif = f'{name} is a HEIF picture, as phones take them; pip install pillow-heif, then call pillow_heif.register_heif_opener()'
+        heif = f'{name} is a HEIF picture, as phones take them: pip install pillow-heif'
         raise ImageError(heif if _is_heif(source) else f'{name} is no picture of a known format', 'not_an_image') from e
     except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, AttributeError, struct.error, TypeError) as e:
         if isinstance(e, ImageError): raise
         reason = 'truncated' if 'truncated' in str(e).lower() else 'unreadable'
         raise ImageError(f'{name} cannot be decoded: {e}', reason) from e
 
-# %% ../nbs/00_core.ipynb #661dece8
+# %% ../nbs/00_core.ipynb #8a03efc6
 def _is_empty(source):
     "Does `source` hold no bytes at all?"
     if isinstance(source, (bytes, bytearray)): return len(source) == 0
     if isinstance(source, (str, os.PathLike)): return os.path.getsize(source) == 0
-    if hasattr(source, 'seek'): return source.seek(0, os.SEEK_END) == 0
+    if hasattr(source, 'seek') and source.seekable(): return source.seek(0, os.SEEK_END) == 0
     return False
 
 def _is_heif(source):
     "Does `source` begin as an iPhone's photographs do?"
     if isinstance(source, (str, os.PathLike)):
         with open(source, 'rb') as f: return _is_heif(f)
-    if hasattr(source, 'seek'):
+    if not isinstance(source, (bytes, bytearray)):
+        if not hasattr(source, 'seek') or not source.seekable(): return False
         source.seek(0)
         source = source.read(12)
     return source[4:8] == b'ftyp' and source[8:11] in (b'hei', b'hev', b'mif', b'msf')

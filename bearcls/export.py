@@ -9,7 +9,7 @@ __all__ = ['opset', 'ExportError', 'DeployedModel', 'onnx_model', 'learner_proba
            'data_facts', 'installed_versions', 'own_answers', 'choose_temperature', 'bundle_metrics', 'export_bundle',
            'bundle_facts', 'check_dest']
 
-# %% ../nbs/10_export.ipynb #3f7496bd
+# %% ../nbs/10_export.ipynb #3ca46492
 import copy, os, platform, tempfile, warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -26,15 +26,16 @@ from fastcore.basics import noop
 from torch import nn
 from .arch import feature_layer, keep_modes, pool_features
 from .balance import site_of
-from .bundle import Bundle, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
+from .bundle import Bundle, card_changed, plain_values, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
 from .calibrate import calibration_error, fit_temperature, log_loss_of, with_temperature
 from .card import model_card
 from .container import BundleError, bundle_names, facts_file
 from .core import BearclsError, DataError, ImageError, load_image, progress, read_manifest, sha256
 from .data import dls_settings
-from .inference import Classifier
-from .interpret import Evaluation, error_rate_of, evaluate, label_metrics
+from .inference import Classifier, find_pictures
+from .interpret import Evaluation, dataset_files, error_rate_of, evaluate, label_metrics
 from .rebuild import learner_weights
+from .signature import read_key
 from .slices import picture_facts, slice_errors
 from .unlikeness import Unlikeness, draw_strangers, fit_unlikeness, measure_unlikeness, stranger_kinds, unlikeness_facts
 
@@ -133,16 +134,16 @@ class _Opened(list):
     "Opened pictures as a dataset"
     split_idx = 1  # tells fastai's transforms that this is validation
 
-# %% ../nbs/10_export.ipynb #e8878ffc
+# %% ../nbs/10_export.ipynb #c84f87c3
 def verify_bundle(
     learn: Learner,                  # The Learner that the bundle was made of
     bundle: str | os.PathLike,       # Folder of the bundle, or its zip
-    files: Iterable | None = None,   # Pictures to ask both about; None for the Learner's validation set
+    files: Iterable | str | os.PathLike | None = None,  # Pictures to ask both about, or their folder; None for the Learner's validation set
     seen: Evaluation | None = None,  # What the Learner has said already, from `evaluate`
 ) -> float:                          # Largest difference between two probabilities, 0 to 1
     "How far a bundle is from its Learner, on real pictures"
     classifier = Classifier(bundle)
-    files = validation_files(learn.dls) if files is None else [Path(f) for f in files]
+    if not (files := validation_files(learn.dls) if files is None else find_pictures(files)): raise ExportError('`files` is empty; at least one picture is needed to check the bundle')
     temperature, min_side, worst = classifier.bundle.temperature, dls_settings(learn.dls)['min_side'], 0.
     known = _said(seen, temperature) if seen is not None and min_side else {}
     for start in progress(range(0, len(files), 16), 'comparing', unit='batch'):
@@ -162,16 +163,16 @@ def _in_order(row, labels):
     if row.status != 'ok': raise ExportError(f'The bundle cannot be compared on this file: {row.reason}')
     return [row.prediction.probabilities[label] for label in labels]
 
-# %% ../nbs/10_export.ipynb #785cc937
+# %% ../nbs/10_export.ipynb #4f511059
 def validation_files(
     dls: DataLoaders,  # DataLoaders of a Learner
 ) -> list[Path]:       # Files of the validation set
     "The pictures that a Learner was validated on"
-    items = list(dls.valid_ds.items)
-    if items and all(isinstance(i, (str, os.PathLike)) for i in items): return [Path(i) for i in items]
+    files = dataset_files(dls.valid_ds)
+    if files and all(isinstance(f, Path) for f in files): return files
     raise ExportError('The Learner knows no validation files to check the bundle on: pass some pictures as `files`')
 
-# %% ../nbs/10_export.ipynb #35d7c6e2
+# %% ../nbs/10_export.ipynb #cedd36d8
 def data_facts(
     dls: DataLoaders,  # DataLoaders of a Learner
 ) -> dict[str, Any]:   # fingerprint, train, valid, labels with the number of pictures in both, and sources
@@ -180,7 +181,7 @@ def data_facts(
     if not parts['train']: return {}
     counts = {name: Counter(label for _, label in part) for name, part in parts.items()}
     files = [(f, label) for part in parts.values() for f, label in part]
-    known = all(isinstance(f, (str, os.PathLike)) for f, _ in files)
+    known = all(isinstance(f, Path) for f, _ in files)
     try: lines = sorted(f'{sha256(f)} {label}' for f, label in files) if known else []
     except OSError: lines = []  # without all pictures there is no fingerprint
     return dict(fingerprint=sha256('\n'.join(lines).encode()) if lines else '', train=len(parts['train']), valid=len(parts['valid']),
@@ -188,7 +189,7 @@ def data_facts(
 
 def _labelled(dataset):
     "Items of a dataset with their labels"
-    return [(f, str(dataset.vocab[int(y)])) for f, y in zip(dataset.items, dataset.tls[1])]
+    return [(f, str(dataset.vocab[int(y)])) for f, y in zip(dataset_files(dataset), dataset.tls[1])]
 
 def _sources(files, max_n=12):
     "Sites, providers, terms and licences with their numbers of pictures, as far as manifests tell"
@@ -204,7 +205,7 @@ def installed_versions() -> dict[str, str]:  # Version by name
     names = ('bearcls', 'fastai', 'torch', 'onnx', 'onnxruntime', 'pillow', 'numpy')
     return dict(python=platform.python_version(), **{n: version(n) for n in names})
 
-# %% ../nbs/10_export.ipynb #dbc76c3d
+# %% ../nbs/10_export.ipynb #7361bf40
 def own_answers(
     learn: Learner,                   # Trained Learner
     seen: Evaluation | None = None,   # What it says about its own pictures, from `evaluate(learn, 'all')`; None: it is asked
@@ -227,12 +228,6 @@ def choose_temperature(
     if not fitted.helps: return 1., {}
     return fitted.value, {name: v for name in ('low', 'high', 'before', 'after', 'cross_validated', 'n') if np.isfinite(v := getattr(fitted, name))}
 
-def _plain(value):
-    "Numbers of NumPy and torch as Python's, for JSON"
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
-    return value.item() if hasattr(value, 'item') else value
-
 def bundle_metrics(
     held: Evaluation,        # Predictions on held-back pictures, at the Learner's own temperature
     temperature: float = 1., # Of the bundle
@@ -242,10 +237,10 @@ def bundle_metrics(
     held = with_temperature(held, temperature)
     calibration, slices = calibration_error(held), slice_errors(held, picture_facts(held))
     rows = slices[slices.verdict != 'nothing to compare'][['by', 'slice', 'n', 'wrong', 'error', 'low', 'high', 'verdict']]
-    return _plain(dict(error_rate_of(held), log_loss=log_loss_of(held), calibration_error=calibration['error'], calibration_by_chance=calibration['chance'],
+    return plain_values(dict(error_rate_of(held), log_loss=log_loss_of(held), calibration_error=calibration['error'], calibration_by_chance=calibration['chance'],
         labels=label_metrics(held).to_dict('index'), slices=rows.to_dict('records')))
 
-# %% ../nbs/10_export.ipynb #dbaa0db4
+# %% ../nbs/10_export.ipynb #21c41548
 def export_bundle(
     learn: Learner,                 # Trained Learner that gives each picture one label
     dest: str | os.PathLike,        # Folder to make, or a file that ends in .zip; an older bundle there is replaced, anything else is refused
@@ -256,13 +251,15 @@ def export_bundle(
     seen: Evaluation | None = None, # What the Learner says about all its pictures, if it was asked: `evaluate(learn, 'all')`
     weights: bool = False,          # Also write the weights as safetensors, to train further
     key: str | os.PathLike | None = None, # Secret key from `make_keys`, to sign with
-    files: Iterable | None = None,  # Pictures to compare both sides on; None for the validation set
+    files: Iterable | str | os.PathLike | None = None,  # Pictures to compare both sides on, or their folder; None for the validation set
     max_check: int = 256,           # Compare at most this many, spread evenly
     tolerance: float = 0.001,       # Largest difference between two probabilities that is accepted
 ) -> Path:                          # `dest`
     "Export a Learner as a bundle that is known to answer alike"
     dest = Path(dest)
     check_dest(dest)
+    if key is not None: read_key(key, secret=True)
+    if seen is not None and unlikeness is True and not len(seen.only('train')): raise ExportError("`seen` holds no training pictures, which unlikeness is measured against: pass `evaluate(learn, 'all')`, or `unlikeness=False`")
     facts = bundle_facts(learn, metrics, 1. if temperature is None else temperature, threshold)
     files = _to_compare(learn, files, max_check)
     seen, notes = own_answers(learn, seen, unlikeness is True)
@@ -281,11 +278,12 @@ def export_bundle(
         _move(zip_bundle(new) if dest.suffix.lower() == '.zip' else new, dest, Path(aside)/'old')
     return dest
 
-# %% ../nbs/10_export.ipynb #eb2ce3c1
+# %% ../nbs/10_export.ipynb #c8c55550
 def _to_compare(learn, files, max_check):
     "The pictures to ask both sides about"
-    files = validation_files(learn.dls) if files is None else [Path(f) for f in files]
-    if not files: raise ExportError('`files` is empty; at least one picture is needed to check the bundle')
+    if max_check < 1: raise ValueError(f'`max_check` must be at least 1, got {max_check}')
+    if files is None and not (files := [f for f in validation_files(learn.dls) if f.exists()]): raise ExportError('None of the validation pictures is where it was; pass some pictures as `files` to check the bundle on')
+    if not (files := find_pictures(files)): raise ExportError('`files` is empty; at least one picture is needed to check the bundle')
     return [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), max_check)).round().astype(int)]
 
 def _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness):
@@ -295,7 +293,7 @@ def _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness):
     if held is not None and metrics is None: facts.metrics = bundle_metrics(held, facts.temperature)
     if fit: facts.metrics['temperature_fit'] = fit
     if unlikeness is True: unlikeness = _fit_unlikeness(seen, notes)
-    if unlikeness: facts.unlikeness = _plain(unlikeness_facts(unlikeness))
+    if unlikeness: facts.unlikeness = plain_values(unlikeness_facts(unlikeness))
     if notes: facts.metrics['notes'] = notes
     return unlikeness or None
 
@@ -313,7 +311,7 @@ def _measure_strangers(bundle, far, seen):
     by_kind = {kind: [row.prediction.unlikeness for (k, _), row in zip(drawn, rows) if k == kind] for kind in stranger_kinds}
     return {row.pop('kind'): row for row in measure_unlikeness(far.score(seen.only('valid').features), by_kind, far.false_alarms)}
 
-# %% ../nbs/10_export.ipynb #e540deb8
+# %% ../nbs/10_export.ipynb #f80ef6f8
 def bundle_facts(
     learn: Learner,               # Trained Learner
     metrics: dict | None = None,  # What was measured
@@ -328,26 +326,29 @@ def bundle_facts(
     settings = dls_settings(learn.dls)
     arch = getattr(learn, 'arch', None)
     return Bundle(settings['labels'], settings['size'], settings['method'], settings['pad_mode'], settings['min_side'], settings['mean'],
-        settings['std'], float(temperature), float(threshold), metrics=_plain(metrics or {}), data=data_facts(learn.dls),
+        settings['std'], float(temperature), float(threshold), metrics=plain_values(metrics or {}), data=data_facts(learn.dls),
         versions=installed_versions(), created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         arch=getattr(arch, '__name__', None) or str(arch or type(learn.model).__name__))
 
-# %% ../nbs/10_export.ipynb #487256a7
+# %% ../nbs/10_export.ipynb #8be50c4c
 def check_dest(
     dest: Path,  # Folder or zip that a bundle shall be written to
 ):
     "Refuse to replace what is no bundle; work of minutes can ask before it begins"
     if not dest.exists(): return
-    if dest.is_file() and dest.suffix.lower() == '.zip': return _check_zip(dest)
+    if dest.is_file() and dest.suffix.lower() == '.zip': return _check_older(dest)
     if not dest.is_dir(): raise ExportError(f'{dest} is a file; `dest` must be a folder to make, a file that ends in .zip, or an older bundle')
     names = {f.name for f in dest.iterdir()}
     if names and facts_file not in names: raise ExportError(f'{dest} holds something else than a bundle, so it is not replaced')
     if other := sorted(names - set(bundle_names)):
         raise ExportError(f'{dest} also holds {other[0]}, which is no part of a bundle, so the folder is not replaced')
+    if names: _check_older(dest)
 
-def _check_zip(dest):
-    try: read_bundle(dest)
-    except BundleError as e: raise ExportError(f'{dest} is a file and no bundle, so it is not replaced: {e}') from e
+def _check_older(dest):
+    "Only a bundle is replaced, and only if nobody has written on its card"
+    try: older = read_bundle(dest)
+    except BundleError as e: raise ExportError(f'{dest} is no bundle that can be read, so it is not replaced: {e}') from e
+    if card_changed(older): raise ExportError(f'The model card in {dest} was changed by hand, so it is not replaced; move it away first')
 
 def _move(new, dest, old):
     "Put the new folder in place; the old one goes only when the new one stands"

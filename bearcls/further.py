@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/further.html.md"""
 # %% auto #0
 __all__ = ['bundle_dls', 'learner_from_bundle']
 
-# %% ../nbs/10c_further.ipynb #525dbdf1
+# %% ../nbs/10c_further.ipynb #db368132
 import os
 from pathlib import Path
 import torch
@@ -15,12 +15,15 @@ from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, ToTensor, parent_label
 from fastai.learner import Learner
+from fastai.metrics import error_rate
+from fastai.torch_core import trainable_params
 from fastai.losses import CrossEntropyLossFlat
 from fastai.vision.augment import PadMode, RandomResizedCrop, Resize, ResizeMethod
 from fastai.vision.core import PILImage
+from fastai.vision.learner import default_split, model_meta
 from PIL import Image
 from torch import nn
-from .arch import TrainError
+from .arch import TrainError, get_arch
 from .bundle import Bundle, read_bundle, weights_bytes
 from .container import BundleError, weights_file
 from .core import optional_import
@@ -50,7 +53,7 @@ def _resize(bundle):
     if bundle.method == 'random_crop': return RandomResizedCrop((height, width))
     return Resize((height, width), getattr(ResizeMethod, bundle.method.capitalize()), pad_mode=getattr(PadMode, bundle.pad_mode.capitalize()))
 
-# %% ../nbs/10c_further.ipynb #3ace74d4
+# %% ../nbs/10c_further.ipynb #f9fa67fb
 def learner_from_bundle(
     path: str | os.PathLike,              # Folder of a bundle with weights, or its zip
     dls: DataLoaders | None = None,       # To train further with; None: such as prepare pictures alike, without any
@@ -64,9 +67,15 @@ def learner_from_bundle(
     state = _tensors(bundle)
     network = _network(bundle, state) if model is None else model
     _fill(network, state, bundle)
-    learn = Learner(bundle_dls(bundle) if dls is None else dls, network, loss_func=CrossEntropyLossFlat())
+    learn = Learner(bundle_dls(bundle) if dls is None else dls, network, loss_func=CrossEntropyLossFlat(), metrics=error_rate, splitter=_splitter(bundle, model))
     learn.arch, learn.temperature = bundle.arch, bundle.temperature
     return learn
+
+def _splitter(bundle, model):
+    "The groups of layers that `vision_learner` makes, so that the body can be frozen"
+    if model is not None or bundle.weights['builder'] != 'vision_learner': return trainable_params
+    known = get_arch(bundle.arch)
+    return default_split if isinstance(known, str) else model_meta.get(known, dict(split=default_split))['split']
 
 def _tensors(bundle):
     "The weights by name"
@@ -79,7 +88,7 @@ def _network(bundle, state):
     "The untrained network that the facts tell of, no larger than its weights"
     n_numbers = sum(t.numel() for t in state.values())
     try: return build_network(bundle.arch, bundle.weights, len(bundle.labels), n_numbers)
-    except TrainError as e: raise BundleError(f'{bundle.path} does not tell how its network is built: {e}. Pass an untrained one as `model`') from e
+    except (TrainError, ImportError, TypeError, ValueError, RuntimeError) as e: raise BundleError(f'{bundle.path} does not tell how its network is built: {e}. Pass an untrained one as `model`') from e
 
 def _fill(network, state, bundle):
     "Weights into the network, if every one has its place"

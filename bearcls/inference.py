@@ -159,12 +159,13 @@ def usable_cores() -> int:  # At least 1
     "Cores that this process may use, which a container or a batch system may have limited"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../nbs/09_inference.ipynb #b27862f6
+# %% ../nbs/09_inference.ipynb #71e79dc8
 def _session(bundle, threads, wanted):
     "The model in ONNX Runtime, checked against the facts"
     import onnxruntime as ort
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 4, threads, 1
+    options.add_session_config_entry('session.load_model_format', 'ONNX')  # what was checked, not what else the bytes could mean
     options.add_session_config_entry('session.force_spinning_stop', '1')
     options.add_session_config_entry('session.use_env_allocators', '1')
     _bound_memory(ort)
@@ -216,7 +217,7 @@ def _as_image(source, bundle, allow_url=False, allow_private=False):
         raise ImageError(f'a path, bytes, an open binary file, a Pillow picture or an array of bytes is expected; got a {type(source).__name__}', 'not_an_image')
     return load_image(source, bundle.min_side)
 
-# %% ../nbs/09_inference.ipynb #948b5e93
+# %% ../nbs/09_inference.ipynb #f6b73368
 @patch_to(Classifier)
 def run(self,
     pixels: np.ndarray,       # Prepared pictures: bytes as (pictures, height, width, 3), RGB
@@ -240,7 +241,8 @@ def _are_answers(out, n, n_labels):
     "A forged model may give anything: arrays of another size, numbers that are no probabilities"
     if not all(isinstance(v, np.ndarray) and v.dtype.kind == 'f' and v.shape[:1] == (n,) for v in out.values()): return False
     p, shapes = out['probabilities'], [out[name].shape for name in ('probabilities', 'logits')]
-    return shapes == [(n, n_labels)]*2 and out.get('unlikeness', p[:, 0]).shape == (n,) and bool((p >= 0).all() and (abs(p.sum(1) - 1) < .01).all())
+    far = out.get('unlikeness', p[:, 0])
+    return shapes == [(n, n_labels)]*2 and far.shape == (n,) and bool(np.isfinite(far).all() and (p >= 0).all() and (abs(p.sum(1) - 1) < .01).all())
 
 @patch_to(Classifier)
 def predict(self,
@@ -272,7 +274,7 @@ def _answer(self, values, size, light, unlike):
     label, reason = next(iter(probabilities)), judge(self.bundle, probabilities, size, light, unlike)
     return Prediction(label, probabilities[label], probabilities, unlike, not reason, reason)
 
-# %% ../nbs/09_inference.ipynb #d11153ad
+# %% ../nbs/09_inference.ipynb #bd1938f9
 def fetch_picture(
     address: str,                # An http or https address
     max_bytes: int = 32 << 20,   # Refuse more than this
@@ -281,28 +283,51 @@ def fetch_picture(
 ) -> bytes:                      # What the server sent; it need not be a picture
     "Fetch one file from the web, within limits; an `ImageError` says why not. Proxies are not used"
     import http.client, time, urllib.request
-    end, data = time.monotonic() + timeout, bytearray()
+    end, data, connections = time.monotonic() + timeout, bytearray(), []
+    clock = threading.Timer(timeout, _cut, [connections])
     try:
-        request = urllib.request.Request(address, headers={'User-Agent': 'bearcls', 'Accept': 'image/*'})
-        with _web(allow_private).open(request, timeout=timeout) as answer:
+        clock.start()
+        request = urllib.request.Request(_quoted(address), headers={'User-Agent': 'bearcls', 'Accept': 'image/*'})
+        with _web(allow_private, connections).open(request, timeout=timeout) as answer:
             while block := answer.read1(1 << 16):
                 data += block
                 if len(data) > max_bytes: raise ImageError(f'{address[:200]} sends more than {max_bytes:,} bytes', 'unreadable')
                 if time.monotonic() > end: raise ImageError(f'{address[:200]} takes longer than {timeout:g} seconds', 'unreadable')
     except (OSError, http.client.HTTPException, ValueError) as e:
         if isinstance(e, ImageError): raise
-        raise ImageError(f'{address[:200]} cannot be fetched: {e}', 'missing') from e
+        if time.monotonic() <= end: raise ImageError(f'{address[:200]} cannot be fetched: {e}', 'missing') from e
+    finally:
+        clock.cancel()
+        for c in connections: c.close()
+    if time.monotonic() > end: raise ImageError(f'{address[:200]} takes longer than {timeout:g} seconds', 'unreadable')
     return bytes(data)
 
-# %% ../nbs/09_inference.ipynb #a4a8c9a1
-def _web(allow_private):
+def _quoted(address):
+    "Letters that an address cannot have, as percent signs and numbers"
+    from urllib.parse import quote
+    return quote(address, safe="%/:=&?~#+!$,;'@()*[]")
+
+def _cut(connections):
+    "End connections, whatever is waited for on them"
+    import contextlib, socket
+    for c in connections:
+        with contextlib.suppress(OSError): c.shutdown(socket.SHUT_RDWR)
+
+# %% ../nbs/09_inference.ipynb #db2b1ae7
+def _web(allow_private, connections):
     "An opener for http and https that looks where a connection goes before it is made"
     import http.client, socket, urllib.request as web
     def connect(address, timeout=None, source=None):
         found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
         if not allow_private and not all(_is_public(f[4][0]) for f in found):
             raise ImageError(f'{address[0][:100]} is in a private network; `allow_private` would permit it', 'missing')
-        return socket.create_connection(found[0][4][:2], timeout, source)
+        for i, f in enumerate(found, 1):
+            try: connection = socket.create_connection(f[4][:2], timeout, source)
+            except OSError:
+                if i == len(found): raise
+            else:
+                connections.append(connection.dup())
+                return connection
     def guarded(kind):
         def make(*args, **kwargs):
             connection = kind(*args, **kwargs)
@@ -340,7 +365,7 @@ class PredictionRow:
         row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness)
         return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}
 
-# %% ../nbs/09_inference.ipynb #f12a9869
+# %% ../nbs/09_inference.ipynb #76765163
 @patch_to(Classifier)
 def predict_stream(self,
     sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, also from an iterator without end; or a folder, which is searched with its subfolders
@@ -351,7 +376,7 @@ def predict_stream(self,
     for name, value in dict(bs=bs, n_workers=n_workers).items():
         if value is not None and value < 1: raise ValueError(f'`{name}` must be at least 1, got {value}')
     bs = bs or (1 if self.providers == ['CPUExecutionProvider'] else 32)
-    return self._stream(iter(find_pictures(sources) if isinstance(sources, (str, os.PathLike)) else sources), bs, n_workers or usable_cores())
+    return self._stream(iter(_sources(sources)), bs, n_workers or usable_cores())
 
 @patch_to(Classifier)
 def _stream(self, sources, bs, n_workers):
@@ -359,10 +384,11 @@ def _stream(self, sources, bs, n_workers):
     from concurrent.futures import ThreadPoolExecutor
     named = ((_name(source, i), source) for i, source in enumerate(sources, 1))
     pool, waiting, session = ThreadPoolExecutor(n_workers, thread_name_prefix='bearcls'), deque(), self._session_for(n_workers)
+    ahead = 2*n_workers if n_workers > 1 else 0
     try:
         while batch := list(islice(named, bs)):
             waiting.append(pool.submit(self._rows, session, batch))
-            while waiting and (waiting[0].done() or len(waiting) > 2*n_workers): yield from waiting.popleft().result()
+            while waiting and (waiting[0].done() or len(waiting) > ahead): yield from waiting.popleft().result()
         while waiting: yield from waiting.popleft().result()
         self._run(session, np.zeros((1, *self.bundle.size[::-1], 3), np.uint8), release=True)
     finally: pool.shutdown(wait=False, cancel_futures=True)
@@ -371,10 +397,12 @@ def _stream(self, sources, bs, n_workers):
 def _session_for(self, n_workers):
     "Where every core has a picture of its own, an answer takes one core"
     if n_workers == 1 or self.threads == 1 or self.providers != ['CPUExecutionProvider']: return self.session
-    with self._lock: self._lean = self._lean or _session(self.bundle, 1, self.providers)
+    with self._lock:
+        try: self._lean = self._lean or _session(self.bundle, 1, self.providers)
+        except BundleError: return self.session  # its files are gone, or others by now
     return self._lean
 
-# %% ../nbs/09_inference.ipynb #ccd1e2f7
+# %% ../nbs/09_inference.ipynb #eb5c1dfd
 @patch_to(Classifier)
 def _try_open(self, source):
     "Size and pixels, or the error"
@@ -398,18 +426,24 @@ def predict_batch(self,
     quiet: bool = False,                    # No progress bar?
 ) -> list['PredictionRow']:                 # One for each source, in their order
     "Classify many pictures; one that cannot be opened becomes a row with its reason"
-    if isinstance(sources, (str, os.PathLike)): sources = find_pictures(sources)
+    sources = _sources(sources)
     rows = self.predict_stream(sources, bs, n_workers)
     return list(rows if quiet else progress(rows, 'predicting', len(sources) if hasattr(sources, '__len__') else None, 'picture'))
 
-# %% ../nbs/09_inference.ipynb #d71c94d2
+# %% ../nbs/09_inference.ipynb #8e1870ca
 def find_pictures(
-    path: str | os.PathLike,  # Folder, or a file
-) -> list[Path]:              # Files with a picture's ending, by name; a file alone is given back whatever its ending
-    "The pictures of a folder and its subfolders, or the file itself"
+    path: str | os.PathLike | Iterable,  # Folder, a file, or several files
+) -> list[Path]:              # Files with a picture's ending, by name; files that were named are given back whatever their ending
+    "The pictures of a folder and its subfolders but hidden ones, or the files themselves"
+    if not isinstance(path, (str, os.PathLike)): return [Path(f) for f in path]
     path = Path(path)
     if not path.is_dir(): return [path]
-    return sorted(f for f in path.rglob('*') if f.suffix.lower() in image_suffixes and f.is_file())
+    return sorted(f for f in path.rglob('*') if f.suffix.lower() in image_suffixes and not any(p[0] == '.' for p in f.relative_to(path).parts) and f.is_file())
+
+def _sources(sources):
+    "A folder as its pictures, an address alone as a list"
+    if isinstance(sources, str) and sources[:8].lower().startswith(('http://', 'https://')): return [sources]
+    return find_pictures(sources) if isinstance(sources, (str, os.PathLike)) else sources
 
 def _name(source, position):
     "What a row calls its source"

@@ -60,7 +60,7 @@ def sharpness(
     low, high = _levels(grey, [1, 99])
     return _levels(steep, [99])[0] / max(high - low, 16)
 
-# %% ../nbs/03b_measure.ipynb #385f4412
+# %% ../nbs/03b_measure.ipynb #2ac45a85
 Image.init()
 _others = {  # First bytes, or those after four others, of files that are no pictures for us
     b'8BPS': ('unsupported', 'a Photoshop file; save it as PNG or JPEG'),
@@ -72,7 +72,7 @@ _others = {  # First bytes, or those after four others, of files that are no pic
     b'\0\0\1\0': ('unsupported', 'an icon (ICO); save it as PNG'),
     b'ftypavi': ('unreadable', 'an AVIF picture that is damaged or cut off') if 'AVIF' in Image.OPEN else
                ('unsupported', 'an AVIF picture, which this Pillow cannot read: pip install -U pillow'),
-    **{b'ftyp' + brand: ('unsupported', 'a HEIF picture, as phones take them: pip install pillow-heif, then pillow_heif.register_heif_opener()')
+    **{b'ftyp' + brand: ('unsupported', 'a HEIF picture, as phones take them: pip install pillow-heif')
        for brand in (b'hei', b'hev', b'mif1', b'msf1')},
     b'ftyp': ('not_an_image', 'a video under the name of a picture'),
     b'\x1aE\xdf\xa3': ('not_an_image', 'a video under the name of a picture'),

@@ -9,7 +9,7 @@ __all__ = ['stresses', 'stress_columns', 'night', 'infrared', 'low_resolution', 
            'far_away', 'tilt', 'Stress', 'apply_stress', 'show_stress', 'stress', 'plot_stress', 'trust_under_stress',
            'plot_trust', 'stress_html', 'stress_facts', 'stress_words']
 
-# %% ../nbs/10d_stress.ipynb #0fecbd9d
+# %% ../nbs/10d_stress.ipynb #d454981b
 import io, math, os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
+from .bundle import prepare
 from .core import DataError, Html, ImageError, gallery, html_table, image_files, load_image, progress
 from .inference import Classifier
 from .intervals import wilson
@@ -150,7 +151,7 @@ def tilt(
     turned, inside = (im.rotate(angle, Image.Resampling.BICUBIC) for im in (image, Image.new('L', image.size, 255)))
     return Image.composite(turned, _backdrop(image), inside)
 
-# %% ../nbs/10d_stress.ipynb #11b88db5
+# %% ../nbs/10d_stress.ipynb #3e9dc833
 @dataclass(frozen=True)
 class Stress:
     "One kind of disturbance"
@@ -178,10 +179,10 @@ def apply_stress(
 ) -> Image.Image:        # RGB picture of the same size
     "A picture under one disturbance"
     if kind not in stresses: raise ValueError(f'`kind` must be one of {", ".join(stresses)}; got {kind!r}')
-    if not 0 <= strength <= (n := len(stresses[kind].levels)): raise ValueError(f'`strength` must be from 0 to {n}, got {strength}')
+    if strength not in range((n := len(stresses[kind].levels)) + 1): raise ValueError(f'`strength` must be from 0 to {n}, got {strength}')
     return stresses[kind].apply(image, stresses[kind].levels[strength - 1], np.random.default_rng(seed)) if strength else image
 
-# %% ../nbs/10d_stress.ipynb #7225c741
+# %% ../nbs/10d_stress.ipynb #21fa32d7
 def show_stress(
     image: Image.Image | str | os.PathLike,  # Picture or its path
     kinds: Iterable[str] | None = None,      # Some of `stresses`; None: all
@@ -189,8 +190,12 @@ def show_stress(
     side: int = 112,                         # Longer side of a thumbnail, in pixels
 ) -> Html:                                   # A gallery that begins with the picture as it is
     "One picture under all disturbances"
-    image, views = _fitting(load_image(image), 2*side), [(k, s) for k in (stresses if kinds is None else kinds) for s in strengths]
+    image, views = _fitting(load_image(image), 2*side), [(k, s) for k in _several(stresses if kinds is None else kinds) for s in _several(strengths)]
     return gallery([image, *(apply_stress(image, k, s) for k, s in views)], ['as it is', *(f'{k}, {_level_words(k, s)}' for k, s in views)], side, len(views) + 1)
+
+def _several(values):
+    "A list, also of a single one"
+    return [values] if isinstance(values, (str, int)) else list(values)
 
 def _fitting(image, side):
     "The picture with a shorter side of at most so many pixels"
@@ -201,7 +206,7 @@ def _level_words(kind, strength):
     "A level with its unit"
     return stresses[kind].words.format(stresses[kind].levels[strength - 1])
 
-# %% ../nbs/10d_stress.ipynb #53b30e75
+# %% ../nbs/10d_stress.ipynb #12c11cf7
 stress_columns = ['kind', 'strength', 'level', 'n', 'wrong', 'error', 'low', 'high', 'probability', 'trusted', 'n_trusted', 'trusted_error', 'trusted_high']
 
 def stress(
@@ -214,14 +219,14 @@ def stress(
 ) -> pd.DataFrame:                                # Columns `stress_columns`, the first row for undisturbed pictures
     "Error and trust under what a camera outdoors adds"
     classifier = classifier if isinstance(classifier, Classifier) else Classifier(classifier)
-    kinds, strengths = list(stresses) if kinds is None else list(kinds), list(strengths)
+    kinds, strengths = _several(stresses if kinds is None else kinds), _several(strengths)
     for kind in kinds:
         for strength in strengths: apply_stress(Image.new('RGB', (8, 8)), kind, strength)  # refuses before anything is opened
     pictures, labels = _stress_pictures(classifier, path, max_n, seed)
     ways = [('none', 0)] + [(k, s) for k in kinds for s in strengths if s]
     return pd.DataFrame([_stress_row(classifier, pictures, labels, *way, seed) for way in progress(ways, 'stress', unit='way')], columns=stress_columns)
 
-# %% ../nbs/10d_stress.ipynb #ab224d61
+# %% ../nbs/10d_stress.ipynb #893b5eeb
 def _stress_pictures(classifier, path, max_n, seed):
     "Opened pictures with their labels"
     if max_n < 1: raise ValueError(f'`max_n` must be at least 1, got {max_n}')
@@ -234,8 +239,11 @@ def _stress_pictures(classifier, path, max_n, seed):
     pictures, labels, side = [], [], round(1.25*min(classifier.bundle.size))
     for f in queue:
         if len(pictures) == max_n: break
-        try: pictures.append(_fitting(load_image(f, classifier.bundle.min_side), side))
+        try:
+            picture = _fitting(load_image(f, classifier.bundle.min_side), side)
+            prepare(picture, classifier.bundle.size, classifier.bundle.method, classifier.bundle.pad_mode)
         except ImageError: continue
+        pictures.append(picture)
         labels.append(f.parent.name)
     if not pictures: raise DataError(f'None of the {len(files)} pictures in `path` can be opened')
     return pictures, labels

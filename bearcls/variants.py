@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/variants.html.md"""
 # %% auto #0
 __all__ = ['store_as_float16', 'quantize', 'compare_bundles', 'changes_html', 'compress_bundle']
 
-# %% ../nbs/10b_variants.ipynb #5c0e47ce
+# %% ../nbs/10b_variants.ipynb #bfd9c989
 import logging, os, tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -18,7 +18,8 @@ from .bundle import Bundle, model_bytes, prepare, read_bundle, sign_bundle, writ
 from .card import model_card
 from .container import BundleError
 from .core import DataError, Html, ImageError, html_table, load_image, optional_import, progress
-from .inference import Classifier
+from .inference import Classifier, find_pictures
+from .signature import read_key
 
 # %% ../nbs/10b_variants.ipynb #b57abf0f
 def store_as_float16(
@@ -77,24 +78,26 @@ class _silent:
         logging.disable(logging.WARNING)
     def __exit__(self, *args): logging.disable(self.level)
 
-# %% ../nbs/10b_variants.ipynb #4284e4f1
+# %% ../nbs/10b_variants.ipynb #86e63bcb
 def _prepared(files, bundle, bs=8):
     "Pictures as the model sees them, in batches"
-    batch = []
+    batch, found = [], 0
     for file in progress(files, 'calibrating', unit='img'):
         try: batch.append(np.asarray(prepare(load_image(file, bundle.min_side), bundle.size, bundle.method, bundle.pad_mode)))
         except ImageError: continue
         if len(batch) == bs: yield np.stack(batch); batch = []
+        found += 1
     if batch: yield np.stack(batch)
+    if not found: raise DataError('None of the pictures in `files` can be opened, so int8 cannot be calibrated')
 
-# %% ../nbs/10b_variants.ipynb #e638ee8b
+# %% ../nbs/10b_variants.ipynb #58dc0cdb
 def compare_bundles(
     before: str | os.PathLike | Bundle,  # Bundle, its zip or folder
     after: str | os.PathLike | Bundle,   # Another with the same labels
-    files: Iterable,                     # Pictures; those in folders named after labels also tell the error
+    files: Iterable | str | os.PathLike, # Pictures, or their folder; those in folders named after labels also tell the error
 ) -> dict[str, Any]:                     # n, changed, largest_change and mean_change of a probability; error_before, error_after, n_labelled; bytes_before, bytes_after; unlikeness_moved
     "How differently two bundles answer"
-    files, sides = list(files), [Classifier(b) for b in (before, after)]
+    files, sides = find_pictures(files), [Classifier(b) for b in (before, after)]
     if sides[0].labels != sides[1].labels: raise BundleError('The two bundles have different labels, so their answers cannot be compared')
     rows = [(a.prediction, b.prediction, Path(a.file).parent.name) for a, b in zip(*(c.predict_batch(files) for c in sides)) if a.prediction and b.prediction]
     if not rows: raise DataError('None of the pictures in `files` can be opened, so nothing can be compared')
@@ -117,23 +120,24 @@ def changes_html(
         {'': f'error on {changes["n_labelled"]:,} pictures', 'before': share(changes['error_before']), 'after': share(changes['error_after'])}]
     return Html(f'{html_table(rows)}<p>{changes["changed"]:,} of {changes["n"]:,} answers changed; a probability moved by {changes["mean_change"]:.4f} on average and by {changes["largest_change"]:.4f} at most.</p>')
 
-# %% ../nbs/10b_variants.ipynb #544b2313
+# %% ../nbs/10b_variants.ipynb #337be791
 def compress_bundle(
     bundle: str | os.PathLike,            # Folder of a bundle, or its zip, with weights in float32
     dest: str | os.PathLike,              # Folder or zip to write, which must not exist
     kind: str = 'float16',                # 'float16' stores weights in half the bytes; 'int8' also calculates in whole numbers
-    files: Iterable = (),                 # Pictures to calibrate int8 on, best some hundred that the model was trained on
-    held: Iterable | None = None,         # Pictures to compare on, best held back from training and in folders named after labels; None: every fourth of `files`, not calibrated on
+    files: Iterable | str | os.PathLike = (),     # Pictures to calibrate int8 on, or their folder, best some hundred that the model was trained on
+    held: Iterable | str | os.PathLike | None = None, # Pictures to compare on, or their folder, best held back from training and in folders named after labels; None: every fourth of `files`, not calibrated on
     max_changed: float = .05,             # Refuse if a larger share of answers changes
     key: str | os.PathLike | None = None, # Secret key to sign with; the old signature does not fit the new model
 ) -> Path:                                # `dest`
     "A smaller bundle that says itself how differently it answers"
-    dest, source, files = Path(dest), read_bundle(bundle), list(files)
+    dest, source, files = Path(dest), read_bundle(bundle), find_pictures(files)
+    if key is not None: read_key(key, secret=True)
     kind = dict(fp16='float16').get(kind, kind)
     if kind not in ('float16', 'int8'): raise ValueError(f'`kind` must be float16 or int8, got {kind!r}')
     if source.variant != 'float32': raise BundleError(f'{bundle} is stored as {source.variant} already; compress the original')
     if dest.exists(): raise BundleError(f'{dest} exists already')
-    held, files = (files[::4], [f for i, f in enumerate(files) if i % 4]) if held is None else (list(held), files)
+    held, files = (files[::4], [f for i, f in enumerate(files) if i % 4]) if held is None else (find_pictures(held), files)
     if not held or kind == 'int8' and not files: raise DataError(f'`files` holds {len(files)} pictures and `held` {len(held)}; pictures are needed to compare on' + (', and to calibrate on' if kind == 'int8' else ''))
     model = model_bytes(source)
     model = store_as_float16(model) if kind == 'float16' else quantize(model, _prepared(files, source))

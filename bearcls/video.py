@@ -36,7 +36,7 @@ def _at_rate(frames, rate):
         due = (max(due, at - 1/rate) if math.isfinite(due) else at) + 1/rate
         yield at, make()
 
-# %% ../nbs/09c_video.ipynb #41e0585f
+# %% ../nbs/09c_video.ipynb #a246dbf3
 def _animation(source, rate):
     "Frames of what Pillow reads as an animation; None for anything else"
     try:
@@ -52,7 +52,8 @@ def _pillow_frames(image, rate):
     "Each frame lasts as long as it says, and is looked at again meanwhile, but for ten seconds at most; browsers show one that says nothing for a tenth of a second"
     at = 0.
     with image:
-        for k in range(getattr(image, 'n_frames', 1)):
+        with _image_errors('the animation', b'.'): n_frames = getattr(image, 'n_frames', 1)
+        for k in range(n_frames):
             with _image_errors(f'frame {k + 1} of the animation', b'.'):
                 image.seek(k)
                 image.load()
@@ -64,22 +65,24 @@ def _pillow_frames(image, rate):
 def _check_size(width, height):
     if width*height > max_pixels: raise ImageError(f'the video claims {width}×{height} pixels; at most {max_pixels:,} are accepted', 'bomb')
 
-# %% ../nbs/09c_video.ipynb #2f2eff66
+# %% ../nbs/09c_video.ipynb #5a73c65a
 def _video(source):
     "Frames of what FFmpeg reads"
     av = optional_import('av', purpose='Reading a video that is no GIF, WebP or PNG')
     name = source if isinstance(source, (str, os.PathLike)) else 'the video'
     try:
-        with av.open(source if hasattr(source, 'read') else str(source), options=dict(protocol_whitelist='file,pipe', format_whitelist=_containers)) as video:
+        with av.open(source if hasattr(source, 'read') else os.path.abspath(source), options=dict(protocol_whitelist='file,pipe', format_whitelist=_containers)) as video:
             if not video.streams.video: raise ImageError(f'{name} has no pictures in it', 'not_an_image')
             stream = video.streams.video[0]
             _check_size(getattr(stream, 'width', 0) or 0, getattr(stream, 'height', 0) or 0)
             stream.thread_type = 'AUTO'
-            first = None
-            for frame in video.decode(stream):
+            step, at, last = 1/float(stream.average_rate or 25), 0., None
+            for n, frame in enumerate(video.decode(stream)):
                 _check_size(frame.width, frame.height)
-                first = (frame.time or 0.) if first is None else first
-                yield (frame.time or 0.) - first, lambda: _upright(frame)
+                gap = step if frame.time is None or last is None else frame.time - last
+                at += (gap if 0 <= gap < 10 else step) if n else 0  # clocks start again where films were joined, and raw ones have none
+                last = frame.time
+                yield at, lambda: _upright(frame)
     except (av.error.FFmpegError, ValueError, OverflowError, AttributeError) as e:
         if isinstance(e, ImageError): raise
         raise ImageError(f'{name} cannot be decoded: {e}', 'unreadable') from e
@@ -110,12 +113,13 @@ def follow(
     keep = math.exp(-seconds/smoothing) if smoothing > 0 else 0.
     return {label: keep*level.get(label, 0.) + (1 - keep)*p*prediction.trusted for label, p in prediction.probabilities.items()}
 
-# %% ../nbs/09c_video.ipynb #9fe15aa7
+# %% ../nbs/09c_video.ipynb #32865085
 @patch_to(Classifier)
 def watch(self,
     frames: Iterable[tuple[float, Any]],  # Seconds, and what `predict` takes; `read_frames` gives them, or a loop around a camera
     smoothing: float = 1.,                # Seconds; see `follow`
     bs: int | None = None,                # Frames that the model sees at a time; see `predict_stream`
+    n_workers: int | None = None,         # Threads; 1 answers a frame before the next one is waited for
 ) -> Iterator['FrameRow']:                # One for each frame, in their order
     "Answer frames as they come"
     if not smoothing >= 0: raise ValueError(f'`smoothing` must be 0 or more seconds, got {smoothing}')
@@ -126,7 +130,7 @@ def watch(self,
                 times.append(at)
                 yield reduced(image, self.bundle.min_side) if isinstance(image, Image.Image) else image
         except ImageError as e: problem.append(str(e))
-    for row in self.predict_stream(pictures(), bs):
+    for row in self.predict_stream(pictures(), bs, n_workers):
         at = times.popleft()
         if row.prediction is None:
             yield FrameRow(at, None, level, row.reason)

@@ -1,13 +1,16 @@
 "Bundles that are broken, changed or from the future; and the prediction side with nothing else installed"
 import json, shutil, subprocess, sys, venv, zipfile
 from pathlib import Path
+import numpy as np
 import pytest
 from PIL import Image
+from bearcls.bundle import model_bytes, read_bundle, sign_bundle, zip_bundle
+from bearcls.card import add_metrics
+from bearcls.container import BundleError
 from bearcls.core import sha256
-from bearcls.bundle import BundleError, model_bytes, read_bundle, sign_bundle, zip_bundle
 from bearcls.inference import Classifier, max_memory
 from bearcls.onnxfile import OnnxFileError, check_model
-from bearcls.signature import make_keys, public_key, sign_bytes, signature_fits
+from bearcls.signature import SignatureError, make_keys, public_key, sign_bytes, signature_fits
 from hostile_bundles import all_hostile, mangle
 from tiny_bundle import colour_model, furs, make_bundle
 
@@ -295,3 +298,44 @@ def test_signatures_are_those_of_others():
         other = ed25519.Ed25519PrivateKey.from_private_bytes(secret)
         assert other.public_key().public_bytes_raw() == public_key(secret) and other.sign(message) == sign_bytes(message, secret)
         assert signature_fits(message, other.sign(message), public_key(secret))
+
+def test_another_format_in_the_same_bytes():
+    "ONNX Runtime would read a file with these letters as its own format, whatever else it is"
+    model = colour_model()
+    forged = b'\x08\x08\x09\x00ORTM' + bytes(3) + model
+    with pytest.raises(OnnxFileError, match='another format'): check_model(forged)
+
+def test_operators_that_no_classifier_needs(tmp_path):
+    import onnx
+    proto = onnx.load_from_string(colour_model())
+    proto.graph.node[1].op_type = 'Unique'
+    with pytest.raises(OnnxFileError, match='uses the operator Unique, which classifiers of pictures have no need of'): check_model(proto.SerializeToString())
+
+def test_nothing_of_others_is_replaced(tmp_path):
+    for name in ('README.md', 'weights.safetensors'):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/name).write_text('mine')
+        with pytest.raises(BundleError, match='and is no bundle, so nothing is written there'): make_bundle(tmp_path/name)
+        assert (tmp_path/name/name).read_text() == 'mine' and len(list((tmp_path/name).iterdir())) == 1
+
+@pytest.mark.parametrize('metrics,words', [({'a': float('nan')}, 'metrics.a'), ({'a': [1, {2: set()}]}, r'metrics.a\[1\].2')])
+def test_what_is_no_json(tmp_path, metrics, words):
+    path = make_bundle(tmp_path/'b')
+    before = {f.name: f.read_bytes() for f in path.iterdir()}
+    with pytest.raises(BundleError, match=words): add_metrics(path, metrics, replace_card=True)
+    assert before == {f.name: f.read_bytes() for f in path.iterdir()}
+
+def test_metrics_into_a_signed_bundle(tmp_path):
+    "Only what carries one's own signature is signed again, and a wrong key changes nothing"
+    path, (secret, public), (other, _) = make_bundle(tmp_path/'b'), make_keys(tmp_path/'mine'), make_keys(tmp_path/'other')
+    sign_bundle(path, secret)
+    before = {f.name: f.read_bytes() for f in path.iterdir()}
+    for key in (None, tmp_path/'typo', public, other):
+        with pytest.raises((BundleError, SignatureError)): add_metrics(path, {'a': 1}, key, replace_card=True)
+        assert before == {f.name: f.read_bytes() for f in path.iterdir()}
+    add_metrics(path, {'a': np.int64(1)}, secret)
+    assert read_bundle(path, public).metrics['a'] == 1
+    facts = json.loads((path/'bundle.json').read_text())
+    facts['labels'].reverse()
+    (path/'bundle.json').write_text(json.dumps(facts))
+    with pytest.raises(BundleError, match='was changed since'): add_metrics(path, {'b': 2}, secret, replace_card=True)

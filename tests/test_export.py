@@ -1,19 +1,22 @@
 "Export on awkward Learners: agreement, what is measured, what is refused; variants and weights"
 import json, shutil, zipfile
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import RandomSplitter, get_image_files, parent_label
 from fastai.learner import Learner
 from fastai.vision.augment import Resize
-from fastai.vision.data import ImageBlock
+from fastai.vision.data import ImageBlock, ImageDataLoaders
 from fastai.vision.learner import vision_learner
 from torch import nn
 from torchvision.models import resnet18
 import yaml
-from bearcls.bundle import BundleError, model_bytes, read_bundle, weights_bytes
+import bearcls.export as room
+from bearcls.arch import TrainError
+from bearcls.bundle import model_bytes, read_bundle, weights_bytes
 from bearcls.calibrate import fit_temperature, with_temperature
 from bearcls.card import model_card
+from bearcls.container import BundleError
 from bearcls.core import image_files, read_manifest, write_manifest
 from bearcls.data import image_dls
 from bearcls.export import ExportError, check_dest, export_bundle, learner_probabilities, validation_files, verify_bundle
@@ -22,7 +25,8 @@ from bearcls.inference import Classifier
 from bearcls.interpret import evaluate
 from bearcls.onnxfile import check_model
 from bearcls.sample import draw_bears
-from bearcls.signature import make_keys
+from bearcls.rebuild import build_network, learner_weights
+from bearcls.signature import SignatureError, make_keys
 from bearcls.train import train
 from bearcls.unlikeness import draw_strangers
 from bearcls.variants import compare_bundles, compress_bundle
@@ -83,7 +87,9 @@ def test_lost_pictures_are_told(learned, tmp_path):
     assert facts.data['fingerprint'] == '' and facts.unlikeness['pictures'] == len(learn.dls.train_ds) - 9
     assert '9 of its pictures could not be found any more' in (bundle/'README.md').read_text(encoding='utf-8')
     Path(learn.dls.valid_ds.items[0]).unlink()
-    with pytest.raises(ExportError, match='cannot be compared on this file'): export_bundle(learn, tmp_path/'none')
+    assert read_bundle(export_bundle(learn, tmp_path/'some', unlikeness=False)).metrics['pictures_compared'] == len(learn.dls.valid_ds) - 1
+    for f in learn.dls.valid_ds.items: Path(f).unlink(missing_ok=True)
+    with pytest.raises(ExportError, match='None of the validation pictures is where it was'): export_bundle(learn, tmp_path/'none')
     assert not (tmp_path/'none').exists() and not list(tmp_path.glob('.none*'))
 
 def test_sources_come_into_the_card(tmp_path):
@@ -131,7 +137,7 @@ def test_destinations(learned, tmp_path):
     (tmp_path/'other.zip').write_bytes(b'PK')
     with zipfile.ZipFile(tmp_path/'photos.zip', 'w') as z: z.writestr('1.jpg', b'')
     for name in ('file', 'other.zip', 'photos.zip'):
-        with pytest.raises(ExportError, match='is a file'): check_dest(tmp_path/name)
+        with pytest.raises(ExportError, match='so it is not replaced|is a file'): check_dest(tmp_path/name)
     zipped = export_bundle(learn, tmp_path/'deep'/'b.zip', seen=seen)
     assert export_bundle(learn, zipped, seen=seen) == zipped and read_bundle(zipped).labels == ['black', 'grizzly', 'teddy']
     assert [f.name for f in zipped.parent.iterdir()] == ['b.zip']
@@ -213,3 +219,58 @@ def test_photographs(shared, tmp_path, monkeypatch):
     for kind, most in (('float16', .01), ('int8', .5)):
         changes = read_bundle(compress_bundle(bundle, tmp_path/kind, kind, train_files[:60], held)).metrics['compressed']
         assert changes['largest_change'] < most and abs(changes['error_after'] - changes['error_before']) < .05
+
+def tiny(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+def test_learner_from_a_table(learned, tmp_path):
+    "Items that are rows of a table are counted, named and compared as files are"
+    _, path, _, _ = learned
+    files = image_files(path)[::6]
+    table = pd.DataFrame(dict(name=[f.relative_to(path).as_posix() for f in files], label=[f.parent.name for f in files]))
+    learn = Learner(ImageDataLoaders.from_df(table, path, item_tfms=Resize(32), bs=8, num_workers=0, seed=1), tiny(), loss_func=nn.CrossEntropyLoss())
+    facts = read_bundle(export_bundle(learn, tmp_path/'b'))
+    assert (facts.data['train'], facts.data['valid']) == (len(learn.dls.train_ds), len(learn.dls.valid_ds)) and len(facts.data['fingerprint']) == 64
+    assert sum(n['train'] + n['valid'] for n in facts.data['labels'].values()) == len(files)
+
+def test_folders_of_others_stay(learned, tmp_path):
+    learn, _, seen, bundle = learned
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'bundle.json').write_text('{"webpack": 1}')
+    (tmp_path/'mine'/'README.md').write_text('my words')
+    with pytest.raises(ExportError, match='is no bundle that can be read'): export_bundle(learn, tmp_path/'mine', seen=seen)
+    assert (tmp_path/'mine'/'README.md').read_text() == 'my words'
+    copy = shutil.copytree(bundle, tmp_path/'copy')
+    with open(copy/'README.md', 'a') as f: f.write('by hand')
+    with pytest.raises(ExportError, match='was changed by hand'): export_bundle(learn, copy, seen=seen)
+
+@pytest.mark.parametrize('how,error,words', [(dict(max_check=0), ValueError, '`max_check` must be at least 1'), (dict(files=[]), ExportError, '`files` is empty'), (dict(key='no-such.key'), SignatureError, 'cannot be read'),
+    (dict(metrics={'error_rate': float('nan')}), BundleError, 'metrics.error_rate')], ids=['max_check', 'files', 'key', 'metrics'])
+def test_refused_before_the_work(learned, tmp_path, monkeypatch, how, error, words):
+    learn, _, seen, _ = learned
+    monkeypatch.setattr(room, 'onnx_model', lambda *args: pytest.fail('the work was begun'))
+    with pytest.raises(error, match=words): export_bundle(learn, tmp_path/'b', seen=seen, **how)
+    assert not list(tmp_path.iterdir())
+
+def test_half_an_evaluation_is_not_enough(learned, tmp_path):
+    learn, path, seen, bundle = learned
+    with pytest.raises(ExportError, match='holds no training pictures'): export_bundle(learn, tmp_path/'b', seen=seen.only('valid'))
+    assert compare_bundles(bundle, bundle, path/'teddy')['changed'] == 0  # a folder is taken too
+
+@pytest.mark.parametrize('recipe,arch', [(dict(builder='vision_learner', head=[]), 'regnet_y_128gf'), (dict(builder='vision_learner', head=[['Linear', dict(in_features=1000, out_features=1000)]]*2000), 'resnet18'),
+    (dict(builder='vision_learner', head=[['AdaptiveConcatPool2d', dict(size=700)]]), 'resnet18'), (dict(builder='arch'), 'vit_b_16'), (dict(builder='arch'), 'os.system')], ids=['body', 'head', 'pool', 'other', 'name'])
+def test_no_network_is_larger_than_its_weights(recipe, arch):
+    with pytest.raises(TrainError): build_network(arch, recipe, 3, limit=1000)
+
+def test_weights_of_other_heads(learned):
+    "torch's own Flatten in a head, and a head that ends in batch norm"
+    dls = learned[0].dls
+    plain = vision_learner(dls, resnet18, pretrained=False, custom_head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 3)))
+    assert learner_weights(plain)[1]['builder'] == 'own'
+    assert learner_weights(vision_learner(dls, resnet18, pretrained=False, bn_final=True))[1]['builder'] == 'vision_learner'
+
+def test_a_learner_again_can_be_frozen(learned, tmp_path):
+    learn = vision_learner(learned[0].dls, resnet18, pretrained=False)
+    again = learner_from_bundle(export_bundle(learn, tmp_path/'b', weights=True, unlikeness=False))
+    for l in (learn, again): l.freeze()
+    counts = [sum(not p.requires_grad for p in l.model.parameters()) for l in (learn, again)]
+    assert counts[0] == counts[1] > 0
