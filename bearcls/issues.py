@@ -111,7 +111,7 @@ def judge_labels(
     table.loc[~judged, ['fit', 'other_fit', 'likeness', 'score']] = np.nan
     return table
 
-# %% ../nbs/07d_issues.ipynb #ca70ec8b
+# %% ../nbs/07d_issues.ipynb #3e6dab47
 issue_kinds = {
     'wrong_label': 'another label fits better',
     'no_label': 'unlike all pictures of its label: perhaps none of the labels',
@@ -130,7 +130,7 @@ def label_issues(
     if not 0 <= share <= 1: raise ValueError(f'`share` must lie between 0 and 1, got {share}')
     if judged is None: judged = judge_labels(seen, seed)
     lead = judged.other_fit - judged.fit
-    wrong = (lead > 0) & (judged.other_fit >= judged.other.map(judged.groupby('actual').fit.mean())) | (lead >= .5)
+    wrong = (lead > 0) & (judged.other_fit >= judged.other.map(judged.groupby('actual').fit.mean()).astype(float)) | (lead >= .5)
     order = judged.score.fillna(-1).to_numpy().argsort(kind='stable')[::-1]
     listed = [i for place, i in enumerate(order) if judged.score[i] >= 0 and (place < share*len(judged) or wrong[i])]
     table = judged.iloc[listed]
