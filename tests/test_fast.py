@@ -199,7 +199,7 @@ def test_several_labels_are_refused_in_words(path):
     dls = ImageDataLoaders.from_df(table(path), path, label_col='labels', label_delim=' ', item_tfms=Resize(32), num_workers=0)
     with pytest.raises(TrainError, match='must have one label'): vision_learner(dls, squeezenet1_1, pretrained=False).fit_fast()
 
-@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(weight=torch.tensor([9., 1., .2])), FocalLossFlat(), torch.nn.functional.cross_entropy], ids=str)
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(weight=torch.tensor([9., 1., .2])), FocalLossFlat(), torch.nn.functional.cross_entropy], ids=['cross entropy', 'focal', 'function'])
 def test_what_was_measured_is_what_validates(path, loss):
     "The body looks at validation pictures as the Learner will, whatever precision it trains in; and the loss is the Learner's own"
     learn = learner(path)
