@@ -81,7 +81,7 @@ def _scale_grey(image):
     if image.mode == 'F' and image.getextrema()[1] > 1.0: peak = 255.0
     return image.convert('F').point(lambda v: v * (255.0 / peak)).convert('L')
 
-# %% ../nbs/00_core.ipynb #f61574d7
+# %% ../nbs/00_core.ipynb #92f42ee2
 def load_image(
     source: str | os.PathLike | bytes | BinaryIO | Image.Image,  # Path, bytes, open binary file or Pillow picture
     min_side: int | None = None,  # Large pictures may be opened smaller, but not below this many pixels a side; None: full size
@@ -92,7 +92,7 @@ def load_image(
         with _image_errors(_source_name(source), b'.'): return reduced(flatten(ImageOps.exif_transpose(source)), min_side)
     name = _source_name(source)
     with _image_errors(name, source):
-        with Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source, formats=_formats()) as image:
+        with _open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source) as image:
             if image.width * image.height > limit:
                 raise ImageError(f'{name} claims {image.width}×{image.height} pixels; at most {limit:,} are accepted', 'bomb')
             if min_side and image.format == 'JPEG': image.draft('RGB', (min_side, min_side))
@@ -108,20 +108,28 @@ def reduced(
     factor = min(image.size)//min_side if min_side else 1
     return image.reduce(factor) if factor > 1 else image
 
-# %% ../nbs/00_core.ipynb #99de33c3
+# %% ../nbs/00_core.ipynb #c93e0c1e
 image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF', 'PPM')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 _loaded = set()
 
 def _formats():
-    "Those of `image_formats` that this Pillow can read; HEIF only where pillow-heif is installed"
+    "Those of `image_formats` that this Pillow can read"
     for name in () if _loaded else ('Jpeg', 'Mpo', 'Png', 'WebP', 'Gif', 'Bmp', 'Tiff', 'Avif', 'Ppm'):
         with contextlib.suppress(ImportError): importlib.import_module(f'PIL.{name}ImagePlugin')
-    if not _loaded:
-        with contextlib.suppress(ImportError): importlib.import_module('pillow_heif').register_heif_opener()
     _loaded.add('readers')
     return [f for f in image_formats if f in Image.OPEN]
+
+def _open(source):
+    "Open a picture; the reader of HEIF is loaded with the first picture that needs it, where pillow-heif is installed"
+    try: return Image.open(source, formats=_formats())
+    except UnidentifiedImageError:
+        if 'heif' in _loaded or not _is_heif(source): raise
+        _loaded.add('heif')
+        try: importlib.import_module('pillow_heif').register_heif_opener()
+        except ImportError: raise UnidentifiedImageError('no reader of HEIF') from None
+        return Image.open(source, formats=_formats())
 
 # %% ../nbs/00_core.ipynb #16a7b3f8
 def _source_name(source):
@@ -308,13 +316,13 @@ def describe_file(
     for k, v in known.items(): setattr(row, k, v)
     return row
 
-# %% ../nbs/00_core.ipynb #36b6ff0b
+# %% ../nbs/00_core.ipynb #74d144bb
 def image_size(
     source: str | os.PathLike | bytes,  # Picture file or its bytes
 ) -> tuple[int, int]:                   # Width and height in pixels, as displayed
     "Size of a picture from its header, without decoding the pixels"
     with _image_errors(_source_name(source), source):
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
+        with _open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return image.size[::-1] if turned else image.size
 
