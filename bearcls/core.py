@@ -108,7 +108,7 @@ def reduced(
     factor = min(image.size)//min_side if min_side else 1
     return image.reduce(factor) if factor > 1 else image
 
-# %% ../nbs/00_core.ipynb #c93e0c1e
+# %% ../nbs/00_core.ipynb #a272b460
 image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF', 'PPM')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
@@ -123,10 +123,10 @@ def _formats():
 
 def _open(source):
     "Open a picture; the reader of HEIF is loaded with the first picture that needs it, where pillow-heif is installed"
-    try: return Image.open(source, formats=_formats())
+    formats = _formats()
+    try: return Image.open(source, formats=formats)
     except UnidentifiedImageError:
-        if 'heif' in _loaded or not _is_heif(source): raise
-        _loaded.add('heif')
+        if 'HEIF' in formats or not _is_heif(source): raise
         try: importlib.import_module('pillow_heif').register_heif_opener()
         except ImportError: raise UnidentifiedImageError('no reader of HEIF') from None
         return Image.open(source, formats=_formats())

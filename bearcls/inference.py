@@ -365,7 +365,7 @@ class PredictionRow:
         row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness)
         return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}
 
-# %% ../nbs/09_inference.ipynb #76765163
+# %% ../nbs/09_inference.ipynb #f07c035a
 @patch_to(Classifier)
 def predict_stream(self,
     sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, also from an iterator without end; or a folder, which is searched with its subfolders
@@ -390,7 +390,7 @@ def _stream(self, sources, bs, n_workers):
             waiting.append(pool.submit(self._rows, session, batch))
             while waiting and (waiting[0].done() or len(waiting) > ahead): yield from waiting.popleft().result()
         while waiting: yield from waiting.popleft().result()
-        self._run(session, np.zeros((1, *self.bundle.size[::-1], 3), np.uint8), release=True)
+        if n_workers > 1: self._run(session, np.zeros((1, *self.bundle.size[::-1], 3), np.uint8), release=True)
     finally: pool.shutdown(wait=False, cancel_futures=True)
 
 @patch_to(Classifier)

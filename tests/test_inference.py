@@ -96,8 +96,8 @@ def test_heif_says_what_to_install_and_works_once_it_is_there(bundle, tmp_path):
     heif = pytest.importorskip('pillow_heif')
     file = tmp_path/'phone.heic'
     heif.from_pillow(brown).save(file)
-    ask = f'from bearcls.inference import Classifier; print(Classifier({str(bundle)!r}).predict({str(file)!r}).label)'
-    for hidden, words in (('import sys; sys.modules["pillow_heif"] = None; ', 'pip install pillow-heif'), ('', 'brown')):
+    ask = f'from bearcls.inference import Classifier; print(*(r.prediction.label if r.prediction else r.reason for r in Classifier({str(bundle)!r}).predict_batch([{str(file)!r}]*8, n_workers=4, quiet=True)))'
+    for hidden, words in (('import sys; sys.modules["pillow_heif"] = None; ', 'pip install pillow-heif'), ('', ' '.join(['brown']*8))):
         done = subprocess.run([sys.executable, '-c', hidden + ask], capture_output=True, text=True, timeout=120)
         assert words in done.stdout + done.stderr
 
