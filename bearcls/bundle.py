@@ -22,7 +22,7 @@ from .core import ImageError, max_pixels, optional_import, sha256
 from .onnxfile import OnnxFileError, check_model
 from .signature import public_key, read_key, sign_bytes, signature_fits
 
-# %% ../nbs/09_bundle.ipynb #9f5256cb
+# %% ../nbs/09_bundle.ipynb #eb0b3720
 resize_methods = ('crop', 'squish', 'pad', 'random_crop')
 pad_modes = dict(zeros='constant', border='edge', reflection='reflect')  # fastai's names, and NumPy's
 
@@ -38,10 +38,10 @@ def prepare(
     if pad_mode not in pad_modes: raise ValueError(f'`pad_mode` must be one of {", ".join(pad_modes)}; got {pad_mode!r}')
     if method == 'squish': return image.resize((width, height), Image.Resampling.BILINEAR)
     if method == 'random_crop': return _middle(image, width, height)
-    return _cut(image, width, height, method, pad_mode).resize((width, height), Image.Resampling.BILINEAR)
+    return _box_of(image, width, height, method, pad_mode).resize((width, height), Image.Resampling.BILINEAR)
 
-# %% ../nbs/09_bundle.ipynb #318aed7c
-def _cut(image, width, height, method, pad_mode):
+# %% ../nbs/09_bundle.ipynb #2728660c
+def _box_of(image, width, height, method, pad_mode):
     "The part of the picture, or the frame around it, that has the wanted shape"
     factor = (min if method == 'crop' else max)(image.width/width, image.height/height)
     w, h = max(1, int(factor*width)), max(1, int(factor*height))

@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/core.html.md"""
 # %% auto #0
 __all__ = ['image_reasons', 'max_pixels', 'image_formats', 'image_suffixes', 'manifest_name', 'BearclsError', 'DataError',
            'ImageError', 'optional_import', 'flatten', 'load_image', 'reduced', 'image_files', 'count_labels',
-           'atomic_write', 'cache_folder', 'ImageRow', 'write_manifest', 'read_manifest', 'sha256', 'describe_file',
-           'image_size', 'progress', 'Html', 'data_uri', 'thumbnail', 'gallery', 'html_table']
+           'atomic_write', 'cache_folder', 'package_file', 'ImageRow', 'write_manifest', 'read_manifest', 'sha256',
+           'describe_file', 'image_size', 'progress', 'Html', 'data_uri', 'thumbnail', 'gallery', 'html_table']
 
 # %% ../nbs/00_core.ipynb #94fe4091
 import base64, contextlib, csv, hashlib, html, importlib, io, os, struct, sys, warnings
@@ -228,6 +228,13 @@ def cache_folder() -> Path:  # It need not exist
     except RuntimeError:  # the user of a container may have no home
         import tempfile
         return Path(tempfile.gettempdir())/'bearcls'
+
+# %% ../nbs/00_core.ipynb #e952dae2
+def package_file(
+    name: str,  # Path below the folder of this module, with forward slashes
+) -> Path:      # Where it is
+    "A file that belongs to the code"
+    return Path(__file__).parent/name
 
 # %% ../nbs/00_core.ipynb #a4b5e8ea
 @dataclass

@@ -122,13 +122,13 @@ def _check_provider(session, wanted):
     if (missing := [n for n in wanted if n not in session.get_providers()]):
         raise ProviderError(f'`providers`: {missing[0]} is installed, and does not start on this machine; is its device there, with a driver and libraries?')
 
-# %% ../nbs/09_inference.ipynb #66ee033e
+# %% ../nbs/09_inference.ipynb #e54cdf09
 def patch_to(cls):
     "Make the function below a method of `cls`: fastcore's decorator, where fastcore is not installed"
     def add(f):
         f.__qualname__ = f'{cls.__name__}.{f.__name__}'
         setattr(cls, f.__name__, f)
-        return f
+        return f.__globals__.get(f.__name__)  # the name keeps what it meant outside the class
     return add
 
 # %% ../nbs/09_inference.ipynb #01ad2438
