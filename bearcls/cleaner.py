@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/cleaner.html.md"""
 # %% auto #0
 __all__ = ['MessageError', 'Query', 'CleanerWidget', 'cleaner', 'ImageClassifierCleaner']
 
-# %% ../nbs/08b_cleaner.ipynb #1926fce8
+# %% ../nbs/08b_cleaner.ipynb #388e8255
 import contextvars, copy, hashlib, json, math, os, threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,18 +15,18 @@ from concurrent.futures import ThreadPoolExecutor, TimeoutError as TooLate
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-import anywidget, bearcls, traitlets
+import anywidget, traitlets
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .clean import Cleaning, orders
-from .core import BearclsError, DataError, Html, html_table, thumbnail
+from .core import BearclsError, DataError, Html, html_table, package_file, thumbnail
 from .interpret import Evaluation, evaluate
 from .moves import cleaning_folder
 from .verify import ImageReport
 
-# %% ../nbs/08b_cleaner.ipynb #a4c7e1a7
-_static = Path(bearcls.__file__).parent/'static'  # The half that runs in the browser
+# %% ../nbs/08b_cleaner.ipynb #55592ae6
+_static = package_file('static')  # The half that runs in the browser
 
 # %% ../nbs/08b_cleaner.ipynb #3f043842
 class MessageError(BearclsError, ValueError):
