@@ -1,0 +1,457 @@
+/* Pictures in, answers out: the page of the notebook application, of the HTTP service and of the folder that needs no server.
+
+   `mount` draws it. Who answers is not known here: `ask` is given a picture and promises an answer. Every picture has a card of
+   its own, and an answer is written into the card of its picture or nowhere; choosing new pictures takes the old cards away at once.
+   `shrink` makes a photograph small before it travels. Words go into the page as text, never as HTML: names come from strangers. */
+
+/* An element with attributes, listeners (`onclick`) and children; `null` children are left out */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
+    else if (value !== false && value != null) element.setAttribute(name, value === true ? '' : value);
+  }
+  element.append(...children.filter((child) => child != null));
+  return element;
+}
+
+/* A small drawing from the path of an SVG of 24 by 24 */
+function icon(path) {
+  const [svg, line] = ['svg', 'path'].map((name) => document.createElementNS('http://www.w3.org/2000/svg', name));
+  for (const [name, value] of [['viewBox', '0 0 24 24'], ['aria-hidden', 'true'], ['class', 'bq-icon']]) svg.setAttribute(name, value);
+  line.setAttribute('d', path);
+  svg.append(line);
+  return svg;
+}
+
+const icons = {
+  pictures: 'M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5h.01',
+  camera: 'M4 8h4l1.5-2.5h5L16 8h4v11H4zM12 16.5a3.2 3.2 0 1 0 0-6.4 3.2 3.2 0 0 0 0 6.4z',
+  up: 'M7 11v9H4v-9zM7 11l4-8c1.6 0 2.4 1 2.2 2.6L12.7 9H18a2 2 0 0 1 2 2.3l-1.2 7A2 2 0 0 1 16.8 20H7',
+  down: 'M17 13V4h3v9zM17 13l-4 8c-1.6 0-2.4-1-2.2-2.6l.5-3.4H6a2 2 0 0 1-2-2.3l1.2-7A2 2 0 0 1 7.2 4H17',
+};
+
+const percent = (p) => (p > 0.995 && p < 1 ? '>99%' : p > 0 && p < 0.005 ? '<1%' : `${Math.round(100 * p)}%`);
+const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0).replace('.0', '')} MB`);
+
+/* ---------------------------------------------------------------- making pictures small */
+
+/* What is tried in turn until the bytes fit: longest side in pixels, and JPEG's quality. A model sees a few hundred pixels,
+   so pixels are given up before the quality falls to where blocks would show */
+const steps = [[1600, 0.88], [1600, 0.8], [1280, 0.85], [1280, 0.75], [1024, 0.8], [1024, 0.7], [800, 0.75], [640, 0.75], [480, 0.7], [320, 0.65], [160, 0.5], [64, 0.4]];
+const readEverywhere = /^(\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF[^]{4}WEBP)/; // Formats that every answering side can open
+
+/* A picture drawn upright on white, `side` pixels at its longest; long narrow ones keep 256 pixels across */
+function draw(source, side) {
+  const [long, short] = [Math.max(source.width, source.height), Math.min(source.width, source.height)];
+  const scale = Math.min(1, Math.max(side / long, Math.min(Math.min(256, side) / short, 8192 / long)));
+  const canvas = make('canvas', { width: Math.max(1, Math.round(source.width * scale)), height: Math.max(1, Math.round(source.height * scale)) });
+  const context = canvas.getContext('2d');
+  context.fillStyle = 'white';
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.imageSmoothingQuality = 'high';
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  return canvas;
+}
+
+const encode = (canvas, quality) => new Promise((done) => canvas.toBlob(done, 'image/jpeg', quality));
+
+/* The picture in a file, upright and with the numbers that stand in it (Python ignores colour profiles, too); null if this browser cannot open it */
+async function decode(file) {
+  for (const options of [{ imageOrientation: 'from-image', colorSpaceConversion: 'none' }, {}]) {
+    try { return await createImageBitmap(file, options); } catch { /* an older browser knows fewer options, or it is no picture */ }
+  }
+  return null;
+}
+
+/* What to send for a file: at most `maxBytes` of anything the browser can open, the file itself up to `rawBytes` of anything else.
+   Gives {blob, width, height, shrunk, preview}; width and height are 0 and preview (a canvas) is null if it could not be opened.
+   An Error's message is the sentence to show. */
+export async function shrink(file, { maxBytes = 200_000, rawBytes = 8_000_000 } = {}) {
+  const name = file.name || 'The picture';
+  let head;
+  try { head = String.fromCharCode(...new Uint8Array(await file.slice(0, 16).arrayBuffer())); }
+  catch { throw new Error(`${name} cannot be read: it is a folder, or it has been moved or changed. Please choose it again.`); }
+  if (!file.size) throw new Error(`${name} cannot be looked at: the file holds no bytes. Please choose another picture.`);
+  const picture = await decode(file);
+  if (!picture) {
+    if (file.size <= rawBytes) return { blob: file, width: 0, height: 0, shrunk: false, preview: null };
+    throw new Error(rawBytes ? `${name} cannot be opened by this browser, and its ${size(file.size)} are too much to send as they are (up to ${size(rawBytes)}). It may be broken, or of a rare format: please save it as JPEG, or choose another picture.`
+      : `${name} cannot be looked at: this browser cannot open it as a picture. Please choose another picture.`);
+  }
+  const { width, height } = picture;
+  try {
+    if (file.size <= maxBytes && (maxBytes === Infinity || readEverywhere.test(head))) return { blob: file, width, height, shrunk: false, preview: draw(picture, 480) };
+    let canvas = draw(picture, steps[0][0]);
+    const preview = draw(canvas, 480);
+    for (const [side, quality] of steps) {
+      if (Math.max(canvas.width, canvas.height) > side) canvas = draw(canvas, side);
+      const blob = await encode(canvas, quality);
+      if (blob && blob.size <= maxBytes) return { blob, width, height, shrunk: true, preview };
+    }
+  } finally { picture.close(); }
+  throw new Error(`${name} cannot be made small enough to be sent (up to ${size(maxBytes)}).`);
+}
+
+/* ---------------------------------------------------------------- light or dark */
+
+/* Is the page behind the element dark? A notebook's or host's background decides; where there is none, and on Voilà's pages, the reader's setting */
+function isDark(element) {
+  if (!document.body.dataset.voila) {
+    for (let el = element.parentElement; el; el = el.parentElement) {
+      const [r, g, b, a = 1] = (getComputedStyle(el).backgroundColor.match(/^rgba?\((.*)\)$/)?.[1] ?? '0,0,0,0').split(/[ ,/]+/).map(Number);
+      if (a > 0.5) return 0.299 * r + 0.587 * g + 0.114 * b < 128;
+    }
+  }
+  return matchMedia('(prefers-color-scheme: dark)').matches;
+}
+
+/* Keeps `data-theme` of the element in step with the page; returns a function that ends it */
+function followTheme(element) {
+  let timer;
+  const look = () => (element.dataset.theme = isDark(element) ? 'dark' : 'light');
+  const later = () => { look(); clearTimeout(timer); timer = setTimeout(look, 400); }; // Style sheets of a theme load after its switch
+  const attributes = new MutationObserver(later);
+  for (const el of [document.documentElement, document.body]) attributes.observe(el, { attributes: true });
+  const attached = new ResizeObserver(later); // Fires when the element first gets a place in the page
+  attached.observe(element);
+  const wish = matchMedia('(prefers-color-scheme: dark)');
+  wish.addEventListener('change', later);
+  look();
+  return () => { attributes.disconnect(); attached.disconnect(); clearTimeout(timer); wish.removeEventListener('change', later); };
+}
+
+/* ---------------------------------------------------------------- the page */
+
+const atOnce = 60; // Pictures that may be chosen together
+const shownLabels = 8; // Bars before "show all"
+
+/* Draw it into `root`. `ask(item)` promises {label, probability, probabilities, trusted, reason, unlikeness}, and may add `picture`, a data: address,
+   for what the browser could not open; an Error's message is shown. An item is {id, name, file, blob, width, height, shrunk, signal}: `signal` aborts when
+   its card is taken away. `tell(item, answer, {right, label})` keeps what a visitor thinks of the answer. Returns {choose(files), destroy()} */
+export function mount(root, options) { return new Page(root, options); }
+
+class Page {
+  constructor(root, { title = '', labels = [], ask, tell = null, shrink: small = true, maxBytes = 200_000, rawBytes = 8_000_000, note = '', heading = 'h2' }) {
+    Object.assign(this, { root, title, labels, ask, tell, small, maxBytes, rawBytes });
+    this.ending = new AbortController(); // Ends all listeners
+    this.round = new AbortController(); // Ends the work on the pictures that are shown
+    this.key = Math.random().toString(36).slice(2, 10); // Pages that share a server have different names for their pictures
+    this.count = 0;
+    this.build(note, heading);
+    this.listen();
+    this.stopTheme = followTheme(root);
+  }
+
+  destroy() {
+    this.ending.abort();
+    this.round.abort();
+    this.camera.close();
+    this.stopTheme();
+    this.root.replaceChildren();
+    this.root.classList.remove('bearcls-classify');
+  }
+
+  build(note, heading) {
+    const input = (more) => make('input', { type: 'file', accept: 'image/*,.heic,.heif,.avif', class: 'bq-file', tabindex: '-1', 'aria-hidden': 'true', onchange: (event) => this.chosen(event), ...more });
+    this.files = input({ multiple: true });
+    this.snapshot = input({ capture: 'environment' });
+    this.button = make('button', { type: 'button', class: 'bq-button bq-main', onclick: () => this.files.click() }, icon(icons.pictures), 'Choose pictures');
+    this.take = make('button', { type: 'button', class: 'bq-button', hidden: true, onclick: () => this.openCamera() }, icon(icons.camera), 'Take a picture');
+    const key = /Mac|iP(hone|ad|od)/.test(navigator.platform) ? '⌘V' : 'Ctrl+V';
+    this.drop = make('div', { class: 'bq-drop', role: 'group', 'aria-label': 'Choose pictures' }, make('div', { class: 'bq-actions' }, this.button, this.take),
+      make('p', { class: 'bq-hint' }, `or drop them here, or paste with ${key}`), this.files, this.snapshot);
+    this.status = make('p', { class: 'bq-status', role: 'status', 'aria-live': 'polite' });
+    this.cards = make('div', { class: 'bq-cards', role: 'region', 'aria-label': 'Answers' });
+    this.camera = new Camera((file) => this.choose([file]), (words) => this.say(words));
+    this.root.classList.add('bearcls-classify');
+    this.root.dataset.lmSuppressShortcuts = 'true'; // Keys are meant for the page, not for JupyterLab
+    this.root.replaceChildren(...[this.title && make(heading, { class: 'bq-title' }, this.title), note && make('p', { class: 'bq-note' }, note), this.drop, this.status, this.cards, this.camera.dialog].filter(Boolean));
+  }
+
+  listen() {
+    const on = (target, names, act) => names.split(' ').forEach((name) => target.addEventListener(name, act, { signal: this.ending.signal }));
+    const hasFiles = (event) => event.dataTransfer?.types.includes('Files') || event.dataTransfer?.types.includes('text/uri-list');
+    on(this.root, 'dragenter dragover', (event) => {
+      if (!hasFiles(event)) return;
+      event.preventDefault();
+      event.dataTransfer.dropEffect = 'copy';
+      this.drop.classList.add('bq-over');
+    });
+    on(this.root, 'dragleave', (event) => { if (!this.root.contains(event.relatedTarget)) this.drop.classList.remove('bq-over'); });
+    on(this.root, 'drop', (event) => {
+      if (!hasFiles(event)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      this.drop.classList.remove('bq-over');
+      this.choose([...event.dataTransfer.files], 'What was dropped is not a file. Please save the picture first, and choose it here.');
+    });
+    on(document, 'paste', (event) => this.pasted(event));
+    this.lookForCamera();
+    on(navigator.mediaDevices ?? new EventTarget(), 'devicechange', () => this.lookForCamera());
+  }
+
+  /* Read out to those who cannot see it; `quiet` where it stands in a card already */
+  say(words, quiet = false) {
+    this.status.textContent = words;
+    this.status.classList.toggle('bq-quiet', quiet);
+  }
+
+  /* Pasting means this page where it has the focus, or where nothing has it and there is no other place for pictures */
+  pasted(event) {
+    const alone = event.target === document.body && document.querySelectorAll('.bearcls-classify').length === 1;
+    if (!this.root.contains(event.target) && !alone) return;
+    event.preventDefault();
+    this.choose([...(event.clipboardData?.files ?? [])], 'There is no picture in the clipboard.');
+  }
+
+  /* The system's own camera on phones; elsewhere a window, if there is a camera and the page may ask for it */
+  async lookForCamera() {
+    this.touch = matchMedia('(pointer: coarse)').matches;
+    const devices = await navigator.mediaDevices?.enumerateDevices?.().catch(() => []) ?? [];
+    this.take.hidden = !this.touch && !devices.some((device) => device.kind === 'videoinput');
+  }
+
+  openCamera() {
+    if (this.touch) this.snapshot.click();
+    else this.camera.open(this.take);
+  }
+
+  chosen(event) {
+    const files = [...event.target.files];
+    event.target.value = ''; // The same file may be chosen again
+    if (files.length) this.choose(files);
+  }
+
+  /* New pictures: whatever was shown or on its way belongs to the past, from now on */
+  choose(files, otherwise = 'There is no picture among what was chosen.') {
+    this.round.abort();
+    this.round = new AbortController();
+    const { signal } = this.round;
+    const cards = files.slice(0, atOnce).map((file) => new Card(this, { id: `${this.key}-${++this.count}`, name: file.name || 'picture', file, signal }));
+    this.cards.replaceChildren(...cards.map((card) => card.element));
+    this.cards.classList.toggle('bq-one', cards.length === 1);
+    if (!cards.length) return this.say(otherwise);
+    this.say(files.length > atOnce ? `${files.length} pictures were chosen; these are the first ${atOnce}.` : cards.length > 1 ? `Looking at ${cards.length} pictures …` : `Looking at ${cards[0].item.name} …`);
+    return this.work(cards, signal);
+  }
+
+  /* Pictures are made small one after another, since a photograph takes 50 MB while it is open; meanwhile up to four wait for their answers */
+  async work(cards, signal) {
+    const queue = [...cards];
+    let turn = Promise.resolve();
+    const small = (card) => (turn = turn.then(() => (signal.aborted ? null : card.prepare()), () => (signal.aborted ? null : card.prepare())));
+    const one = async (card) => {
+      try {
+        await small(card);
+        if (signal.aborted) return;
+        const answer = await this.ask(card.item);
+        if (!signal.aborted) card.answered(answer);
+      } catch (error) {
+        if (!signal.aborted) card.failed(error?.message || 'Something went wrong. Please try again.');
+      }
+      if (!signal.aborted) this.report(cards, card);
+    };
+    const hand = async () => { while (queue.length && !signal.aborted) await one(queue.shift()); };
+    await Promise.all([hand(), hand(), hand(), hand()]);
+  }
+
+  /* One picture: its answer is read out. Several: how many are done, and at the end that all are */
+  report(cards, card) {
+    const done = cards.filter((c) => c.words).length;
+    if (cards.length === 1) this.say(card.words, true);
+    else this.say(done < cards.length ? `${done} of ${cards.length} pictures have an answer …` : `All ${cards.length} pictures have an answer.`);
+  }
+}
+
+/* ---------------------------------------------------------------- one picture and its answer */
+
+class Card {
+  constructor(page, item) {
+    Object.assign(this, { page, item, words: '' });
+    this.picture = make('div', { class: 'bq-picture' });
+    this.body = make('div', { class: 'bq-body' }, make('p', { class: 'bq-wait' }, make('span', { class: 'bq-spin', 'aria-hidden': 'true' }), 'Looking …'));
+    this.name = make('h3', { class: 'bq-name', id: `bq-${item.id}`, title: item.name }, item.name);
+    this.element = make('article', { class: 'bq-card', 'aria-labelledby': `bq-${item.id}`, 'aria-busy': 'true', 'data-state': 'waiting', 'data-name': item.name }, this.picture, make('div', { class: 'bq-side' }, this.name, this.body));
+  }
+
+  /* The picture is shown, and what will be sent is ready */
+  async prepare() {
+    const { maxBytes, rawBytes, small } = this.page;
+    const made = await shrink(this.item.file, { maxBytes: small ? maxBytes : Infinity, rawBytes });
+    Object.assign(this.item, { blob: small ? made.blob : this.item.file, width: made.width, height: made.height, shrunk: small && made.shrunk });
+    if (made.preview) this.show(made.preview);
+  }
+
+  show(element) {
+    element.classList.add('bq-preview');
+    element.setAttribute('role', 'img');
+    element.setAttribute('aria-label', this.item.name);
+    this.picture.replaceChildren(element);
+  }
+
+  finish(state, words, ...children) {
+    this.words = words;
+    this.element.dataset.state = state;
+    this.element.removeAttribute('aria-busy');
+    this.body.replaceChildren(...children.filter(Boolean));
+  }
+
+  failed(sentence) { this.finish('problem', sentence, make('p', { class: 'bq-problem' }, sentence)); }
+
+  answered(answer) {
+    if (!this.item.width && answer.picture?.startsWith('data:image/')) this.show(make('img', { src: answer.picture, alt: this.item.name }));
+    const sure = percent(answer.probability);
+    const head = answer.trusted ? make('p', { class: 'bq-head' }, make('strong', {}, answer.label), ' ', make('span', { class: 'bq-sure' }, sure))
+      : make('p', { class: 'bq-head' }, make('strong', {}, 'None of these? Ask a person'));
+    const why = !answer.trusted && make('p', { class: 'bq-why' }, `The model would rather not decide: ${answer.reason || `it is not sure enough of ${answer.label}`}.`);
+    const words = answer.trusted ? `${this.item.name}: ${answer.label}, ${sure}.` : `${this.item.name}: ask a person. ${why.textContent}`;
+    this.finish(answer.trusted ? 'answered' : 'doubtful', words, head, why, bars(answer.probabilities), this.page.tell && this.vote(answer));
+  }
+
+  /* Thumbs up or down, and then what would have been right */
+  vote(answer) {
+    const said = make('span', { class: 'bq-said', role: 'status' });
+    const other = this.page.labels.includes('other') ? [] : [['other', 'none of these']];
+    const choices = [['', 'What is it?'], ...this.page.labels.filter((label) => label !== answer.label).map((label) => [label, label]), ...other];
+    const keep = async (right, label) => {
+      up.setAttribute('aria-pressed', right);
+      down.setAttribute('aria-pressed', !right);
+      select.hidden = right;
+      if (right) select.value = '';
+      said.textContent = '';
+      const number = (this.votes = (this.votes ?? 0) + 1);
+      const last = (words) => { if (number === this.votes) said.textContent = words; };
+      try {
+        await this.page.tell(this.item, answer, { right, label });
+        last(right || label ? 'Thank you.' : 'Thank you. What would be right?');
+      } catch (error) { last(error?.message || 'This could not be kept.'); }
+    };
+    const thumb = (path, name, right) => make('button', { type: 'button', class: 'bq-thumb', 'aria-pressed': 'false', 'aria-label': name, title: name, onclick: () => keep(right, '') }, icon(path));
+    const up = thumb(icons.up, 'Right', true);
+    const down = thumb(icons.down, 'Wrong', false);
+    const select = make('select', { class: 'bq-select', hidden: true, 'aria-label': 'What would be right', onchange: () => keep(false, select.value) },
+      ...choices.map(([value, words]) => make('option', { value }, words)));
+    const question = answer.trusted ? 'Is this right?' : `Would “${answer.label}” be right?`;
+    return make('div', { class: 'bq-vote', role: 'group', 'aria-label': question }, make('span', { class: 'bq-question' }, question), up, down, select, said);
+  }
+}
+
+/* A bar for each label, the most probable first; many labels hide behind a line to open */
+function bars(probabilities) {
+  const rows = Object.entries(probabilities).sort(([, a], [, b]) => b - a).map(([label, p]) => {
+    const fill = make('span', { class: 'bq-fill' });
+    fill.style.width = `${100 * p}%`;
+    return make('li', { class: 'bq-row' }, make('span', { class: 'bq-label' }, label), make('span', { class: 'bq-bar', 'aria-hidden': 'true' }, fill), make('span', { class: 'bq-number' }, percent(p)));
+  });
+  const list = (some) => make('ul', { class: 'bq-bars', role: 'list' }, ...some);
+  if (rows.length <= shownLabels + 1) return list(rows);
+  return make('div', {}, list(rows.slice(0, shownLabels)), make('details', { class: 'bq-more' }, make('summary', {}, `Show all ${rows.length} labels`), list(rows.slice(shownLabels))));
+}
+
+/* ---------------------------------------------------------------- the camera, in a window */
+
+const refusals = {
+  NotAllowedError: 'The camera may not be used here. Allow it in the browser, or choose a picture.',
+  NotFoundError: 'There is no camera. Please choose a picture.',
+  NotReadableError: 'The camera is in use by another program. Close that, or choose a picture.',
+};
+
+class Camera {
+  constructor(taken, say) {
+    Object.assign(this, { taken, say });
+    this.video = make('video', { autoplay: true, playsinline: true, class: 'bq-video', 'aria-label': 'What the camera sees' });
+    this.video.muted = true;
+    this.shoot = make('button', { type: 'button', class: 'bq-button bq-main', onclick: () => this.shot() }, icon(icons.camera), 'Take the picture');
+    const cancel = make('button', { type: 'button', class: 'bq-button', onclick: () => this.dialog.close() }, 'Cancel');
+    this.dialog = make('dialog', { class: 'bq-dialog', 'aria-label': 'Camera', onclose: () => this.close() }, this.video, make('div', { class: 'bq-actions' }, this.shoot, cancel));
+  }
+
+  async open(button) {
+    button.disabled = true; // Until it is known whether there will be pictures
+    try {
+      const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment', width: { ideal: 1920 }, height: { ideal: 1080 } }, audio: false });
+      if (!this.dialog.isConnected) return stream.getTracks().forEach((track) => track.stop());
+      this.video.srcObject = stream;
+      this.dialog.showModal();
+      this.shoot.focus();
+    } catch (error) { this.say(refusals[error?.name] ?? 'The camera cannot be used. Please choose a picture.'); }
+    finally { button.disabled = false; }
+  }
+
+  async shot() {
+    const { videoWidth: width, videoHeight: height } = this.video;
+    if (!width) return; // The first picture has not come yet
+    const canvas = make('canvas', { width, height });
+    canvas.getContext('2d').drawImage(this.video, 0, 0);
+    this.dialog.close();
+    const blob = await encode(canvas, 0.92);
+    if (blob) this.taken(new File([blob], 'camera.jpg', { type: 'image/jpeg' }));
+  }
+
+  close() {
+    this.video.srcObject?.getTracks().forEach((track) => track.stop());
+    this.video.srcObject = null;
+    if (this.dialog.open) this.dialog.close();
+  }
+}
+
+/* ---------------------------------------------------------------- in a notebook: a widget whose answers come from the kernel */
+
+const patience = 30_000; // Milliseconds in which the kernel says nothing at all before a picture is given up
+const lost = 'No answer has come: the connection to the server is lost, or it is busy. Please reload the page and try again.';
+
+/* Questions to Python, each with a number by which its answer finds it; bearcls/app.py names the messages */
+class Line {
+  constructor(model) {
+    Object.assign(this, { model, waiting: new Map(), key: Math.random().toString(36).slice(2, 10), count: 0 });
+    this.take = (message) => this.took(message);
+    model.on('msg:custom', this.take);
+    this.clock = setInterval(() => this.look(), 1000);
+  }
+
+  send(message, buffers = [], signal = null) {
+    return new Promise((done, refuse) => {
+      const number = `${this.key}-${++this.count}`;
+      this.waiting.set(number, { done, refuse });
+      this.heard = Date.now();
+      signal?.addEventListener('abort', () => this.waiting.delete(number));
+      try { this.model.send({ ...message, number }, undefined, buffers); }
+      catch { this.giveUp(); }
+    });
+  }
+
+  took({ number, problem, ...rest }) {
+    this.heard = Date.now();
+    const asked = this.waiting.get(number);
+    this.waiting.delete(number);
+    if (problem) asked?.refuse(new Error(problem));
+    else asked?.done(rest);
+  }
+
+  look() { if (this.waiting.size && Date.now() - this.heard > patience) this.giveUp(); }
+
+  giveUp() {
+    for (const { refuse } of this.waiting.values()) refuse(new Error(lost));
+    this.waiting.clear();
+  }
+
+  close() {
+    clearInterval(this.clock);
+    this.model.off('msg:custom', this.take);
+    this.waiting.clear();
+  }
+}
+
+function render({ model, el }) {
+  const line = new Line(model);
+  const { feedback, ...facts } = model.get('facts');
+  const ask = async (item) => line.send({ do: 'ask', id: item.id, name: item.name }, [await item.blob.arrayBuffer()], item.signal);
+  const tell = (item, answer, { right, label }) => line.send({ do: 'tell', id: item.id, right, label });
+  const root = make('div');
+  el.append(root);
+  const page = mount(root, { ...facts, ask, tell: feedback ? tell : null, heading: document.body.dataset.voila ? 'h1' : 'h2' });
+  return () => { page.destroy(); line.close(); root.remove(); };
+}
+
+export default { render };
