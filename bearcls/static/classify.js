@@ -128,12 +128,13 @@ const shownLabels = 8; // Bars before "show all"
 
 /* Draw it into `root`. `ask(item)` promises {label, probability, probabilities, trusted, reason, unlikeness}, and may add `picture`, a data: address,
    for what the browser could not open; an Error's message is shown. An item is {id, name, file, blob, width, height, shrunk, signal}: `signal` aborts when
-   its card is taken away. `tell(item, answer, {right, label})` keeps what a visitor thinks of the answer. Returns {choose(files), destroy()} */
+   its card is taken away. `open(item)`, where the page itself looks at pictures, stands in for making them small: it promises {width, height, preview}.
+   `tell(item, answer, {right, label})` keeps what a visitor thinks of the answer. Returns {choose(files), destroy()} */
 export function mount(root, options) { return new Page(root, options); }
 
 class Page {
-  constructor(root, { title = '', labels = [], ask, tell = null, shrink: small = true, maxBytes = 200_000, rawBytes = 8_000_000, note = '', heading = 'h2' }) {
-    Object.assign(this, { root, title, labels, ask, tell, small, maxBytes, rawBytes });
+  constructor(root, { title = '', labels = [], ask, tell = null, shrink: small = true, maxBytes = 200_000, rawBytes = 8_000_000, note = '', heading = 'h2', open = null }) {
+    Object.assign(this, { root, title, labels, ask, tell, small, maxBytes, rawBytes, open });
     this.ending = new AbortController(); // Ends all listeners
     this.round = new AbortController(); // Ends the work on the pictures that are shown
     this.key = Math.random().toString(36).slice(2, 10); // Pages that share a server have different names for their pictures
@@ -277,8 +278,8 @@ class Card {
 
   /* The picture is shown, and what will be sent is ready */
   async prepare() {
-    const { maxBytes, rawBytes, small } = this.page;
-    const made = await shrink(this.item.file, { maxBytes: small ? maxBytes : Infinity, rawBytes });
+    const { maxBytes, rawBytes, small, open } = this.page;
+    const made = await (open ? open(this.item) : shrink(this.item.file, { maxBytes: small ? maxBytes : Infinity, rawBytes }));
     Object.assign(this.item, { blob: small ? made.blob : this.item.file, width: made.width, height: made.height, shrunk: small && made.shrunk });
     if (made.preview) this.show(made.preview);
   }
@@ -446,8 +447,8 @@ class Line {
 function render({ model, el }) {
   const line = new Line(model);
   const { feedback, ...facts } = model.get('facts');
-  const ask = async (item) => line.send({ do: 'ask', id: item.id, name: item.name }, [await item.blob.arrayBuffer()], item.signal);
-  const tell = (item, answer, { right, label }) => line.send({ do: 'tell', id: item.id, right, label });
+  const ask = async (item) => line.send({ do: 'ask', name: item.name, unseen: !item.width }, [await item.blob.arrayBuffer()], item.signal);
+  const tell = (item, answer, { right, label }) => line.send({ do: 'tell', answer: answer.answer, right, label });
   const root = make('div');
   el.append(root);
   const page = mount(root, { ...facts, ask, tell: feedback ? tell : null, heading: document.body.dataset.voila ? 'h1' : 'h2' });

@@ -1,0 +1,237 @@
+// A file as what the model sees: opened as bearcls.core.load_image does, shaped as bearcls.bundle.prepare does
+
+export class PictureError extends Error {}  // its message is for the visitor
+
+const limit = 100_000_000;  // pixels, as in bearcls.core.max_pixels
+const strip = 1 << 22;      // pixels drawn at a time: a phone's canvas may not hold a whole photograph
+const damaged = 'it is damaged';
+const tooLarge = ({ width, height }) => `it claims ${width}×${height} pixels, and at most ${limit.toLocaleString('en')} are accepted`;
+
+export async function lookAt(file, input) {  // {pixels: bytes as (height, width, 3), size: [width, height] as opened, width, height, preview: a canvas}
+  const bytes = new Uint8Array(await file.arrayBuffer().catch(() => { throw new PictureError('the file cannot be read; has it been moved or changed?'); }));
+  const kind = check(bytes);
+  const bitmap = await decode(new Blob([bytes], { type: `image/${kind.name}` }), kind);
+  try {
+    const { width, height } = measured(bitmap);
+    let picture = drawn(bitmap, width, height);
+    if (input.min_side) for (const by of reductions(picture, kind, input.min_side)) picture = reduced(picture, by);
+    return { pixels: prepare(picture, input), size: [picture.width, picture.height], ...preview(bitmap, width, height) };
+  } finally { bitmap.close?.(); }
+}
+
+// ---------------------------------------------------------------- what kind of file
+
+function check(bytes) {  // a PictureError for what is no picture, is not complete, or claims too much
+  if (!bytes.length) throw new PictureError('the file is empty');
+  const kind = describe(bytes);
+  if (!kind) throw new PictureError('it is no picture of a known format');
+  if (kind.width * kind.height > limit) throw new PictureError(tooLarge(kind));
+  if (kind.cut) throw new PictureError('the file ends before the picture does');
+  return kind;
+}
+
+function describe(b) {  // name, size, whether it was cut off; nothing if the first bytes are no picture's
+  const view = new DataView(b.buffer), text = (at, n) => String.fromCharCode(...b.subarray(at, at + n));
+  const start = text(0, 4), brand = text(4, 4) === 'ftyp' ? text(8, 4) : '';
+  try {
+    if (b[0] === 0xff && b[1] === 0xd8 && b[2] === 0xff) return jpeg(b, view, text);
+    if (start === '\x89PNG') return png(view, text);
+    if (start === 'GIF8') return { name: 'gif', width: view.getUint16(6, true), height: view.getUint16(8, true) };
+    if (start === 'RIFF' && text(8, 4) === 'WEBP') return webp(b, view, text);
+    if (text(0, 2) === 'BM') return { name: 'bmp', width: Math.abs(view.getInt32(18, true)), height: Math.abs(view.getInt32(22, true)) };
+  } catch (error) {
+    if (error instanceof RangeError) throw new PictureError('the file ends before the picture does');
+    throw error;
+  }
+  if (/^avi[fs]/.test(brand)) return { name: 'avif' };
+  if (/^(hei|hev|mif|msf)/.test(brand)) return { name: 'heic' };
+  if (start === 'II*\0' || start === 'MM\0*') return { name: 'tiff' };
+  if (/^P[1-6]\s/.test(text(0, 3))) return { name: 'ppm' };
+}
+
+function jpeg(b, view, text) {
+  const kind = { name: 'jpeg' };
+  for (let at = 2; ;) {
+    const marker = view.getUint16(at);
+    if (marker === 0xffff) { at++; continue; }
+    if (marker < 0xff00) throw new PictureError(damaged);
+    if (marker === 0xffda) return { ...kind, cut: !ends(b, at) };
+    if (marker >= 0xffc0 && marker <= 0xffcf && ![0xffc4, 0xffc8, 0xffcc].includes(marker)) [kind.height, kind.width] = [view.getUint16(at + 5), view.getUint16(at + 7)];
+    if (marker === 0xffe2 && text(at + 4, 4) === 'MPF\0') kind.several = true;
+    at += 2 + view.getUint16(at + 2);
+  }
+}
+
+function ends(b, from) {  // is there an end of the picture after `from`? Cameras write other things behind it
+  for (let at = b.lastIndexOf(0xd9); at > from; at = b.lastIndexOf(0xd9, at - 1)) if (b[at - 1] === 0xff) return true;
+  return false;
+}
+
+function png(view, text) {
+  const kind = { name: 'png', width: view.getUint32(16), height: view.getUint32(20), cut: true };
+  for (let at = 8; at + 12 <= view.byteLength; at += 12 + view.getUint32(at)) if (text(at + 4, 4) === 'IEND') kind.cut = false;
+  return kind;
+}
+
+function webp(b, view, text) {
+  const kind = { name: 'webp', cut: view.getUint32(4, true) + 8 > view.byteLength }, form = text(12, 4), bits = (at) => view.getUint16(at, true) & 0x3fff;
+  if (form === 'VP8X') [kind.width, kind.height] = [24, 27].map((at) => 1 + b[at] + (b[at + 1] << 8) + (b[at + 2] << 16));
+  if (form === 'VP8 ') [kind.width, kind.height] = [bits(26), bits(28)];
+  if (form === 'VP8L') [kind.width, kind.height] = [1 + bits(21), 1 + (view.getUint32(21, true) >>> 14 & 0x3fff)];
+  return kind;
+}
+
+// ---------------------------------------------------------------- pixels of the browser
+
+async function decode(blob, kind) {  // upright; colours as the file has them, since training did not look at profiles either
+  const wishes = { colorSpaceConversion: 'none', imageOrientation: 'from-image', premultiplyAlpha: 'premultiply' };
+  try { return await createImageBitmap(blob, wishes); } catch { /* perhaps an element can do it */ }
+  const image = new Image(), address = image.src = URL.createObjectURL(blob);
+  try { await image.decode(); } catch {
+    if (kind.name === 'heic') throw new PictureError('it is a HEIC picture, as iPhones take them, which this browser does not know. Save it as JPEG, or open this page on the phone itself');
+    throw new PictureError(['avif', 'tiff', 'ppm'].includes(kind.name) ? `this browser does not know ${kind.name.toUpperCase()} pictures. Save it as JPEG or PNG` : damaged);
+  } finally { URL.revokeObjectURL(address); }
+  return image;
+}
+
+function measured(bitmap) {
+  const width = bitmap.naturalWidth ?? bitmap.width, height = bitmap.naturalHeight ?? bitmap.height;
+  if (width * height > limit) throw new PictureError(tooLarge({ width, height }));
+  return { width, height };
+}
+
+function canvasOf(width, height) {
+  const canvas = Object.assign(document.createElement('canvas'), { width, height });
+  return { canvas, context: canvas.getContext('2d', { willReadFrequently: true }) };
+}
+
+function preview(bitmap, width, height) {  // small, for the page
+  const scale = Math.min(1, 480 / Math.max(width, height)), { canvas, context } = canvasOf(...[width, height].map((n) => Math.max(1, Math.round(n * scale))));
+  context.imageSmoothingQuality = 'high';
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return { width, height, preview: canvas };
+}
+
+function drawn(bitmap, width, height) {  // reads some rows at a time, on white
+  const { canvas, context } = canvasOf(width, Math.max(1, Math.min(height, Math.floor(strip / width))));
+  const fill = (colour) => { context.fillStyle = colour; context.fillRect(0, 0, width, canvas.height); };
+  fill('rgb(10, 120, 230)');  // some browsers hide what a canvas holds, or give up on a large one without a word
+  const probe = context.getImageData(width - 1, canvas.height - 1, 1, 1).data;
+  if ([10, 120, 230].some((v, i) => Math.abs(v - probe[i]) > 2)) throw new PictureError('this browser does not let the page see its pixels; a setting against tracking may forbid it');
+  const rows = (y, n) => {
+    fill('white');
+    context.drawImage(bitmap, 0, y, width, n, 0, 0, width, n);
+    return context.getImageData(0, 0, width, n).data;
+  };
+  return { width, height, most: canvas.height, rows };
+}
+
+// ---------------------------------------------------------------- smaller by whole numbers
+
+function reductions({ width, height }, kind, least) {  // what Pillow's `draft` does for JPEGs, then its `reduce`
+  const side = Math.min(width, height), draft = kind.name === 'jpeg' && !kind.several ? [8, 4, 2].find((k) => side >= k * least) ?? 1 : 1;
+  return [draft, Math.floor(Math.ceil(side / draft) / least)].filter((by) => by > 1);
+}
+
+function reduced(picture, by) {  // means of squares, rounded as Pillow does
+  const width = Math.ceil(picture.width / by), height = Math.ceil(picture.height / by), data = new Uint8ClampedArray(4 * width * height);
+  const sums = new Uint32Array(3 * width), whole = Math.max(1, Math.floor(picture.most / by));
+  for (let top = 0; top < height; top += whole) {
+    const count = Math.min(whole * by, picture.height - top * by), rows = picture.rows(top * by, count);
+    for (let y = 0; y * by < count; y++) {
+      sums.fill(0);
+      const high = Math.min(by, count - y * by);
+      for (let k = 0; k < high; k++) {
+        let at = 4 * picture.width * (y * by + k);
+        for (let x = 0, o = 0; x < width; x++, o += 3) {
+          let r = 0, g = 0, b = 0;
+          for (const end = at + 4 * Math.min(by, picture.width - x * by); at < end; at += 4) { r += rows[at]; g += rows[at + 1]; b += rows[at + 2]; }
+          sums[o] += r; sums[o + 1] += g; sums[o + 2] += b;
+        }
+      }
+      for (let x = 0, o = 0, out = 4 * width * (top + y); x < width; x++, o += 3, out += 4) {
+        const n = high * Math.min(by, picture.width - x * by), factor = Math.floor(Math.fround((1 << 24) / n));
+        for (let c = 0; c < 3; c++) data[out + c] = Math.floor((sums[o + c] + (n >> 1)) * factor / (1 << 24));
+      }
+    }
+  }
+  return held(data, width, height);
+}
+
+function held(data, width, height) { return { width, height, most: height, rows: (y, n) => data.subarray(4 * width * y, 4 * width * (y + n)) }; }
+
+// ---------------------------------------------------------------- the model's shape
+
+export function prepare(picture, { width, height, method, pad_mode }) {
+  const all = (n) => line(n, 0, n, 0);
+  if (method === 'squish') return resize(picture, all(picture.width), all(picture.height), width, height);
+  if (method === 'random_crop') {
+    const extra = 8 * Math.ceil(Math.max(width, height) * 0.14 / 8), larger = resize(picture, all(picture.width), all(picture.height), width + extra, height + extra);
+    const out = new Uint8Array(3 * width * height), from = 3 * (extra >> 1);
+    for (let y = 0; y < height; y++) {
+      const at = from + 3 * (y + (extra >> 1)) * (width + extra);
+      out.set(larger.subarray(at, at + 3 * width), 3 * width * y);
+    }
+    return out;
+  }
+  const factor = Math[method === 'crop' ? 'min' : 'max'](picture.width / width, picture.height / height);
+  const [w, h] = [width, height].map((n) => Math.max(1, Math.trunc(factor * n)));
+  if (w * h > limit) throw new PictureError('it is too long and thin');
+  return resize(picture, cut(picture.width, w, pad_mode), cut(picture.height, h, pad_mode), width, height);
+}
+
+function cut(size, wanted, mode) {  // the middle of a side, or the side with something beside it
+  const start = Math.trunc((size - wanted) / 2), first = Math.max(start, 0);
+  return line(wanted, first, Math.min(start + wanted, size) - first, Math.max(-start, 0), mode);
+}
+
+function line(n, first, count, before, mode) {  // for each place the pixel that stands there, -1 for black
+  const period = Math.max(1, 2 * (count - 1));
+  return Int32Array.from({ length: n }, (_, i) => {
+    const j = i - before, turn = (j % period + period) % period;
+    if (j >= 0 && j < count) return first + j;
+    return mode === 'border' ? first + (j < 0 ? 0 : count - 1) : mode === 'reflection' ? first + Math.min(turn, period - turn) : -1;
+  });
+}
+
+// Pillow's bilinear filter: triangles as wide as the step, whole numbers of 22 bits, first along rows, then along columns
+const bits = 22, half = 1 << bits - 1;
+
+function triangles(size, n) {  // for each of `n` places where its pixels begin, and their weights
+  const scale = size / n, reach = Math.max(scale, 1);
+  return Array.from({ length: n }, (none, i) => {
+    const centre = (i + 0.5) * scale, first = Math.max(0, Math.trunc(centre - reach + 0.5)), end = Math.min(size, Math.trunc(centre + reach + 0.5));
+    const weights = Float64Array.from({ length: end - first }, (_, k) => Math.max(0, 1 - Math.abs((first + k - centre + 0.5) / reach)));
+    const total = weights.reduce((sum, v) => sum + v, 0);
+    return { first, weights: Int32Array.from(weights, (v) => Math.trunc(0.5 + v / total * (1 << bits))) };
+  });
+}
+
+function resize(picture, columns, rows, width, height) {
+  const shown = rows.filter((y) => y >= 0), low = shown.reduce((a, b) => Math.min(a, b)), high = shown.reduce((a, b) => Math.max(a, b)) + 1;
+  const across = triangles(columns.length, width), along = triangles(rows.length, height), narrow = new Uint8Array(3 * width * (high - low));
+  const plain = columns.every((x, i) => x === columns[0] + i && x >= 0), wide = plain ? null : new Uint8ClampedArray(4 * columns.length);
+  for (let top = low, out = 0; top < high; top += picture.most) {
+    const n = Math.min(picture.most, high - top), data = picture.rows(top, n);
+    for (let y = 0; y < n; y++) {
+      const row = 4 * picture.width * y;
+      if (!plain) columns.forEach((x, i) => { for (let c = 0; c < 3; c++) wide[4 * i + c] = x < 0 ? 0 : data[row + 4 * x + c]; });
+      const from = plain ? data : wide, start = plain ? row + 4 * columns[0] : 0;
+      for (const { first, weights } of across) {
+        let r = half, g = half, b = half;
+        for (let k = 0, at = start + 4 * first; k < weights.length; k++, at += 4) { const v = weights[k]; r += from[at] * v; g += from[at + 1] * v; b += from[at + 2] * v; }
+        narrow[out++] = r >> bits; narrow[out++] = g >> bits; narrow[out++] = b >> bits;
+      }
+    }
+  }
+  const result = new Uint8Array(3 * width * height), sums = new Int32Array(3 * width);
+  along.forEach(({ first, weights }, y) => {
+    sums.fill(half);
+    weights.forEach((v, k) => {
+      if (rows[first + k] < 0) return;
+      for (let x = 0, at = 3 * width * (rows[first + k] - low); x < sums.length; x++, at++) sums[x] += narrow[at] * v;
+    });
+    for (let x = 0; x < sums.length; x++) result[3 * width * y + x] = sums[x] >> bits;
+  });
+  return result;
+}
