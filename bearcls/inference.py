@@ -9,7 +9,7 @@ __all__ = ['min_light', 'providers_known', 'max_memory', 'Prediction', 'predicti
            'ProviderError', 'provider_names', 'Classifier', 'usable_cores', 'fetch_picture', 'PredictionRow',
            'find_pictures']
 
-# %% ../nbs/09_inference.ipynb #bd625337
+# %% ../nbs/09_inference.ipynb #8f6a82cf
 import os, threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from .bundle import Bundle, model_bytes, prepare, read_bundle
 from .container import BundleError, short_words
-from .core import BearclsError, Html, ImageError, image_suffixes, load_image, optional_import, progress
+from .core import BearclsError, Html, ImageError, image_suffixes, load_image, max_pixels, optional_import, progress
 
 # %% ../nbs/09_inference.ipynb #4c5b8d22
 @dataclass
@@ -131,7 +131,7 @@ def patch_to(cls):
         return f.__globals__.get(f.__name__)  # the name keeps what it meant outside the class
     return add
 
-# %% ../nbs/09_inference.ipynb #01ad2438
+# %% ../nbs/09_inference.ipynb #763e6b13
 class Classifier:
     "A loaded bundle that answers pictures; it may be used from several threads at once"
     def __init__(self,
@@ -140,10 +140,11 @@ class Classifier:
         providers: str | Sequence[str] = 'cpu', # Who computes: cpu, cuda, openvino, or names of ONNX Runtime, the preferred first
         allow_url: bool = False,                # Also take http and https addresses?
         allow_private: bool = False,            # Also those of hosts in private networks?
+        max_pixels: int = max_pixels,           # Refuse pictures that claim more pixels than this
     ):
         if threads is not None and threads < 1: raise ValueError(f'`threads` must be at least 1, got {threads}')
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-        self.allow_url, self.allow_private = allow_url, allow_private
+        self.allow_url, self.allow_private, self.max_pixels = allow_url, allow_private, max_pixels
         self.threads, self.providers = threads or usable_cores(), provider_names(providers)
         self.session, self._lean, self._lock = _session(self.bundle, self.threads, self.providers), None, threading.Lock()
         self.outputs = [o.name for o in self.session.get_outputs() if o.name in _outputs]
@@ -202,8 +203,8 @@ def _runtime_errors():
     from onnxruntime.capi import onnxruntime_pybind11_state as state
     return (RuntimeError, ValueError, *(c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)))
 
-# %% ../nbs/09_inference.ipynb #f67052a8
-def _as_image(source, bundle, allow_url=False, allow_private=False):
+# %% ../nbs/09_inference.ipynb #168a6acd
+def _as_image(source, bundle, allow_url=False, allow_private=False, limit=max_pixels):
     "Open any source the way the bundle's model was trained to see it"
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.ndim == 3 and source.shape[2] not in (3, 4) or not source.size:
@@ -215,9 +216,9 @@ def _as_image(source, bundle, allow_url=False, allow_private=False):
     elif isinstance(source, (memoryview, bytearray)): source = bytes(source)
     elif not isinstance(source, (str, os.PathLike, bytes, Image.Image)) and not hasattr(source, 'read'):
         raise ImageError(f'a path, bytes, an open binary file, a Pillow picture or an array of bytes is expected; got a {type(source).__name__}', 'not_an_image')
-    return load_image(source, bundle.min_side)
+    return load_image(source, bundle.min_side, limit)
 
-# %% ../nbs/09_inference.ipynb #f6b73368
+# %% ../nbs/09_inference.ipynb #2db1d810
 @patch_to(Classifier)
 def run(self,
     pixels: np.ndarray,       # Prepared pictures: bytes as (pictures, height, width, 3), RGB
@@ -254,7 +255,7 @@ def predict(self,
 @patch_to(Classifier)
 def _open(self, source):
     "The picture's size, and what the model sees of it"
-    image = _as_image(source, self.bundle, self.allow_url, self.allow_private)
+    image = _as_image(source, self.bundle, self.allow_url, self.allow_private, self.max_pixels)
     return image.size, np.asarray(prepare(image, self.bundle.size, self.bundle.method, self.bundle.pad_mode))
 
 @patch_to(Classifier)
@@ -449,3 +450,11 @@ def _name(source, position):
     "What a row calls its source"
     if isinstance(source, (str, os.PathLike)): return str(source)
     return str(getattr(source, 'name', None) or getattr(source, 'filename', None) or f'picture {position}')
+
+# %% ../nbs/09_inference.ipynb #0e4bd209
+@patch_to(Classifier)
+def predict_rows(self,
+    named: Sequence[tuple[str, Any]],  # Name and source of each; any sources that `predict` takes
+) -> list['PredictionRow']:            # One for each, in their order
+    "Classify some pictures in this thread, which the model sees all at once; one that cannot be opened becomes a row with its reason"
+    return self._rows(self.session, named)
