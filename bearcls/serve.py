@@ -205,7 +205,7 @@ async def answer_request(
     if len(results) == 1 and results[0]['status'] == 'failed': raise Problem(422, results[0]['reason'])
     return results
 
-# %% ../nbs/12_serve.ipynb #ad325446
+# %% ../nbs/12_serve.ipynb #7f7910cd
 open_paths = ('/', '/healthz', '/readyz', '/openapi.json')  # No key is needed for these, nor for the page's own files
 
 class ServiceGate:
@@ -244,7 +244,7 @@ class ServiceVisit:
         if not key or path in open_paths or path.startswith('/static/'): return None
         scheme, _, token = self.headers.get('authorization', '').partition(' ')
         given = token.strip() if scheme.lower() == 'bearer' else self.headers.get('x-api-key', '')
-        if hmac.compare_digest(given.encode(), key.encode()): return None
+        if hmac.compare_digest(given.encode('latin-1'), key.encode()): return None
         return Problem(401, 'this service asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY', {'WWW-Authenticate': 'Bearer'})
 
     async def say(self, problem):
@@ -287,7 +287,7 @@ def _visit_note(self):
 
 ServiceVisit.send, ServiceVisit._drain, ServiceVisit.note = _visit_send, _visit_drain, _visit_note
 
-# %% ../nbs/12_serve.ipynb #fd38e915
+# %% ../nbs/12_serve.ipynb #0d6b5858
 def _service_schemas():
     "What goes in and comes out, as JSON Schema"
     text, number, share = dict(type='string'), dict(type='number'), dict(type='number', minimum=0, maximum=1)
@@ -299,13 +299,13 @@ def _service_schemas():
     labels = dict(type='object', required=['labels', 'bundle', 'title'], properties=dict(labels=listed(text), bundle=text, title=text))
     state = dict(type='object', required=['status'], properties=dict(status=text))
     images = dict(type='object', required=['images'], additionalProperties=False, properties=dict(images=dict(type='array', minItems=1, items=dict(type='object', required=['data'], additionalProperties=False,
-        properties=dict(name=dict(type='string', maxLength=200), data=dict(type='string', format='byte', description='The file in base64'))))))
+        properties=dict(name=text, data=dict(type='string', contentEncoding='base64', description='The file in base64'))))))
     form = dict(type='object', required=['file'], properties=dict(file=dict(type='array', minItems=1, items=dict(type='string', format='binary'))))
     return dict(Answers=dict(type='object', required=['results'], properties=dict(results=listed({'$ref': '#/components/schemas/Result'}))), Result=result, Problem=problem, Labels=labels, State=state, Images=images, Form=form)
 
 _service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzly', probability=0.94, probabilities=dict(grizzly=0.94, black=0.05, teddy=0.01), trusted=True, reason='', unlikeness=0.12, bundle='3f2a90c1d4e5'),
     dict(name='notes.jpg', status='failed', reason='the bytes are no picture of a known format')])
-_service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNQc80CAAFdALGuDKqKAAAAAElFTkSuQmCC'  # A PNG of one pixel
+_service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNYqqUFAAJxAPqULGlbAAAAAElFTkSuQmCC'  # A PNG of one pixel
 
 def _service_docs(ok, *problems, example=None, content=None):
     "The `responses` of an endpoint"
@@ -428,7 +428,7 @@ def _add_page(app, service, Response):
         file, kind = files[name]
         return Response(file.read_bytes(), media_type=kind, headers={'Cache-Control': 'no-cache'})
 
-# %% ../nbs/12_serve.ipynb #0b553a54
+# %% ../nbs/12_serve.ipynb #df6c0528
 def _service_config(app, settings):
     "What uvicorn is told"
     uvicorn = optional_import('uvicorn', "'bearcls[serve]'", 'The HTTP service')
@@ -449,13 +449,14 @@ def serving(
 ) -> Iterator[str]:                          # Its address, such as http://127.0.0.1:40123
     "A service in a thread, for the time of a `with`"
     import uvicorn
+    if not isinstance(bundle, Classifier): read_bundle(bundle)  # its own errors, before a thread is started
     config, sock = _service_config(make_app(bundle, replace(settings, seconds_leaving=0)), settings), _service_socket(host, 0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), name='bearcls_serving', daemon=True)
     thread.start()
     try:
         while not server.started:
-            if not thread.is_alive(): raise BundleError(f'The service could not be started: is {bundle} a bundle? `bearcls.bundle.read_bundle` tells more')
+            if not thread.is_alive(): raise BundleError(f'The service for {bundle} could not be started; the log of uvicorn says why')
             time.sleep(.01)
         yield f'http://{host}:{sock.getsockname()[1]}'
     finally:
