@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from hostile import picture
 
-flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync '
+    '--use-fake-device-for-media-stream --use-fake-ui-for-media-stream').split()  # a camera that shows a moving figure
 
 @pytest.fixture(scope='session', autouse=True)
 def cache(tmp_path_factory):

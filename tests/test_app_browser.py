@@ -1,83 +1,416 @@
-"The notebook application, served by Voilà, in a real browser"
-import io
+"The notebook application, in Voilà and in JupyterLab, in a real browser"
+import io, json, os, time
+from pathlib import Path
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_bundle import furs, make_bundle
 
 pytest.importorskip('voila', reason='voila is not installed')
-from bearcls.app import serve_app
+pytest.importorskip('anywidget', reason='anywidget is not installed')
+psutil = pytest.importorskip('psutil', reason='psutil is not installed')
+import bearcls.app
+from bearcls.app import serve_app, voila_config, write_app
+from bearcls.feedback import Feedback
+from test_cleaner_browser import contrasts, serving, setting
 
-def picture(colour, size=(400, 300), format='JPEG', **options):
-    "A picture of one colour as the bytes of a file"
-    out = io.BytesIO()
-    Image.new('RGB', size, colour).save(out, format, **options)
+def picture(colour, size=(400, 300), format='JPEG', noise=0, **options):
+    "A picture of one colour, or with noise around it, as the bytes of a file"
+    out, image = io.BytesIO(), Image.new('RGB', size, colour)
+    if noise:
+        grain = np.random.default_rng(0).integers(-noise, noise + 1, (*size[::-1], 3), dtype=np.int16)
+        image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+    (image if format != 'RGBA' else image.convert('RGBA')).save(out, 'PNG' if format == 'RGBA' else format, **options)
     return out.getvalue()
 
+sideways = Image.Exif()
+sideways[0x0112] = 6
+between = tuple((a + b)//2 for a, b in zip(furs['black'], furs['brown']))
+
 @pytest.fixture(scope='module')
-def url(tmp_path_factory):
-    with serve_app(make_bundle(tmp_path_factory.mktemp('bundle')/'furs')) as address: yield address
+def files(tmp_path_factory):
+    "Every kind of file that people choose"
+    folder, veil = tmp_path_factory.mktemp('files'), io.BytesIO()
+    Image.new('RGBA', (300, 300), (0, 0, 0, 0)).save(veil, 'PNG')
+    for name, content in {
+        'brown.jpg': picture(furs['brown']), 'white.png': picture('white', format='PNG'), 'sideways.jpg': picture('white', (900, 400), exif=sideways),
+        'twelve.jpg': picture(furs['brown'], (4000, 3000), noise=60, quality=95), 'large.png': picture(furs['brown'], (3700, 2950), 'PNG', noise=60, compress_level=1),
+        'alpha.png': veil.getvalue(), 'web.webp': picture('white', format='WEBP'), 'new.avif': picture(furs['brown'], format='AVIF'), 'doubt.png': picture(between, format='PNG'),
+        'text.jpg': b'this is text', 'empty.jpg': b'', 'half.jpg': picture('white', (2000, 1500), noise=30)[:250_000], 'scan.tif': picture('white', format='TIFF'),
+        'huge.bin.jpg': os.urandom(9_000_000), '<img src=x onerror=alert(1)>.png': picture('white', format='PNG'),
+    }.items(): (folder/name).write_bytes(content)
+    assert (folder/'large.png').stat().st_size > 29_000_000 and (folder/'twelve.jpg').stat().st_size > 5_000_000
+    return folder
 
-@pytest.fixture(params=[1200, 360])
-def page(browser, url, request):
-    tab = browser.new_page(viewport=dict(width=request.param, height=800))
-    tab.hosts = set()
-    tab.on('response', lambda r: tab.hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None)
-    tab.goto(url)
-    tab.get_by_role('button', name='Choose a picture').wait_for(timeout=60_000)
-    yield tab
-    tab.close()
+expected = {'brown.jpg': 'brown', 'white.png': 'white', 'sideways.jpg': 'white', 'twelve.jpg': 'brown', 'large.png': 'brown', 'alpha.png': 'white', 'web.webp': 'white', 'new.avif': 'brown',
+    'scan.tif': 'white', 'doubt.png': 'None of these? Ask a person', 'text.jpg': 'the bytes are no picture of a known format', 'empty.jpg': 'the file holds no bytes',
+    'half.jpg': 'ends before the picture does', 'huge.bin.jpg': 'too much to send', '<img src=x onerror=alert(1)>.png': 'white'}
 
-def choose(page, name, content, kind='image/jpeg', path=None):
-    "Choose a file, and wait for the words that stand in the answer when it is there"
-    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose a picture').click()
-    chooser.value.set_files(path or dict(name=name, mimeType=kind, buffer=content))
+# ---------------------------------------------------------------- two places
 
-def status(page): return page.get_by_role('status')
+@pytest.fixture(scope='module')
+def voila(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('voila')
+    with serve_app(make_bundle(folder/'furs')) as url: yield folder, url
 
-def test_good_bad_good(page, url):
-    choose(page, 'brown.jpg', picture(furs['brown']))
-    status(page).get_by_alt_text('brown.jpg').wait_for()
-    assert status(page).inner_text().startswith('brown')
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
+    folder = tmp_path_factory.mktemp('lab')
+    write_app(make_bundle(folder/'furs'), folder)
+    setting(folder, 'notification', dict(fetchNews='false', checkForUpdates=False))
+    options = ['--ip=127.0.0.1', '--IdentityProvider.token=', '--ServerApp.password=', '--ServerApp.allow_root=True', f'--ServerApp.root_dir={folder}']
+    with serving(folder, 'jupyterlab', *options, ready='api') as url: yield folder, f'{url}lab/tree/app.ipynb?reset'
 
-    choose(page, 'bear.jpg', b'this is text')
-    status(page).get_by_text('bear.jpg cannot be looked at: the bytes are no picture').wait_for()
-    assert page.locator('img[alt="brown.jpg"]').count() == 0, 'the old picture is still there'
-    assert 'Traceback' not in page.content() and 'site-packages' not in page.content()
+class Place:
+    "A page with the application, and what it has exchanged with whom"
+    def __init__(self, tab, folder, url, is_lab):
+        self.tab, self.folder, self.url, self.is_lab, self.sent, self.hosts, self.errors = tab, folder, url, is_lab, [], set(), []
+        tab.on('websocket', lambda socket: socket.on('framesent', lambda frame: self.sent.append(len(frame))))
+        tab.on('response', lambda r: self.hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None)
+        tab.on('pageerror', lambda e: self.errors.append(str(e)))
+        self.open()
 
-    choose(page, 'white.png', picture('white', format='PNG'), 'image/png')
-    status(page).get_by_alt_text('white.png').wait_for()
-    assert status(page).inner_text().startswith('white')
-    assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
-    assert page.hosts == {url.split('/')[2]}, 'the page asked other hosts'
+    def open(self):
+        self.tab.goto(self.url, timeout=120_000)
+        if self.is_lab:
+            self.tab.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
+            self.tab.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
+            self.tab.keyboard.press('Control+Enter')
+        self.button.wait_for(timeout=60_000)
 
-def test_every_kind_of_file(page):
-    sideways = Image.Exif()
-    sideways[0x0112] = 6
-    for name, content, expected in [
-        ('empty.jpg', b'', 'the file holds no bytes'),
-        ('phone.jpg', picture(furs['black'], (400, 200), exif=sideways), 'phone.jpg'),
-        ('web.webp', picture(furs['white'], format='WEBP'), 'web.webp'),
-        ('half.jpg', picture('white', (900, 900))[:3000], 'the file ends before the picture does')]:
-        choose(page, name, content)
-        found = status(page).get_by_alt_text(expected) if expected == name else status(page).get_by_text(expected)
-        found.wait_for()
-    choose(page, 'doubt.png', picture(tuple((a + b)//2 for a, b in zip(furs['black'], furs['brown'])), format='PNG'))
-    status(page).get_by_text('Ask a person').wait_for()
+    @property
+    def button(self): return self.tab.get_by_role('button', name='Choose pictures')
+    @property
+    def cards(self): return self.tab.locator('.bq-card')
+    @property
+    def status(self): return self.tab.locator('.bq-status').inner_text()
 
-def test_a_photograph_of_30_megabytes(page, tmp_path):
-    "Larger than the 10 MiB at which the connection would break by default; and the next one is answered too"
-    large = tmp_path/'large.bmp'
-    large.write_bytes(picture(furs['brown'], (4000, 2600), 'BMP'))
-    assert large.stat().st_size > 30_000_000
-    choose(page, '', b'', path=str(large))
-    status(page).get_by_alt_text('large.bmp').wait_for(timeout=60_000)
-    assert status(page).inner_text().startswith('brown')
-    choose(page, 'small.png', picture('white', format='PNG'))
-    status(page).get_by_alt_text('small.png').wait_for()
+    def choose(self, *paths, wait=True):
+        "Choose files as a visitor does, and wait until each has an answer"
+        with self.tab.expect_file_chooser() as chooser: self.button.click()
+        chooser.value.set_files([str(p) for p in paths])
+        if wait: self.wait(len(paths))
 
-def test_the_same_file_twice(page):
+    def wait(self, n, timeout=60):
+        end = time.monotonic() + timeout
+        while not (self.cards.count() == n and not self.tab.locator('.bq-card[data-state=waiting]').count()):
+            assert time.monotonic() < end, f'no answer: {self.cards.all_inner_texts()}'
+            time.sleep(.02)
+
+    def answers(self):
+        "Name of each picture, and what stands beside it"
+        return {card.get_attribute('data-name'): card.locator('.bq-head strong, .bq-problem').inner_text() for card in self.cards.all()}
+
+@pytest.fixture(params=['voila', 'lab'])
+def place(browser, request):
+    folder, url = request.getfixturevalue(request.param)
+    with browser.new_page(viewport=dict(width=1200, height=900), permissions=['clipboard-read', 'clipboard-write', 'camera']) as tab:
+        yield Place(tab, folder, url, request.param == 'lab')
+
+@pytest.fixture(params=[('light', 1200), ('dark', 360)], ids=['light', 'dark'])
+def page(browser, voila, request):
+    "Voilà only, in two shapes"
+    scheme, width = request.param
+    with browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme) as tab: yield Place(tab, *voila, False)
+
+# ---------------------------------------------------------------- answers
+
+def test_every_kind_of_file(place, files):
+    "Right answer or a clear sentence each time, never the one before, and no large message for anything that the browser can open"
+    for name in ('brown.jpg', 'sideways.jpg', 'twelve.jpg', 'web.webp', 'large.png', 'alpha.png', 'new.avif', 'doubt.png', 'text.jpg', 'empty.jpg', 'half.jpg', 'scan.tif', 'huge.bin.jpg',
+                 '<img src=x onerror=alert(1)>.png', 'brown.jpg'):
+        before = len(place.sent)
+        place.choose(files/name)
+        found = place.answers()
+        assert list(found) == [name] and expected[name] in found[name], found
+        sent = place.sent[before:]
+        if name not in ('half.jpg', 'scan.tif'): assert max(sent, default=0) <= 200_000, (name, sent)
+        assert sent or name in ('empty.jpg', 'huge.bin.jpg'), name
+        size = place.tab.locator('.bq-picture canvas').evaluate_all('c => c.map(c => [c.width, c.height])')
+        if name == 'sideways.jpg': assert size[0][0] < size[0][1], 'it lies on its side'
+        if 'problem' in place.cards.first.get_attribute('data-state'): assert not size, 'a picture stands beside a problem'
+    assert place.tab.locator('.bq-bars li').count() == 3
+    html = place.tab.locator('.bearcls-classify').inner_html()
+    assert 'Traceback' not in html and 'site-packages' not in html and str(place.folder) not in html and not place.errors
+    assert place.hosts == {place.url.split('/')[2]}, 'the page asked other hosts'
+
+def test_several_at_once(place, files):
+    names = ['brown.jpg', 'white.png', 'text.jpg', 'sideways.jpg', 'empty.jpg', 'web.webp', 'doubt.png', 'twelve.jpg', 'alpha.png', 'new.avif', 'scan.tif', 'large.png']
+    place.choose(*[files/name for name in names])
+    found = place.answers()
+    assert list(found) == names and all(expected[name] in found[name] for name in names), found
+    assert place.status == 'All 12 pictures have an answer.'
+
+def test_no_stale_answer(place, files):
+    "New pictures are chosen while many old ones are worked on: these are gone at once, and stay away"
+    place.choose(files/'white.png')
+    place.choose(*[files/'large.png']*5, *[files/'sideways.jpg']*30, wait=False)
+    assert 'white' not in ''.join(place.cards.all_inner_texts()).replace('.png', ''), 'the old answer is still there'
+    place.tab.locator('.bq-card[data-state=answered]').first.wait_for(timeout=60_000)
+    place.choose(files/'white.png', wait=False)
+    seen = set()
+    for _ in range(60):
+        seen |= {(card.get_attribute('data-name')) for card in place.cards.all()}
+        time.sleep(.03)
+    place.wait(1)
+    assert seen == {'white.png'} and place.answers() == {'white.png': 'white'}
+
+def test_same_file_twice(place, files):
     for _ in range(2):
-        choose(page, 'white.jpg', picture('white'))
-        status(page).get_by_alt_text('white.jpg').wait_for()
-        choose(page, 'text.jpg', b'text')
-        status(page).get_by_text('text.jpg cannot be looked at').wait_for()
+        place.choose(files/'white.png')
+        assert place.answers() == {'white.png': 'white'}
+        place.choose(files/'text.jpg')
+        assert 'no picture' in place.answers()['text.jpg']
+
+# ---------------------------------------------------------------- other ways in
+
+give = """(data, kind) => {
+  const bytes = Uint8Array.from(atob(data.content), (c) => c.charCodeAt(0)), transfer = new DataTransfer();
+  if (data.name) transfer.items.add(new File([bytes], data.name, {type: 'image/jpeg'}));
+  else transfer.setData('text/plain', 'words');
+  const target = document.querySelector('.bq-main');
+  if (data.kind === 'paste') target.dispatchEvent(new ClipboardEvent('paste', {clipboardData: transfer, bubbles: true, cancelable: true}));
+  else for (const name of ['dragenter', 'dragover', 'drop']) target.dispatchEvent(new DragEvent(name, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+}"""
+
+@pytest.mark.parametrize('kind', ['paste', 'drop'])
+def test_paste_and_drop(place, files, kind):
+    import base64
+    content = base64.b64encode((files/'brown.jpg').read_bytes()).decode()
+    place.tab.evaluate(give, dict(kind=kind, name='brown.jpg', content=content))
+    place.wait(1)
+    assert place.answers() == {'brown.jpg': 'brown'}
+    if kind == 'paste':
+        place.tab.evaluate(give, dict(kind=kind, name='', content=''))
+        assert place.status == 'There is no picture in the clipboard.' and not place.cards.count()
+
+def test_pasted_with_keys(page, files):
+    "As people do: copied elsewhere, then Ctrl+V on the page"
+    page.tab.context.grant_permissions(['clipboard-read', 'clipboard-write'])
+    page.tab.evaluate("""async () => {
+      const canvas = document.createElement('canvas');
+      Object.assign(canvas, {width: 200, height: 200}).getContext('2d').fillStyle = 'white';
+      const context = canvas.getContext('2d');
+      context.fillRect(0, 0, 200, 200);
+      await navigator.clipboard.write([new ClipboardItem({'image/png': await new Promise((done) => canvas.toBlob(done))})]);
+    }""")
+    page.tab.keyboard.press('Control+v')
+    page.wait(1)
+    assert list(page.answers().values()) == ['white']
+
+def test_camera(place):
+    take = place.tab.get_by_role('button', name='Take a picture')
+    take.click()
+    window = place.tab.get_by_role('dialog', name='Camera')
+    window.get_by_role('button', name='Cancel').click()
+    window.wait_for(state='hidden')
+    assert not place.tab.locator('.bq-video').evaluate('v => Boolean(v.srcObject)'), 'the camera stays on'
+    take.click()
+    place.tab.wait_for_function("document.querySelector('.bq-video').videoWidth")
+    window.get_by_role('button', name='Take the picture').click()
+    place.wait(1)
+    assert list(place.answers()) == ['camera.jpg'] and place.tab.locator('.bq-bars li').count() == 3
+
+def test_no_camera(page):
+    "Where there is none, nothing offers one; where it is refused, a sentence says so"
+    assert page.tab.get_by_role('button', name='Take a picture').count() == 1
+    page.tab.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('no', 'NotAllowedError'); }; }")
+    page.tab.get_by_role('button', name='Take a picture').click()
+    page.tab.get_by_text('The camera may not be used here.').wait_for()
+    page.tab.evaluate("""() => {
+      navigator.mediaDevices.enumerateDevices = async () => [];
+      navigator.mediaDevices.dispatchEvent(new Event('devicechange'));
+    }""")
+    page.tab.get_by_role('button', name='Take a picture').wait_for(state='hidden')
+
+# ---------------------------------------------------------------- votes
+
+def test_votes(place, files):
+    "Kept in SQLite; the last one counts"
+    store = Feedback(place.folder/'feedback.sqlite')
+    before = len(store.rows())
+    place.choose(files/'brown.jpg', files/'doubt.png')
+    card = place.cards.first
+    card.get_by_role('button', name='Right').click()
+    card.get_by_text('Thank you.').wait_for()
+    card.get_by_role('button', name='Wrong').click()
+    card.get_by_text('What would be right?').wait_for()
+    card.get_by_label('What would be right').select_option('none of these')
+    card.get_by_text('Thank you.', exact=True).wait_for()
+    place.cards.nth(1).get_by_role('button', name='Wrong').click()
+    place.cards.nth(1).get_by_text('What would be right?').wait_for()
+    votes = store.rows()[before:]
+    assert [(v.name, v.label, v.right, v.correct, v.trusted) for v in votes[:1]] == [('brown.jpg', 'brown', False, 'other', True)]
+    assert [(v.name, v.right, v.correct, v.trusted) for v in votes[1:]] == [('doubt.png', False, '', False)]
+    assert card.get_by_role('button', name='Wrong').get_attribute('aria-pressed') == 'true' and card.get_by_role('button', name='Right').get_attribute('aria-pressed') == 'false'
+
+# ---------------------------------------------------------------- hands, eyes and ears
+
+def test_keyboard_alone(place, files):
+    tab = place.tab
+    place.button.focus()
+    with tab.expect_file_chooser() as chooser: tab.keyboard.press('Enter')
+    chooser.value.set_files(str(files/'brown.jpg'))
+    place.wait(1)
+    assert tab.evaluate('document.activeElement.textContent') == 'Choose pictures', 'the focus has gone'
+    for _ in range(4):
+        tab.keyboard.press('Tab')
+        if tab.evaluate("document.activeElement.getAttribute('aria-label')") == 'Wrong': break
+    assert tab.evaluate("document.activeElement.matches(':focus-visible')") and tab.evaluate('getComputedStyle(document.activeElement).outlineStyle') == 'solid'
+    tab.keyboard.press('Space')
+    place.cards.get_by_text('What would be right?').wait_for()
+    tab.keyboard.press('Tab')
+    tab.keyboard.press('ArrowDown')
+    place.cards.get_by_text('Thank you.', exact=True).wait_for()
+    assert Feedback(place.folder/'feedback.sqlite').rows()[-1].correct == 'black'
+    take = tab.get_by_role('button', name='Take a picture')
+    take.focus()
+    tab.keyboard.press('Enter')
+    tab.get_by_role('dialog', name='Camera').wait_for()
+    tab.keyboard.press('Escape')
+    tab.get_by_role('dialog', name='Camera').wait_for(state='hidden')
+    assert tab.evaluate('document.activeElement.textContent') == 'Take a picture'
+
+def test_told_to_screen_readers(page, files):
+    "A heading, names for all controls, and a status that is read aloud"
+    page.choose(files/'doubt.png')
+    assert page.tab.get_by_role('status').first.inner_text().startswith('doubt.png: ask a person. The model would rather not decide: it could be')
+    page.choose(files/'brown.jpg')
+    words = page.tab.get_by_role('status').first.inner_text()
+    assert words.startswith('brown.jpg: brown, ') and words.endswith('%.')
+    assert page.tab.get_by_role('heading', level=1).inner_text() == 'black, brown or white?'
+    page.tab.get_by_role('article', name='brown.jpg').get_by_role('img', name='brown.jpg').wait_for()
+    page.tab.get_by_role('group', name='Is this right?').wait_for()
+    unnamed = "found => found.filter(e => !e.hidden && !e.getAttribute('aria-hidden') && !(e.getAttribute('aria-label') || e.textContent.trim())).length"
+    assert page.tab.eval_on_selector_all('.bearcls-classify :is(button, input, select, img, canvas, video)', unnamed) == 0
+    page.choose(files/'text.jpg')
+    assert 'text.jpg cannot be looked at' in page.tab.get_by_role('status').first.inner_text()
+
+def test_themes_and_sizes(page, files):
+    "Text can be read in light and dark colours, nothing is wider than a telephone"
+    page.choose(files/'doubt.png', files/'brown.jpg', files/'text.jpg', files/'<img src=x onerror=alert(1)>.png')
+    page.tab.get_by_role('button', name='Wrong').first.click()
+    page.tab.get_by_text('What would be right?').wait_for()
+    found = page.tab.evaluate(contrasts.replace('.bearcls-cleaner', '.bearcls-classify'))
+    low = [f for f in found if f[0] < 4.5]
+    assert not low and len(found) > 30, low
+    scheme = page.tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'")
+    assert page.tab.locator('.bearcls-classify').get_attribute('data-theme') == scheme
+    assert page.tab.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
+    assert page.tab.evaluate("[...document.querySelectorAll('*')].every(e => e.scrollWidth <= window.innerWidth || getComputedStyle(e).overflowX === 'visible')")
+    snap(page.tab, f'app-{scheme}')
+
+def test_axe(page, files):
+    "BEARCLS_AXE names axe.min.js of axe-core, which is not part of the project"
+    if not os.environ.get('BEARCLS_AXE'): pytest.skip('BEARCLS_AXE names no axe.min.js')
+    page.tab.add_script_tag(content=Path(os.environ['BEARCLS_AXE']).read_text(encoding='utf-8'))
+    for names in ([], ['brown.jpg'], ['doubt.png', 'text.jpg', 'white.png']):
+        if names: page.choose(*[files/name for name in names])
+        found = page.tab.evaluate("axe.run('.bearcls-classify')")['violations']
+        assert not found, [(v['id'], v['help'], [n['html'] for n in v['nodes']][:3]) for v in found]
+
+def test_theme_of_jupyterlab(browser, lab, files):
+    "Dark JupyterLab on a computer that prefers light, and a window as narrow as a phone"
+    setting(lab[0], 'themes', dict(theme='JupyterLab Dark'))
+    with browser.new_page(viewport=dict(width=1000, height=800), color_scheme='light') as tab:
+        place = Place(tab, *lab, True)
+        place.choose(files/'brown.jpg')
+        tab.locator('.bearcls-classify[data-theme=dark]').wait_for()
+        low = [f for f in tab.evaluate(contrasts.replace('.bearcls-cleaner', '.bearcls-classify')) if f[0] < 4.5]
+        assert not low, low
+        snap(tab, 'app-lab')
+    setting(lab[0], 'themes', dict(theme='JupyterLab Light'))
+
+def snap(tab, name):
+    "Keep a picture of the page in the folder that BEARCLS_PICTURES names, if it names one"
+    if os.environ.get('BEARCLS_PICTURES'): tab.screenshot(path=f'{os.environ["BEARCLS_PICTURES"]}/{name}.png')
+
+# ---------------------------------------------------------------- kernels
+
+def kernels():
+    "Processes of kernels below this one"
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try: found += [child.pid] if any('ipykernel' in word for word in child.cmdline()) else []
+        except psutil.Error: pass
+    return found
+
+def wait_until(condition, seconds, complaint):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, complaint
+        time.sleep(.1)
+
+@pytest.fixture
+def hasty(tmp_path, monkeypatch):
+    "A server that looks for idle kernels every second"
+    hurried = voila_config().replace('cull_interval = 10', 'cull_interval = 1').replace('cull_idle_timeout = 30', 'cull_idle_timeout = 3')
+    assert hurried.count('cull_interval = 1\n') == 1 and hurried.count('cull_idle_timeout = 3\n') == 1
+    monkeypatch.setattr(bearcls.app, 'voila_config', lambda: hurried)
+    others = set(kernels())
+    with serve_app(make_bundle(tmp_path/'furs')) as url: yield tmp_path, url, lambda: [k for k in kernels() if k not in others]
+
+def test_kernels_come_and_go(browser, hasty, files):
+    "One waits for a visitor longer than an idle one may live, an open page keeps its own, and a closed page's is gone, however it was closed"
+    folder, url, ours = hasty
+    wait_until(lambda: len(ours()) == 1, 20, 'no kernel waits for a visitor')
+    waiting, = ours()
+    time.sleep(7)
+    assert ours() == [waiting], 'the kernel that waits was ended'
+    with browser.new_page() as tab:
+        place = Place(tab, folder, url, False)
+        place.choose(files/'brown.jpg')
+        wait_until(lambda: len(ours()) == 2 and waiting in ours(), 20, 'the page does not have the kernel that waited, or no other waits for the next')
+        time.sleep(8)
+        assert waiting in ours(), 'the kernel of an open page was ended'
+        place.choose(files/'white.png')
+        assert place.answers() == {'white.png': 'white'}
+        tab.close(run_before_unload=False)  # no goodbye
+    wait_until(lambda: waiting not in ours() and len(ours()) == 1, 15, 'the kernel of a closed page lives on')
+
+def test_lost_kernel(browser, hasty, files):
+    "The card says so; nothing old stands beside the new picture"
+    folder, url, ours = hasty
+    with browser.new_page() as tab:
+        tab.clock.install()
+        place = Place(tab, folder, url, False)
+        place.choose(files/'white.png')
+        for pid in ours(): psutil.Process(pid).kill()
+        place.choose(files/'brown.jpg', wait=False)
+        place.cards.get_by_text('Looking').wait_for()
+        time.sleep(.5)
+        tab.clock.fast_forward(40_000)
+        place.cards.get_by_text('the connection to the server is lost, or it is busy').wait_for()
+        assert place.cards.count() == 1 and 'white' not in place.cards.inner_text()
+
+def test_files_of_the_server(voila):
+    "Nothing of the folder is given away, and errors have no traceback"
+    import urllib.error, urllib.request
+    for path in ('voila/files/app.ipynb', 'voila/files/server.log', 'voila/files/settings/voila.py', 'voila/files/../furs/model.onnx', 'api/kernels', 'api/contents'):
+        try: content = urllib.request.urlopen(voila[1] + path, timeout=10).read()
+        except urllib.error.HTTPError as e: assert e.code in (403, 404) and b'Traceback' not in e.read()
+        else: raise AssertionError(f'{path} was given: {content[:80]}')
+
+# ---------------------------------------------------------------- pictures of it
+
+@pytest.mark.skipif('BEARCLS_PICTURES' not in os.environ, reason='BEARCLS_PICTURES names no folder for pictures of the page')
+def test_pictures_for_the_site(browser, tmp_path):
+    "BEARCLS_PICTURES=nbs/images pytest tests/test_app_browser.py -k site draws the site's app.png and app-phone.png anew, with drawn bears"
+    from bearcls.sample import draw_bears
+    folder = Path(os.environ['BEARCLS_PICTURES'])
+    bundle = os.environ.get('BEARCLS_BUNDLE') or pytest.skip('BEARCLS_BUNDLE names no bundle of bears')
+    bears = draw_bears(tmp_path/'bears', n_per_label=4, seed=8, faults=False)
+    chosen = [sorted((bears/label).iterdir())[1] for label in ('grizzly', 'teddy')]
+    Image.new('RGB', (640, 440), '#7fa7c9').save(tmp_path/'sky.png')
+    with serve_app(bundle, feedback=tmp_path/'feedback.sqlite') as url:
+        for name, scheme, width, height in (('app', 'light', 1000, 860), ('app-phone', 'dark', 390, 720)):
+            with browser.new_page(viewport=dict(width=width, height=height), color_scheme=scheme) as tab:
+                place = Place(tab, tmp_path, url, False)
+                place.choose(*([*chosen, tmp_path/'sky.png'] if name == 'app' else chosen[:1]))
+                if name == 'app-phone':
+                    tab.get_by_role('button', name='Wrong').click()
+                    tab.get_by_text('What would be right?').wait_for()
+                tab.screenshot(path=folder/f'{name}.png')
+                with Image.open(folder/f'{name}.png') as image: image.convert('RGB').quantize(128, kmeans=2).save(folder/f'{name}.png', optimize=True)
+                assert (folder/f'{name}.png').stat().st_size < 150_000

@@ -11,6 +11,7 @@ function make(tag, attributes = {}, ...children) {
     if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
     else if (value !== false && value != null) element.setAttribute(name, value === true ? '' : value);
   }
+  if (element.matches('button, input, select, summary')) element.dataset.lmSuppressShortcuts = 'true'; // Keys are meant for them, not for JupyterLab's cells
   element.append(...children.filter((child) => child != null));
   return element;
 }
@@ -166,7 +167,6 @@ class Page {
     this.cards = make('div', { class: 'bq-cards', role: 'region', 'aria-label': 'Answers' });
     this.camera = new Camera((file) => this.choose([file]), (words) => this.say(words));
     this.root.classList.add('bearcls-classify');
-    this.root.dataset.lmSuppressShortcuts = 'true'; // Keys are meant for the page, not for JupyterLab
     this.root.replaceChildren(...[this.title && make(heading, { class: 'bq-title' }, this.title), note && make('p', { class: 'bq-note' }, note), this.drop, this.status, this.cards, this.camera.dialog].filter(Boolean));
   }
 
@@ -369,6 +369,7 @@ class Camera {
   }
 
   async open(button) {
+    this.opener = button;
     button.disabled = true; // Until it is known whether there will be pictures
     try {
       const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment', width: { ideal: 1920 }, height: { ideal: 1080 } }, audio: false });
@@ -394,6 +395,7 @@ class Camera {
     this.video.srcObject?.getTracks().forEach((track) => track.stop());
     this.video.srcObject = null;
     if (this.dialog.open) this.dialog.close();
+    else this.opener?.focus(); // Who works with the keyboard goes on where the window was opened
   }
 }
 
