@@ -89,13 +89,17 @@ css = '''
 #answers .track {flex: 1; height: 10px; background: #8883; border-radius: 5px; overflow: hidden}
 #answers .track span {display: block; height: 100%; background: #3b7ea1}
 '''
-watch = """() => {  // old answers go as soon as something is chosen, also where it will be refused; screen readers hear of new ones
-  const answers = document.querySelector('#answers'), hide = () => answers.dataset.old = ''
-  answers.setAttribute('aria-live', 'polite')
+watch = """<script>{  // old answers go as soon as something is chosen, also where it will be refused; screen readers hear of new ones
+  const answers = () => document.querySelector('#answers'), first = () => document.querySelector('#answers .card')
+  let old = null
+  const hide = () => { if (old = first()) answers().dataset.old = '' }
   document.addEventListener('change', event => event.target.type == 'file' && hide(), true)
   document.addEventListener('drop', hide, true)
-  new MutationObserver(() => delete answers.dataset.old).observe(answers, {childList: true, subtree: true})
-}"""
+  new MutationObserver(() => {
+    answers()?.setAttribute('aria-live', 'polite')
+    if (first() != old) delete answers()?.dataset.old
+  }).observe(document, {childList: true, subtree: true})
+}</script>"""
 busy = '<div class="card problem"><div>No answer came: too many are asking just now, or the connection is gone. Please choose the picture again in a moment.</div></div>'
 title = heading()
 
@@ -111,11 +115,10 @@ with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(60, 300)) as 
     asked = cleared.then(answer, [pictures, photo], [answers, pictures, photo], concurrency_limit=usable_cores(), trigger_mode='always_last',
         api_visibility='private', show_progress='full')
     asked.failure(None, None, [answers, pictures, photo], js=f'() => [{busy!r}, null, null]')
-    demo.load(None, js=watch)
     gr.api(predict, api_name='predict', concurrency_limit=usable_cores())
 demo.queue(max_size=max_waiting)
 
-settings = dict(share=False, ssr_mode=False, pwa=False, run_history=False, enable_monitoring=False, max_file_size=max_bytes, footer_links=['api'], css=css,
+settings = dict(share=False, ssr_mode=False, pwa=False, run_history=False, enable_monitoring=False, max_file_size=max_bytes, footer_links=['api'], css=css, head=watch,
     theme=gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']), show_error=False)
 
 if __name__ == '__main__': demo.launch(**settings)

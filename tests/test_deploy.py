@@ -1,0 +1,157 @@
+"Folders for hosts: what is in them, what they refuse to replace, and whether they work in an environment of their own"
+import ast, hashlib, json, os, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+from tiny_bundle import make_bundle
+from uploads import labels_expected, write_uploads
+from bearcls.bundle import BundleError, read_bundle, zip_bundle
+from bearcls.check import check_folder, make_environment, requirements_of, started
+from bearcls.deploy import DeployError, deploy, deploy_files, read_record, targets
+from bearcls.runtime import RuntimeFileError, join_modules
+
+needs_npm = pytest.mark.skipif(shutil.which('npm') is None, reason='npm is not installed')
+every_target = [pytest.param(t, marks=needs_npm if t in ('web', 'space-static') else ()) for t in targets]
+
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory): return make_bundle(tmp_path_factory.mktemp('bundle')/'furs')
+
+@pytest.fixture(scope='session')
+def environment(tmp_path_factory):
+    "Programs of an environment for a folder's requirements; folders that ask for the same share one"
+    made = {}
+    def programs(folder):
+        wanted = requirements_of(folder)
+        key = hashlib.sha256(wanted.read_bytes()).hexdigest()[:12]
+        if key not in made: made[key], _ = make_environment(folder, tmp_path_factory.mktemp('environments')/key)
+        return made[key]
+    return programs
+
+# ---------------------------------------------------------------- what is written
+
+@pytest.mark.parametrize('target', every_target)
+def test_nothing_of_the_libraries(target, bundle):
+    files = deploy_files(target, bundle)
+    for name, content in files.items():
+        if not name.endswith('.py'): continue
+        imported = {(n.names[0].name if isinstance(n, ast.Import) else n.module or '').partition('.')[0] for n in ast.walk(ast.parse(content)) if isinstance(n, (ast.Import, ast.ImportFrom))}
+        assert not imported & {'bearcls', 'torch', 'fastai', 'fastcore', 'pandas', 'torchvision'}, name
+    assert files['README.md'].decode().strip() or target == 'web'
+    for name, content in files.items():
+        if name.endswith(('.md', '.py', '.txt', 'Dockerfile', '.toml', '.ipynb', '.html')): assert b'{{' not in content or name.endswith(('.py', '.html')), f'{name} has a place that was not filled in'
+
+@pytest.mark.parametrize('target', every_target)
+def test_titles_and_labels_of_any_kind(target, tmp_path):
+    "Names with quotes, braces, tags and other scripts end up as text"
+    from bearcls.bundle import Bundle, colour_model, write_bundle
+    labels = ["it's </script> {{ 7*7 }}", 'ours "brown" #1', 'медведь']
+    made = write_bundle(Bundle(labels, (64, 64)), colour_model(dict(zip(labels, [(45, 42, 40), (140, 100, 60), (225, 222, 215)]))), tmp_path/'b')
+    dest = deploy(target, made, tmp_path/'d', title='{{ 7*7 }} "Bears"\'s\nsecond line')
+    for f in dest.rglob('*'):
+        if f.is_file() and f.suffix in ('.py', '.md', '.html', '.ipynb', '.webmanifest', ''):
+            assert '49 "Bears"' not in f.read_text(encoding='utf-8')
+        if f.suffix == '.py': compile(f.read_bytes(), f.name, 'exec')
+        if f.suffix in ('.ipynb', '.webmanifest', '.json'): json.loads(f.read_text(encoding='utf-8'))
+
+def test_zip_and_folder_give_the_same(bundle, tmp_path):
+    zipped = zip_bundle(bundle, tmp_path/'b.zip')
+    assert deploy_files('fastapi', zipped) == deploy_files('fastapi', bundle)
+
+def test_requirements_are_pinned(bundle):
+    for target in targets:
+        if targets[target].parts:
+            files = deploy_files(target, bundle)
+            lines = [w.split('#')[0].strip() for n in files if n.endswith('requirements.txt') for w in files[n].decode().splitlines()]
+            assert all('==' in w for w in lines if w), target
+
+@pytest.mark.parametrize('target', ['fastapi', 'space-docker'])
+def test_dockerfile_copies_what_is_there(target, bundle, tmp_path):
+    dest = deploy(target, bundle, tmp_path/'d')
+    lines = (dest/'Dockerfile').read_text().splitlines()
+    for line in lines:
+        if line.startswith('COPY'):
+            for source in [w for w in line.split()[1:-1] if not w.startswith('--')]: assert (dest/source).exists(), source
+    user = next(i for i, w in enumerate(lines) if w.startswith('USER'))
+    assert 'root' not in lines[user] and any(w.startswith('HEALTHCHECK') for w in lines) and user < next(i for i, w in enumerate(lines) if w.startswith('CMD'))
+
+# ---------------------------------------------------------------- what is replaced
+
+def test_replaces_only_its_own(bundle, tmp_path):
+    dest = deploy('voila', bundle, tmp_path/'d')
+    (dest/'notes.md').write_text('mine')
+    deploy('voila', bundle, dest, title='Other')
+    assert 'Other' in (dest/'app.ipynb').read_text() and (dest/'notes.md').read_text() == 'mine'
+    before = {f: f.read_bytes() for f in dest.rglob('*') if f.is_file()}
+    (dest/'app.ipynb').write_text('{}')
+    with pytest.raises(DeployError, match='holds app.ipynb'): deploy('voila', bundle, dest)
+    assert {f: f.read_bytes() for f in dest.rglob('*') if f.is_file()} == before | {dest/'app.ipynb': b'{}'}
+
+def test_another_target_takes_its_own_files_away(bundle, tmp_path):
+    dest = deploy('voila', bundle, tmp_path/'d')
+    deploy('fastapi', bundle, dest)
+    assert not (dest/'app.ipynb').exists() and (dest/'serve.py').exists() and read_record(dest)['target'] == 'fastapi'
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"target": "voila"}', '{"target": "heroku", "files": {}}', '{"target": "voila", "files": {"../other": "0"}}', '{"target": "voila", "files": {"/etc/passwd": "0"}}',
+    '{"target": "voila", "files": {"a\\\\b": "0"}}', '[' * 100_000], ids=range(8))
+def test_a_record_that_is_none(text, bundle, tmp_path):
+    (tmp_path/'d').mkdir()
+    (tmp_path/'d'/'deploy.json').write_text(text)
+    with pytest.raises(DeployError, match='deploy.json'): deploy('voila', bundle, tmp_path/'d')
+    assert [f.name for f in (tmp_path/'d').iterdir()] == ['deploy.json']
+
+def test_wrong_bundles_write_nothing(bundle, tmp_path):
+    with pytest.raises(BundleError): deploy('voila', tmp_path/'none', tmp_path/'d')
+    broken = shutil.copytree(bundle, tmp_path/'broken')
+    (broken/'model.onnx').write_bytes(b'no model')
+    with pytest.raises(BundleError): deploy('voila', broken, tmp_path/'d')
+    (tmp_path/'file').write_text('')
+    with pytest.raises(DeployError, match='is a file'): deploy('voila', bundle, tmp_path/'file')
+    assert not (tmp_path/'d').exists()
+
+# ---------------------------------------------------------------- joining
+
+def test_two_meanings_of_one_name_are_refused(monkeypatch, tmp_path):
+    import bearcls.runtime as runtime
+    (tmp_path/'one.py').write_text('"One"\nfrom html import escape\ndef _help(): return escape("")\ndef first(): return _help()\n')
+    (tmp_path/'two.py').write_text('"Two"\nfrom .one import first\ndef _help(): return first()\ndef second(): return _help()\n')
+    (tmp_path/'three.py').write_text('"Three"\nfrom shlex import quote as escape\nfrom .one import first\ndef third(): return escape(first())\n')
+    (tmp_path/'four.py').write_text('"Four"\ndef fourth():\n    from .one import first\n    return first()\n')
+    monkeypatch.setattr(runtime.bearcls, '__file__', str(tmp_path/'__init__.py'))
+    runtime.module_statements.cache_clear()
+    try:
+        with pytest.raises(RuntimeFileError, match='both define _help'): join_modules(['two.second'], {'app': ['one', 'two']})
+        with pytest.raises(RuntimeFileError, match='different things by one name'): join_modules(['three.third'], {'app': ['one', 'three']})
+        with pytest.raises(RuntimeFileError, match='inside a function'): join_modules(['four.fourth'], {'app': ['one', 'four']})
+        apart = join_modules(['two.second'], {'base': ['one'], 'app': ['two']})
+        assert 'from base import first' in apart['app'] and list(apart) == ['base', 'app']
+    finally: runtime.module_statements.cache_clear()
+
+# ---------------------------------------------------------------- at work
+
+def test_check_tells_what_is_wrong(bundle, tmp_path):
+    dest = deploy('fastapi', bundle, tmp_path/'d')
+    with pytest.raises(DeployError, match='no folder that'): check_folder(bundle)
+    (dest/'requirements.txt').write_text('no-such-package-of-bearcls==1\n')
+    check = check_folder(dest, quiet=True)
+    assert not check.ok and [s.status for s in check.steps] == ['ok', 'failed'] and 'changed since' in check.steps[0].words and 'cannot be installed' in check.steps[1].words
+
+@pytest.mark.parametrize('target', ['voila', 'binder', 'fastapi', 'space-docker'])
+def test_every_kind_of_file(target, bundle, tmp_path, browser, environment):
+    dest, files = deploy(target, bundle, tmp_path/target), write_uploads(tmp_path/'files')
+    with started(dest, environment(dest)) as url:
+        for width in (1200, 360):
+            tab = browser.new_page(viewport=dict(width=width, height=800))
+            hosts = set()
+            tab.on('response', lambda r: hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None)
+            tab.goto(url + targets[target].page)
+            tab.get_by_role('button', name='Choose pictures').wait_for(timeout=60_000)
+            for name, label in labels_expected.items() if width == 1200 else list(labels_expected.items())[:1]:
+                tab.locator('input[type=file]').first.set_input_files(files/name)
+                card = tab.locator(f'article[data-name="{name}"]:not([data-state=waiting])')
+                card.wait_for(timeout=60_000)
+                assert tab.locator('article').count() == 1, f'{name}: an older answer is still there'
+                if label: assert card.locator('.bq-head').inner_text().startswith(label), name
+                else: assert card.get_attribute('data-state') == 'problem' and len(card.locator('.bq-problem').inner_text()) > 20, name
+                assert 'Traceback' not in tab.content() and str(tmp_path) not in tab.content() and 'site-packages' not in tab.content()
+            assert tab.evaluate('document.documentElement.scrollWidth <= window.innerWidth')
+            assert hosts == {url.split('/')[2]}
+            tab.close()

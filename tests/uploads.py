@@ -1,0 +1,30 @@
+"Every kind of file that people choose, and what a page should say about it when its model knows the colours of furs"
+import io, os
+import numpy as np
+from PIL import Image
+from bearcls.bundle import furs
+
+def picture(colour, size=(400, 300), format='JPEG', noise=0, **options):
+    "A picture of one colour, or with noise around it, as the bytes of a file"
+    out, image = io.BytesIO(), Image.new('RGB', size, colour)
+    if noise:
+        grain = np.random.default_rng(0).integers(-noise, noise + 1, (*size[::-1], 3), dtype=np.int16)
+        image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+    image.save(out, format, **options)
+    return out.getvalue()
+
+def write_uploads(folder):
+    "The files, in `folder`"
+    sideways, veil = Image.Exif(), io.BytesIO()
+    sideways[0x0112] = 6
+    Image.new('RGBA', (300, 300), (0, 0, 0, 0)).save(veil, 'PNG')
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {
+        'brown.jpg': picture(furs['brown']), 'sideways.jpg': picture('white', (900, 400), exif=sideways), 'twelve.jpg': picture(furs['brown'], (4000, 3000), noise=60, quality=95),
+        'large.png': picture(furs['brown'], (3700, 2950), 'PNG', noise=60, compress_level=1), 'alpha.png': veil.getvalue(), 'web.webp': picture('white', format='WEBP'),
+        'text.jpg': b'this is text', 'empty.jpg': b'', 'again.png': picture(furs['black'], format='PNG'),
+    }.items(): (folder/name).write_bytes(content)
+    assert (folder/'large.png').stat().st_size > 29_000_000 and (folder/'twelve.jpg').stat().st_size > 5_000_000
+    return folder
+
+labels_expected = {'brown.jpg': 'brown', 'sideways.jpg': 'white', 'twelve.jpg': 'brown', 'large.png': 'brown', 'alpha.png': 'white', 'web.webp': 'white', 'text.jpg': '', 'empty.jpg': '', 'again.png': 'black'}  # '': a sentence
