@@ -108,7 +108,7 @@ class Workers:
 
     def __repr__(self): return f'Workers({len(self.threads)} threads, {self.waiting} of {self.max_waiting} waiting, {self.classifier!r})'
 
-# %% ../nbs/11b_workers.ipynb #345e0ca8
+# %% ../nbs/11b_workers.ipynb #b3c14e3b
 @patch_to(Workers)
 def ask(self,
     pictures: Sequence[tuple[str, bytes]],  # Name and content of each
@@ -120,7 +120,7 @@ def ask(self,
         if self.closed: raise Busy('no more pictures are taken, the end has come', 5)
         wait = self.mean*(self.waiting + len(self.begun))/len(self.threads)
         if self.waiting + len(jobs) > self.max_waiting:
-            raise Busy(f'{self.waiting} pictures are waiting already, and at most {self.max_waiting} may; {len(jobs)} more are too many now', max(1, math.ceil(wait)))
+            raise Busy(f'{self.waiting} pictures are waiting already, and at most {self.max_waiting} may: there is no room for {len(jobs)} more', max(1, math.ceil(wait)))
         if wait > seconds: raise Busy(f'{self.waiting} pictures are waiting, which will take longer than {seconds:g} seconds', math.ceil(wait - seconds))
         self.jobs.extend(jobs)
         self.changed.notify(len(jobs))

@@ -2,8 +2,8 @@
 
 python bench/serve.py --out serve.json [--rounds 3] [--minutes 10]
 
-The plain side is what people write: `load_learner` when the module is loaded, an endpoint `def predict(file: UploadFile)` with `learn.predict`, started with `uvicorn app:app`. FastAPI runs such an endpoint in a pool of threads, and a
-Learner keeps the picture at hand in itself: asked by several at once it mixes them up and fails. So the endpoint has a lock, which is the least that makes its answers right (`--unlocked` leaves it away, and counts what goes wrong).
+The plain side is what people write: `load_learner` when the module is loaded, an endpoint `def predict(file: UploadFile)` with `learn.predict`, started with `uvicorn app:app`. FastAPI runs such an endpoint in a pool of threads, and nobody
+promises that a Learner may be asked by several of them, so wrong answers are counted; `--locked` gives the endpoint a lock.
 Each side has one process. That is what both commands start, and both use all cores with it, ours by threads that each take a picture, the other by the threads of torch. A second process would cost the plain side as much memory
 again; `--workers` gives both as many as wanted.
 
@@ -46,9 +46,9 @@ def free_port():
 
 class Side:
     "A running server"
-    def __init__(self, name, work, workers, unlocked=False):
+    def __init__(self, name, work, workers, locked=False):
         (work/'ours.py').write_text(ours, encoding='utf-8')
-        (work/'app.py').write_text(plain.replace('LOCK', 'nullcontext()' if unlocked else 'threading.Lock()'), encoding='utf-8')
+        (work/'app.py').write_text(plain.replace('LOCK', 'threading.Lock()' if locked else 'nullcontext()'), encoding='utf-8')
         self.name, self.port = name, free_port()
         command = dict(bearcls=['ours.py', str(self.port), str(workers)], plain=['-m', 'uvicorn', 'app:app', '--port', str(self.port), '--no-access-log', *(['--workers', str(workers)] if workers > 1 else [])])[name]
         env = {**os.environ, 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))}
@@ -173,7 +173,7 @@ def measure(work, requests, args):
     for number in range(args.rounds):
         row = dict(round=number)
         for name in ('bearcls', 'plain') if number % 2 == 0 else ('plain', 'bearcls'):
-            with Side(name, work, args.workers, args.unlocked) as side:
+            with Side(name, work, args.workers, args.locked) as side:
                 known[name] = known.get(name) or alone(side.port, requests)
                 out = asyncio.run(closed(side.port, requests, args.clients, args.seconds, 3))
                 good = [o for o in out if o[1] == 200]
@@ -214,7 +214,7 @@ def main():
     parser.add_argument('--seconds', type=float, default=10, help='of each measurement')
     parser.add_argument('--clients', type=int, default=8, help='connections that ask at the same time')
     parser.add_argument('--workers', type=int, default=1, help='processes of each side')
-    parser.add_argument('--unlocked', action='store_true', help='leave away the lock of the plain side')
+    parser.add_argument('--locked', action='store_true', help='a lock around `learn.predict` on the plain side')
     parser.add_argument('--minutes', type=float, default=0, help='of twice the load that ours can answer')
     parser.add_argument('--bundle', type=Path, help='a bundle that is there already (with --learner)')
     parser.add_argument('--learner', type=Path, help='the same model as an exported Learner')

@@ -1,0 +1,116 @@
+"The page of the HTTP service in a real browser: the pictures of the notebook application's test, answers in their own cards, and nothing from other hosts"
+import io, os, time
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import furs, make_bundle
+
+for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
+from bearcls.inference import Classifier
+from bearcls.serve import Settings, serving
+
+def picture(colour, size=(400, 300), format='JPEG', noise=0, **options):
+    "A picture of one colour, or with noise around it, as the bytes of a file"
+    out, image = io.BytesIO(), Image.new('RGB', size, colour)
+    if noise:
+        grain = np.random.default_rng(0).integers(-noise, noise + 1, (*size[::-1], 3), dtype=np.int16)
+        image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+    image.save(out, format, **options)
+    return out.getvalue()
+
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory): return make_bundle(tmp_path_factory.mktemp('page')/'furs')
+
+@pytest.fixture(scope='module')
+def url(bundle):
+    with serving(bundle) as address: yield address
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    "Every kind of file that people choose"
+    folder, veil, sideways = tmp_path_factory.mktemp('files'), io.BytesIO(), Image.Exif()
+    Image.new('RGBA', (300, 300), (0, 0, 0, 0)).save(veil, 'PNG')
+    sideways[0x0112] = 6
+    between = tuple((a + b)//2 for a, b in zip(furs['black'], furs['brown']))
+    for name, content in {'brown.jpg': picture(furs['brown']), 'white.png': picture('white', format='PNG'), 'sideways.jpg': picture('white', (900, 400), exif=sideways),
+        'twelve.jpg': picture(furs['brown'], (4000, 3000), noise=60, quality=95), 'large.png': picture(furs['brown'], (3700, 2950), 'PNG', noise=60, compress_level=1), 'alpha.png': veil.getvalue(),
+        'web.webp': picture('white', format='WEBP'), 'doubt.png': picture(between, format='PNG'), 'text.jpg': b'this is text', 'empty.jpg': b'', 'scan.tif': picture('white', format='TIFF'),
+        'huge.bin.jpg': os.urandom(9_000_000), '<img src=x onerror=alert(1)>.png': picture('white', format='PNG')}.items(): (folder/name).write_bytes(content)
+    assert (folder/'large.png').stat().st_size > 29_000_000
+    return folder
+
+expected = {'brown.jpg': 'brown', 'sideways.jpg': 'white', 'twelve.jpg': 'brown', 'web.webp': 'white', 'large.png': 'brown', 'alpha.png': 'white', 'doubt.png': 'Ask a person', 'text.jpg': 'no picture of a known format',
+    'empty.jpg': '', 'scan.tif': 'white', 'huge.bin.jpg': 'too much to send', '<img src=x onerror=alert(1)>.png': 'white'}
+
+class Page:
+    "The page, and what it asked for"
+    def __init__(self, tab, url):
+        self.tab, self.url, self.sent, self.hosts, self.trouble = tab, url, [], set(), []
+        tab.on('request', lambda r: (self.hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None, self.sent.append(len(r.post_data_buffer or b'')) if r.method == 'POST' else None))
+        tab.on('pageerror', lambda e: self.trouble.append(str(e)))
+        tab.on('console', lambda m: self.trouble.append(m.text) if 'Content Security Policy' in m.text else None)
+        tab.goto(url)
+
+    @property
+    def cards(self): return self.tab.locator('.bq-card')
+
+    def choose(self, *paths):
+        with self.tab.expect_file_chooser() as chooser: self.tab.get_by_role('button', name='Choose pictures').click()
+        chooser.value.set_files([str(p) for p in paths])
+        end = time.monotonic() + 60
+        while not (self.cards.count() == len(paths) and not self.tab.locator('.bq-card[data-state=waiting]').count()):
+            assert time.monotonic() < end, f'no answer: {self.cards.all_inner_texts()}'
+            time.sleep(.02)
+        return {card.get_attribute('data-name'): card.locator('.bq-head strong, .bq-problem').inner_text() for card in self.cards.all()}
+
+@pytest.fixture(params=[('light', 1200), ('dark', 360)], ids=['light', 'dark'])
+def page(browser, url, request):
+    scheme, width = request.param
+    with browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme) as tab: yield Page(tab, url)
+
+def shot(tab, name):
+    "A still for people to look at, where BEARCLS_SHOTS names a folder"
+    if folder := os.environ.get('BEARCLS_SHOTS'): tab.screenshot(path=f'{folder}/{name}.png', full_page=True)
+
+def test_every_kind_of_file(page, files):
+    for name in (*expected, 'brown.jpg'):
+        page.sent.clear()
+        found = page.choose(files/name)
+        assert list(found) == [name] and expected[name] in found[name] and found[name], found
+        if name not in ('scan.tif', 'huge.bin.jpg'): assert max(page.sent, default=0) <= 200_000, (name, page.sent)
+    assert page.tab.title() == 'black, brown or white?' and page.tab.locator('h1').inner_text() == page.tab.title()
+    assert page.tab.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
+    assert page.hosts == {page.url.split('/')[2]} and not page.trouble, page.trouble
+    text = page.tab.content()
+    assert 'Traceback' not in text and '/tmp' not in text
+
+def test_several_at_once(page, files):
+    names = ['brown.jpg', 'white.png', 'doubt.png', 'text.jpg', 'sideways.jpg', 'alpha.png']
+    found = page.choose(*[files/name for name in names])
+    assert list(found) == names and [found[n] for n in ('brown.jpg', 'white.png', 'sideways.jpg')] == ['brown', 'white', 'white'] and 'no picture' in found['text.jpg']
+    shot(page.tab, f'several_{page.tab.viewport_size["width"]}')
+
+def test_key(browser, bundle, files):
+    with serving(bundle, Settings(api_key='sesame')) as url, browser.new_page(viewport=dict(width=360, height=700)) as tab:
+        page = Page(tab, url)
+        field = tab.get_by_label('This service asks for a key')
+        field.fill('wrong')
+        shot(tab, 'key')
+        tab.get_by_role('button', name='Go on').click()
+        tab.get_by_text('That is not the key.').wait_for()
+        field.fill('sesame')
+        field.press('Enter')
+        assert page.choose(files/'brown.jpg') == {'brown.jpg': 'brown'}
+        assert not field.is_visible() and not page.trouble
+
+def test_busy_and_gone(browser, bundle, files):
+    class Slow(Classifier):
+        def predict_rows(self, named):
+            time.sleep(1.5)
+            return super().predict_rows(named)
+    with serving(Slow(bundle, threads=1), Settings(threads=1, max_waiting=1, max_pictures=1)) as url, browser.new_page() as tab:
+        page = Page(tab, url)
+        found = page.choose(*[files/'white.png']*5)
+        assert 'Too many people are asking' in ' '.join(tab.locator('.bq-problem').all_inner_texts()) or found == {'white.png': 'white'}
+        tab.route('**/predict', lambda route: route.abort())
+        assert 'cannot be reached' in page.choose(files/'brown.jpg')['brown.jpg']
