@@ -14,7 +14,7 @@ export async function lookAt(file, input) {  // {pixels: bytes as (height, width
   try {
     const { width, height } = measured(bitmap);
     let picture = drawn(bitmap, width, height);
-    if (input.min_side) for (const by of reductions(picture, kind, input.min_side)) picture = reduced(picture, by);
+    if (input.min_side) for (const [by, draft] of reductions(picture, kind, input.min_side)) picture = reduced(picture, by, draft);
     return { pixels: prepare(picture, input), size: [picture.width, picture.height], ...preview(bitmap, width, height) };
   } finally { bitmap.close?.(); }
 }
@@ -130,10 +130,10 @@ function drawn(bitmap, width, height) {  // reads some rows at a time, on white
 
 function reductions({ width, height }, kind, least) {  // what Pillow's `draft` does for JPEGs, then its `reduce`
   const side = Math.min(width, height), draft = kind.name === 'jpeg' && !kind.several ? [8, 4, 2].find((k) => side >= k * least) ?? 1 : 1;
-  return [draft, Math.floor(Math.ceil(side / draft) / least)].filter((by) => by > 1);
+  return [[draft, true], [Math.floor(Math.ceil(side / draft) / least), false]].filter(([by]) => by > 1);
 }
 
-function reduced(picture, by) {  // means of squares, rounded as Pillow does
+function reduced(picture, by, draft) {  // means of squares: rounded as Pillow does, or halves to even, since a decoder of JPEGs does not round before its mean
   const width = Math.ceil(picture.width / by), height = Math.ceil(picture.height / by), data = new Uint8ClampedArray(4 * width * height);
   const sums = new Uint32Array(3 * width), whole = Math.max(1, Math.floor(picture.most / by));
   for (let top = 0; top < height; top += whole) {
@@ -151,7 +151,7 @@ function reduced(picture, by) {  // means of squares, rounded as Pillow does
       }
       for (let x = 0, o = 0, out = 4 * width * (top + y); x < width; x++, o += 3, out += 4) {
         const n = high * Math.min(by, picture.width - x * by), factor = Math.floor(Math.fround((1 << 24) / n));
-        for (let c = 0; c < 3; c++) data[out + c] = Math.floor((sums[o + c] + (n >> 1)) * factor / (1 << 24));
+        for (let c = 0; c < 3; c++) data[out + c] = draft ? sums[o + c] / n : Math.floor((sums[o + c] + (n >> 1)) * factor / (1 << 24));
       }
     }
   }

@@ -1,0 +1,463 @@
+"A bundle as a page that needs no server: what is written, and what a real browser makes of it, from the disk and from a server, with and without a network"
+import contextlib, functools, http.server, io, json, math, re, shutil, subprocess, tarfile, threading
+from pathlib import Path
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageDraw
+import bearcls.web as web
+from bearcls.bundle import Bundle, read_bundle, write_bundle
+from bearcls.core import ImageError, package_file
+from bearcls.inference import Classifier, judge
+from bearcls.web import WebError, folder_files, join_scripts, page_title, single_file, web_facts, web_files, web_runtime, weigh_web, write_web
+from tiny_bundle import make_bundle
+
+fake = {'ort.wasm.bundle.min.mjs': b'var a=1;export{a as InferenceSession};\n//# sourceMappingURL=x.map\n', 'ort-wasm-simd-threaded.wasm': b'\0asm'}
+labels = ['black', 'brown', 'white']
+
+def texture_bundle(dest, side=96, seed=5, samples=(), **facts):
+    "A small network of random weights, whose answers depend on edges and grain as well as on colours; on `samples`, or drawn scenes, all its labels occur"
+    import onnx.parser
+    rng, made = np.random.default_rng(seed), dest.with_name(dest.name + '-raw')
+    def tensor(name, *shape, values=None):
+        values = rng.normal(0, 1.6/math.sqrt(np.prod(shape[1:])), shape) if values is None else values
+        return f'float[{",".join(map(str, shape))}] {name} = {{{", ".join(f"{v:.6g}" for v in np.ravel(values))}}}'
+    weights = [tensor('w1', 12, 3, 5, 5), tensor('w2', 16, 12, 3, 3), tensor('w3', 3, 16)]
+    def write(dest, middle, sharp, threshold):
+        inside = ',\n'.join([*weights, tensor('middle', 3, values=middle), tensor('sharp', 3, values=sharp)])
+        text = f'''<ir_version: 8, opset_import: ["" : 17]>
+g (uint8[n,{side},{side},3] image) => (float[n,3] logits, float[n,3] probabilities, float[n,16] features, float[n] unlikeness)
+<{inside}, float grey = {{128}}>
+{{ x = Cast<to=1>(image)  c = Sub(x, grey)  d = Div(c, grey)  t = Transpose<perm=[0,3,1,2]>(d)
+   a = Conv<strides=[2,2], pads=[2,2,2,2]>(t, w1)  b = Relu(a)  e = Conv<strides=[2,2], pads=[1,1,1,1]>(b, w2)  f = Relu(e)
+   features = ReduceMean<axes=[2,3], keepdims=0>(f)  g3 = Gemm<transB=1>(features, w3)  h = Sub(g3, middle)  logits = Mul(h, sharp)  probabilities = Softmax<axis=1>(logits)
+   unlikeness = ReduceL2<axes=[1], keepdims=0>(features) }}'''
+        given = dict(method='squish', min_side=2*side, unlikeness=dict(threshold=threshold, false_alarms=.05, pictures=90)) | facts
+        return write_bundle(Bundle(labels, (side, side), **given), onnx.parser.parse_model(text).SerializeToString(), dest, '# Texture\n')
+    raw = Classifier(write(made, [0]*3, [1]*3, 9))
+    out = raw.run(np.stack([raw._open(s)[1] for s in samples or [scene(k) for k in range(100, 124)]]))
+    return write(dest, out['logits'].mean(0), 2/out['logits'].std(0), float(np.quantile(out['unlikeness'], .8)))
+
+# ---------------------------------------------------------------- what is written
+
+def parts(tmp_path, **facts):
+    bundle = read_bundle(make_bundle(tmp_path/'bundle', **facts))
+    model = (bundle.path/'model.onnx').read_bytes()
+    return web_facts(bundle, model), model, fake
+
+def test_nothing_private_travels(tmp_path):
+    facts, model, _ = parts(tmp_path, metrics={'by': 'Ann'}, data={'sources': {'/home/ann/bears': 3}}, versions={'python': '/home/ann'},
+        unlikeness=dict(threshold=.3, false_alarms=.05, pictures=9, measured={'file': '/home/ann/x.jpg'}))
+    files = folder_files(facts, model, fake, 'Bears') | {'single': single_file(facts, model, fake, 'Bears')}
+    assert not [name for name, content in files.items() if b'/home' in content or b'Ann' in content]
+
+hostile = ['</title><script>alert(1)</script>', '"><img src=x onerror=alert(1)>', '--><script>', "' onload='alert(1)", '&lt;b&gt; & <!--', '\u2028 ${alert(1)} $title $policy']
+@pytest.mark.parametrize('k', range(len(hostile)))
+def test_titles_and_labels_are_never_code(tmp_path, k):
+    words = hostile[k]
+    bundle = write_bundle(Bundle(['a', words.strip(), '</script>'], (64, 64)), (make_bundle(tmp_path/'b')/'model.onnx').read_bytes(), tmp_path/'c')
+    facts = web_facts(read_bundle(bundle), (bundle/'model.onnx').read_bytes())
+    for page in (folder_files(facts, b'm', fake, words)['index.html'], single_file(facts, b'm', fake, words)):
+        text = page.decode()
+        assert len(re.findall(r'<script\b', text)) == len(re.findall(r'</script>', text)) <= 5
+        assert '<img' not in text and '<script>alert' not in text and text.count('</title>') == 1
+        found = re.search(r'id="bearcls-facts">(.*?)</script>', text, re.S)
+        assert not found or json.loads(found[1])['labels'][1] == words.strip()
+
+def test_the_policy_names_every_script_and_no_host(tmp_path):
+    from base64 import b64encode
+    from hashlib import sha256
+    facts, model, _ = parts(tmp_path)
+    text = single_file(facts, model, fake, 'Bears').decode()
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', text)[1].replace('&#x27;', "'")
+    for script in re.findall(r'<script type="module">(.*?)</script>', text, re.S) + re.findall(r'<style>(.*?)</style>', text, re.S):
+        assert f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" in policy
+    assert "default-src 'none'" in policy and "connect-src 'none'" in policy and 'unsafe-inline' not in policy and 'http' not in policy
+    files = folder_files(facts, model, fake, 'Bears')
+    assert not [name for name, content in files.items() if re.search(rb'https?://(?!www\.w3\.org/2000/svg)', content) and not name.startswith('LICENSE')]
+
+def test_equal_bundles_are_equal_pages_and_the_worker_knows_the_files(tmp_path):
+    facts, model, _ = parts(tmp_path)
+    one, two = (folder_files(facts, model, fake, 'Bears') | {'single': single_file(facts, model, fake, 'Bears')} for _ in range(2))
+    assert one == two
+    listed = json.loads(re.search(r'const files = (\{.*?\});', one['sw.js'].decode(), re.S)[1])
+    assert {name: web.sha256(one['index.html' if name == './' else name]) for name in listed} == listed
+    assert set(listed) == set(one) - {'single', 'sw.js', 'LICENSE-onnxruntime-web.txt', 'index.html'} | {'./'}
+    other = folder_files(facts, model + b' ', fake, 'Bears')
+    assert other['sw.js'] != one['sw.js'] and set(re.findall(r'href="\./([^"]+)"', one['index.html'].decode())) <= set(one)
+
+def test_without_npm_the_error_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'none'))
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(WebError, match='install Node.js, or give `runtime` the folder or the .tgz'): web_runtime()
+
+def test_npm_that_fails_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'none'))
+    npm = tmp_path/'npm'
+    npm.write_text('#!/bin/sh\necho "npm error code ENOTFOUND" >&2\nexit 1\n')
+    npm.chmod(0o755)
+    monkeypatch.setattr(web.shutil, 'which', lambda name: str(npm))
+    with pytest.raises(WebError, match='npm could not fetch onnxruntime-web .*ENOTFOUND.*give `runtime`'): web_runtime()
+
+def tgz(file, entries):
+    with tarfile.open(file, 'w:gz') as tar:
+        for name, content, kind in entries:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.size, entry.linkname = kind, len(content) if kind == tarfile.REGTYPE else 0, '/etc/passwd'
+            tar.addfile(entry, io.BytesIO(content) if kind == tarfile.REGTYPE else None)
+    return file
+
+def test_broken_and_forged_packages_are_refused(tmp_path):
+    names = [f'package/dist/{name}' for name in web.runtime_digests]
+    with pytest.raises(WebError, match='is no folder or .tgz'): web_runtime(tmp_path/'nothing')
+    (tmp_path/'text.tgz').write_text('text')
+    with pytest.raises(WebError, match='cannot be read as a .tgz'): web_runtime(tmp_path/'text.tgz')
+    whole = tgz(tmp_path/'whole.tgz', [(names[0], b'x'*100_000, tarfile.REGTYPE)])
+    (tmp_path/'half.tgz').write_bytes(whole.read_bytes()[:60])
+    with pytest.raises(WebError, match='cannot be read as a .tgz|holds no'): web_runtime(tmp_path/'half.tgz')
+    with pytest.raises(WebError, match='holds no ort'): web_runtime(tgz(tmp_path/'links.tgz', [(name, b'', tarfile.SYMTYPE) for name in names]))
+    with pytest.raises(WebError, match='is not that of onnxruntime-web'): web_runtime(tgz(tmp_path/'forged.tgz', [(name, b'evil', tarfile.REGTYPE) for name in names]))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['forged.tgz', 'half.tgz', 'links.tgz', 'text.tgz', 'whole.tgz']
+
+def test_folders_of_others_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(web, 'web_runtime', lambda source=None: fake)
+    bundle = make_bundle(tmp_path/'bundle')
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'notes.txt').write_text('mine')
+    for dest in (tmp_path/'mine', bundle, bundle/'model.onnx'):
+        before = sorted(p.name for p in tmp_path.rglob('*'))
+        with pytest.raises(WebError, match='so nothing is written there|must be a folder'): write_web(bundle, dest)
+        assert sorted(p.name for p in tmp_path.rglob('*')) == before
+    page = write_web(bundle, tmp_path/'page')
+    (page.dest/'notes.txt').write_text('mine')
+    again = write_web(bundle, tmp_path/'page', single=False)
+    assert (page.dest/'notes.txt').read_text() == 'mine' and again.single is None and not (page.dest/'classifier.html').exists()
+    assert {f.name: f.stat().st_size for f in again.dest.iterdir() if f.name != 'notes.txt'} == again.sizes
+
+def test_heavy_models_get_advice(tmp_path, monkeypatch):
+    monkeypatch.setattr(web, 'web_runtime', lambda source=None: fake)
+    bundle = make_bundle(tmp_path/'bundle')
+    monkeypatch.setattr(web, 'heavy_page', 100)
+    assert 'compress_bundle' in write_web(bundle, tmp_path/'page').note
+    monkeypatch.setattr(web, 'largest_single', 100)
+    with pytest.raises(WebError, match='compress_bundle.*single=False'): write_web(bundle, tmp_path/'other')
+    assert not (tmp_path/'other').exists() and write_web(bundle, tmp_path/'other', single=False).single is None
+
+def test_modules_that_cannot_be_joined_are_named():
+    for line in ("import * as x from './a.js'", "export * from './a.js'", "import './a.js'", 'export { a };'):
+        with pytest.raises(WebError, match='a.js holds a line that cannot be joined'): join_scripts({'a.js': f'const a = 1;\n{line}\n'})
+
+def test_words_of_judgement_are_those_of_python(tmp_path):
+    "Numbers that lie in the middle between two roundings, too"
+    if shutil.which('node') is None: pytest.skip('node is not installed')
+    rng = np.random.default_rng(0)
+    bundle = Bundle(labels, (64, 64), unlikeness=dict(threshold=.375, false_alarms=.1, pictures=9), threshold=.9, smallest=32)
+    cases = [dict(p=sorted(map(float, p), reverse=True), size=[int(s), 80], light=int(light), far=far) for p, s, light, far in zip(
+        [[k/8, 1 - k/8, 0] for k in range(9)] + rng.dirichlet([1]*3, 300).round(3).tolist(), rng.integers(20, 200, 309), rng.integers(40, 250, 309),
+        [None, .125, .625, 1.125, .374999, .37501] + rng.uniform(0, .6, 303).tolist())]
+    facts = dict(trust=dict(threshold=bundle.threshold, smallest=bundle.smallest, unlikeness=bundle.unlikeness))
+    for name in ('model.js',): (tmp_path/name).write_bytes(package_file(f'static/web/{name}').read_bytes())
+    (tmp_path/'package.json').write_text('{"type": "module"}')
+    (tmp_path/'main.js').write_text(f"import {{ judge }} from './model.js';\nconst facts = {json.dumps(facts)}, labels = {json.dumps(labels)};\n"
+        f"console.log(JSON.stringify({json.dumps(cases)}.map((c) => judge(facts, c.p.map((p, i) => [labels[i], p]), c.size, c.light, c.far))));")
+    theirs = json.loads(subprocess.run(['node', 'main.js'], cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    ours = [judge(bundle, dict(zip(labels, c['p'])), tuple(c['size']), c['light'], c['far']) for c in cases]
+    assert theirs == ours and len({o.split('(')[0] for o in ours}) > 10
+
+def test_sizes_can_be_told_beforehand(tmp_path, monkeypatch):
+    row, = weigh_web({'furs': make_bundle(tmp_path/'bundle')})
+    assert row['name'] == 'furs' and 3 < row['visit'] < 5 and 4 < row['single'] < 6
+
+# ---------------------------------------------------------------- in a browser
+
+@pytest.fixture(scope='module')
+def runtime(tmp_path_factory):
+    "The npm package, fetched once"
+    if shutil.which('npm') is None: pytest.skip('npm is not installed')
+    folder = tmp_path_factory.mktemp('runtime')
+    for name, content in web_runtime().items(): (folder/name).write_bytes(content)
+    return folder
+
+@pytest.fixture(scope='module')
+def texture(tmp_path_factory, runtime):
+    folder = tmp_path_factory.mktemp('texture')
+    bundle = texture_bundle(folder/'bundle')
+    return bundle, write_web(bundle, folder/'page', runtime=runtime, title='Which fur?')
+
+@contextlib.contextmanager
+def serving(folder):
+    "A server of plain files on this machine; gives its address"
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try: yield f'http://127.0.0.1:{server.server_port}/'
+        finally: server.shutdown()
+
+@contextlib.contextmanager
+def opened(browser, address, state='ready', offline=False, **options):
+    "The page, ready; nothing may be asked of any other host, and nothing may go wrong in its console"
+    context = browser.new_context(**options)
+    context.set_offline(offline)
+    page, asked, wrong = context.new_page(), [], []
+    context.on('request', lambda request: asked.append(request.url))
+    page.on('pageerror', lambda error: wrong.append(str(error)))
+    page.on('console', lambda message: wrong.append(message.text) if message.type == 'error' else None)
+    try:
+        page.goto(address)
+        wait_ready(page, state)
+        page.evaluate("() => { window.answers = []; document.querySelector('main').addEventListener('bearcls:answer', (e) => window.answers.push(e.detail)); }")
+        yield page
+        assert not [url for url in asked if not url.startswith((address, 'blob:', 'data:'))] and not wrong
+    finally: context.close()
+
+def wait_ready(page, state='ready'):
+    page.wait_for_selector('html[data-state=ready], html[data-state=offline], html[data-state=failed]', timeout=60_000)
+    if state == 'offline': page.wait_for_selector('html[data-state=offline]', timeout=60_000)
+    assert page.locator('html').get_attribute('data-state') != 'failed', page.locator('#state').inner_text()
+
+def ask(page, file, timeout=60_000):
+    "Choose a file; the answer in numbers, or None, and the words in its card"
+    page.set_input_files('input[multiple]', str(file))
+    names = page.eval_on_selector_all('.bq-card', 'cards => cards.map((c) => c.dataset.name)')
+    assert names == [Path(file).name]  # whatever was there before is gone at once
+    page.wait_for_selector('.bq-card:not([data-state=waiting])', timeout=timeout)
+    answers = page.evaluate('() => window.answers.splice(0)')
+    assert len(answers) <= 1 and all(a['name'] == Path(file).name for a in answers)
+    return (answers or [None])[0], page.locator('.bq-card').inner_text()
+
+def compare(page, classifier, file):
+    "Largest difference to Python's probabilities; the words are Python's, too"
+    theirs, words = ask(page, file)
+    assert theirs, f'{Path(file).name}: {words}'
+    ours = classifier.predict(file)
+    apart = max(abs(p - theirs['probabilities'][label]) for label, p in ours.probabilities.items())
+    if ours.probability - sorted(ours.probabilities.values())[-2] > .02: assert theirs['label'] == ours.label
+    if ours.trusted == theirs['trusted']: assert re.sub(r'[\d.]+', '', ours.reason) == re.sub(r'[\d.]+', '', theirs['reason']) or apart > 1e-4
+    assert (ours.label in words) if ours.trusted else ('Ask a person' in words)
+    return apart
+
+def scene(seed, size=(480, 360)):
+    "A drawn picture with edges and grain"
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for _ in range(12):
+        x, y, r = rng.integers(0, size[0]), rng.integers(0, size[1]), rng.integers(4, min(size)//4 + 5)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(int(v) for v in rng.integers(0, 256, 3)))
+    grain = rng.normal(0, 8, (size[1], size[0], 1)) if size[0]*size[1] < 4_000_000 else 0
+    return Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+
+def swapped_profile():
+    "A colour profile whose red is blue: who applies it sees other colours"
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
+    for old, new in ((b'rXYZ', b'????'), (b'bXYZ', b'rXYZ'), (b'????', b'bXYZ')):
+        at = profile.index(old, 128)
+        profile[at:at + 4] = new
+    return bytes(profile)
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    "Pictures of all kinds, by name"
+    folder, exif = tmp_path_factory.mktemp('pictures'), Image.Exif()
+    big, small = scene(1, (4000, 3000)), scene(2)
+    small.save(folder/'good.jpg', quality=92)
+    for k in range(2, 9):
+        exif[0x0112] = k
+        scene(k, (403, 299)).save(folder/f'turned{k}.jpg', exif=exif, quality=92)
+    exif[0x0112] = 6
+    big.save(folder/'twelve.jpg', quality=90, exif=exif)
+    scene(3, (1500, 1100)).save(folder/'middle.jpg', quality=90, subsampling=0)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 3250, 3), np.uint8))
+    noise.save(folder/'heavy.png', compress_level=0)
+    alpha = scene(4).convert('RGBA')
+    alpha.putalpha(Image.linear_gradient('L').resize(alpha.size))
+    alpha.save(folder/'alpha.png')
+    small.convert('P', palette=Image.Palette.ADAPTIVE).save(folder/'palette.png', transparency=3)
+    scene(5).save(folder/'lossless.webp', lossless=True)
+    scene(6).save(folder/'photo.webp', quality=90)
+    (folder/'webp.jpg').write_bytes((folder/'photo.webp').read_bytes())
+    scene(7).convert('P').save(folder/'moving.gif', save_all=True, append_images=[scene(8).convert('P')])
+    scene(9).convert('L').save(folder/'grey.jpg', quality=92)
+    scene(10).convert('1').save(folder/'bits.png')
+    scene(11).save(folder/'windows.bmp')
+    scene(12).save(folder/'profile.jpg', quality=95, icc_profile=swapped_profile())
+    scene(13).save(folder/'profile.png', icc_profile=swapped_profile())
+    scene(14, (3000, 40)).save(folder/'strip.png')
+    scene(15, (20, 24)).save(folder/'tiny.png')
+    scene(16).save(folder/'progressive.jpg', progressive=True, quality=85)
+    return folder
+
+def broken_files(folder):
+    "Files that are no pictures, and what is said about them"
+    jpeg, png, webp = ((folder/name).read_bytes() for name in ('good.jpg', 'alpha.png', 'photo.webp'))
+    claims = bytearray(png)
+    claims[16:24] = (60_000).to_bytes(4, 'big')*2
+    wrong = {'text.jpg': (b'This is no picture at all.', 'no picture of a known format'), 'empty.jpg': (b'', 'empty'), 'page.jpg': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'no picture of a known format'),
+        'half.jpg': (jpeg[:len(jpeg)//2], 'ends before the picture does'), 'half.png': (png[:len(png)//2], 'ends before the picture does'), 'half.webp': (webp[:len(webp)//2], 'ends before the picture does'),
+        'claims.png': (bytes(claims), '60000×60000 pixels, and at most 100,000,000'), 'phone.heic': (b'\0\0\0\x18ftypheic' + bytes(80), 'HEIC'), 'scan.tif': (b'II*\0' + bytes(80), 'TIFF'),
+        'head.jpg': (jpeg[:3], 'ends before the picture does'), 'noise.jpg': (b'\xff\xd8\xff' + bytes(range(256))*9, 'damaged'), 'raw.ppm': (b'P6 2 2 255 ' + bytes(3), 'PPM')}
+    for name, (content, _) in wrong.items(): (folder/name).write_bytes(content)
+    return {name: words for name, (_, words) in wrong.items()}
+
+def test_single_file_answers_as_python_does(browser, texture, pictures):
+    "From the disk, without a network: pictures of all kinds, and files that are none between them"
+    bundle, page = texture
+    classifier, wrong = Classifier(bundle), broken_files(pictures)
+    assert (pictures/'heavy.png').stat().st_size > 29_000_000
+    good = [f for f in sorted(pictures.iterdir()) if f.name not in wrong]
+    bad, apart = [*wrong.items()], {}
+    with opened(browser, page.single.as_uri(), offline=True) as tab:
+        for k, file in enumerate(good):
+            apart[file.name] = compare(tab, classifier, file)
+            if k >= len(bad): continue
+            theirs, words = ask(tab, pictures/bad[k][0])
+            assert theirs is None and bad[k][1] in words and bad[k][0] in words and '%' not in words
+            with pytest.raises(ImageError): classifier.predict(pictures/bad[k][0])
+        assert compare(tab, classifier, pictures/'good.jpg') < .01
+    assert {classifier.predict(f).label for f in good} == set(labels)
+    print({name: round(v, 5) for name, v in sorted(apart.items(), key=lambda item: -item[1])})
+    assert max(apart.values()) < .01 and len(bad) < len(good)
+
+@pytest.mark.parametrize('method', ['crop', 'pad', 'random_crop'])
+def test_other_shapes(browser, tmp_path, runtime, pictures, method):
+    bundle = texture_bundle(tmp_path/'bundle', method=method, pad_mode='reflection', min_side=None)
+    page, classifier = write_web(bundle, tmp_path/'page', runtime=runtime), Classifier(bundle)
+    with opened(browser, page.single.as_uri(), offline=True) as tab:
+        assert max(compare(tab, classifier, pictures/name) for name in ('good.jpg', 'alpha.png', 'turned6.jpg', 'twelve.jpg', 'strip.png')) < .01
+
+def test_photographs(browser, tmp_path, runtime, shared):
+    "A hundred real ones, and the originals up to 37 megapixels"
+    bears, originals = (sorted(f for f in (shared/'data'/name).glob('*/*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png', '.gif')) for name in ('bears', 'originals'))
+    if len(bears) < 100: pytest.skip('BEARCLS_SHARED holds no photographs')
+    bundle = texture_bundle(tmp_path/'bundle', side=224, samples=bears[::20])
+    page, classifier = write_web(bundle, tmp_path/'page', runtime=runtime), Classifier(bundle)
+    with opened(browser, page.single.as_uri(), offline=True) as tab: apart = [compare(tab, classifier, f) for f in [*bears[::len(bears)//100], *originals]]
+    print(f'{len(apart)} photographs, largest difference {max(apart):.5f}')
+    assert len(apart) >= 100 and max(apart) < .01
+
+def test_pixels_agree(browser, texture, pictures):
+    "What the model sees, byte by byte, where Pillow does not decode a JPEG smaller than it is"
+    from bearcls.bundle import prepare
+    from bearcls.core import load_image
+    bundle, page = texture
+    exact = ['good.jpg', 'alpha.png', 'palette.png', 'lossless.webp', 'moving.gif', 'bits.png', 'windows.bmp', 'profile.png', 'profile.jpg', 'strip.png', 'tiny.png', 'heavy.png', 'turned5.jpg', 'turned8.jpg', 'grey.jpg', 'progressive.jpg']
+    with serving(page.dest) as address, opened(browser, address) as tab:
+        tab.evaluate("() => document.body.append(Object.assign(document.createElement('input'), { type: 'file', id: 'one' }))")
+        for method, size, name in [(m, s, n) for m, s in (('squish', (96, 96)), ('crop', (80, 50)), ('pad', (64, 64)), ('random_crop', (64, 64))) for n in exact]:
+            tab.set_input_files('#one', str(pictures/name))
+            given = dict(width=size[0], height=size[1], method=method, pad_mode='border', min_side=200)
+            theirs = tab.evaluate("async (input) => { const { lookAt } = await import('./pixels.js'); return Array.from((await lookAt(document.querySelector('#one').files[0], input)).pixels); }", given)
+            ours = np.asarray(prepare(load_image(pictures/name, 200), size, method, 'border')).astype(int).ravel()
+            assert np.abs(ours - theirs).max() <= 1, (name, method)
+
+def test_served_folder_and_without_a_network_afterwards(browser, texture, pictures):
+    bundle, page = texture
+    classifier = Classifier(bundle)
+    context = browser.new_context()
+    try:
+        tab, asked = context.new_page(), []
+        context.on('request', lambda request: asked.append(request.url))
+        with serving(page.dest) as address:
+            tab.goto(address + '?from=mail')
+            wait_ready(tab, 'offline')
+            assert all(url.startswith((address, 'blob:', 'data:')) for url in asked)
+            links = json.loads((page.dest/'manifest.webmanifest').read_text(encoding='utf-8'))['icons']
+            assert all(tab.request.get(address + icon['src']).ok for icon in links)
+        for path in ('', 'index.html', '?from=mail'):  # the server is gone
+            tab.goto(address + path)
+            wait_ready(tab)
+            tab.evaluate("() => { window.answers = []; document.querySelector('main').addEventListener('bearcls:answer', (e) => window.answers.push(e.detail)); }")
+            assert compare(tab, classifier, pictures/'good.jpg') < .01
+    finally: context.close()
+
+def test_a_new_version_takes_over_whole(browser, tmp_path, runtime, pictures):
+    "The page of today's model never meets yesterday's"
+    def deploy(seed): return write_web(texture_bundle(tmp_path/f'bundle{seed}', seed=seed), tmp_path/'page', runtime=runtime, title=f'Version {seed}', single=False)
+    page, context = deploy(5), browser.new_context()
+    try:
+        tab = context.new_page()
+        with serving(page.dest) as address:
+            tab.goto(address)
+            wait_ready(tab, 'offline')
+            deploy(6)
+            tab.reload()
+            wait_ready(tab)
+            assert tab.title() == 'Version 5'
+            tab.evaluate('async () => { const r = await navigator.serviceWorker.ready; await r.update(); while (!r.waiting) await new Promise((done) => setTimeout(done, 50)); }')
+            tab.close()
+            tab = context.new_page()
+            tab.goto('about:blank')
+            tab.wait_for_timeout(300)
+            tab.goto(address)
+            wait_ready(tab)
+            assert tab.title() == 'Version 6'
+        tab.reload()
+        wait_ready(tab)
+        tab.evaluate("() => { window.answers = []; document.querySelector('main').addEventListener('bearcls:answer', (e) => window.answers.push(e.detail)); }")
+        assert compare(tab, Classifier(tmp_path/'bundle6'), pictures/'good.jpg') < .01
+        assert len(tab.evaluate('() => caches.keys()')) == 1
+    finally: context.close()
+
+def test_damaged_model_is_told(browser, texture, tmp_path):
+    _, page = texture
+    shutil.copytree(page.dest, tmp_path/'page')
+    model = bytearray((tmp_path/'page'/'model.onnx').read_bytes())
+    model[-9] ^= 1
+    (tmp_path/'page'/'model.onnx').write_bytes(model)
+    context = browser.new_context(service_workers='block')
+    try:
+        with serving(tmp_path/'page') as address:
+            tab = context.new_page()
+            tab.goto(address)
+            tab.wait_for_selector('html[data-state=failed]')
+            assert 'did not come complete' in tab.locator('#state').inner_text()
+            tab.set_input_files('input[multiple]', files=[dict(name='bear.png', mimeType='image/png', buffer=b'x')])
+            tab.wait_for_selector('.bq-card[data-state=problem]')
+            assert 'did not come complete' in tab.locator('.bq-card').inner_text()
+    finally: context.close()
+
+def test_hostile_words_in_a_browser(browser, tmp_path, runtime, pictures):
+    words, title = ['</script><img src=x onerror=alert(1)>', '__proto__', '7'], '"></title><script>alert(1)</script>'
+    bundle = write_bundle(Bundle(words, (64, 64)), (make_bundle(tmp_path/'b')/'model.onnx').read_bytes(), tmp_path/'bundle')
+    page = write_web(bundle, tmp_path/'page', runtime=runtime, title=title)
+    with serving(page.dest) as address:
+        for place in (page.single.as_uri(), address):
+            with opened(browser, place) as tab:
+                tab.on('dialog', lambda dialog: pytest.fail('a script of the title ran'))
+                theirs, shown = ask(tab, pictures/'good.jpg')
+                assert tab.title() == title and title in tab.locator('h1').inner_text() and all(w in shown for w in words)
+                assert theirs['label'] == Classifier(bundle).predict(pictures/'good.jpg').label
+                assert tab.locator('img[src=x]').count() == 0
+
+def test_several_pictures_at_once_each_in_its_own_card(browser, texture, pictures):
+    bundle, page = texture
+    classifier, names = Classifier(bundle), ['good.jpg', 'twelve.jpg', 'text.jpg', 'alpha.png', 'moving.gif', 'tiny.png']
+    broken_files(pictures)
+    with opened(browser, page.single.as_uri(), offline=True) as tab:
+        tab.set_input_files('input[multiple]', [str(pictures/'heavy.png'), str(pictures/'middle.jpg')])
+        tab.set_input_files('input[multiple]', [str(pictures/name) for name in names])  # another choice while the first is worked on
+        for k, name in enumerate(names):
+            card = tab.locator('.bq-card').nth(k)
+            tab.wait_for_selector(f'.bq-card[data-name="{name}"]:not([data-state=waiting])', timeout=60_000)
+            if name == 'text.jpg':
+                assert 'no picture' in card.inner_text()
+                continue
+            ours = classifier.predict(pictures/name)
+            bars = card.locator('.bq-label').all_inner_texts()
+            assert bars[0] == ours.label and card.locator('canvas').count() == 1
+        assert tab.locator('.bq-card').count() == len(names)
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_narrow_screen_and_keyboard(browser, texture, pictures, scheme, tmp_path):
+    _, page = texture
+    with opened(browser, page.single.as_uri(), offline=True, viewport=dict(width=360, height=740), color_scheme=scheme) as tab:
+        for _ in range(5):
+            tab.keyboard.press('Tab')
+            if tab.evaluate('() => document.activeElement.textContent') == 'Choose pictures': break
+        with tab.expect_file_chooser() as chooser: tab.keyboard.press('Enter')
+        chooser.value.set_files([str(pictures/'good.jpg'), str(pictures/'strip.png')])
+        tab.wait_for_selector('.bq-card:not([data-state=waiting]) >> nth=1')
+        assert tab.evaluate('() => document.documentElement.scrollWidth') <= 360
+        level = tab.evaluate('() => Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])')
+        assert (level < 80) == (scheme == 'dark')
+        assert 'stay on this device' in tab.locator('main').inner_text() and tab.locator('[role=status]').count() >= 1
