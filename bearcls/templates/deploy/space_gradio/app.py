@@ -76,7 +76,7 @@ def predict(picture: gr.FileData) -> dict:
 
 css = '''
 [data-testid=status-tracker]:has(.error) {display: none !important}
-#answers[data-old] {visibility: hidden}
+#answers[data-old] .card {display: none}
 #answers .card {display: flex; flex-wrap: wrap; gap: 16px; padding: 12px; margin-bottom: 12px; border: 1px solid var(--border-color-primary);
   border-radius: var(--radius-lg); line-height: 1.5; overflow-wrap: anywhere}
 #answers .problem, #answers .doubt {border-left: 4px solid #c77700}

@@ -1,0 +1,234 @@
+"The hosts' own user interfaces: each from its written folder, in an environment of its own, in a real browser"
+import io, json, os, re, subprocess, time, urllib.request
+from pathlib import Path
+import pytest
+from PIL import Image
+from bearcls.bundle import Bundle, colour_model, furs, write_bundle
+
+pytest.importorskip('jinja2', reason='jinja2 is not installed')
+from bearcls.check import make_environment, started
+from bearcls.deploy import deploy
+
+labels = [f'{name} & <b>soft</b> ${{1+1}}' for name in furs]
+title = 'Which <i>fur</i> is it?'
+answers = {'space-gradio': '#answers', 'streamlit': '.answers'}
+
+guard = '''import socket
+log, lookup, connect = {log!r}, socket.getaddrinfo, socket.socket.connect
+def outside(host): return not (host in (None, '', 'localhost', '0.0.0.0', '::') or str(host).startswith(('127.', '::1')))
+def refuse(host):
+    with open(log, 'a') as f: f.write(f'{{host}}\\n')
+    raise OSError('other hosts are not asked')
+def guarded_lookup(host, *args, **kwargs):
+    host = host.decode() if isinstance(host, bytes) else host
+    return refuse(host) if outside(host) else lookup(host, *args, **kwargs)
+def guarded_connect(self, address): return refuse(address[0]) if isinstance(address, tuple) and outside(address[0]) else connect(self, address)
+socket.getaddrinfo, socket.socket.connect = guarded_lookup, guarded_connect
+'''
+
+def picture(colour, size=(400, 300), format='JPEG', mode='RGB', **options):
+    "A picture of one colour as the bytes of a file"
+    out = io.BytesIO()
+    Image.new(mode, size, colour).save(out, format, **options)
+    return out.getvalue()
+
+def rotated():
+    "The bytes of a picture that lies on its side, with the note that it has to be turned"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return picture(furs['brown'], (400, 200), exif=exif)
+
+class Environments:
+    "Environments by target, made once and kept for all tests; nothing in them can reach another host without its name being written down"
+    def __init__(self, root): self.root, self.made = root, {}
+    def __call__(self, folder, target, *more):
+        if target in self.made: return self.made[target]
+        start = time.monotonic()
+        programs, size = make_environment(folder, self.root/target)
+        if more: subprocess.run([programs/'python', '-m', 'pip', 'install', '-q', *more], check=True)
+        print(f'{target}: {size/1e6:.0f} MB, installed in {time.monotonic() - start:.0f} s')
+        log = self.root/f'{target}.hosts'
+        site = subprocess.run([programs/'python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], capture_output=True, text=True, check=True).stdout.strip()
+        (Path(site)/'sitecustomize.py').write_text(guard.format(log=str(log)), encoding='utf-8')
+        subprocess.run([programs/'python', '-c', 'import socket\ntry: socket.getaddrinfo("example.org", 80)\nexcept OSError: pass'], check=True)
+        assert log.read_text() == 'example.org\n', 'the guard writes nothing down'
+        log.write_text('')
+        self.made[target] = programs, log
+        return self.made[target]
+
+@pytest.fixture(scope='session')
+def environments(tmp_path_factory): return Environments(tmp_path_factory.mktemp('environments'))
+
+@pytest.fixture(scope='session')
+def bundle(tmp_path_factory): return write_bundle(Bundle(labels, (64, 64)), colour_model(), tmp_path_factory.mktemp('bundle')/'furs', '# Furs\n')
+
+class Site:
+    "A deployed folder at work"
+    def __init__(self, target, folder, url, programs, log): self.target, self.folder, self.url, self.programs, self.log = target, folder, url, programs, log
+
+@pytest.fixture(scope='module', params=['space-gradio', 'streamlit'])
+def site(request, environments, bundle, tmp_path_factory):
+    folder = deploy(request.param, bundle, tmp_path_factory.mktemp('folder')/'furs', title)
+    programs, log = environments(folder, request.param)
+    with started(folder, programs) as url: yield Site(request.param, folder, url, programs, log)
+    assert log.read_text() == '', 'the server looked for other hosts'
+
+class Page:
+    "A page of a site, driven as a visitor does"
+    def __init__(self, browser, site, **options):
+        self.site, self.tab = site, browser.new_page(**options)
+        self.hosts = set()
+        self.tab.on('request', lambda r: self.hosts.add(r.url.split('/')[2]) if r.url.startswith(('http', 'ws')) else None)
+        self.tab.on('websocket', lambda w: self.hosts.add(w.url.split('/')[2]))
+        self.tab.goto(site.url)
+        self.files.wait_for(state='attached', timeout=60_000)
+    @property
+    def files(self): return self.tab.locator('input[type=file]').first
+    @property
+    def cards(self): return self.tab.locator(f'{answers[self.site.target]} .card')
+    def put(self, name, content):
+        "Choose a file; a large one goes over the disk, which is faster"
+        file = self.site.folder.parent/name
+        if len(content) > 1_000_000: file.write_bytes(content)
+        self.files.set_input_files(file if len(content) > 1_000_000 else dict(name=name, mimeType='image/jpeg', buffer=content))
+    def choose(self, name, content):
+        "The words about a file; nothing else may stand there"
+        self.put(name, content)
+        self.cards.filter(has_text=name).wait_for(timeout=60_000)
+        assert self.cards.count() == 1, 'an older answer is still there'
+        return self.cards.inner_text()
+    def close(self):
+        "What holds on every page at every time"
+        content, own = self.tab.content(), self.site.url.split('/')[2]
+        assert not any(w in content for w in ('Traceback', 'site-packages', str(self.site.folder.parent))), 'a trace or a path of the server'
+        assert self.hosts == {own}, 'the page asked other hosts'
+        assert self.tab.evaluate('[...document.querySelectorAll("link[href]")].every(e => new URL(e.href).host == location.host)')
+        assert self.tab.evaluate('document.documentElement.scrollWidth <= innerWidth'), 'the page is wider than the screen'
+        self.tab.close()
+
+@pytest.fixture(params=['wide', 'phone'])
+def page(request, browser, site):
+    wide = request.param == 'wide'
+    page = Page(browser, site, viewport=dict(width=1100 if wide else 360, height=800), color_scheme='light' if wide else 'dark')
+    yield page
+    page.close()
+
+def label(colour): return labels[list(furs).index(colour)]
+
+def test_every_kind_of_file(page):
+    "Right answers and clear sentences, one after the other, and never an old one"
+    assert page.tab.get_by_role('heading', name=title).count() == 1
+    other = tuple((a + b)//2 for a, b in zip(furs['white'], furs['brown']))
+    for name, content, expected in [
+        ('good.jpg', picture(furs['brown']), label('brown')),
+        ('phone.jpg', rotated(), label('brown')),
+        ('twelve.jpg', picture(furs['white'], (4000, 3000)), label('white')),
+        ('text.jpg', b'this is text', 'text.jpg cannot be looked at: the bytes are no picture of a known format.'),
+        ('large.png', picture(furs['brown'], (3200, 3030), 'PNG', compress_level=0), label('brown')),
+        ('alpha.png', picture((0, 0, 0, 0), format='PNG', mode='RGBA'), label('white')),
+        ('web.webp', picture(furs['brown'], format='WEBP'), label('brown')),
+        ('empty.jpg', b'', 'empty.jpg cannot be looked at: the file holds no bytes.'),
+        ('half.jpg', picture('white', (900, 900))[:3000], 'half.jpg cannot be looked at: the file ends before the picture does.'),
+        ('bomb.png', picture(1, (12_000, 12_000), 'PNG', '1'), 'bomb.png cannot be looked at: the picture claims more pixels than allowed.'),
+        ('doubt.png', picture(other, format='PNG'), 'None of these? Ask a person\nThe model would rather not decide: it could be '),
+        ('a <b>&amp; ${2+2}.jpg', b'text', 'a <b>&amp; ${2+2}.jpg cannot be looked at'),
+        ('good.jpg', picture(furs['white']), label('white'))]:
+        words = page.choose(name, content)
+        if 'cannot be looked at' in expected: assert words.startswith(expected), name
+        else: assert words.startswith(f'{name}\n{expected}') and all(f'{l}\n' in words for l in labels), name
+        shown = page.cards.locator('img')
+        assert shown.count() == ('cannot be looked at' not in expected)
+        if name == 'phone.jpg': assert shown.evaluate('i => i.naturalHeight == 2*i.naturalWidth'), 'the picture lies on its side'
+    background = page.tab.evaluate('getComputedStyle(document.querySelector(".stApp") ?? document.body).backgroundColor')
+    assert (sum(map(int, re.findall(r'\d+', background)[:3])) < 300) == (page.tab.viewport_size['width'] == 360), 'light or dark, as the visitor has it'
+
+def test_several_and_too_large(page):
+    "Several pictures have a card each; one that is refused says why, and the old answers are gone"
+    kinds = {'one.jpg': picture(furs['white']), 'two.jpg': b'text', 'three.webp': picture(furs['black'], format='WEBP')}
+    page.files.set_input_files([dict(name=n, mimeType='image/jpeg', buffer=c) for n, c in kinds.items()])
+    page.cards.nth(2).wait_for(timeout=60_000)
+    words = page.cards.all_inner_texts()
+    assert [w.split('\n')[0].split(' ')[0] for w in words] == list(kinds) and 'cannot be looked at' in words[1]
+    page.put('giant.png', bytes(34_000_000))
+    page.tab.get_by_text(re.compile(r'32\.0 ?Mb', re.I)).first.wait_for()
+    assert not any(card.is_visible() for card in page.cards.all()), 'old answers beside a file that was refused'
+    assert page.choose('good.jpg', picture(furs['brown'])).startswith(f'good.jpg\n{label("brown")}')
+
+@pytest.mark.parametrize('site', ['space-gradio'], indirect=True)
+def test_gradio_answers_programs(site):
+    "The same over Gradio's client, with a sentence for what is no picture"
+    files = {n: site.folder.parent/n for n in ('good.png', 'text.jpg')}
+    files['good.png'].write_bytes(picture(furs['brown'], format='PNG'))
+    files['text.jpg'].write_text('this is text')
+    code = f'''import json
+from gradio_client import Client, handle_file
+client = Client({site.url!r}, verbose=False)
+print(json.dumps([client.predict(handle_file(f), api_name='/predict') for f in {[str(f) for f in files.values()]}]))'''
+    done = subprocess.run([site.programs/'python', '-c', code], capture_output=True, text=True, check=True, env={**os.environ, 'HF_HUB_DISABLE_TELEMETRY': '1', 'GRADIO_ANALYTICS_ENABLED': 'False'})
+    good, bad = json.loads(done.stdout.splitlines()[-1])
+    assert good['label'] == label('brown') and good['trusted'] and set(good['probabilities']) == set(labels)
+    assert bad == {'error': 'The file cannot be looked at: the bytes are no picture of a known format.'}
+
+def lines_of(folder, word): return [l.split(maxsplit=1)[1] for l in (folder/'Dockerfile').read_text(encoding='utf-8').replace('\\\n', ' ').splitlines() if l.split(maxsplit=1)[:1] == [word]]
+
+@pytest.fixture(scope='session')
+def docker_folder(bundle, tmp_path_factory): return deploy('space-docker', bundle, tmp_path_factory.mktemp('docker')/'furs', title)
+
+def test_docker_files(docker_folder):
+    "What the Dockerfile names is in the folder, and it agrees with what the Space is told"
+    for line in lines_of(docker_folder, 'COPY'):
+        *sources, _ = [w for w in line.split() if not w.startswith('--')]
+        assert sources and all((docker_folder/s).exists() for s in sources)
+    settings = dict(l.split(': ', 1) for l in (docker_folder/'README.md').read_text(encoding='utf-8').split('---\n')[1].splitlines())
+    assert json.loads(settings['title']) == title and settings['sdk'] == 'docker'
+    assert settings['app_port'] == lines_of(docker_folder, 'EXPOSE')[0] == json.loads(lines_of(docker_folder, 'CMD')[0])[-1]
+    assert lines_of(docker_folder, 'USER') == ['user'] and '--uid 1000 user' in lines_of(docker_folder, 'RUN')[0]
+    assert not {f.name for f in docker_folder.rglob('*') if f.is_file()} & {'weights.safetensors', 'feedback.sqlite'}
+
+def test_docker_runs(docker_folder, environments):
+    "Its command starts in what its RUN installs, and its own health check is content"
+    programs, log = environments(docker_folder, 'space-docker')
+    assert lines_of(docker_folder, 'RUN')[1] == 'pip install -r requirements.txt'
+    check = json.loads(lines_of(docker_folder, 'HEALTHCHECK')[0].split('CMD ')[1])
+    with started(docker_folder, programs) as url:
+        port = url.split(':')[-1]
+        assert subprocess.run([programs/check[0], *(w.replace('7860', port) for w in check[1:])]).returncode == 0
+        with urllib.request.urlopen(urllib.request.Request(f'{url}/predict', picture(furs['brown']), {'Content-Type': 'image/jpeg'})) as answer:
+            assert json.load(answer)['predictions'][0]['label'] == label('brown')
+    assert subprocess.run([programs/check[0], *(w.replace('7860', port) for w in check[1:])], stderr=subprocess.DEVNULL).returncode != 0
+    assert log.read_text() == '', 'the server looked for other hosts'
+
+run_notebook = '''import re, sys, urllib.request
+import nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read('notebook.ipynb', 4)
+nbformat.validate(notebook)
+if sys.argv[1:] == ['colab']: notebook.cells.insert(0, nbformat.v4.new_code_cell("""import sys, types
+google, colab, output = (types.ModuleType(n) for n in ('google', 'google.colab', 'google.colab.output'))
+output.serve_kernel_port_as_iframe = lambda port, **options: print(f'frame of 127.0.0.1:{port}/')
+google.colab, colab.output = colab, output
+sys.modules |= {'google': google, 'google.colab': colab, 'google.colab.output': output}"""))
+client = NotebookClient(notebook, timeout=300, kernel_name='python3')
+with client.setup_kernel():
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type == 'code': client.execute_cell(cell, i)
+    said = str(cell.outputs)
+    print(('frame of' in said), 'gradio.live' in said, re.search('127.0.0.1:[0-9]+', said)[0], flush=True)
+    input()
+'''
+
+@pytest.mark.parametrize('place', ['colab', 'here'])
+def test_notebook(place, bundle, environments, browser, tmp_path):
+    "Every cell runs, in Colab (acted) and elsewhere, and the page answers as that of the Space does"
+    folder = deploy('colab', bundle, tmp_path/'furs', title)
+    programs, log = environments(folder, 'colab', 'nbclient', 'ipykernel')
+    with subprocess.Popen([programs/'python', '-c', run_notebook, place], cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, 'PATH': f'{programs}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': ''}) as process:
+        framed, tunnel, address = process.stdout.readline().split()
+        assert (framed, tunnel) == (str(place == 'colab'), 'False')
+        page = Page(browser, Site('space-gradio', folder, f'http://{address}/', programs, log))
+        assert page.tab.get_by_role('heading', name=title).count() == 1
+        assert page.choose('good.jpg', picture(furs['brown'])).startswith(f'good.jpg\n{label("brown")}')
+        assert 'cannot be looked at' in page.choose('text.jpg', b'text')
+        page.close()
+        process.communicate('\n')
+    assert set(log.read_text().splitlines()) <= {'pypi.org'}, 'the application looked for other hosts'
