@@ -8,15 +8,15 @@ Docs: https://bearcls.github.io/bearcls/check.html.md"""
 __all__ = ['CheckStep', 'FolderCheck', 'make_environment', 'requirements_of', 'started', 'notebook_script', 'ask_service',
            'ask_page', 'find_browser', 'check_folder']
 
-# %% ../nbs/13b_check.ipynb #c05e6eb7
-import contextlib, json, os, shutil, socket, subprocess, sys, tempfile, time, urllib.error, urllib.request, venv
-from collections.abc import Iterator, Sequence
+# %% ../nbs/13b_check.ipynb #09a7951a
+import contextlib, json, os, shutil, socket, subprocess, sys, tempfile, time, urllib.request, venv
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from .core import Html, html_table, sha256
-from .deploy import DeployError, Target, read_record, targets
-from .inference import Classifier, Prediction
+from .deploy import DeployError, deploy_targets, read_record
+from .inference import Classifier
 from .sample import draw_bear
 
 # %% ../nbs/13b_check.ipynb #7d6fda2e
@@ -64,7 +64,7 @@ def _bytes_below(path): return sum(f.lstat().st_size for f in Path(path).rglob('
 
 def _plain_environment(): return {k: v for k, v in os.environ.items() if not k.startswith(('PYTHON', 'VIRTUAL_ENV', 'JUPYTER', 'GRADIO', 'STREAMLIT', 'BEARCLS'))} | {'PYTHONUNBUFFERED': '1'}
 
-# %% ../nbs/13b_check.ipynb #aa2a9169
+# %% ../nbs/13b_check.ipynb #dd34573f
 @contextlib.contextmanager
 def started(
     path: str | os.PathLike,   # A deployed folder
@@ -72,7 +72,7 @@ def started(
     timeout: float = 120,      # Seconds to wait until it answers
 ) -> Iterator[str]:            # Its address, for as long as the block lasts
     "A deployed folder at work on this machine"
-    target, port = targets[read_record(path)['target']], _any_port()
+    target, port = deploy_targets[read_record(path)['target']], _any_port()
     command = [w.replace('{port}', str(port)) for w in target.command]
     command[0] = shutil.which(command[0], path=str(programs)) or shutil.which('python', path=str(programs)) or sys.executable
     env = _plain_environment() | {'PATH': os.pathsep.join([str(programs), os.environ.get('PATH', '')]), **{k: v.replace('{port}', str(port)) for k, v in target.env.items()}}
@@ -117,14 +117,14 @@ def _end(server):
     try: server.wait(15)
     except subprocess.TimeoutExpired: server.kill()
 
-# %% ../nbs/13b_check.ipynb #ad681408
+# %% ../nbs/13b_check.ipynb #93e88149
 def ask_service(
     url: str,        # Address of a service, without a path
     picture: bytes,  # A picture file
 ) -> dict:           # The answer
     "What an HTTP service says about a picture"
     request = urllib.request.Request(f'{url}/predict', picture, {'Content-Type': 'image/png'})
-    with urllib.request.urlopen(request, timeout=60) as answer: return json.load(answer)['predictions'][0]
+    with urllib.request.urlopen(request, timeout=60) as answer: return json.load(answer)['results'][0]
 
 def ask_page(
     url: str,                # Address of a page, of a server or of a file
@@ -153,7 +153,7 @@ def find_browser() -> str | None:  # Its program; None for the one that Playwrig
     "A Chromium or Chrome of this machine"
     return next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome', 'chrome'])), None)
 
-# %% ../nbs/13b_check.ipynb #705fb443
+# %% ../nbs/13b_check.ipynb #3df2c25b
 def check_folder(
     path: str | os.PathLike,                # A deployed folder
     bundle: str | os.PathLike | None = None,# What to compare with; None: the bundle in the folder; pages without a server and notebooks hold none
@@ -170,8 +170,8 @@ def check_folder(
         with _step(check, 'environment', quiet) as step: programs, step.words = _environment_for(path, Path(environment or Path(tmp)/'env'))
         picture, expected = _question_for(bundle or path/'bundle', record, Path(tmp))
         with contextlib.ExitStack() as running:
-            with _step(check, 'start', quiet) as step: url, step.words = running.enter_context(started(path, programs)), f'`{" ".join(targets[check.target].command)}` answers'
-            for name, ask in _questions(path, targets[check.target], url, picture, expected):
+            with _step(check, 'start', quiet) as step: url, step.words = running.enter_context(started(path, programs)), f'`{" ".join(deploy_targets[check.target].command)}` answers'
+            for name, ask in _questions(path, deploy_targets[check.target], url, picture, expected):
                 with _step(check, name, quiet) as step: step.status, step.words = ask()
     return check
 

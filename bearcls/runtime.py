@@ -33,7 +33,7 @@ class Statement:
     @property
     def acts(self): return not (self.makes or self.adds_to or self.imports)  # neither defines nor imports: a setting
 
-# %% ../nbs/12b_runtime.ipynb #68aeb6e4
+# %% ../nbs/12b_runtime.ipynb #83674fb4
 @cache
 def module_statements(
     module: str,  # Name within bearcls
@@ -61,7 +61,7 @@ def _statement(module, node, lines):
         if isinstance(n, ast.Name): s.uses.add(n.id)
         elif isinstance(n, (ast.Import, ast.ImportFrom)) and _of_bearcls(n): raise RuntimeFileError(f'{module}.py imports a room of bearcls inside a function: {ast.unparse(n)}')
     if patch := next((d for d in getattr(node, 'decorator_list', ()) if isinstance(d, ast.Call) and getattr(d.func, 'id', '') == 'patch_to'), None): s.adds_to = patch.args[0].id
-    elif isinstance(node, (ast.FunctionDef, ast.ClassDef)): s.makes = {node.name}
+    elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): s.makes = {node.name}
     else: s.makes = {n.id for target in getattr(node, 'targets', [getattr(node, 'target', node)]) for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return s
 

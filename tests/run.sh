@@ -50,16 +50,19 @@ wanted() { pwd; cat settings.ini setup.py pyproject.toml; }  # what the installa
 
 bin() { if [ -d "$venv/Scripts" ]; then echo "$venv/Scripts/$1"; else echo "$venv/bin/$1"; fi; }
 
-browser() {  # tests that need a browser say themselves why they are skipped
-    command -v chromium chromium-browser google-chrome > /dev/null && return
+programs() {  # a browser, and npm, from which pages that need no server get their runtime
+    local missing=()
+    command -v chromium chromium-browser google-chrome > /dev/null || missing+=(chromium)
+    command -v npm > /dev/null || missing+=(npm)
+    [ ${#missing[@]} = 0 ] && return
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium; } > /dev/null && return
+        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}"; } > /dev/null && return
     fi
-    echo "No Chromium here and no way to install it: the browser tests are skipped"
+    echo "No ${missing[*]} here and no way to install it: tests that need it are skipped, or say so"
 }
 
 step environment environment
-step browser browser
+step programs programs
 export PATH="$(dirname "$(bin python)"):$PATH"
 step "project in step" python -m pytest -q tests/test_project.py
 step "notebook figures" python tests/notebooks.py

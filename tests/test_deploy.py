@@ -6,11 +6,11 @@ from tiny_bundle import make_bundle
 from uploads import labels_expected, write_uploads
 from bearcls.bundle import BundleError, read_bundle, zip_bundle
 from bearcls.check import check_folder, make_environment, requirements_of, started
-from bearcls.deploy import DeployError, deploy, deploy_files, read_record, targets
+from bearcls.deploy import DeployError, deploy, deploy_files, deploy_targets, read_record
 from bearcls.runtime import RuntimeFileError, join_modules
 
 needs_npm = pytest.mark.skipif(shutil.which('npm') is None, reason='npm is not installed')
-every_target = [pytest.param(t, marks=needs_npm if t in ('web', 'space-static') else ()) for t in targets]
+every_target = [pytest.param(t, marks=needs_npm if t in ('web', 'space-static') else ()) for t in deploy_targets]
 
 @pytest.fixture(scope='module')
 def bundle(tmp_path_factory): return make_bundle(tmp_path_factory.mktemp('bundle')/'furs')
@@ -57,8 +57,8 @@ def test_zip_and_folder_give_the_same(bundle, tmp_path):
     assert deploy_files('fastapi', zipped) == deploy_files('fastapi', bundle)
 
 def test_requirements_are_pinned(bundle):
-    for target in targets:
-        if targets[target].parts:
+    for target in deploy_targets:
+        if deploy_targets[target].parts:
             files = deploy_files(target, bundle)
             lines = [w.split('#')[0].strip() for n in files if n.endswith('requirements.txt') for w in files[n].decode().splitlines()]
             assert all('==' in w for w in lines if w), target
@@ -142,7 +142,7 @@ def test_every_kind_of_file(target, bundle, tmp_path, browser, environment):
             tab = browser.new_page(viewport=dict(width=width, height=800))
             hosts = set()
             tab.on('response', lambda r: hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None)
-            tab.goto(url + targets[target].page)
+            tab.goto(url + deploy_targets[target].page)
             tab.get_by_role('button', name='Choose pictures').wait_for(timeout=60_000)
             for name, label in labels_expected.items() if width == 1200 else list(labels_expected.items())[:1]:
                 tab.locator('input[type=file]').first.set_input_files(files/name)
