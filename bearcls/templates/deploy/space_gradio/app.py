@@ -83,9 +83,10 @@ css = '''
 #answers img {max-width: 100%; max-height: 240px; margin: 0; border-radius: var(--radius-md)}
 #answers .said {flex: 1 1 14em; min-width: 0}
 #answers .name, #answers .why, #answers summary {font-size: .9em; opacity: .8}
+#answers .why {margin-bottom: .4em}
 #answers .head {font-size: 1.5em; font-weight: 600; margin: .1em 0 .3em}
 #answers .bar {display: flex; align-items: center; gap: 8px}
-#answers .label {flex: 0 1 8em} #answers .number {flex: 0 0 3em; text-align: right; font-variant-numeric: tabular-nums}
+#answers .label {flex: 0 1 8em} #answers .number {flex: 0 0 3.5em; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums}
 #answers .track {flex: 1; height: 10px; background: #8883; border-radius: 5px; overflow: hidden}
 #answers .track span {display: block; height: 100%; background: #3b7ea1}
 '''

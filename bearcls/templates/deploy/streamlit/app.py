@@ -67,6 +67,7 @@ def answers(files):
 busy = '<div class="card problem"><div>Too many are asking just now. Please choose the picture again in a moment.</div></div>'
 css = '''<style>
 .stMainBlockContainer {padding-top: 3rem}
+.stMainBlockContainer h1 {padding: 0; margin-bottom: -.5rem}
 .stApp:has([data-testid=stFileChip]) .answers {visibility: hidden}  /* old answers go as soon as something is chosen */
 [data-testid=stFileChip] {flex-wrap: wrap; max-width: none !important}
 [data-testid=stFileChip] [role=alert] {position: static !important; width: auto !important; height: auto !important; clip: auto !important; clip-path: none !important; white-space: normal !important}
@@ -75,9 +76,10 @@ css = '''<style>
 .answers img {max-width: 100%; max-height: 240px; margin: 0; border-radius: 6px}
 .answers .said {flex: 1 1 14em; min-width: 0}
 .answers .name, .answers .why, .answers summary {font-size: .9em; opacity: .8}
+.answers .why {margin-bottom: .4em}
 .answers .head {font-size: 1.5em; font-weight: 600; margin: .1em 0 .3em}
 .answers .bar {display: flex; align-items: center; gap: 8px}
-.answers .label {flex: 0 1 8em} .answers .number {flex: 0 0 3em; text-align: right; font-variant-numeric: tabular-nums}
+.answers .label {flex: 0 1 8em} .answers .number {flex: 0 0 3.5em; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums}
 .answers .track {flex: 1; height: 10px; background: #8883; border-radius: 5px; overflow: hidden}
 .answers .track span {display: block; height: 100%; background: #3b7ea1}
 </style>'''
