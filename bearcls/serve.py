@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/serve.html.md"""
 __all__ = ['Settings', 'Service', 'result_of', 'answer_uploads', 'answer_request', 'make_app', 'serving', 'run_server',
            'serve_process']
 
-# %% ../nbs/12_serve.ipynb #b07302af
+# %% ../nbs/12_serve.ipynb #4695d93a
 import asyncio, contextlib, os, signal, socket, threading, time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from .core import max_pixels, optional_import, package_file
 from .gate import ServiceGate, ServiceMetrics, share_metrics
 from .inference import Classifier, PredictionRow, patch_to, usable_cores
 from .problems import BodyBudget, BoundedBody, Problem, Upload, problem_body, problem_type, read_uploads
-from .supervise import Supervisor, http_protocol, is_orphan, service_log, write_log
+from .supervise import Supervisor, http_protocol, is_orphan, return_memory, service_log, write_log
 from .workers import BundleWatch, Busy, Workers, load_classifier
 
 # %% ../nbs/12_serve.ipynb #450deee9
@@ -350,7 +350,7 @@ def serving(
         thread.join(settings.seconds_answer + 10)
         sock.close()
 
-# %% ../nbs/12_serve.ipynb #3a4f51e7
+# %% ../nbs/12_serve.ipynb #cba7a086
 def run_server(
     bundle: str | os.PathLike,     # Folder or .zip of a bundle; when another one is put into its place, it is taken over
     host: str = '127.0.0.1',       # Where to listen; 0.0.0.0 for all addresses of this machine
@@ -380,6 +380,7 @@ def serve_process(
     "What one of the processes does"
     import uvicorn
     write_log()
+    return_memory()
     share_metrics(folder, number)
     app = make_app(bundle, settings, True, folder)
     class LeavingServer(uvicorn.Server):

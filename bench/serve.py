@@ -10,7 +10,7 @@ again; `--workers` gives both as many as wanted.
 The clients are one program for both sides: connections that are kept, each of which sends a form with one of the photographs (at most 512 pixels; drawn ones where BEARCLS_SHARED has none), waits for the answer, and sends the next.
 `requests_per_second_*` and `p95_*` are of that; the ratios are medians of the ratios within a round. Every answer is compared with what the model says when it is asked alone: `wrong_*`, `failed_*`.
 
---minutes: then ours alone is sent twice the requests that it can answer, at a fixed rate whatever comes back. `overload` tells how many were answered (200), refused (503) or anything else, the seconds of the answers, and how the
+--minutes: then ours alone is sent twice the requests that it answered in its best round, at a fixed rate whatever comes back. `overload` tells how many were answered (200), refused (503) or anything else, the seconds of the answers, and how the
 memory of all its processes grew from the first minute to the last."""
 import argparse, asyncio, json, os, random, signal, socket, statistics, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
@@ -227,7 +227,7 @@ def main():
         requests = list(map(form, prepare(work, args)))
         runs, agree = measure(work, requests, args)
         result = {**figures(runs), 'same_label': round(agree, 4), 'clients': args.clients, 'workers': args.workers, 'pictures': len(requests), 'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}
-        if args.minutes: result['overload'] = overload(work, requests, args, result['requests_per_second_bearcls'])
+        if args.minutes: result['overload'] = overload(work, requests, args, max(r['requests_per_second_bearcls'] for r in runs))
     print(json.dumps(result, indent=1))
     args.out.write_text(json.dumps({**result, 'runs': runs}, indent=1) + '\n', encoding='utf-8')
 

@@ -177,7 +177,7 @@ def test_hostile_clients(url, name):
     pieces, pause, status = hostile[name]
     answer = raw(url, *pieces, pause=pause)
     if answer or name not in ('chunks_without_end', 'endless_to_nowhere'):  # who goes on sending may be cut off before the answer is read
-        assert answer.startswith(b'HTTP/1.1 %d' % status), answer[:200]
+        assert answer.startswith(b'HTTP/1.1 %d' % status) or name == 'length_and_chunks' and answer.startswith(b'HTTP/1.1 422'), answer[:200]  # RFC 9112 leaves that to the server
         assert b'application/problem+json' in answer
     assert label(url) == 'brown'
 
