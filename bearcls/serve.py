@@ -53,7 +53,7 @@ class Settings:
             if (value := getattr(self, name)) is not None and value < low: raise ValueError(f'`{name}` must be at least {low}, got {value}')
         if self.max_held < self.max_bytes: raise ValueError(f'`max_held` must be at least `max_bytes` ({self.max_bytes:,}), got {self.max_held:,}')
 
-# %% ../nbs/12_serve.ipynb #aaf3929b
+# %% ../nbs/12_serve.ipynb #dff633ef
 class Service:
     "What one process has: workers, a watch, numbers, and its state"
     def __init__(self,
@@ -63,7 +63,7 @@ class Service:
         metrics: str | os.PathLike | None = None,# Folder that several processes count into; None: for this process alone
     ):
         self.given, self.settings, self.supervised, self.workers, self.watch = bundle, settings, supervised, None, None
-        self.budget, self.leaving, self.ill, self.ended, self.beat = BodyBudget(settings.max_held), False, '', threading.Event(), None
+        self.budget, self.leaving, self.ill, self.ended, self.loop, self.beat = BodyBudget(settings.max_held), False, '', threading.Event(), None, 0.
         self.metrics = ServiceMetrics(metrics)
 
     def load(self, path=None):
@@ -99,7 +99,7 @@ class Service:
         if self.ill: return self.ill
         return 'the service is about to stop' if self.leaving else '' if self.workers else 'the bundle is being loaded'
 
-# %% ../nbs/12_serve.ipynb #a0162cfd
+# %% ../nbs/12_serve.ipynb #e273bc12
 @patch_to(Service)
 def _look_around(self):
     "A thread: new bundles, hanging threads, a supervisor that is gone"
@@ -111,8 +111,10 @@ def _look_around(self):
             if what:
                 self.metrics.bundles.labels(what).inc()
                 service_log.log(30 if what == 'refused' else 20, dict(event=f'bundle_{what}', reason=words))
-        if self.workers.longest() > s.seconds_stuck and not self.ill:
-            self.ill = f'an answer has been taking longer than {s.seconds_stuck:g} seconds'
+        if self.loop and not self.loop.is_closed(): self.loop.call_soon_threadsafe(setattr, self, 'beat', time.monotonic())
+        idle = time.monotonic() - self.beat if self.beat else 0
+        if max(self.workers.longest(), idle) > s.seconds_stuck and not self.ill:
+            self.ill = f'an answer has been taking longer than {s.seconds_stuck:g} seconds' if idle <= s.seconds_stuck else 'requests are not being read any more'
             service_log.error(dict(event='stuck', reason=self.ill))
             if self.supervised: _end_process(s.seconds_leaving + s.seconds_answer + 5)
         if self.supervised and is_orphan(): return _end_process(5)
@@ -206,7 +208,7 @@ def _service_body():
     images = dict(schema={'$ref': '#/components/schemas/Images'}, examples=dict(two=dict(summary='Two pictures', value=dict(images=[dict(name='bear.png', data=_service_pixel), dict(data=_service_pixel)]))))
     return dict(requestBody=dict(required=True, content={'multipart/form-data': dict(schema={'$ref': '#/components/schemas/Form'}), 'application/json': images, 'image/jpeg': binary, 'image/png': binary, 'image/webp': binary, 'application/octet-stream': binary}))
 
-# %% ../nbs/12_serve.ipynb #8e63544a
+# %% ../nbs/12_serve.ipynb #b8c8b36d
 def make_app(
     bundle: str | os.PathLike | Classifier,   # Folder or .zip of a bundle; or a classifier, which is then never exchanged
     settings: Settings = Settings(),          # Bounds, key, page
@@ -222,6 +224,7 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(app):
         import anyio
+        service.loop = asyncio.get_running_loop()
         await anyio.to_thread.run_sync(service.start)
         yield
         await anyio.to_thread.run_sync(service.stop)
@@ -350,7 +353,7 @@ def serving(
         thread.join(settings.seconds_answer + 10)
         sock.close()
 
-# %% ../nbs/12_serve.ipynb #cba7a086
+# %% ../nbs/12_serve.ipynb #8d264015
 def run_server(
     bundle: str | os.PathLike,     # Folder or .zip of a bundle; when another one is put into its place, it is taken over
     host: str = '127.0.0.1',       # Where to listen; 0.0.0.0 for all addresses of this machine
@@ -368,7 +371,7 @@ def run_server(
     with _service_socket(host, port) as sock, tempfile.TemporaryDirectory(prefix='bearcls_serve_') as folder:
         address = f'[{host}]' if ':' in host else host
         service_log.info(dict(event='listening', url=f'http://{address}:{sock.getsockname()[1]}', labels=list(labels[:20]), processes=workers, threads=settings.threads))
-        return Supervisor(serve_process, (os.path.abspath(bundle), settings, sock, folder), workers, settings.seconds_leaving + settings.seconds_answer + 15).run()
+        return Supervisor(serve_process, (os.path.abspath(bundle), settings, sock, folder), workers, settings.seconds_leaving + settings.seconds_answer + 15, [sock]).run()
 
 def serve_process(
     bundle: str,        # Folder or .zip

@@ -99,7 +99,7 @@ def http_protocol(
 
     return BoundedProtocol
 
-# %% ../nbs/11d_supervise.ipynb #3922d84c
+# %% ../nbs/11d_supervise.ipynb #d297a48c
 class Supervisor:
     "Keeps processes running until it is told to stop"
     def __init__(self,
@@ -107,8 +107,9 @@ class Supervisor:
         args: Sequence[Any] = (), # For it, before the number of the process, which is the last
         n: int = 1,               # Processes
         seconds: float = 60,      # They are given this time to end
+        closing: Sequence[Any] = (), # Sockets to close when it is told to stop; the processes have their own
     ):
-        self.target, self.args, self.n, self.seconds = target, args, n, seconds
+        self.target, self.args, self.n, self.seconds, self.closing = target, args, n, seconds, closing
         self.context, self.stopping, self.processes = multiprocessing.get_context('spawn'), threading.Event(), {}
 
     def stop(self, *_):
@@ -152,6 +153,7 @@ class Supervisor:
     def _end(self):
         "Ask all processes to end, and make those end who do not"
         for p, *_ in self.processes.values(): p.terminate()
+        for c in self.closing: c.close()  # else those who connect now would wait for nobody
         end = time.monotonic() + self.seconds
         for p, *_ in self.processes.values():
             p.join(max(0.1, end - time.monotonic()))

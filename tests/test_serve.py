@@ -244,11 +244,11 @@ def test_busy(bundle):
         assert label(address) == 'brown'
 
 def test_answers_that_take_too_long(bundle):
-    class Lazy(Slow): seconds = 2
+    class Lazy(Slow): seconds = 8
     with serving(Lazy(bundle, threads=1), Settings(threads=1, seconds_answer=.5)) as address:
         start = time.monotonic()
         is_problem(ask(address, picture('white')), 504)
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 7
 
 def test_a_thread_that_hangs_turns_the_health_red(bundle):
     class Hangs(Slow): seconds = 6
@@ -329,6 +329,11 @@ def running(bundle, tmp_path, workers=1, before='', settings=''):
         try: process.wait(30)
         except subprocess.TimeoutExpired: process.kill()
 
+def answers(url):
+    "Does anybody answer there?"
+    try: return bool(ask(url, path='/healthz', timeout=5))
+    except (OSError, http.client.HTTPException): return False
+
 def wait_for(true, seconds=30):
     end = time.monotonic() + seconds
     while not true():
@@ -363,7 +368,7 @@ def test_one_process_comes_back_too_and_nothing_secret_is_logged(bundle, tmp_pat
 
 @posix
 def test_what_was_begun_is_answered_before_the_end(bundle, tmp_path):
-    with running(bundle, tmp_path, settings='seconds_leaving=1.5') as (url, process, lines):
+    with running(bundle, tmp_path, settings='seconds_leaving=4') as (url, process, lines):
         host, port = url.split('//')[1].split(':')
         content = picture('white')
         with socket.create_connection((host, int(port)), timeout=20) as s:
@@ -373,8 +378,7 @@ def test_what_was_begun_is_answered_before_the_end(bundle, tmp_path):
             time.sleep(.5)
             assert 'about to stop' in is_problem(ask(url, path='/readyz'), 503)
             assert ask(url, path='/healthz')[0] == 200 and label(url) == 'brown'
-            time.sleep(1.8)
-            with pytest.raises(OSError): socket.create_connection((host, int(port)), timeout=.2) and ask(url, path='/healthz', timeout=1)
+            wait_for(lambda: not answers(url))
             s.sendall(content[200:])
             answer = b''
             while more := s.recv(65536): answer += more
