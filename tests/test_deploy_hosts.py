@@ -1,12 +1,12 @@
 "The hosts' own user interfaces: each from its written folder, in an environment of its own, in a real browser"
-import io, json, os, re, subprocess, time, urllib.request
+import io, json, os, re, subprocess, time
 from pathlib import Path
 import pytest
 from PIL import Image
 from bearcls.bundle import Bundle, colour_model, furs, write_bundle
 
 pytest.importorskip('jinja2', reason='jinja2 is not installed')
-from bearcls.check import make_environment, started
+from bearcls.check import ask_service, make_environment, started
 from bearcls.deploy import deploy
 
 labels = [f'{name} & <b>soft</b> ${{1+1}}' for name in furs]
@@ -219,8 +219,7 @@ def test_docker_runs(docker_folder, environments):
     with started(docker_folder, programs) as url:
         port = url.split(':')[-1]
         assert subprocess.run([programs/check[0], *(w.replace('7860', port) for w in check[1:])]).returncode == 0
-        with urllib.request.urlopen(urllib.request.Request(f'{url}/predict', picture(furs['brown']), {'Content-Type': 'image/jpeg'})) as answer:
-            assert json.load(answer)['predictions'][0]['label'] == label('brown')
+        assert ask_service(url, picture(furs['brown'], format='PNG'))['label'] == label('brown')
     assert subprocess.run([programs/check[0], *(w.replace('7860', port) for w in check[1:])], stderr=subprocess.DEVNULL).returncode != 0
     assert log.read_text() == '', 'the server looked for other hosts'
 
