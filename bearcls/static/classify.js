@@ -261,7 +261,7 @@ class Page {
   report(cards, card) {
     const done = cards.filter((c) => c.words).length;
     if (cards.length === 1) this.say(card.words, true);
-    else this.say(done < cards.length ? `${done} of ${cards.length} pictures have an answer …` : `All ${cards.length} pictures have an answer.`);
+    else this.say(done < cards.length ? `${done} of ${cards.length} pictures are done …` : `All ${cards.length} pictures are done.`);
   }
 }
 
@@ -272,7 +272,7 @@ class Card {
     Object.assign(this, { page, item, words: '' });
     this.picture = make('div', { class: 'bq-picture' });
     this.body = make('div', { class: 'bq-body' }, make('p', { class: 'bq-wait' }, make('span', { class: 'bq-spin', 'aria-hidden': 'true' }), 'Looking …'));
-    this.name = make('h3', { class: 'bq-name', id: `bq-${item.id}`, title: item.name }, item.name);
+    this.name = make(page.cardHeading, { class: 'bq-name', id: `bq-${item.id}`, title: item.name }, item.name);
     this.element = make('article', { class: 'bq-card', 'aria-labelledby': `bq-${item.id}`, 'aria-busy': 'true', 'data-state': 'waiting', 'data-name': item.name }, this.picture, make('div', { class: 'bq-side' }, this.name, this.body));
   }
 

@@ -29,9 +29,11 @@ c.MappingKernelManager.cull_idle_timeout = 30
 # A picture that the browser cannot make smaller may have 8 MB. Nothing is loaded from other hosts: Voilà's page asks for icons, which are not needed
 c.Voila.tornado_settings = {
     'websocket_max_message_size': 16 << 20,
+    'compress_response': True,  # Voilà's own scripts have 5 MB
+    'disable_check_xsrf': True,  # Voilà's page says goodbye to its kernel with a token that Voilà never gave it; who knows a kernel's id may end it
     'headers': {
         'Content-Security-Policy': "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' ws: wss: data: blob:; frame-ancestors 'self'; object-src 'none'",
-        'Referrer-Policy': 'no-referrer',
+        'Referrer-Policy': 'same-origin',
         'X-Content-Type-Options': 'nosniff',
     },
 }

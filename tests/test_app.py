@@ -1,0 +1,204 @@
+"The notebook application and its votes, without a browser"
+import json, logging, multiprocessing, os, random, re, sqlite3, stat, subprocess, sys
+from pathlib import Path
+import pytest
+from hostile import picture
+from tiny_bundle import make_bundle
+
+pytest.importorskip('anywidget', reason='anywidget is not installed')
+from bearcls.app import AppDesk, ClassifierApp, answer_upload, max_answers, max_message, serve_app, voila_config, write_app
+from bearcls.core import package_file
+from bearcls.feedback import Feedback, FeedbackError
+from bearcls.inference import Classifier, Prediction
+
+sure = Prediction('grizzly', 0.9, dict(grizzly=0.9, black=0.08, teddy=0.02))
+facts = dict(sha256='0'*64, name='bear.jpg', bundle='3f1c')
+
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory): return make_bundle(tmp_path_factory.mktemp('bundle')/'furs')
+
+@pytest.fixture
+def desk(bundle, tmp_path): return AppDesk(Classifier(bundle, threads=1), Feedback(tmp_path/'feedback.sqlite'))
+
+def ask(desk, content, name='bear.png', **more): return desk.reply(dict(do='ask', number='1', name=name) | more, [content])
+
+# ---------------------------------------------------------------- messages
+
+def test_forged_messages(desk):
+    "Whatever comes, a sentence or an answer goes back, and it can be sent as JSON"
+    logging.getLogger('bearcls.app').setLevel(logging.CRITICAL)
+    dice = random.Random(0)
+    values = [None, True, 0, -1, 1e400, float('nan'), '', 'ask', 'tell', 'x'*100_000, '\0', '\ud800', [], {}, [[]]*3, dict(a=1), b'bytes', object()]
+    buffers = [[], [b''], [b'x', b'y'], [None], ['text'], [bytearray(10)], [memoryview(b'abcd')], [7], None, [os.urandom(1000)]]
+    answer = ask(desk, picture(1))
+    assert answer.get('label'), answer
+    try:
+        for _ in range(3000):
+            message = dice.choice(values) if dice.random() < .1 else {k: dice.choice([*values, answer['answer'], 'brown', True]) for k in ('do', 'number', 'name', 'answer', 'right', 'label', 'unseen') if dice.random() < .8}
+            if isinstance(message, dict) and dice.random() < .7: message['do'] = dice.choice(['ask', 'tell'])
+            said = desk.reply(message, dice.choice(buffers))
+            json.dumps(said, allow_nan=False).encode()
+            assert said.get('label') or said.get('kept') or said['problem'] and '/' not in said['problem'] and 'Traceback' not in said['problem'], said
+            assert len(said['number']) <= 80
+    finally: logging.getLogger('bearcls.app').setLevel(logging.NOTSET)
+
+def test_no_path_in_any_reply(bundle, tmp_path, monkeypatch):
+    "Neither of the bundle nor of the votes, and not in the log"
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logging.getLogger('bearcls.app').addHandler(handler)
+    place = str(tmp_path/'secret')
+    try:
+        for error in (KeyError(place), OSError(2, 'no', place), MemoryError(place), RuntimeError(place), RecursionError(place), UnicodeDecodeError('utf-8', place.encode(), 0, 1, 'x')):
+            classifier = Classifier(bundle, threads=1)
+            monkeypatch.setattr(classifier, 'predict', lambda source, error=error: (_ for _ in ()).throw(error))
+            said = ask(AppDesk(classifier), picture(1))
+            assert said['problem'].endswith('.') and place not in json.dumps(said)
+    finally: logging.getLogger('bearcls.app').removeHandler(handler)
+    assert records and not any(place in r or str(Path(__file__).parent) in r for r in records), records
+    blocked = AppDesk(Classifier(bundle, threads=1), Feedback(tmp_path/'nowhere'/'f.sqlite'))
+    vote = blocked.reply(dict(do='tell', number='2', answer=ask(blocked, picture(1))['answer'], right=True))
+    assert vote == dict(number='2', problem='This could not be kept: the file for feedback cannot be written.')
+
+def test_limits(desk):
+    assert 'up to 8 MB' in ask(desk, bytes(max_message + 1))['problem'] and not desk.answers
+    for k in range(max_answers + 5): ask(desk, b'x', f'{k}.jpg')
+    assert len(desk.answers) == max_answers and desk.answers[-1].name == f'{max_answers + 4}.jpg'
+    long = desk.classify('n'*5000 + '\n\x1b[0m', b'x')
+    assert len(long.name) == 200 and long.name.isprintable()
+    assert desk.classify('a\nb\x00c', b'x').name == 'a b c' and desk.classify('', b'x').name == 'The picture'
+
+def test_kinds_that_only_some_programs_open(bundle):
+    classifier = Classifier(bundle, threads=1)
+    assert 'Please save it as JPEG' in answer_upload(classifier, 'IMG_1.HEIC', b'\0\0\0\x18ftypheic' + bytes(100)).problem
+
+def test_picture_only_where_it_is_wanted(desk):
+    "The browser has what it could open, and gets a small picture of what it could not"
+    assert 'picture' not in ask(desk, picture(1)) and ask(desk, picture(1), unseen=True)['picture'].startswith('data:image/jpeg;base64,')
+
+def test_votes_on_what_was_said(desk):
+    "The label, the probability and the digest come from the server, whatever the page says"
+    answer = ask(desk, picture(1))
+    assert desk.reply(dict(do='tell', number='2', answer=answer['answer'], right=True, label='', probability=1, sha256='f'*64, name='other')) == dict(number='2', kept=True)
+    vote, = desk.feedback.rows()
+    assert (vote.label, vote.probability, vote.name, vote.bundle) == (answer['label'], answer['probability'], 'bear.png', desk.classifier.bundle.digest) and vote.sha256 != 'f'*64
+    problem = ask(desk, b'text')
+    assert 'answer' not in problem
+    assert 'no longer known' in desk.reply(dict(do='tell', number='3', answer=desk.answers[-1].id, right=True))['problem'], 'a problem was voted on'
+    assert 'no longer known' in AppDesk(desk.classifier).reply(dict(do='tell', number='3', answer=answer['answer'], right=True))['problem']
+
+def test_widget(bundle, tmp_path):
+    "Passes messages on, both ways; nobody is asked where no file is given"
+    app, sent = ClassifierApp(bundle, feedback=None, note='Pictures stay here.'), []
+    app.send = sent.append
+    assert app.facts['feedback'] is False and app.facts['labels'] == app.classifier.labels and app.facts['note'] == 'Pictures stay here.'
+    app._handle_custom_msg(dict(do='ask', number='7', name='bear.png'), [memoryview(picture(1))])
+    app._handle_custom_msg(None, [])
+    assert sent[0]['number'] == '7' and sent[0]['label'] == app.answers[-1].prediction.label and 'problem' in sent[1]
+    assert app.classify('bear.png', picture(1)).prediction and len(app.answers) == 2
+    assert not list(tmp_path.iterdir())
+
+def test_script_is_made_for_strangers():
+    "No words become HTML, nothing is evaluated, no host is named; and its settings are the ones that Python sends"
+    script = package_file('static/classify.js').read_text(encoding='utf-8')
+    for word in ('innerHTML', 'outerHTML', 'insertAdjacentHTML', 'document.write', 'eval(', 'new Function', '.style.cssText', 'localStorage', 'fetch('): assert word not in script, word
+    assert re.findall(r'https?://[^\'" ]+', script) == ['http://www.w3.org/2000/svg']
+    style = package_file('static/classify.css').read_text(encoding='utf-8')
+    assert 'url(' not in style and '@import' not in style
+    sent = set(re.search(r'constructor\(root, \{(.*?)\}\)', script).group(1).replace(':', ' ').replace(',', ' ').split())
+    assert {'title', 'labels', 'note', 'maxBytes', 'rawBytes'} <= sent
+
+# ---------------------------------------------------------------- votes
+
+def vote_often(path, start):
+    store = Feedback(path, timeout=30)
+    for k in range(start, start + 25): store.vote(str(k), sure, True, **facts)
+
+def test_several_processes(tmp_path):
+    "They all make the file at the same moment, too"
+    path, context = tmp_path/'feedback.sqlite', multiprocessing.get_context('spawn')
+    processes = [context.Process(target=vote_often, args=(path, 25*k)) for k in range(4)]
+    for p in processes: p.start()
+    for p in processes: p.join(60)
+    assert [p.exitcode for p in processes] == [0]*4 and len(Feedback(path).rows()) == 100
+
+def test_locked(tmp_path):
+    store = Feedback(tmp_path/'feedback.sqlite', timeout=.2)
+    store.vote('1', sure, True, **facts)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute('BEGIN EXCLUSIVE')
+    with pytest.raises(FeedbackError, match='others are writing. Please try again'): store.vote('2', sure, True, **facts)
+    other.execute('ROLLBACK')
+    other.close()
+    store.vote('2', sure, True, **facts)
+    assert len(store.rows()) == 2
+
+def test_read_only_place(tmp_path):
+    folder = tmp_path/'shelf'
+    folder.mkdir()
+    store = Feedback(folder/'feedback.sqlite')
+    store.vote('1', sure, True, **facts)
+    os.chmod(store.path, stat.S_IREAD)
+    os.chmod(folder, stat.S_IREAD | stat.S_IEXEC)
+    try:
+        if os.access(folder, os.W_OK): pytest.skip('this user may write everywhere')
+        assert len(store.rows()) == 1
+        with pytest.raises(FeedbackError, match='cannot be written'): store.vote('2', sure, True, **facts)
+    finally: os.chmod(folder, stat.S_IRWXU)
+
+def test_hostile_votes(tmp_path):
+    store = Feedback(tmp_path/'feedback.sqlite')
+    for right, correct, more in [(True, 'black', {}), (False, 'grizzly', {}), (False, 'polar', {}), (False, None, {}), (False, 7, {}), (1, '', {}), (None, '', {}), ('True', '', {}), (False, 'x'*10_000, {}),
+                                 (True, '', dict(name='n'*256)), (True, '', dict(name=None)), (True, '', dict(sha256='G'*64)), (True, '', dict(sha256=None)), (True, '', dict(bundle='b'*129)), (True, '', dict(name='a\0b'))]:
+        with pytest.raises(FeedbackError): store.vote('1', sure, right, correct, **facts | more)
+    for answer in ('', 'a'*65, None, 5):
+        with pytest.raises(FeedbackError): store.vote(answer, sure, True, **facts)
+    for p in (float('nan'), 1.5, -1., float('inf')):
+        with pytest.raises(FeedbackError): store.vote('1', Prediction('grizzly', p, dict(grizzly=p)), True, **facts)
+    assert not store.path.exists(), 'a refused vote has made the file'
+    store.vote("'; DROP TABLE votes; --", sure, True, **facts | dict(name="Robert'); --"))
+    assert store.rows()[0].name == "Robert'); --"
+
+def test_path_with_odd_letters(tmp_path):
+    folder = tmp_path/'a folder? #1 100% ü'
+    folder.mkdir()
+    store = Feedback(folder/'feed?back#.sqlite')
+    store.vote('1', sure, True, **facts)
+    assert len(store.rows()) == 1 and store.path.exists() and store.path.parent == folder
+
+# ---------------------------------------------------------------- what it costs, and what it is served with
+
+def test_lean(bundle, tmp_path):
+    "A visitor's process loads no torch, no fastai, no pandas, and no notebook's extras"
+    code = f'''
+import sys, json
+from bearcls.app import ClassifierApp
+app = ClassifierApp({str(bundle)!r}, threads=1, feedback=None)
+print(json.dumps([m for m in ('torch', 'fastai', 'fastcore', 'pandas', 'scipy', 'matplotlib', 'jinja2', 'nbdev', 'onnx', 'jupyter_server') if m in sys.modules]))
+'''
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get('PYTHONPATH')]))}
+    assert json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env, cwd=tmp_path).stdout) == []
+
+def test_settings_of_voila():
+    "The file is what Voilà takes, and its class is one that Voilà may use"
+    pytest.importorskip('voila', reason='voila is not installed')
+    from traitlets.config import Config
+    config = Config()
+    space = dict(get_config=lambda: config)
+    exec(compile(voila_config(), 'voila.py', 'exec'), space)
+    assert config.VoilaConfiguration.multi_kernel_manager_class.__name__ == 'PatientKernels' and config.VoilaConfiguration.preheat_kernel is True
+    assert config.MappingKernelManager.cull_idle_timeout + 2*config.MappingKernelManager.cull_interval < 60
+    assert config.Voila.tornado_settings['websocket_max_message_size'] > max_message + 100_000
+    policy = config.Voila.tornado_settings['headers']['Content-Security-Policy']
+    assert 'http' not in policy and '*' not in policy
+
+def test_notebook_and_its_paths(bundle, tmp_path):
+    "Votes are kept beside the bundle unless another file is named, or none"
+    source = lambda **options: json.loads(write_app(bundle, tmp_path, **options).read_text(encoding='utf-8'))['cells'][0]['source']
+    beside = os.path.relpath(bundle.parent/'feedback.sqlite', tmp_path)
+    assert f'feedback={Path(beside).as_posix()!r})' in source()
+    assert source(feedback=None).endswith('feedback=None)') and source(feedback=tmp_path/'votes.sqlite').endswith("feedback='votes.sqlite')")
+    assert "'It\\'s a \"bear\"?'" in source(title='It\'s a "bear"?')
+    with pytest.raises(ValueError):
+        with serve_app(tmp_path/'nowhere'): pass
