@@ -126,7 +126,7 @@ def _log_app_trouble(error):
     while trace.tb_next: trace = trace.tb_next
     logging.getLogger('bearcls.app').error('%s in %s, line %d', type(error).__name__, Path(trace.tb_frame.f_code.co_filename).name, trace.tb_lineno)
 
-# %% ../nbs/11_app.ipynb #fb2aad91
+# %% ../nbs/11_app.ipynb #647c8e24
 @patch_to(AppDesk)
 def _asked(self, message, buffers):
     "One picture"
@@ -142,8 +142,10 @@ def _asked(self, message, buffers):
 def _told(self, message):
     "A vote on one of the answers that were given here"
     with self._lock: answer = next((a for a in self.answers if a.id == message.get('answer')), None)
-    if self.feedback is None or not answer or not answer.prediction: raise _AppRefusal('This could not be kept, because the answer is no longer known here. Please choose the picture again.')
-    self.feedback.vote(answer.id, answer.prediction, message.get('right'), message.get('label', ''), sha256=answer.sha256, name=answer.name, bundle=self.classifier.bundle.digest)
+    if self.feedback is None or not answer or not answer.prediction:
+        raise _AppRefusal('This could not be kept, because the answer is no longer known here. Please choose the picture again.')
+    self.feedback.vote(answer.id, answer.prediction, message.get('right'), message.get('label', ''),
+        sha256=answer.sha256, name=answer.name, bundle=self.classifier.bundle.digest)
     return dict(kept=True)
 
 # %% ../nbs/11_app.ipynb #a15766f6
@@ -213,13 +215,14 @@ def voila_config() -> str:  # To be written as `voila.py` where Voilà is starte
     "Voilà's settings for an application that strangers use, as the text of its configuration file"
     return package_file('static/voila.py').read_text(encoding='utf-8')
 
-# %% ../nbs/11_app.ipynb #6073619e
+# %% ../nbs/11_app.ipynb #34ad86e6
 class AppError(BearclsError, RuntimeError):
     "The application's server cannot be started"
 
 def _voila_command(notebook, port):
     "The command line of Voilà, for a folder with `settings/voila.py`"
-    return [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1', '--Voila.port_retries=0', "--Voila.config_file_paths=['settings']"]
+    return [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1', '--Voila.port_retries=0',
+        "--Voila.config_file_paths=['settings']"]
 
 def _port_for_app(port):
     "A port that can be listened on: the given one, or for None a usual or else any free one"

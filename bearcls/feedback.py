@@ -66,17 +66,17 @@ class Feedback:
 
     def __repr__(self): return f'Feedback({self.path.name})'
 
-# %% ../nbs/10e_feedback.ipynb #bad1d6a0
+# %% ../nbs/10e_feedback.ipynb #e600031d
 @patch_to(Feedback)
 @contextlib.contextmanager
-def _open(self, write):
+def _open_votes(self, write):
     "A connection to the file, in a transaction; SQLite's many errors as one sentence"
     where, connection = self.path.resolve().as_uri(), None
     try:
         for mode in ('rwc',) if write else ('ro', 'ro&immutable=1'):  # the last for a place where not even a lock can be written
             try:
                 connection = sqlite3.connect(f'{where}?mode={mode}', uri=True, timeout=self.timeout, isolation_level=None)
-                self._check_file(connection, write)
+                self._check_votes_file(connection, write)
                 break
             except sqlite3.OperationalError:
                 if connection: connection.close()
@@ -87,7 +87,7 @@ def _open(self, write):
         if connection: connection.close()
 
 @patch_to(Feedback)
-def _check_file(self, connection, write):
+def _check_votes_file(self, connection, write):
     "Is it ours? An empty file is made ours if it is to be written"
     version, = connection.execute('PRAGMA user_version').fetchone()
     tables = {name for name, in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -108,12 +108,12 @@ def _feedback_trouble(error, write):
     if 'locked' in words: return 'This could not be kept, because others are writing. Please try again.' if write else 'The file for feedback is locked.'
     return 'This could not be kept: the file for feedback cannot be written.' if write else 'The file for feedback cannot be read.'
 
-# %% ../nbs/10e_feedback.ipynb #83abbfda
+# %% ../nbs/10e_feedback.ipynb #0b3fe547
 @patch_to(Feedback)
 def rows(self) -> list[Vote]:  # The oldest first
     "All votes"
     if not self.path.exists(): return []
-    with self._open(write=False) as connection:
+    with self._open_votes(write=False) as connection:
         found = connection.execute(f'SELECT {", ".join(f.name for f in fields(Vote))} FROM votes ORDER BY time, rowid').fetchall() if self._has_votes(connection) else []
     votes = [Vote(*row) for row in found]
     for v in votes: v.trusted, v.right = bool(v.trusted), bool(v.right)
@@ -122,7 +122,7 @@ def rows(self) -> list[Vote]:  # The oldest first
 @patch_to(Feedback)
 def _has_votes(self, connection): return connection.execute('PRAGMA user_version').fetchone() != (0,)
 
-# %% ../nbs/10e_feedback.ipynb #c15c3eeb
+# %% ../nbs/10e_feedback.ipynb #513b9162
 @patch_to(Feedback)
 def vote(self,
     answer: str,             # Identifies the answer among all; a second vote on it takes the place of the first
@@ -140,18 +140,21 @@ def vote(self,
     _check_vote(kept, list(p.probabilities))
     names = [f.name for f in fields(Vote)]
     changed = ', '.join(f'{n}=excluded.{n}' for n in names[1:])
-    with self._open(write=True) as connection:
-        connection.execute(f'INSERT INTO votes ({", ".join(names)}) VALUES ({", ".join("?"*len(names))}) ON CONFLICT(answer) DO UPDATE SET {changed}', tuple(asdict(kept).values()))
+    with self._open_votes(write=True) as connection:
+        connection.execute(f'INSERT INTO votes ({", ".join(names)}) VALUES ({", ".join("?"*len(names))}) ON CONFLICT(answer) DO UPDATE SET {changed}',
+            tuple(asdict(kept).values()))
     return kept
 
-# %% ../nbs/10e_feedback.ipynb #fe10d078
+# %% ../nbs/10e_feedback.ipynb #a01333b3
 @patch_to(Feedback)
 def summary(self,
     bundle: str = '',   # Only votes on the bundle with this digest; empty for all
-) -> list[dict]:        # label, votes, right, share; doubtful: votes on answers that were not trusted, and share_doubtful. A share is None without votes
+) -> list[dict]:        # label, votes, right, share; the same with `_doubtful` for answers that were not trusted; a share is None where there are no votes
     "How often the answers were right, by the label that the model gave; the last row is all of them"
     votes = [v for v in self.rows() if not bundle or v.bundle == bundle]
-    row = lambda label, some: dict(label=label, **_count_right([v for v in some if v.trusted]), **{f'{k}_doubtful': n for k, n in _count_right([v for v in some if not v.trusted]).items()})
+    def row(label, some):
+        sure, doubtful = ([v for v in some if v.trusted is trusted] for trusted in (True, False))
+        return dict(label=label, **_count_right(sure), **{f'{k}_doubtful': n for k, n in _count_right(doubtful).items()})
     labels = sorted({v.label for v in votes})
     return [row(label, [v for v in votes if v.label == label]) for label in labels] + [row('all', votes)]
 

@@ -77,8 +77,9 @@ export async function shrink(file, { maxBytes = 200_000, rawBytes = 8_000_000 } 
   const picture = await decode(file);
   if (!picture) {
     if (file.size <= rawBytes) return { blob: file, width: 0, height: 0, shrunk: false, preview: null };
-    throw new Error(rawBytes ? `${name} cannot be opened by this browser, and its ${size(file.size)} are too much to send as they are (up to ${size(rawBytes)}). It may be broken, or of a rare format: please save it as JPEG, or choose another picture.`
-      : `${name} cannot be looked at: this browser cannot open it as a picture. Please choose another picture.`);
+    if (!rawBytes) throw new Error(`${name} cannot be looked at: this browser cannot open it as a picture. Please choose another picture.`);
+    throw new Error(`${name} cannot be opened by this browser, and its ${size(file.size)} are too much to send as they are (up to ${size(rawBytes)}).`
+      + ' It may be broken, or of a rare format: please save it as JPEG, or choose another picture.');
   }
   const { width, height } = picture;
   try {
@@ -155,7 +156,9 @@ class Page {
   }
 
   build(note, heading) {
-    const input = (more) => make('input', { type: 'file', accept: 'image/*,.heic,.heif,.avif', class: 'bq-file', tabindex: '-1', 'aria-hidden': 'true', onchange: (event) => this.chosen(event), ...more });
+    const input = (more) => make('input', {
+      type: 'file', accept: 'image/*,.heic,.heif,.avif', class: 'bq-file', tabindex: '-1', 'aria-hidden': 'true', onchange: (event) => this.chosen(event), ...more,
+    });
     this.files = input({ multiple: true });
     this.snapshot = input({ capture: 'environment' });
     this.button = make('button', { type: 'button', class: 'bq-button bq-main', onclick: () => this.files.click() }, icon(icons.pictures), 'Choose pictures');
@@ -167,7 +170,8 @@ class Page {
     this.cards = make('div', { class: 'bq-cards', role: 'region', 'aria-label': 'Answers' });
     this.camera = new Camera((file) => this.choose([file]), (words) => this.say(words));
     this.root.classList.add('bearcls-classify');
-    this.root.replaceChildren(...[this.title && make(heading, { class: 'bq-title' }, this.title), note && make('p', { class: 'bq-note' }, note), this.drop, this.status, this.cards, this.camera.dialog].filter(Boolean));
+    const words = [this.title && make(heading, { class: 'bq-title' }, this.title), note && make('p', { class: 'bq-note' }, note)].filter(Boolean);
+    this.root.replaceChildren(...words, this.drop, this.status, this.cards, this.camera.dialog);
   }
 
   listen() {
@@ -233,7 +237,8 @@ class Page {
     this.cards.replaceChildren(...cards.map((card) => card.element));
     this.cards.classList.toggle('bq-one', cards.length === 1);
     if (!cards.length) return this.say(otherwise);
-    this.say(files.length > atOnce ? `${files.length} pictures were chosen; these are the first ${atOnce}.` : cards.length > 1 ? `Looking at ${cards.length} pictures …` : `Looking at ${cards[0].item.name} …`);
+    if (files.length > atOnce) this.say(`${files.length} pictures were chosen; these are the first ${atOnce}.`);
+    else this.say(`Looking at ${cards.length > 1 ? `${cards.length} pictures` : cards[0].item.name} …`);
     return this.work(cards, signal);
   }
 
@@ -241,7 +246,7 @@ class Page {
   async work(cards, signal) {
     const queue = [...cards];
     let turn = Promise.resolve();
-    const small = (card) => (turn = turn.then(() => (signal.aborted ? null : card.prepare()), () => (signal.aborted ? null : card.prepare())));
+    const small = (card) => (turn = turn.catch(() => null).then(() => (signal.aborted ? null : card.prepare())));
     const one = async (card) => {
       try {
         await small(card);
@@ -273,7 +278,8 @@ class Card {
     this.picture = make('div', { class: 'bq-picture' });
     this.body = make('div', { class: 'bq-body' }, make('p', { class: 'bq-wait' }, make('span', { class: 'bq-spin', 'aria-hidden': 'true' }), 'Looking …'));
     this.name = make(page.cardHeading, { class: 'bq-name', id: `bq-${item.id}`, title: item.name }, item.name);
-    this.element = make('article', { class: 'bq-card', 'aria-labelledby': `bq-${item.id}`, 'aria-busy': 'true', 'data-state': 'waiting', 'data-name': item.name }, this.picture, make('div', { class: 'bq-side' }, this.name, this.body));
+    this.element = make('article', { class: 'bq-card', 'aria-labelledby': `bq-${item.id}`, 'aria-busy': 'true', 'data-state': 'waiting', 'data-name': item.name },
+      this.picture, make('div', { class: 'bq-side' }, this.name, this.body));
   }
 
   /* The picture is shown, and what will be sent is ready */
@@ -328,7 +334,9 @@ class Card {
         last(right || label ? 'Thank you.' : 'Thank you. What would be right?');
       } catch (error) { last(error?.message || 'This could not be kept.'); }
     };
-    const thumb = (path, name, right) => make('button', { type: 'button', class: 'bq-thumb', 'aria-pressed': 'false', 'aria-label': name, title: name, onclick: () => keep(right, '') }, icon(path));
+    const thumb = (path, name, right) => make('button', {
+      type: 'button', class: 'bq-thumb', 'aria-pressed': 'false', 'aria-label': name, title: name, onclick: () => keep(right, ''),
+    }, icon(path));
     const up = thumb(icons.up, 'Right', true);
     const down = thumb(icons.down, 'Wrong', false);
     const select = make('select', { class: 'bq-select', hidden: true, 'aria-label': 'What would be right', onchange: () => keep(false, select.value) },
@@ -343,11 +351,13 @@ function bars(probabilities) {
   const rows = Object.entries(probabilities).sort(([, a], [, b]) => b - a).map(([label, p]) => {
     const fill = make('span', { class: 'bq-fill' });
     fill.style.width = `${100 * p}%`;
-    return make('li', { class: 'bq-row' }, make('span', { class: 'bq-label' }, label), make('span', { class: 'bq-bar', 'aria-hidden': 'true' }, fill), make('span', { class: 'bq-number' }, percent(p)));
+    return make('li', { class: 'bq-row' }, make('span', { class: 'bq-label' }, label),
+      make('span', { class: 'bq-bar', 'aria-hidden': 'true' }, fill), make('span', { class: 'bq-number' }, percent(p)));
   });
   const list = (some) => make('ul', { class: 'bq-bars', role: 'list' }, ...some);
   if (rows.length <= shownLabels + 1) return list(rows);
-  return make('div', {}, list(rows.slice(0, shownLabels)), make('details', { class: 'bq-more' }, make('summary', {}, `Show all ${rows.length} labels`), list(rows.slice(shownLabels))));
+  return make('div', {}, list(rows.slice(0, shownLabels)),
+    make('details', { class: 'bq-more' }, make('summary', {}, `Show all ${rows.length} labels`), list(rows.slice(shownLabels))));
 }
 
 /* ---------------------------------------------------------------- the camera, in a window */
