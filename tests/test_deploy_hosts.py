@@ -154,6 +154,17 @@ def test_several_and_too_large(page):
     assert not any(card.is_visible() for card in page.cards.all()), 'old answers beside a file that was refused'
     assert page.choose('good.jpg', picture(furs['brown'])).startswith(f'good.jpg\n{label("brown")}')
 
+def test_camera(page):
+    "A picture from the camera, which is asked for only when a visitor wants it; here it shows a moving figure"
+    if page.site.target == 'space-gradio':
+        page.tab.get_by_text('Take or paste a picture').click()
+        page.tab.get_by_text('Click to Access Webcam').click()
+    else: page.tab.get_by_text('Use the camera').click()
+    page.tab.wait_for_function('document.querySelector("video")?.videoWidth > 0 && document.querySelector("video").currentTime > 0', timeout=30_000)
+    page.tab.get_by_role('button', name=re.compile('capture photo|take photo', re.I)).click(timeout=30_000)
+    page.cards.locator('img').wait_for(timeout=30_000)
+    assert page.cards.count() == 1 and all(f'{l}\n' in page.cards.inner_text() for l in labels)
+
 @pytest.mark.parametrize('site', ['space-gradio'], indirect=True)
 def test_gradio_answers_programs(site):
     "The same over Gradio's client, with a sentence for what is no picture"
