@@ -152,7 +152,7 @@ def draw_icon(
     image.resize((side, side), Image.Resampling.LANCZOS).save(out, 'PNG', optimize=True)
     return out.getvalue()
 
-# %% ../nbs/12c_web.ipynb #d2d82a5e
+# %% ../nbs/12c_web.ipynb #7d33ae6f
 def join_scripts(
     sources: Mapping[str, str],  # JavaScript modules by name, each after those that it imports
 ) -> str:                        # One script
@@ -169,6 +169,7 @@ def join_scripts(
 
 def _global_runtime(source):
     "ONNX Runtime's module as a script that leaves its exports where ours finds them"
+    source = source.replace('import.meta.url', '"blob:page"')  # it wants to know where it lies; in Firefox a page from the disk lies nowhere
     body, found = re.subn(r'export\{([^{}]*)\};\s*(?://# sourceMappingURL=\S*\s*)?\Z', lambda m: 'globalThis.bearclsRuntime={' + ','.join('{1}:{0}'.format(*e.split(' as ')) if ' as ' in e else e for e in m[1].split(',')) + '};', source)
     if found != 1: raise WebError('The module of ONNX Runtime ends in an unknown way')
     return body
@@ -196,7 +197,7 @@ def single_file(
 
 def _fingerprint(text): return f"'sha256-{b64encode(_sha256(text.encode()).digest()).decode()}'"
 
-# %% ../nbs/12c_web.ipynb #988c9062
+# %% ../nbs/12c_web.ipynb #60e146c3
 @dataclass
 class WebPage:
     "What `write_web` wrote"
@@ -209,6 +210,7 @@ class WebPage:
     @property
     def visit(self) -> int: return sum(n for name, n in self.sizes.items() if name not in (single_name, 'LICENSE-onnxruntime-web.txt'))  # Bytes that a first visit loads
 
+    def __repr__(self): return f'WebPage({self.dest.name}: a first visit loads {self.visit/1e6:.1f} MB)'
     def _repr_html_(self):
         rows = [dict(what='a first visit loads', megabytes=round(self.visit/1e6, 2)), dict(what='later visits load', megabytes=0)]
         if self.single: rows.append(dict(what=f'{single_name}, the page as one file', megabytes=round(self.sizes[single_name]/1e6, 2)))

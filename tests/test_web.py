@@ -75,6 +75,14 @@ def test_the_policy_names_every_script_and_no_host(tmp_path):
     files = folder_files(facts, model, fake, 'Bears')
     assert not [name for name, content in files.items() if re.search(rb'https?://(?!www\.w3\.org/2000/svg)', content) and not name.startswith('LICENSE')]
 
+def test_runtime_in_the_page_asks_for_no_place_of_its_own(tmp_path):
+    "In Firefox a page from the disk has no origin, and what is beside it cannot be named"
+    facts, model, _ = parts(tmp_path)
+    source = b'var u=import.meta.url;export{u as default,u as InferenceSession};\n'
+    text = single_file(facts, model, fake | {'ort.wasm.bundle.min.mjs': source}, 'Bears').decode()
+    assert 'var u="blob:page";globalThis.bearclsRuntime={default:u,InferenceSession:u};' in text
+    with pytest.raises(WebError, match='ends in an unknown way'): single_file(facts, model, fake | {'ort.wasm.bundle.min.mjs': b'module.exports = 1'}, 'Bears')
+
 def test_equal_bundles_are_equal_pages_and_the_worker_knows_the_files(tmp_path):
     facts, model, _ = parts(tmp_path)
     one, two = (folder_files(facts, model, fake, 'Bears') | {'single': single_file(facts, model, fake, 'Bears')} for _ in range(2))

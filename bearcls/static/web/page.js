@@ -23,10 +23,9 @@ async function beside() {
 }
 
 function bytesOf(element) {
-  const text = atob(element.textContent.trim()), bytes = new Uint8Array(text.length);
+  const letters = element.textContent;
   element.remove();
-  for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
-  return bytes;
+  return Uint8Array.fromBase64?.(letters) ?? Uint8Array.from(atob(letters), (c) => c.charCodeAt(0));
 }
 
 async function unpacked(bytes) {  // some servers unpack on the way
