@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #4f9e06bb
+# %% ../nbs/19_all.ipynb #62c2717c
 from pathlib import Path
 from .core import *
 from .sample import *
@@ -60,7 +60,12 @@ from .export import *
 from .variants import *
 from .further import *
 from .stress import Stress, apply_stress, plot_stress, plot_trust, show_stress, stress, stress_facts, stress_html, stress_words, stresses, trust_under_stress
+from .feedback import *
 from .app import *
+from .serve import run_server
+from .web import *
+from .deploy import *
+from .check import FolderCheck, check_folder
 from .quickstart import *
 
 # %% ../nbs/19_all.ipynb #9f0e2009

@@ -69,12 +69,31 @@ def _moved(moves, status):
     print(f'{sum(m.status == status for m in moves):,} files {status}')
     return 0 if all(m.status == status for m in moves) else 1
 
-# %% ../nbs/18_cli.ipynb #821523d9
+# %% ../nbs/18_cli.ipynb #4883ab46
 def _app(args):
     "Serve the notebook application"
     from bearcls.app import run_app
-    run_app(args.bundle, port=args.port, open_browser=not args.no_browser)
+    run_app(args.bundle, port=args.port, open_browser=not args.no_browser, feedback=None if args.no_feedback else args.feedback)
     return 0
+
+# %% ../nbs/18_cli.ipynb #124d8f9c
+def _serve(args):
+    "Serve a bundle over HTTP; status 1 if a process could not go on"
+    from bearcls.serve import Settings, run_server
+    try: settings = Settings(title=args.title, origins=tuple(args.origin))
+    except ValueError as e: return _fail(str(e))
+    return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
+
+# %% ../nbs/18_cli.ipynb #0e235d02
+def _deploy(args):
+    "Write a folder for a host; with --check also try it, status 1 if it does not work"
+    from bearcls.deploy import deploy
+    try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo)
+    except ValueError as e: return _fail(str(e))
+    print(f'{dest} is ready; {dest/"README.md"} says how it gets online')
+    if not args.check: return 0
+    from bearcls.check import check_folder
+    return 0 if check_folder(dest, args.bundle).ok else 1
 
 # %% ../nbs/18_cli.ipynb #a75eb200
 def _predict(args):
@@ -118,7 +137,7 @@ def _print_csv(rows, labels):
     out.writeheader()
     for r in rows: out.writerow(r.as_dict())
 
-# %% ../nbs/18_cli.ipynb #b2b51b92
+# %% ../nbs/18_cli.ipynb #8dd6951d
 def make_parser() -> argparse.ArgumentParser:
     "The arguments of the command line"
     parser = argparse.ArgumentParser('bearcls', description='From an idea to an image classifier in other people\'s hands.')
@@ -129,9 +148,11 @@ def make_parser() -> argparse.ArgumentParser:
     _add_check(commands.add_parser('check', help='find broken files, copies, dark and blurred pictures; move them aside on request'))
     _add_predict(commands.add_parser('predict', help='classify pictures with a bundle'))
     _add_app(commands.add_parser('app', help='open a bundle as an application in the browser'))
+    _add_serve(commands.add_parser('serve', help='answer programs and people over HTTP'))
+    _add_deploy(commands.add_parser('deploy', help='write a folder that a host can run: a page, a Space, a container, a notebook'))
     return parser
 
-# %% ../nbs/18_cli.ipynb #b58e2c6a
+# %% ../nbs/18_cli.ipynb #4569af21
 def _add_quickstart(parser):
     "Arguments of `bearcls quickstart`"
     parser.set_defaults(run=_quickstart)
@@ -190,6 +211,31 @@ def _add_app(parser):
     parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a bundle (default: %(default)s)')
     parser.add_argument('--port', type=int, metavar='N', help='port to listen on (default: a free one)')
     parser.add_argument('--no-browser', action='store_true', help='print the address without opening a browser')
+    parser.add_argument('--feedback', default='', metavar='FILE', help='where votes on answers are kept (default: feedback.sqlite beside the bundle)')
+    parser.add_argument('--no-feedback', action='store_true', help='do not ask what visitors think of an answer')
+
+# %% ../nbs/18_cli.ipynb #d7ece943
+def _add_serve(parser):
+    "Arguments of `bearcls serve`"
+    parser.set_defaults(run=_serve)
+    parser.description = 'Answers pictures at POST /predict, and shows a small page. The environment variable BEARCLS_API_KEY, if set, holds a key that every question must bring.'
+    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip; another one put into its place is taken over')
+    parser.add_argument('--host', default='127.0.0.1', metavar='ADDRESS', help='where to listen; 0.0.0.0 for all addresses of this machine (default: %(default)s)')
+    parser.add_argument('--port', type=int, default=8000, metavar='N', help='port to listen on; 0 for a free one (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes; each answers as many pictures at a time as it has cores (default: %(default)s)')
+    parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
+    parser.add_argument('--origin', action='append', default=[], metavar='URL', help='another site whose pages may ask, such as https://example.org; may be given several times')
+
+# %% ../nbs/18_cli.ipynb #2b720834
+def _add_deploy(parser):
+    "Arguments of `bearcls deploy`"
+    parser.set_defaults(run=_deploy)
+    parser.add_argument('target', metavar='TARGET', help='web, space-static, space-gradio, space-docker, streamlit, fastapi, voila, binder or colab')
+    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
+    parser.add_argument('dest', metavar='DEST', help='folder to write; in one that is there, only files of an earlier deploy are replaced')
+    parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
+    parser.add_argument('--repo', default='USER/REPO', metavar='USER/REPO', help='on GitHub or Hugging Face, for the links in the README')
+    parser.add_argument('--check', action='store_true', help='start the folder in a fresh environment and ask it about a picture')
 
 # %% ../nbs/18_cli.ipynb #39fba15f
 def main(
