@@ -412,12 +412,13 @@ class Camera {
 /* ---------------------------------------------------------------- in a notebook: a widget whose answers come from the kernel */
 
 const patience = 30_000; // Milliseconds in which the kernel says nothing at all before a picture is given up
-const lost = 'No answer has come: the connection to the server is lost, or it is busy. Please reload the page and try again.';
+const slowest = 50; // Bytes per millisecond on the slowest way to the server that is waited for
+const lost = () => `No answer has come: the connection to the server is lost, or it is busy. Please ${document.body.dataset.voila ? 'reload the page' : 'run the cell again'}.`;
 
 /* Questions to Python, each with a number by which its answer finds it; bearcls/app.py names the messages */
 class Line {
   constructor(model) {
-    Object.assign(this, { model, waiting: new Map(), key: Math.random().toString(36).slice(2, 10), count: 0 });
+    Object.assign(this, { model, waiting: new Map(), key: Math.random().toString(36).slice(2, 10), count: 0, until: 0 });
     this.take = (message) => this.took(message);
     model.on('msg:custom', this.take);
     this.clock = setInterval(() => this.look(), 1000);
@@ -427,7 +428,7 @@ class Line {
     return new Promise((done, refuse) => {
       const number = `${this.key}-${++this.count}`;
       this.waiting.set(number, { done, refuse });
-      this.heard = Date.now();
+      this.wait(buffers.reduce((sum, bytes) => sum + bytes.byteLength, 0) / slowest);
       signal?.addEventListener('abort', () => this.waiting.delete(number));
       try { this.model.send({ ...message, number }, undefined, buffers); }
       catch { this.giveUp(); }
@@ -435,17 +436,19 @@ class Line {
   }
 
   took({ number, problem, ...rest }) {
-    this.heard = Date.now();
+    this.wait();
     const asked = this.waiting.get(number);
     this.waiting.delete(number);
     if (problem) asked?.refuse(new Error(problem));
     else asked?.done(rest);
   }
 
-  look() { if (this.waiting.size && Date.now() - this.heard > patience) this.giveUp(); }
+  wait(more = 0) { this.until = Math.max(this.until, Date.now() + patience + more); }
+
+  look() { if (this.waiting.size && Date.now() > this.until) this.giveUp(); }
 
   giveUp() {
-    for (const { refuse } of this.waiting.values()) refuse(new Error(lost));
+    for (const { refuse } of this.waiting.values()) refuse(new Error(lost()));
     this.waiting.clear();
   }
 
