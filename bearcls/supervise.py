@@ -42,7 +42,7 @@ def write_log(
         log.handlers, log.propagate = [handler], False
         log.setLevel(level if name == 'bearcls.serve' else max(level, logging.WARNING))
 
-# %% ../nbs/11d_supervise.ipynb #ea222fbb
+# %% ../nbs/11d_supervise.ipynb #e0b024a6
 def http_protocol(
     max_head: int = 32_768,         # Bytes of a request's line and headers
     seconds_head: float = 10,       # Within which they have to be there
@@ -53,7 +53,7 @@ def http_protocol(
 
     class BoundedProtocol(base):
         "Counts what comes before a request has begun"
-        head_bytes, head_clock = 0, None
+        head_bytes, head_clock, refused = 0, None, False
 
         def connection_made(self, transport):
             super().connection_made(transport)
@@ -61,7 +61,7 @@ def http_protocol(
             self.head_clock = self.loop.call_later(seconds_head, self.too_slow)
 
         def data_received(self, data):
-            if self.transport.is_closing(): return
+            if self.refused or self.transport.is_closing(): return
             before = self.cycle
             if before is None or before.response_complete or not before.more_body:  # this belongs to the head of a request
                 self.head_bytes += len(data)
@@ -82,20 +82,22 @@ def http_protocol(
         def too_slow(self):
             self.head_clock = None
             if self.head_bytes: self.refuse(408, f'the headers took longer than {seconds_head:g} seconds')
-            elif not self.transport.is_closing(): self.transport.close()
+            elif not self.refused: self.transport.close()
 
         def send_400_response(self, msg):
             if self.head_bytes > max_head: self.refuse(431, f'the headers are longer than {max_head:,} bytes')  # the slower parser has a bound of its own
             else: self.refuse(400, 'this is no valid request of HTTP/1.1')
 
         def refuse(self, status, detail, headers=''):
-            "Answer without the application, and close"
-            if self.transport.is_closing(): return
+            "Answer without the application, and close when the client has heard it: a connection with unread bytes would break before"
+            if self.refused or self.transport.is_closing(): return
+            self.refused = True
             problem = problem_body(status, detail)
             body = json.dumps(problem).encode()
             head = f'HTTP/1.1 {status} {problem["title"]}\r\nContent-Type: {problem_type}\r\nContent-Length: {len(body)}\r\n{headers}Connection: close\r\n\r\n'
             self.transport.write(head.encode() + body)
-            self.transport.close()
+            if self.transport.can_write_eof(): self.transport.write_eof()
+            self.loop.call_later(2, self.transport.close)
 
     return BoundedProtocol
 

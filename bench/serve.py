@@ -8,7 +8,7 @@ Each side has one process. That is what both commands start, and both use all co
 again; `--workers` gives both as many as wanted.
 
 The clients are one program for both sides: connections that are kept, each of which sends a form with one of the photographs (at most 512 pixels; drawn ones where BEARCLS_SHARED has none), waits for the answer, and sends the next.
-`requests_per_second_*` and `p95_*` are of that; the ratios are medians of the ratios within a round. Every answer is compared with what the model says when it is asked alone: `wrong_*`, `failed_*`.
+Both servers are up all the time and take turns every two seconds, so what else the machine does hits both alike; who does not have the turn is idle. `requests_per_second_*` and `p95_*` are of that; the ratios are medians of the ratios within a round. Every answer is compared with what the model says when it is asked alone: `wrong_*`, `failed_*`.
 
 --minutes: then ours alone is sent twice the requests that it answered in its best round, at a fixed rate whatever comes back. `overload` tells how many were answered (200), refused (503) or anything else, the seconds of the answers, and how the
 memory of all its processes grew from the first minute to the last."""
@@ -168,19 +168,22 @@ def alone(port, requests):
     return asyncio.run(all())
 
 def measure(work, requests, args):
-    "Rounds in which the sides take turns"
-    runs, known = [], {}
-    for number in range(args.rounds):
-        row = dict(round=number)
-        for name in ('bearcls', 'plain') if number % 2 == 0 else ('plain', 'bearcls'):
-            with Side(name, work, args.workers, args.locked) as side:
-                known[name] = known.get(name) or alone(side.port, requests)
-                out = asyncio.run(closed(side.port, requests, args.clients, args.seconds, 3))
+    "Rounds in which both sides are up, and take turns every other second or so: what else the machine does hits both alike"
+    runs = []
+    with Side('bearcls', work, args.workers, args.locked) as ours, Side('plain', work, args.workers, args.locked) as theirs:
+        known = {side.name: alone(side.port, requests) for side in (ours, theirs)}
+        for number in range(args.rounds):
+            seen, turns = dict(bearcls=[], plain=[]), max(1, round(args.seconds/2))
+            for turn in range(turns):
+                for side in (ours, theirs) if (number + turn) % 2 == 0 else (theirs, ours): seen[side.name] += asyncio.run(closed(side.port, requests, args.clients, args.seconds/turns, .4))
+            row = dict(round=number)
+            for side in (ours, theirs):
+                name, out = side.name, seen[side.name]
                 good = [o for o in out if o[1] == 200]
                 row |= {f'requests_per_second_{name}': len(good)/args.seconds, f'p95_{name}': percentile([o[2] for o in good], .95), f'p50_{name}': percentile([o[2] for o in good], .5),
                     f'failed_{name}': len(out) - len(good), f'wrong_{name}': sum(o[3] != known[name][o[0]] for o in good), f'resident_mb_{name}': side.resident()/1e6}
-        print('  '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()), flush=True)
-        runs.append(row)
+            print('  '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()), flush=True)
+            runs.append(row)
     return runs, sum(a == b for a, b in zip(known['bearcls'], known['plain']))/len(requests)
 
 def overload(work, requests, args, rate):
@@ -211,7 +214,7 @@ def main():
     parser = argparse.ArgumentParser(description='bearcls serve beside FastAPI with load_learner')
     parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each side, in turn')
-    parser.add_argument('--seconds', type=float, default=10, help='of each measurement')
+    parser.add_argument('--seconds', type=float, default=16, help='of each side in a round')
     parser.add_argument('--clients', type=int, default=8, help='connections that ask at the same time')
     parser.add_argument('--workers', type=int, default=1, help='processes of each side')
     parser.add_argument('--locked', action='store_true', help='a lock around `learn.predict` on the plain side')
