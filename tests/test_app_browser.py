@@ -36,9 +36,10 @@ def files(tmp_path_factory):
         'brown.jpg': picture(furs['brown']), 'white.png': picture('white', format='PNG'), 'sideways.jpg': picture('white', (900, 400), exif=sideways),
         'twelve.jpg': picture(furs['brown'], (4000, 3000), noise=60, quality=95), 'large.png': picture(furs['brown'], (3700, 2950), 'PNG', noise=60, compress_level=1),
         'alpha.png': veil.getvalue(), 'web.webp': picture('white', format='WEBP'), 'new.avif': picture(furs['brown'], format='AVIF'), 'doubt.png': picture(between, format='PNG'),
-        'text.jpg': b'this is text', 'empty.jpg': b'', 'half.jpg': picture('white', (2000, 1500), noise=30)[:250_000], 'scan.tif': picture('white', format='TIFF'),
+        'text.jpg': b'this is text', 'empty.jpg': b'', 'half.jpg': picture('white', (2000, 1500), noise=30)[:250_000], 'scan.tif': picture('white', (1600, 1640), 'TIFF'),
         'huge.bin.jpg': os.urandom(9_000_000), '<img src=x onerror=alert(1)>.png': picture('white', format='PNG'),
     }.items(): (folder/name).write_bytes(content)
+    assert 7_800_000 < (folder/'scan.tif').stat().st_size < 8_000_000  # close to the most that is sent as it is
     assert (folder/'large.png').stat().st_size > 29_000_000 and (folder/'twelve.jpg').stat().st_size > 5_000_000
     return folder
 
