@@ -45,7 +45,7 @@ class Environments:
         if target in self.made: return self.made[target]
         start = time.monotonic()
         programs, size = make_environment(folder, self.root/target)
-        if more: subprocess.run([programs/'python', '-m', 'pip', 'install', '-q', *more], check=True)
+        if more: subprocess.run([programs/'python', '-m', 'pip', 'install', '-q', *more], check=True, env={**os.environ, 'PYTHONPATH': ''})
         print(f'{target}: {size/1e6:.0f} MB, installed in {time.monotonic() - start:.0f} s')
         log = self.root/f'{target}.hosts'
         site = subprocess.run([programs/'python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], capture_output=True, text=True, check=True).stdout.strip()
