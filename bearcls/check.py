@@ -19,7 +19,7 @@ from .deploy import DeployError, deploy_targets, read_record
 from .inference import Classifier
 from .sample import draw_bear
 
-# %% ../nbs/13b_check.ipynb #7d6fda2e
+# %% ../nbs/13b_check.ipynb #516185e8
 @dataclass
 class CheckStep:
     "One thing that was tried"
@@ -28,7 +28,7 @@ class CheckStep:
     words: str = ''      # What was found, or why not
     seconds: float = 0.  # How long it took
 
-@dataclass
+@dataclass(repr=False)
 class FolderCheck:
     "What became of a folder that was tried"
     path: Path                                            # The folder
@@ -37,6 +37,7 @@ class FolderCheck:
 
     @property
     def ok(self): return bool(self.steps) and all(s.status != 'failed' for s in self.steps)
+    def __repr__(self): return f'FolderCheck({self.path.name} for {self.target}, {"ok" if self.ok else "failed"})'
     def __str__(self): return '\n'.join(f'{s.status:>11}  {s.name}: {s.words} ({s.seconds:.1f} s)' for s in self.steps)
     def _repr_html_(self): return str(html_table([dict(step=s.name, status=s.status, found=s.words, seconds=round(s.seconds, 1)) for s in self.steps]))
 

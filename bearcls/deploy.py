@@ -60,7 +60,7 @@ deploy_targets = {t.name: t for t in [
     Target('colab', 'a notebook for Google Colab, with Gradio', ('colab',), ('classifier',), command=('python', 'notebook.py'), env={'GRADIO_SERVER_PORT': '{port}'}),
 ]}
 
-# %% ../nbs/13_deploy.ipynb #db70cea3
+# %% ../nbs/13_deploy.ipynb #66e8efcd
 def deploy_files(
     target: str,                 # One of `deploy_targets`
     bundle: str | os.PathLike,   # Folder of a bundle, or its zip
@@ -71,7 +71,7 @@ def deploy_files(
     "Everything that a folder for a host consists of"
     if target not in deploy_targets: raise ValueError(f'`target` should be one of {", ".join(deploy_targets)}; got {target!r}')
     t, facts = deploy_targets[target], read_bundle(bundle)
-    values = dict(title=' '.join(title.split()) or labels_question(facts.labels), labels=list(facts.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, single=single_name)
+    values = dict(title=' '.join(title.split()) or labels_question(facts.labels), labels=list(facts.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, space=f'USER/{name}' if repo == 'USER/REPO' else repo, single=single_name)
     if target in ('web', 'space-static'): return dict(web_files(bundle, values['title'])) | _rendered(t, values)
     carried = _bundle_files(bundle)
     if target == 'colab': return _colab_files(t, values, carried)

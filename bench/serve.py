@@ -13,6 +13,7 @@ Both servers are up all the time and take turns every two seconds, so what else 
 --minutes: then ours alone is sent twice the requests that it answered in its best round, at a fixed rate whatever comes back. `overload` tells how many were answered (200), refused (503) or anything else, the seconds of the answers, and how the
 memory of all its processes grew from the first minute to the last."""
 import argparse, asyncio, json, os, random, signal, socket, statistics, subprocess, sys, tempfile, time, urllib.request
+from collections import Counter
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -121,10 +122,18 @@ async def closed(port, requests, clients, seconds, warm):
 async def steady(port, requests, rate, seconds, look):
     "`rate` requests a second, whatever comes back; `look` is called every five seconds"
     out, idle, tasks, start = [], [], set(), time.monotonic()
+    def free():
+        while idle:
+            if not (connection := idle.pop())[0].at_eof(): return connection
+            connection[1].close()
+        return []
     async def send(i):
-        connection, begun = idle.pop() if idle else [], time.monotonic()
+        connection, begun = free(), time.monotonic()
+        kept = bool(connection)
         try: status, body = await asyncio.wait_for(one(connection, port, requests[i]), 60)
-        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError): status, connection = 0, []
+        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as e:
+            if kept and not isinstance(e, asyncio.TimeoutError): return await send(i)  # it was idle for too long and has been closed, as every client finds out now and then
+            status, connection = type(e).__name__, []
         out.append((status, time.monotonic() - begun))
         if connection: idle.append(connection)
     n = looked = 0
@@ -196,7 +205,7 @@ def overload(work, requests, args, rate):
     first, last = ([m for t, m in memory if low <= t <= high] for low, high in ((min(10, minute/2), minute), (args.minutes*60 - minute, 1e9)))
     log = (work/'bearcls.log').read_text(encoding='utf-8')
     good = [s for status, s in out if status == 200]
-    return dict(minutes=args.minutes, rate_sent=round(2*rate, 1), sent=len(out), answered=len(good), refused=sum(s == 503 for s, _ in out), other=sum(s not in (200, 503) for s, _ in out), answered_per_second=round(len(good)/args.minutes/60, 1),
+    return dict(minutes=args.minutes, rate_sent=round(2*rate, 1), sent=len(out), answered=len(good), refused=sum(s == 503 for s, _ in out), other=sum(s not in (200, 503) for s, _ in out), others=dict(Counter(str(s) for s, _ in out if s not in (200, 503))), answered_per_second=round(len(good)/args.minutes/60, 1),
         p50=round(percentile(good, .5), 3), p95=round(percentile(good, .95), 3), p95_refused=round(percentile([s for status, s in out if status == 503], .95), 4), alive=alive, died=log.count('process_died'),
         resident_mb_first=round(statistics.median(first)/1e6, 1), resident_mb_last=round(statistics.median(last)/1e6, 1), growth=round(statistics.median(last)/statistics.median(first) - 1, 4),
         resident_mb=[round(m/1e6, 1) for _, m in memory][::12])
