@@ -15,7 +15,7 @@ from .inference import patch_to
 from .problems import Problem, problem_body, problem_type, request_name
 from .supervise import service_log
 
-# %% ../nbs/11e_gate.ipynb #7363943e
+# %% ../nbs/11e_gate.ipynb #7636790d
 class ServiceMetrics:
     "What is counted, for Prometheus"
     def __init__(self,
@@ -25,7 +25,8 @@ class ServiceMetrics:
         self.folder, self.registry = folder, client.CollectorRegistry()
         make = dict(registry=self.registry)
         self.requests = client.Counter('bearcls_requests', 'Requests that were answered', ['path', 'status'], **make)
-        self.seconds = client.Histogram('bearcls_request_seconds', 'From the first byte of a request to its answer', ['path'], buckets=(.005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30), **make)
+        self.seconds = client.Histogram('bearcls_request_seconds', 'From the first byte of a request to its answer', ['path'],
+            buckets=(.005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30), **make)
         self.pictures = client.Counter('bearcls_pictures', 'Pictures, by what became of them: trusted, not_trusted, failed', ['result'], **make)
         self.bundles = client.Counter('bearcls_bundles', 'New bundles that were seen: changed, refused', ['result'], **make)
         self.waiting = client.Gauge('bearcls_waiting_pictures', 'Pictures in the queue', multiprocess_mode='sum', **make)
@@ -99,8 +100,9 @@ class ServiceVisit:
         await self.send(dict(type='http.response.start', status=problem.status, headers=[(k.lower().encode(), v.encode('latin-1')) for k, v in headers.items()]))
         await self.send(dict(type='http.response.body', body=body))
 
-# %% ../nbs/11e_gate.ipynb #0ef09d14
-_gate_headers = {b'x-content-type-options': b'nosniff', b'referrer-policy': b'no-referrer', b'cache-control': b'no-store', b'content-security-policy': b"default-src 'none'; frame-ancestors 'none'"}
+# %% ../nbs/11e_gate.ipynb #d9cb4941
+_gate_headers = {b'x-content-type-options': b'nosniff', b'referrer-policy': b'no-referrer', b'cache-control': b'no-store',
+    b'content-security-policy': b"default-src 'none'; frame-ancestors 'none'"}
 
 @patch_to(ServiceVisit)
 async def send(self, message):
@@ -130,5 +132,6 @@ def note(self):
     metrics.seconds.labels(known).observe(seconds)
     metrics.waiting.set(self.service.workers.waiting if self.service.workers else 0)
     level = 10 if known in ('/healthz', '/readyz', '/metrics') else 20
-    service_log.log(level, dict(event='request', request_id=self.name, method=self.scope['method'], path=path[:200], status=self.status or 499, seconds=round(seconds, 4), bytes=self.bytes,
+    service_log.log(level, dict(event='request', request_id=self.name, method=self.scope['method'], path=path[:200],
+        status=self.status or 499, seconds=round(seconds, 4), bytes=self.bytes,
         pictures=self.scope.get('pictures', 0), client=(self.scope.get('client') or ('',))[0]))

@@ -126,7 +126,7 @@ def _end_process(seconds):
     clock.daemon = True
     clock.start()
 
-# %% ../nbs/12_serve.ipynb #e6a12dbd
+# %% ../nbs/12_serve.ipynb #f50ec9f3
 def result_of(
     upload: Upload,             # What was sent
     row: PredictionRow | None,  # What the workers say; None where there was nothing to ask
@@ -135,7 +135,8 @@ def result_of(
     "One picture's part of an answer"
     if row is None or row.prediction is None: return dict(name=upload.name, status='failed', reason=upload.reason or row.reason.replace('the picture', 'the file', 1))
     p = row.prediction
-    return dict(name=upload.name, status='ok', label=p.label, probability=p.probability, probabilities=p.probabilities, trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness, bundle=digest[:12])
+    return dict(name=upload.name, status='ok', label=p.label, probability=p.probability, probabilities=p.probabilities,
+        trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness, bundle=digest[:12])
 
 async def answer_uploads(
     service: Service,       # Whose workers answer
@@ -175,40 +176,47 @@ async def answer_request(
     if len(results) == 1 and results[0]['status'] == 'failed': raise Problem(422, results[0]['reason'])
     return results
 
-# %% ../nbs/12_serve.ipynb #0d6b5858
+# %% ../nbs/12_serve.ipynb #bf964631
 def _service_schemas():
     "What goes in and comes out, as JSON Schema"
     text, number, share = dict(type='string'), dict(type='number'), dict(type='number', minimum=0, maximum=1)
     listed = lambda of: dict(type='array', items=of)
-    result = dict(type='object', required=['name', 'status', 'reason'], properties=dict(name=text, status=dict(type='string', enum=['ok', 'failed']), reason=dict(type='string', description='Why it failed, or why a person should look'),
-        label=text, probability=share, probabilities=dict(type='object', additionalProperties=share), trusted=dict(type='boolean', description='May the label be used without asking a person?'),
+    result = dict(type='object', required=['name', 'status', 'reason'], properties=dict(name=text, status=dict(type='string', enum=['ok', 'failed']),
+        reason=dict(type='string', description='Why it failed, or why a person should look'),
+        label=text, probability=share, probabilities=dict(type='object', additionalProperties=share),
+        trusted=dict(type='boolean', description='May the label be used without asking a person?'),
         unlikeness=dict(type=['number', 'null'], description='How unlike the training pictures it is'), bundle=dict(type='string', description='Which model answered')))
     problem = dict(type='object', required=['type', 'title', 'status', 'detail'], properties=dict(type=text, title=text, status=dict(type='integer'), detail=text, request_id=text))
     labels = dict(type='object', required=['labels', 'bundle', 'title'], properties=dict(labels=listed(text), bundle=text, title=text))
     state = dict(type='object', required=['status'], properties=dict(status=text))
-    images = dict(type='object', required=['images'], additionalProperties=False, properties=dict(images=dict(type='array', minItems=1, items=dict(type='object', required=['data'], additionalProperties=False,
+    images = dict(type='object', required=['images'], additionalProperties=False, properties=dict(images=dict(type='array', minItems=1,
+        items=dict(type='object', required=['data'], additionalProperties=False,
         properties=dict(name=text, data=dict(type='string', contentEncoding='base64', description='The file in base64'))))))
     form = dict(type='object', required=['file'], properties=dict(file=dict(type='array', minItems=1, items=dict(type='string', format='binary'))))
-    return dict(Answers=dict(type='object', required=['results'], properties=dict(results=listed({'$ref': '#/components/schemas/Result'}))), Result=result, Problem=problem, Labels=labels, State=state, Images=images, Form=form)
+    return dict(Answers=dict(type='object', required=['results'], properties=dict(results=listed({'$ref': '#/components/schemas/Result'}))),
+        Result=result, Problem=problem, Labels=labels, State=state, Images=images, Form=form)
 
-_service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzly', probability=0.94, probabilities=dict(grizzly=0.94, black=0.05, teddy=0.01), trusted=True, reason='', unlikeness=0.12, bundle='3f2a90c1d4e5'),
+_service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzly', probability=0.94, probabilities=dict(grizzly=0.94, black=0.05, teddy=0.01),
+    trusted=True, reason='', unlikeness=0.12, bundle='3f2a90c1d4e5'),
     dict(name='notes.jpg', status='failed', reason='the bytes are no picture of a known format')])
 _service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNYqqUFAAJxAPqULGlbAAAAAElFTkSuQmCC'  # A PNG of one pixel
 
 def _service_docs(ok, *problems, example=None, content=None):
     "The `responses` of an endpoint"
-    told = {401: 'No key, or another one', 408: 'The body came too slowly', 413: 'Too large, or too many pictures', 415: 'A body of another kind', 422: 'No picture that can be opened, with the reason', 400: 'Not what its Content-Type says',
-        500: 'A fault of the service', 503: 'Not now; `Retry-After` says when to ask again', 504: 'No answer in time'}
+    told = {401: 'No key, or another one', 408: 'The body came too slowly', 413: 'Too large, or too many pictures', 415: 'A body of another kind',
+        422: 'No picture that can be opened, with the reason', 400: 'Not what its Content-Type says', 500: 'A fault of the service', 503: 'Not now; `Retry-After` says when to ask again', 504: 'No answer in time'}
     out = {200: dict(description='In order', content=content or {'application/json': dict(schema={'$ref': f'#/components/schemas/{ok}'}, **(dict(example=example) if example else {}))})}
     return out | {n: dict(description=told[n], content={problem_type: dict(schema={'$ref': '#/components/schemas/Problem'})}) for n in problems}
 
 def _service_body():
     "The `requestBody` of /predict"
     binary = dict(schema=dict(type='string', format='binary'))
-    images = dict(schema={'$ref': '#/components/schemas/Images'}, examples=dict(two=dict(summary='Two pictures', value=dict(images=[dict(name='bear.png', data=_service_pixel), dict(data=_service_pixel)]))))
-    return dict(requestBody=dict(required=True, content={'multipart/form-data': dict(schema={'$ref': '#/components/schemas/Form'}), 'application/json': images, 'image/jpeg': binary, 'image/png': binary, 'image/webp': binary, 'application/octet-stream': binary}))
+    images = dict(schema={'$ref': '#/components/schemas/Images'}, examples=dict(two=dict(summary='Two pictures',
+        value=dict(images=[dict(name='bear.png', data=_service_pixel), dict(data=_service_pixel)]))))
+    return dict(requestBody=dict(required=True, content={'multipart/form-data': dict(schema={'$ref': '#/components/schemas/Form'}), 'application/json': images,
+        'image/jpeg': binary, 'image/png': binary, 'image/webp': binary, 'application/octet-stream': binary}))
 
-# %% ../nbs/12_serve.ipynb #b8c8b36d
+# %% ../nbs/12_serve.ipynb #86b403bc
 def make_app(
     bundle: str | os.PathLike | Classifier,   # Folder or .zip of a bundle; or a classifier, which is then never exchanged
     settings: Settings = Settings(),          # Bounds, key, page
@@ -234,7 +242,8 @@ def make_app(
     app.add_middleware(ServiceGate, service=service)
     if settings.origins:
         from starlette.middleware.cors import CORSMiddleware
-        app.add_middleware(CORSMiddleware, allow_origins=list(settings.origins), allow_methods=['GET', 'POST'], allow_headers=['Authorization', 'Content-Type', 'X-API-Key', 'X-Request-ID'], expose_headers=['X-Request-ID', 'Retry-After'])
+        app.add_middleware(CORSMiddleware, allow_origins=list(settings.origins), allow_methods=['GET', 'POST'],
+            allow_headers=['Authorization', 'Content-Type', 'X-API-Key', 'X-Request-ID'], expose_headers=['X-Request-ID', 'Retry-After'])
 
     def say(request, status, detail, headers=None):
         return JSONResponse(problem_body(status, detail, request.scope.get('request_id', '')), status, headers, problem_type)
@@ -260,12 +269,13 @@ def make_app(
     app.openapi = openapi
     return app
 
-# %% ../nbs/12_serve.ipynb #e0723537
+# %% ../nbs/12_serve.ipynb #4d85a300
 def _add_endpoints(app, service, Request, JSONResponse, Response):
     "What programs ask for"
     key = (401,) if service.settings.api_key else ()
 
-    @app.post('/predict', summary='Classify one or several pictures', openapi_extra=_service_body(), responses=_service_docs('Answers', 400, *key, 408, 413, 415, 422, 500, 503, 504, example=_service_answer))
+    @app.post('/predict', summary='Classify one or several pictures', openapi_extra=_service_body(),
+        responses=_service_docs('Answers', 400, *key, 408, 413, 415, 422, 500, 503, 504, example=_service_answer))
     async def predict(request: Request):
         if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})
         results = await answer_request(service, request)
@@ -297,11 +307,12 @@ def _service_title(labels):
     "A headline of the labels"
     return ', '.join(labels[:-1]) + f' or {labels[-1]}?' if len(labels) <= 5 else f'Which of {len(labels):,} labels?'
 
-# %% ../nbs/12_serve.ipynb #8540799f
+# %% ../nbs/12_serve.ipynb #864882c6
 def _add_page(app, service, Response):
     "What people see"
     static = package_file('static')
-    files = {'service.js': (static/'service.js', 'text/javascript'), 'classify.js': (static/'classify.js', 'text/javascript'), 'classify.css': (static/'classify.css', 'text/css'), 'service.css': (static/'service.css', 'text/css')}
+    files = {'service.js': (static/'service.js', 'text/javascript'), 'classify.js': (static/'classify.js', 'text/javascript'),
+        'classify.css': (static/'classify.css', 'text/css'), 'service.css': (static/'service.css', 'text/css')}
     frames = ' '.join(["'self'", *service.settings.frames])
     policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
         f'frame-ancestors {frames}')
@@ -317,11 +328,12 @@ def _add_page(app, service, Response):
         file, kind = files[name]
         return Response(file.read_bytes(), media_type=kind, headers={'Cache-Control': 'no-cache'})
 
-# %% ../nbs/12_serve.ipynb #df6c0528
+# %% ../nbs/12_serve.ipynb #a52989ce
 def _service_config(app, settings):
     "What uvicorn is told"
     uvicorn = optional_import('uvicorn', "'bearcls[serve]'", 'The HTTP service')
-    return uvicorn.Config(app, http=http_protocol(seconds_head=settings.seconds_head, max_connections=settings.max_connections), lifespan='on', ws='none', log_config=None, access_log=False, server_header=False,
+    return uvicorn.Config(app, http=http_protocol(seconds_head=settings.seconds_head, max_connections=settings.max_connections),
+        lifespan='on', ws='none', log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=int(settings.seconds_answer) + 5)
 
 def _service_socket(host, port):
