@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/app.html.md"""
 
 # %% auto #0
 __all__ = ['max_upload', 'max_shrunk', 'max_message', 'max_answers', 'Answer', 'answer_upload', 'answer_html', 'AppDesk',
-           'ClassifierApp', 'labels_question', 'write_app', 'voila_config', 'AppError', 'serve_app', 'run_app']
+           'ClassifierApp', 'write_app', 'voila_config', 'AppError', 'serve_app', 'run_app']
 
 # %% ../nbs/11_app.ipynb #a22da240
 import anywidget, contextlib, json, logging, os, socket, subprocess, sys, tempfile, threading, time, traitlets, urllib.request, webbrowser
@@ -148,7 +148,7 @@ def _told(self, message):
         sha256=answer.sha256, name=answer.name, bundle=self.classifier.bundle.digest)
     return dict(kept=True)
 
-# %% ../nbs/11_app.ipynb #a15766f6
+# %% ../nbs/11_app.ipynb #abd02f27
 class ClassifierApp(anywidget.AnyWidget):
     "A place to put pictures, and a bundle's answers; shows itself in a notebook"
     _esm, _css = package_file('static/classify.js'), package_file('static/classify.css')
@@ -163,7 +163,7 @@ class ClassifierApp(anywidget.AnyWidget):
     ):
         classifier = bundle if isinstance(bundle, Classifier) else Classifier(bundle, threads)
         self.desk = AppDesk(classifier, None if feedback is None else Feedback(feedback))
-        self.title = title or labels_question(classifier.labels)
+        self.title = title or classifier.bundle.question
         super().__init__(facts=dict(title=self.title, labels=list(classifier.labels), note=note, maxBytes=max_shrunk, rawBytes=max_message, feedback=feedback is not None))
         self.on_msg(lambda widget, message, buffers: self.send(self.desk.reply(message, buffers)))
 
@@ -179,14 +179,7 @@ class ClassifierApp(anywidget.AnyWidget):
         "The answer that a visitor would get to this file"
         return self.desk.classify(name, content)
 
-def labels_question(
-    labels: Sequence[str],  # What the model can tell apart
-) -> str:                   # A question for a heading
-    "The heading of an application for these labels"
-    if len(labels) > 6: return 'What does the picture show?'
-    return ', '.join(labels[:-1]) + ' or ' + labels[-1] + '?'
-
-# %% ../nbs/11_app.ipynb #ada6660b
+# %% ../nbs/11_app.ipynb #c725b929
 def write_app(
     bundle: str | os.PathLike,  # Folder of a bundle; the notebook refers to it by its path
     dest: str | os.PathLike,    # Folder for the notebook, made if needed
@@ -194,13 +187,13 @@ def write_app(
     feedback: str | os.PathLike | None = '',  # File that keeps votes; empty for `feedback.sqlite` beside the bundle; None: nobody is asked
 ) -> Path:                      # The notebook, `app.ipynb`
     "Write the notebook that shows the application"
-    labels, dest = read_bundle(bundle).labels, Path(dest)
+    question, dest = read_bundle(bundle).question, Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
     if feedback is not None: feedback = _as_seen_from(feedback or Path(bundle).resolve().parent/'feedback.sqlite', dest)
     arguments = ', '.join([repr(_as_seen_from(bundle, dest)), *([repr(title)] if title else []), f'feedback={feedback!r}'])
     cell = dict(cell_type='code', execution_count=None, id='app', metadata={}, outputs=[], source=f'from bearcls.app import ClassifierApp\n\nClassifierApp({arguments})')
     kernel = dict(name='python3', display_name='Python 3', language='python')
-    notebook = dict(cells=[cell], metadata=dict(kernelspec=kernel, title=title or labels_question(labels)), nbformat=4, nbformat_minor=5)
+    notebook = dict(cells=[cell], metadata=dict(kernelspec=kernel, title=title or question), nbformat=4, nbformat_minor=5)
     file = dest/'app.ipynb'
     file.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding='utf-8')
     return file
@@ -210,10 +203,10 @@ def _as_seen_from(path, dest):
     try: return Path(os.path.relpath(path, dest)).as_posix()
     except ValueError: return Path(path).resolve().as_posix()
 
-# %% ../nbs/11_app.ipynb #605ade3b
+# %% ../nbs/11_app.ipynb #4e47e896
 def voila_config() -> str:  # To be written as `voila.py` where Voilà is started
     "Voilà's settings for an application that strangers use, as the text of its configuration file"
-    return package_file('static/voila.py').read_text(encoding='utf-8')
+    return package_file('static/voila.py.txt').read_text(encoding='utf-8')
 
 # %% ../nbs/11_app.ipynb #34ad86e6
 class AppError(BearclsError, RuntimeError):

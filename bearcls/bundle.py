@@ -61,7 +61,7 @@ def _middle(image, width, height):
     larger = image.resize((width + extra, height + extra), Image.Resampling.BILINEAR)
     return larger.crop((extra//2, extra//2, extra//2 + width, extra//2 + height))
 
-# %% ../nbs/09_bundle.ipynb #052762f9
+# %% ../nbs/09_bundle.ipynb #2b46c506
 @dataclass
 class Bundle:
     "The facts of a bundle: what `bundle.json` holds"
@@ -87,6 +87,12 @@ class Bundle:
     signed: bool = field(default=False, compare=False)  # Did a signature lie beside it? It is looked at only where `read_bundle` is given a key
     digest: str = field(default='', repr=False, compare=False)  # SHA-256 of the model's file that was read
     path: Path | None = field(default=None, repr=False, compare=False)  # Folder or zip that it was read from
+
+    @property
+    def question(self) -> str:
+        "What an application asks that was given no title"
+        if len(self.labels) > 6 or sum(map(len, self.labels)) > 60: return 'What does the picture show?'
+        return f'{", ".join(self.labels[:-1])} or {self.labels[-1]}?'
 
 # %% ../nbs/09_bundle.ipynb #8f768680
 format_name, format_version = 'bearcls-bundle', 1

@@ -69,11 +69,11 @@ def _moved(moves, status):
     print(f'{sum(m.status == status for m in moves):,} files {status}')
     return 0 if all(m.status == status for m in moves) else 1
 
-# %% ../nbs/18_cli.ipynb #4883ab46
+# %% ../nbs/18_cli.ipynb #77e51dd2
 def _app(args):
     "Serve the notebook application"
     from bearcls.app import run_app
-    run_app(args.bundle, port=args.port, open_browser=not args.no_browser, feedback=None if args.no_feedback else args.feedback)
+    run_app(args.bundle, port=args.port, open_browser=not args.no_browser, title=args.title, feedback=None if args.no_feedback else args.feedback)
     return 0
 
 # %% ../nbs/18_cli.ipynb #124d8f9c
@@ -152,7 +152,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_deploy(commands.add_parser('deploy', help='write a folder that a host can run: a page, a Space, a container, a notebook'))
     return parser
 
-# %% ../nbs/18_cli.ipynb #4569af21
+# %% ../nbs/18_cli.ipynb #a6066e08
 def _add_quickstart(parser):
     "Arguments of `bearcls quickstart`"
     parser.set_defaults(run=_quickstart)
@@ -211,6 +211,7 @@ def _add_app(parser):
     parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a bundle (default: %(default)s)')
     parser.add_argument('--port', type=int, metavar='N', help='port to listen on (default: a free one)')
     parser.add_argument('--no-browser', action='store_true', help='print the address without opening a browser')
+    parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
     parser.add_argument('--feedback', default='', metavar='FILE', help='where votes on answers are kept (default: feedback.sqlite beside the bundle)')
     parser.add_argument('--no-feedback', action='store_true', help='do not ask what visitors think of an answer')
 

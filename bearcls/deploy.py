@@ -8,14 +8,13 @@ Docs: https://bearcls.github.io/bearcls/deploy.html.md"""
 __all__ = ['part_modules', 'deploy_targets', 'max_notebook', 'record_file', 'DeployError', 'Target', 'deploy_files', 'deploy',
            'read_record']
 
-# %% ../nbs/13_deploy.ipynb #5a605f16
+# %% ../nbs/13_deploy.ipynb #b2a598ed
 import base64, json, os, re, tempfile
 import jinja2
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from . import __version__
-from .app import labels_question
 from .bundle import read_bundle
 from .container import bundle_names, file_content, opened, weights_file, write_files
 from .core import BearclsError, atomic_write, package_file, sha256
@@ -43,10 +42,10 @@ class Target:
 
 part_modules = dict(classifier=('core', 'container', 'onnxfile', 'signature', 'bundle', 'inference'), notebook_app=('feedback', 'app'), serve=('workers', 'problems', 'supervise', 'gate', 'serve'))  # What each joined file is made of
 
-# %% ../nbs/13_deploy.ipynb #66937b9c
+# %% ../nbs/13_deploy.ipynb #6e8736b9
 _front = {n: n for n in ('static/classify.js', 'static/classify.css')}
 _static_page = ('python', '-m', 'http.server', '{port}', '--bind', '127.0.0.1')
-_notebook = dict(parts=('classifier', 'notebook_app'), roots=('app.ClassifierApp',), static=_front | {'voila.py': 'static/voila.py'})
+_notebook = dict(parts=('classifier', 'notebook_app'), roots=('app.ClassifierApp',), static=_front | {'voila.py': 'static/voila.py.txt'})
 _service = dict(parts=('classifier', 'serve'), static={n: n for n in (*_front, 'static/service.html', 'static/service.css', 'static/service.js')}, health='/readyz', service=True)
 deploy_targets = {t.name: t for t in [
     Target('web', 'a page without a server, also as one HTML file: the browser itself calculates', ('web',), command=_static_page),
@@ -60,7 +59,7 @@ deploy_targets = {t.name: t for t in [
     Target('colab', 'a notebook for Google Colab, with Gradio', ('colab',), ('classifier',), command=('python', 'notebook.py'), env={'GRADIO_SERVER_PORT': '{port}'}),
 ]}
 
-# %% ../nbs/13_deploy.ipynb #66e8efcd
+# %% ../nbs/13_deploy.ipynb #900ab2bd
 def deploy_files(
     target: str,                 # One of `deploy_targets`
     bundle: str | os.PathLike,   # Folder of a bundle, or its zip
@@ -71,7 +70,7 @@ def deploy_files(
     "Everything that a folder for a host consists of"
     if target not in deploy_targets: raise ValueError(f'`target` should be one of {", ".join(deploy_targets)}; got {target!r}')
     t, facts = deploy_targets[target], read_bundle(bundle)
-    values = dict(title=' '.join(title.split()) or labels_question(facts.labels), labels=list(facts.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, space=f'USER/{name}' if repo == 'USER/REPO' else repo, single=single_name)
+    values = dict(title=' '.join(title.split()) or facts.question, labels=list(facts.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, space=f'USER/{name}' if repo == 'USER/REPO' else repo, single=single_name)
     if target in ('web', 'space-static'): return dict(web_files(bundle, values['title'])) | _rendered(t, values)
     carried = _bundle_files(bundle)
     if target == 'colab': return _colab_files(t, values, carried)
@@ -92,7 +91,8 @@ def _layer(layer, values):
     jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(root.parent), keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     for file in sorted(f for f in root.rglob('*') if f.is_file() and '__pycache__' not in f.parts):
         name = file.relative_to(root).as_posix()
-        if file.suffix == '.jinja': out[name.removesuffix('.jinja')] = jinja.get_template(f'{layer}/{name}').render(values).encode()
+        if name.endswith('.py.txt'): out[name.removesuffix('.txt')] = file.read_bytes()  # Python that is no module of bearcls, and so does not say so by its name
+        elif file.suffix == '.jinja': out[name.removesuffix('.jinja')] = jinja.get_template(f'{layer}/{name}').render(values).encode()
         else: out[name] = file.read_bytes()
     return out
 

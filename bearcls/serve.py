@@ -269,7 +269,7 @@ def make_app(
     app.openapi = openapi
     return app
 
-# %% ../nbs/12_serve.ipynb #4d85a300
+# %% ../nbs/12_serve.ipynb #de4e1f92
 def _add_endpoints(app, service, Request, JSONResponse, Response):
     "What programs ask for"
     key = (401,) if service.settings.api_key else ()
@@ -286,7 +286,7 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
     async def labels():
         if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})
         facts = service.workers.classifier.bundle
-        return JSONResponse(dict(labels=list(facts.labels), bundle=facts.digest[:12], title=service.settings.title or _service_title(facts.labels)))
+        return JSONResponse(dict(labels=list(facts.labels), bundle=facts.digest[:12], title=service.settings.title or facts.question))
 
     @app.get('/healthz', summary='Is this process well?', responses=_service_docs('State', 503))
     async def healthz():
@@ -302,10 +302,6 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
     @app.get('/metrics', summary='Numbers for Prometheus', responses=_service_docs('', *key, content=plain), response_class=Response)
     async def metrics():
         return Response(service.metrics.text(), media_type='text/plain; version=0.0.4')
-
-def _service_title(labels):
-    "A headline of the labels"
-    return ', '.join(labels[:-1]) + f' or {labels[-1]}?' if len(labels) <= 5 else f'Which of {len(labels):,} labels?'
 
 # %% ../nbs/12_serve.ipynb #864882c6
 def _add_page(app, service, Response):

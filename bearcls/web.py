@@ -6,13 +6,13 @@ Docs: https://bearcls.github.io/bearcls/web.html.md"""
 
 # %% auto #0
 __all__ = ['runtime_name', 'runtime_version', 'runtime_digests', 'page_file', 'single_name', 'packed_name', 'heavy_page',
-           'largest_single', 'WebError', 'web_runtime', 'web_facts', 'page_title', 'folder_files', 'draw_icon',
-           'join_scripts', 'single_file', 'WebPage', 'web_files', 'write_web', 'weigh_web']
+           'largest_single', 'WebError', 'web_runtime', 'web_facts', 'folder_files', 'draw_icon', 'join_scripts',
+           'single_file', 'WebPage', 'web_files', 'write_web', 'weigh_web']
 
-# %% ../nbs/12c_web.ipynb #59f6b81b
+# %% ../nbs/12c_web.ipynb #4c82daa9
 import gzip, html, io, json, math, os, re, shutil, subprocess, tarfile, tempfile, zlib
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256 as _sha256
 from pathlib import Path
@@ -87,7 +87,7 @@ def _from_tgz(source, most=1 << 29):
     if missing := [name for name in runtime_digests if name not in files]: raise WebError(f'`runtime`: {source} holds no {missing[0]}')
     return files
 
-# %% ../nbs/12c_web.ipynb #97f1f86c
+# %% ../nbs/12c_web.ipynb #491112c1
 def web_facts(
     bundle: Bundle,   # From `read_bundle`
     model: bytes,     # Its model
@@ -95,12 +95,6 @@ def web_facts(
     "The facts that decide an answer, and none of how the model came about"
     unlike = bundle.unlikeness and {k: bundle.unlikeness[k] for k in ('threshold', 'false_alarms', 'pictures')}
     return bundle_json(replace(bundle, unlikeness=unlike, metrics={}, data={}, versions={}, weights=None, card=''), sha256(model), len(model))
-
-def page_title(
-    labels: Sequence[str],  # Of the bundle
-) -> str:                   # A question
-    "What a page asks that was given no title"
-    return 'What does the picture show?' if len(labels) > 6 or sum(map(len, labels)) > 60 else f'{", ".join(labels[:-1])} or {labels[-1]}?'
 
 # %% ../nbs/12c_web.ipynb #cb8ade58
 page_file, single_name, packed_name = 'index.html', 'classifier.html', 'ort-wasm-simd-threaded.wasm.gz'
@@ -197,7 +191,7 @@ def single_file(
 
 def _fingerprint(text): return f"'sha256-{b64encode(_sha256(text.encode()).digest()).decode()}'"
 
-# %% ../nbs/12c_web.ipynb #60e146c3
+# %% ../nbs/12c_web.ipynb #715fe411
 @dataclass
 class WebPage:
     "What `write_web` wrote"
@@ -226,7 +220,7 @@ def web_files(
 ) -> dict[str, bytes]:                         # Content by name
     "Everything that the folder holds"
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-    model, title = model_bytes(bundle), ' '.join(title.split()) or page_title(bundle.labels)
+    model, title = model_bytes(bundle), ' '.join(title.split()) or bundle.question
     if single and len(model) > largest_single: raise WebError(f'The model has {len(model)/1e6:,.0f} MB, and in a single file browsers take up to {largest_single/1e6:,.0f}: {_smaller}, or give `single=False`')
     parts = web_facts(bundle, model), model, web_runtime(runtime), title
     return folder_files(*parts) | ({single_name: single_file(*parts)} if single else {})

@@ -8,7 +8,7 @@ import bearcls.web as web
 from bearcls.bundle import Bundle, read_bundle, write_bundle
 from bearcls.core import ImageError, package_file
 from bearcls.inference import Classifier, judge
-from bearcls.web import WebError, folder_files, join_scripts, page_title, single_file, web_facts, web_files, web_runtime, weigh_web, write_web
+from bearcls.web import WebError, folder_files, join_scripts, single_file, web_facts, web_files, web_runtime, weigh_web, write_web
 from tiny_bundle import make_bundle
 
 fake = {'ort.wasm.bundle.min.mjs': b'var a=1;export{a as InferenceSession};\n//# sourceMappingURL=x.map\n', 'ort-wasm-simd-threaded.wasm': b'\0asm'}
