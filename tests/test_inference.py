@@ -271,7 +271,7 @@ def test_the_source_may_fail(classifier):
     with pytest.raises(ZeroDivisionError): list(classifier.predict_stream(source(), bs=1))
 
 def test_no_memory_for_one_picture(classifier, monkeypatch):
-    def load(source, min_side):
+    def load(source, *args):
         if source == b'large': raise MemoryError
         return brown
     monkeypatch.setattr(room, 'load_image', load)
