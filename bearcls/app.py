@@ -6,7 +6,8 @@ Docs: https://bearcls.github.io/bearcls/app.html.md"""
 
 # %% auto #0
 __all__ = ['max_upload', 'max_shrunk', 'max_message', 'max_answers', 'Answer', 'answer_upload', 'answer_html', 'AppDesk',
-           'ClassifierApp', 'write_app', 'voila_config', 'AppError', 'serve_app', 'run_app']
+           'ClassifierApp', 'write_app', 'voila_config', 'AppError', 'serve_app', 'wait_for_server', 'stop_server',
+           'run_app']
 
 # %% ../nbs/11_app.ipynb #a22da240
 import anywidget, contextlib, json, logging, os, socket, subprocess, sys, tempfile, threading, time, traitlets, urllib.request, webbrowser
@@ -227,7 +228,7 @@ def _port_for_app(port):
             return s.getsockname()[1]
     raise AppError(f'Port {port} is taken or not allowed; give another as `port`, or none to have one chosen')
 
-# %% ../nbs/11_app.ipynb #4cb9ffe0
+# %% ../nbs/11_app.ipynb #4e6c0ad4
 @contextlib.contextmanager
 def serve_app(
     bundle: str | os.PathLike,  # Folder of a bundle
@@ -246,26 +247,34 @@ def serve_app(
         with open(work/'server.log', 'w+b') as log, subprocess.Popen(_voila_command(notebook, port), stdout=log, stderr=log, cwd=work) as server:
             try:
                 url = f'http://127.0.0.1:{port}/'
-                _wait_for_app(url, server, log, timeout)
+                wait_for_server(url + 'voila/static/favicon.ico', server, log, timeout)
                 yield url
-            finally: _stop_app(server)
+            finally: stop_server(server)
 
-# %% ../nbs/11_app.ipynb #edaf54ec
-def _wait_for_app(url, server, log, timeout):
-    "Return when the server answers; an `AppError` says what it wrote if it does not"
+# %% ../nbs/11_app.ipynb #f48539db
+def wait_for_server(
+    url: str,                 # What it should answer
+    server: subprocess.Popen, # Its process
+    log: Any,                 # Binary file that it writes to
+    timeout: float = 60,      # Seconds to wait
+    name: str = 'Voilà',      # How the error calls it
+) -> None:
+    "Return when a server answers; an `AppError` says what it wrote last if it does not"
     start = time.monotonic()
     while time.monotonic() - start < timeout and server.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url + 'voila/static/favicon.ico', timeout=2): return
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5): return
         time.sleep(0.1)
     log.seek(0)
     said = log.read().decode('utf-8', 'replace').strip().splitlines()[-1:] or ['it wrote nothing']
     ended = f'ended with status {server.returncode}' if server.poll() is not None else f'did not answer within {timeout:g} seconds'
-    raise AppError(f'Voilà {ended}: {said[0]}')
+    raise AppError(f'{name} {ended}: {said[0]}')
 
-def _stop_app(server):
-    "End the server; it ends its kernels"
+def stop_server(
+    server: subprocess.Popen,  # Its process
+) -> None:
+    "Ask a server to end, with all that it has started, and insist after a while"
     server.terminate()
-    try: server.wait(10)
+    try: server.wait(15)
     except subprocess.TimeoutExpired: server.kill()
 
 # %% ../nbs/11_app.ipynb #5f5adde4

@@ -8,13 +8,14 @@ Docs: https://bearcls.github.io/bearcls/check.html.md"""
 __all__ = ['CheckStep', 'FolderCheck', 'make_environment', 'requirements_of', 'started', 'notebook_script', 'ask_service',
            'ask_page', 'find_browser', 'check_folder']
 
-# %% ../nbs/13b_check.ipynb #09a7951a
+# %% ../nbs/13b_check.ipynb #79be4114
 import contextlib, json, os, shutil, socket, subprocess, sys, tempfile, time, urllib.request, venv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import Html, html_table, sha256
+from .app import stop_server, wait_for_server
+from .core import html_table, sha256
 from .deploy import DeployError, deploy_targets, read_record
 from .inference import Classifier
 from .sample import draw_bear
@@ -65,7 +66,7 @@ def _bytes_below(path): return sum(f.lstat().st_size for f in Path(path).rglob('
 
 def _plain_environment(): return {k: v for k, v in os.environ.items() if not k.startswith(('PYTHON', 'VIRTUAL_ENV', 'JUPYTER', 'GRADIO', 'STREAMLIT', 'BEARCLS'))} | {'PYTHONUNBUFFERED': '1'}
 
-# %% ../nbs/13b_check.ipynb #dd34573f
+# %% ../nbs/13b_check.ipynb #c2aeb057
 @contextlib.contextmanager
 def started(
     path: str | os.PathLike,   # A deployed folder
@@ -83,9 +84,9 @@ def started(
         with open(Path(tmp)/'log', 'w+b') as log, subprocess.Popen(command, cwd=copy, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as server:
             try:
                 url = f'http://127.0.0.1:{port}'
-                _wait_until_ready(url + target.health, server, log, timeout)
+                wait_for_server(url + target.health, server, log, timeout, f'`{target.command[0]}`')
                 yield url
-            finally: _end(server)
+            finally: stop_server(server)
 
 def notebook_script(
     path: str | os.PathLike,  # A notebook
@@ -100,23 +101,6 @@ def _any_port():
     with contextlib.closing(socket.socket()) as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
-
-def _wait_until_ready(url, server, log, timeout):
-    "Return when the folder's server answers well; the error holds the end of what it wrote"
-    end = time.monotonic() + timeout
-    while time.monotonic() < end and server.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-            if answer.status < 400: return
-        time.sleep(.1)
-    log.seek(0)
-    said = ' / '.join(log.read().decode('utf-8', 'replace').strip().splitlines()[-3:]) or 'it wrote nothing'
-    raise DeployError(f'It {f"did not answer within {timeout:g} seconds" if server.poll() is None else f"ended with status {server.returncode}"}: {said}')
-
-def _end(server):
-    "Ask a server to stop, then insist"
-    server.terminate()
-    try: server.wait(15)
-    except subprocess.TimeoutExpired: server.kill()
 
 # %% ../nbs/13b_check.ipynb #93e88149
 def ask_service(

@@ -152,7 +152,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_deploy(commands.add_parser('deploy', help='write a folder that a host can run: a page, a Space, a container, a notebook'))
     return parser
 
-# %% ../nbs/18_cli.ipynb #a6066e08
+# %% ../nbs/18_cli.ipynb #6fc32a5b
 def _add_quickstart(parser):
     "Arguments of `bearcls quickstart`"
     parser.set_defaults(run=_quickstart)
@@ -176,6 +176,7 @@ def _add_gather(parser):
     parser.add_argument('--source', metavar='PATH', help='image folder or JSON file that the provider local searches')
     parser.add_argument('--license', metavar='NAME', help='only pictures under a licence: any, share, share_commercially, modify, modify_commercially or public_domain')
 
+# %% ../nbs/18_cli.ipynb #dcd8969a
 def _add_check(parser):
     "Arguments of `bearcls check`"
     parser.set_defaults(run=_check)
@@ -205,6 +206,7 @@ def _table_file(name):
     if name.lower().endswith(('.csv', '.jsonl', '.parquet')): return name
     raise argparse.ArgumentTypeError(f'{name!r} must end in .csv, .jsonl or .parquet')
 
+# %% ../nbs/18_cli.ipynb #aa2eb577
 def _add_app(parser):
     "Arguments of `bearcls app`"
     parser.set_defaults(run=_app)

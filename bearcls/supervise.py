@@ -7,13 +7,14 @@ Docs: https://bearcls.github.io/bearcls/supervise.html.md"""
 # %% auto #0
 __all__ = ['service_log', 'LogLines', 'write_log', 'http_protocol', 'Supervisor', 'is_orphan', 'return_memory']
 
-# %% ../nbs/11d_supervise.ipynb #3c70a67f
+# %% ../nbs/11d_supervise.ipynb #752abddf
 import json, logging, multiprocessing, os, signal, sys, threading, time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from multiprocessing.connection import wait
 from typing import Any
 from .core import optional_import
+from .inference import patch_to
 from .problems import problem_body, problem_type
 
 # %% ../nbs/11d_supervise.ipynb #bd8db481
@@ -101,7 +102,7 @@ def http_protocol(
 
     return BoundedProtocol
 
-# %% ../nbs/11d_supervise.ipynb #d297a48c
+# %% ../nbs/11d_supervise.ipynb #7dea4cb9
 class Supervisor:
     "Keeps processes running until it is told to stop"
     def __init__(self,
@@ -118,49 +119,55 @@ class Supervisor:
         "Let all processes end"
         self.stopping.set()
 
-    def _start(self, k, tries=0):
-        process = self.context.Process(target=self.target, args=(*self.args, k), name=f'bearcls_serve_{k}')
-        process.start()
-        self.processes[k] = (process, time.monotonic(), tries)
-        service_log.info(dict(event='process_started', number=k, pid=process.pid))
+# %% ../nbs/11d_supervise.ipynb #ab9d632e
+@patch_to(Supervisor)
+def _start(self, k, tries=0):
+    process = self.context.Process(target=self.target, args=(*self.args, k), name=f'bearcls_serve_{k}')
+    process.start()
+    self.processes[k] = (process, time.monotonic(), tries)
+    service_log.info(dict(event='process_started', number=k, pid=process.pid))
 
-    def _look(self):
-        "Start those again that have died; False if there is no use in that"
-        for k, (process, started, tries) in list(self.processes.items()):
-            if process.is_alive(): continue
-            process.join()
-            lived = time.monotonic() - started
-            if process.exitcode == 3 and lived < 20 and tries == 0: return False  # uvicorn's sign for "cannot begin"
-            tries = 0 if lived > 20 else tries + 1
-            service_log.error(dict(event='process_died', number=k, pid=process.pid, exit=process.exitcode, lived=round(lived, 1)))
-            if tries > 1 and self.stopping.wait(min(8, .25*2**tries)): return True
-            self._start(k, tries)
-        return True
+@patch_to(Supervisor)
+def _look(self):
+    "Start those again that have died; False if there is no use in that"
+    for k, (process, started, tries) in list(self.processes.items()):
+        if process.is_alive(): continue
+        process.join()
+        lived = time.monotonic() - started
+        if process.exitcode == 3 and lived < 20 and tries == 0: return False  # uvicorn's sign for "cannot begin"
+        tries = 0 if lived > 20 else tries + 1
+        service_log.error(dict(event='process_died', number=k, pid=process.pid, exit=process.exitcode, lived=round(lived, 1)))
+        if tries > 1 and self.stopping.wait(min(8, .25*2**tries)): return True
+        self._start(k, tries)
+    return True
 
-    def run(self) -> bool:  # Did all end in order?
-        "Until `stop`, or one of the signals that mean it"
-        here = threading.current_thread() is threading.main_thread()
-        before = {s: signal.signal(s, self.stop) for s in (signal.SIGTERM, signal.SIGINT)} if here else {}
-        fine = True
-        try:
-            for k in range(self.n): self._start(k)
-            while fine and not self.stopping.is_set():
-                wait([p.sentinel for p, *_ in self.processes.values()], 0.25)
-                fine = self.stopping.is_set() or self._look()
-        finally:
-            self._end()
-            for s, handler in before.items(): signal.signal(s, handler)
-        return fine
+# %% ../nbs/11d_supervise.ipynb #98c6e8d0
+@patch_to(Supervisor)
+def run(self) -> bool:  # Did all end in order?
+    "Until `stop`, or one of the signals that mean it"
+    here = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, self.stop) for s in (signal.SIGTERM, signal.SIGINT)} if here else {}
+    fine = True
+    try:
+        for k in range(self.n): self._start(k)
+        while fine and not self.stopping.is_set():
+            wait([p.sentinel for p, *_ in self.processes.values()], 0.25)
+            fine = self.stopping.is_set() or self._look()
+    finally:
+        self._end()
+        for s, handler in before.items(): signal.signal(s, handler)
+    return fine
 
-    def _end(self):
-        "Ask all processes to end, and make those end who do not"
-        for p, *_ in self.processes.values(): p.terminate()
-        for c in self.closing: c.close()  # else those who connect now would wait for nobody
-        end = time.monotonic() + self.seconds
-        for p, *_ in self.processes.values():
-            p.join(max(0.1, end - time.monotonic()))
-            if p.is_alive(): p.kill()
-            p.join()
+@patch_to(Supervisor)
+def _end(self):
+    "Ask all processes to end, and make those end who do not"
+    for p, *_ in self.processes.values(): p.terminate()
+    for c in self.closing: c.close()  # else those who connect now would wait for nobody
+    end = time.monotonic() + self.seconds
+    for p, *_ in self.processes.values():
+        p.join(max(0.1, end - time.monotonic()))
+        if p.is_alive(): p.kill()
+        p.join()
 
 def is_orphan() -> bool:
     "Is this a process whose supervisor is gone?"

@@ -140,7 +140,7 @@ def test_wrong_addresses_and_methods(url):
 
 def test_a_fault_inside_is_a_problem_too(bundle):
     class Faulty(Classifier):
-        def predict_rows(self, named): raise KeyError('/tmp/secret')
+        def predict_rows(self, named): raise KeyError('/srv/secret')
     with serving(Faulty(bundle, threads=1)) as address:
         is_problem(ask(address, picture('white')), 500)
         assert ask(address, path='/healthz')[0] == 200

@@ -1,22 +1,13 @@
 "The page of the HTTP service in a real browser: the pictures of the notebook application's test, answers in their own cards, and nothing from other hosts"
 import io, os, time
-import numpy as np
 import pytest
 from PIL import Image
 from tiny_bundle import furs, make_bundle
+from uploads import picture
 
 for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
 from bearcls.inference import Classifier
 from bearcls.serve import Settings, serving
-
-def picture(colour, size=(400, 300), format='JPEG', noise=0, **options):
-    "A picture of one colour, or with noise around it, as the bytes of a file"
-    out, image = io.BytesIO(), Image.new('RGB', size, colour)
-    if noise:
-        grain = np.random.default_rng(0).integers(-noise, noise + 1, (*size[::-1], 3), dtype=np.int16)
-        image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
-    image.save(out, format, **options)
-    return out.getvalue()
 
 @pytest.fixture(scope='module')
 def bundle(tmp_path_factory): return make_bundle(tmp_path_factory.mktemp('page')/'furs')
