@@ -347,9 +347,11 @@ def test_processes_that_are_killed_come_back(bundle, tmp_path):
     with running(bundle, tmp_path, 2) as (url, process, lines):
         for _ in range(10): label(url)
         for k in (0, 1):
+            wait_for(lambda: len(lines('request')) == 10 + 5*k)  # a request is counted and logged just after its answer
             os.kill([s['pid'] for s in lines('process_started') if s['number'] == k][-1], signal.SIGKILL)
             wait_for(lambda: len(lines('ready')) == 3 + k)
             for _ in range(5): assert label(url) == 'brown'
+        wait_for(lambda: len(lines('request')) == 20)
         text = ask(url, path='/metrics')[2].decode()
         assert 'bearcls_requests_total{path="/predict",status="200"} 20.0' in text, 'the numbers of all processes, the dead ones too'
         assert len(lines('process_died')) == 2 and len(lines('request')) == 20
