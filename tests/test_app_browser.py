@@ -279,7 +279,7 @@ def test_keyboard_alone(place, files):
     tab.get_by_role('dialog', name='Camera').wait_for()
     tab.keyboard.press('Escape')
     tab.get_by_role('dialog', name='Camera').wait_for(state='hidden')
-    assert tab.evaluate('document.activeElement.textContent') == 'Take a picture'
+    tab.wait_for_function("document.activeElement.textContent == 'Take a picture'", timeout=10_000)  # a dialog says that it has closed a moment after it vanishes
 
 def test_told_to_screen_readers(page, files):
     "A heading, names for all controls, and a status that is read aloud"
