@@ -70,6 +70,7 @@ class Place:
         tab.on('websocket', lambda socket: socket.on('framesent', lambda frame: self.sent.append(len(frame))))
         tab.on('response', lambda r: self.hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None)
         tab.on('pageerror', lambda e: self.errors.append(str(e)))
+        tab.on('filechooser', lambda chooser: None)  # choosers are caught from the start, not only when one is waited for: a key is faster than that
         self.open()
 
     def open(self):
