@@ -76,15 +76,16 @@ def _app(args):
     run_app(args.bundle, port=args.port, open_browser=not args.no_browser, title=args.title, feedback=None if args.no_feedback else args.feedback)
     return 0
 
-# %% ../nbs/18_cli.ipynb #124d8f9c
+# %% ../nbs/18_cli.ipynb #010ff018
 def _serve(args):
     "Serve a bundle over HTTP; status 1 if a process could not go on"
     from bearcls.serve import Settings, run_server
-    try: settings = Settings(title=args.title, origins=tuple(args.origin))
+    try: settings = Settings(threads=args.threads, max_waiting=args.max_waiting, max_bytes=args.max_bytes, max_held=max(args.max_bytes, Settings.max_held),
+        title=args.title, origins=tuple(args.origin), frames=tuple(args.frame))
     except ValueError as e: return _fail(str(e))
     return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
 
-# %% ../nbs/18_cli.ipynb #0e235d02
+# %% ../nbs/18_cli.ipynb #c8fcc6a1
 def _deploy(args):
     "Write a folder for a host; with --check also try it, status 1 if it does not work"
     from bearcls.deploy import deploy
@@ -93,7 +94,10 @@ def _deploy(args):
     print(f'{dest} is ready; {dest/"README.md"} says how it gets online')
     if not args.check: return 0
     from bearcls.check import check_folder
-    return 0 if check_folder(dest, args.bundle).ok else 1
+    check = check_folder(dest, args.bundle)
+    missing = ', '.join(s.name for s in check.steps if s.status == 'not checked')
+    print(f'{dest} works' + (f', as far as it was tried (not: {missing})' if missing else '') if check.ok else f'{dest} does not work yet; {dest/"README.md"} says how to start it by hand')
+    return 0 if check.ok else 1
 
 # %% ../nbs/18_cli.ipynb #a75eb200
 def _predict(args):
@@ -217,7 +221,7 @@ def _add_app(parser):
     parser.add_argument('--feedback', default='', metavar='FILE', help='where votes on answers are kept (default: feedback.sqlite beside the bundle)')
     parser.add_argument('--no-feedback', action='store_true', help='do not ask what visitors think of an answer')
 
-# %% ../nbs/18_cli.ipynb #d7ece943
+# %% ../nbs/18_cli.ipynb #c5e801e3
 def _add_serve(parser):
     "Arguments of `bearcls serve`"
     parser.set_defaults(run=_serve)
@@ -225,9 +229,13 @@ def _add_serve(parser):
     parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip; another one put into its place is taken over')
     parser.add_argument('--host', default='127.0.0.1', metavar='ADDRESS', help='where to listen; 0.0.0.0 for all addresses of this machine (default: %(default)s)')
     parser.add_argument('--port', type=int, default=8000, metavar='N', help='port to listen on; 0 for a free one (default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes; each answers as many pictures at a time as it has cores (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes; of use on machines with many cores (default: %(default)s)')
     parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
     parser.add_argument('--origin', action='append', default=[], metavar='URL', help='another site whose pages may ask, such as https://example.org; may be given several times')
+    parser.add_argument('--frame', action='append', default=[], metavar='URL', help='another site that may show the page in a frame; may be given several times')
+    parser.add_argument('--threads', type=int, metavar='N', help='pictures answered at the same time by each process (default: one for each core, shared among the processes)')
+    parser.add_argument('--max-waiting', type=int, default=64, metavar='N', help='pictures that may wait in a process; more are told to come back (default: %(default)s)')
+    parser.add_argument('--max-bytes', type=int, default=32 << 20, metavar='N', help='largest request (default: %(default)s)')
 
 # %% ../nbs/18_cli.ipynb #2b720834
 def _add_deploy(parser):

@@ -8,10 +8,10 @@ Docs: https://bearcls.github.io/bearcls/serve.html.md"""
 __all__ = ['Settings', 'Service', 'result_of', 'answer_uploads', 'answer_request', 'make_app', 'serving', 'run_server',
            'serve_process']
 
-# %% ../nbs/12_serve.ipynb #4695d93a
+# %% ../nbs/12_serve.ipynb #16e3b172
 import asyncio, contextlib, os, signal, socket, threading, time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from .bundle import read_bundle
@@ -23,8 +23,8 @@ from .problems import BodyBudget, BoundedBody, Problem, Upload, problem_body, pr
 from .supervise import Supervisor, http_protocol, is_orphan, return_memory, service_log, write_log
 from .workers import BundleWatch, Busy, Workers, load_classifier
 
-# %% ../nbs/12_serve.ipynb #450deee9
-@dataclass(frozen=True)
+# %% ../nbs/12_serve.ipynb #6a0703a9
+@dataclass(frozen=True, repr=False)
 class Settings:
     "What a service allows, and how long it waits"
     threads: int | None = None       # Pictures answered at the same time in one process; None: one for each core, shared among the processes
@@ -52,6 +52,10 @@ class Settings:
         for name, low in {**least, **dict.fromkeys(('seconds_head', 'seconds_body', 'seconds_answer', 'seconds_stuck'), 0.001)}.items():
             if (value := getattr(self, name)) is not None and value < low: raise ValueError(f'`{name}` must be at least {low}, got {value}')
         if self.max_held < self.max_bytes: raise ValueError(f'`max_held` must be at least `max_bytes` ({self.max_bytes:,}), got {self.max_held:,}')
+
+    def __repr__(self):
+        changed = {f.name: value for f in fields(self) if f.repr and (value := getattr(self, f.name)) != f.default}
+        return f'Settings({", ".join(f"{k}={v!r}" for k, v in changed.items())})'
 
 # %% ../nbs/12_serve.ipynb #dff633ef
 class Service:
@@ -176,7 +180,7 @@ async def answer_request(
     if len(results) == 1 and results[0]['status'] == 'failed': raise Problem(422, results[0]['reason'])
     return results
 
-# %% ../nbs/12_serve.ipynb #bf964631
+# %% ../nbs/12_serve.ipynb #5e5dcfe0
 def _service_schemas():
     "What goes in and comes out, as JSON Schema"
     text, number, share = dict(type='string'), dict(type='number'), dict(type='number', minimum=0, maximum=1)
@@ -198,7 +202,7 @@ def _service_schemas():
 
 _service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzly', probability=0.94, probabilities=dict(grizzly=0.94, black=0.05, teddy=0.01),
     trusted=True, reason='', unlikeness=0.12, bundle='3f2a90c1d4e5'),
-    dict(name='notes.jpg', status='failed', reason='the bytes are no picture of a known format')])
+    dict(name='notes.jpg', status='failed', reason='the file is no picture of a known format')])
 _service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNYqqUFAAJxAPqULGlbAAAAAElFTkSuQmCC'  # A PNG of one pixel
 
 def _service_docs(ok, *problems, example=None, content=None):
@@ -324,11 +328,14 @@ def _add_page(app, service, Response):
         file, kind = files[name]
         return Response(file.read_bytes(), media_type=kind, headers={'Cache-Control': 'no-cache'})
 
-# %% ../nbs/12_serve.ipynb #a52989ce
+# %% ../nbs/12_serve.ipynb #463c7566
 def _service_config(app, settings):
     "What uvicorn is told"
     uvicorn = optional_import('uvicorn', "'bearcls[serve]'", 'The HTTP service')
-    return uvicorn.Config(app, http=http_protocol(seconds_head=settings.seconds_head, max_connections=settings.max_connections),
+    def noted(status, detail):
+        app.state.service.metrics.requests.labels('none', str(status)).inc()
+        service_log.info(dict(event='refused', status=status, reason=detail))
+    return uvicorn.Config(app, http=http_protocol(seconds_head=settings.seconds_head, max_connections=settings.max_connections, noted=noted),
         lifespan='on', ws='none', log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=int(settings.seconds_answer) + 5)
 

@@ -43,11 +43,12 @@ def write_log(
         log.handlers, log.propagate = [handler], False
         log.setLevel(level if name == 'bearcls.serve' else max(level, logging.WARNING))
 
-# %% ../nbs/11d_supervise.ipynb #e0b024a6
+# %% ../nbs/11d_supervise.ipynb #ed59c41d
 def http_protocol(
     max_head: int = 32_768,         # Bytes of a request's line and headers
     seconds_head: float = 10,       # Within which they have to be there
     max_connections: int = 1000,    # At the same time
+    noted: Callable[[int, str], None] | None = None,  # Told status and sentence of every refusal; None: nobody is
 ) -> type:                          # For uvicorn's `http`
     "uvicorn's own protocol, with bounds"
     base = optional_import('uvicorn.protocols.http.auto', "'bearcls[serve]'", 'The HTTP service').AutoHTTPProtocol
@@ -93,6 +94,7 @@ def http_protocol(
             "Answer without the application, and close when the client has heard it: a connection with unread bytes would break before"
             if self.refused or self.transport.is_closing(): return
             self.refused = True
+            if noted: noted(status, detail)
             problem = problem_body(status, detail)
             body = json.dumps(problem).encode()
             head = f'HTTP/1.1 {status} {problem["title"]}\r\nContent-Type: {problem_type}\r\nContent-Length: {len(body)}\r\n{headers}Connection: close\r\n\r\n'

@@ -292,6 +292,7 @@ def test_told_to_screen_readers(page, files):
     assert page.tab.get_by_role('heading', level=1).inner_text() == 'black, brown or white?'
     page.tab.get_by_role('article', name='brown.jpg').get_by_role('img', name='brown.jpg').wait_for()
     page.tab.get_by_role('group', name='Is this right?').wait_for()
+    assert page.tab.get_by_role('heading', level=2).all_inner_texts() == ['brown.jpg']
     unnamed = "found => found.filter(e => !e.hidden && !e.getAttribute('aria-hidden') && !(e.getAttribute('aria-label') || e.textContent.trim())).length"
     assert page.tab.eval_on_selector_all('.bearcls-classify :is(button, input, select, img, canvas, video)', unnamed) == 0
     page.choose(files/'text.jpg')

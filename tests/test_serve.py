@@ -201,6 +201,7 @@ def test_too_many_connections(bundle):
         for s in held: s.close()
         time.sleep(.2)
         assert label(address) == 'brown'
+        assert b'bearcls_requests_total{path="none",status="503"} 1.0' in ask(address, path='/metrics')[2]  # refused before anything was read
 
 def test_bodies_together_are_bounded(bundle):
     with serving(bundle, Settings(max_bytes=1_000_000, max_held=1_500_000, seconds_body=3)) as address:

@@ -141,6 +141,7 @@ class Page {
     this.round = new AbortController(); // Ends the work on the pictures that are shown
     this.key = Math.random().toString(36).slice(2, 10); // Pages that share a server have different names for their pictures
     this.count = 0;
+    this.cardHeading = `h${Number(heading[1]) + 1}`; // One level below the page's own
     this.build(note, heading);
     this.listen();
     this.stopTheme = followTheme(root);

@@ -6,13 +6,16 @@ const form = document.getElementById('key');
 const trouble = document.getElementById('trouble');
 let key = '';
 
+/* Words for a log, as a sentence for a page */
+function sentence(words) { return words[0].toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? '' : '.'); }
+
 /* What a service says is wrong, as an Error with one sentence */
 async function problem(response) {
   let detail = '';
   try { detail = (await response.json()).detail; } catch { /* no JSON: a proxy's own page */ }
   const wait = Number(response.headers.get('Retry-After'));
   if (response.status === 503 && wait) detail = `Too many people are asking at the moment. Try again in ${wait} second${wait === 1 ? '' : 's'}.`;
-  const error = new Error(detail || `The service answers with status ${response.status}.`);
+  const error = new Error(detail ? sentence(detail) : `The service answers with status ${response.status}.`);
   error.status = response.status;
   return error;
 }
