@@ -85,7 +85,7 @@ def _serve(args):
     except ValueError as e: return _fail(str(e))
     return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
 
-# %% ../nbs/18_cli.ipynb #c8fcc6a1
+# %% ../nbs/18_cli.ipynb #242e2f1a
 def _deploy(args):
     "Write a folder for a host; with --check also try it, status 1 if it does not work"
     from bearcls.deploy import deploy
@@ -96,7 +96,7 @@ def _deploy(args):
     from bearcls.check import check_folder
     check = check_folder(dest, args.bundle)
     missing = ', '.join(s.name for s in check.steps if s.status == 'not checked')
-    print(f'{dest} works' + (f', as far as it was tried (not: {missing})' if missing else '') if check.ok else f'{dest} does not work yet; {dest/"README.md"} says how to start it by hand')
+    print(f'{dest} works' + (f' as far as it was tried; not checked: {missing}' if missing else '') if check.ok else f'{dest} does not work yet; {dest/"README.md"} says how to start it by hand')
     return 0 if check.ok else 1
 
 # %% ../nbs/18_cli.ipynb #a75eb200

@@ -317,7 +317,7 @@ def advice(
     if copies: found.append(f'{copies} pictures are copies or near copies of others. They were kept on one side of the split; they add little.')
     return found + ['Try it on a picture that is none of the labels: a classifier always answers, and only you know when it should not.']
 
-# %% ../nbs/17_quickstart.ipynb #c80a0165
+# %% ../nbs/17_quickstart.ipynb #20091b25
 def next_commands(
     q: Quickstart,  # What was made and found
 ) -> str:           # Lines for a terminal
@@ -326,6 +326,7 @@ def next_commands(
     return '\n'.join(['', f'Report: {_short_path(q.html)}', '', 'Next:',
         f'  bearcls app {_short_path(q.bundle)}    the classifier as an application in your browser',
         f'  bearcls predict {_short_path(q.bundle)} {file}',
+        f'  bearcls deploy web {_short_path(q.bundle)} page    a page for other people, which needs no server',
         '  bearcls quickstart --data FOLDER    the same with your own pictures, one folder per label'])
 
 def _short_path(path):
