@@ -2,10 +2,12 @@
 import ast, hashlib, json, os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
+import bearcls.check
 from tiny_bundle import make_bundle
 from uploads import labels_expected, write_uploads
 from bearcls.bundle import BundleError, read_bundle, zip_bundle
 from bearcls.check import check_folder, make_environment, requirements_of, started
+from bearcls.cli import main
 from bearcls.deploy import DeployError, deploy, deploy_files, deploy_targets, read_record
 from bearcls.runtime import RuntimeFileError, join_modules
 
@@ -133,6 +135,19 @@ def test_check_tells_what_is_wrong(bundle, tmp_path):
     (dest/'requirements.txt').write_text('no-such-package-of-bearcls==1\n')
     check = check_folder(dest, quiet=True)
     assert not check.ok and [s.status for s in check.steps] == ['ok', 'failed'] and 'changed since' in check.steps[0].words and 'cannot be installed' in check.steps[1].words
+
+def test_check_needs_a_python_that_the_versions_exist_for(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(bearcls.check, 'oldest_python', (9, 1))
+    check = check_folder(deploy('voila', bundle, tmp_path/'app'), quiet=True)
+    assert not check.ok and 'need Python 9.1 or newer' in check.steps[-1].words and [s.name for s in check.steps] == ['files', 'environment']
+
+@needs_npm
+def test_check_on_the_command_line(bundle, tmp_path, capsys, monkeypatch):
+    assert main(['deploy', 'web', str(bundle), str(tmp_path/'page'), '--check']) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f'{tmp_path/"page"} works')
+    monkeypatch.setattr(bearcls.check, 'oldest_python', (9, 1))
+    assert main(['deploy', 'voila', str(bundle), str(tmp_path/'app'), '--check']) == 1
+    assert 'does not work yet' in capsys.readouterr().out.splitlines()[-1]
 
 @pytest.mark.parametrize('target', ['voila', 'binder', 'fastapi', 'space-docker'])
 def test_every_kind_of_file(target, bundle, tmp_path, browser, environment):
