@@ -100,6 +100,10 @@ def test_api_entry_tells_what_further_arguments_are():
     assert '**dls_kwargs' in signature and 'For `image_dls`' not in signature
     assert 'For `image_dls`, when `data` is a folder' in api_entry(None, '###', 'train', signature, '').split('**`**dls_kwargs`**')[1]
 
+def test_api_entry_with_a_bare_star():
+    text = api_entry(None, '###', 'f', 'def f(\n    a:int, # First\n    *, b:str, # By name only\n):', '')
+    assert '```python\nf(a, *, b)\n```' in text and '**`b`** `str`\n:   By name only' in text and '**`*' not in text
+
 def test_api_entry_names_objects():
     "Defaults that are classes, functions or enums print as something that is no Python; their names are"
     signature = "def f(\n    a:type=<class 'OSError'>, # One\n    b:tuple=(<Kind.X: 3>,), # Two\n    c=<function g at 0x7f00>, # Three\n    d=<object>, # Four\n):"

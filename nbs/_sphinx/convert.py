@@ -243,7 +243,9 @@ def _parse(signature):
     lines = signature.replace('():', '(\n):').replace('()->', '(\n)->').splitlines()
     params = [re.fullmatch(r'    (.*?),?(?: # (.*))?', line) for line in lines[1:-1]]
     last = re.fullmatch(r'\)(?:->(.*?))?:(?: # (.*))?', lines[-1])
-    return ([p.groups() for p in params], last.groups()) if last and all(params) else None
+    if not last or not all(params): return None
+    pairs = [p.groups() for p in params]  # nbdev writes a bare star into the line of the parameter behind it
+    return [pair for code, doc in pairs for pair in ([('*', None), (code[3:], doc)] if code.startswith('*, ') else [(code, doc)])], last.groups()
 
 def _argument(code):
     "Name, type and default of one parameter as written"
@@ -276,7 +278,7 @@ def _fields(signature):
     items = []
     for code, doc in params:
         name, kind, default = _argument(code)
-        if name == 'self': continue
+        if name in ('self', '*'): continue
         term = f'**`{name}`**' + (f' `{kind}`' if kind else '') + (f' = `{default}`' if default else '')
         items.append(f'{term}\n:   {doc or "&nbsp;"}')
     if meaning: items.append(f'**returns** `{returned}`\n:   {meaning}' if returned else f'**returns**\n:   {meaning}')
