@@ -74,6 +74,7 @@ def test_links():
     known = ['00_core.ipynb', 'tutorials/01_first.ipynb']
     check_links('[a](../00_core.ipynb#x) and [b](https://example.org/x.html) and [c](#here)', 'tutorials/01_first.ipynb', known)
     with pytest.raises(SiteError, match='no notebook nbs/tutorials/00_core.ipynb'): check_links('[a](00_core.ipynb)', 'tutorials/01_first.ipynb', known)
+    with pytest.raises(SiteError, match='becomes a link by itself'): check_links('[[`load_image`](https://example.org/core.html)](00_core.ipynb)', 'index.ipynb', known)
     with pytest.raises(SiteError, match='link to the notebook'): check_links('[a](core.html)', 'index.ipynb', known)
     assert local_link('../00_core.ipynb#load_image', 'tutorials/first') == '../core.html#load_image'
     assert local_link('https://bearcls.github.io/bearcls/core.html#flatten', 'core') == '#flatten'

@@ -52,6 +52,8 @@ def check_links(
 ):
     "Every link to a notebook leads to one, and none leads to a page that only one of the two builds would make"
     for token in MarkdownIt().parse(source):
+        if broken := next((c.content for c in token.children or [] if c.type == 'text' and '](' in c.content), ''):
+            raise SiteError(f'link that is none, {broken[:60]}: a name in backquotes becomes a link by itself, and cannot be the words of another')
         for link in (c.attrs['href'] for c in token.children or [] if c.type == 'link_open'):
             url = urlsplit(link)
             if url.scheme or url.netloc or not url.path: continue
