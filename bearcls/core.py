@@ -10,13 +10,14 @@ __all__ = ['image_reasons', 'max_pixels', 'image_formats', 'image_suffixes', 'ma
            'atomic_write', 'cache_folder', 'package_file', 'ImageRow', 'write_manifest', 'read_manifest', 'sha256',
            'describe_file', 'image_size', 'progress', 'Html', 'data_uri', 'thumbnail', 'gallery', 'html_table']
 
-# %% ../nbs/00_core.ipynb #94fe4091
+# %% ../nbs/00_core.ipynb #d7c2a656
 import base64, contextlib, csv, hashlib, html, importlib, io, os, struct, sys, warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
+from .guard import costly_build
 
 # %% ../nbs/00_core.ipynb #262a8988
 class BearclsError(Exception):
@@ -81,7 +82,7 @@ def _scale_grey(image):
     if image.mode == 'F' and image.getextrema()[1] > 1.0: peak = 255.0
     return image.convert('F').point(lambda v: v * (255.0 / peak)).convert('L')
 
-# %% ../nbs/00_core.ipynb #92f42ee2
+# %% ../nbs/00_core.ipynb #c3e37557
 def load_image(
     source: str | os.PathLike | bytes | BinaryIO | Image.Image,  # Path, bytes, open binary file or Pillow picture
     min_side: int | None = None,  # Large pictures may be opened smaller, but not below this many pixels a side; None: full size
@@ -91,7 +92,9 @@ def load_image(
     if isinstance(source, Image.Image):
         with _image_errors(_source_name(source), b'.'): return reduced(flatten(ImageOps.exif_transpose(source)), min_side)
     name = _source_name(source)
+    if hasattr(source, 'read') and not (hasattr(source, 'seek') and source.seekable()): source = source.read()
     with _image_errors(name, source):
+        if why := costly_build(source): raise ImageError(f'{name} cannot be decoded: {why}')
         with _open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source) as image:
             if image.width * image.height > limit:
                 raise ImageError(f'{name} claims {image.width}×{image.height} pixels; at most {limit:,} are accepted', 'bomb')
@@ -108,15 +111,15 @@ def reduced(
     factor = min(image.size)//min_side if min_side else 1
     return image.reduce(factor) if factor > 1 else image
 
-# %% ../nbs/00_core.ipynb #a272b460
-image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF', 'PPM')
+# %% ../nbs/00_core.ipynb #38c13e59
+image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 _loaded = set()
 
 def _formats():
     "Those of `image_formats` that this Pillow can read"
-    for name in () if _loaded else ('Jpeg', 'Mpo', 'Png', 'WebP', 'Gif', 'Bmp', 'Tiff', 'Avif', 'Ppm'):
+    for name in () if _loaded else ('Jpeg', 'Mpo', 'Png', 'WebP', 'Gif', 'Bmp', 'Tiff', 'Avif'):
         with contextlib.suppress(ImportError): importlib.import_module(f'PIL.{name}ImagePlugin')
     _loaded.add('readers')
     return [f for f in image_formats if f in Image.OPEN]

@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/download.html.md"""
 # %% auto #0
 __all__ = ['hold_file', 'release_file', 'download_images', 'reason_counts', 'gather']
 
-# %% ../nbs/03_download.ipynb #5a4447b9
+# %% ../nbs/03_download.ipynb #8b460508
 import asyncio, contextlib, errno, io, itertools, json, os, threading, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +18,7 @@ from typing import IO, Any
 from PIL import Image, UnidentifiedImageError
 from .core import (DataError, ImageError, ImageRow, image_size, image_suffixes, load_image, manifest_name, progress,
                           read_manifest, sha256, write_manifest)
+from .guard import costly_build
 from .fetch import Fetched, FetchError, FetchLimits, fetch_many, run_aside
 from .likeness import perceptual_hash, small_grey
 from .results import SearchError, SearchResult, SearchResults, local_path
@@ -40,12 +41,13 @@ class _Picture:
     @property
     def name(self): return self.sha256[:16] + self.suffix
 
-# %% ../nbs/03_download.ipynb #c9f2db36
+# %% ../nbs/03_download.ipynb #15e56f9f
 _one_large = threading.Lock()  # A picture of 100 million pixels takes 300 MB; of such only one is decoded at a time
 
 def _accept(data):
     "The picture in these bytes, or an `ImageError`"
     if not data: raise ImageError('the answer is empty', 'empty')
+    if why := costly_build(data): raise ImageError(f'it cannot be decoded: {why}')
     try:
         with Image.open(io.BytesIO(data), formats=_formats) as header:
             suffix, n_pixels = _suffixes.get(header.format, f'.{header.format.lower()}'), header.width*header.height

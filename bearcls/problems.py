@@ -39,7 +39,7 @@ def problem_body(
     body = dict(type='about:blank', title=HTTPStatus(status).phrase, status=status, detail=detail)
     return body | (dict(request_id=request_id) if request_id else {})
 
-# %% ../nbs/11c_problems.ipynb #d567404a
+# %% ../nbs/11c_problems.ipynb #19b4e0a5
 @dataclass
 class Upload:
     "One picture of a request"
@@ -52,7 +52,7 @@ def upload_name(
     position: int,  # Counted from 1
 ) -> str:           # Short, on one line
     "What to call a picture in an answer"
-    name = ''.join(c for c in str(given or '') if c.isprintable()).strip()
+    name = ''.join(c for c in str(given or '')[-1000:] if c.isprintable()).strip()
     return name[-200:] or f'picture {position}'
 
 # %% ../nbs/11c_problems.ipynb #8631e99a
@@ -106,7 +106,7 @@ def _from_base64(name, data):
     try: return Upload(name, base64.b64decode(''.join(data.split()), validate=True))
     except (ValueError, binascii.Error): return Upload(name, reason='its `data` is no base64')
 
-# %% ../nbs/11c_problems.ipynb #b5c8e641
+# %% ../nbs/11c_problems.ipynb #d7bf6fe2
 def read_uploads(
     body: bytes,         # The whole of it
     content_type: str,   # As the header says
@@ -117,7 +117,8 @@ def read_uploads(
     message['content-type'] = re.sub(r'[\r\n]', ' ', content_type)
     kind = message.get_content_type() if '/' in content_type else ''
     if kind == 'multipart/form-data':
-        boundary = message.get_param('boundary')
+        try: boundary = message.get_param('boundary')
+        except (ValueError, LookupError): boundary = None  # written in a way that Python's own reader stumbles over
         if not isinstance(boundary, str) or not 0 < len(boundary) <= 200: raise Problem(400, 'the Content-Type of a form should name its boundary')
         uploads = _form_uploads(body, boundary.encode('utf-8', 'replace'), most)
     elif kind == 'application/json': uploads = _json_uploads(body, most)

@@ -8,8 +8,8 @@ Docs: https://bearcls.github.io/bearcls/serve.html.md"""
 __all__ = ['Settings', 'Service', 'result_of', 'answer_uploads', 'answer_request', 'make_app', 'serving', 'run_server',
            'serve_process']
 
-# %% ../nbs/12_serve.ipynb #16e3b172
-import asyncio, contextlib, os, signal, socket, threading, time
+# %% ../nbs/12_serve.ipynb #2a01e768
+import asyncio, contextlib, os, re, signal, socket, threading, time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from .problems import BodyBudget, BoundedBody, Problem, Upload, problem_body, pr
 from .supervise import Supervisor, http_protocol, is_orphan, return_memory, service_log, write_log
 from .workers import BundleWatch, Busy, Workers, load_classifier
 
-# %% ../nbs/12_serve.ipynb #6a0703a9
+# %% ../nbs/12_serve.ipynb #6d74de93
 @dataclass(frozen=True, repr=False)
 class Settings:
     "What a service allows, and how long it waits"
@@ -51,6 +51,7 @@ class Settings:
         least = dict(threads=1, max_waiting=1, max_batch=1, max_pictures=1, max_bytes=1, max_held=1, max_pixels=1, max_connections=1, seconds_watch=0, seconds_leaving=0)
         for name, low in {**least, **dict.fromkeys(('seconds_head', 'seconds_body', 'seconds_answer', 'seconds_stuck'), 0.001)}.items():
             if (value := getattr(self, name)) is not None and value < low: raise ValueError(f'`{name}` must be at least {low}, got {value}')
+        if self.api_key and not re.fullmatch('[!-~]+', self.api_key): raise ValueError('`api_key` must be letters, digits and signs of ASCII, without spaces: others do not travel in a header')
         if self.max_held < self.max_bytes: raise ValueError(f'`max_held` must be at least `max_bytes` ({self.max_bytes:,}), got {self.max_held:,}')
 
     def __repr__(self):
@@ -130,17 +131,21 @@ def _end_process(seconds):
     clock.daemon = True
     clock.start()
 
-# %% ../nbs/12_serve.ipynb #f50ec9f3
+# %% ../nbs/12_serve.ipynb #77612d89
 def result_of(
     upload: Upload,             # What was sent
     row: PredictionRow | None,  # What the workers say; None where there was nothing to ask
     digest: str = '',           # SHA-256 of the model that answered
 ) -> dict[str, Any]:            # Ready for JSON
     "One picture's part of an answer"
-    if row is None or row.prediction is None: return dict(name=upload.name, status='failed', reason=upload.reason or row.reason.replace('the picture', 'the file', 1))
+    if row is None or row.prediction is None: return dict(name=upload.name, status='failed', reason=upload.reason or _service_reason(row.reason))
     p = row.prediction
     return dict(name=upload.name, status='ok', label=p.label, probability=p.probability, probabilities=p.probabilities,
         trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness, bundle=digest[:12])
+
+def _service_reason(words):
+    "Why a file could not be opened, without a decoder's own words"
+    return 'the file ends before the picture does' if 'truncated' in words else words.replace('the picture', 'the file', 1)
 
 async def answer_uploads(
     service: Service,       # Whose workers answer
@@ -153,6 +158,7 @@ async def answer_uploads(
     every = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
     try: answers = await asyncio.wait_for(every, s.seconds_answer)
     except (TimeoutError, asyncio.TimeoutError) as e: raise Problem(504, f'there was no answer within {s.seconds_answer:g} seconds') from e
+    finally: service.workers.forget(futures)  # also when the client has gone
     for e in answers:
         if isinstance(e, TimeoutError): raise Problem(504, f'there was no answer within {s.seconds_answer:g} seconds') from e
         if isinstance(e, BaseException): raise e
@@ -273,7 +279,7 @@ def make_app(
     app.openapi = openapi
     return app
 
-# %% ../nbs/12_serve.ipynb #de4e1f92
+# %% ../nbs/12_serve.ipynb #44ff936a
 def _add_endpoints(app, service, Request, JSONResponse, Response):
     "What programs ask for"
     key = (401,) if service.settings.api_key else ()
@@ -292,11 +298,13 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
         facts = service.workers.classifier.bundle
         return JSONResponse(dict(labels=list(facts.labels), bundle=facts.digest[:12], title=service.settings.title or facts.question))
 
+    @app.head('/healthz', include_in_schema=False)
     @app.get('/healthz', summary='Is this process well?', responses=_service_docs('State', 503))
     async def healthz():
         if service.ill: raise Problem(503, service.ill)
         return JSONResponse(dict(status='ok'))
 
+    @app.head('/readyz', include_in_schema=False)
     @app.get('/readyz', summary='Should requests be sent here?', responses=_service_docs('State', 503))
     async def readyz():
         if why := service.not_ready(): raise Problem(503, why, {'Retry-After': '1'})
@@ -307,7 +315,7 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
     async def metrics():
         return Response(service.metrics.text(), media_type='text/plain; version=0.0.4')
 
-# %% ../nbs/12_serve.ipynb #864882c6
+# %% ../nbs/12_serve.ipynb #46fd59ba
 def _add_page(app, service, Response):
     "What people see"
     static = package_file('static')
@@ -317,6 +325,7 @@ def _add_page(app, service, Response):
     policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
         f'frame-ancestors {frames}')
 
+    @app.head('/', include_in_schema=False)
     @app.get('/', include_in_schema=False)
     async def page():
         headers = {'Content-Security-Policy': policy, 'Permissions-Policy': 'camera=(self), microphone=(), geolocation=()'}
@@ -368,7 +377,7 @@ def serving(
         thread.join(settings.seconds_answer + 10)
         sock.close()
 
-# %% ../nbs/12_serve.ipynb #8d264015
+# %% ../nbs/12_serve.ipynb #a1c2b37e
 def run_server(
     bundle: str | os.PathLike,     # Folder or .zip of a bundle; when another one is put into its place, it is taken over
     host: str = '127.0.0.1',       # Where to listen; 0.0.0.0 for all addresses of this machine
@@ -380,7 +389,7 @@ def run_server(
     import tempfile
     if workers < 1: raise ValueError(f'`workers` must be at least 1, got {workers}')
     for name in ('fastapi', 'uvicorn', 'prometheus_client'): optional_import(name, "'bearcls[serve]'", 'The HTTP service')
-    settings = replace(settings, api_key=settings.api_key or os.environ.get('BEARCLS_API_KEY', ''), threads=settings.threads or max(1, usable_cores()//workers))
+    settings = replace(settings, api_key=settings.api_key or os.environ.get('BEARCLS_API_KEY', '').strip(), threads=settings.threads or max(1, usable_cores()//workers))
     labels = load_classifier(bundle, settings.providers, settings.max_pixels, settings.seconds_answer).labels
     write_log()
     with _service_socket(host, port) as sock, tempfile.TemporaryDirectory(prefix='bearcls_serve_') as folder:

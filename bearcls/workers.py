@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/workers.html.md"""
 __all__ = ['load_classifier', 'batch_seconds', 'batch_for', 'Busy', 'WorkerJob', 'Workers', 'claimed_pixels', 'bundle_stamp',
            'BundleWatch']
 
-# %% ../nbs/11b_workers.ipynb #c3cad504
+# %% ../nbs/11b_workers.ipynb #955a40d2
 import io, math, os, threading, time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ from PIL import Image
 from .bundle import Bundle, read_bundle
 from .container import BundleError, bundle_names, facts_file
 from .core import BearclsError, image_formats, max_pixels
+from .guard import costly_build
 from .inference import Classifier, PredictionRow, patch_to, usable_cores
 
 # %% ../nbs/11b_workers.ipynb #3e13010e
@@ -126,11 +127,26 @@ def ask(self,
         self.changed.notify(len(jobs))
     return [job.future for job in jobs]
 
-# %% ../nbs/11b_workers.ipynb #f9d36fe4
+# %% ../nbs/11b_workers.ipynb #df5a42d4
+@patch_to(Workers)
+def forget(self,
+    futures: Sequence[Future],  # From `ask`
+):
+    "Who asked has gone: what was not begun leaves the queue, and its bytes the memory"
+    for f in futures: f.cancel()
+    with self.changed:
+        for lane in (self.jobs, self.large_jobs):
+            left = [j for j in lane if not j.future.cancelled()]
+            if len(left) < len(lane):
+                lane.clear()
+                lane.extend(left)
+
+# %% ../nbs/11b_workers.ipynb #10589896
 def claimed_pixels(
     content: bytes,  # A file
 ) -> int:            # Width times height; 0 if it is no picture
     "How many pixels a picture says that it has"
+    if costly_build(content): return 0
     try:
         with Image.open(io.BytesIO(content), formats=[f for f in image_formats if f in Image.OPEN] or None) as image: return image.width*image.height
     except Exception: return 0  # whatever is wrong, the row will say it
