@@ -24,6 +24,20 @@ def bomb(width=60000, height=60000):
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'\0'*64)) + chunk(b'IEND', b'')
 
 
+def tiles(n):
+    "A TIFF of `n` tiles of one pixel"
+    tags = [(256, 4, 1, n), (257, 4, 1, 1), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (277, 3, 1, 1), (322, 3, 1, 1), (323, 3, 1, 1), (324, 3, n, 200), (325, 3, n, 200)]
+    return b'II*\0' + struct.pack('<IH', 8, len(tags)) + b''.join(struct.pack('<HHII', *t) for t in tags) + bytes(4 + 2*n)
+
+
+def layers(side, n):
+    "A progressive JPEG whose last scan comes again and again"
+    out = io.BytesIO()
+    Image.new('RGB', (side, side), 'brown').save(out, 'JPEG', progressive=True)
+    content = out.getvalue()
+    return content[:-2] + content[content.rindex(b'\xff\xda'):-2]*n + content[-2:]
+
+
 def snapshot(folder): return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(Path(folder).rglob('*')) if f.is_file()}
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from bearcls.bundle import Bundle, colour_model, write_bundle
+from bearcls.core import ImageError, load_image
+from hostile import layers, tiles
 from tiny_bundle import furs, make_bundle
 
 for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
@@ -33,7 +35,7 @@ def ask(url, body=None, kind='image/jpeg', path='/predict', method=None, timeout
         answer = connection.getresponse()
         content = answer.read()
         said = {k.lower(): v for k, v in answer.getheaders()}
-        return answer.status, said, json.loads(content) if 'json' in said.get('content-type', '') else content
+        return answer.status, said, json.loads(content) if content and 'json' in said.get('content-type', '') else content
     finally: connection.close()
 
 def label(url, colour='brown'):
@@ -120,6 +122,7 @@ said_wrong = {'no_type': (b'x', None, 415), 'text': (b'x', 'text/plain', 415), '
     'no_json': (b'{', 'application/json', 400), 'nan': (b'{"images": NaN}', 'application/json', 400), 'deep': (b'['*1500, 'application/json', 400), 'very_deep': (b'{"a":'*400_000, 'application/json', 413), 'list': (b'[]', 'application/json', 422),
     'no_images': (b'{"images": []}', 'application/json', 422), 'other_field': (b'{"images": [{"data": "", "more": ""}]}', 'application/json', 422), 'number': (b'{"images": [{"data": 3}]}', 'application/json', 422),
     'no_base64': (b'{"images": [{"data": "%%%"}]}', 'application/json', 422), 'latin1': ('{"images": [{"data": "ä"}]}'.encode('latin-1'), 'application/json', 400), 'too_many': (as_json(*[('a', b'')]*33)[0], 'application/json', 413),
+    'odd_boundary': (b'x', 'multipart/form-data; boundary*' + '9'*5000 + '=x', 400), 'long_name': (b'{"images": [{"name": "' + b'a'*3_000_000 + b'", "data": "AAAA"}]}', 'application/json', 422),
     'too_large': (b'x'*5_000_000, 'image/jpeg', 413), 'bomb': (picture('white', (12_000, 10_000), 'PNG', compress_level=1), 'image/png', 422)}
 
 @pytest.mark.parametrize('name', said_wrong)
@@ -144,6 +147,28 @@ def test_a_fault_inside_is_a_problem_too(bundle):
     with serving(Faulty(bundle, threads=1)) as address:
         is_problem(ask(address, picture('white')), 500)
         assert ask(address, path='/healthz')[0] == 200
+
+def test_words_of_decoders_stay_inside(url):
+    assert is_problem(ask(url, picture('white', (900, 900), 'PNG')[:900], 'image/png'), 422) == 'the file ends before the picture does'
+
+def test_probes_that_only_want_the_head(url):
+    for path in ('/healthz', '/readyz', '/'): assert ask(url, path=path, method='HEAD')[0] == 200
+
+@pytest.mark.parametrize('key', ['open sesame', ' sesame', 'sesame\n', 'schlüssel', 'ключ'], ids=['two_words', 'space', 'line', 'umlaut', 'cyrillic'])
+def test_keys_that_no_header_carries_are_refused(key):
+    with pytest.raises(ValueError, match='`api_key` must be letters'): Settings(api_key=key)
+
+# --- files that are built to harm
+
+harmful = {'comments': b'P1 1450 1450\n' + b'1#\n'*1_000_000, 'segments': picture('white')[:2] + b'\xff\xe1\0\x09Exif\0\0x'*300_000 + picture('white')[2:], 'tiles': tiles(600_000), 'layers': layers(4000, 60_000)}
+
+@pytest.mark.parametrize('name', harmful)
+def test_files_that_would_take_minutes(url, name):
+    assert len(harmful[name]) < 4_000_000
+    start = time.monotonic()
+    is_problem(ask(url, harmful[name]), 422)
+    assert time.monotonic() - start < 5
+    with pytest.raises(ImageError): load_image(harmful[name])
 
 # --- those who do not keep to the rules
 
@@ -203,6 +228,16 @@ def test_too_many_connections(bundle):
         assert label(address) == 'brown'
         assert b'bearcls_requests_total{path="none",status="503"} 1.0' in ask(address, path='/metrics')[2]  # refused before anything was read
 
+def test_answers_that_come_too_late_leave_no_bytes_behind(bundle):
+    class Slow(Classifier):
+        def predict_rows(self, named):
+            time.sleep(1.5)
+            return super().predict_rows(named)
+    with serving(Slow(bundle, threads=1), Settings(threads=1, seconds_answer=.3)) as address, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ask(address, picture(furs['brown'])), range(4)))
+        assert {status for status, *_ in answers} <= {503, 504} and 504 in {status for status, *_ in answers}
+        assert b'bearcls_waiting_pictures 0.0' in ask(address, path='/metrics')[2]
+
 def test_bodies_together_are_bounded(bundle):
     with serving(bundle, Settings(max_bytes=1_000_000, max_held=1_500_000, seconds_body=3)) as address:
         host, port = address.split('//')[1].split(':')
@@ -261,15 +296,16 @@ def test_a_thread_that_hangs_turns_the_health_red(bundle):
 # --- keys and other sites
 
 def test_key(bundle):
-    with serving(bundle, Settings(api_key='Grüße')) as address:
+    with serving(bundle, Settings(api_key='Open-Sesame.1')) as address:
         for headers in ({}, dict(X_API_Key='wrong'), dict(Authorization='Bearer wrong'), dict(Authorization='Basic x')):
             answer = ask(address, picture('white'), **headers)
             assert is_problem(answer, 401) and answer[1]['www-authenticate'] == 'Bearer'
         for path in ('/labels', '/metrics', '/nothing'): is_problem(ask(address, path=path), 401)
         for path in ('/healthz', '/readyz', '/', '/static/service.js', '/openapi.json'): assert ask(address, path=path)[0] == 200
-        key = 'Grüße'.encode().decode('latin-1')
+        key = 'Open-Sesame.1'
+        is_problem(ask(address, picture('white'), X_API_Key='Grüße'.encode().decode('latin-1')), 401)
         assert ask(address, picture('white'), X_API_Key=key)[0] == ask(address, picture('white'), Authorization=f'Bearer {key}')[0] == 200
-    assert 'Grüße' not in repr(Settings(api_key='Grüße'))
+    assert 'Sesame' not in repr(Settings(api_key='Open-Sesame.1'))
 
 def test_other_sites(url, bundle):
     assert 'access-control-allow-origin' not in ask(url, path='/labels', Origin='https://example.org')[1]
