@@ -40,12 +40,13 @@ const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(byte
 /* What is tried in turn until the bytes fit: longest side in pixels, and JPEG's quality. A model sees a few hundred pixels,
    so pixels are given up before the quality falls to where blocks would show */
 const steps = [[1600, 0.88], [1600, 0.8], [1280, 0.85], [1280, 0.75], [1024, 0.8], [1024, 0.7], [800, 0.75], [640, 0.75], [480, 0.7], [320, 0.65], [160, 0.5], [64, 0.4]];
+const webpHead = /^RIFF[^]{4}WEBP/;
 const readEverywhere = /^(\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF[^]{4}WEBP)/; // Formats that every answering side can open
 
-/* A picture drawn upright on white, `side` pixels at its longest; long narrow ones keep 256 pixels across */
-function draw(source, side) {
+/* A picture drawn upright on white, `side` pixels at its longest; long narrow ones keep 256 pixels across, or `least` where that made them longer than 8192 */
+function draw(source, side, least = 64) {
   const [long, short] = [Math.max(source.width, source.height), Math.min(source.width, source.height)];
-  const scale = Math.min(1, Math.max(side / long, Math.min(Math.min(256, side) / short, 8192 / long)));
+  const scale = Math.min(1, Math.max(side / long, Math.min(Math.min(256, side) / short, Math.max(8192 / long, Math.min(least, short) / short))));
   const canvas = make('canvas', { width: Math.max(1, Math.round(source.width * scale)), height: Math.max(1, Math.round(source.height * scale)) });
   const context = canvas.getContext('2d');
   context.fillStyle = 'white';
@@ -58,11 +59,53 @@ function draw(source, side) {
 const encode = (canvas, quality) => new Promise((done) => canvas.toBlob(done, 'image/jpeg', quality));
 
 /* The picture in a file, upright and with the numbers that stand in it (Python ignores colour profiles, too); null if this browser cannot open it */
-async function decode(file) {
+async function decode(file, head) {
+  let turn = 1;
+  if (webpHead.test(head)) {
+    const bytes = new Uint8Array(await file.arrayBuffer());
+    turn = webpTurn(bytes);
+    if (turn > 1) file = new Blob([bytes], { type: 'image/webp' });
+  }
   for (const options of [{ imageOrientation: 'from-image', colorSpaceConversion: 'none' }, {}]) {
-    try { return await createImageBitmap(file, options); } catch { /* an older browser knows fewer options, or it is no picture */ }
+    try { return turned(await createImageBitmap(file, options), turn); } catch { /* an older browser knows fewer options, or it is no picture */ }
   }
   return null;
+}
+
+/* How EXIF wants a WebP file turned, 1 to 8. In `bytes` it is set to 1: Chromium heeds it in other formats only, other browsers here, too */
+export function webpTurn(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), word = (at) => view.getUint32(at, true);
+  for (let at = 12; at + 14 <= bytes.length; at += 8 + word(at + 4) + word(at + 4) % 2) {
+    if (word(at) !== 0x46495845) continue; // "EXIF"
+    const start = at + 8 + (word(at + 8) === 0x66697845 ? 6 : 0), little = bytes[start] === 0x49; // Some programs put "Exif\0\0" before it
+    try {
+      const first = start + view.getUint32(start + 4, little);
+      for (let entry = first + 2, left = view.getUint16(first, little); left > 0; entry += 12, left--) {
+        if (view.getUint16(entry, little) !== 0x112) continue;
+        const place = entry + (view.getUint16(entry + 2, little) === 4 && !little ? 10 : 8), turn = view.getUint16(place, little);
+        view.setUint16(place, 1, little);
+        return turn >= 2 && turn <= 8 ? turn : 1;
+      }
+    } catch (error) { if (!(error instanceof RangeError)) throw error; }
+    return 1;
+  }
+  return 1;
+}
+
+/* What moves a picture of `w` by `h` pixels to where turns 2 to 8 want it */
+const turns = [(w) => [-1, 0, 0, 1, w, 0], (w, h) => [-1, 0, 0, -1, w, h], (w, h) => [1, 0, 0, -1, 0, h], () => [0, 1, 1, 0, 0, 0],
+  (w, h) => [0, 1, -1, 0, h, 0], (w, h) => [0, -1, -1, 0, h, w], (w) => [0, -1, 1, 0, 0, w]];
+
+/* A picture turned as EXIF wants, on white; null if it is too large for a canvas of this browser, which then holds nothing at all */
+export function turned(picture, turn) {
+  if (turn === 1) return picture;
+  const { width, height } = picture, canvas = make('canvas', turn > 4 ? { width: height, height: width } : { width, height }), context = canvas.getContext('2d', { willReadFrequently: true });
+  context.fillStyle = 'white';
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.setTransform(...turns[turn - 2](width, height));
+  context.drawImage(picture, 0, 0);
+  picture.close?.();
+  return context.getImageData(canvas.width - 1, canvas.height - 1, 1, 1).data[3] ? canvas : null;
 }
 
 /* What to send for a file: at most `maxBytes` of anything the browser can open, the file itself up to `rawBytes` of anything else.
@@ -74,7 +117,7 @@ export async function shrink(file, { maxBytes = 200_000, rawBytes = 8_000_000 } 
   try { head = String.fromCharCode(...new Uint8Array(await file.slice(0, 16).arrayBuffer())); }
   catch { throw new Error(`${name} cannot be read: it is a folder, or it has been moved or changed. Please choose it again.`); }
   if (!file.size) throw new Error(`${name} cannot be looked at: the file holds no bytes. Please choose another picture.`);
-  const picture = await decode(file);
+  const picture = await decode(file, head);
   if (!picture) {
     if (file.size <= rawBytes) return { blob: file, width: 0, height: 0, shrunk: false, preview: null };
     if (!rawBytes) throw new Error(`${name} cannot be looked at: this browser cannot open it as a picture. Please choose another picture.`);
@@ -83,15 +126,15 @@ export async function shrink(file, { maxBytes = 200_000, rawBytes = 8_000_000 } 
   }
   const { width, height } = picture;
   try {
-    if (file.size <= maxBytes && (maxBytes === Infinity || readEverywhere.test(head))) return { blob: file, width, height, shrunk: false, preview: draw(picture, 480) };
+    if (file.size <= maxBytes && (maxBytes === Infinity || readEverywhere.test(head))) return { blob: file, width, height, shrunk: false, preview: draw(picture, 480, 1) };
     let canvas = draw(picture, steps[0][0]);
-    const preview = draw(canvas, 480);
+    const preview = draw(canvas, 480, 1);
     for (const [side, quality] of steps) {
       if (Math.max(canvas.width, canvas.height) > side) canvas = draw(canvas, side);
       const blob = await encode(canvas, quality);
       if (blob && blob.size <= maxBytes) return { blob, width, height, shrunk: true, preview };
     }
-  } finally { picture.close(); }
+  } finally { picture.close?.(); }
   throw new Error(`${name} cannot be made small enough to be sent (up to ${size(maxBytes)}).`);
 }
 
@@ -131,7 +174,7 @@ const shownLabels = 8; // Bars before "show all"
 /* Draw it into `root`. `ask(item)` promises {label, probability, probabilities, trusted, reason, unlikeness}, and may add `picture`, a data: address,
    for what the browser could not open; an Error's message is shown. An item is {id, name, file, blob, width, height, shrunk, signal}: `signal` aborts when
    its card is taken away. `open(item)`, where the page itself looks at pictures, stands in for making them small: it promises {width, height, preview}.
-   `tell(item, answer, {right, label})` keeps what a visitor thinks of the answer. Returns {choose(files), destroy()} */
+   `tell(item, answer, {right, label})` keeps what a visitor thinks of the answer. Returns {choose(files), destroy(), button} */
 export function mount(root, options) { return new Page(root, options); }
 
 class Page {
