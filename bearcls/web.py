@@ -96,8 +96,8 @@ def web_facts(
     unlike = bundle.unlikeness and {k: bundle.unlikeness[k] for k in ('threshold', 'false_alarms', 'pictures')}
     return bundle_json(replace(bundle, unlikeness=unlike, metrics={}, data={}, versions={}, weights=None, card=''), sha256(model), len(model))
 
-# %% ../nbs/12c_web.ipynb #cb8ade58
-page_file, single_name, packed_name = 'index.html', 'classifier.html', 'ort-wasm-simd-threaded.wasm.gz'
+# %% ../nbs/12c_web.ipynb #45b102c2
+page_file, single_name, packed_name = 'index.html', 'classifier.html', 'ort-wasm-simd-threaded.wasm.packed'
 _scripts = ('classify.js', 'pixels.js', 'model.js', 'page.js')
 
 def _part(name): return package_file(f'static/{name}' if name.startswith('classify.') else f'static/web/{name}').read_text(encoding='utf-8')
@@ -112,16 +112,19 @@ def folder_files(
     model: bytes,                  # ONNX
     runtime: Mapping[str, bytes],  # From `web_runtime`
     title: str,                    # Heading
+    single: bool = True,           # Will the single file lie beside them?
 ) -> dict[str, bytes]:             # Content by name
     "The page as plain files, with what makes it work without a network"
     policy = {'script-src': "'self' 'wasm-unsafe-eval'", 'style-src': "'self'", 'img-src': "'self' blob: data:", 'media-src': 'blob:', 'connect-src': "'self'", 'manifest-src': "'self'", 'worker-src': "'self'"}
     head = ''.join(f'<link rel="{rel}" href="./{name}">' for rel, name in [('stylesheet', 'classify.css'), ('stylesheet', 'page.css'), ('manifest', 'manifest.webmanifest'), ('icon', 'icon-192.png'), ('apple-touch-icon', 'icon-192.png')])
-    page = _page(title, policy, head, '<script type="module" src="./page.js"></script>', f'If nothing else appears here, this page was opened as a file: browsers open {single_name} like that, and this page through a server.')
+    page = _page(title, policy, head, '<script type="module" src="./page.js"></script>', 'If nothing else appears here, this page was opened as a file. It needs a server' + (f'; {single_name} beside it needs none.' if single else ', any that hands out plain files.'))
     files = {name: _part(name).encode() for name in (*_scripts, 'classify.css', 'page.css')} | {model_file: model, packed_name: gzip.compress(runtime['ort-wasm-simd-threaded.wasm'], 9, mtime=0),
         'ort.wasm.bundle.min.mjs': runtime['ort.wasm.bundle.min.mjs'], facts_file: json.dumps(facts, indent=1, ensure_ascii=False).encode(),
         'manifest.webmanifest': json.dumps(_manifest(title), ensure_ascii=False).encode(), **{f'icon-{side}.png': draw_icon(side) for side in (192, 512)}}
-    digests = {'./' if name == page_file else name: sha256(content) for name, content in sorted(({page_file: page.encode()} | files).items())}
-    worker = Template(_part('sw.js')).safe_substitute(version=sha256(json.dumps(digests).encode())[:16], files=json.dumps(digests, indent=1))
+    digests = {name: sha256(content) for name, content in sorted(files.items())}
+    version = sha256(json.dumps([digests, page, _part('sw.js')]).encode())[:16]
+    page = page.replace('</head>', f'<meta name="bearcls-version" content="{version}">\n</head>', 1)
+    worker = Template(_part('sw.js')).safe_substitute(version=version, files=json.dumps({'./': ''} | digests, indent=1))
     return files | {'sw.js': worker.encode(), 'LICENSE-onnxruntime-web.txt': _part('LICENSE-onnxruntime-web.txt').encode(), page_file: page.encode()}
 
 def _manifest(title):
@@ -191,7 +194,7 @@ def single_file(
 
 def _fingerprint(text): return f"'sha256-{b64encode(_sha256(text.encode()).digest()).decode()}'"
 
-# %% ../nbs/12c_web.ipynb #715fe411
+# %% ../nbs/12c_web.ipynb #0fdf6310
 @dataclass
 class WebPage:
     "What `write_web` wrote"
@@ -223,7 +226,7 @@ def web_files(
     model, title = model_bytes(bundle), ' '.join(title.split()) or bundle.question
     if single and len(model) > largest_single: raise WebError(f'The model has {len(model)/1e6:,.0f} MB, and in a single file browsers take up to {largest_single/1e6:,.0f}: {_smaller}, or give `single=False`')
     parts = web_facts(bundle, model), model, web_runtime(runtime), title
-    return folder_files(*parts) | ({single_name: single_file(*parts)} if single else {})
+    return folder_files(*parts, single) | ({single_name: single_file(*parts)} if single else {})
 
 _smaller = 'store it as float16 or int8 with `bearcls.variants.compress_bundle`, train a smaller architecture'
 

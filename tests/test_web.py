@@ -1,5 +1,5 @@
 "A bundle as a page that needs no server: what is written, and what a real browser makes of it, from the disk and from a server, with and without a network"
-import contextlib, functools, http.server, io, json, math, re, shutil, subprocess, tarfile, threading
+import contextlib, functools, http.server, io, json, math, re, shutil, struct, subprocess, tarfile, threading, time
 from pathlib import Path
 import numpy as np
 import pytest
@@ -88,10 +88,15 @@ def test_equal_bundles_are_equal_pages_and_the_worker_knows_the_files(tmp_path):
     one, two = (folder_files(facts, model, fake, 'Bears') | {'single': single_file(facts, model, fake, 'Bears')} for _ in range(2))
     assert one == two
     listed = json.loads(re.search(r'const files = (\{.*?\});', one['sw.js'].decode(), re.S)[1])
-    assert {name: web.sha256(one['index.html' if name == './' else name]) for name in listed} == listed
-    assert set(listed) == set(one) - {'single', 'sw.js', 'LICENSE-onnxruntime-web.txt', 'index.html'} | {'./'}
-    other = folder_files(facts, model + b' ', fake, 'Bears')
-    assert other['sw.js'] != one['sw.js'] and set(re.findall(r'href="\./([^"]+)"', one['index.html'].decode())) <= set(one)
+    version = re.search(r"const version = '(\w+)';", one['sw.js'].decode())[1]
+    assert listed.pop('./') == '' and {name: web.sha256(one[name]) for name in listed} == listed and f'<meta name="bearcls-version" content="{version}">' in one['index.html'].decode()
+    assert set(listed) == set(one) - {'single', 'sw.js', 'LICENSE-onnxruntime-web.txt', 'index.html'}
+    others = [folder_files(facts, model + b' ', fake, 'Bears'), folder_files(facts, model, fake, 'Cats')]
+    assert len({f['sw.js'] for f in (one, *others)}) == 3 and set(re.findall(r'href="\./([^"]+)"', one['index.html'].decode())) <= set(one)
+
+def test_the_page_names_the_single_file_only_where_there_is_one(tmp_path):
+    given = parts(tmp_path)
+    assert [b'classifier.html' in folder_files(*given, 'Bears', single)['index.html'] for single in (True, False)] == [True, False]
 
 def test_without_npm_the_error_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'none'))
@@ -192,10 +197,21 @@ def texture(tmp_path_factory, runtime):
     return bundle, write_web(bundle, folder/'page', runtime=runtime, title='Which fur?')
 
 @contextlib.contextmanager
-def serving(folder):
-    "A server of plain files on this machine; gives its address"
+def serving(folder, habit='', asked=None):
+    "A server of plain files on this machine; gives its address. Its `habit` may be 'gz', browsers unpack such files, or 'script', pages get one more; what is `asked` for is told"
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args): pass
+        def end_headers(self):
+            if habit == 'gz' and self.path.endswith('.gz'): self.send_header('Content-Encoding', 'gzip')
+            super().end_headers()
+        def do_GET(self):
+            if asked is not None: asked.append(self.path)
+            if habit != 'script' or self.path not in ('/', '/index.html'): return super().do_GET()
+            page = (Path(folder)/'index.html').read_bytes().replace(b'<head>', b'<head><script>window.host = {};</script>', 1)
+            self.send_response(200)
+            for name, value in (('Content-Type', 'text/html'), ('Content-Length', len(page))): self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(page)
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try: yield f'http://127.0.0.1:{server.server_port}/'
@@ -288,6 +304,9 @@ def pictures(tmp_path_factory):
     scene(9).convert('L').save(folder/'grey.jpg', quality=92)
     scene(10).convert('1').save(folder/'bits.png')
     scene(11).save(folder/'windows.bmp')
+    colours = np.asarray(scene(17, (403, 299)))[::-1, :, ::-1]
+    rows = np.pad(colours.reshape(299, -1), ((0, 0), (0, -3*403 % 4))).tobytes()
+    (folder/'os2.bmp').write_bytes(b'BM' + struct.pack('<IHHIIHHHH', 26 + len(rows), 0, 0, 26, 12, 403, 299, 1, 24) + rows)
     scene(12).save(folder/'profile.jpg', quality=95, icc_profile=swapped_profile())
     scene(13).save(folder/'profile.png', icc_profile=swapped_profile())
     scene(14, (3000, 40)).save(folder/'strip.png')
@@ -297,13 +316,15 @@ def pictures(tmp_path_factory):
 
 def broken_files(folder):
     "Files that are no pictures, and what is said about them"
-    jpeg, png, webp = ((folder/name).read_bytes() for name in ('good.jpg', 'alpha.png', 'photo.webp'))
-    claims = bytearray(png)
+    jpeg, png, webp, gif, bmp = ((folder/name).read_bytes() for name in ('good.jpg', 'alpha.png', 'photo.webp', 'moving.gif', 'windows.bmp'))
+    claims, hurt = bytearray(png), bytearray(png)
+    hurt[len(png)//2] ^= 255
     claims[16:24] = (60_000).to_bytes(4, 'big')*2
     wrong = {'text.jpg': (b'This is no picture at all.', 'no picture of a known format'), 'empty.jpg': (b'', 'empty'), 'page.jpg': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'no picture of a known format'),
         'half.jpg': (jpeg[:len(jpeg)//2], 'ends before the picture does'), 'half.png': (png[:len(png)//2], 'ends before the picture does'), 'half.webp': (webp[:len(webp)//2], 'ends before the picture does'),
+        'half.gif': (gif[:len(gif)//3], 'ends before the picture does'), 'half.bmp': (bmp[:-2000], 'ends before the picture does'), 'hurt.png': (bytes(hurt), 'damaged'),
         'claims.png': (bytes(claims), '60000×60000 pixels, and at most 100,000,000'), 'phone.heic': (b'\0\0\0\x18ftypheic' + bytes(80), 'HEIC'), 'scan.tif': (b'II*\0' + bytes(80), 'TIFF'),
-        'head.jpg': (jpeg[:3], 'ends before the picture does'), 'noise.jpg': (b'\xff\xd8\xff' + bytes(range(256))*9, 'damaged'), 'raw.ppm': (b'P6 2 2 255 ' + bytes(3), 'PPM')}
+        'head.jpg': (jpeg[:3], 'ends before the picture does'), 'noise.jpg': (b'\xff\xd8\xff' + bytes(range(256))*9, 'damaged'), 'raw.ppm': (b'P6 2 2 255 ' + bytes(12), 'no picture of a known format')}
     for name, (content, _) in wrong.items(): (folder/name).write_bytes(content)
     return {name: words for name, (_, words) in wrong.items()}
 
@@ -325,6 +346,30 @@ def test_single_file_answers_as_python_does(browser, texture, pictures):
     assert {classifier.predict(f).label for f in good} == set(labels)
     print({name: round(v, 5) for name, v in sorted(apart.items(), key=lambda item: -item[1])})
     assert max(apart.values()) < .01 and len(bad) < len(good)
+
+def test_turned_webp(browser, texture, tmp_path):
+    "Chromium does not heed the orientation of these, Pillow does"
+    bundle, page = texture
+    classifier, exif, apart = Classifier(bundle), Image.Exif(), {}
+    for k in range(1, 9):
+        exif[0x0112] = k
+        for name, size, given in (('lossy', (403, 299), dict(quality=90)), ('lossless', (299, 403), dict(lossless=True)), ('large', (2400, 1700), dict(quality=92, method=0))):
+            scene(k, size).save(tmp_path/f'{name}{k}.webp', exif=(b'Exif\0\0' if k % 2 else b'') + exif.tobytes().removeprefix(b'Exif\0\0'), **given)
+    with opened(browser, page.single.as_uri(), offline=True) as tab:
+        for file in sorted(tmp_path.glob('*.webp')):
+            apart[file.name] = compare(tab, classifier, file)
+            width, height = Image.open(file).size
+            shown = tab.locator('.bq-picture canvas').evaluate('c => c.width > c.height')
+            assert shown == ((width > height) == (int(file.stem[-1]) < 5)), file.name
+    assert len(apart) == 24 and max(apart.values()) < .01, apart
+
+def test_more_pixels_in_a_row_than_a_browser_draws(browser, texture, tmp_path):
+    _, page = texture
+    with opened(browser, page.single.as_uri(), offline=True) as tab:
+        for size in ((70_000, 60), (60, 70_000)):
+            scene(1, size).save(tmp_path/'long.png', compress_level=1)
+            theirs, words = ask(tab, tmp_path/'long.png')
+            assert theirs is None and f'it has {size[0]}×{size[1]} pixels, and browsers draw at most 65,535 in a row' in words
 
 @pytest.mark.parametrize('method', ['crop', 'pad', 'random_crop'])
 def test_other_shapes(browser, tmp_path, runtime, pictures, method):
@@ -348,7 +393,7 @@ def test_pixels_agree(browser, texture, pictures):
     from bearcls.bundle import prepare
     from bearcls.core import load_image
     bundle, page = texture
-    exact = ['good.jpg', 'alpha.png', 'palette.png', 'lossless.webp', 'moving.gif', 'bits.png', 'windows.bmp', 'profile.png', 'profile.jpg', 'strip.png', 'tiny.png', 'heavy.png', 'turned5.jpg', 'turned8.jpg', 'grey.jpg', 'progressive.jpg']
+    exact = ['good.jpg', 'alpha.png', 'palette.png', 'lossless.webp', 'moving.gif', 'bits.png', 'windows.bmp', 'os2.bmp', 'profile.png', 'profile.jpg', 'strip.png', 'tiny.png', 'heavy.png', 'turned5.jpg', 'turned8.jpg', 'grey.jpg', 'progressive.jpg']
     with serving(page.dest) as address, opened(browser, address) as tab:
         tab.evaluate("() => document.body.append(Object.assign(document.createElement('input'), { type: 'file', id: 'one' }))")
         for method, size, name in [(m, s, n) for m, s in (('squish', (96, 96)), ('crop', (80, 50)), ('pad', (64, 64)), ('random_crop', (64, 64))) for n in exact]:
@@ -376,6 +421,39 @@ def test_served_folder_and_without_a_network_afterwards(browser, texture, pictur
             wait_ready(tab)
             tab.evaluate("() => { window.answers = []; document.querySelector('main').addEventListener('bearcls:answer', (e) => window.answers.push(e.detail)); }")
             assert compare(tab, classifier, pictures/'good.jpg') < .01
+    finally: context.close()
+
+@pytest.mark.parametrize('habit', ['gz', 'script'])
+def test_kept_from_hosts_with_habits(browser, texture, pictures, habit):
+    "Some unpack files on the way, some write into every page; it opens without a network all the same"
+    bundle, page = texture
+    context = browser.new_context()
+    try:
+        tab = context.new_page()
+        with serving(page.dest, habit) as address:
+            tab.goto(address)
+            wait_ready(tab, 'offline')
+        tab.goto(address)
+        wait_ready(tab)
+        tab.evaluate("() => { window.answers = []; document.querySelector('main').addEventListener('bearcls:answer', (e) => window.answers.push(e.detail)); }")
+        assert compare(tab, Classifier(bundle), pictures/'good.jpg') < .01
+    finally: context.close()
+
+@pytest.mark.parametrize('changed', ['page.css', 'index.html'])
+def test_of_half_a_version_nothing_is_kept(browser, texture, tmp_path, changed):
+    shutil.copytree(texture[1].dest, tmp_path/'page')
+    file = tmp_path/'page'/changed
+    file.write_text(file.read_text(encoding='utf-8').replace('bearcls-version" content="', 'bearcls-version" content="0') + '\n', encoding='utf-8')
+    context, asked = browser.new_context(), []
+    try:
+        with serving(tmp_path/'page', asked=asked) as address:
+            tab, end = context.new_page(), time.monotonic() + 30
+            tab.goto(address)
+            wait_ready(tab)
+            while '/icon-512.png' not in asked or tab.evaluate('async () => Boolean(await navigator.serviceWorker.getRegistration()) || (await caches.keys()).length'):
+                assert time.monotonic() < end, tab.evaluate('() => caches.keys()')
+                tab.wait_for_timeout(50)
+            assert tab.locator('#state').inner_text() == 'Ready.'
     finally: context.close()
 
 def test_a_new_version_takes_over_whole(browser, tmp_path, runtime, pictures):

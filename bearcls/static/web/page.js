@@ -18,7 +18,7 @@ async function beside() {
     if (!answer?.ok) throw new Error(`A part of this page could not be loaded (${name}). Are you connected?`);
     return new Uint8Array(await answer.arrayBuffer());
   };
-  const [facts, wasm, model] = await Promise.all(['bundle.json', 'ort-wasm-simd-threaded.wasm.gz', 'model.onnx'].map(get));
+  const [facts, wasm, model] = await Promise.all(['bundle.json', 'ort-wasm-simd-threaded.wasm.packed', 'model.onnx'].map(get));
   return { facts: JSON.parse(new TextDecoder().decode(facts)), wasm: await unpacked(wasm), model };
 }
 

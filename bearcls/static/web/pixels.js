@@ -1,16 +1,20 @@
 // A file as what the model sees: opened as bearcls.core.load_image does, shaped as bearcls.bundle.prepare does
+import { turned, webpTurn } from './classify.js';
 
 export class PictureError extends Error {}  // its message is for the visitor
 
 const limit = 100_000_000;  // pixels, as in bearcls.core.max_pixels
 const strip = 1 << 22;      // pixels drawn at a time: a phone's canvas may not hold a whole photograph
+const longest = 65_535;     // pixels in a row that a browser draws; some draw half as many
 const damaged = 'it is damaged';
 const tooLarge = ({ width, height }) => `it claims ${width}×${height} pixels, and at most ${limit.toLocaleString('en')} are accepted`;
 
 export async function lookAt(file, input) {  // {pixels: bytes as (height, width, 3), size: [width, height] as opened, width, height, preview: a canvas}
   const bytes = new Uint8Array(await file.arrayBuffer().catch(() => { throw new PictureError('the file cannot be read; has it been moved or changed?'); }));
   const kind = check(bytes);
-  const bitmap = await decode(new Blob([bytes], { type: `image/${kind.name}` }), kind);
+  const turn = kind.name === 'webp' ? webpTurn(bytes) : 1;
+  const bitmap = turned(await decode(new Blob([bytes], { type: `image/${kind.name}` }), kind), turn);
+  if (!bitmap) throw new PictureError('it is too large for this browser to turn it upright');
   try {
     const { width, height } = measured(bitmap);
     let picture = drawn(bitmap, width, height);
@@ -27,6 +31,7 @@ function check(bytes) {  // a PictureError for what is no picture, is not comple
   if (!kind) throw new PictureError('it is no picture of a known format');
   if (kind.width * kind.height > limit) throw new PictureError(tooLarge(kind));
   if (kind.cut) throw new PictureError('the file ends before the picture does');
+  if (kind.damaged) throw new PictureError(damaged);
   return kind;
 }
 
@@ -35,10 +40,10 @@ function describe(b) {  // name, size, whether it was cut off; nothing if the fi
   const start = text(0, 4), brand = text(4, 4) === 'ftyp' ? text(8, 4) : '';
   try {
     if (b[0] === 0xff && b[1] === 0xd8 && b[2] === 0xff) return jpeg(b, view, text);
-    if (start === '\x89PNG') return png(view, text);
-    if (start === 'GIF8') return { name: 'gif', width: view.getUint16(6, true), height: view.getUint16(8, true) };
+    if (start === '\x89PNG') return png(b, view, text);
+    if (start === 'GIF8') return gif(b, view);
     if (start === 'RIFF' && text(8, 4) === 'WEBP') return webp(b, view, text);
-    if (text(0, 2) === 'BM') return { name: 'bmp', width: Math.abs(view.getInt32(18, true)), height: Math.abs(view.getInt32(22, true)) };
+    if (text(0, 2) === 'BM') return bmp(view);
   } catch (error) {
     if (error instanceof RangeError) throw new PictureError('the file ends before the picture does');
     throw error;
@@ -46,7 +51,6 @@ function describe(b) {  // name, size, whether it was cut off; nothing if the fi
   if (/^avi[fs]/.test(brand)) return { name: 'avif' };
   if (/^(hei|hev|mif|msf)/.test(brand)) return { name: 'heic' };
   if (start === 'II*\0' || start === 'MM\0*') return { name: 'tiff' };
-  if (/^P[1-6]\s/.test(text(0, 3))) return { name: 'ppm' };
 }
 
 function jpeg(b, view, text) {
@@ -67,10 +71,46 @@ function ends(b, from) {  // is there an end of the picture after `from`? Camera
   return false;
 }
 
-function png(view, text) {
+function png(b, view, text) {  // browsers show a damaged one as far as it goes
   const kind = { name: 'png', width: view.getUint32(16), height: view.getUint32(20), cut: true };
-  for (let at = 8; at + 12 <= view.byteLength; at += 12 + view.getUint32(at)) if (text(at + 4, 4) === 'IEND') kind.cut = false;
+  for (let at = 8, end; at + 12 <= b.length; at = end + 4) {
+    const name = text(at + 4, 4);
+    end = at + 8 + view.getUint32(at);
+    if (name === 'IDAT' && end + 4 <= b.length && checksum(b, at + 4, end) !== view.getUint32(end)) kind.damaged = true;
+    if (name === 'IEND') kind.cut = false;
+  }
   return kind;
+}
+
+const remainders = Int32Array.from({ length: 256 }, (_, value) => {  // of CRC-32, for each byte
+  for (let k = 0; k < 8; k++) value = value & 1 ? 0xedb88320 ^ value >>> 1 : value >>> 1;
+  return value;
+});
+
+function checksum(b, from, to) {
+  let sum = -1;
+  for (let at = from; at < to; at++) sum = remainders[(sum ^ b[at]) & 255] ^ sum >>> 8;
+  return ~sum >>> 0;
+}
+
+function gif(b, view) {  // its first picture is the one that is looked at
+  const table = (flags) => (flags & 0x80 ? 3 << (flags & 7) + 1 : 0), kind = { name: 'gif', width: view.getUint16(6, true), height: view.getUint16(8, true), cut: true };
+  for (let at = 13 + table(b[10]); at < b.length && b[at] !== 0x3b;) {
+    const picture = b[at] === 0x2c;
+    if (picture) at += 11 + table(b[at + 9]);
+    else if (b[at] === 0x21) at += 2;
+    else { at++; continue; }
+    while (b[at]) at += 1 + b[at];
+    if (picture) return { ...kind, cut: at >= b.length };
+    at++;
+  }
+  return kind;
+}
+
+function bmp(view) {  // with the header of Windows or the short one of OS/2; packed ones have no length that could be told beforehand
+  const short = view.getUint32(14, true) === 12, side = (k) => (short ? view.getUint16(18 + 2 * k, true) : Math.abs(view.getInt32(18 + 4 * k, true)));
+  const [width, height] = [side(0), side(1)], depth = view.getUint16(short ? 24 : 28, true), packed = !short && ![0, 3, 6].includes(view.getUint32(30, true));
+  return { name: 'bmp', width, height, cut: !packed && view.getUint32(10, true) + 4 * Math.ceil(width * depth / 32) * height > view.byteLength };
 }
 
 function webp(b, view, text) {
@@ -89,7 +129,7 @@ async function decode(blob, kind) {  // upright; colours as the file has them, s
   const image = new Image(), address = image.src = URL.createObjectURL(blob);
   try { await image.decode(); } catch {
     if (kind.name === 'heic') throw new PictureError('it is a HEIC picture, as iPhones take them, which this browser does not know. Save it as JPEG, or open this page on the phone itself');
-    throw new PictureError(['avif', 'tiff', 'ppm'].includes(kind.name) ? `this browser does not know ${kind.name.toUpperCase()} pictures. Save it as JPEG or PNG` : damaged);
+    throw new PictureError(['avif', 'tiff'].includes(kind.name) ? `this browser does not know ${kind.name.toUpperCase()} pictures. Save it as JPEG or PNG` : damaged);
   } finally { URL.revokeObjectURL(address); }
   return image;
 }
@@ -97,6 +137,7 @@ async function decode(blob, kind) {  // upright; colours as the file has them, s
 function measured(bitmap) {
   const width = bitmap.naturalWidth ?? bitmap.width, height = bitmap.naturalHeight ?? bitmap.height;
   if (width * height > limit) throw new PictureError(tooLarge({ width, height }));
+  if (Math.max(width, height) > longest) throw new PictureError(`it has ${width}×${height} pixels, and browsers draw at most ${longest.toLocaleString('en')} in a row`);
   return { width, height };
 }
 
@@ -113,11 +154,11 @@ function preview(bitmap, width, height) {  // small, for the page
 }
 
 function drawn(bitmap, width, height) {  // reads some rows at a time, on white
-  const { canvas, context } = canvasOf(width, Math.max(1, Math.min(height, Math.floor(strip / width))));
+  const { canvas, context } = canvasOf(width, Math.max(1, Math.min(height, 8192, Math.floor(strip / width))));
   const fill = (colour) => { context.fillStyle = colour; context.fillRect(0, 0, width, canvas.height); };
   fill('rgb(10, 120, 230)');  // some browsers hide what a canvas holds, or give up on a large one without a word
   const probe = context.getImageData(width - 1, canvas.height - 1, 1, 1).data;
-  if ([10, 120, 230].some((v, i) => Math.abs(v - probe[i]) > 2)) throw new PictureError('this browser does not let the page see its pixels; a setting against tracking may forbid it');
+  if ([10, 120, 230].some((v, i) => Math.abs(v - probe[i]) > 2)) throw new PictureError(width > 16_384 ? `it is ${width} pixels wide, and this browser does not draw as many in a row` : 'this browser does not let the page see its pixels; a setting against tracking may forbid it');
   const rows = (y, n) => {
     fill('white');
     context.drawImage(bitmap, 0, y, width, n, 0, 0, width, n);
