@@ -1,11 +1,13 @@
 "The page of the HTTP service in a real browser: the pictures of the notebook application's test, answers in their own cards, and nothing from other hosts"
 import io, os, time
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_bundle import furs, make_bundle
 from uploads import picture
 
 for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
+from bearcls.core import load_image
 from bearcls.inference import Classifier
 from bearcls.serve import Settings, serving
 
@@ -36,11 +38,17 @@ expected = {'brown.jpg': 'brown', 'sideways.jpg': 'white', 'twelve.jpg': 'brown'
 class Page:
     "The page, and what it asked for"
     def __init__(self, tab, url):
-        self.tab, self.url, self.sent, self.hosts, self.trouble = tab, url, [], set(), []
-        tab.on('request', lambda r: (self.hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None, self.sent.append(len(r.post_data_buffer or b'')) if r.method == 'POST' else None))
+        self.tab, self.url, self.hosts, self.trouble = tab, url, set(), []
+        tab.on('request', lambda r: self.hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None)
         tab.on('pageerror', lambda e: self.trouble.append(str(e)))
         tab.on('console', lambda m: self.trouble.append(m.text) if 'Content Security Policy' in m.text else None)
+        tab.add_init_script('const fetched = window.fetch; window.bodies = []; window.fetch = (path, options) => { if (options?.body) window.bodies.push(options.body); return fetched(path, options); }')
         tab.goto(url)
+
+    @property
+    def sent(self): return self.tab.evaluate('() => window.bodies.map((body) => body.size)')  # bytes of each picture since the page was opened
+
+    def last(self): return load_image(bytes(self.tab.evaluate('async () => Array.from(new Uint8Array(await window.bodies.at(-1).arrayBuffer()))')))  # the picture that was sent last
 
     @property
     def cards(self): return self.tab.locator('.bq-card')
@@ -65,10 +73,11 @@ def shot(tab, name):
 
 def test_every_kind_of_file(page, files):
     for name in (*expected, 'brown.jpg'):
-        page.sent.clear()
+        before = len(page.sent)
         found = page.choose(files/name)
         assert list(found) == [name] and expected[name] in found[name] and found[name], found
-        if name not in ('scan.tif', 'huge.bin.jpg'): assert max(page.sent, default=0) <= 200_000, (name, page.sent)
+        if name not in ('scan.tif', 'huge.bin.jpg'): assert max(page.sent[before:], default=0) <= 200_000, (name, page.sent)
+        assert len(page.sent) > before or name in ('empty.jpg', 'huge.bin.jpg'), name
     assert page.tab.title() == 'black, brown or white?' and page.tab.locator('h1').inner_text() == page.tab.title()
     assert page.tab.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
     assert page.hosts == {page.url.split('/')[2]} and not page.trouble, page.trouble
@@ -93,6 +102,61 @@ def test_key(browser, bundle, files):
         field.press('Enter')
         assert page.choose(files/'brown.jpg') == {'brown.jpg': 'brown'}
         assert not field.is_visible() and not page.trouble
+
+def test_key_that_changes_or_cannot_be_one(browser, bundle, files):
+    with serving(bundle, Settings(api_key='sesame')) as url, browser.new_page() as tab:
+        page = Page(tab, url)
+        field = tab.get_by_label('This service asks for a key')
+        focused = lambda: tab.evaluate('() => document.activeElement.name || document.activeElement.textContent')
+        field.fill('schlüssel')
+        field.press('Enter')
+        tab.get_by_text('That is not the key.').wait_for()
+        assert field.is_visible() and focused() == 'key' and tab.locator('#trouble').inner_text() == 'That is not the key.'
+        field.fill(' sesame ')
+        field.press('Enter')
+        tab.locator('.bq-drop').wait_for()
+        assert focused() == 'Choose pictures' and not tab.locator('#trouble').inner_text()
+        tab.route('**/predict', lambda route: route.fulfill(status=401, content_type='application/problem+json', body='{"detail": "a key is needed"}'))
+        found = page.choose(files/'brown.jpg', files/'white.png')
+        assert set(found.values()) == {'This service asks for a key.'} and field.is_visible() and focused() == 'key'
+        assert tab.locator('#trouble').inner_text() == 'That is not the key.'
+        tab.unroute('**/predict')
+        field.fill('sesame')
+        field.press('Enter')
+        field.wait_for(state='hidden')
+        assert tab.locator('.bq-drop').count() == 1 and focused() == 'Choose pictures'
+        assert page.choose(files/'brown.jpg') == {'brown.jpg': 'brown'} and not page.trouble
+
+def noise(size):
+    "A picture that does not pack well, darker above and to the left"
+    grain = np.random.default_rng(0).integers(0, 100, (size[1], size[0], 3))
+    return Image.fromarray((grain + np.linspace(0, 100, size[1])[:, None, None] + np.linspace(0, 50, size[0])[None, :, None]).astype(np.uint8))
+
+def test_turned_webp(browser, url, tmp_path):
+    "Chromium does not heed the orientation of these, Pillow does"
+    exif = Image.Exif()
+    with browser.new_page() as tab:
+        page = Page(tab, url)
+        for k in range(1, 9):
+            exif[0x0112] = k
+            noise((900, 700)).save(tmp_path/f'{k}.webp', exif=exif, quality=95, method=0)
+            assert (tmp_path/f'{k}.webp').stat().st_size > 200_000
+            page.choose(tmp_path/f'{k}.webp')
+            theirs, ours = page.last(), load_image(tmp_path/f'{k}.webp')
+            assert theirs.size == ours.size and np.abs(np.subtract(*[np.asarray(i.resize((16, 16)), int) for i in (theirs, ours)])).max() < 12, k
+            assert tab.locator('.bq-picture canvas').evaluate('c => c.width > c.height') == (k < 5)
+
+def test_long_narrow_pictures_stay_as_wide_as_they_are(browser, url, tmp_path):
+    with browser.new_page() as tab:
+        page = Page(tab, url)
+        for size in ((12_000, 50), (50, 12_000), (20_000, 300)):
+            noise(size).save(tmp_path/'long.png')
+            page.choose(tmp_path/'long.png')
+            theirs = page.last()
+            assert min(theirs.size) >= min(64, *size) and max(theirs.size)/min(theirs.size) == pytest.approx(max(size)/min(size), rel=.02)
+        for size in ((60_000, 60), (70_000, 60)):
+            noise(size).save(tmp_path/'long.png', compress_level=1)
+            assert 'cannot be made small enough to be sent' in page.choose(tmp_path/'long.png')['long.png'] and max(tab.locator('canvas').evaluate_all('c => c.map((c) => c.width)'), default=0) <= 8192
 
 def test_busy_and_gone(browser, bundle, files):
     class Slow(Classifier):

@@ -4,7 +4,9 @@ import { mount } from './classify.js';
 
 const form = document.getElementById('key');
 const trouble = document.getElementById('trouble');
+const wrongKey = 'That is not the key.';
 let key = '';
+let page = null;
 
 /* Words for a log, as a sentence for a page */
 function sentence(words) { return words[0].toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? '' : '.'); }
@@ -31,28 +33,48 @@ async function call(path, options = {}) {
   return response.json();
 }
 
+/* The form for a key, with the focus in it; `words` say what is wrong with the last one */
+function askForKey(words) {
+  trouble.textContent = words;
+  form.hidden = false;
+  form.elements.key.focus();
+}
+
 async function ask(item) {
-  const answer = await call('predict', { method: 'POST', body: item.blob, headers: { 'Content-Type': item.blob.type.startsWith('image/') ? item.blob.type : 'application/octet-stream' }, signal: item.signal });
+  let answer;
+  try { answer = await send(item); } catch (error) { // The key was changed meanwhile
+    if (error.status !== 401 || item.signal.aborted) throw error;
+    if (form.hidden) askForKey(key ? wrongKey : '');
+    throw new Error('This service asks for a key.');
+  }
   return answer.results[0];
+}
+
+function send(item) {
+  return call('predict', { method: 'POST', body: item.blob, headers: { 'Content-Type': item.blob.type.startsWith('image/') ? item.blob.type : 'application/octet-stream' }, signal: item.signal });
 }
 
 async function start() {
   trouble.textContent = '';
   try {
     const { labels, title } = await call('labels');
+    const focused = !form.hidden;
     form.hidden = true;
     document.title = title;
-    mount(document.getElementById('page'), { title, labels, ask, heading: 'h1' });
+    page?.destroy();
+    page = mount(document.getElementById('page'), { title, labels, ask, heading: 'h1' });
+    if (focused) page.button.focus(); // It was in the form, which is gone
   } catch (error) {
-    form.hidden = error.status !== 401;
-    trouble.textContent = error.status === 401 && !key ? '' : error.status === 401 ? 'That is not the key.' : error.message;
-    if (!form.hidden) form.elements.key.focus();
+    if (error.status === 401) askForKey(key ? wrongKey : '');
+    else trouble.textContent = error.message;
   }
 }
 
 form.addEventListener('submit', (event) => {
   event.preventDefault();
-  key = form.elements.key.value;
+  const given = form.elements.key.value.trim();
+  if (!/^[!-~]+$/.test(given)) return askForKey(wrongKey); // What no key consists of cannot be sent, either
+  key = given;
   start();
 });
 start();
