@@ -7,9 +7,10 @@ Docs: https://bearcls.github.io/bearcls/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_all.ipynb #62c2717c
+# %% ../nbs/19_all.ipynb #eea0d0fe
 from pathlib import Path
 from .core import *
+from .guard import *
 from .sample import *
 from .figures import draw_bear, draw_thing
 from .results import *

@@ -6,11 +6,11 @@ Docs: https://bearcls.github.io/bearcls/app.html.md"""
 
 # %% auto #0
 __all__ = ['max_upload', 'max_shrunk', 'max_message', 'max_answers', 'Answer', 'answer_upload', 'answer_html', 'AppDesk',
-           'ClassifierApp', 'write_app', 'voila_config', 'AppError', 'serve_app', 'wait_for_server', 'stop_server',
-           'run_app']
+           'ClassifierApp', 'write_app', 'voila_config', 'AppError', 'serve_app', 'open_here', 'wait_for_server',
+           'stop_server', 'run_app']
 
-# %% ../nbs/11_app.ipynb #a22da240
-import anywidget, contextlib, json, logging, os, socket, subprocess, sys, tempfile, threading, time, traitlets, urllib.request, webbrowser
+# %% ../nbs/11_app.ipynb #d81072dd
+import anywidget, contextlib, json, logging, os, signal, socket, subprocess, sys, tempfile, threading, time, traitlets, urllib.request, webbrowser
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -228,7 +228,7 @@ def _port_for_app(port):
             return s.getsockname()[1]
     raise AppError(f'Port {port} is taken or not allowed; give another as `port`, or none to have one chosen')
 
-# %% ../nbs/11_app.ipynb #4e6c0ad4
+# %% ../nbs/11_app.ipynb #ba87d015
 @contextlib.contextmanager
 def serve_app(
     bundle: str | os.PathLike,  # Folder of a bundle
@@ -239,6 +239,7 @@ def serve_app(
 ) -> Iterator[str]:             # Address of the page
     "The application as a page of this machine, for as long as the block lasts"
     port = _port_for_app(port)
+    if feedback and not Path(feedback).resolve().parent.is_dir(): raise AppError(f'`feedback`: there is no folder {Path(feedback).parent}')
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
         work = Path(work).resolve()
         (work/'settings').mkdir()
@@ -251,7 +252,16 @@ def serve_app(
                 yield url
             finally: stop_server(server)
 
-# %% ../nbs/11_app.ipynb #f48539db
+# %% ../nbs/11_app.ipynb #5ac10f2f
+_direct_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+def open_here(
+    url: str | urllib.request.Request,  # Of a server on this machine
+    timeout: float = 5,                 # Seconds
+) -> Any:                               # The answer, as from `urllib.request.urlopen`
+    "Ask a server of this machine, past any proxy that is set for the world"
+    return _direct_opener.open(url, timeout=timeout)
+
 def wait_for_server(
     url: str,                 # What it should answer
     server: subprocess.Popen, # Its process
@@ -262,7 +272,7 @@ def wait_for_server(
     "Return when a server answers; an `AppError` says what it wrote last if it does not"
     start = time.monotonic()
     while time.monotonic() - start < timeout and server.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5): return
+        with contextlib.suppress(OSError), open_here(url): return
         time.sleep(0.1)
     log.seek(0)
     said = log.read().decode('utf-8', 'replace').strip().splitlines()[-1:] or ['it wrote nothing']
@@ -277,7 +287,7 @@ def stop_server(
     try: server.wait(15)
     except subprocess.TimeoutExpired: server.kill()
 
-# %% ../nbs/11_app.ipynb #5f5adde4
+# %% ../nbs/11_app.ipynb #f35e7aca
 def run_app(
     bundle: str | os.PathLike,  # Folder of a bundle
     port: int | None = None,    # Port on this machine; None for 8866, or any free one
@@ -286,8 +296,13 @@ def run_app(
     feedback: str | os.PathLike | None = '',  # File that keeps votes; empty for `feedback.sqlite` beside the bundle; None: nobody is asked
 ) -> None:
     "Serve the application on this machine until interrupted"
-    with serve_app(bundle, port, title, feedback=feedback) as url:
-        print(f'The application runs at {url}\nStop it with Ctrl+C', flush=True)
-        if open_browser: webbrowser.open(url)
-        with contextlib.suppress(KeyboardInterrupt):
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None  # the server must not outlive this process
+    try:
+        with serve_app(bundle, port, title, feedback=feedback) as url:
+            print(f'The application runs at {url}\nStop it with Ctrl+C', flush=True)
+            if open_browser: webbrowser.open(url)
             while True: time.sleep(3600)
+    except KeyboardInterrupt: pass
+    finally:
+        if here: signal.signal(signal.SIGTERM, before)

@@ -8,13 +8,13 @@ Docs: https://bearcls.github.io/bearcls/check.html.md"""
 __all__ = ['oldest_python', 'CheckStep', 'FolderCheck', 'make_environment', 'requirements_of', 'started', 'notebook_script',
            'ask_service', 'ask_page', 'find_browser', 'check_folder']
 
-# %% ../nbs/13b_check.ipynb #79be4114
+# %% ../nbs/13b_check.ipynb #22edf014
 import contextlib, json, os, shutil, socket, subprocess, sys, tempfile, time, urllib.request, venv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from .app import stop_server, wait_for_server
+from .app import open_here, stop_server, wait_for_server
 from .core import html_table, sha256
 from .deploy import DeployError, deploy_targets, read_record
 from .inference import Classifier
@@ -105,14 +105,14 @@ def _any_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
-# %% ../nbs/13b_check.ipynb #93e88149
+# %% ../nbs/13b_check.ipynb #3d391fe3
 def ask_service(
     url: str,        # Address of a service, without a path
     picture: bytes,  # A picture file
 ) -> dict:           # The answer
     "What an HTTP service says about a picture"
     request = urllib.request.Request(f'{url}/predict', picture, {'Content-Type': 'image/png'})
-    with urllib.request.urlopen(request, timeout=60) as answer: return json.load(answer)['results'][0]
+    with open_here(request, timeout=60) as answer: return json.load(answer)['results'][0]
 
 def ask_page(
     url: str,                # Address of a page, of a server or of a file
@@ -176,7 +176,7 @@ def _step(check, name, quiet):
     if not quiet: print(f'{step.status:>11}  {step.name}: {step.words}', flush=True)
     if step.status == 'failed': raise _Failed(name)
 
-# %% ../nbs/13b_check.ipynb #ad056ef1
+# %% ../nbs/13b_check.ipynb #83ec000d
 def _same_files(path, record):
     "Is everything there, and as it was written?"
     other = [n for n, digest in record['files'].items() if not (path/n).is_file() or sha256(path/n) != digest]
@@ -213,7 +213,7 @@ def _page_compared(url, picture, expected):
     "What a browser shows beside the label that the library gives"
     try: import playwright
     except ImportError:
-        with urllib.request.urlopen(url, timeout=60) as answer: return 'not checked', f'the page is there ({len(answer.read())/1000:.0f} kB); asking it about a picture takes a browser: pip install playwright'
+        with open_here(url, timeout=60) as answer: return 'not checked', f'the page is there ({len(answer.read())/1000:.0f} kB); asking it about a picture takes a browser: pip install playwright'
     number, hosts = ask_page(url, picture, expected.label)
     if strange := hosts - {url.split('/')[2]}: raise DeployError(f'the page talks to {", ".join(sorted(strange))}')
     value = float(number.strip('<>% '))/(100 if '%' in number else 1)

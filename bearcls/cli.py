@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/cli.html.md"""
 # %% auto #0
 __all__ = ['make_parser', 'main']
 
-# %% ../nbs/18_cli.ipynb #58928277
-import argparse, csv, json, shlex, sys
+# %% ../nbs/18_cli.ipynb #22661e1f
+import argparse, csv, json, os, shlex, sys
 from collections.abc import Sequence
 import bearcls
 from .core import BearclsError
@@ -76,22 +76,22 @@ def _app(args):
     run_app(args.bundle, port=args.port, open_browser=not args.no_browser, title=args.title, feedback=None if args.no_feedback else args.feedback)
     return 0
 
-# %% ../nbs/18_cli.ipynb #010ff018
+# %% ../nbs/18_cli.ipynb #22266048
 def _serve(args):
     "Serve a bundle over HTTP; status 1 if a process could not go on"
     from bearcls.serve import Settings, run_server
     try: settings = Settings(threads=args.threads, max_waiting=args.max_waiting, max_bytes=args.max_bytes, max_held=max(args.max_bytes, Settings.max_held),
-        title=args.title, origins=tuple(args.origin), frames=tuple(args.frame))
+        api_key=os.environ.get('BEARCLS_API_KEY', '').strip(), title=args.title, origins=tuple(args.origin), frames=tuple(args.frame))
     except ValueError as e: return _fail(str(e))
     return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
 
-# %% ../nbs/18_cli.ipynb #242e2f1a
+# %% ../nbs/18_cli.ipynb #f55b5a96
 def _deploy(args):
     "Write a folder for a host; with --check also try it, status 1 if it does not work"
-    from bearcls.deploy import deploy
+    from bearcls.deploy import changed_files, deploy
     try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo)
     except ValueError as e: return _fail(str(e))
-    print(f'{dest} is ready; {dest/"README.md"} says how it gets online')
+    print(f'{dest} is ready; {dest/"README.md"} says how it gets online' + ('; it was left as you have changed it' if 'README.md' in changed_files(dest) else ''))
     if not args.check: return 0
     from bearcls.check import check_folder
     check = check_folder(dest, args.bundle)

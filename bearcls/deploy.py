@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/deploy.html.md"""
 
 # %% auto #0
 __all__ = ['part_modules', 'deploy_targets', 'max_notebook', 'record_file', 'DeployError', 'Target', 'deploy_files', 'deploy',
-           'read_record']
+           'read_record', 'changed_files']
 
 # %% ../nbs/13_deploy.ipynb #b2a598ed
 import base64, json, os, re, tempfile
@@ -21,7 +21,7 @@ from .core import BearclsError, atomic_write, package_file, sha256
 from .runtime import imported_roots, join_modules
 from .web import single_name, web_files
 
-# %% ../nbs/13_deploy.ipynb #88eabe86
+# %% ../nbs/13_deploy.ipynb #9738da84
 class DeployError(BearclsError, RuntimeError):
     "The folder cannot be written, or does not do what it should"
 
@@ -40,7 +40,7 @@ class Target:
     page: str = '/'                          # Where its page is
     service: bool = False                    # Does it answer POST /predict?
 
-part_modules = dict(classifier=('core', 'container', 'onnxfile', 'signature', 'bundle', 'inference'), notebook_app=('feedback', 'app'), serve=('workers', 'problems', 'supervise', 'gate', 'serve'))  # What each joined file is made of
+part_modules = dict(classifier=('guard', 'core', 'container', 'onnxfile', 'signature', 'bundle', 'inference'), notebook_app=('feedback', 'app'), serve=('workers', 'problems', 'supervise', 'gate', 'serve'))  # What each joined file is made of
 
 # %% ../nbs/13_deploy.ipynb #6e8736b9
 _front = {n: n for n in ('static/classify.js', 'static/classify.css')}
@@ -59,7 +59,7 @@ deploy_targets = {t.name: t for t in [
     Target('colab', 'a notebook for Google Colab, with Gradio', ('colab',), ('classifier',), command=('python', 'notebook.py'), env={'GRADIO_SERVER_PORT': '{port}'}),
 ]}
 
-# %% ../nbs/13_deploy.ipynb #900ab2bd
+# %% ../nbs/13_deploy.ipynb #4e330c38
 def deploy_files(
     target: str,                 # One of `deploy_targets`
     bundle: str | os.PathLike,   # Folder of a bundle, or its zip
@@ -69,7 +69,7 @@ def deploy_files(
 ) -> dict[str, bytes]:           # Content of each file, by its path within the folder
     "Everything that a folder for a host consists of"
     if target not in deploy_targets: raise ValueError(f'`target` should be one of {", ".join(deploy_targets)}; got {target!r}')
-    t, facts = deploy_targets[target], read_bundle(bundle)
+    t, facts, repo = deploy_targets[target], read_bundle(bundle), _checked_repo(repo)
     values = dict(title=' '.join(title.split()) or facts.question, labels=list(facts.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, space=f'USER/{name}' if repo == 'USER/REPO' else repo, single=single_name)
     if target in ('web', 'space-static'): return dict(web_files(bundle, values['title'])) | _rendered(t, values)
     carried = _bundle_files(bundle)
@@ -77,13 +77,20 @@ def deploy_files(
     files = {f'bundle/{n}': content for n, content in carried.items()} | {n: package_file(source).read_bytes() for n, source in t.static.items()} | _rendered(t, values)
     return files | _joined(t, files)
 
+def _checked_repo(repo):
+    "USER/REPO, also where the whole address was given"
+    short = re.sub(r'^(https?://)?(www\.)?(github\.com|huggingface\.co(/spaces)?)/|(\.git)?/?$', '', repo.strip())
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', short): raise ValueError(f'`repo` should be USER/REPO, as on GitHub or Hugging Face; got {repo!r}')
+    return short
+
 def _bundle_files(path):
     "The files of a bundle, without the weights for further training"
     with opened(Path(path)) as files: return {n: file_content(files, n, 1 << 31) for n in bundle_names if n in files and n != weights_file}
 
 def _rendered(target, values):
     "The templates of a target, filled in; later layers over earlier ones"
-    return {n: content for layer in target.layers for n, content in _layer(layer, values).items()}
+    ignored = {'.gitignore': package_file('templates/deploy/_gitignore').read_bytes()}  # an environment, and visitors' votes, are not for a repository
+    return ignored | {n: content for layer in target.layers for n, content in _layer(layer, values).items()}
 
 def _layer(layer, values):
     "The templates of one folder"
@@ -115,13 +122,13 @@ def _colab_files(target, values, carried):
     values |= dict(sources=sources, bundle_zip=base64.b64encode(packed).decode() if small else '', requirements=[w for w in wanted if w and not w.startswith('#')])
     return _rendered(target, values) | ({} if small else {'bundle.zip': packed})
 
-# %% ../nbs/13_deploy.ipynb #14f125b7
+# %% ../nbs/13_deploy.ipynb #66401f27
 record_file = 'deploy.json'  # Tells a deployed folder's target, its bundle, and the digests of its files
 
 def deploy(
     target: str,                 # One of `deploy_targets`
     bundle: str | os.PathLike,   # Folder of a bundle, or its zip
-    dest: str | os.PathLike,     # Folder, made if needed; in one that is there only files of an earlier `deploy` are replaced
+    dest: str | os.PathLike,     # Folder, made if needed; in one that is there only files of an earlier `deploy` are replaced, and no README.md that was changed
     title: str = '',             # Heading of the page; empty for the labels
     name: str = '',              # What the host shall call it; empty for the folder's name
     repo: str = 'USER/REPO',     # On GitHub or Hugging Face, for the links in the README
@@ -130,10 +137,13 @@ def deploy(
     dest = Path(dest)
     if dest.exists() and not dest.is_dir(): raise DeployError(f'{dest} is a file; `dest` should be a folder')
     files = deploy_files(target, bundle, name or _slug(dest.absolute().name), title, repo)
-    known = read_record(dest).get('files', {})
-    _refuse_changed(dest, files, known)
-    record = dict(format='bearcls-deploy', bearcls=__version__, target=target, bundle=read_bundle(bundle).digest, files={n: sha256(content) for n, content in sorted(files.items())})
-    for n, content in files.items(): _put(dest/n, content)
+    earlier = read_record(dest)
+    known = earlier.get('files', {})
+    kept = {n: known[n] for n in changed_files(dest) if n == 'README.md' and target == earlier['target']}
+    _refuse_changed(dest, {n: content for n, content in files.items() if n not in kept}, {n: digest for n, digest in known.items() if n not in kept})
+    record = dict(format='bearcls-deploy', bearcls=__version__, target=target, bundle=read_bundle(bundle).digest, files={n: sha256(content) for n, content in sorted(files.items())} | kept)
+    for n, content in files.items():
+        if n not in kept: _put(dest/n, content)
     for n in known.keys() - files.keys(): (dest/n).unlink(missing_ok=True)
     _put(dest/record_file, (json.dumps(record, indent=1) + '\n').encode())
     return dest
@@ -145,7 +155,7 @@ def _put(file, content):
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as f: f.write(content)
 
-# %% ../nbs/13_deploy.ipynb #5f4e341e
+# %% ../nbs/13_deploy.ipynb #ce5cead7
 def read_record(
     path: str | os.PathLike,  # A folder that `deploy` has written, or any other
 ) -> dict:                    # What `deploy.json` tells; empty where there is none
@@ -157,6 +167,12 @@ def read_record(
     names = record.get('files') if isinstance(record, dict) else None
     if not isinstance(names, dict) or record.get('target') not in deploy_targets or not all(_inside(n) for n in names): raise DeployError(f'{file} is not what `bearcls deploy` writes')
     return record
+
+def changed_files(
+    path: str | os.PathLike,  # A folder that `deploy` has written
+) -> list[str]:               # Their paths within the folder; empty where nothing was written
+    "Files that are there and not as `deploy` wrote them"
+    return [n for n, digest in read_record(path).get('files', {}).items() if (Path(path)/n).is_file() and sha256(Path(path)/n) != digest]
 
 def _inside(name):
     "Is this the path of a file below the folder, whatever the system?"

@@ -1,12 +1,13 @@
 "The notebook application and its votes, without a browser"
-import json, logging, multiprocessing, os, random, re, sqlite3, stat, subprocess, sys
+import json, logging, multiprocessing, os, random, re, sqlite3, stat, subprocess, sys, time, urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pytest
 from hostile import picture
 from tiny_bundle import make_bundle
 
 pytest.importorskip('anywidget', reason='anywidget is not installed')
-from bearcls.app import AppDesk, ClassifierApp, answer_upload, max_answers, max_message, serve_app, voila_config, write_app
+from bearcls.app import AppDesk, AppError, ClassifierApp, answer_upload, max_answers, max_message, open_here, serve_app, voila_config, write_app
 from bearcls.core import package_file
 from bearcls.feedback import Feedback, FeedbackError
 from bearcls.inference import Classifier, Prediction
@@ -202,3 +203,38 @@ def test_notebook_and_its_paths(bundle, tmp_path):
     assert "'It\\'s a \"bear\"?'" in source(title='It\'s a "bear"?')
     with pytest.raises(ValueError):
         with serve_app(tmp_path/'nowhere'): pass
+
+def test_behind_a_proxy(bundle, monkeypatch):
+    "A proxy for the world is not asked about this machine"
+    for name in ('http_proxy', 'HTTP_PROXY', 'https_proxy', 'all_proxy'): monkeypatch.setenv(name, 'http://127.0.0.1:9')
+    with serve_app(bundle, timeout=40) as url, open_here(url, 30) as page: assert page.status == 200
+
+def test_a_place_for_votes_that_is_none(bundle, tmp_path):
+    with pytest.raises(AppError, match='there is no folder'):
+        with serve_app(bundle, feedback=tmp_path/'nowhere'/'votes.sqlite'): pass
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows knows no SIGTERM')
+def test_told_to_end_it_ends_its_server(bundle):
+    command = [sys.executable, '-c', f'from bearcls.app import run_app; run_app({str(bundle)!r}, open_browser=False)']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().split()[-1]
+        with open_here(url, 30) as page: assert page.status == 200
+        process.terminate()
+        assert process.wait(30) == 0
+    with pytest.raises(OSError): open_here(url, 2)
+
+def test_a_crowd(bundle, tmp_path, monkeypatch):
+    "More visitors than there is memory for are asked to come again, and those who are there stay"
+    monkeypatch.setattr('bearcls.app.voila_config', lambda: voila_config().replace('max_kernels = 20', 'max_kernels = 4').replace('cull_interval = 10', 'cull_interval = 2').replace('cull_idle_timeout = 30', 'cull_idle_timeout = 6'))
+    def visit(_):
+        try:
+            with open_here(url, 60) as page: return page.status
+        except urllib.error.HTTPError as e: return e.code
+    with serve_app(bundle) as url:
+        time.sleep(3)  # the first kernel is ready
+        with ThreadPoolExecutor(8) as pool: statuses = list(pool.map(visit, range(10)))
+        assert statuses.count(200) == 4 and statuses.count(503) == 6, statuses
+        end = time.monotonic() + 90
+        while visit(0) != 200:
+            assert time.monotonic() < end, 'nobody gets in after the crowd has gone'
+            time.sleep(3)

@@ -8,7 +8,7 @@ from uploads import labels_expected, write_uploads
 from bearcls.bundle import BundleError, read_bundle, zip_bundle
 from bearcls.check import check_folder, make_environment, requirements_of, started
 from bearcls.cli import main
-from bearcls.deploy import DeployError, deploy, deploy_files, deploy_targets, read_record
+from bearcls.deploy import DeployError, changed_files, deploy, deploy_files, deploy_targets, read_record
 from bearcls.runtime import RuntimeFileError, join_modules
 
 needs_npm = pytest.mark.skipif(shutil.which('npm') is None, reason='npm is not installed')
@@ -86,6 +86,27 @@ def test_replaces_only_its_own(bundle, tmp_path):
     (dest/'app.ipynb').write_text('{}')
     with pytest.raises(DeployError, match='holds app.ipynb'): deploy('voila', bundle, dest)
     assert {f: f.read_bytes() for f in dest.rglob('*') if f.is_file()} == before | {dest/'app.ipynb': b'{}'}
+
+def test_a_readme_of_ones_own_stays(bundle, tmp_path):
+    dest = deploy('binder', bundle, tmp_path/'d')
+    (dest/'README.md').write_text('# Mine')
+    newer = make_bundle(tmp_path/'newer', created='2025-01-01T00:00:00+00:00')
+    for _ in range(2): deploy('binder', newer, dest)
+    assert (dest/'README.md').read_text() == '# Mine' and changed_files(dest) == ['README.md']
+    assert read_record(dest)['bundle'] == read_bundle(newer).digest and read_bundle(dest/'bundle').created == '2025-01-01T00:00:00+00:00'
+    with pytest.raises(DeployError, match='holds README.md'): deploy('fastapi', newer, dest)  # whose README would be another
+
+@pytest.mark.parametrize('target', every_target)
+def test_environments_and_votes_are_not_for_repositories(target, bundle):
+    ignored = deploy_files(target, bundle)['.gitignore'].decode().split()
+    assert {'.venv/', '__pycache__/', '*.sqlite*'} <= set(ignored)
+
+@pytest.mark.parametrize('given', ['me/bears', 'https://github.com/me/bears', 'https://github.com/me/bears.git', 'github.com/me/bears/', 'https://huggingface.co/spaces/me/bears', ' me/bears '])
+def test_repositories(given, bundle): assert b'gh/me/bears/HEAD' in deploy_files('binder', bundle, repo=given)['README.md']
+
+@pytest.mark.parametrize('given', ['bears', 'me/bears/more', 'me bears/x', '', 'https://example.org/me/bears'])
+def test_what_is_no_repository(given, bundle):
+    with pytest.raises(ValueError, match='`repo` should be USER/REPO'): deploy_files('binder', bundle, repo=given)
 
 def test_another_target_takes_its_own_files_away(bundle, tmp_path):
     dest = deploy('voila', bundle, tmp_path/'d')

@@ -1,5 +1,5 @@
 "The hosts' own user interfaces: each from its written folder, in an environment of its own, in a real browser"
-import io, json, os, re, subprocess, time
+import io, json, os, re, subprocess, tempfile, time, urllib.request
 from pathlib import Path
 import pytest
 from PIL import Image
@@ -179,6 +179,42 @@ print(json.dumps([client.predict(handle_file(f), api_name='/predict') for f in {
     good, bad = json.loads(done.stdout.splitlines()[-1])
     assert good['label'] == label('brown') and good['trusted'] and set(good['probabilities']) == set(labels)
     assert bad == {'error': 'The file cannot be looked at: the bytes are no picture of a known format.'}
+
+@pytest.mark.parametrize('site', ['space-gradio'], indirect=True)
+def test_gradio_opens_only_what_was_uploaded(site, tmp_path):
+    "The path of a file comes from the visitor, who may write any"
+    secret = tmp_path/'secret.png'
+    secret.write_bytes(picture(furs['brown'], format='PNG'))
+    def post(path, data):
+        request = urllib.request.Request(f'{site.url}/gradio_api/{path}', json.dumps(data).encode(), {'Content-Type': 'application/json'})
+        with urllib.request.urlopen(request, timeout=30) as answer: return json.loads(answer.read())
+    def events(path):
+        with urllib.request.urlopen(f'{site.url}/gradio_api/{path}', timeout=30) as answer: return answer.read().decode()
+    with urllib.request.urlopen(f'{site.url}/config', timeout=30) as answer: asked = next(d['id'] for d in json.loads(answer.read())['dependencies'] if len(d['inputs']) == 2)
+    for k, data in enumerate(([[{'image': {'path': str(secret)}}], None], [None, {'path': str(secret)}], [[{'video': {'path': str(secret)}}], None], [[{'image': {'path': '/dev/zero'}}], None])):
+        post('queue/join', dict(data=data, fn_index=asked, session_hash=f'h{k}'))
+        said = events(f'queue/data?session_hash=h{k}')
+        assert 'process_completed' in said and 'data:image' not in said and label('brown') not in said
+    for path in (secret, '/etc/passwd', '/no/such/file', '/dev/zero', f'{tempfile.gettempdir()}/gradio/../{secret.name}'):
+        said = events(f'call/predict/{post("call/predict", dict(data=[{"path": str(path)}]))["event_id"]}')
+        assert label('brown') not in said and 'known format' not in said
+
+@pytest.mark.parametrize('site', ['streamlit'], indirect=True)
+def test_streamlit_keeps_no_pictures(site, browser):
+    "What was answered is no longer held"
+    psutil = pytest.importorskip('psutil')
+    server = next(p for p in psutil.process_iter(['cmdline']) if 'streamlit' in ' '.join(p.info['cmdline'] or []) and site.url.split(':')[-1] in p.info['cmdline'])
+    held = lambda: server.memory_info().rss/1e6
+    page, large = Page(browser, site, viewport=dict(width=900, height=800)), picture(furs['brown'], (3000, 2400), 'PNG', compress_level=0)
+    for k in range(8): (site.folder.parent/f'{k}.png').write_bytes(large)
+    after = []
+    for turn in range(7):
+        page.files.set_input_files([site.folder.parent/f'{k}.png' for k in range(8)])
+        page.cards.nth(7).wait_for(timeout=60_000)
+        page.tab.wait_for_timeout(1500)
+        after.append(held())
+    page.close()
+    assert after[-1] - after[2] < 8*len(large)/1e6, f'MB after each turn: {after}'  # kept, it would be four times that
 
 slow = {  # pages that take their time, with room for one or two visitors
     'space-gradio': {'max_waiting = 64': 'max_waiting = 1', 'answers, pictures, photo], concurrency_limit=usable_cores()': 'answers, pictures, photo], concurrency_limit=1'},
