@@ -100,7 +100,7 @@ class ServiceVisit:
         await self.send(dict(type='http.response.start', status=problem.status, headers=[(k.lower().encode(), v.encode('latin-1')) for k, v in headers.items()]))
         await self.send(dict(type='http.response.body', body=body))
 
-# %% ../nbs/11e_gate.ipynb #d9cb4941
+# %% ../nbs/11e_gate.ipynb #3e351494
 _gate_headers = {b'x-content-type-options': b'nosniff', b'referrer-policy': b'no-referrer', b'cache-control': b'no-store',
     b'content-security-policy': b"default-src 'none'; frame-ancestors 'none'"}
 
@@ -119,7 +119,7 @@ async def _drain(self):
     "Throw away what is still coming, for a moment"
     import anyio
     if self.headers.get('expect') and not self.bytes: return  # it waits for a word, and will not send
-    most = self.bytes + self.service.settings.max_bytes
+    most = self.bytes + 4*self.service.settings.max_bytes
     with anyio.move_on_after(2):
         while self.unread and self.bytes < most: await self.receive()
 
