@@ -143,17 +143,16 @@ def test_files_of_others_are_left_alone(tmp_path):
 # --- killed at any moment
 
 killed = """
-import os, signal, sys, time
+import itertools, os, signal, sys, time
 from bearcls import download
 moment, nth, dest, *urls = sys.argv[1:]
-calls = 0
+calls = itertools.count(1)
 def deadly(real, before):
     def call(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == int(nth) and before: os.kill(os.getpid(), signal.SIGKILL)
+        mine = next(calls)  # each call knows its own number: several threads are in here at once
+        if mine == int(nth) and before: os.kill(os.getpid(), signal.SIGKILL)
         result = real(*args, **kwargs)
-        if calls == int(nth): os.kill(os.getpid(), signal.SIGKILL)
+        if mine == int(nth): os.kill(os.getpid(), signal.SIGKILL)
         return result
     return call
 name, _, when = moment.partition(' ')
