@@ -24,6 +24,11 @@ def site(tmp_path_factory):
 def test_every_address_exists(site):
     assert problems(site) == []
 
+def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
+    (tmp_path/'thesis.txt').write_text('keep')
+    done = subprocess.run([sys.executable, root/'nbs/_sphinx/build.py', '--out', tmp_path], capture_output=True, text=True, encoding='utf-8')
+    assert done.returncode == 1 and 'is no site built before' in done.stdout and os.listdir(tmp_path) == ['thesis.txt']
+
 def test_checker_finds_faults(tmp_path):
     (tmp_path/'a.html').write_text('<a href="b.html">b</a><a href="#here">x</a><img src="c.png"><p id="there">', encoding='utf-8')
     assert problems(tmp_path) == ['a.html: #here: no such anchor', 'a.html: b.html: no such file', 'a.html: c.png: no such file']

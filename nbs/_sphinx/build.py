@@ -55,15 +55,19 @@ def build(
     out: Path,  # Folder for the site
 ) -> list[str]: # Faults found; empty for a good site
     "Process, convert, render with warnings as errors, and check every address"
+    if out.exists() and not (out/'.nojekyll').exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise SiteError(f'{out} is there and is no site built before: give another --out, or remove it yourself')
     os.chdir(root)
-    source = root/'build'/'site'
+    source, pages = root/'build'/'site', root/'build'/'html'  # MyST-NB leaves its pictures beside the pages, so these are made here
     pages_for_sphinx(proc_nbs(n_workers=0, force=True), source)
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(pages, ignore_errors=True)
     here = str(Path(__file__).parent)
-    if status := sphinx(['-q', '-W', '--keep-going', '-b', 'html', '-c', here, '-d', str(root/'build'/'doctrees'), '-E', str(source), str(out)]):
+    if status := sphinx(['-q', '-W', '--keep-going', '-b', 'html', '-c', here, '-d', str(root/'build'/'doctrees'), '-E', str(source), str(pages)]):
         return [f'Sphinx ended with status {status}; its messages stand above, its pages in {source.relative_to(root)}']
-    if (source/'images').is_dir(): shutil.copytree(source/'images', out/'images', dirs_exist_ok=True)
-    (out/'.nojekyll').touch()
+    if (source/'images').is_dir(): shutil.copytree(source/'images', pages/'images', dirs_exist_ok=True)
+    (pages/'.nojekyll').touch()
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(pages, out)
     return problems(out)
 
 def main():
