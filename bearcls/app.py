@@ -127,7 +127,7 @@ def _log_app_trouble(error):
     while trace.tb_next: trace = trace.tb_next
     logging.getLogger('bearcls.app').error('%s in %s, line %d', type(error).__name__, Path(trace.tb_frame.f_code.co_filename).name, trace.tb_lineno)
 
-# %% ../nbs/11_app.ipynb #647c8e24
+# %% ../nbs/11_app.ipynb #676dc432
 @patch_to(AppDesk)
 def _asked(self, message, buffers):
     "One picture"
@@ -146,7 +146,7 @@ def _told(self, message):
     if self.feedback is None or not answer or not answer.prediction:
         raise _AppRefusal('This could not be kept, because the answer is no longer known here. Please choose the picture again.')
     self.feedback.vote(answer.id, answer.prediction, message.get('right'), message.get('label', ''),
-        sha256=answer.sha256, name=answer.name, bundle=self.classifier.bundle.digest)
+        sha256=answer.sha256, name=answer.name, model=self.classifier.bundle.digest)
     return dict(kept=True)
 
 # %% ../nbs/11_app.ipynb #abd02f27

@@ -36,11 +36,11 @@ class ImageError(BearclsError, ValueError):
         super().__init__(message)
         self.reason = reason
 
-# %% ../nbs/00_core.ipynb #79f59049
+# %% ../nbs/00_core.ipynb #ecae42e3
 image_reasons = {
     'missing': 'the file does not exist',
     'empty': 'the file holds no bytes',
-    'not_an_image': 'the bytes are no picture of a known format',
+    'not_an_image': 'the file is no picture of a known format',
     'truncated': 'the file ends before the picture does',
     'bomb': 'the picture claims more pixels than allowed',
     'unreadable': 'the picture cannot be decoded',
@@ -134,11 +134,11 @@ def _open(source):
         except ImportError: raise UnidentifiedImageError('no reader of HEIF') from None
         return Image.open(source, formats=_formats())
 
-# %% ../nbs/00_core.ipynb #16a7b3f8
+# %% ../nbs/00_core.ipynb #e12a2b63
 def _source_name(source):
     "How an error message calls `source`"
     if isinstance(source, (str, os.PathLike)): return str(source)
-    return str(getattr(source, 'name', None) or 'the picture')
+    return str(getattr(source, 'name', None) or 'the file')
 
 @contextlib.contextmanager
 def _image_errors(name, source):
@@ -154,8 +154,8 @@ def _image_errors(name, source):
         raise ImageError(heif if _is_heif(source) else f'{name} is no picture of a known format', 'not_an_image') from e
     except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, AttributeError, struct.error, TypeError) as e:
         if isinstance(e, ImageError): raise
-        reason = 'truncated' if 'truncated' in str(e).lower() else 'unreadable'
-        raise ImageError(f'{name} cannot be decoded: {e}', reason) from e
+        if 'truncated' in str(e).lower(): raise ImageError(f'{name} ends before the picture does', 'truncated') from e
+        raise ImageError(f'{name} cannot be decoded: {e}') from e
 
 # %% ../nbs/00_core.ipynb #8a03efc6
 def _is_empty(source):

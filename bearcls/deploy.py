@@ -59,19 +59,20 @@ deploy_targets = {t.name: t for t in [
     Target('colab', 'a notebook for Google Colab, with Gradio', ('colab',), ('classifier',), command=('python', 'notebook.py'), env={'GRADIO_SERVER_PORT': '{port}'}),
 ]}
 
-# %% ../nbs/13_deploy.ipynb #4e330c38
+# %% ../nbs/13_deploy.ipynb #f64ce873
 def deploy_files(
     target: str,                 # One of `deploy_targets`
     bundle: str | os.PathLike,   # Folder of a bundle, or its zip
     name: str = 'classifier',    # What the host shall call it
     title: str = '',             # Heading of the page; empty for the labels
     repo: str = 'USER/REPO',     # On GitHub or Hugging Face, for the links in the README
+    runtime: str | os.PathLike | None = None,  # For pages without a server: folder or .tgz of onnxruntime-web; None: from the cache, otherwise through npm
 ) -> dict[str, bytes]:           # Content of each file, by its path within the folder
     "Everything that a folder for a host consists of"
     if target not in deploy_targets: raise ValueError(f'`target` should be one of {", ".join(deploy_targets)}; got {target!r}')
     t, facts, repo = deploy_targets[target], read_bundle(bundle), _checked_repo(repo)
     values = dict(title=' '.join(title.split()) or facts.question, labels=list(facts.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, space=f'USER/{name}' if repo == 'USER/REPO' else repo, single=single_name)
-    if target in ('web', 'space-static'): return dict(web_files(bundle, values['title'])) | _rendered(t, values)
+    if target in ('web', 'space-static'): return dict(web_files(bundle, values['title'], runtime)) | _rendered(t, values)
     carried = _bundle_files(bundle)
     if target == 'colab': return _colab_files(t, values, carried)
     files = {f'bundle/{n}': content for n, content in carried.items()} | {n: package_file(source).read_bytes() for n, source in t.static.items()} | _rendered(t, values)
@@ -122,26 +123,28 @@ def _colab_files(target, values, carried):
     values |= dict(sources=sources, bundle_zip=base64.b64encode(packed).decode() if small else '', requirements=[w for w in wanted if w and not w.startswith('#')])
     return _rendered(target, values) | ({} if small else {'bundle.zip': packed})
 
-# %% ../nbs/13_deploy.ipynb #66401f27
-record_file = 'deploy.json'  # Tells a deployed folder's target, its bundle, and the digests of its files
+# %% ../nbs/13_deploy.ipynb #59db5eaf
+record_file = 'deploy.json'  # Tells a deployed folder's target, what it was called, the SHA-256 of its model, and those of its files
 
 def deploy(
     target: str,                 # One of `deploy_targets`
     bundle: str | os.PathLike,   # Folder of a bundle, or its zip
     dest: str | os.PathLike,     # Folder, made if needed; in one that is there only files of an earlier `deploy` are replaced, and no README.md that was changed
-    title: str = '',             # Heading of the page; empty for the labels
-    name: str = '',              # What the host shall call it; empty for the folder's name
-    repo: str = 'USER/REPO',     # On GitHub or Hugging Face, for the links in the README
+    title: str = '',             # Heading of the page; empty for that of an earlier `deploy` to `dest`, otherwise for the labels
+    name: str = '',              # What the host shall call it; empty likewise, otherwise for the folder's name
+    repo: str = '',              # On GitHub or Hugging Face, for the links in the README; empty likewise, otherwise for USER/REPO
+    runtime: str | os.PathLike | None = None,  # For pages without a server: folder or .tgz of onnxruntime-web; None: from the cache, otherwise through npm
 ) -> Path:                       # `dest`
     "Write a folder that a host can run"
     dest = Path(dest)
     if dest.exists() and not dest.is_dir(): raise DeployError(f'{dest} is a file; `dest` should be a folder')
-    files = deploy_files(target, bundle, name or _slug(dest.absolute().name), title, repo)
     earlier = read_record(dest)
+    said = dict(title=title or earlier.get('title', ''), name=name or earlier.get('name') or _slug(dest.absolute().name), repo=repo or earlier.get('repo') or 'USER/REPO')
+    files = deploy_files(target, bundle, **said, runtime=runtime)
     known = earlier.get('files', {})
     kept = {n: known[n] for n in changed_files(dest) if n == 'README.md' and target == earlier['target']}
     _refuse_changed(dest, {n: content for n, content in files.items() if n not in kept}, {n: digest for n, digest in known.items() if n not in kept})
-    record = dict(format='bearcls-deploy', bearcls=__version__, target=target, bundle=read_bundle(bundle).digest, files={n: sha256(content) for n, content in sorted(files.items())} | kept)
+    record = dict(format='bearcls-deploy', bearcls=__version__, target=target, **said, model=read_bundle(bundle).digest, files={n: sha256(content) for n, content in sorted(files.items())} | kept)
     for n, content in files.items():
         if n not in kept: _put(dest/n, content)
     for n in known.keys() - files.keys(): (dest/n).unlink(missing_ok=True)
@@ -155,7 +158,7 @@ def _put(file, content):
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as f: f.write(content)
 
-# %% ../nbs/13_deploy.ipynb #ce5cead7
+# %% ../nbs/13_deploy.ipynb #9f2bfa0d
 def read_record(
     path: str | os.PathLike,  # A folder that `deploy` has written, or any other
 ) -> dict:                    # What `deploy.json` tells; empty where there is none
@@ -164,8 +167,8 @@ def read_record(
     if not file.is_file(): return {}
     try: record = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: raise DeployError(f'{file} cannot be read as JSON: {e}') from e
-    names = record.get('files') if isinstance(record, dict) else None
-    if not isinstance(names, dict) or record.get('target') not in deploy_targets or not all(_inside(n) for n in names): raise DeployError(f'{file} is not what `bearcls deploy` writes')
+    names, texts = (record.get('files'), [record.get(k) for k in ('title', 'name', 'repo', 'model')]) if isinstance(record, dict) else (None, ())
+    if not isinstance(names, dict) or record.get('target') not in deploy_targets or not all(_inside(n) for n in names) or not all(isinstance(t, str) for t in texts): raise DeployError(f'{file} is not what `bearcls deploy` writes')
     return record
 
 def changed_files(

@@ -15,7 +15,7 @@ from pathlib import Path
 from .core import BearclsError
 from .inference import Prediction, patch_to
 
-# %% ../nbs/10e_feedback.ipynb #60d828f4
+# %% ../nbs/10e_feedback.ipynb #2ebda520
 other_label = 'other'  # What a vote calls right when none of the model's labels is
 
 @dataclass
@@ -31,15 +31,15 @@ class Vote:
     reason: str        # Why it was not trusted; empty if it was
     right: bool        # Is the label right?
     correct: str       # If not, what would have been: a label of the model, `other`, or empty if nobody said
-    bundle: str        # Digest of the bundle that answered
+    model: str         # SHA-256 of the model that answered: of the file `model.onnx`
 
 class FeedbackError(BearclsError, ValueError):
     "A vote is no vote, or it cannot be kept or read; the message has no path and may be shown to visitors"
 
-# %% ../nbs/10e_feedback.ipynb #4297a2fb
+# %% ../nbs/10e_feedback.ipynb #113d7f90
 def _check_vote(vote, labels):
     "Refuse what cannot be a vote; the message names the field"
-    limits = dict(answer=64, name=255, label=255, reason=500, correct=255, bundle=128)
+    limits = dict(answer=64, name=255, label=255, reason=500, correct=255, model=128)
     for name, most in limits.items():
         value = getattr(vote, name)
         if not isinstance(value, str) or len(value) > most or '\0' in value: raise FeedbackError(f'`{name}` of a vote is text of up to {most} letters')
@@ -50,11 +50,11 @@ def _check_vote(vote, labels):
     if vote.correct not in ('', other_label, *labels): raise FeedbackError(f'`correct` may be {", ".join(labels[:8])}, {other_label} or empty; got {vote.correct[:40]!r}')
     if vote.correct and vote.right != (vote.correct == vote.label): raise FeedbackError(f'`correct` says {vote.correct[:40]}, which does not go with `right` being {vote.right}')
 
-# %% ../nbs/10e_feedback.ipynb #51369d9e
+# %% ../nbs/10e_feedback.ipynb #2be7dbf7
 feedback_version = 1  # Of the file's tables, kept in the file; a newer bearcls may raise it
 
 _votes_table = '''CREATE TABLE IF NOT EXISTS votes (answer TEXT PRIMARY KEY, time TEXT NOT NULL, sha256 TEXT NOT NULL, name TEXT NOT NULL, label TEXT NOT NULL,
-    probability REAL NOT NULL, trusted INTEGER NOT NULL, reason TEXT NOT NULL, right INTEGER NOT NULL, correct TEXT NOT NULL, bundle TEXT NOT NULL)'''
+    probability REAL NOT NULL, trusted INTEGER NOT NULL, reason TEXT NOT NULL, right INTEGER NOT NULL, correct TEXT NOT NULL, model TEXT NOT NULL)'''
 
 class Feedback:
     "The votes in one SQLite file, which several threads and processes may use at once"
@@ -122,7 +122,7 @@ def rows(self) -> list[Vote]:  # The oldest first
 @patch_to(Feedback)
 def _has_votes(self, connection): return connection.execute('PRAGMA user_version').fetchone() != (0,)
 
-# %% ../nbs/10e_feedback.ipynb #513b9162
+# %% ../nbs/10e_feedback.ipynb #0a03a725
 @patch_to(Feedback)
 def vote(self,
     answer: str,             # Identifies the answer among all; a second vote on it takes the place of the first
@@ -132,11 +132,11 @@ def vote(self,
     *,
     sha256: str,             # Of the picture's bytes
     name: str = '',          # The picture's name
-    bundle: str = '',        # Digest of the bundle
+    model: str = '',         # SHA-256 of the model that answered
 ) -> Vote:                   # What was kept
     "Keep what somebody thinks of an answer; a `FeedbackError` says why not"
     p = prediction
-    kept = Vote(answer, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), sha256, name, p.label, p.probability, p.trusted, p.reason, right, correct, bundle)
+    kept = Vote(answer, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), sha256, name, p.label, p.probability, p.trusted, p.reason, right, correct, model)
     _check_vote(kept, list(p.probabilities))
     names = [f.name for f in fields(Vote)]
     changed = ', '.join(f'{n}=excluded.{n}' for n in names[1:])
@@ -145,13 +145,13 @@ def vote(self,
             tuple(asdict(kept).values()))
     return kept
 
-# %% ../nbs/10e_feedback.ipynb #a01333b3
+# %% ../nbs/10e_feedback.ipynb #f892d621
 @patch_to(Feedback)
 def summary(self,
-    bundle: str = '',   # Only votes on the bundle with this digest; empty for all
+    model: str = '',    # Only votes on the model with this digest; empty for all
 ) -> list[dict]:        # label, votes, right, share; the same with `_doubtful` for answers that were not trusted; a share is None where there are no votes
     "How often the answers were right, by the label that the model gave; the last row is all of them"
-    votes = [v for v in self.rows() if not bundle or v.bundle == bundle]
+    votes = [v for v in self.rows() if not model or v.model == model]
     def row(label, some):
         sure, doubtful = ([v for v in some if v.trusted is trusted] for trusted in (True, False))
         return dict(label=label, **_count_right(sure), **{f'{k}_doubtful': n for k, n in _count_right(doubtful).items()})

@@ -224,7 +224,7 @@ class _Queue:
         self.__init__(self.per_host)
         return jobs
 
-# %% ../nbs/01b_fetch.ipynb #aaae546e
+# %% ../nbs/01b_fetch.ipynb #196c76f6
 @dataclass
 class _Run:
     "Many addresses being fetched"
@@ -232,7 +232,7 @@ class _Run:
     handle: Callable            # Told of each address once
     limits: FetchLimits
     queue: _Queue
-    running: set = field(default_factory=set)
+    running: dict = field(default_factory=dict)  # Jobs by the task of their attempt; one that follows a redirect may have begun anew before its old task is gone
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     silences: deque = field(default_factory=lambda: deque(maxlen=1000))  # Longest silence of each of the last good answers
     down: dict = field(default_factory=dict)    # Failures in a row by host
@@ -321,7 +321,7 @@ def _watch(run, job):
     job.ended = why, 'silent', None, '', True
     job.task.cancel()
 
-# %% ../nbs/01b_fetch.ipynb #55fa8d8d
+# %% ../nbs/01b_fetch.ipynb #5d8f03ec
 async def _go(run, n_connections, until, stop):
     "Start jobs, watch them, and see to the end; why it ended early, if it did"
     while run.queue or run.running:
@@ -330,22 +330,22 @@ async def _go(run, n_connections, until, stop):
         if time.monotonic() > until: return 'not fetched: the time for the whole run was over'
         while len(run.running) < n_connections and (job := run.queue.take()): _start(run, job)
         await _until_something(run)
-        for job in run.running:
+        for job in run.running.values():
             if job.started and not job.ended: _watch(run, job)
     return ''
 
 def _start(run, job):
     "Begin an attempt"
     def done(task, host=job.host):
-        run.running.discard(job)
+        del run.running[task]
         run.queue.done(host)
         if not task.cancelled() and task.exception(): run.failure = run.failure or task.exception()
         run.wake.set()
-    run.running.add(job)
     job.task = asyncio.ensure_future(_fetch_job(run, job))
+    run.running[job.task] = job
     job.task.add_done_callback(done)
 
-# %% ../nbs/01b_fetch.ipynb #b1b0e55c
+# %% ../nbs/01b_fetch.ipynb #2a94f7da
 async def _until_something(run, tick=0.1):
     "Wait until a job is done, or for a moment"
     wake = run.queue.next_wake()
@@ -355,8 +355,8 @@ async def _until_something(run, tick=0.1):
 
 async def _finish(run, why):
     "End what is under way, and tell the caller of all that was not fetched"
-    tasks = [j.task for j in run.running]
-    for job in [j for j in run.running if j.started and not j.ended]:
+    tasks = list(run.running)
+    for job in [j for j in run.running.values() if j.started and not j.ended]:
         job.ended = why, 'stopped', None, '', True
         job.task.cancel()
     await asyncio.gather(*tasks)
@@ -382,7 +382,7 @@ async def _sessions(limits):
         for session in sessions.values(): await session.close()
         for guard in guards.values(): await guard.close()
 
-# %% ../nbs/01b_fetch.ipynb #ed892324
+# %% ../nbs/01b_fetch.ipynb #78c20ba6
 async def fetch_many(
     urls: Iterable[str],                    # Addresses
     handle: Callable[[str, Fetched | FetchError], Awaitable],  # Told of each address once, in the order of arrival
@@ -406,7 +406,7 @@ async def fetch_many(
 
 async def _cancel(run):
     "Leave nothing running behind"
-    tasks = [j.task for j in run.running] + list(run.rules.values())
+    tasks = [*run.running, *run.rules.values()]
     for task in tasks: task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 

@@ -58,7 +58,7 @@ class Settings:
         changed = {f.name: value for f in fields(self) if f.repr and (value := getattr(self, f.name)) != f.default}
         return f'Settings({", ".join(f"{k}={v!r}" for k, v in changed.items())})'
 
-# %% ../nbs/12_serve.ipynb #dff633ef
+# %% ../nbs/12_serve.ipynb #d699f7bb
 class Service:
     "What one process has: workers, a watch, numbers, and its state"
     def __init__(self,
@@ -82,7 +82,7 @@ class Service:
         self.workers = Workers(classifier, s.threads, max(s.max_waiting, s.max_pictures), s.max_batch)
         if classifier is not self.given: self.watch = BundleWatch(self.given, self.workers, self.load)
         threading.Thread(target=self._look_around, name='bearcls_watch', daemon=True).start()
-        service_log.info(dict(event='ready', labels=len(classifier.labels), bundle=classifier.bundle.digest[:12], threads=len(self.workers.threads)))
+        service_log.info(dict(event='ready', n_labels=len(classifier.labels), model=classifier.bundle.digest[:12], threads=len(self.workers.threads)))
 
     def _patient_load(self):
         "Under a supervisor another process may have a good bundle while this one finds none: somebody is copying"
@@ -131,21 +131,17 @@ def _end_process(seconds):
     clock.daemon = True
     clock.start()
 
-# %% ../nbs/12_serve.ipynb #77612d89
+# %% ../nbs/12_serve.ipynb #3542c37c
 def result_of(
     upload: Upload,             # What was sent
     row: PredictionRow | None,  # What the workers say; None where there was nothing to ask
     digest: str = '',           # SHA-256 of the model that answered
 ) -> dict[str, Any]:            # Ready for JSON
     "One picture's part of an answer"
-    if row is None or row.prediction is None: return dict(name=upload.name, status='failed', reason=upload.reason or _service_reason(row.reason))
+    if row is None or row.prediction is None: return dict(name=upload.name, status='failed', reason=upload.reason or row.reason)
     p = row.prediction
     return dict(name=upload.name, status='ok', label=p.label, probability=p.probability, probabilities=p.probabilities,
-        trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness, bundle=digest[:12])
-
-def _service_reason(words):
-    "Why a file could not be opened, without a decoder's own words"
-    return 'the file ends before the picture does' if 'truncated' in words else words.replace('the picture', 'the file', 1)
+        trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness, model=digest[:12])
 
 async def answer_uploads(
     service: Service,       # Whose workers answer
@@ -186,7 +182,7 @@ async def answer_request(
     if len(results) == 1 and results[0]['status'] == 'failed': raise Problem(422, results[0]['reason'])
     return results
 
-# %% ../nbs/12_serve.ipynb #5e5dcfe0
+# %% ../nbs/12_serve.ipynb #caa19838
 def _service_schemas():
     "What goes in and comes out, as JSON Schema"
     text, number, share = dict(type='string'), dict(type='number'), dict(type='number', minimum=0, maximum=1)
@@ -195,9 +191,9 @@ def _service_schemas():
         reason=dict(type='string', description='Why it failed, or why a person should look'),
         label=text, probability=share, probabilities=dict(type='object', additionalProperties=share),
         trusted=dict(type='boolean', description='May the label be used without asking a person?'),
-        unlikeness=dict(type=['number', 'null'], description='How unlike the training pictures it is'), bundle=dict(type='string', description='Which model answered')))
+        unlikeness=dict(type=['number', 'null'], description='How unlike the training pictures it is'), model=dict(type='string', description='Which model answered: the first 12 digits of the SHA-256 of its file')))
     problem = dict(type='object', required=['type', 'title', 'status', 'detail'], properties=dict(type=text, title=text, status=dict(type='integer'), detail=text, request_id=text))
-    labels = dict(type='object', required=['labels', 'bundle', 'title'], properties=dict(labels=listed(text), bundle=text, title=text))
+    labels = dict(type='object', required=['labels', 'model', 'title'], properties=dict(labels=listed(text), model=text, title=text))
     state = dict(type='object', required=['status'], properties=dict(status=text))
     images = dict(type='object', required=['images'], additionalProperties=False, properties=dict(images=dict(type='array', minItems=1,
         items=dict(type='object', required=['data'], additionalProperties=False,
@@ -207,7 +203,7 @@ def _service_schemas():
         Result=result, Problem=problem, Labels=labels, State=state, Images=images, Form=form)
 
 _service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzly', probability=0.94, probabilities=dict(grizzly=0.94, black=0.05, teddy=0.01),
-    trusted=True, reason='', unlikeness=0.12, bundle='3f2a90c1d4e5'),
+    trusted=True, reason='', unlikeness=0.12, model='3f2a90c1d4e5'),
     dict(name='notes.jpg', status='failed', reason='the file is no picture of a known format')])
 _service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNYqqUFAAJxAPqULGlbAAAAAElFTkSuQmCC'  # A PNG of one pixel
 
@@ -279,7 +275,7 @@ def make_app(
     app.openapi = openapi
     return app
 
-# %% ../nbs/12_serve.ipynb #44ff936a
+# %% ../nbs/12_serve.ipynb #eff9c924
 def _add_endpoints(app, service, Request, JSONResponse, Response):
     "What programs ask for"
     key = (401,) if service.settings.api_key else ()
@@ -296,7 +292,7 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
     async def labels():
         if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})
         facts = service.workers.classifier.bundle
-        return JSONResponse(dict(labels=list(facts.labels), bundle=facts.digest[:12], title=service.settings.title or facts.question))
+        return JSONResponse(dict(labels=list(facts.labels), model=facts.digest[:12], title=service.settings.title or facts.question))
 
     @app.head('/healthz', include_in_schema=False)
     @app.get('/healthz', summary='Is this process well?', responses=_service_docs('State', 503))

@@ -13,7 +13,7 @@ from bearcls.feedback import Feedback, FeedbackError
 from bearcls.inference import Classifier, Prediction
 
 sure = Prediction('grizzly', 0.9, dict(grizzly=0.9, black=0.08, teddy=0.02))
-facts = dict(sha256='0'*64, name='bear.jpg', bundle='3f1c')
+facts = dict(sha256='0'*64, name='bear.jpg', model='3f1c')
 
 @pytest.fixture(scope='module')
 def bundle(tmp_path_factory): return make_bundle(tmp_path_factory.mktemp('bundle')/'furs')
@@ -83,7 +83,7 @@ def test_votes_on_what_was_said(desk):
     answer = ask(desk, picture(1))
     assert desk.reply(dict(do='tell', number='2', answer=answer['answer'], right=True, label='', probability=1, sha256='f'*64, name='other')) == dict(number='2', kept=True)
     vote, = desk.feedback.rows()
-    assert (vote.label, vote.probability, vote.name, vote.bundle) == (answer['label'], answer['probability'], 'bear.png', desk.classifier.bundle.digest) and vote.sha256 != 'f'*64
+    assert (vote.label, vote.probability, vote.name, vote.model) == (answer['label'], answer['probability'], 'bear.png', desk.classifier.bundle.digest) and vote.sha256 != 'f'*64
     problem = ask(desk, b'text')
     assert 'answer' not in problem
     assert 'no longer known' in desk.reply(dict(do='tell', number='3', answer=desk.answers[-1].id, right=True))['problem'], 'a problem was voted on'
@@ -151,7 +151,7 @@ def test_read_only_place(tmp_path):
 def test_hostile_votes(tmp_path):
     store = Feedback(tmp_path/'feedback.sqlite')
     for right, correct, more in [(True, 'black', {}), (False, 'grizzly', {}), (False, 'polar', {}), (False, None, {}), (False, 7, {}), (1, '', {}), (None, '', {}), ('True', '', {}), (False, 'x'*10_000, {}),
-                                 (True, '', dict(name='n'*256)), (True, '', dict(name=None)), (True, '', dict(sha256='G'*64)), (True, '', dict(sha256=None)), (True, '', dict(bundle='b'*129)), (True, '', dict(name='a\0b'))]:
+                                 (True, '', dict(name='n'*256)), (True, '', dict(name=None)), (True, '', dict(sha256='G'*64)), (True, '', dict(sha256=None)), (True, '', dict(model='b'*129)), (True, '', dict(name='a\0b'))]:
         with pytest.raises(FeedbackError): store.vote('1', sure, right, correct, **facts | more)
     for answer in ('', 'a'*65, None, 5):
         with pytest.raises(FeedbackError): store.vote(answer, sure, True, **facts)

@@ -44,7 +44,7 @@ def files(tmp_path_factory):
     return folder
 
 expected = {'brown.jpg': 'brown', 'white.png': 'white', 'sideways.jpg': 'white', 'twelve.jpg': 'brown', 'large.png': 'brown', 'alpha.png': 'white', 'web.webp': 'white', 'new.avif': 'brown',
-    'scan.tif': 'white', 'doubt.png': 'None of these? Ask a person', 'text.jpg': 'the bytes are no picture of a known format', 'empty.jpg': 'the file holds no bytes',
+    'scan.tif': 'white', 'doubt.png': 'None of these? Ask a person', 'text.jpg': 'the file is no picture of a known format', 'empty.jpg': 'the file holds no bytes',
     'half.jpg': 'ends before the picture does', 'huge.bin.jpg': 'too much to send', '<img src=x onerror=alert(1)>.png': 'white'}
 
 # ---------------------------------------------------------------- two places

@@ -93,7 +93,7 @@ def test_a_readme_of_ones_own_stays(bundle, tmp_path):
     newer = make_bundle(tmp_path/'newer', created='2025-01-01T00:00:00+00:00')
     for _ in range(2): deploy('binder', newer, dest)
     assert (dest/'README.md').read_text() == '# Mine' and changed_files(dest) == ['README.md']
-    assert read_record(dest)['bundle'] == read_bundle(newer).digest and read_bundle(dest/'bundle').created == '2025-01-01T00:00:00+00:00'
+    assert read_record(dest)['model'] == read_bundle(newer).digest and read_bundle(dest/'bundle').created == '2025-01-01T00:00:00+00:00'
     with pytest.raises(DeployError, match='holds README.md'): deploy('fastapi', newer, dest)  # whose README would be another
 
 @pytest.mark.parametrize('target', every_target)

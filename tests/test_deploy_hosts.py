@@ -123,7 +123,7 @@ def test_every_kind_of_file(page):
         ('good.jpg', picture(furs['brown']), label('brown')),
         ('phone.jpg', rotated(), label('brown')),
         ('twelve.jpg', picture(furs['white'], (4000, 3000)), label('white')),
-        ('text.jpg', b'this is text', 'text.jpg cannot be looked at: the bytes are no picture of a known format.'),
+        ('text.jpg', b'this is text', 'text.jpg cannot be looked at: the file is no picture of a known format.'),
         ('large.png', picture(furs['brown'], (3200, 3030), 'PNG', compress_level=0), label('brown')),
         ('alpha.png', picture((0, 0, 0, 0), format='PNG', mode='RGBA'), label('white')),
         ('web.webp', picture(furs['brown'], format='WEBP'), label('brown')),
@@ -178,7 +178,7 @@ print(json.dumps([client.predict(handle_file(f), api_name='/predict') for f in {
     done = subprocess.run([site.programs/'python', '-c', code], capture_output=True, text=True, check=True, env={**os.environ, 'HF_HUB_DISABLE_TELEMETRY': '1', 'GRADIO_ANALYTICS_ENABLED': 'False'})
     good, bad = json.loads(done.stdout.splitlines()[-1])
     assert good['label'] == label('brown') and good['trusted'] and set(good['probabilities']) == set(labels)
-    assert bad == {'error': 'The file cannot be looked at: the bytes are no picture of a known format.'}
+    assert bad == {'error': 'The file cannot be looked at: the file is no picture of a known format.'}
 
 @pytest.mark.parametrize('site', ['space-gradio'], indirect=True)
 def test_gradio_opens_only_what_was_uploaded(site, tmp_path):

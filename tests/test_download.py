@@ -1,6 +1,7 @@
 "Hostile addresses, answers and accidents around download: what would make bad reading in a notebook"
 import asyncio, errno, os, signal, socket, subprocess, sys, threading, time, zlib
 import pytest
+import bearcls.fetch as fetching
 from hostile import LOCAL, bomb, dripping, endless, picture, redirect, serving, several_hosts, snapshot
 from bearcls import addresses, download
 from bearcls.core import DataError, image_files, load_image, read_manifest, sha256
@@ -380,6 +381,25 @@ def test_no_more_than_the_limits_at_once():
         urls = [f'http://127.0.0.{n % 3 + 1}:{web.port}/a?{n}' for n in range(60)]
         run_aside(lambda: fetch_many(urls, note, FetchLimits(allow_private=True), n_connections=7, per_host=3))
     assert most.pop('all') <= 7 and all(n <= 3 for n in most.values())
+
+
+def test_an_address_that_moved_is_never_lost(monkeypatch):
+    "Its second visit may begin before the task of the first is quite gone"
+    told, first = [], 'http://a.test/'
+    async def attempt(run, job):
+        if not job.hops: return 'http://b.test/'
+        await asyncio.sleep(.01)
+        return fetching.Fetched(job.url, 200, {}, b'there')
+    async def handle(item, got): told.append((item, got))
+    async def main():
+        run = fetching._Run({}, handle, fetching.FetchLimits(), fetching._Queue(8))
+        fetching._start(run, fetching._Job(first, first, 'a.test'))
+        await asyncio.sleep(0)  # the first visit is over, and nobody has heard yet
+        fetching._start(run, run.queue.take())
+        await fetching._finish(run, await fetching._go(run, 8, float('inf'), str))
+    monkeypatch.setattr(fetching, '_attempt', attempt)
+    asyncio.run(main())
+    assert [(item, got.url) for item, got in told] == [(first, 'http://b.test/')]
 
 
 def test_a_dead_host_is_given_up_after_three_failures():

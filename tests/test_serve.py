@@ -89,7 +89,7 @@ def test_what_phones_send(url):
 def test_the_other_addresses(url, bundle):
     assert ask(url, path='/healthz')[2] == ask(url, path='/readyz')[2] == dict(status='ok')
     said = ask(url, path='/labels')[2]
-    assert said['labels'] == list(furs) and len(said['bundle']) == 12
+    assert said['labels'] == list(furs) and len(said['model']) == 12
     schema = ask(url, path='/openapi.json')[2]
     assert {'/predict', '/labels', '/healthz', '/readyz', '/metrics'} == set(schema['paths'])
     assert schema['paths']['/predict']['post']['requestBody']['content']['application/json']['examples']
