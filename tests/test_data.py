@@ -75,10 +75,10 @@ def test_all_orientations_reach_training_as_they_reach_prediction(tmp_path, reci
         method = 'crop' if recipe == 'presize' else recipe
         assert np.array_equal(pixels(x), np.asarray(prepare(load_image(f, 96), 48, method, pad_mode)))
         assert load_image(f).size == (150, 100)
-    for x, _ in dls.train:  # in training too the red quarter lies at the upper left
-        for one in map(pixels, x):
-            red = one[..., 0].astype(int) - one[..., 2]
-            assert red[:24, :24].mean() > red[24:, 24:].mean()
+    seen = [one[..., 0].astype(int) - one[..., 2] for x, _ in dls.train for one in map(pixels, x)]
+    red = [one for one in seen if (one > 60).any()]  # what is cut out at random may miss it
+    assert len(red) >= len(seen)/2
+    for one in red: assert one[:24, :24].mean() > one[24:, 24:].mean()  # in training too it lies at the upper left
 
 def test_every_kind_of_file_reaches_the_model(tmp_path):
     folder = tmp_path/'kinds'
