@@ -105,7 +105,7 @@ def _any_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
-# %% ../nbs/13b_check.ipynb #3d391fe3
+# %% ../nbs/13b_check.ipynb #38a1b1cc
 def ask_service(
     url: str,        # Address of a service, without a path
     picture: bytes,  # A picture file
@@ -127,21 +127,26 @@ def _in_browser(url, picture, label, timeout):
     from playwright.sync_api import sync_playwright
     asked, said = [], '(label) => [...document.body.innerText.matchAll(/[<>]?\\d+(\\.\\d+)? ?%|\\b[01]\\.\\d+\\b/g)].find(m => document.body.innerText.slice(0, m.index).trimEnd().endsWith(label))?.[0]'
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=find_browser(), args=['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'])
+        if not Path(program := find_browser() or p.chromium.executable_path).exists(): raise _NoBrowser(program)
+        browser = p.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'])
         page = browser.new_page()
         page.on('request', lambda r: asked.append(r))
-        page.goto(url)
+        page.goto(url, timeout=1000*timeout)
         page.locator('input[type=file]').first.set_input_files(picture, timeout=1000*timeout)
         number = page.wait_for_function(said, arg=label, timeout=1000*timeout).json_value()
         hosts = {r.url.split('/')[2] for r in asked if r.url.startswith(('http', 'ws')) and 'csp' not in str(r.failure).lower()}  # what the page's own policy stops goes nowhere
         browser.close()
     return number, hosts
 
+_browser_hint = 'pip install playwright && playwright install chromium'  # What is typed where there is no browser to ask with
+
+class _NoBrowser(Exception): "Playwright is there, and no browser that it could use"
+
 def find_browser() -> str | None:  # Its program; None for the one that Playwright has brought itself
     "A Chromium or Chrome of this machine"
     return next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome', 'chrome'])), None)
 
-# %% ../nbs/13b_check.ipynb #3df2c25b
+# %% ../nbs/13b_check.ipynb #ba4e08af
 def check_folder(
     path: str | os.PathLike,                # A deployed folder
     bundle: str | os.PathLike | None = None,# What to compare with; None: the bundle in the folder; pages without a server and notebooks hold none
@@ -151,14 +156,18 @@ def check_folder(
     "Start a deployed folder in a fresh environment and ask it about a picture"
     path, record = Path(path), read_record(path)
     if not record: raise DeployError(f'{path} is no folder that `bearcls deploy` has written')
-    if bundle is None and not (path/'bundle').is_dir(): raise DeployError(f'{path} holds no bundle to compare with; give the one that it was made of as `bundle`')
+    if bundle is None and not (path/'bundle'/'bundle.json').is_file(): raise DeployError(f'{path} holds no bundle to compare with; give the one that it was made of as `bundle`')
     check = FolderCheck(path, record['target'])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp, contextlib.suppress(_Failed):
         with _step(check, 'files', quiet) as step: step.words = _same_files(path, record)
         with _step(check, 'environment', quiet) as step: programs, step.words = _environment_for(path, Path(environment or Path(tmp)/'env'))
-        picture, expected = _question_for(bundle or path/'bundle', record, Path(tmp))
+        with _step(check, 'question', quiet) as step:
+            picture, expected = _question_for(bundle or path/'bundle', record, Path(tmp))
+            step.words = f'a drawn bear; the library says {expected.label} ({expected.probability:.2f})'
         with contextlib.ExitStack() as running:
-            with _step(check, 'start', quiet) as step: url, step.words = running.enter_context(started(path, programs)), f'`{" ".join(deploy_targets[check.target].command)}` answers'
+            with _step(check, 'start', quiet) as step:
+                url = running.enter_context(started(path, programs))
+                step.words = f'`{" ".join(deploy_targets[check.target].command).replace("{port}", url.rpartition(":")[2])}` answers'
             for name, ask in _questions(path, deploy_targets[check.target], url, picture, expected):
                 with _step(check, name, quiet) as step: step.status, step.words = ask()
     return check
@@ -176,7 +185,7 @@ def _step(check, name, quiet):
     if not quiet: print(f'{step.status:>11}  {step.name}: {step.words}', flush=True)
     if step.status == 'failed': raise _Failed(name)
 
-# %% ../nbs/13b_check.ipynb #83ec000d
+# %% ../nbs/13b_check.ipynb #3a3e6924
 def _same_files(path, record):
     "Is everything there, and as it was written?"
     other = [n for n, digest in record['files'].items() if not (path/n).is_file() or sha256(path/n) != digest]
@@ -195,7 +204,7 @@ def _environment_for(path, dest):
 def _question_for(bundle, record, tmp):
     "A drawn picture, and what the library says about it"
     file, classifier = tmp/'bear.png', Classifier(bundle)
-    if classifier.bundle.digest != record['bundle']: raise DeployError(f'{bundle} holds another model than the folder was written with')
+    if classifier.bundle.digest != record['model']: raise DeployError(f'{bundle} holds another model than the folder was written with')
     draw_bear('grizzly', seed=1).save(file)
     return file, classifier.predict(file)
 
@@ -211,10 +220,9 @@ def _compared(expected, label, probability, unit=.01):
 
 def _page_compared(url, picture, expected):
     "What a browser shows beside the label that the library gives"
-    try: import playwright
-    except ImportError:
-        with open_here(url, timeout=60) as answer: return 'not checked', f'the page is there ({len(answer.read())/1000:.0f} kB); asking it about a picture takes a browser: pip install playwright'
-    number, hosts = ask_page(url, picture, expected.label)
+    try: number, hosts = ask_page(url, picture, expected.label)
+    except (ImportError, _NoBrowser):
+        with open_here(url, timeout=60) as answer: return 'not checked', f'the page is there ({len(answer.read())/1000:.0f} kB); asking it about a picture takes a browser: {_browser_hint}'
     if strange := hosts - {url.split('/')[2]}: raise DeployError(f'the page talks to {", ".join(sorted(strange))}')
     value = float(number.strip('<>% '))/(100 if '%' in number else 1)
     return _compared(expected, expected.label, value, .015)

@@ -85,11 +85,11 @@ def _serve(args):
     except ValueError as e: return _fail(str(e))
     return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
 
-# %% ../nbs/18_cli.ipynb #f55b5a96
+# %% ../nbs/18_cli.ipynb #adcf6a05
 def _deploy(args):
     "Write a folder for a host; with --check also try it, status 1 if it does not work"
     from bearcls.deploy import changed_files, deploy
-    try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo)
+    try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo, runtime=args.runtime)
     except ValueError as e: return _fail(str(e))
     print(f'{dest} is ready; {dest/"README.md"} says how it gets online' + ('; it was left as you have changed it' if 'README.md' in changed_files(dest) else ''))
     if not args.check: return 0
@@ -210,23 +210,23 @@ def _table_file(name):
     if name.lower().endswith(('.csv', '.jsonl', '.parquet')): return name
     raise argparse.ArgumentTypeError(f'{name!r} must end in .csv, .jsonl or .parquet')
 
-# %% ../nbs/18_cli.ipynb #aa2eb577
+# %% ../nbs/18_cli.ipynb #0913d147
 def _add_app(parser):
     "Arguments of `bearcls app`"
     parser.set_defaults(run=_app)
     parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a bundle (default: %(default)s)')
-    parser.add_argument('--port', type=int, metavar='N', help='port to listen on (default: a free one)')
+    parser.add_argument('--port', type=int, metavar='N', help='port to listen on (default: 8866, or a free one where that is taken)')
     parser.add_argument('--no-browser', action='store_true', help='print the address without opening a browser')
     parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
     parser.add_argument('--feedback', default='', metavar='FILE', help='where votes on answers are kept (default: feedback.sqlite beside the bundle)')
     parser.add_argument('--no-feedback', action='store_true', help='do not ask what visitors think of an answer')
 
-# %% ../nbs/18_cli.ipynb #c5e801e3
+# %% ../nbs/18_cli.ipynb #d09e9bf0
 def _add_serve(parser):
     "Arguments of `bearcls serve`"
     parser.set_defaults(run=_serve)
     parser.description = 'Answers pictures at POST /predict, and shows a small page. The environment variable BEARCLS_API_KEY, if set, holds a key that every question must bring.'
-    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip; another one put into its place is taken over')
+    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a bundle, or a bundle as one .zip; another one put into its place is taken over (default: %(default)s)')
     parser.add_argument('--host', default='127.0.0.1', metavar='ADDRESS', help='where to listen; 0.0.0.0 for all addresses of this machine (default: %(default)s)')
     parser.add_argument('--port', type=int, default=8000, metavar='N', help='port to listen on; 0 for a free one (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes; of use on machines with many cores (default: %(default)s)')
@@ -237,15 +237,16 @@ def _add_serve(parser):
     parser.add_argument('--max-waiting', type=int, default=64, metavar='N', help='pictures that may wait in a process; more are told to come back (default: %(default)s)')
     parser.add_argument('--max-bytes', type=int, default=32 << 20, metavar='N', help='largest request (default: %(default)s)')
 
-# %% ../nbs/18_cli.ipynb #2b720834
+# %% ../nbs/18_cli.ipynb #706aee2b
 def _add_deploy(parser):
     "Arguments of `bearcls deploy`"
     parser.set_defaults(run=_deploy)
     parser.add_argument('target', metavar='TARGET', help='web, space-static, space-gradio, space-docker, streamlit, fastapi, voila, binder or colab')
     parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
     parser.add_argument('dest', metavar='DEST', help='folder to write; in one that is there, only files of an earlier deploy are replaced')
-    parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
-    parser.add_argument('--repo', default='USER/REPO', metavar='USER/REPO', help='on GitHub or Hugging Face, for the links in the README')
+    parser.add_argument('--title', default='', help='heading of the page (default: that of an earlier deploy to DEST, otherwise the labels)')
+    parser.add_argument('--repo', default='', metavar='USER/REPO', help='on GitHub or Hugging Face, for the links in the README (default: that of an earlier deploy to DEST)')
+    parser.add_argument('--runtime', metavar='PATH', help='for web and space-static: folder or .tgz of the npm package onnxruntime-web (default: npm fetches it)')
     parser.add_argument('--check', action='store_true', help='start the folder in a fresh environment and ask it about a picture')
 
 # %% ../nbs/18_cli.ipynb #39fba15f

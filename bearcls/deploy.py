@@ -8,18 +8,18 @@ Docs: https://bearcls.github.io/bearcls/deploy.html.md"""
 __all__ = ['part_modules', 'deploy_targets', 'max_notebook', 'record_file', 'DeployError', 'Target', 'deploy_files', 'deploy',
            'read_record', 'changed_files']
 
-# %% ../nbs/13_deploy.ipynb #b2a598ed
-import base64, json, os, re, tempfile
+# %% ../nbs/13_deploy.ipynb #08d7464f
+import base64, contextlib, json, os, re, tempfile
 import jinja2
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from . import __version__
-from .bundle import read_bundle
+from .bundle import model_bytes, read_bundle
 from .container import bundle_names, file_content, opened, weights_file, write_files
 from .core import BearclsError, atomic_write, package_file, sha256
 from .runtime import imported_roots, join_modules
-from .web import single_name, web_files
+from .web import largest_single, single_name, web_files
 
 # %% ../nbs/13_deploy.ipynb #9738da84
 class DeployError(BearclsError, RuntimeError):
@@ -59,7 +59,7 @@ deploy_targets = {t.name: t for t in [
     Target('colab', 'a notebook for Google Colab, with Gradio', ('colab',), ('classifier',), command=('python', 'notebook.py'), env={'GRADIO_SERVER_PORT': '{port}'}),
 ]}
 
-# %% ../nbs/13_deploy.ipynb #f64ce873
+# %% ../nbs/13_deploy.ipynb #5ccea33d
 def deploy_files(
     target: str,                 # One of `deploy_targets`
     bundle: str | os.PathLike,   # Folder of a bundle, or its zip
@@ -70,9 +70,12 @@ def deploy_files(
 ) -> dict[str, bytes]:           # Content of each file, by its path within the folder
     "Everything that a folder for a host consists of"
     if target not in deploy_targets: raise ValueError(f'`target` should be one of {", ".join(deploy_targets)}; got {target!r}')
+    if not re.fullmatch(r'[a-z0-9]+([._-][a-z0-9]+)*', name): raise ValueError(f'`name` should be of small letters, digits, and single -, _ or . between them, as hosts want it; got {name!r}')
     t, facts, repo = deploy_targets[target], read_bundle(bundle), _checked_repo(repo)
-    values = dict(title=' '.join(title.split()) or facts.question, labels=list(facts.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, space=f'USER/{name}' if repo == 'USER/REPO' else repo, single=single_name)
-    if target in ('web', 'space-static'): return dict(web_files(bundle, values['title'], runtime)) | _rendered(t, values)
+    values = dict(title=' '.join(title.split()) or facts.question, labels=list(facts.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, space=f'USER/{name}' if repo == 'USER/REPO' else repo, single='')
+    if target in ('web', 'space-static'):
+        single = len(model_bytes(facts)) <= largest_single
+        return dict(web_files(facts, values['title'], runtime, single)) | _rendered(t, values | dict(single=single_name if single else ''))
     carried = _bundle_files(bundle)
     if target == 'colab': return _colab_files(t, values, carried)
     files = {f'bundle/{n}': content for n, content in carried.items()} | {n: package_file(source).read_bytes() for n, source in t.static.items()} | _rendered(t, values)
@@ -123,7 +126,7 @@ def _colab_files(target, values, carried):
     values |= dict(sources=sources, bundle_zip=base64.b64encode(packed).decode() if small else '', requirements=[w for w in wanted if w and not w.startswith('#')])
     return _rendered(target, values) | ({} if small else {'bundle.zip': packed})
 
-# %% ../nbs/13_deploy.ipynb #59db5eaf
+# %% ../nbs/13_deploy.ipynb #d0f75631
 record_file = 'deploy.json'  # Tells a deployed folder's target, what it was called, the SHA-256 of its model, and those of its files
 
 def deploy(
@@ -147,9 +150,17 @@ def deploy(
     record = dict(format='bearcls-deploy', bearcls=__version__, target=target, **said, model=read_bundle(bundle).digest, files={n: sha256(content) for n, content in sorted(files.items())} | kept)
     for n, content in files.items():
         if n not in kept: _put(dest/n, content)
-    for n in known.keys() - files.keys(): (dest/n).unlink(missing_ok=True)
+    for n in known.keys() - files.keys(): _remove(dest, n)
     _put(dest/record_file, (json.dumps(record, indent=1) + '\n').encode())
     return dest
+
+def _remove(dest, name):
+    "Remove a file, and the folders that are empty without it"
+    (dest/name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty
+        for folder in [(dest/name).parent, *(dest/name).parent.parents]:
+            if folder == dest: break
+            folder.rmdir()
 
 def _slug(words): return re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-') or 'classifier'
 

@@ -195,7 +195,7 @@ def _folder(model, path, known):
     seen.failed = pd.DataFrame([(str(f), why) for f, why in failed + problems], columns=['file', 'reason'])
     return seen
 
-# %% ../nbs/07_interpret.ipynb #10e5616a
+# %% ../nbs/07_interpret.ipynb #030993c3
 def _ask(model, files):
     "Files that can be opened, the others with their reasons, probabilities and features"
     problems = [p for p in progress(in_order(_problem, files), 'opening', len(files), 'img') if p] if isinstance(model, Learner) else []
@@ -208,7 +208,7 @@ def _ask(model, files):
 def _problem(file):
     "The file with the reason why it cannot be opened; None if it can"
     try: load_image(file, min_side=64)
-    except ImageError as e: return file, str(e).replace(str(file), 'the picture')
+    except ImageError as e: return file, str(e).replace(str(file), 'the file')
 
 def _sides(model, files, known):
     "'train', 'valid' or '' for each file"
@@ -217,14 +217,14 @@ def _sides(model, files, known):
     side = {real_name(f): name for name, ds in parts.items() for f in dataset_files(ds, name)}
     return [side.get(real_name(f), '') for f in files]
 
-# %% ../nbs/07_interpret.ipynb #6be19f18
+# %% ../nbs/07_interpret.ipynb #448dfaef
 def _ask_classifier(classifier, files, bs=16):
     "The same, of a bundle: files are opened in threads, and prepared as its own `predict` does"
     from bearcls.bundle import prepare
     bundle = classifier.bundle
     def opened(file):
         try: return file, np.asarray(prepare(load_image(file, bundle.min_side), bundle.size, bundle.method, bundle.pad_mode))
-        except ImageError as e: return file, str(e).replace(str(file), 'the picture')
+        except ImageError as e: return file, str(e).replace(str(file), 'the file')
     good, problems, answers, waiting = [], [], [], []
     def ask(waiting):
         if waiting: answers.append(classifier.run(np.stack(waiting)))

@@ -248,7 +248,7 @@ def survey(
     _pass_on(waiting, opener, store)
     return found
 
-# %% ../nbs/04b_opening.ipynb #5ff01ffb
+# %% ../nbs/04b_opening.ipynb #f125e8b1
 _prints = f'fingerprint 1 Pillow {PIL.__version__}'
 
 def _look(file, opener, store):
@@ -274,7 +274,7 @@ def _open(s, data, opener):
             same = not is_jpeg or min_side == 256 or min(whole.size) < 512 and whole.size == image_size(data)
             s.is_new, s.fingerprint = True, fingerprint(reduced(whole, 256) if same else load_image(data, 256))
         if opener: s.opened = opener.shape(reduced(whole, min_side))
-    except ImageError as e: s.problem = str(e).replace('the picture', str(s.file), 1)
+    except ImageError as e: s.problem = str(e).replace('the file', str(s.file), 1)
 
 # %% ../nbs/04b_opening.ipynb #e44c30be
 def _pass_on(surveyed, opener, store):

@@ -194,7 +194,7 @@ def single_file(
 
 def _fingerprint(text): return f"'sha256-{b64encode(_sha256(text.encode()).digest()).decode()}'"
 
-# %% ../nbs/12c_web.ipynb #0fdf6310
+# %% ../nbs/12c_web.ipynb #d78a5cca
 @dataclass
 class WebPage:
     "What `write_web` wrote"
@@ -224,7 +224,7 @@ def web_files(
     "Everything that the folder holds"
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     model, title = model_bytes(bundle), ' '.join(title.split()) or bundle.question
-    if single and len(model) > largest_single: raise WebError(f'The model has {len(model)/1e6:,.0f} MB, and in a single file browsers take up to {largest_single/1e6:,.0f}: {_smaller}, or give `single=False`')
+    if single and len(model) > largest_single: raise WebError(f'The model has {len(model)/1e6:,.0f} MB, and in a single file browsers take up to {largest_single/1e6:,.0f}: {_smaller}, or write the page alone, with `bearcls.web.write_web(…, single=False)`')
     parts = web_facts(bundle, model), model, web_runtime(runtime), title
     return folder_files(*parts, single) | ({single_name: single_file(*parts)} if single else {})
 

@@ -1,15 +1,16 @@
 "Folders for hosts: what is in them, what they refuse to replace, and whether they work in an environment of their own"
-import ast, hashlib, json, os, shutil, subprocess, sys
+import ast, fnmatch, hashlib, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 import bearcls.check
 from tiny_bundle import make_bundle
 from uploads import labels_expected, write_uploads
 from bearcls.bundle import BundleError, read_bundle, zip_bundle
-from bearcls.check import check_folder, make_environment, requirements_of, started
+from bearcls.check import check_folder, make_environment, oldest_python, requirements_of, started
 from bearcls.cli import main
 from bearcls.deploy import DeployError, changed_files, deploy, deploy_files, deploy_targets, read_record
 from bearcls.runtime import RuntimeFileError, join_modules
+from bearcls.web import web_runtime
 
 needs_npm = pytest.mark.skipif(shutil.which('npm') is None, reason='npm is not installed')
 every_target = [pytest.param(t, marks=needs_npm if t in ('web', 'space-static') else ()) for t in deploy_targets]
@@ -20,6 +21,7 @@ def bundle(tmp_path_factory): return make_bundle(tmp_path_factory.mktemp('bundle
 @pytest.fixture(scope='session')
 def environment(tmp_path_factory):
     "Programs of an environment for a folder's requirements; folders that ask for the same share one"
+    if sys.version_info < oldest_python: pytest.skip('the versions that folders ask for need a newer Python')
     made = {}
     def programs(folder):
         wanted = requirements_of(folder)
@@ -112,9 +114,55 @@ def test_another_target_takes_its_own_files_away(bundle, tmp_path):
     dest = deploy('voila', bundle, tmp_path/'d')
     deploy('fastapi', bundle, dest)
     assert not (dest/'app.ipynb').exists() and (dest/'serve.py').exists() and read_record(dest)['target'] == 'fastapi'
+    (dest/'static'/'mine.txt').write_text('keep')
+    deploy('colab', bundle, dest)
+    assert not (dest/'bundle').exists() and [f.name for f in (dest/'static').iterdir()] == ['mine.txt']  # no empty folders, and nothing of others
 
-@pytest.mark.parametrize('text', ['{', '[]', '{"target": "voila"}', '{"target": "heroku", "files": {}}', '{"target": "voila", "files": {"../other": "0"}}', '{"target": "voila", "files": {"/etc/passwd": "0"}}',
-    '{"target": "voila", "files": {"a\\\\b": "0"}}', '[' * 100_000], ids=range(8))
+@pytest.mark.parametrize('target', every_target)
+def test_deploying_again_keeps_what_was_given(target, bundle, tmp_path):
+    "Title, name and address, unless others are given"
+    newer = make_bundle(tmp_path/'newer', created='2025-01-01T00:00:00+00:00')
+    first = deploy(target, bundle, tmp_path/'Bears here', 'Which bear?', 'bear-app', 'me/bears')
+    before = (first/'README.md').read_bytes()
+    assert b'# Which bear?' in before and (target == 'voila' or b'me/bears' in before or b'bear-app' in before)
+    deploy(target, newer, first)
+    assert (first/'README.md').read_bytes() == before
+    deploy(target, newer, first, 'What now?', repo='you/other')
+    assert b'# What now?' in (first/'README.md').read_bytes() and {k: read_record(first)[k] for k in ('title', 'name', 'repo')} == dict(title='What now?', name='bear-app', repo='you/other')
+
+@pytest.mark.parametrize('name', ['My App', 'a b', 'ä', '-a', 'a..b', 'a/b', 'A'])
+def test_names_that_no_host_takes(name, bundle, tmp_path):
+    with pytest.raises(ValueError, match='`name` should be of small letters'): deploy('fastapi', bundle, tmp_path/'d', name=name)
+    assert not (tmp_path/'d').exists()
+
+@pytest.mark.parametrize('target', every_target)
+def test_the_readme_names_every_file(target, bundle, tmp_path):
+    dest = deploy(target, bundle, tmp_path/'d')
+    listed = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", (dest/'README.md').read_text(encoding='utf-8'))
+    for f in dest.iterdir():
+        if f.name == 'README.md' or f.name.startswith(('.git', '.docker')): continue
+        assert any(fnmatch.fnmatch(name, n) for n in listed for name in (f.name, f'{f.name}/') ) or any(n.startswith(f'{f.name}/') for n in listed), f.name
+
+@needs_npm
+def test_a_page_whose_model_is_too_large_for_one_file(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr('bearcls.deploy.largest_single', 10)
+    for target in ('web', 'space-static'):
+        dest = deploy(target, bundle, tmp_path/target)
+        assert (dest/'index.html').exists() and not (dest/'classifier.html').exists() and 'classifier.html' not in (dest/'README.md').read_text(encoding='utf-8')
+
+@needs_npm
+def test_the_runtime_can_be_brought_along(bundle, tmp_path, capsys):
+    (tmp_path/'runtime').mkdir()
+    for name, content in web_runtime().items(): (tmp_path/'runtime'/name).write_bytes(content)
+    assert main(['deploy', 'web', str(bundle), str(tmp_path/'d'), '--runtime', str(tmp_path/'runtime')]) == 0
+    (tmp_path/'runtime'/name).write_bytes(b'another')
+    assert main(['deploy', 'web', str(bundle), str(tmp_path/'e'), '--runtime', str(tmp_path/'runtime')]) == 2 and 'is not that of onnxruntime-web' in capsys.readouterr().err
+    assert not (tmp_path/'e').exists()
+
+record = dict(target='voila', title='', name='app', repo='USER/REPO', model='0'*64, files={})
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"target": "voila"}', '[' * 100_000, *(json.dumps(record | wrong) for wrong in [dict(target='heroku'), dict(files={'../other': '0'}), dict(files={'/etc/passwd': '0'}),
+    dict(files={'a\\b': '0'}), dict(files=[]), dict(title=None), dict(repo=7)])], ids=range(11))
 def test_a_record_that_is_none(text, bundle, tmp_path):
     (tmp_path/'d').mkdir()
     (tmp_path/'d'/'deploy.json').write_text(text)
@@ -150,6 +198,7 @@ def test_two_meanings_of_one_name_are_refused(monkeypatch, tmp_path):
 
 # ---------------------------------------------------------------- at work
 
+@pytest.mark.skipif(sys.version_info < oldest_python, reason='the versions that folders ask for need a newer Python')
 def test_check_tells_what_is_wrong(bundle, tmp_path):
     dest = deploy('fastapi', bundle, tmp_path/'d')
     with pytest.raises(DeployError, match='no folder that'): check_folder(bundle)
@@ -163,6 +212,20 @@ def test_check_needs_a_python_that_the_versions_exist_for(bundle, tmp_path, monk
     assert not check.ok and 'need Python 9.1 or newer' in check.steps[-1].words and [s.name for s in check.steps] == ['files', 'environment']
 
 @needs_npm
+@needs_npm
+def test_check_without_a_browser(bundle, tmp_path, monkeypatch):
+    "Playwright may be there, and no browser"
+    pytest.importorskip('playwright')
+    monkeypatch.setattr('bearcls.check.find_browser', lambda: str(tmp_path/'nowhere'))
+    check = check_folder(deploy('web', bundle, tmp_path/'d'), bundle, quiet=True)
+    assert check.ok and check.steps[-1].status == 'not checked' and 'playwright install chromium' in check.steps[-1].words
+    assert re.search(r'http.server \d+ ', check.steps[-2].words)
+
+def test_check_asks_for_the_bundle_where_there_is_none(bundle, tmp_path):
+    dest = deploy('colab', bundle, tmp_path/'d')
+    (dest/'bundle').mkdir()
+    with pytest.raises(DeployError, match='give the one that it was made of'): check_folder(dest, quiet=True)
+
 def test_check_on_the_command_line(bundle, tmp_path, capsys, monkeypatch):
     assert main(['deploy', 'web', str(bundle), str(tmp_path/'page'), '--check']) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(f'{tmp_path/"page"} works')
