@@ -76,14 +76,15 @@ def _app(args):
     run_app(args.bundle, port=args.port, open_browser=not args.no_browser, title=args.title, feedback=None if args.no_feedback else args.feedback)
     return 0
 
-# %% ../nbs/18_cli.ipynb #22266048
+# %% ../nbs/18_cli.ipynb #761b72a6
 def _serve(args):
     "Serve a bundle over HTTP; status 1 if a process could not go on"
     from bearcls.serve import Settings, run_server
-    try: settings = Settings(threads=args.threads, max_waiting=args.max_waiting, max_bytes=args.max_bytes, max_held=max(args.max_bytes, Settings.max_held),
-        api_key=os.environ.get('BEARCLS_API_KEY', '').strip(), title=args.title, origins=tuple(args.origin), frames=tuple(args.frame))
+    try:
+        settings = Settings(threads=args.threads, max_waiting=args.max_waiting, max_bytes=args.max_bytes, max_held=max(args.max_bytes, Settings.max_held),
+            api_key=os.environ.get('BEARCLS_API_KEY', '').strip(), title=args.title, origins=tuple(args.origin), frames=tuple(args.frame))
+        return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
     except ValueError as e: return _fail(str(e))
-    return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
 
 # %% ../nbs/18_cli.ipynb #adcf6a05
 def _deploy(args):

@@ -219,3 +219,8 @@ def test_excluded_files_may_be_named_from_here(tmp_path, monkeypatch):
     for name in (bad, bad.resolve(), 'grizzly/bad.jpg'):
         dls = image_dls('bears', size=32, exclude=[name])
         assert len(dls.train_ds) + len(dls.valid_ds) == 24
+
+@pytest.mark.parametrize('options, words', [(['--workers', '0'], '`workers` must be at least 1'), (['--threads', '0'], '`threads` must be at least 1'), (['--port', '70000'], 'port must be 0-65535')], ids=range(3))
+def test_numbers_that_no_service_takes(options, words, tmp_path):
+    done = bearcls('serve', tiny_bundle.make_bundle(tmp_path/'bundle'), *options, cwd=tmp_path)
+    assert done.returncode == 2 and words in done.stderr and 'Traceback' not in done.stderr
