@@ -8,6 +8,7 @@ from uploads import labels_expected, write_uploads
 from bearcls.bundle import BundleError, read_bundle, zip_bundle
 from bearcls.check import check_folder, make_environment, oldest_python, requirements_of, started
 from bearcls.cli import main
+from bearcls.core import package_file
 from bearcls.deploy import DeployError, changed_files, deploy, deploy_files, deploy_targets, read_record
 from bearcls.runtime import RuntimeFileError, join_modules
 from bearcls.web import web_runtime
@@ -254,3 +255,18 @@ def test_every_kind_of_file(target, bundle, tmp_path, browser, environment):
             assert tab.evaluate('document.documentElement.scrollWidth <= window.innerWidth')
             assert hosts == {url.split('/')[2]}
             tab.close()
+
+# ---------------------------------------------------------------- what stands in two places
+
+def test_gradio_and_streamlit_say_the_same():
+    "Each application is one file, so the functions that both need stand in both"
+    def functions(name):
+        source = package_file(f'templates/deploy/{name}/app.py.txt').read_text(encoding='utf-8')
+        return {n.name: ast.get_source_segment(source, n) for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
+    gradio, streamlit = functions('space_gradio'), functions('streamlit')
+    for name in ('heading', 'look', 'bar', 'card'): assert gradio[name] == streamlit[name], name
+
+def test_one_version_of_gradio(bundle):
+    wanted = {t: deploy_files(t, bundle)['requirements.txt'].decode() for t in ('space-gradio', 'colab')}
+    version, = {re.search(r'^gradio==(\S+)', text, re.M)[1] for text in wanted.values()}
+    assert f'sdk_version: {version}' in deploy_files('space-gradio', bundle)['README.md'].decode()
