@@ -228,11 +228,11 @@ def _port_for_app(port):
             return s.getsockname()[1]
     raise AppError(f'Port {port} is taken or not allowed; give another as `port`, or none to have one chosen')
 
-# %% ../nbs/11_app.ipynb #ba87d015
+# %% ../nbs/11_app.ipynb #6d471874
 @contextlib.contextmanager
 def serve_app(
     bundle: str | os.PathLike,  # Folder of a bundle
-    port: int | None = None,    # Port on this machine; None for 8866, or any free one
+    port: int | None = None,    # Port on this machine; None for 8866, or a free one where that is taken
     title: str = '',            # Heading; empty for the labels
     timeout: float = 60,        # Seconds to wait for the server
     feedback: str | os.PathLike | None = '',  # File that keeps votes; empty for `feedback.sqlite` beside the bundle; None: nobody is asked
@@ -287,10 +287,10 @@ def stop_server(
     try: server.wait(15)
     except subprocess.TimeoutExpired: server.kill()
 
-# %% ../nbs/11_app.ipynb #f35e7aca
+# %% ../nbs/11_app.ipynb #6ba3f72c
 def run_app(
     bundle: str | os.PathLike,  # Folder of a bundle
-    port: int | None = None,    # Port on this machine; None for 8866, or any free one
+    port: int | None = None,    # Port on this machine; None for 8866, or a free one where that is taken
     open_browser: bool = True,  # Show the page in the default browser
     title: str = '',            # Heading; empty for the labels
     feedback: str | os.PathLike | None = '',  # File that keeps votes; empty for `feedback.sqlite` beside the bundle; None: nobody is asked

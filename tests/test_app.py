@@ -1,5 +1,5 @@
 "The notebook application and its votes, without a browser"
-import json, logging, multiprocessing, os, random, re, sqlite3, stat, subprocess, sys, time, urllib.error
+import contextlib, json, logging, multiprocessing, os, random, re, sqlite3, stat, subprocess, sys, time, urllib.error, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pytest
@@ -135,6 +135,17 @@ def test_locked(tmp_path):
     store.vote('2', sure, True, **facts)
     assert len(store.rows()) == 2
 
+def test_locked_for_readers(tmp_path):
+    "A file whose journal is the older one is not read while others write: it could be half of theirs"
+    store = Feedback(tmp_path/'feedback.sqlite', timeout=.2)
+    store.vote('1', sure, True, **facts)
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        assert other.execute('PRAGMA journal_mode=DELETE').fetchone() == ('delete',)
+        other.execute('BEGIN EXCLUSIVE')
+        with pytest.raises(FeedbackError, match='The file for feedback is locked'): store.rows()
+        other.execute('ROLLBACK')
+    assert len(store.rows()) == 1
+
 def test_read_only_place(tmp_path):
     folder = tmp_path/'shelf'
     folder.mkdir()
@@ -207,7 +218,7 @@ def test_notebook_and_its_paths(bundle, tmp_path):
 def test_behind_a_proxy(bundle, monkeypatch):
     "A proxy for the world is not asked about this machine"
     for name in ('http_proxy', 'HTTP_PROXY', 'https_proxy', 'all_proxy'): monkeypatch.setenv(name, 'http://127.0.0.1:9')
-    with serve_app(bundle, timeout=40) as url, open_here(url, 30) as page: assert page.status == 200
+    with serve_app(bundle, timeout=180) as url, open_here(url, 180) as page: assert page.status == 200
 
 def test_a_place_for_votes_that_is_none(bundle, tmp_path):
     with pytest.raises(AppError, match='there is no folder'):
@@ -218,23 +229,76 @@ def test_told_to_end_it_ends_its_server(bundle):
     command = [sys.executable, '-c', f'from bearcls.app import run_app; run_app({str(bundle)!r}, open_browser=False)']
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         url = process.stdout.readline().split()[-1]
-        with open_here(url, 30) as page: assert page.status == 200
+        with open_here(url, 180) as page: assert page.status == 200
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     with pytest.raises(OSError): open_here(url, 2)
 
-def test_a_crowd(bundle, tmp_path, monkeypatch):
-    "More visitors than there is memory for are asked to come again, and those who are there stay"
-    monkeypatch.setattr('bearcls.app.voila_config', lambda: voila_config().replace('max_kernels = 20', 'max_kernels = 4').replace('cull_interval = 10', 'cull_interval = 2').replace('cull_idle_timeout = 30', 'cull_idle_timeout = 6'))
-    def visit(_):
-        try:
-            with open_here(url, 60) as page: return page.status
-        except urllib.error.HTTPError as e: return e.code
-    with serve_app(bundle) as url:
-        time.sleep(3)  # the first kernel is ready
-        with ThreadPoolExecutor(8) as pool: statuses = list(pool.map(visit, range(10)))
-        assert statuses.count(200) == 4 and statuses.count(503) == 6, statuses
-        end = time.monotonic() + 90
-        while visit(0) != 200:
-            assert time.monotonic() < end, 'nobody gets in after the crowd has gone'
-            time.sleep(3)
+def kernels():
+    "The kernels below this process: the id of each, by the number of its process"
+    psutil, found = pytest.importorskip('psutil', reason='psutil is not installed'), {}
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if known := re.search(r'kernel-([0-9a-f-]{36})\.json', ' '.join(child.cmdline())): found[child.pid] = known[1]
+    return found
+
+def wait_until(condition, complaint, seconds=120):
+    "Until it holds; what it says is given back"
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, complaint
+        time.sleep(.1)
+    return found
+
+@contextlib.contextmanager
+def small_server(bundle, monkeypatch, **settings):
+    "A server with settings of its own; gives its address, and what tells which kernels it has"
+    text = voila_config()
+    for name, value in settings.items():
+        text, n = re.subn(rf'^((?:c\.MappingKernelManager\.)?{name} = )\d+', rf'\g<1>{value}', text, flags=re.M)
+        assert n == 1, name
+    monkeypatch.setattr('bearcls.app.voila_config', lambda: text)
+    others = set(kernels())
+    with serve_app(bundle, timeout=180) as url: yield url, lambda: {pid: kernel for pid, kernel in kernels().items() if pid not in others}
+
+def visit(url):
+    "Open the page as a browser does: its status, and its text"
+    try:
+        with open_here(url, 180) as page: return page.status, page.read().decode()
+    except urllib.error.HTTPError as e: return e.code, e.read().decode()
+
+def test_a_crowd(bundle, monkeypatch):
+    "More visitors than there is memory for are asked to come again; when they have gone, one kernel waits for the next"
+    with small_server(bundle, monkeypatch, max_kernels=4, cull_interval=2, cull_idle_timeout=6) as (url, ours):
+        wait_until(ours, 'no kernel waits for the first visitor')
+        with ThreadPoolExecutor(8) as pool: statuses, pages = zip(*pool.map(visit, [url]*10))
+        assert all('Too many visitors; please come again in a minute' in page for status, page in zip(statuses, pages) if status == 503), 'a visitor does not read why'
+        assert set(statuses) == {200, 503} and 1 <= statuses.count(200) <= 4, statuses
+        wait_until(lambda: kernel_of(visit(url)) or time.sleep(3), 'nobody gets in after the crowd has gone')
+        seen = []
+        wait_until(lambda: seen.append(len(ours())) or seen[-20:] == [1]*20, 'nobody waits for the next visitor, or several do')
+
+def kernel_of(page):
+    "The id of the kernel that a visitor was given, if one was"
+    status, html = page
+    return re.search(r'"kernelId": ?"([0-9a-f-]{36})"', html)[1] if status == 200 else None
+
+def test_a_server_with_room_for_one(bundle, monkeypatch):
+    "While a visitor has the only kernel, the next cannot start; that neither keeps the first one alive nor is the next given up for ever"
+    with small_server(bundle, monkeypatch, max_kernels=1) as (url, ours):
+        first = wait_until(lambda: kernel_of(visit(url)), 'there is no room for one')
+        time.sleep(2)  # after one the next is tried, in vain
+        with open_here(urllib.request.Request(f'{url}voila/api/shutdown/{first}', b''), 60) as said: assert said.status in (200, 204)
+        wait_until(lambda: first not in ours().values(), 'the page has said goodbye, and its kernel lives on')
+        second, = wait_until(ours, 'nobody waits for the next visitor').values()
+        assert wait_until(lambda: kernel_of(visit(url)), 'there is no room for the next visitor') == second != first
+
+def test_a_kernel_that_dies_while_it_waits(bundle, monkeypatch):
+    "Is not handed to a visitor, also not when it was started again: it would not know the notebook; another takes its place"
+    psutil = pytest.importorskip('psutil', reason='psutil is not installed')
+    with small_server(bundle, monkeypatch, cull_interval=2) as (url, ours):
+        (pid, first), = wait_until(ours, 'no kernel waits for a visitor').items()
+        time.sleep(4)  # it has been seen alive
+        psutil.Process(pid).kill()
+        second, = wait_until(lambda: set(ours().values()) - {first}, 'nobody takes the place of the kernel that died')
+        assert kernel_of(visit(url)) == second

@@ -8,10 +8,9 @@ from tiny_bundle import furs, make_bundle
 
 pytest.importorskip('voila', reason='voila is not installed')
 pytest.importorskip('anywidget', reason='anywidget is not installed')
-psutil = pytest.importorskip('psutil', reason='psutil is not installed')
-import bearcls.app
-from bearcls.app import serve_app, voila_config, write_app
+from bearcls.app import serve_app, write_app
 from bearcls.feedback import Feedback
+from test_app import small_server, wait_until
 from test_cleaner_browser import contrasts, serving, setting
 
 def picture(colour, size=(400, 300), format='JPEG', noise=0, **options):
@@ -50,9 +49,11 @@ expected = {'brown.jpg': 'brown', 'white.png': 'white', 'sideways.jpg': 'white',
 # ---------------------------------------------------------------- two places
 
 @pytest.fixture(scope='module')
-def voila(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('voila')
-    with serve_app(make_bundle(folder/'furs')) as url: yield folder, url
+def bundle(tmp_path_factory): return make_bundle(tmp_path_factory.mktemp('voila')/'furs')
+
+@pytest.fixture(scope='module')
+def voila(bundle):
+    with serve_app(bundle, timeout=180) as url: yield bundle.parent, url
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
@@ -67,6 +68,7 @@ class Place:
     "A page with the application, and what it has exchanged with whom"
     def __init__(self, tab, folder, url, is_lab):
         self.tab, self.folder, self.url, self.is_lab, self.sent, self.hosts, self.errors = tab, folder, url, is_lab, [], set(), []
+        tab.set_default_timeout(120_000)
         tab.on('websocket', lambda socket: socket.on('framesent', lambda frame: self.sent.append(len(frame))))
         tab.on('response', lambda r: self.hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None)
         tab.on('pageerror', lambda e: self.errors.append(str(e)))
@@ -74,12 +76,13 @@ class Place:
         self.open()
 
     def open(self):
-        self.tab.goto(self.url, timeout=120_000)
+        self.tab.goto(self.url)
         if self.is_lab:
-            self.tab.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
+            self.tab.get_by_text('Python 3 (ipykernel) | Idle').wait_for()
             self.tab.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
             self.tab.keyboard.press('Control+Enter')
-        self.button.wait_for(timeout=60_000)
+        self.button.wait_for()
+        if not self.is_lab: self.kernel = json.loads(self.tab.locator('#jupyter-config-data').text_content())['kernelId']
 
     @property
     def button(self): return self.tab.get_by_role('button', name='Choose pictures')
@@ -94,11 +97,13 @@ class Place:
         chooser.value.set_files([str(p) for p in paths])
         if wait: self.wait(len(paths))
 
-    def wait(self, n, timeout=60):
+    def wait(self, n, timeout=180):
         end = time.monotonic() + timeout
         while not (self.cards.count() == n and not self.tab.locator('.bq-card[data-state=waiting]').count()):
             assert time.monotonic() < end, f'no answer: {self.cards.all_inner_texts()}'
             time.sleep(.02)
+
+    def names(self): return self.cards.evaluate_all('cards => cards.map((card) => card.dataset.name)')
 
     def answers(self):
         "Name of each picture, and what stands beside it"
@@ -148,15 +153,15 @@ def test_no_stale_answer(place, files):
     "New pictures are chosen while many old ones are worked on: these are gone at once, and stay away"
     place.choose(files/'white.png')
     place.choose(*[files/'large.png']*5, *[files/'sideways.jpg']*30, wait=False)
-    assert 'white' not in ''.join(place.cards.all_inner_texts()).replace('.png', ''), 'the old answer is still there'
-    place.tab.locator('.bq-card[data-state=answered]').first.wait_for(timeout=60_000)
+    assert 'white.png' not in place.names(), 'the old answer is still there'
+    place.tab.locator('.bq-card[data-state=answered]').first.wait_for()
     place.choose(files/'white.png', wait=False)
-    seen = set()
+    seen = []
     for _ in range(60):
-        seen |= {(card.get_attribute('data-name')) for card in place.cards.all()}
+        seen += place.names()
         time.sleep(.03)
     place.wait(1)
-    assert seen == {'white.png'} and place.answers() == {'white.png': 'white'}
+    assert set(seen) == {'white.png'} and place.answers() == {'white.png': 'white'}
 
 def test_same_file_twice(place, files):
     for _ in range(2):
@@ -280,7 +285,7 @@ def test_keyboard_alone(place, files):
     tab.get_by_role('dialog', name='Camera').wait_for()
     tab.keyboard.press('Escape')
     tab.get_by_role('dialog', name='Camera').wait_for(state='hidden')
-    tab.wait_for_function("document.activeElement.textContent == 'Take a picture'", timeout=10_000)  # a dialog says that it has closed a moment after it vanishes
+    tab.wait_for_function("document.activeElement.textContent == 'Take a picture'")  # a dialog says that it has closed a moment after it vanishes
 
 def test_told_to_screen_readers(page, files):
     "A heading, names for all controls, and a status that is read aloud"
@@ -339,61 +344,41 @@ def snap(tab, name):
 
 # ---------------------------------------------------------------- kernels
 
-def kernels():
-    "Processes of kernels below this one"
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        try: found += [child.pid] if any('ipykernel' in word for word in child.cmdline()) else []
-        except psutil.Error: pass
-    return found
-
-def wait_until(condition, seconds, complaint):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, complaint
-        time.sleep(.1)
-
 @pytest.fixture
 def hasty(tmp_path, monkeypatch):
-    "A server that looks for idle kernels every second"
-    hurried = voila_config().replace('cull_interval = 10', 'cull_interval = 1').replace('cull_idle_timeout = 30', 'cull_idle_timeout = 3')
-    assert hurried.count('cull_interval = 1\n') == 1 and hurried.count('cull_idle_timeout = 3\n') == 1
-    monkeypatch.setattr(bearcls.app, 'voila_config', lambda: hurried)
-    others = set(kernels())
-    with serve_app(make_bundle(tmp_path/'furs')) as url: yield tmp_path, url, lambda: [k for k in kernels() if k not in others]
+    "A server that looks for idle kernels every second, and lets them idle for ten"
+    with small_server(make_bundle(tmp_path/'furs'), monkeypatch, cull_interval=1, cull_idle_timeout=10) as (url, ours): yield tmp_path, url, ours
 
 def test_kernels_come_and_go(browser, hasty, files):
     "One waits for a visitor longer than an idle one may live, an open page keeps its own, and a closed page's is gone, however it was closed"
     folder, url, ours = hasty
-    wait_until(lambda: len(ours()) == 1, 20, 'no kernel waits for a visitor')
-    waiting, = ours()
-    time.sleep(7)
-    assert ours() == [waiting], 'the kernel that waits was ended'
+    first, = wait_until(ours, 'no kernel waits for a visitor').values()
+    time.sleep(15)
+    assert list(ours().values()) == [first], 'the kernel that waits was ended'
     with browser.new_page() as tab:
         place = Place(tab, folder, url, False)
+        assert place.kernel == first, 'the page does not have the kernel that waited'
         place.choose(files/'brown.jpg')
-        wait_until(lambda: len(ours()) == 2 and waiting in ours(), 20, 'the page does not have the kernel that waited, or no other waits for the next')
-        time.sleep(8)
-        assert waiting in ours(), 'the kernel of an open page was ended'
+        second, = wait_until(lambda: set(ours().values()) - {first}, 'no other kernel waits for the next visitor')
+        time.sleep(15)
+        assert set(ours().values()) == {first, second}, 'the kernel of an open page was ended, or that of nobody'
         place.choose(files/'white.png')
         assert place.answers() == {'white.png': 'white'}
         tab.close(run_before_unload=False)  # no goodbye
-    wait_until(lambda: waiting not in ours() and len(ours()) == 1, 15, 'the kernel of a closed page lives on')
+    wait_until(lambda: list(ours().values()) == [second], 'the kernel of a closed page lives on')
 
-def test_goodbye(browser, voila):
-    "A page that is left in the usual way ends its kernel at once, long before idle ones are looked for"
-    with browser.new_page() as tab:
-        wait_until(lambda: kernels(), 20, 'no kernel waits for a visitor')
-        time.sleep(2)
-        before = set(kernels())
-        place = Place(tab, *voila, False)
-        wait_until(lambda: set(kernels()) - before, 20, 'no other kernel waits for the next visitor')
+def test_goodbye(browser, bundle, monkeypatch):
+    "A page that is left in the usual way ends its own kernel; idle ones are not looked for here within the hour"
+    with small_server(bundle, monkeypatch, cull_interval=3600) as (url, ours), browser.new_page() as tab:
+        place = Place(tab, bundle.parent, url, False)
+        assert place.kernel in ours().values()
         tab.goto('about:blank')
-        wait_until(lambda: before - set(kernels()), 5, 'the kernel of the page lives on')
+        wait_until(lambda: place.kernel not in ours().values(), 'the kernel of the page lives on')
         assert not place.errors
 
 def test_lost_kernel(browser, hasty, files):
     "The card says so; nothing old stands beside the new picture"
+    psutil = pytest.importorskip('psutil')
     folder, url, ours = hasty
     with browser.new_page() as tab:
         tab.clock.install()
@@ -401,17 +386,17 @@ def test_lost_kernel(browser, hasty, files):
         place.choose(files/'white.png')
         for pid in ours(): psutil.Process(pid).kill()
         place.choose(files/'brown.jpg', wait=False)
-        place.cards.get_by_text('Looking').wait_for()
-        time.sleep(.5)
-        tab.clock.fast_forward(40_000)
-        place.cards.get_by_text('the connection to the server is lost, or it is busy').wait_for()
+        def lost():
+            tab.clock.fast_forward(40_000)  # again and again: the first may come before the question has left
+            return 'the connection to the server is lost, or it is busy' in place.cards.inner_text()
+        wait_until(lost, 'nobody says that the connection is lost')
         assert place.cards.count() == 1 and 'white' not in place.cards.inner_text()
 
 def test_files_of_the_server(voila):
     "Nothing of the folder is given away, and errors have no traceback"
     import urllib.error, urllib.request
     for path in ('voila/files/app.ipynb', 'voila/files/server.log', 'voila/files/settings/voila.py', 'voila/files/../furs/model.onnx', 'api/kernels', 'api/contents'):
-        try: content = urllib.request.urlopen(voila[1] + path, timeout=10).read()
+        try: content = urllib.request.urlopen(voila[1] + path, timeout=60).read()
         except urllib.error.HTTPError as e: assert e.code in (403, 404) and b'Traceback' not in e.read()
         else: raise AssertionError(f'{path} was given: {content[:80]}')
 
