@@ -66,7 +66,7 @@ class Feedback:
 
     def __repr__(self): return f'Feedback({self.path.name})'
 
-# %% ../nbs/10e_feedback.ipynb #e600031d
+# %% ../nbs/10e_feedback.ipynb #e1f8bb44
 @patch_to(Feedback)
 @contextlib.contextmanager
 def _open_votes(self, write):
@@ -78,9 +78,9 @@ def _open_votes(self, write):
                 connection = sqlite3.connect(f'{where}?mode={mode}', uri=True, timeout=self.timeout, isolation_level=None)
                 self._check_votes_file(connection, write)
                 break
-            except sqlite3.OperationalError:
+            except sqlite3.OperationalError as e:
                 if connection: connection.close()
-                if mode != 'ro': raise
+                if mode != 'ro' or 'locked' in str(e): raise
         yield connection
     except sqlite3.Error as e: raise FeedbackError(_feedback_trouble(e, write)) from e
     finally:
