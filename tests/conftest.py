@@ -1,5 +1,5 @@
 "What several tests share: a browser, and the folder with real photographs"
-import os, shutil
+import os
 from pathlib import Path
 import pytest
 from hostile import picture
@@ -18,9 +18,10 @@ def cache(tmp_path_factory):
 def browser():
     "Chromium through Playwright; the test is skipped where there is none"
     sync_api = pytest.importorskip('playwright.sync_api')
-    program = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
-    if program is None: pytest.skip('no Chromium on this machine')
+    from bearcls.check import find_browser
     with sync_api.sync_playwright() as p:
+        program = find_browser() or p.chromium.executable_path
+        if not Path(program).exists(): pytest.skip('no Chromium on this machine')
         chromium = p.chromium.launch(executable_path=program, args=flags)
         yield chromium
         chromium.close()
