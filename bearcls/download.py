@@ -41,7 +41,7 @@ class _Picture:
     @property
     def name(self): return self.sha256[:16] + self.suffix
 
-# %% ../nbs/03_download.ipynb #15e56f9f
+# %% ../nbs/03_download.ipynb #dc741573
 _one_large = threading.Lock()  # A picture of 100 million pixels takes 300 MB; of such only one is decoded at a time
 
 def _accept(data):
@@ -53,7 +53,7 @@ def _accept(data):
             suffix, n_pixels = _suffixes.get(header.format, f'.{header.format.lower()}'), header.width*header.height
     except UnidentifiedImageError as e: raise ImageError(_what_it_is(data), 'not_an_image') from e
     except Image.DecompressionBombError as e: raise ImageError('it claims more pixels than are accepted', 'bomb') from e
-    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError) as e: raise ImageError(f'it cannot be opened: {e}') from e
+    except Exception as e: raise ImageError(f'it cannot be opened: {e}') from e  # decoders know many ways to fail, and none of them may end a run
     with _one_large if n_pixels > 20_000_000 else contextlib.nullcontext(): small = small_grey(load_image(data, min_side=256))
     phash = f'{perceptual_hash(small):016x}'
     return _Picture(sha256(data), suffix, *image_size(data), len(data), phash)
@@ -195,13 +195,14 @@ def _mark_duplicates(rows, state):
         taken.add(r.sha256)
     return rows
 
-# %% ../nbs/03_download.ipynb #5b64403d
+# %% ../nbs/03_download.ipynb #3ea38874
 _n_decoders = max(2, min(4, os.cpu_count() or 2))  # Threads that decode: more would only hold more pictures in memory
 
 def _take(place, state, data):
     "A picture and the file it was written to, or the reason why it was not accepted"
     try: picture = _accept(data)
-    except ImageError as e: return str(e).replace('the picture ', 'it ', 1), None
+    except ImageError as e: return str(e).replace('the file ', 'it ', 1), None
+    except Exception as e: return f'it cannot be decoded: {e or type(e).__name__}', None  # one file must not end the run, whatever is wrong with it
     return picture, None if picture.sha256 in state.files or picture.sha256 in state.banned else place.aside(data)
 
 def _settle(place, state, result, got, part=None):

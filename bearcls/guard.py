@@ -11,7 +11,7 @@ __all__ = ['most_parts', 'most_scanned', 'costly_build']
 import io, os, struct
 from typing import BinaryIO
 
-# %% ../nbs/00d_guard.ipynb #a18bebc0
+# %% ../nbs/00d_guard.ipynb #610beea7
 most_parts = 10_000              # Segments, chunks or hundreds of bytes for a strip, beyond what is in proportion to the file's size
 most_scanned = 2_000_000_000     # Pixels that all layers of a JPEG go over; ten layers of the largest accepted picture are half of that
 
@@ -30,7 +30,7 @@ def costly_build(
         if head == b'\x89PNG': return _costly_png(f)
         if head in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'): return _costly_tiff(f, head)
         return ''
-    except (IndexError, struct.error): return ''  # it ends early, and its decoder will say so
+    except (IndexError, struct.error, OverflowError, ValueError, OSError): return ''  # it ends early or points nowhere, and its decoder will say so
     finally: f.seek(before)
 
 _costly_words = 'it is made of so many parts that opening it would take minutes'

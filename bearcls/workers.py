@@ -8,11 +8,11 @@ Docs: https://bearcls.github.io/bearcls/workers.html.md"""
 __all__ = ['load_classifier', 'batch_seconds', 'batch_for', 'Busy', 'WorkerJob', 'Workers', 'claimed_pixels', 'bundle_stamp',
            'BundleWatch']
 
-# %% ../nbs/11b_workers.ipynb #955a40d2
-import io, math, os, threading, time
+# %% ../nbs/11b_workers.ipynb #1ff52043
+import contextlib, io, math, os, threading, time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,13 +141,13 @@ def forget(self,
                 lane.clear()
                 lane.extend(left)
 
-# %% ../nbs/11b_workers.ipynb #10589896
+# %% ../nbs/11b_workers.ipynb #8dd3901e
 def claimed_pixels(
     content: bytes,  # A file
 ) -> int:            # Width times height; 0 if it is no picture
     "How many pixels a picture says that it has"
-    if costly_build(content): return 0
     try:
+        if costly_build(content): return 0
         with Image.open(io.BytesIO(content), formats=[f for f in image_formats if f in Image.OPEN] or None) as image: return image.width*image.height
     except Exception: return 0  # whatever is wrong, the row will say it
 
@@ -169,9 +169,13 @@ def _work(self):
     "Take one picture after another until told to stop"
     while (taken := self._take())[0] is not None:
         jobs, large = taken
-        me, start = threading.get_ident(), time.monotonic()
+        me, start, n = threading.get_ident(), time.monotonic(), len(jobs)
         self.begun[me] = start
-        try: n = self._answers(jobs, large)
+        try:
+            jobs = jobs if large else self._without_large(jobs)
+            n = self._answers(jobs)
+        except BaseException as e:  # whatever it is, it is theirs who asked, and the thread has to live on
+            for j in jobs: _fail(j, e)
         finally:
             with self.changed:
                 self.begun.pop(me, None)
@@ -181,24 +185,41 @@ def _work(self):
         del jobs, taken
 
 @patch_to(Workers)
-def _answers(self, jobs, large):
-    "Answer those that are still wanted; how many were there?"
-    if not large and (aside := [j for j in jobs if claimed_pixels(j.content) > self.large]):
+def _without_large(self, jobs):
+    "Those that are not large; the others change the lane"
+    aside = [j for j in jobs if claimed_pixels(j.content) > self.large]
+    if aside:
         jobs = [j for j in jobs if j not in aside]
         with self.changed:
             self.large_jobs.extend(aside)
             self.changed.notify(len(aside))
+    return jobs
+
+# %% ../nbs/11b_workers.ipynb #09e94ee7
+def _fail(job, error):
+    "An error as the answer, unless there is one; what would end a program becomes an error that does not"
+    if not isinstance(error, Exception): error = RuntimeError(f'{type(error).__name__}: {error}')
+    with contextlib.suppress(InvalidStateError): job.future.set_exception(error)
+
+@patch_to(Workers)
+def _answers(self, jobs):
+    "Answer those that are still wanted; how many were there?"
     late = time.monotonic()
     wanted = [j for j in jobs if j.future.set_running_or_notify_cancel()]
     for j in wanted:
         if j.until < late: j.future.set_exception(TimeoutError('it waited too long'))
     if not (wanted := [j for j in wanted if j.until >= late]): return 0
     classifier = self.classifier
-    try: rows = classifier.predict_rows([(j.name, j.content) for j in wanted])
-    except Exception as e:  # whatever it is, it is theirs who asked, and the thread has to live on
-        for j in wanted: j.future.set_exception(e)
-    else:
-        for j, row in zip(wanted, rows): j.future.set_result((row, classifier.bundle.digest))
+    def tell(some):
+        rows = classifier.predict_rows([(j.name, j.content) for j in some])
+        for j, row in zip(some, rows, strict=True): j.future.set_result((row, classifier.bundle.digest))
+    try: tell(wanted)
+    except Exception as e:
+        for j in wanted:
+            if len(wanted) == 1: _fail(j, e)
+            elif not j.future.done():
+                try: tell([j])
+                except Exception as e: _fail(j, e)
     return len(wanted)
 
 # %% ../nbs/11b_workers.ipynb #c71dc72c

@@ -30,6 +30,11 @@ def tiles(n):
     return b'II*\0' + struct.pack('<IH', 8, len(tags)) + b''.join(struct.pack('<HHII', *t) for t in tags) + bytes(4 + 2*n)
 
 
+def nowhere(order='<'):
+    "A BigTIFF of 36 bytes whose directory lies where no file reaches"
+    return (b'II+\0' if order == '<' else b'MM\0+') + struct.pack(order + 'HHQ', 8, 0, 2**64 - 1) + bytes(20)
+
+
 def layers(side, n):
     "A progressive JPEG whose last scan comes again and again"
     out = io.BytesIO()
