@@ -48,7 +48,7 @@ def share_metrics(
     from prometheus_client import values
     values.ValueClass = values.MultiProcessValue(lambda: number)
 
-# %% ../nbs/11e_gate.ipynb #c9890fcd
+# %% ../nbs/11e_gate.ipynb #678c7800
 open_paths = ('/', '/healthz', '/readyz', '/openapi.json')  # No key is needed for these, nor for the page's own files
 
 class ServiceGate:
@@ -65,7 +65,8 @@ class ServiceGate:
             if problem := visit.denied(): await visit.say(problem)
             else: await self.app(scope, visit.receive, visit.send)
         except Exception as e:  # whatever it is, the visitor gets a sentence, and the log the rest
-            if type(e).__name__ != 'ClientDisconnect': service_log.error(dict(event='error', request_id=visit.name), exc_info=e)
+            if type(e).__name__ == 'ClientDisconnect': return  # nobody is there to be told
+            service_log.error(dict(event='error', request_id=visit.name), exc_info=e)
             if not visit.status: await visit.say(Problem(500, 'something went wrong here, and the log knows what'))
         finally: visit.note()
 

@@ -8,8 +8,8 @@ Docs: https://bearcls.github.io/bearcls/serve.html.md"""
 __all__ = ['Settings', 'Service', 'result_of', 'answer_uploads', 'answer_request', 'make_app', 'serving', 'run_server',
            'serve_process']
 
-# %% ../nbs/12_serve.ipynb #2a01e768
-import asyncio, contextlib, os, re, signal, socket, threading, time
+# %% ../nbs/12_serve.ipynb #2efc0d82
+import asyncio, contextlib, math, os, re, signal, socket, threading, time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from .problems import BodyBudget, BoundedBody, Problem, Upload, problem_body, pr
 from .supervise import Supervisor, http_protocol, is_orphan, return_memory, service_log, write_log
 from .workers import BundleWatch, Busy, Workers, load_classifier
 
-# %% ../nbs/12_serve.ipynb #6d74de93
+# %% ../nbs/12_serve.ipynb #7fece44d
 @dataclass(frozen=True, repr=False)
 class Settings:
     "What a service allows, and how long it waits"
@@ -52,13 +52,15 @@ class Settings:
         for name, low in {**least, **dict.fromkeys(('seconds_head', 'seconds_body', 'seconds_answer', 'seconds_stuck'), 0.001)}.items():
             if (value := getattr(self, name)) is not None and value < low: raise ValueError(f'`{name}` must be at least {low}, got {value}')
         if self.api_key and not re.fullmatch('[!-~]+', self.api_key): raise ValueError('`api_key` must be letters, digits and signs of ASCII, without spaces: others do not travel in a header')
+        for name in ('origins', 'frames'):
+            if isinstance(getattr(self, name), str): raise ValueError(f'`{name}` must be several addresses, such as ("https://example.org",), got the text {getattr(self, name)!r}')
         if self.max_held < self.max_bytes: raise ValueError(f'`max_held` must be at least `max_bytes` ({self.max_bytes:,}), got {self.max_held:,}')
 
     def __repr__(self):
         changed = {f.name: value for f in fields(self) if f.repr and (value := getattr(self, f.name)) != f.default}
         return f'Settings({", ".join(f"{k}={v!r}" for k, v in changed.items())})'
 
-# %% ../nbs/12_serve.ipynb #d699f7bb
+# %% ../nbs/12_serve.ipynb #21358b0e
 class Service:
     "What one process has: workers, a watch, numbers, and its state"
     def __init__(self,
@@ -68,12 +70,12 @@ class Service:
         metrics: str | os.PathLike | None = None,# Folder that several processes count into; None: for this process alone
     ):
         self.given, self.settings, self.supervised, self.workers, self.watch = bundle, settings, supervised, None, None
-        self.budget, self.leaving, self.ill, self.ended, self.loop, self.beat = BodyBudget(settings.max_held), False, '', threading.Event(), None, 0.
+        self.budget, self.leaving, self.ill, self.ended, self.loop = BodyBudget(settings.max_held), False, '', threading.Event(), None
         self.metrics = ServiceMetrics(metrics)
 
     def load(self, path=None):
         "A classifier of what lies there now"
-        return load_classifier(path or self.given, self.settings.providers, self.settings.max_pixels, self.settings.seconds_answer)
+        return load_classifier(path or self.given, self.settings.providers, self.settings.max_pixels, max(30, self.settings.seconds_answer))
 
     def start(self):
         "Load the bundle, start the threads"
@@ -97,32 +99,61 @@ class Service:
     def stop(self):
         "Answer what waits, and end the threads"
         self.ended.set()
-        if self.workers: self.workers.close(0.1 if self.ill else self.settings.seconds_answer)
+        if not self.workers: return
+        all_answered = self.workers.close(0.1 if self.ill else self.settings.seconds_answer)
+        service_log.info(dict(event='stopped', all_answered=all_answered))
 
     def not_ready(self) -> str:  # Empty if it is ready
         "Why no requests should be sent here, in words"
         if self.ill: return self.ill
         return 'the service is about to stop' if self.leaving else '' if self.workers else 'the bundle is being loaded'
 
-# %% ../nbs/12_serve.ipynb #e273bc12
+# %% ../nbs/12_serve.ipynb #8eec994b
 @patch_to(Service)
 def _look_around(self):
     "A thread: new bundles, hanging threads, a supervisor that is gone"
-    s, looked = self.settings, time.monotonic()
-    while not self.ended.wait(min(0.5, s.seconds_watch or 0.5)):
+    s, looked, sign = self.settings, time.monotonic(), _LoopSign()
+    while not self.ended.wait(max(.02, min(.5, s.seconds_watch or .5, s.seconds_stuck/4))):
         if self.watch and s.seconds_watch and time.monotonic() - looked >= s.seconds_watch:
-            what, words = self.watch.look()
+            self._look()
             looked = time.monotonic()
-            if what:
-                self.metrics.bundles.labels(what).inc()
-                service_log.log(30 if what == 'refused' else 20, dict(event=f'bundle_{what}', reason=words))
-        if self.loop and not self.loop.is_closed(): self.loop.call_soon_threadsafe(setattr, self, 'beat', time.monotonic())
-        idle = time.monotonic() - self.beat if self.beat else 0
-        if max(self.workers.longest(), idle) > s.seconds_stuck and not self.ill:
-            self.ill = f'an answer has been taking longer than {s.seconds_stuck:g} seconds' if idle <= s.seconds_stuck else 'requests are not being read any more'
-            service_log.error(dict(event='stuck', reason=self.ill))
+        if not self.ill and (why := self._why_ill(sign)):
+            self.ill = why
+            service_log.error(dict(event='stuck', reason=why))
             if self.supervised: _end_process(s.seconds_leaving + s.seconds_answer + 5)
         if self.supervised and is_orphan(): return _end_process(5)
+
+@patch_to(Service)
+def _look(self):
+    "A new bundle? Whatever happens there, the thread has more to watch over"
+    try: what, words = self.watch.look()
+    except Exception as e: return service_log.error(dict(event='watch_failed'), exc_info=e)
+    if not what: return
+    self.metrics.bundles.labels(what).inc()
+    service_log.log(30 if what == 'refused' else 20, dict(event=f'bundle_{what}', reason=words))
+
+@patch_to(Service)
+def _why_ill(self, sign):
+    "Why this process cannot go on, in words"
+    stuck = self.settings.seconds_stuck
+    if sign.late(self.loop, stuck/2) > stuck: return 'requests are not being read any more'
+    if self.workers.longest() > stuck: return f'an answer has been taking longer than {stuck:g} seconds'
+    return '' if self.workers.closed or all(t.is_alive() for t in self.workers.threads) else 'a thread that answers has ended'
+
+class _LoopSign:
+    "Asks a loop for a sign of life, one at a time"
+    def __init__(self): self.asked, self.came, self.missing, self.looked = False, threading.Event(), 0., 0.
+
+    def late(self, loop, most):
+        "Seconds for which the last sign has been missing; of a time in which nobody looked, `most` count, as all may have been asleep"
+        before, self.looked = self.looked, time.monotonic()
+        if not loop or loop.is_closed(): return 0
+        if self.asked and not self.came.is_set(): self.missing += min(self.looked - before, most)
+        else:
+            self.asked, self.missing = True, 0.
+            self.came.clear()
+            with contextlib.suppress(RuntimeError): loop.call_soon_threadsafe(self.came.set)  # it may be closed by now
+        return self.missing
 
 def _end_process(seconds):
     "In order, and by force if that takes too long"
@@ -131,7 +162,7 @@ def _end_process(seconds):
     clock.daemon = True
     clock.start()
 
-# %% ../nbs/12_serve.ipynb #3542c37c
+# %% ../nbs/12_serve.ipynb #7f1be504
 def result_of(
     upload: Upload,             # What was sent
     row: PredictionRow | None,  # What the workers say; None where there was nothing to ask
@@ -178,6 +209,7 @@ async def answer_request(
                     if chunk: body.add(chunk)
         except TimeoutError as e: raise Problem(408, f'the body took longer than {s.seconds_body:g} seconds') from e
         uploads = read_uploads(body.whole(), headers.get('content-type', ''), s.max_pictures)
+        request.scope['pictures'] = len(uploads)  # for the log
         results = await answer_uploads(service, uploads)
     if len(results) == 1 and results[0]['status'] == 'failed': raise Problem(422, results[0]['reason'])
     return results
@@ -275,7 +307,7 @@ def make_app(
     app.openapi = openapi
     return app
 
-# %% ../nbs/12_serve.ipynb #eff9c924
+# %% ../nbs/12_serve.ipynb #351a5fab
 def _add_endpoints(app, service, Request, JSONResponse, Response):
     "What programs ask for"
     key = (401,) if service.settings.api_key else ()
@@ -284,9 +316,7 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
         responses=_service_docs('Answers', 400, *key, 408, 413, 415, 422, 500, 503, 504, example=_service_answer))
     async def predict(request: Request):
         if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})
-        results = await answer_request(service, request)
-        request.scope['pictures'] = len(results)
-        return JSONResponse(dict(results=results))
+        return JSONResponse(dict(results=await answer_request(service, request)))
 
     @app.get('/labels', summary='What the answers can be', responses=_service_docs('Labels', *key, 503))
     async def labels():
@@ -333,7 +363,7 @@ def _add_page(app, service, Response):
         file, kind = files[name]
         return Response(file.read_bytes(), media_type=kind, headers={'Cache-Control': 'no-cache'})
 
-# %% ../nbs/12_serve.ipynb #463c7566
+# %% ../nbs/12_serve.ipynb #26735b84
 def _service_config(app, settings):
     "What uvicorn is told"
     uvicorn = optional_import('uvicorn', "'bearcls[serve]'", 'The HTTP service')
@@ -342,7 +372,7 @@ def _service_config(app, settings):
         service_log.info(dict(event='refused', status=status, reason=detail))
     return uvicorn.Config(app, http=http_protocol(seconds_head=settings.seconds_head, max_connections=settings.max_connections, noted=noted),
         lifespan='on', ws='none', log_config=None, access_log=False, server_header=False,
-        timeout_graceful_shutdown=int(settings.seconds_answer) + 5)
+        timeout_graceful_shutdown=math.ceil(settings.seconds_answer) + 5)
 
 def _service_socket(host, port):
     "A socket that listens; its errors name the address"
@@ -373,7 +403,7 @@ def serving(
         thread.join(settings.seconds_answer + 10)
         sock.close()
 
-# %% ../nbs/12_serve.ipynb #a1c2b37e
+# %% ../nbs/12_serve.ipynb #b147f4d9
 def run_server(
     bundle: str | os.PathLike,     # Folder or .zip of a bundle; when another one is put into its place, it is taken over
     host: str = '127.0.0.1',       # Where to listen; 0.0.0.0 for all addresses of this machine
@@ -386,7 +416,7 @@ def run_server(
     if workers < 1: raise ValueError(f'`workers` must be at least 1, got {workers}')
     for name in ('fastapi', 'uvicorn', 'prometheus_client'): optional_import(name, "'bearcls[serve]'", 'The HTTP service')
     settings = replace(settings, api_key=settings.api_key or os.environ.get('BEARCLS_API_KEY', '').strip(), threads=settings.threads or max(1, usable_cores()//workers))
-    labels = load_classifier(bundle, settings.providers, settings.max_pixels, settings.seconds_answer).labels
+    labels = load_classifier(bundle, settings.providers, settings.max_pixels, max(30, settings.seconds_answer)).labels
     write_log()
     with _service_socket(host, port) as sock, tempfile.TemporaryDirectory(prefix='bearcls_serve_') as folder:
         address = f'[{host}]' if ':' in host else host
@@ -402,6 +432,7 @@ def serve_process(
 ):
     "What one of the processes does"
     import uvicorn
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     write_log()
     return_memory()
     share_metrics(folder, number)
@@ -409,10 +440,10 @@ def serve_process(
     class LeavingServer(uvicorn.Server):
         "Says for a moment that it leaves, before it does"
         def handle_exit(self, sig, frame):
-            if (service := app.state.service).leaving: return super().handle_exit(sig, frame)
-            service.leaving = True
-            later = threading.Timer(settings.seconds_leaving, super().handle_exit, (sig, frame))
-            later.daemon = True
+            if sig == signal.SIGINT: return  # a terminal sends Ctrl+C to all of its processes, and the supervisor says what follows
+            later = threading.Timer(0 if (service := app.state.service).leaving else settings.seconds_leaving, setattr, (self, 'should_exit', True))
+            service.leaving, later.daemon = True, True
             later.start()
-    LeavingServer(_service_config(app, settings)).run(sockets=[sock])
-    os._exit(1 if app.state.service.ill else 0)  # a thread that hangs must not hold the process back
+    server = LeavingServer(_service_config(app, settings))
+    server.run(sockets=[sock])
+    os._exit(1 if app.state.service.ill else 0 if server.started else 3)  # a thread that hangs must not hold the process back; 3: it cannot begin

@@ -17,7 +17,7 @@ from .core import optional_import
 from .inference import patch_to
 from .problems import problem_body, problem_type
 
-# %% ../nbs/11d_supervise.ipynb #bd8db481
+# %% ../nbs/11d_supervise.ipynb #62ac0625
 service_log = logging.getLogger('bearcls.serve')
 service_log.addHandler(logging.NullHandler())  # silent, until a program wants to hear it
 
@@ -30,7 +30,7 @@ class LogLines(logging.Formatter):
         when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec='milliseconds')
         line = dict(time=when, level=record.levelname.lower(), process=record.process) | facts
         if record.exc_info: line['error'] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, default=str)  # in ASCII, because a terminal of Windows has its own alphabet
 
 def write_log(
     level: int = logging.INFO,  # What is less important is left out
