@@ -2,7 +2,7 @@
 import asyncio, errno, os, signal, socket, subprocess, sys, threading, time, zlib
 import pytest
 import bearcls.fetch as fetching
-from hostile import LOCAL, bomb, dripping, endless, picture, redirect, serving, several_hosts, snapshot
+from hostile import LOCAL, bomb, dripping, endless, nowhere, picture, redirect, serving, several_hosts, snapshot
 from bearcls import addresses, download
 from bearcls.core import DataError, image_files, load_image, read_manifest, sha256
 from bearcls.download import download_images, gather
@@ -25,6 +25,18 @@ def test_hostile_answers_become_rows(tmp_path):
     for path, words in {'/bomb.png': 'pixels', '/endless': 'more than 500,000 bytes', '/drip': 'within 2 seconds', '/text.jpg': 'no picture', '/eps.jpg': 'no picture',
                         '/empty.jpg': 'empty', '/loop': 'redirects', '/file': 'only http and https'}.items(): assert words in got[path][1], (path, got[path])
     assert [f.name for f in (tmp_path/'d'/'a').iterdir()] == [sha256(picture())[:16] + '.jpg']
+
+
+def test_one_picture_ends_no_run_whatever_a_decoder_raises(tmp_path, monkeypatch):
+    plain = download.load_image
+    def odd(data, **more):
+        if data == picture(1): raise zlib.error('a surprise')
+        if data == picture(2): raise MemoryError
+        return plain(data, **more)
+    monkeypatch.setattr(download, 'load_image', odd)
+    pages = {'/0': picture(0), '/1': picture(1), '/2': picture(2), '/nowhere': nowhere(), '/3': picture(3)}
+    with serving(pages) as (site, _): rows = download_images(tmp_path/'d', [site + p for p in pages], 'a', allow_private=LOCAL)
+    assert [r.status for r in rows] == ['ok', 'failed', 'failed', 'failed', 'ok'] and all(r.reason for r in rows if r.status == 'failed')
 
 
 @pytest.mark.parametrize('url', ['http://127.0.0.1:9/', 'http://localhost/', 'http://[::1]/', 'http://2130706433/', 'http://0x7f000001/', 'http://localhost./', 'http://a.localhost/', 'http://169.254.169.254/', 'http://10.0.0.1/', 'http://0/',
