@@ -218,10 +218,15 @@ def serving(folder, habit='', asked=None):
         try: yield f'http://127.0.0.1:{server.server_port}/'
         finally: server.shutdown()
 
+def patient(context):
+    "With time for slow machines"
+    context.set_default_timeout(180_000)
+    return context
+
 @contextlib.contextmanager
 def opened(browser, address, state='ready', offline=False, **options):
     "The page, ready; nothing may be asked of any other host, and nothing may go wrong in its console"
-    context = browser.new_context(**options)
+    context = patient(browser.new_context(**options))
     context.set_offline(offline)
     page, asked, wrong = context.new_page(), [], []
     context.on('request', lambda request: asked.append(request.url))
@@ -236,16 +241,16 @@ def opened(browser, address, state='ready', offline=False, **options):
     finally: context.close()
 
 def wait_ready(page, state='ready'):
-    page.wait_for_selector('html[data-state=ready], html[data-state=offline], html[data-state=failed]', timeout=180_000)
-    if state == 'offline': page.wait_for_selector('html[data-state=offline]', timeout=180_000)
+    page.wait_for_selector('html[data-state=ready], html[data-state=offline], html[data-state=failed]')
+    if state == 'offline': page.wait_for_selector('html[data-state=offline]')
     assert page.locator('html').get_attribute('data-state') != 'failed', page.locator('#state').inner_text()
 
-def ask(page, file, timeout=180_000):
+def ask(page, file):
     "Choose a file; the answer in numbers, or None, and the words in its card"
     page.set_input_files('input[multiple]', str(file))
     names = page.eval_on_selector_all('.bq-card', 'cards => cards.map((c) => c.dataset.name)')
     assert names == [Path(file).name]  # whatever was there before is gone at once
-    page.wait_for_selector('.bq-card:not([data-state=waiting])', timeout=timeout)
+    page.wait_for_selector('.bq-card:not([data-state=waiting])')
     answers = page.evaluate('() => window.answers.splice(0)')
     assert len(answers) <= 1 and all(a['name'] == Path(file).name for a in answers)
     return (answers or [None])[0], page.locator('.bq-card').inner_text()
@@ -407,7 +412,7 @@ def test_pixels_agree(browser, texture, pictures):
 def test_served_folder_and_without_a_network_afterwards(browser, texture, pictures):
     bundle, page = texture
     classifier = Classifier(bundle)
-    context = browser.new_context()
+    context = patient(browser.new_context())
     try:
         tab, asked = context.new_page(), []
         context.on('request', lambda request: asked.append(request.url))
@@ -435,7 +440,7 @@ def test_packed_files_may_come_unpacked(browser, texture, pictures):
 def test_kept_from_a_host_that_writes_into_pages(browser, texture, pictures):
     "It opens without a network all the same"
     bundle, page = texture
-    context = browser.new_context()
+    context = patient(browser.new_context())
     try:
         tab = context.new_page()
         with serving(page.dest, 'script') as address:
@@ -452,7 +457,7 @@ def test_of_half_a_version_nothing_is_kept(browser, texture, tmp_path, changed):
     shutil.copytree(texture[1].dest, tmp_path/'page')
     file = tmp_path/'page'/changed
     file.write_text(file.read_text(encoding='utf-8').replace('bearcls-version" content="', 'bearcls-version" content="0') + '\n', encoding='utf-8')
-    context, asked = browser.new_context(), []
+    context, asked = patient(browser.new_context()), []
     try:
         with serving(tmp_path/'page', asked=asked) as address:
             tab, end = context.new_page(), time.monotonic() + 120
@@ -467,7 +472,7 @@ def test_of_half_a_version_nothing_is_kept(browser, texture, tmp_path, changed):
 def test_a_new_version_takes_over_whole(browser, tmp_path, runtime, pictures):
     "The page of today's model never meets yesterday's"
     def deploy(seed): return write_web(texture_bundle(tmp_path/f'bundle{seed}', seed=seed), tmp_path/'page', runtime=runtime, title=f'Version {seed}', single=False)
-    page, context = deploy(5), browser.new_context()
+    page, context = deploy(5), patient(browser.new_context())
     try:
         tab = context.new_page()
         with serving(page.dest) as address:
@@ -500,12 +505,12 @@ def test_damaged_model_is_told(browser, texture, tmp_path):
     model = bytearray((tmp_path/'page'/'model.onnx').read_bytes())
     model[-9] ^= 1
     (tmp_path/'page'/'model.onnx').write_bytes(model)
-    context = browser.new_context(service_workers='block')
+    context = patient(browser.new_context(service_workers='block'))
     try:
         with serving(tmp_path/'page') as address:
             tab = context.new_page()
             tab.goto(address)
-            tab.wait_for_selector('html[data-state=failed]', timeout=180_000)
+            tab.wait_for_selector('html[data-state=failed]')
             assert 'did not come complete' in tab.locator('#state').inner_text()
             tab.set_input_files('input[multiple]', files=[dict(name='bear.png', mimeType='image/png', buffer=b'x')])
             tab.wait_for_selector('.bq-card[data-state=problem]')
@@ -534,7 +539,7 @@ def test_several_pictures_at_once_each_in_its_own_card(browser, texture, picture
         tab.set_input_files('input[multiple]', [str(pictures/name) for name in names])  # another choice while the first is worked on
         for k, name in enumerate(names):
             card = tab.locator('.bq-card').nth(k)
-            tab.wait_for_selector(f'.bq-card[data-name="{name}"]:not([data-state=waiting])', timeout=180_000)
+            tab.wait_for_selector(f'.bq-card[data-name="{name}"]:not([data-state=waiting])')
             if name == 'text.jpg':
                 assert 'no picture' in card.inner_text()
                 continue
