@@ -8,7 +8,7 @@ upload button that can be pressed; `mb_per_visitor` is the memory of the visitor
 `kernels_gone_s` is how long the kernel lives on after its page was closed, and `kernels_gone_killed_s` after the browser was killed, which says no goodbye. null: longer than was waited for.
 Needs Chromium and Playwright.
 """
-import argparse, contextlib, json, os, shutil, socket, statistics, subprocess, sys, tempfile, time, urllib.request
+import argparse, contextlib, json, os, socket, statistics, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
 import psutil
 from playwright.sync_api import sync_playwright
@@ -113,7 +113,8 @@ def gone(side, pids, wait):
     for pid in pids & kernels(side): psutil.Process(pid).kill()
 
 def launch(playwright):
-    program = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
+    from bearcls.check import find_browser
+    program = find_browser()
     if program is None: sys.exit('This needs Chromium')
     return playwright.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu', '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'])  # no network is part of this
 

@@ -11,6 +11,7 @@ import argparse, contextlib, json, os, shutil, socket, statistics, subprocess, s
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(root))
 flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 setup = '''
 from fastai.vision.all import *
@@ -122,7 +123,8 @@ def main():
     parser.add_argument('--rounds', type=int, default=3)
     args = parser.parse_args()
     from playwright.sync_api import sync_playwright
-    program = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
+    from bearcls.check import find_browser
+    program = find_browser()
     if program is None: sys.exit('No Chromium on this machine')
     runs = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp, sync_playwright() as p:

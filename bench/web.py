@@ -62,9 +62,9 @@ def largest(page, classifier, files):
 
 def launch(playwright):
     "Chromium, as the tests find it"
-    import shutil
+    from bearcls.check import find_browser
     from conftest import flags
-    program = next(filter(None, map(shutil.which, ['chromium', 'chromium-browser', 'google-chrome'])), None)
+    program = find_browser()
     return playwright.chromium.launch(executable_path=program, args=flags)
 
 def measure(page, bundle, files, large, rounds):

@@ -49,7 +49,8 @@ class Environments:
         print(f'{target}: {size/1e6:.0f} MB, installed in {time.monotonic() - start:.0f} s')
         log = self.root/f'{target}.hosts'
         site = subprocess.run([programs/'python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], capture_output=True, text=True, check=True).stdout.strip()
-        (Path(site)/'sitecustomize.py').write_text(guard.format(log=str(log)), encoding='utf-8')
+        (Path(site)/'no_other_hosts.py').write_text(guard.format(log=str(log)), encoding='utf-8')
+        (Path(site)/'no_other_hosts.pth').write_text('import no_other_hosts\n', encoding='utf-8')  # no sitecustomize: some systems have their own, which comes first
         subprocess.run([programs/'python', '-c', 'import socket\ntry: socket.getaddrinfo("example.org", 80)\nexcept OSError: pass'], check=True)
         assert log.read_text() == 'example.org\n', 'the guard writes nothing down'
         log.write_text('')
