@@ -105,7 +105,7 @@ def _any_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
-# %% ../nbs/13b_check.ipynb #38a1b1cc
+# %% ../nbs/13b_check.ipynb #2e6aeac6
 def ask_service(
     url: str,        # Address of a service, without a path
     picture: bytes,  # A picture file
@@ -137,8 +137,6 @@ def _in_browser(url, picture, label, timeout):
         hosts = {r.url.split('/')[2] for r in asked if r.url.startswith(('http', 'ws')) and 'csp' not in str(r.failure).lower()}  # what the page's own policy stops goes nowhere
         browser.close()
     return number, hosts
-
-_browser_hint = 'pip install playwright && playwright install chromium'  # What is typed where there is no browser to ask with
 
 class _NoBrowser(Exception): "Playwright is there, and no browser that it could use"
 
@@ -185,7 +183,7 @@ def _step(check, name, quiet):
     if not quiet: print(f'{step.status:>11}  {step.name}: {step.words}', flush=True)
     if step.status == 'failed': raise _Failed(name)
 
-# %% ../nbs/13b_check.ipynb #3a3e6924
+# %% ../nbs/13b_check.ipynb #40049b1b
 def _same_files(path, record):
     "Is everything there, and as it was written?"
     other = [n for n, digest in record['files'].items() if not (path/n).is_file() or sha256(path/n) != digest]
@@ -222,7 +220,7 @@ def _page_compared(url, picture, expected):
     "What a browser shows beside the label that the library gives"
     try: number, hosts = ask_page(url, picture, expected.label)
     except (ImportError, _NoBrowser):
-        with open_here(url, timeout=60) as answer: return 'not checked', f'the page is there ({len(answer.read())/1000:.0f} kB); asking it about a picture takes a browser: {_browser_hint}'
+        with open_here(url, timeout=60) as answer: return 'not checked', f'the page is there ({len(answer.read())/1000:.0f} kB); asking it about a picture takes a browser: pip install playwright && playwright install chromium'
     if strange := hosts - {url.split('/')[2]}: raise DeployError(f'the page talks to {", ".join(sorted(strange))}')
     value = float(number.strip('<>% '))/(100 if '%' in number else 1)
     return _compared(expected, expected.label, value, .015)

@@ -6,7 +6,7 @@ from PIL import Image
 from bearcls.bundle import Bundle, colour_model, furs, write_bundle
 
 pytest.importorskip('jinja2', reason='jinja2 is not installed')
-from bearcls.check import ask_service, make_environment, oldest_python, started
+from bearcls.check import ask_page, ask_service, make_environment, oldest_python, started
 from bearcls.deploy import deploy
 
 labels = [f'{name} & <b>soft</b> ${{1+1}}' for name in furs]
@@ -223,6 +223,17 @@ def test_streamlit_keeps_no_pictures(site, browser):
 slow = {  # pages that take their time, with room for one or two visitors
     'space-gradio': {'max_waiting = 64': 'max_waiting = 1', 'answers, pictures, photo], concurrency_limit=usable_cores()': 'answers, pictures, photo], concurrency_limit=1'},
     'streamlit': {'patience = 20': 'patience = .5', 'BoundedSemaphore(usable_cores())': 'BoundedSemaphore(1)'}}
+
+def test_streamlit_takes_a_new_model(browser, bundle, environments, tmp_path, monkeypatch):
+    "Without being started again"
+    programs, _ = environments(folder := deploy('streamlit', bundle, tmp_path/'furs'), 'streamlit')
+    night = write_bundle(Bundle(['night', 'brown', 'white'], (64, 64)), colour_model({'night': furs['black'], 'brown': furs['brown'], 'white': furs['white']}), tmp_path/'night', '# Night')
+    (tmp_path/'dark.png').write_bytes(picture(furs['black'], format='PNG'))
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    with started(folder, programs) as url:
+        ask_page(url, tmp_path/'dark.png', label('black'), 180)
+        deploy('streamlit', night, next(tmp_path.glob('*/app')))  # where it runs
+        ask_page(url, tmp_path/'dark.png', 'night', 180)
 
 @pytest.mark.parametrize('target', list(slow))
 def test_too_many(target, browser, bundle, environments, tmp_path):
