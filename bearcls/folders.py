@@ -127,7 +127,8 @@ class _Tree:
     "What lies below one folder"
     images: list[str] = field(default_factory=list)         # Relative to the image folder
     left_out: list[LeftOut] = field(default_factory=list)
-    is_claimed: bool = False  # Does anything in it show that you meant it as a label?
+    is_claimed: bool = False  # Does a file in it show that you meant it as a label?
+    is_empty: bool = False    # Is there nothing in it but hidden files and what the system leaves?
 
 def _read_tree(path, name, above=()):
     "Images below `path/name`, and everything else with its reason"
@@ -144,7 +145,7 @@ def _read_tree(path, name, above=()):
     if made_by := _generated(entries):
         tree.left_out.append(LeftOut(f'{name}/', 'generated', made_by))
         return tree
-    tree.is_claimed = not entries and name.casefold() != 'models'  # fastai's `lr_find` leaves an empty `models` behind
+    tree.is_empty = all(_unused_name(e.name) for e in entries)
     for e in entries: _read_entry(path, f'{name}/{e.name}', e, tree, (*above, this))
     return tree
 
@@ -168,11 +169,14 @@ def _read_entry(path, name, entry, tree, above):
         below = _read_tree(path, name, above)
         tree.images += below.images
         tree.left_out += below.left_out
-        tree.is_claimed |= below.is_claimed and bool(below.images)
+        tree.is_claimed |= below.is_claimed
         if not below.images and not below.left_out: tree.left_out.append(LeftOut(f'{name}/', 'empty', left_out_kinds['empty']))
+    elif name in _own_files: tree.left_out.append(LeftOut(name, 'generated', _own_files[name]))
     elif refused := _refused(path, name, entry): tree.left_out.append(refused)
     else: tree.images.append(name)
     if not _is_folder(entry): tree.is_claimed |= _claims(name, tree)
+
+_own_files = {'manifest.csv': 'the manifest', 'faults.csv': 'what is wrong with drawn images'}  # Kept beside the labels
 
 def _is_folder(entry):
     "A folder, or a link to one; False also where the system does not tell"
@@ -315,21 +319,20 @@ def scan_folder(
     loose, trees, root = _Tree(), {}, _identity(path)
     for e in entries:
         if _is_folder(e) and not _unused_name(e.name): trees[e.name] = _read_tree(path, e.name, (root,))
-        elif e.name not in _own_files: _read_entry(path, e.name, e, loose, ())
+        else: _read_entry(path, e.name, e, loose, (root,))
     left_out = loose.left_out + [LeftOut(name, 'outside', 'it lies outside the folders of the labels') for name in loose.images]
     folder = _sided(path, trees, left_out) if _is_sided(trees) else _plain(path, trees, left_out)
     closed = [r for r in folder.left_out if r.kind == 'unreadable' and r.file.endswith('/') and not r.reason.startswith('a link')]
     folder.problems += [f'{path}/{r.file}: {r.reason}; make it readable, or move it away' for r in closed]
     return folder
 
-_own_files = ('manifest.csv',)  # what bearcls itself keeps beside the labels
-
 def _plain(path, trees, left_out):
     "A folder whose folders are the labels"
     for name, tree in trees.items():
         left_out += tree.left_out
-        if not tree.images and not tree.is_claimed and not tree.left_out: left_out.append(LeftOut(f'{name}/', 'generated', 'an empty folder of weights'))
-    labels = sorted(name for name, tree in trees.items() if tree.images or tree.is_claimed)
+        if tree.is_empty and name.casefold() == 'models': left_out.append(LeftOut(f'{name}/', 'generated', "left by fastai's `lr_find`"))
+    def is_label(name, tree): return tree.images or tree.is_claimed or tree.is_empty and name.casefold() != 'models'
+    labels = sorted(name for name, tree in trees.items() if is_label(name, tree))
     problems = [*_problems(path, trees), *_spelling_problems(path, labels)]
     names = sorted((image for tree in trees.values() for image in tree.images), key=lambda name: (name.split('/')[0], name))
     return ImageFolder(path, names, labels, left_out, 0, problems)
