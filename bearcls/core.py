@@ -6,9 +6,10 @@ Docs: https://bearcls.github.io/bearcls/core.html.md"""
 
 # %% auto #0
 __all__ = ['image_reasons', 'max_pixels', 'image_formats', 'image_suffixes', 'manifest_name', 'BearclsError', 'DataError',
-           'ImageError', 'optional_import', 'flatten', 'load_image', 'reduced', 'image_files', 'count_labels',
-           'atomic_write', 'cache_folder', 'package_file', 'ImageRow', 'write_manifest', 'read_manifest', 'sha256',
-           'describe_file', 'image_size', 'progress', 'Html', 'data_uri', 'thumbnail', 'gallery', 'html_table']
+           'ImageError', 'optional_import', 'flatten', 'load_image', 'reduced', 'orientation', 'image_files',
+           'count_labels', 'atomic_write', 'cache_folder', 'package_file', 'ImageRow', 'write_manifest',
+           'read_manifest', 'sha256', 'describe_file', 'image_size', 'progress', 'Html', 'data_uri', 'thumbnail',
+           'gallery', 'html_table']
 
 # %% ../nbs/00_core.ipynb #d7c2a656
 import base64, contextlib, csv, hashlib, html, importlib, io, os, struct, sys, warnings
@@ -83,10 +84,12 @@ def _on_white(image, rows=1024):
 def _scale_grey(image, rows=1024):
     "Greys of more than 8 bits on the 8-bit scale; Pillow's own conversion clips at 255"
     low, high, declared, white_is_zero = pillow_scale(image)
-    key, out = image.info.get('transparency') if image.mode.startswith('I') else None, Image.new('L', image.size)
+    key = image.info.get('transparency') if image.mode.startswith('I') else None
+    out = Image.new('L', image.size)
     try:
         for y in range(0, image.height, rows):
             values = np.asarray(image.crop((0, y, image.width, min(y + rows, image.height))))
+            if high == 2**32 - 1: values = values.view(np.uint32)  # Pillow has no such mode
             levels = grey_levels(values, low, high, declared, white_is_zero)
             if isinstance(key, int): levels[values == key] = 255
             out.paste(Image.fromarray(levels), (0, y))
@@ -144,7 +147,7 @@ def _open(source, limit=max_pixels, pixels=True):
         if f is not source: f.close()
 
 def _identified(f):
-    "What Pillow makes of a file; the reader of HEIF is loaded with the first picture that needs it, where pillow-heif is installed"
+    "What Pillow makes of a file; the reader of HEIF is loaded with the first image that needs it, if it is installed"
     formats = _formats()
     try: return Image.open(f, formats=formats)
     except UnidentifiedImageError:
@@ -157,29 +160,34 @@ def _decoded(image):
     "Its pixels"
     if isinstance(image, DeepTiff): return load_deep(image)
     if image.format == 'PNG': return load_png(image)
+    box = image.tile[0][1] if image.format == 'GIF' and image.tile else None
     image.load()
-    return image
+    if box in (None, (0, 0, *image.size)): return image
+    canvas = Image.new('RGB', image.size, 'white')  # a GIF whose first image leaves a part of its canvas free
+    canvas.paste(flatten(image.crop(box)), box)
+    return canvas
 
-# %% ../nbs/00_core.ipynb #turnturn
+# %% ../nbs/00_core.ipynb #0e1f62dd
 _turns = dict(enumerate('FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split(), 2))
 
 def orientation(
     image: Image.Image,  # Opened by Pillow, or any other
 ) -> int:                # 1 to 8, as EXIF counts; 1 is upright
-    "How a picture wants to be turned: EXIF alone decides, as in browsers, and a damaged record says nothing"
+    "How an image wants to be turned; a damaged record says nothing"
     if isinstance(image, DeepTiff): turn = image.one(0x0112, 1)
     elif isinstance(image.info.get('exif'), bytes): turn = exif_turn(image.info['exif'])
     else: return 1
     return turn if turn in range(1, 9) else 1
 
 def _upright(image):
-    "A picture from elsewhere: a file that Pillow has opened, or one in memory that may have been given a record"
+    "A file that Pillow has opened, or an image in memory"
     if image.format: return _turned(image, orientation(image))
-    with contextlib.suppress(SyntaxError, ValueError, LookupError, OSError, struct.error): return ImageOps.exif_transpose(image)
+    with contextlib.suppress(SyntaxError, ValueError, LookupError, OSError, struct.error):
+        return ImageOps.exif_transpose(image)
     return image
 
 def _turned(image, turn):
-    "The picture, upright"
+    "The image, upright"
     return image.transpose(Image.Transpose[_turns[turn]]) if turn > 1 else image
 
 # %% ../nbs/00_core.ipynb #e12a2b63
@@ -198,6 +206,8 @@ def _image_errors(name, source):
     except Image.DecompressionBombError as e: raise ImageError(f'{name} claims more pixels than are accepted', 'bomb') from e
     except UnidentifiedImageError as e:
         if _is_empty(source): raise ImageError(f'{name} is empty', 'empty') from e
+        if kind := _begins_as(source):
+            raise ImageError(f'{name} cannot be decoded: it is damaged, or a kind of {kind} that is not read') from e
         heif = f'{name} is a HEIF picture, as phones take them: pip install pillow-heif'
         raise ImageError(heif if _is_heif(source) else f'{name} is no picture of a known format', 'not_an_image') from e
     except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, AttributeError, struct.error, TypeError) as e:
@@ -214,15 +224,26 @@ def _is_empty(source):
     if hasattr(source, 'seek') and source.seekable(): return source.seek(0, os.SEEK_END) == 0
     return False
 
+def _first_bytes(source):
+    "The first twelve, or none"
+    if isinstance(source, (bytes, bytearray)): return bytes(source[:12])
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, 'rb') as f: return f.read(12)
+    if not hasattr(source, 'seek') or not source.seekable(): return b''
+    source.seek(0)
+    return source.read(12)
+
 def _is_heif(source):
     "Does `source` begin as an iPhone's photographs do?"
-    if isinstance(source, (str, os.PathLike)):
-        with open(source, 'rb') as f: return _is_heif(f)
-    if not isinstance(source, (bytes, bytearray)):
-        if not hasattr(source, 'seek') or not source.seekable(): return False
-        source.seek(0)
-        source = source.read(12)
-    return source[4:8] == b'ftyp' and source[8:11] in (b'hei', b'hev', b'mif', b'msf')
+    start = _first_bytes(source)
+    return start[4:8] == b'ftyp' and start[8:11] in (b'hei', b'hev', b'mif', b'msf')
+
+def _begins_as(source):
+    "The format whose first bytes these are; empty for what is no image"
+    starts = {b'\x89PNG\r\n\x1a\n': 'PNG', b'\xff\xd8\xff': 'JPEG', b'GIF8': 'GIF',
+              b'II*\0': 'TIFF', b'MM\0*': 'TIFF', b'II+\0': 'TIFF', b'MM\0+': 'TIFF'}
+    start = _first_bytes(source)
+    return next((kind for first, kind in starts.items() if start.startswith(first)), '')
 
 # %% ../nbs/00_core.ipynb #b0224b29
 image_suffixes = frozenset('.avif .bmp .gif .heic .jfif .jpeg .jpg .png .tif .tiff .webp'.split())

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from .core import ImageError, load_image, max_pixels, sha256
+from .core import ImageError, _open, load_image, max_pixels, orientation, sha256
 from .likeness import Fingerprint, fingerprint, small_grey
 
 # %% ../nbs/03b_measure.ipynb #4f11c647
@@ -81,8 +81,6 @@ _others = {  # First bytes, or those after four others, of files that are no pic
 # %% ../nbs/03b_measure.ipynb #2640b9a2
 def _explain(data, error):
     "Issue and sentence for bytes that `load_image` refused"
-    if data[:4] == b'RIFF' and data[8:12] == b'WEBP' and int.from_bytes(data[4:8], 'little') + 8 > len(data):
-        return 'truncated', f'the file ends after {len(data):,} of {int.from_bytes(data[4:8], "little") + 8:,} bytes'
     if error.reason not in ('not_an_image', 'unreadable'): return error.reason, str(error)
     start = bytes(data[:1024]).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if start.startswith((b'<!doctype html', b'<html', b'<head', b'<body')): return 'not_an_image', 'a web page under the name of a picture'
@@ -128,11 +126,10 @@ def measure_file(
 # %% ../nbs/03b_measure.ipynb #016248ee
 def _measure_header(m, data):
     "What the header tells: format, mode, orientation and size as displayed"
-    with Image.open(io.BytesIO(data)) as header:
+    with _open(data, pixels=False) as header:
         m.format, m.mode, m.width, m.height = header.format, header.mode, *header.size
         if m.mode == 'RGB' and 'transparency' in header.info: m.mode = 'RGB with a transparent colour'
-        turned = header.getexif().get(0x0112, 1)
-        m.orientation = turned if turned in range(1, 9) else 1
+        m.orientation = orientation(header)
     if m.orientation in (5, 6, 7, 8): m.width, m.height = m.height, m.width
     return m
 

@@ -31,8 +31,8 @@ async function describe(b, view, text) {  // nothing if the first bytes are no p
     if (error instanceof RangeError) throw cutOff();
     throw error;
   }
-  if (/^avi[fs]/.test(brand)) return { name: 'avif' };
-  if (/^(hei|hev|mif|msf)/.test(brand)) return { name: 'heic' };
+  if (/^avi[fs]/.test(brand)) return { name: 'avif', cut: cutBox(b, view, text) };
+  if (/^(hei|hev|mif|msf)/.test(brand)) return { name: 'heic', cut: cutBox(b, view, text) };
   if (['II*\0', 'MM\0*', 'II+\0', 'MM\0+'].includes(start)) return { name: 'tiff' };
 }
 
@@ -222,4 +222,16 @@ function webp(b, view, text) {
   if (form === 'VP8 ') [kind.width, kind.height] = [bits(26), bits(28)];
   if (form === 'VP8L') [kind.width, kind.height] = [1 + bits(21), 1 + (view.getUint32(21, true) >>> 14 & 0x3fff)];
   return kind;
+}
+
+function cutBox(b, view, text) {  // does an AVIF or HEIF break off within one of its boxes?
+  const left = new Set(['meta', 'mdat']);
+  for (let at = 0, size; left.size && at + 8 <= b.length; at += size) {
+    size = view.getUint32(at);
+    if (size === 1) size = at + 16 <= b.length ? Number(view.getBigUint64(at + 8)) : 0;
+    else size ||= b.length - at;  // to the end of the file
+    if (size < 8 || at + size > b.length) return true;
+    left.delete(text(at + 4, 4));
+  }
+  return false;
 }
