@@ -179,8 +179,8 @@ def _mended_jpeg(f, limit):
     f.seek(0)
     data = f.read()
     if _all_layers(data, start, numbers, layered):
-        for body in _bodies(data):
-            if _is_enough(body): return io.BytesIO(body + _end)
+        body = _body(data)
+        if _is_enough(body): return io.BytesIO(body + _end)
     raise FileFlaw(_cut, 'truncated')
 
 def _jpeg_start(f):
@@ -220,14 +220,11 @@ def _all_layers(data, at, numbers, layered):
         at = found.start() if found else -1
     return bool(left) and not any(left.values())
 
-def _bodies(data):
-    "The packed pixels without what may stand for the end: half a marker, or zeros, as rescued disks have them"
+def _body(data):
+    "The packed pixels without what may stand for the end: half a marker, or many zeros, as rescued disks have them"
     bare = data.rstrip(b'\0')
-    n_zeros = len(data) - len(bare)
-    for keep in range(min(n_zeros, 2) + 1):  # the pixels themselves may end in zeros
-        body = bare + bytes(keep)
-        if body.endswith(b'\xff'): body = body + b'\0' if n_zeros else body[:-1]
-        yield body
+    if len(data) - len(bare) <= 2: return data.removesuffix(b'\xff')  # a zero or two may well belong to the pixels
+    return bare + b'\0' if bare.endswith(b'\xff') else bare
 
 def _is_enough(body):
     "Is the image the same, whatever follows its packed pixels?"

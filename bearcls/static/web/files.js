@@ -10,7 +10,7 @@ export const damaged = () => new PictureError('it is damaged');
 export const cutOff = () => new PictureError('the file ends before the picture does', 'truncated');
 export const tooLarge = ({ width, height }) => new PictureError(`it claims ${width}×${height} pixels, and at most ${limit.toLocaleString('en')} are accepted`, 'bomb');
 
-export async function examine(b) {  // {name, width, height, turn, parts}: `parts` are for the decoder, `tries` of a JPEG without its end must look alike
+export async function examine(b) {  // {name, width, height, turn, parts}: `parts` are for the decoder; the `tries` of a JPEG without its end must look alike
   if (!b.length) throw new PictureError('the file is empty', 'empty');
   const kind = await describe(b, new DataView(b.buffer, b.byteOffset, b.byteLength), (at, n) => String.fromCharCode(...b.subarray(at, at + n)));
   if (!kind) throw new PictureError('it is no picture of a known format', 'not_an_image');
@@ -129,7 +129,7 @@ function jpeg(b, view, text) {
     const marker = view.getUint16(at);
     if (marker === 0xffff) { at++; continue; }
     if (marker < 0xff00) throw damaged();
-    if (marker === 0xffda) return ends(b, at) || kind.width * kind.height > limit ? kind : { ...kind, cut: !frame || !allLayers(b, at, frame), tries: [...tries(b)] };
+    if (marker === 0xffda) return ends(b, at) || kind.width * kind.height > limit ? kind : { ...kind, cut: !frame || !allLayers(b, at, frame), tries: tries(b) };
     if (marker >= 0xffc0 && marker <= 0xffcf && ![0xffc4, 0xffc8, 0xffcc].includes(marker)) {
       [kind.height, kind.width] = [view.getUint16(at + 5), view.getUint16(at + 7)];
       frame = { layered: [2, 6, 10, 14].includes(marker & 15), numbers: Array.from({ length: b[at + 9] }, (_, k) => b[at + 10 + 3 * k]) };
@@ -161,14 +161,13 @@ function allLayers(b, at, { layered, numbers }) {  // has each component its sca
   return ![...left.values()].some((some) => some.size);
 }
 
-function* tries(b) {  // whatever followed the packed pixels, the picture would be the same: then every pixel is there
+function tries(b) {  // whatever followed the packed pixels, the picture would be the same: then every pixel is there
   let end = b.length;
-  while (end && !b[end - 1]) end--;  // rescued disks end in zeros
-  const zeros = b.length - end, tail = (byte) => new Uint8Array(64).fill(byte), finish = Uint8Array.of(0xff, 0xd9);
-  for (let keep = 0; keep <= Math.min(zeros, 2); keep++) {
-    const marker = !keep && b[end - 1] === 0xff, body = [b.subarray(0, marker && !zeros ? end - 1 : end), new Uint8Array(marker && zeros ? 1 : keep)];
-    yield [[], [tail(0x55)], [tail(0xaa)]].map((more) => [...body, ...more, finish]);
-  }
+  while (end && !b[end - 1]) end--;  // rescued disks end in zeros; but one or two may well belong to the pixels
+  const zeros = b.length - end > 2, tail = (byte) => new Uint8Array(64).fill(byte);
+  if (!zeros) end = b.at(-1) === 0xff ? b.length - 1 : b.length;
+  const body = [b.subarray(0, end), new Uint8Array(zeros && b[end - 1] === 0xff ? 1 : 0)];
+  return [[], [tail(0x55)], [tail(0xaa)]].map((more) => [...body, ...more, Uint8Array.of(0xff, 0xd9)]);
 }
 
 // ---------------------------------------------------------------- GIF, BMP, WebP
