@@ -25,7 +25,7 @@ def mended(
     try:
         f.seek(0)
         head, out = f.read(16), f
-        if head[:8] == b'\x89PNG\r\n\x1a\n': out = _mended_png(f, pixels)
+        if head[:8] == b'\x89PNG\r\n\x1a\n': out = _mended_png(f, pixels, limit)
         elif head[:3] == b'\xff\xd8\xff' and pixels: out = _mended_jpeg(f, limit)
         elif head[:4] == b'RIFF' and head[8:12] == b'WEBP': _whole_webp(f)
         elif head[4:11] in (b'ftypavi', b'ftyphei', b'ftyphev', b'ftypmif', b'ftypmsf') and pixels: _whole_boxes(f)
@@ -42,7 +42,7 @@ _cut = 'ends before the picture does'
 _depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # Bits, by kind of colour
 _numbers = {2: 3, 4: 2, 6: 4}  # Samples of a pixel, where there is more than one
 
-def _mended_png(f, pixels):
+def _mended_png(f, pixels, limit):
     "Header, palette, transparent colours, EXIF and pixels; all other chunks are left out, unread"
     parts, body, right, ended = {}, [], True, False
     f.seek(8)
@@ -62,7 +62,7 @@ def _mended_png(f, pixels):
         elif not name[0] & 32 and name not in (b'IHDR', b'PLTE'):  # a capital letter: readers have to know it
             raise FileFlaw('cannot be decoded: a part of it is damaged, or of an unknown kind')
         else: f.seek(size + 4, os.SEEK_CUR)
-    kind, depth, need = _png_header(parts)
+    kind, depth, need = _png_header(parts, limit)
     table = _png_table(parts, kind, depth)
     if not body: raise FileFlaw(_cut, 'truncated')
     head = b'\x89PNG\r\n\x1a\n' + b''.join(_chunk(name, data) for name, data in table.items())
@@ -74,11 +74,13 @@ def _mended_png(f, pixels):
 def _chunk(name, data): return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
 
 # %% ../nbs/00g_mend.ipynb #19811a3f
-def _png_header(parts):
+def _png_header(parts, limit):
     "Kind of colour, depth and number of unpacked bytes"
     data, whole = parts.get(b'IHDR', (b'', False))
-    if not whole or len(data) != 13: raise FileFlaw('cannot be decoded: its header is damaged')
+    if len(data) != 13: raise FileFlaw('cannot be decoded: its header is damaged')
     width, height, depth, kind, packing, filtering, interlaced = struct.unpack('>IIBBBBB', data)
+    if width*height > limit: raise FileFlaw(f'claims {width}×{height} pixels; at most {limit:,} are accepted', 'bomb')
+    if not whole: raise FileFlaw('cannot be decoded: its header is damaged')
     if not width or not height: raise FileFlaw(f'cannot be decoded: it claims {width}×{height} pixels')
     if depth not in _depths.get(kind, ()) or packing or filtering or interlaced > 1:
         raise FileFlaw('cannot be decoded: its header is damaged')
@@ -122,7 +124,10 @@ def load_png(
     "Pixels of a PNG, with what Pillow passes over: missing rows, and colours that differ in the lower byte"
     f, key = image.fp, image.info.get('transparency')
     deep = image.mode == 'RGB' and image.tile[0][3] == 'RGB;16B' and isinstance(key, tuple)
-    image.load()
+    try: image.load()
+    except OSError as e:
+        if 'data stream' in str(e): raise FileFlaw('cannot be decoded: its pixels are damaged') from e
+        raise
     last = [image.crop((0, y, image.width, y + 1)) for y in range(max(0, image.height - 2), image.height)]
     if any(map(_all_zero, last)): _check_rows(f)
     if not deep: return image

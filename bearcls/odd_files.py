@@ -22,7 +22,6 @@ class OddFile:
     what: str         # What is odd about it, in words
     reason: str = ''  # Why it is refused, one of `bearcls.core.image_reasons`; empty if it is answered
     pixels: np.ndarray | None = field(default=None, repr=False, compare=False)  # What it shows, (height, width, 3)
-    page: str = ''    # Why the page without a server refuses it, where browsers do not know the format
     within: int = 1   # How far a decoder's pixels may lie from `pixels`, in levels of 255
 
     @property
@@ -121,6 +120,8 @@ def _odd_pngs():
                 _png(index, 'palette', depth, given, interlaced), _white_under(table[index], alpha[index]), 2)
 
 # %% ../nbs/00e_odd_files.ipynb #f2e79d01
+_xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
 def _damaged_pngs():
     "PNGs whose pixels are whole while something beside them is not, and some whose pixels are not"
     pixels = _colours()
@@ -220,7 +221,10 @@ def _damaged_pngs():
     yield odd('table-spare', 'a palette for colours that need none', png(before=[wrong(b'PLTE', bytes(12))]))
 
 # %% ../nbs/00e_odd_files.ipynb #5b4c8af7
-_xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+def _saved(image, kind, **how):
+    out = io.BytesIO()
+    image.save(out, kind, **how)
+    return out.getvalue()
 
 def _jpeg(image, **how):
     out = io.BytesIO()
@@ -322,7 +326,7 @@ def _odd_tiffs():
     "Greys of more than 8 bits: each on the scale that the file declares, otherwise on that of its data type"
     grey = _grey()
     def odd(name, what, data, share=grey, reason='', within=1):
-        return OddFile(f'{name}.tif', data, what, reason, None if reason else _levels(share), page='unsupported',
+        return OddFile(f'{name}.tif', data, what, reason, None if reason else _levels(share),
             within=within)
     for order, word in (('<', 'II'), ('>', 'MM')):
         for bits in (10, 12, 14, 16, 32):
@@ -352,6 +356,12 @@ def _odd_tiffs():
     yield odd('grey16-deflate', '16-bit grey, packed', _tiff(np.rint(grey*65535), 16, compression=8))
     yield odd('grey16-predictor', '16-bit grey, packed as differences',
         _tiff(np.rint(grey*65535), 16, compression=8, predictor=2))
+    deep, floats = Image.fromarray(np.rint(grey*65535).astype(np.uint16)), Image.fromarray(grey.astype(np.float32))
+    for packing in ('tiff_lzw', 'packbits', 'tiff_adobe_deflate'):
+        yield odd(f'grey16-{packing}', f'16-bit grey, packed with {packing}', _saved(deep, 'TIFF', compression=packing))
+        yield odd(f'float-{packing}', f'floats, packed with {packing}', _saved(floats, 'TIFF', compression=packing))
+    sorted_bytes = _saved(floats, 'TIFF', compression='tiff_lzw', tiffinfo={317: 3})
+    yield odd('float-sorted', 'floats whose bytes are sorted before they are packed', sorted_bytes)
     yield odd('float-3000', 'floats up to 3000, and nobody says what is white', _tiff(grey*3000, 32, 3),
         reason='unreadable')
     yield odd('float-negative', 'floats below 0, and nobody says what is black', _tiff(grey - .5, 32, 3),
@@ -365,17 +375,19 @@ def _odd_tiffs():
     yield odd('declared-nothing', 'a declared scale from 5 to 5', _tiff(grey, 32, 3, declared=(5, 5)),
         reason='unreadable')
     yield odd('half', 'half a file', _tiff(np.rint(grey*65535), 16)[:2000], reason='truncated')
-    colours = _colours()
+    colours, image = _colours(), Image.fromarray(_colours())
+    clear = image.copy()
+    clear.putalpha(Image.fromarray(np.rint(grey*255).astype(np.uint8)))
+    plain = {'rgb': image, 'palette': image.quantize(16), 'grey': image.convert('L'), 'bits': image.convert('1')}
+    for name, each in plain.items():
+        packed = _saved(each, 'TIFF', compression='tiff_lzw')
+        yield OddFile(f'{name}-lzw.tif', packed, f'8 bits or less ({name})', '', np.asarray(each.convert('RGB')))
+    white = _white_under(colours, np.rint(grey*255)/255)
+    yield OddFile('alpha.tif', _saved(clear, 'TIFF', compression='tiff_lzw'), 'partial transparency', '', white, within=2)
     for bits, form, values in ((16, 1, colours.astype(np.int64)*257), (32, 3, colours/255)):
-        yield OddFile(f'colours{bits}.tif', _tiff(values, bits, form), f'colours of {bits} bits', '', colours,
-            page='unsupported')
+        yield OddFile(f'colours{bits}.tif', _tiff(values, bits, form), f'colours of {bits} bits', '', colours)
 
 # %% ../nbs/00e_odd_files.ipynb #c34e2090
-def _saved(image, kind, **how):
-    out = io.BytesIO()
-    image.save(out, kind, **how)
-    return out.getvalue()
-
 def _odd_others():
     "GIF, WebP, AVIF and BMP; and what is no image"
     colours, image = _colours(), Image.fromarray(_colours())

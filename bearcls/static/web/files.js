@@ -67,12 +67,12 @@ async function png(b, view, text) {  // header, palette, transparent colours and
     at = end + 4;
   }
   const { data: head, whole } = found.IHDR ?? {};
-  if (!whole || head.length !== 13) throw damaged();
+  if (head?.length !== 13) throw damaged();
   const [width, height] = [0, 4].map((at) => new DataView(head.buffer, head.byteOffset).getUint32(at)), [depth, kind, packing, filtering, interlaced] = head.subarray(8);
-  if (!width || !height || !depths[kind]?.includes(depth) || packing || filtering || interlaced > 1) throw damaged();
+  if (width * height > limit) throw tooLarge({ width, height });
+  if (!whole || !width || !height || !depths[kind]?.includes(depth) || packing || filtering || interlaced > 1) throw damaged();
   const parts = [b.subarray(0, 8), ...chunk('IHDR', head), ...table(found, kind, depth)];
   if (!pixels.length) throw cutOff();
-  if (width * height > limit) throw tooLarge({ width, height });
   const lines = (interlaced ? passes : [[0, 0, 1, 1]]).map(([x, y, dx, dy]) => [Math.ceil((width - x) / dx), Math.ceil((height - y) / dy)]);
   const bits = depth * ({ 2: 3, 4: 2, 6: 4 }[kind] ?? 1), need = lines.reduce((sum, [w, h]) => sum + (w > 0 && h > 0 ? h * (1 + Math.ceil(w * bits / 8)) : 0), 0);
   const { n, wrong, end } = await unpacked(pixels, need + (1 << 20));

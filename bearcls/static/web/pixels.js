@@ -1,6 +1,7 @@
 // A file as what the model sees: opened as bearcls.core.load_image does, shaped as bearcls.bundle.prepare does
 import { turned, webpTurn } from './classify.js';
 import { PictureError, checksum, cutOff, damaged, examine, limit, tooLarge } from './files.js';
+import { readTiff } from './tiff.js';
 
 const strip = 1 << 22;      // pixels drawn at a time: a phone's canvas may not hold a whole photograph
 const longest = 65_535;     // pixels in a row that a browser draws; some draw half as many
@@ -8,8 +9,8 @@ const longest = 65_535;     // pixels in a row that a browser draws; some draw h
 export async function lookAt(file, input) {  // {pixels: bytes as (height, width, 3), size: [width, height] as opened, width, height, preview: a canvas}
   const bytes = new Uint8Array(await file.arrayBuffer().catch(() => { throw new PictureError('the file cannot be read; has it been moved or changed?'); }));
   const kind = await examine(bytes);
-  const turn = kind.name === 'webp' ? webpTurn(bytes) : kind.turn;
-  const bitmap = turned(kind.tries ? await alike(kind) : await decode(kind.parts, kind), turn);
+  const tiff = kind.name === 'tiff' ? await readTiff(bytes) : null, turn = kind.name === 'webp' ? webpTurn(bytes) : tiff?.turn ?? kind.turn;
+  const opened = tiff?.picture ?? (kind.tries ? await alike(kind) : await decode(kind.parts, kind)), bitmap = turned(opened, turn >= 2 && turn <= 8 ? turn : 1);
   if (!bitmap) throw new PictureError('it is too large for this browser to turn it upright');
   try {
     const { width, height } = measured(bitmap);
@@ -27,7 +28,7 @@ async function decode(parts, kind) {  // upright; colours as the file has them, 
   const image = new Image(), address = image.src = URL.createObjectURL(blob);
   try { await image.decode(); } catch {
     if (kind.name === 'heic') throw new PictureError('it is a HEIC picture, as iPhones take them, which this browser does not know. Save it as JPEG, or open this page on the phone itself', 'unsupported');
-    throw ['avif', 'tiff'].includes(kind.name) ? new PictureError(`this browser does not know ${kind.name.toUpperCase()} pictures. Save it as JPEG or PNG`, 'unsupported') : damaged();
+    throw kind.name === 'avif' ? new PictureError('this browser does not know AVIF pictures. Save it as JPEG or PNG', 'unsupported') : damaged();
   } finally { URL.revokeObjectURL(address); }
   return image;
 }
