@@ -255,6 +255,8 @@ def _odd_jpegs():
             data[:-2 - n], 'truncated')
         yield odd(f'{name}-zeros-inside', f'zeros instead of the last 100 bytes ({name})', data[:-102] + bytes(500),
             'truncated')
+    pieces = _jpeg(image, restart_marker_blocks=3)
+    yield odd('piece-missing', 'the last of its pieces between restart markers missing', pieces[:pieces.rindex(b'\xff\xd5')], 'truncated')
     data = _jpeg(image, progressive=True)
     yield odd('layers-missing', 'the last layer of a progressive image missing', data[:data.rindex(b'\xff\xc4')],
         'truncated')

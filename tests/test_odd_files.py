@@ -53,7 +53,7 @@ def test_training_and_bundle_see_the_same(tmp_path):
         if odd.reason: assert theirs == answer == odd.reason, odd.name
         else: assert np.array_equal(np.asarray(theirs), np.asarray(load_image(odd.data))) and answer.label, odd.name
 
-@pytest.mark.parametrize('how', [dict(), dict(progressive=True), dict(subsampling=2), dict(optimize=True, quality=60)])
+@pytest.mark.parametrize('how', [dict(), dict(progressive=True), dict(subsampling=2), dict(optimize=True, quality=60), dict(restart_marker_blocks=2), dict(progressive=True, restart_marker_rows=1)])
 @pytest.mark.parametrize('seed', range(5))
 def test_a_jpeg_that_breaks_off_is_whole_or_refused(seed, how):
     "Wherever it ends: other pixels never come out of it"
@@ -69,7 +69,7 @@ def test_a_jpeg_that_breaks_off_is_whole_or_refused(seed, how):
             result = outcome(load_image, data[:-n] + tail)
             kept += not isinstance(result, str)
             assert isinstance(result, str) or np.array_equal(np.asarray(result), right), (n, len(tail))
-    assert kept <= 4  # bits that only fill the last byte
+    assert kept <= 6  # bits that only fill the last byte
 
 @pytest.mark.parametrize('n', range(1, 60, 3))
 def test_a_png_that_breaks_off_is_whole_or_refused(n):

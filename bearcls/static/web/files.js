@@ -164,7 +164,7 @@ function allLayers(b, at, { layered, numbers }) {  // has each component its sca
 function tries(b) {  // whatever followed the packed pixels, the picture would be the same: then every pixel is there
   let end = b.length;
   while (end && !b[end - 1]) end--;  // rescued disks end in zeros; but one or two may well belong to the pixels
-  const zeros = b.length - end > 2, tail = (byte) => new Uint8Array(64).fill(byte);
+  const zeros = b.length - end > 2, tail = (byte) => Uint8Array.from({ length: 432 }, (_, k) => (k % 18 < 16 ? byte : k % 18 === 16 ? 0xff : 0xd0 + Math.floor(k / 18) % 8));  // with restart markers, as some files have them
   if (!zeros) end = b.at(-1) === 0xff ? b.length - 1 : b.length;
   const body = [b.subarray(0, end), new Uint8Array(zeros && b[end - 1] === 0xff ? 1 : 0)];
   return [[], [tail(0x55)], [tail(0xaa)]].map((more) => [...body, ...more, Uint8Array.of(0xff, 0xd9)]);

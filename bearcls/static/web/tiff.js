@@ -7,7 +7,7 @@ const unsupported = (what) => new PictureError(`it is a TIFF ${what}, which this
 export async function readTiff(b) {  // {picture: on white, turn}
   const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
   let tags;
-  try { tags = directory(view); } catch (error) { throw error instanceof RangeError ? cutOff() : error; }
+  try { tags = directory(view); } catch (error) { throw error instanceof RangeError ? damaged() : error; }
   const one = (tag, otherwise) => tags.get(tag)?.[0] ?? otherwise;
   const [width, height, bits, form, parts, photo] = [one(256, 0), one(257, 0), one(258, 1), one(339, 1) % 4 || 1, one(277, 1), one(262, 0)];
   if (!width || !height) throw damaged();
