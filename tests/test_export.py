@@ -11,9 +11,10 @@ from fastai.vision.learner import vision_learner
 from torch import nn
 from torchvision.models import resnet18
 import yaml
+from PIL import Image
 import bearcls.export as room
 from bearcls.arch import TrainError
-from bearcls.bundle import model_bytes, read_bundle, weights_bytes
+from bearcls.bundle import bundle_json, model_bytes, read_bundle, weights_bytes
 from bearcls.calibrate import fit_temperature, with_temperature
 from bearcls.card import model_card
 from bearcls.container import BundleError
