@@ -211,7 +211,7 @@ def read_bundle(
     given, trust, norm, model = facts['input'], facts['trust'], facts['normalisation'], facts['model']
     return Bundle(facts['labels'], (given['width'], given['height']), given['method'], given['pad_mode'], given['min_side'], norm['mean'],
         norm['std'], facts['temperature'], trust['threshold'], trust['smallest'], trust['unlikeness'], facts['metrics'], facts['data'], facts['versions'],
-        facts['created'], model['arch'], model['variant'], facts['weights'], facts['card'], signed, model['sha256'].lower(), path)
+        facts['created'], model['arch'], model['variant'], facts['weights'], facts['card'], signed, model['sha256'].lower(), path.absolute())
 
 def _read_json(files):
     "What `bundle.json` holds, whatever it is"

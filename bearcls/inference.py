@@ -148,6 +148,7 @@ class Classifier:
         self.threads, self.providers = threads or usable_cores(), provider_names(providers)
         self.session, self._lean, self._lock = _session(self.bundle, self.threads, self.providers), None, threading.Lock()
         self.outputs = [o.name for o in self.session.get_outputs() if o.name in _outputs]
+        self._asked_threads = threads
 
     @property
     def labels(self): return self.bundle.labels
@@ -458,3 +459,9 @@ def predict_rows(self,
 ) -> list['PredictionRow']:            # One for each, in their order
     "Classify some pictures in this thread, which the model sees all at once; one that cannot be opened becomes a row with its reason"
     return self._rows(self.session, named)
+
+# %% ../nbs/09_inference.ipynb #a70a29ec
+@patch_to(Classifier)
+def __reduce__(self):
+    "What is sent to another process: no session and no lock, but all that makes the same ones again"
+    return type(self), (self.bundle, self._asked_threads, self.providers, self.allow_url, self.allow_private, self.max_pixels)
