@@ -72,6 +72,7 @@ class Cleaning:
         if seen is not None or report is not None: self.add_predictions(seen, report)
 
     def __len__(self): return len(self._files)
+    def __reduce__(self): return type(self), (self.path, self._seen, self._report, self._first_labels, self._marks.file if self._marks.is_own_file else None)
     def __repr__(self): return f'Cleaning({self.path.name!r}, {len(self):,} pictures, ' + ', '.join(f'{n:,} {k}' for k, n in self.summary().items()) + ')'
 
 # %% ../nbs/08_clean.ipynb #50fa2263

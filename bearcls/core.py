@@ -27,7 +27,8 @@ class BearclsError(Exception):
 
 def _same_error(kind, args, attributes):
     "An error as it comes out of another process; making it anew would need the arguments of its `__init__`"
-    error = kind.__new__(kind, *args)
+    error = kind.__base__.__new__(kind, *args)
+    error.args = args
     vars(error).update(attributes)
     return error
 

@@ -46,6 +46,7 @@ class Marks:
         self.now()
 
     def __len__(self): return len(self.now())
+    def __reduce__(self): return type(self), (self.path, self.file if self.is_own_file else None)  # a copy reads the same file
     def __repr__(self): return f'Marks({self.path.name!r}, {len(self):,} marks)'
 
     def now(self) -> dict[str, Mark]:  # Marks by file, a path relative to the image folder with forward slashes

@@ -35,6 +35,7 @@ class Store:
         self.usable, self.local, self.lock, self.used = True, threading.local(), threading.RLock(), set()
 
     def __repr__(self): return f'Store({self.file.name!r}, {self.size_mb:.1f} MB)'
+    def __reduce__(self): return type(self), (self.file.absolute(), self.max_mb)  # another process opens the file itself
 
     @property
     def size_mb(self) -> float:  # In megabytes
