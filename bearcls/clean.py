@@ -17,7 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageOps
 from .candidates import cleaning_candidates, file_candidates
-from .core import DataError, Html, ImageError, gallery, image_files, image_reasons, load_image
+from .core import DataError, Html, ImageError, expect, gallery, image_files, image_reasons, load_image
 from .interpret import Evaluation
 from .issues import judge_labels
 from .marks import Mark, Marks, mark_actions
@@ -61,6 +61,10 @@ class Cleaning:
         labels: Iterable[str] | None = None, # Labels to offer first, also new ones; the folders' names follow
         state: str | os.PathLike | None = None,  # File that keeps the marks; None: `marks.json` in `cleaning_folder(path)`
     ):
+        expect('path', path, str, os.PathLike)
+        expect('seen', seen, Evaluation, None)
+        expect('report', report, ImageReport, None)
+        expect('state', state, str, os.PathLike, None)
         self.path, self._first_labels = Path(os.path.abspath(path)), []
         self._trouble = ''  # What went wrong after an `apply` or `undo`, in words
         self._lock, self._thumbnails, self._facts, self._rows, self._seen, self._report = threading.RLock(), {}, {}, {}, None, None

@@ -105,14 +105,17 @@ def expect_all(
     name: str,      # The argument's name in the signature
     values: Any,    # What was given for it
     *kinds: type,   # Classes of which each value must be; none: anything
-) -> list:          # The values
+) -> Iterable:      # `values`, or an iterator over them
     "Refuse one thing where several are expected, and a value of the wrong kind among them"
     words = f'several, each {_kinds_in_words(kinds)}' if kinds else 'several'
     if isinstance(values, (str, bytes, os.PathLike)) or not isinstance(values, Iterable):
         raise ArgumentError(f'`{name}` must be {words}; got {_thing_in_words(values)}')
-    values = list(values)
-    for i, value in enumerate(values):
-        if kinds and not isinstance(value, kinds): raise ArgumentError(f'`{name}` must be {words}; got {_thing_in_words(value)} as number {i + 1}')
+    def checked():
+        for i, value in enumerate(values, 1):
+            if kinds and not isinstance(value, kinds): raise ArgumentError(f'`{name}` must be {words}; got {_thing_in_words(value)} as number {i}')
+            yield value
+    if isinstance(values, Iterator): return checked()
+    for _ in checked(): pass
     return values
 
 # %% ../nbs/00_core.ipynb #eb8fa0ae

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from .bundle import Bundle, model_bytes, prepare, read_bundle
 from .container import BundleError, short_words
-from .core import BearclsError, Html, ImageError, image_suffixes, load_image, max_pixels, optional_import, progress
+from .core import BearclsError, Html, ImageError, expect, image_suffixes, load_image, max_pixels, optional_import, progress
 
 # %% ../nbs/09_inference.ipynb #4c5b8d22
 @dataclass
@@ -46,6 +46,7 @@ def prediction_html(
     max_n: int = 8,          # Show at most this many labels
 ) -> Html:                   # A headline and a bar for each label
     "An answer with its probabilities as bars"
+    expect('prediction', prediction, Prediction)
     head = f'<b>{escape(prediction.label)}</b>'
     if not prediction.trusted: head = f'<b>Ask a person</b>: {escape(prediction.reason)}.'
     return Html(f'<div style="max-width:26em;line-height:1.5"><div style="margin-bottom:4px">{head}</div>'
@@ -85,6 +86,7 @@ def judge(
     unlikeness: float | None = None,   # How unlike the training pictures it is; None where the bundle has no statistics for it
 ) -> str:                              # Why the answer should not be trusted; empty if it may be
     "The reason to ask a person, in words"
+    expect('bundle', bundle, Bundle)
     if min(size) < bundle.smallest: return f'the picture is only {size[0]} by {size[1]} pixels'
     if light < min_light: return f'the picture is too dark: 95% of it is at {light:.0f} of 255 or darker'
     if unlikeness is not None and bundle.unlikeness and not unlikeness <= (usual := bundle.unlikeness['threshold']):
@@ -142,6 +144,7 @@ class Classifier:
         allow_private: bool = False,            # Also those of hosts in private networks?
         max_pixels: int = max_pixels,           # Refuse pictures that claim more pixels than this
     ):
+        expect('bundle', bundle, str, os.PathLike, Bundle)
         if threads is not None and threads < 1: raise ValueError(f'`threads` must be at least 1, got {threads}')
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         self.allow_url, self.allow_private, self.max_pixels = allow_url, allow_private, max_pixels

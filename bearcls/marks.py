@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
-from .core import DataError, atomic_write
+from .core import DataError, atomic_write, expect
 from .download import hold_file, release_file
 from .moves import cleaning_folder
 from .plans import digest_or_link
@@ -39,6 +39,8 @@ class Marks:
         path: str | os.PathLike,                # Image folder
         file: str | os.PathLike | None = None,  # Where the marks are kept; None: `marks.json` in `cleaning_folder(path)`
     ):
+        expect('path', path, str, os.PathLike)
+        expect('file', file, str, os.PathLike, None)
         self.path, self.is_own_file = Path(os.path.abspath(path)), file is not None
         self.file = Path(os.path.abspath(file)) if file else cleaning_folder(path)/'marks.json'
         self.problem = ''  # What became of a damaged file, in words

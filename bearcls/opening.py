@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
-from .core import ImageError, cache_folder, image_size, load_image, progress, reduced, sha256
+from .core import ImageError, cache_folder, expect_all, image_size, load_image, progress, reduced, sha256
 from .likeness import Fingerprint, fingerprint
 from .measure import in_order
 
@@ -239,6 +239,7 @@ def survey(
     store: Store | None = None,       # For the fingerprints; None: the opener's, if it has one
 ) -> list[Surveyed]:                  # One for each file, in their order
     "Read and open every file once"
+    files = expect_all('files', files, str, os.PathLike)
     store = store or (opener.store if opener else None)
     found, waiting = [], []
     look = partial(_look, opener=opener, store=store)

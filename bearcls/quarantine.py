@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from .core import DataError, read_manifest, sha256, write_manifest
+from .core import DataError, expect, expect_all, read_manifest, sha256, write_manifest
 
 # %% ../nbs/03a_quarantine.ipynb #71e120dc
 journal_name = 'journal.jsonl'
@@ -24,6 +24,7 @@ def folder_beside(
     name: str,                # What it is for, such as '.quarantine'
 ) -> Path:                    # Folder beside it, which need not exist yet
     "Where something of an image folder lies, out of sight of whatever trains on it"
+    expect('path', path, str, os.PathLike)
     path = Path(os.path.abspath(path))
     return path.parent/name/path.name
 
@@ -75,6 +76,7 @@ def read_journal(
     path: str | os.PathLike,         # Image folder
 ) -> tuple[list[dict], set[int]]:    # Entries of files that were moved, and the ids of those that were brought back
     "What was moved and what was brought back, without a line cut short"
+    expect('path', path, str, os.PathLike)
     file, moved, back = quarantine_folder(path)/journal_name, [], set()
     for line in file.read_bytes().splitlines() if file.exists() else ():
         with contextlib.suppress(ValueError):
@@ -138,6 +140,8 @@ def quarantine_files(
     suspects: Iterable[Suspect],  # What to move; the first counts where a file comes twice
 ) -> list[Move]:                  # A row for each file, moved or not
     "Move files out of an image folder, each written down first"
+    expect('path', path, str, os.PathLike)
+    suspects = expect_all('suspects', suspects, Suspect)
     path, chosen = Path(path), {}
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     for s in suspects: chosen.setdefault(inside(path, s.file), s)
@@ -178,6 +182,7 @@ def whereabouts(
     file: str,                # Path relative to it, with forward slashes
 ) -> Path:                    # In the image folder if it is there or nowhere, otherwise in quarantine
     "Where a file of an image folder lies now"
+    expect('path', path, str, os.PathLike)
     here = inside(path, file)
     if here.exists(): return here
     away = [e['to'] for e in _pending(path) if e['file'] == file]
@@ -188,6 +193,7 @@ def restore(
     path: str | os.PathLike,  # Image folder, as given to `check_images`
 ) -> list[Move]:              # A row for each file that was away
     "Bring every quarantined file of an image folder back, byte for byte"
+    expect('path', path, str, os.PathLike)
     path = Path(path)
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     pending = _pending(path)
