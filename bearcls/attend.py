@@ -8,6 +8,7 @@ Docs: https://bearcls.github.io/bearcls/attend.html.md"""
 __all__ = ['map_layer', 'grad_cam', 'Attention', 'attend', 'show_attention', 'nearest_pictures', 'show_nearest']
 
 # %% ../nbs/07c_attend.ipynb #a5af613e
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
@@ -20,7 +21,7 @@ from fastai.vision.augment import Resize
 from PIL import Image
 from torch import nn
 from .arch import TrainError, keep_modes
-from .core import DataError, Html, expect, gallery, load_image, thumbnail
+from .core import DataError, Html, expect, expect_all, gallery, load_image, thumbnail
 from .interpret import Evaluation, top_losses
 from .opening import OpenImage
 
@@ -157,6 +158,7 @@ def show_nearest(
     side: int = 96,                 # Longer side of a thumbnail, in pixels
 ) -> Html:                          # A line for each picture: itself, then the training pictures nearest to it
     "Mistakes beside the training pictures that they take after"
+    if files is not None: files = expect_all('files', files, str, os.PathLike)
     expect('seen', seen, Evaluation)
     if files is None: files = [f for f, ok in zip(*top_losses(seen.only('valid'), 4)[['file', 'correct']].T.values) if not ok]
     rows, lines = seen.table.drop_duplicates('file').set_index('file'), []

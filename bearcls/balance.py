@@ -25,6 +25,7 @@ def site_of(
     row: ImageRow,  # Row of the manifest
 ) -> str:           # Host name without www; empty if the row names none
     "The site that shows a picture, or else the one that its bytes came from"
+    expect('row', row, ImageRow)
     for address in (row.page, row.url):
         try: host = urlsplit(address).hostname or ''
         except ValueError: continue

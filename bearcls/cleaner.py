@@ -71,6 +71,7 @@ class CleanerWidget(anywidget.AnyWidget):
         per_page: int = 30,   # Pictures on a page
         query: Query = Query(),  # What to show first
     ):
+        expect('query', query, Query)
         expect('cleaning', cleaning, Cleaning)
         _check_page(per_page, 'per_page')
         cleaning.view(**asdict(query))  # refuses what cannot be shown
@@ -437,6 +438,7 @@ class ImageClassifierCleaner(CleanerWidget):
         path: str | os.PathLike | None = None, # Image folder; None: that of the Learner
         seen: Evaluation | None = None,        # Predictions, if there are some
     ):
+        expect('path', path, str, os.PathLike, None)
         expect('learn', learn, Learner)
         expect('seen', seen, Evaluation, None)
         _check_page(max_n, 'max_n')

@@ -284,6 +284,7 @@ def download_images(
     **limits: Any,                        # Further fields of `FetchLimits`: idle, max_redirects, tries, max_wait
 ) -> list[ImageRow]:                      # A row for each distinct address, in their order: ok, duplicate, failed or quarantined
     "Download pictures into an image folder, with a row for each address; `limits` are further fields of `FetchLimits`"
+    if not isinstance(results, str): expect_all('results', results)
     expect('dest', dest, str, os.PathLike)
     dest, label = Path(dest), _plain_name(label)
     for name, number in dict(n_connections=n_connections, per_host=per_host, enough=1 if enough is None else enough).items():

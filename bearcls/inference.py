@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from .bundle import Bundle, model_bytes, prepare, read_bundle
 from .container import BundleError, short_words
-from .core import BearclsError, Html, ImageError, expect, image_suffixes, load_image, max_pixels, optional_import, progress
+from .core import BearclsError, Html, ImageError, expect, expect_all, image_suffixes, load_image, max_pixels, optional_import, progress
 
 # %% ../nbs/09_inference.ipynb #4c5b8d22
 @dataclass
@@ -440,6 +440,7 @@ def find_pictures(
     path: str | os.PathLike | Iterable,  # Folder, a file, or several files
 ) -> list[Path]:              # Files with a picture's ending, by name; files that were named are given back whatever their ending
     "The pictures of a folder and its subfolders but hidden ones, or the files themselves"
+    if not isinstance(path, (str, os.PathLike)): path = expect_all('path', path, str, os.PathLike)
     if not isinstance(path, (str, os.PathLike)): return [Path(f) for f in path]
     path = Path(path)
     if not path.is_dir(): return [path]

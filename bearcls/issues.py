@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy.stats import rankdata
 from torch import nn
-from .core import DataError, Html, ImageError, expect, gallery, image_size
+from .core import DataError, Html, ImageError, expect, expect_all, gallery, image_size
 from .interpret import Evaluation
 from .likeness import similarity
 from .opening import Surveyed, survey
@@ -173,6 +173,7 @@ def copy_issues(
     surveyed: Sequence[Surveyed] | None = None, # The same pictures from `survey`, if at hand; None: they are opened now
 ) -> pd.DataFrame:                              # Columns `issue_columns`, kind 'copy', score: likeness to the picture that is kept
     "Pictures that are copies of others"
+    if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('seen', seen, Evaluation)
     seen = seen.where(~seen.table.file.duplicated())  # a file that was listed twice, to be seen more often, is no copy
     surveyed = survey([Path(f) for f in seen.table.file]) if surveyed is None else surveyed
@@ -208,6 +209,7 @@ def find_issues(
     seed: int = 42,                             # Decides the parts of the cross-validation
 ) -> pd.DataFrame:                              # Columns `issue_columns`, the most suspicious first; a picture may stand there as a copy and for its label
     "Suspicious labels and copies together"
+    if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('seen', seen, Evaluation)
     table = pd.concat([t for t in (label_issues(seen, share, seed), copy_issues(seen, surveyed)) if len(t)] or [pd.DataFrame(columns=issue_columns)])
     return table.sort_values('score', ascending=False, kind='stable').reset_index(drop=True)

@@ -32,6 +32,7 @@ def digest_or_link(
     file: str | os.PathLike,  # A file, or a link to one
 ) -> str:                     # sha256 in hexadecimal, or where the link leads
     "What a file holds: the digest of its bytes, or for a link where it leads"
+    expect('file', file, str, os.PathLike)
     return f'link to {os.readlink(file)}' if os.path.islink(file) else sha256(file)
 
 def check_label(

@@ -59,6 +59,7 @@ def append_entry(
     entry: dict,    # What to note
 ):
     "Add a line to a journal and make sure that it is on the disk"
+    expect('journal', journal, os.PathLike)
     with open(journal, 'ab') as f:
         if f.tell() and not _ends_line(journal): f.write(b'\n')
         f.write(json.dumps(entry).encode() + b'\n')
@@ -114,6 +115,7 @@ def free_name(
     file: Path,  # The name to have
 ) -> Path:       # The same, or with a number if it is taken
     "A name that no file has"
+    expect('file', file, os.PathLike)
     n, free = 0, file
     while os.path.lexists(free): free, n = file.with_name(f'{file.stem}-{n + 1}{file.suffix}'), n + 1
     return free
@@ -124,6 +126,8 @@ def move_file(
     target: Path,  # Its new name, which must be free; folders are made
 ):
     "Rename, or copy and remove where the two lie on different disks; never over an existing file"
+    expect('source', source, str, os.PathLike)
+    expect('target', target, str, os.PathLike)
     target.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(target): raise FileExistsError(f'{target} exists')
     try: os.rename(source, target)

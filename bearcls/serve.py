@@ -69,6 +69,7 @@ class Service:
         supervised: bool = False,                # Will somebody start another process when this one ends?
         metrics: str | os.PathLike | None = None,# Folder that several processes count into; None: for this process alone
     ):
+        expect('settings', settings, Settings)
         expect('bundle', bundle, str, os.PathLike, Classifier)
         self.given, self.settings, self.supervised, self.workers, self.watch = bundle, settings, supervised, None, None
         self.budget, self.leaving, self.ill, self.ended, self.loop = BodyBudget(settings.max_held), False, '', threading.Event(), None
@@ -263,6 +264,7 @@ def make_app(
     metrics: str | os.PathLike | None = None, # Folder that several processes count into; None: this process alone
 ) -> Any:                                     # A `FastAPI` application
     "The service as an application for any server of ASGI"
+    expect('settings', settings, Settings)
     expect('bundle', bundle, str, os.PathLike, Classifier)
     fastapi = optional_import('fastapi', "'bearcls[serve]'", 'The HTTP service')
     from fastapi.responses import JSONResponse, Response
@@ -389,6 +391,7 @@ def serving(
     host: str = '127.0.0.1',                 # Where to listen; the port is any that is free
 ) -> Iterator[str]:                          # Its address, such as http://127.0.0.1:40123
     "A service in a thread, for the time of a `with`"
+    expect('settings', settings, Settings)
     expect('bundle', bundle, str, os.PathLike, Classifier)
     import uvicorn
     if not isinstance(bundle, Classifier): read_bundle(bundle)  # its own errors, before a thread is started
@@ -415,6 +418,7 @@ def run_server(
     settings: Settings = Settings(), # Bounds, key, page; without a key, that of BEARCLS_API_KEY
 ) -> bool:                         # Did all processes end in order?
     "Serve a bundle until SIGTERM or Ctrl+C; what was begun is answered first"
+    expect('settings', settings, Settings)
     expect('bundle', bundle, str, os.PathLike)
     import tempfile
     if workers < 1: raise ValueError(f'`workers` must be at least 1, got {workers}')

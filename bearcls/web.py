@@ -20,7 +20,7 @@ from string import Template
 from PIL import Image, ImageDraw
 from .bundle import Bundle, bundle_json, model_bytes, read_bundle
 from .container import facts_file, model_file
-from .core import BearclsError, Html, atomic_write, cache_folder, expect, html_table, package_file, sha256
+from .core import BearclsError, Html, atomic_write, cache_folder, expect, expect_all, html_table, package_file, sha256
 
 # %% ../nbs/12c_web.ipynb #bace48c9
 class WebError(BearclsError, RuntimeError):
@@ -267,6 +267,8 @@ def weigh_web(
     bundles: Mapping[str, str | os.PathLike | Bundle],  # By name: folders of bundles, their zips, or what `read_bundle` returned
 ) -> list[dict]:  # For each: name, and megabytes of the model, of a first visit, and of the single file
     "What pages would weigh, without making them"
+    expect('bundles', bundles, Mapping)
+    expect_all('bundles', bundles.values(), str, os.PathLike, Bundle)
     def weigh(bundle):
         model = model_bytes(bundle if isinstance(bundle, Bundle) else read_bundle(bundle))
         return dict(model=len(model)/1e6, visit=(len(model) + _runtime_bytes)/1e6, single=(4/3*len(gzip.compress(model, 9)) + 4/3*_runtime_bytes)/1e6)
