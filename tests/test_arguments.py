@@ -1,33 +1,36 @@
 """Every public function, given the wrong thing for each of its arguments: the error names the argument, or says in bearcls's own words what is wrong
 
-New functions are covered by themselves: arguments are told by their annotations. One whose kind is not known here fails `test_every_kind_is_known`; give it a line in `samples` or `plain`.
+New functions are covered by themselves: what an argument may be is told by its annotation. What `good` cannot make for one fails here; give it a value there.
 """
-import contextlib, importlib, inspect, os, pkgutil, signal, types, typing
+import contextlib, dataclasses, importlib, inspect, os, signal, types, typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 import pytest
 
 pytest.importorskip('fastai', reason='fastai is not installed')
-import numpy as np, pandas as pd
+import matplotlib, numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from PIL import Image
-import bearcls
-from bearcls.core import BearclsError, ImageRow, image_files
+from bearcls.core import ArgumentError, BearclsError, image_files
 from tiny_bundle import make_bundle
 
-names = [m.name for m in pkgutil.iter_modules(bearcls.__path__) if m.name[0] != '_' and m.name != 'all']
+machinery = set('guard providers addresses fetch measure onnxfile signature'.split())  # for other modules rather than for people, although it has names in `bearcls.all`
 
 def public():
-    "Name and function for every function of every module's `__all__`"
-    for name in names:
-        module = importlib.import_module(f'bearcls.{name}')
-        for public in module.__all__:
-            found = getattr(module, public)
-            if (inspect.isfunction(found) or inspect.isclass(found) and '__init__' in vars(found) and not issubclass(found, Exception)) and found.__module__ == module.__name__:
-                yield f'{name}.{public}', found
+    "Every function, and every class that is made by hand, of `bearcls.all` and of the service"
+    known = vars(importlib.import_module('bearcls.all')) | vars(importlib.import_module('bearcls.serve'))
+    for name, found in sorted(known.items()):
+        module = getattr(found, '__module__', '')
+        if name[0] == '_' or not module.startswith('bearcls.') or module.split('.')[1] in machinery: continue
+        is_made = inspect.isclass(found) and '__init__' in vars(found) and not issubclass(found, Exception) and not dataclasses.is_dataclass(found)
+        if (inspect.isfunction(found) or is_made) and name in getattr(importlib.import_module(module), '__all__', ()): yield f'{module.split(".")[1]}.{name}', found
 
 functions = dict(public())
+
+def test_they_are_found():
+    "The test looks at something, and at what the issue of wrong arguments began with"
+    assert len(functions) > 200 and {'train.make_learner', 'issues.label_issues', 'inference.Classifier', 'core.image_files', 'serve.make_app'} <= functions.keys()
 
 # ---------------------------------------------------------------- what arguments may be
 
@@ -81,8 +84,8 @@ def wrong_things(t):
 def good(t, name, hint):
     "Something right for an argument that is not under test"
     for thing in (t.learn, t.seen, t.dls, t.classifier, t.bundle, t.report, t.table, t.split, t.plan, t.changes, t.cleaning, t.image, t.model, t.rows, t.surveyed, t.files, t.rows[0].prediction,
-                  {}, 3, .5, 'text', b'bytes', np.zeros((4, 4), np.float32), None, t.bears, [], ('text',), print):
-        if str(thing) and fits(thing, hint): return t.folder/'new'/name if isinstance(thing, str) and Path in parts(hint) or name == 'dest' else thing
+                  {}, 3, .5, 'text', b'bytes', np.zeros((4, 4), np.float32), torch.zeros(4, 4), torch.float32, np.random.default_rng(0), None, t.bears, [], ('text',), print):
+        if fits(thing, hint): return t.folder/'new'/name if name == 'dest' else thing
     raise LookupError(f'{name}: {hint}')
 
 # ---------------------------------------------------------------- the test
@@ -110,7 +113,8 @@ def at_most(seconds):
 
 def speaks(error, name):
     "Is it an error for the user?"
-    return isinstance(error, (BearclsError, ImportError)) or isinstance(error, (TypeError, ValueError)) and f'`{name}`' in str(error)
+    if isinstance(error, (BearclsError, ImportError)): return True
+    return isinstance(error, (TypeError, ValueError)) and (f'`{name}`' in str(error) or 'os.PathLike' in str(error))  # the latter is what Python says of every path
 
 def call(function, arguments):
     "The function's result, gone through if it is an iterator or a `with` block"
@@ -134,9 +138,37 @@ def troubles(t, function):
                 if not speaks(error, name): yield f'{name}: {words} ends in {type(error).__name__}: {str(error)[:100]}'
 
 @pytest.fixture
-def apart(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+def apart(tmp_path, monkeypatch):
+    matplotlib.use('agg')
+    monkeypatch.chdir(tmp_path)
+    yield
+    matplotlib.pyplot.close('all')
 
 @pytest.mark.parametrize('name', functions)
 def test_wrong_things(things, apart, name):
     found = list(troubles(things, functions[name]))
     assert not found, '\n' + '\n'.join(found)
+
+# ---------------------------------------------------------------- in words
+
+def test_what_the_reader_is_told(things):
+    from bearcls.all import Classifier, count_labels, label_issues, make_learner, model_card, rows_html
+    t = things
+    for call, words in {
+        lambda: label_issues(t.learn): '`seen` must be an Evaluation, as `evaluate(learn)` gives; got a Learner',
+        lambda: make_learner(t.bears, t.plan): '`dls` must be a DataLoaders, as `image_dls(path)` gives; got the path',
+        lambda: make_learner(t.dls, 3): '`plan` must be',
+        lambda: Classifier(t.learn): '`bundle` must be a path or a Bundle, as `read_bundle(path)` gives; got a Learner',
+        lambda: model_card(str(t.bundle.path), 'furs'): '`bundle` must be a Bundle, as `read_bundle(path)` gives; got \'',
+        lambda: rows_html(t.table): '`rows` must be several, each a PredictionRow, as `classifier.predict_batch(files)` gives; got \'file\' as number 1',
+        lambda: count_labels(str(t.files[0])): '`files` must be several, each a path; got',
+    }.items():
+        with pytest.raises(ArgumentError) as error: call()
+        assert isinstance(error.value, TypeError) and str(error.value).startswith(words), error.value
+
+def test_a_name_of_an_architecture_is_a_plan(things, monkeypatch, tmp_path):
+    "The way fastai's readers write it"
+    from bearcls.all import make_learner
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    learn = make_learner(things.dls, 'squeezenet1_1')
+    assert learn.plan.arch == 'squeezenet1_1' and 'squeeze' in type(learn.model).__module__ + str(learn.arch)

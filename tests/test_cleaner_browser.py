@@ -32,9 +32,18 @@ def wait():
 late = CleanerWidget(Cleaning(path), 4, Query(label='black'))
 late.predict(wait)
 '''
+galleries = '''
+from IPython.display import display
+report, files = check_images(path), image_files(path)
+adjusted = report.adjust(min_similarity=.9, min_sharpness=1e9)  # so that there is something to see
+for shown in (gallery(files[:20]), seen, show_top_losses(seen), show_confusion(seen), show_issues(find_issues(seen)), show_candidates(cleaning_candidates(seen, report)), report, adjusted.show(),
+    plan_changes(path, [Change('/'.join(files[0].parts[-2:]), 'delete')]), Cleaning(path, seen).show(), show_augmentations(files[0], n=3, size=80), compare_resizes(files[0], size=80),
+    html_table([dict(file='a'*300, words='some words '*30)]), Prediction('black', .7, dict(black=.7, grizzly=.2, teddy=.1))): display(shown)
+'''
 notebooks = dict(
     clean=['from predictions import path, seen\nfrom bearcls.cleaner import cleaner', 'cleaner(path, seen=seen)'],
     late=['from predictions import Path, path, seen' + late, 'late'],  # four pictures on a page; predictions come with the file `go`
+    galleries=['from predictions import path, seen\nfrom bearcls.all import *', galleries],
 )
 
 # ---------------------------------------------------------------- two servers
@@ -113,7 +122,12 @@ def open_lab(page, folder, url, theme, front='lab'):
     run_cells(page)
 
 def idle(page):
-    "Wait until the kernel is"
+    "Wait until the kernel of the page's notebook is, and the page is connected to it"
+    server, name = page.url.split('/')[2], page.url.split('/')[-1].split('?')[0]
+    def ready():
+        sessions = page.request.get(f'http://{server}/api/sessions').json()
+        return any(s['path'] == name and s['kernel']['execution_state'] == 'idle' and s['kernel']['connections'] for s in sessions)
+    wait_until(ready, 'the kernel is not idle', 120)
     page.locator('.jp-Notebook-ExecutionIndicator[data-status=idle]').first.wait_for(timeout=120_000, state='attached')
 
 def run_cells(page):
@@ -315,6 +329,39 @@ def test_in_voila(browser, voila, hand):
         page.goto(url, timeout=120_000)
         shown(page)
         walk(page, folder, hand(page), lambda: page.reload(timeout=120_000))
+
+# ---------------------------------------------------------------- galleries and tables
+
+def look_at_galleries(page, theme, name):
+    "Pictures are there, words can be read, nothing is cut off or pushes the page wider"
+    trouble = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+    page.locator('.jp-RenderedHTMLCommon').nth(13).or_(trouble.first).first.wait_for(timeout=120_000)
+    assert not trouble.count(), trouble.first.inner_text()
+    page.wait_for_function("(found => found.length > 80 && found.every(i => i.complete && i.naturalWidth))([...document.querySelectorAll('.jp-RenderedHTMLCommon img')])", timeout=60_000)
+    found = page.evaluate(contrasts.replace('.bearcls-cleaner', '.jp-RenderedHTMLCommon'))
+    low = [f for f in found if f[0] < 4.5]
+    assert len(found) > 150 and not low, low[:20]
+    wide = page.evaluate('''() => [...document.querySelectorAll('.jp-RenderedHTMLCommon')].filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== 'auto')
+        .map(e => [e.scrollWidth, e.clientWidth, e.textContent.trim().slice(0, 60)])''')
+    assert not wide, wide
+    cut = page.evaluate('''() => [...document.querySelectorAll('.jp-RenderedHTMLCommon figcaption, .jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th')]
+        .filter(e => e.checkVisibility() && (e.scrollHeight > e.clientHeight + 2 || e.scrollWidth > e.clientWidth + 2)).map(e => e.textContent.trim().slice(0, 60))''')
+    assert not cut, cut
+    for k, output in enumerate(page.locator('.jp-RenderedHTMLCommon').all()):
+        if os.environ.get('BEARCLS_PICTURES'): output.screenshot(path=f'{os.environ["BEARCLS_PICTURES"]}/gallery-{name}-{k}.png')
+
+@pytest.mark.parametrize('front, theme', [('lab', 'Light'), ('notebook', 'Light'), ('notebook', 'Dark'), ('voila', 'Light')], ids=lambda v: v.lower())
+def test_galleries(request, browser, front, theme):
+    folder, url = request.getfixturevalue('voila' if front == 'voila' else 'lab')
+    with browser.new_page(viewport=dict(width=1100, height=900)) as page:
+        if front == 'voila': page.goto(url.replace('clean', 'galleries'), timeout=120_000)
+        else:
+            setting(folder, 'themes', dict(theme=f'JupyterLab {theme}'))
+            page.goto(front_url(url, front, 'galleries'))
+            idle(page)
+            page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
+            for key in ('Shift+Enter', 'Control+Enter'): page.keyboard.press(key)
+        look_at_galleries(page, theme, f'{front}-{theme}'.lower())
 
 # ---------------------------------------------------------------- what it looks like, and who can use it
 
