@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-from .core import BearclsError, Html, ImageError, data_uri, image_reasons, load_image, package_file, sha256
+from .core import BearclsError, Html, ImageError, data_uri, expect, image_reasons, load_image, package_file, sha256
 from .bundle import read_bundle
 from .feedback import Feedback, FeedbackError
 from .inference import Classifier, Prediction, bars_html, patch_to
@@ -45,6 +45,7 @@ def answer_upload(
     limit: int = max_upload, # Refuse larger files, in bytes
 ) -> Answer:                 # A prediction or a sentence
     "Classify an uploaded file, whatever it is"
+    expect('classifier', classifier, Classifier)
     name = ''.join(letter if letter.isprintable() else ' ' for letter in name[:200]) or 'The picture'
     if len(content) > limit: return Answer(name, problem=f'{name} has {len(content)/1e6:.0f} MB; up to {limit/1e6:.0f} MB can be looked at.')
     content = bytes(content)
@@ -66,6 +67,7 @@ def answer_html(
     max_n: int = 12,   # Show at most this many labels
 ) -> Html:             # One element
     "An answer as HTML, as it stands still in a page without a kernel"
+    expect('answer', answer, Answer)
     if answer.problem: return Html(f'<div style="{_answer_box}">{escape(answer.problem)}</div>')
     p = answer.prediction
     head = escape(p.label) if p.trusted else 'None of these? Ask a person'
@@ -87,6 +89,8 @@ class AppDesk:
         classifier: Classifier,             # Loaded bundle
         feedback: Feedback | None = None,   # Where votes are kept; None: nobody is asked
     ):
+        expect('classifier', classifier, Classifier)
+        expect('feedback', feedback, Feedback, None)
         self.classifier, self.feedback, self.answers = classifier, feedback, []
         self._lock = threading.RLock()  # some notebooks hand messages to several threads
 
@@ -162,6 +166,8 @@ class ClassifierApp(anywidget.AnyWidget):
         feedback: str | os.PathLike | None = 'feedback.sqlite',  # File that keeps votes, made with the first; None: nobody is asked
         note: str = '',                          # A line below the heading, such as what happens to the pictures
     ):
+        expect('bundle', bundle, str, os.PathLike, Classifier)
+        expect('feedback', feedback, str, os.PathLike, None)
         classifier = bundle if isinstance(bundle, Classifier) else Classifier(bundle, threads)
         self.desk = AppDesk(classifier, None if feedback is None else Feedback(feedback))
         self.title = title or classifier.bundle.question
@@ -188,6 +194,8 @@ def write_app(
     feedback: str | os.PathLike | None = '',  # File that keeps votes; empty for `feedback.sqlite` beside the bundle; None: nobody is asked
 ) -> Path:                      # The notebook, `app.ipynb`
     "Write the notebook that shows the application"
+    expect('bundle', bundle, str, os.PathLike)
+    expect('dest', dest, str, os.PathLike)
     question, dest = read_bundle(bundle).question, Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
     if feedback is not None: feedback = _as_seen_from(feedback or Path(bundle).resolve().parent/'feedback.sqlite', dest)
@@ -238,6 +246,8 @@ def serve_app(
     feedback: str | os.PathLike | None = '',  # File that keeps votes; empty for `feedback.sqlite` beside the bundle; None: nobody is asked
 ) -> Iterator[str]:             # Address of the page
     "The application as a page of this machine, for as long as the block lasts"
+    expect('bundle', bundle, str, os.PathLike)
+    expect('feedback', feedback, str, os.PathLike, None)
     port = _port_for_app(port)
     if feedback and not Path(feedback).resolve().parent.is_dir(): raise AppError(f'`feedback`: there is no folder {Path(feedback).parent}')
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
@@ -296,6 +306,8 @@ def run_app(
     feedback: str | os.PathLike | None = '',  # File that keeps votes; empty for `feedback.sqlite` beside the bundle; None: nobody is asked
 ) -> None:
     "Serve the application on this machine until interrupted"
+    expect('bundle', bundle, str, os.PathLike)
+    expect('feedback', feedback, str, os.PathLike, None)
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None  # the server must not outlive this process
     try:

@@ -8,6 +8,7 @@ Docs: https://bearcls.github.io/bearcls/attend.html.md"""
 __all__ = ['map_layer', 'grad_cam', 'Attention', 'attend', 'show_attention', 'nearest_pictures', 'show_nearest']
 
 # %% ../nbs/07c_attend.ipynb #a5af613e
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
@@ -20,7 +21,7 @@ from fastai.vision.augment import Resize
 from PIL import Image
 from torch import nn
 from .arch import TrainError, keep_modes
-from .core import DataError, Html, gallery, load_image, thumbnail
+from .core import DataError, Html, expect, expect_all, gallery, load_image, thumbnail
 from .interpret import Evaluation, top_losses
 from .opening import OpenImage
 
@@ -95,6 +96,7 @@ def attend(
     label: str | None = None,  # Label to ask about; None: what the model says
 ) -> Attention:                # Map, picture and probability
     "Where in a picture a Learner finds a label"
+    expect('learn', learn, Learner)
     labels = [str(v) for v in learn.dls.vocab]
     if label is not None and label not in labels: raise DataError(f'`label` must be one of {", ".join(labels)}; got {label!r}')
     if isinstance(source, Image.Image): source.load()
@@ -121,6 +123,8 @@ def show_attention(
     side: int = 120,     # Longer side of a picture, in pixels
 ) -> Html:               # For each: the picture, what speaks for the predicted label, and for the actual one if that is another
     "Where a Learner looks, on several pictures"
+    expect('learn', learn, Learner)
+    expect('rows', rows, pd.DataFrame)
     lines = []
     for r in rows.itertuples():
         maps = [attend(learn, r.file, label) for label in dict.fromkeys((r.predicted, r.actual))]
@@ -135,6 +139,7 @@ def nearest_pictures(
     split: str = 'train', # Side on which to look; '' for pictures of which it is not known
 ) -> pd.DataFrame:        # file, actual, predicted, likeness (cosine of the features, -1 to 1), the nearest first
     "The training pictures that a picture is most like, to the network"
+    expect('seen', seen, Evaluation)
     places = np.flatnonzero(seen.table.file == str(file))
     if not len(places): raise DataError(f'{file} is none of the {len(seen)} pictures that were evaluated')
     there = np.flatnonzero(((seen.table.split == split) & (seen.table.file != str(file))).to_numpy())
@@ -153,6 +158,8 @@ def show_nearest(
     side: int = 96,                 # Longer side of a thumbnail, in pixels
 ) -> Html:                          # A line for each picture: itself, then the training pictures nearest to it
     "Mistakes beside the training pictures that they take after"
+    if files is not None: files = expect_all('files', files, str, os.PathLike)
+    expect('seen', seen, Evaluation)
     if files is None: files = [f for f, ok in zip(*top_losses(seen.only('valid'), 4)[['file', 'correct']].T.values) if not ok]
     rows, lines = seen.table.drop_duplicates('file').set_index('file'), []
     for f in map(str, files):

@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
-from bearcls.core import (DataError, Html, ImageError, ImageRow, html_table, image_size, load_image, optional_import,
-    progress)
-from .folders import image_files, known_rows, scan_folder
+from .core import (DataError, Html, ImageError, ImageRow, expect, html_table, image_size, load_image,
+    optional_import, progress)
+from .folders import known_rows, scan_folder
 from .measure import in_order
 
 # %% ../nbs/04a_balance.ipynb #5d1335b2
@@ -27,6 +27,7 @@ def site_of(
     row: ImageRow,  # Row of the manifest
 ) -> str:           # Host name without www; empty if the row names none
     "The site that shows a picture, or else the one that its bytes came from"
+    expect('row', row, ImageRow)
     for address in (row.page, row.url):
         try: host = urlsplit(address).hostname or ''
         except ValueError: continue
@@ -137,6 +138,7 @@ def balance(
     most: float = 0.5,        # Part of a label's pictures from one site that is worth a sentence, 0 to 1
 ) -> Balance:                 # Counts by label, sources, and what stands out; files are only looked at
     "How many pictures each label has, how large they are and where they come from"
+    expect('path', path, str, os.PathLike)
     if much <= 1: raise DataError(f'`much` must be above 1, got {much}')
     if not 0 < most <= 1: raise DataError(f'`most` must lie above 0 and at most at 1, got {most}')
     path, folder = Path(path), scan_folder(path)
@@ -157,6 +159,7 @@ def balance_html(
     balance: Balance,  # What `balance` counted
 ) -> Html:             # Bars for each label, and what stands out
     "The balance of an image folder as a page"
+    expect('balance', balance, Balance)
     rows = [{'label': l.label, 'pictures': l.pictures, 'share': _bar(l.share), 'shorter side': f'{l.side:.0f} px', 'width to height': f'{l.aspect:.2f}',
              'largest site': l.site or 'not known', 'its share': _bar(l.site_share) if l.site else '', 'licence known': _bar(l.license_share)} for l in balance.labels]
     columns = [c for c in rows[0] if c not in ('largest site', 'its share') or any(l.site for l in balance.labels)]
@@ -170,6 +173,7 @@ def average_pictures(
     max_n: int = 200,         # Pictures of each label at most, evenly picked
 ) -> dict[str, Image.Image]:  # By label; files that cannot be opened do not count
     "The mean of the pictures of each label"
+    expect('path', path, str, os.PathLike)
     if side < 1 or max_n < 1: raise DataError(f'`side` and `max_n` must be at least 1, got {side} and {max_n}')
     folder, by_label = scan_folder(path), {}
     for f in folder.files: by_label.setdefault(folder.label_of(f), []).append(f)

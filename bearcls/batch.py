@@ -15,7 +15,7 @@ from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from .core import Html, atomic_write, html_table, optional_import, thumbnail
+from .core import Html, atomic_write, expect, expect_all, html_table, optional_import, thumbnail
 from .inference import PredictionRow, bars_html
 
 # %% ../nbs/09b_batch.ipynb #f21c7d98
@@ -23,6 +23,7 @@ def tally(
     rows: Iterable[PredictionRow],  # From `predict_batch` or `predict_stream`
 ) -> list[dict[str, Any]]:          # label, pictures, trusted, ask; the most frequent first, and last, if there are any, rows for files that failed and for those that hold no image
     "How many pictures got each label, and how many of these answers may be used"
+    rows = expect_all('rows', rows, PredictionRow)
     counts, failed, skipped = {}, 0, 0
     for r in rows:
         if r.status == 'skipped': skipped += 1
@@ -37,6 +38,7 @@ def by_need(
     rows: Iterable[PredictionRow],  # From `predict_batch`
 ) -> list[PredictionRow]:           # The same, sorted
     "Rows in the order in which a person should see them"
+    rows = expect_all('rows', rows, PredictionRow)
     return sorted(rows, key=lambda r: (r.status == 'skipped', r.prediction is not None, bool(r.prediction and r.prediction.trusted), r.prediction.probability if r.prediction else 0))
 
 def rows_html(
@@ -46,6 +48,7 @@ def rows_html(
     side: int = 72,                    # Longer side of a thumbnail, in pixels
 ) -> Html:                             # A table: picture, answer, what stands against it
     "Answers beside their pictures"
+    rows = expect_all('rows', rows, PredictionRow)
     rows = list(rows)
     if pictures is not None and len(pictures) != len(rows): raise ValueError(f'`pictures` holds {len(pictures)} for {len(rows)} rows')
     sources = pictures if pictures is not None else [r.file if os.path.isfile(r.file) else None for r in rows]
@@ -66,6 +69,8 @@ def write_predictions(
     labels: Iterable[str] | None = None,   # The model's labels; None: those of the first row that was answered
 ) -> int:                                  # Number of rows written
     "Write a row for each picture, those that failed included"
+    rows = expect_all('rows', rows, PredictionRow)
+    expect('dest', dest, str, os.PathLike)
     dest = Path(dest)
     writer = _writers.get(dest.suffix.lower())
     if writer is None: raise ValueError(f'`dest` must end in {", ".join(_writers)}; got {dest.name!r}')

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from .container import BundleError, bundle_names, card_file, checked_file, facts_file, file_content, model_file, opened, short_words, signature_file, weights_file, write_files
-from .core import ImageError, max_pixels, optional_import, sha256
+from .core import ImageError, expect, max_pixels, optional_import, sha256
 from .onnxfile import OnnxFileError, check_model
 from .signature import public_key, read_key, sign_bytes, signature_fits
 
@@ -33,6 +33,7 @@ def prepare(
     pad_mode: str = 'zeros',      # What `pad` puts beside the picture: zeros (black), border or reflection
 ) -> Image.Image:                 # RGB picture of exactly this size
     "Bring a picture into the model's shape as fastai does in validation, to the last bit"
+    expect('image', image, Image.Image)
     width, height = (size, size) if isinstance(size, int) else size
     if method not in resize_methods: raise ValueError(f'`method` must be one of {", ".join(resize_methods)}; got {method!r}')
     if pad_mode not in pad_modes: raise ValueError(f'`pad_mode` must be one of {", ".join(pad_modes)}; got {pad_mode!r}')
@@ -104,6 +105,7 @@ def bundle_json(
     n_bytes: int,      # Size of the model file
 ) -> dict[str, Any]:   # What `bundle.json` will say
     "The facts in the layout of the file"
+    expect('bundle', bundle, Bundle)
     return dict(format=format_name, format_version=format_version, created=bundle.created, labels=list(bundle.labels),
         input=dict(width=bundle.size[0], height=bundle.size[1], method=bundle.method, pad_mode=bundle.pad_mode, resample='bilinear',
             min_side=bundle.min_side, colour=colour_rule),
@@ -132,6 +134,8 @@ def write_bundle(
     weights: bytes = b'',      # What `weights.safetensors` shall hold; the facts must tell of it
 ) -> Path:                     # `dest`
     "Write the files of a bundle"
+    expect('bundle', bundle, Bundle)
+    expect('dest', dest, str, os.PathLike)
     dest, facts = Path(dest), bundle_json(replace(bundle, card=sha256(card.encode())), sha256(model), len(model))
     _facts(facts, f'The bundle for {dest}')
     if bool(weights) != bool(bundle.weights): raise BundleError(f'`weights` holds {len(weights):,} bytes, and the facts say {short_words(bundle.weights)}')
@@ -205,6 +209,8 @@ def read_bundle(
     key: str | os.PathLike | None = None,   # Public key: only what was signed with its secret counterpart is accepted; None: signatures are not looked at
 ) -> Bundle:                                # Its facts, checked
     "Read and check a bundle; one `BundleError` says what is wrong with it"
+    expect('path', path, str, os.PathLike)
+    expect('key', key, str, os.PathLike, None)
     path = Path(path)
     with opened(path) as files:
         facts = _facts(_read_json(files), f'{path/facts_file}')
@@ -214,7 +220,7 @@ def read_bundle(
     given, trust, norm, model = facts['input'], facts['trust'], facts['normalisation'], facts['model']
     return Bundle(facts['labels'], (given['width'], given['height']), given['method'], given['pad_mode'], given['min_side'], norm['mean'],
         norm['std'], facts['temperature'], trust['threshold'], trust['smallest'], trust['unlikeness'], facts['metrics'], facts['data'], facts['versions'],
-        facts['created'], model['arch'], model['variant'], facts['weights'], facts['card'], signed, model['sha256'].lower(), path)
+        facts['created'], model['arch'], model['variant'], facts['weights'], facts['card'], signed, model['sha256'].lower(), path.absolute())
 
 def _read_json(files):
     "What `bundle.json` holds, whatever it is"
@@ -229,6 +235,7 @@ def model_bytes(
     bundle: Bundle,  # From `read_bundle`
 ) -> bytes:          # ONNX, for a session of ONNX Runtime
     "The model of a bundle, as it was made and without anything that a classifier has no need of"
+    expect('bundle', bundle, Bundle)
     model = _stated(bundle, model_file, dict(sha256=bundle.digest, bytes=None))
     try: check_model(model)
     except OnnxFileError as e: raise BundleError(f'{bundle.path/model_file} is no model that can be used: {e}') from e
@@ -238,6 +245,7 @@ def weights_bytes(
     bundle: Bundle,  # From `read_bundle`
 ) -> bytes:          # In the format safetensors
     "The weights of a bundle, to train further"
+    expect('bundle', bundle, Bundle)
     if not bundle.weights: raise BundleError(f'{bundle.path} holds no {weights_file}; export it with `weights=True`')
     return _stated(bundle, weights_file, bundle.weights)
 
@@ -245,12 +253,14 @@ def card_text(
     bundle: Bundle,  # From `read_bundle`
 ) -> str:            # Markdown; empty if there is none
     "The model card of a bundle, as it is now"
+    expect('bundle', bundle, Bundle)
     with opened(_place(bundle)) as files: return file_content(files, card_file, 1 << 22).decode('utf-8', 'replace') if card_file in files else ''
 
 def card_changed(
     bundle: Bundle,  # From `read_bundle`
 ) -> bool:           # What somebody has written there should not be lost
     "Was the model card changed since the bundle was written?"
+    expect('bundle', bundle, Bundle)
     return bool(bundle.card) and sha256(card_text(bundle).encode()) != bundle.card
 
 def _place(bundle):
@@ -298,6 +308,8 @@ def zip_bundle(
     dest: str | os.PathLike | None = None,  # File to write, ending in .zip; None: beside the folder, with its name
 ) -> Path:                                  # `dest`
     "A bundle as one file, its signature included"
+    expect('path', path, str, os.PathLike)
+    expect('dest', dest, str, os.PathLike, None)
     path = Path(path).resolve()
     dest = path.with_name(path.name + '.zip') if dest is None else Path(dest)
     if dest.suffix.lower() != '.zip': raise ValueError(f'`dest` should end in .zip, got {dest}')
@@ -314,6 +326,8 @@ def sign_bundle(
     key: str | os.PathLike,   # Secret key, from `make_keys`
 ) -> Path:                    # `path`
     "Sign a bundle; an earlier signature is replaced"
+    expect('path', path, str, os.PathLike)
+    expect('key', key, str, os.PathLike)
     path, secret = Path(path), read_key(key, secret=True)
     read_bundle(path)
     files = _all_files(path)

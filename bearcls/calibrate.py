@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 import numpy as np, pandas as pd
 from scipy.optimize import brentq, minimize_scalar
-from .core import DataError, Html, html_table
+from .core import DataError, Html, expect, html_table
 from .interpret import Evaluation, tabulate
 from .intervals import wilson
 
@@ -26,6 +26,7 @@ def reliability(
     n_bins: int = 10,  # Bins of equal width from 0 to 1
 ) -> pd.DataFrame:     # A row per bin: low, high, n, promised (mean probability), kept (share of right answers), kept_low, kept_high (95% interval)
     "What the probabilities promise, and what they keep; nan in a bin without answers"
+    expect('seen', seen, Evaluation)
     bins, rows = _bins(seen, n_bins), []
     for k in range(n_bins):
         mine = seen.table[bins == k]
@@ -48,6 +49,7 @@ def plot_reliability(
     title: str = '',   # Above the drawing; the calibration error otherwise
 ) -> Any:              # The axes
     "The reliability diagram, with an interval and a number at every point"
+    expect('seen', seen, Evaluation)
     if ax is None:
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=(3.6, 3.6), layout='constrained')[1]
@@ -65,6 +67,7 @@ def calibration_error(
     n_draws: int = 1000,# Draws for `chance`; the same every time
 ) -> dict[str, float]:  # error; chance: mean error of a perfectly calibrated model with these probabilities; chance_high: exceeded by one such in twenty; n
     "Expected calibration error, and how much of it chance explains"
+    expect('seen', seen, Evaluation)
     if not len(seen): return dict(error=math.nan, chance=math.nan, chance_high=math.nan, n=0)
     if n_draws < 1: raise ValueError(f'`n_draws` must be at least 1, got {n_draws}')
     bins, p = _bins(seen, n_bins), seen.table.probability.to_numpy(float)
@@ -79,6 +82,7 @@ def with_temperature(
     temperature: float,  # Logits are divided by it; above 0
 ) -> Evaluation:         # The same answers with other probabilities
     "What a model would say at another temperature"
+    expect('seen', seen, Evaluation)
     if not 0 < temperature < math.inf: raise ValueError(f'`temperature` must be positive and finite, got {temperature}')
     scaled = tabulate(seen.table.file, seen.table.split, _heated(seen.probabilities, temperature), seen.targets, seen.labels, seen.features)
     scaled.failed = seen.failed
@@ -94,6 +98,7 @@ def log_loss_of(
     seen: Evaluation,  # Predictions
 ) -> float:            # Mean of -log p of the given label; nan if there are no pictures
     "The log loss, the measure that temperatures are fitted by"
+    expect('seen', seen, Evaluation)
     p = seen.probabilities[np.arange(len(seen)), seen.targets]
     return float(-np.log(np.maximum(p, 1e-12)).mean()) if len(seen) else math.nan
 
@@ -127,6 +132,7 @@ def fit_temperature(
     n_bins: int = 10,   # For the calibration error before and after
 ) -> Temperature:       # `value` is for `export_bundle(learn, dest, temperature=...)`
     "The temperature with the lowest log loss, and what it changes"
+    expect('seen', seen, Evaluation)
     if (seen.table.split == 'train').any(): raise DataError('These predictions hold pictures that the model was trained on, of which it is too sure; pass `seen.only("valid")`')
     if len(seen) < 2: raise DataError(f'A temperature is fitted to pictures; got {len(seen)}')
     p, y = np.asarray(seen.probabilities, float), seen.targets
@@ -163,6 +169,7 @@ def temperature_html(
     fitted: Temperature,  # From `fit_temperature`
 ) -> Html:                # A table and a sentence
     "A temperature and its effect in a notebook or a report"
+    expect('fitted', fitted, Temperature)
     rows = [{'': 'log loss', 'before': fitted.before, 'after': fitted.after, 'on pictures it was not fitted to': fitted.cross_validated},
         {'': 'expected calibration error', 'before': fitted.error_before, 'after': fitted.error_after}]
     high = 'no bound' if math.isinf(fitted.high) else f'{fitted.high:.2f}'
@@ -175,6 +182,7 @@ def calibration_html(
     n_bins: int = 10,  # Bins of equal width from 0 to 1
 ) -> Html:             # The table of `reliability` without empty bins, the calibration error, and the temperature
     "Calibration as a section of a report"
+    expect('seen', seen, Evaluation)
     if len(seen) < 2: return Html('<p>Too few pictures to tell whether the probabilities can be believed.</p>')
     e, rows = calibration_error(seen, n_bins), reliability(seen, n_bins).query('n > 0')
     table = [{'probability': f'{r.low:.1f} to {r.high:.1f}', 'answers': r.n, 'promised': f'{r.promised:.0%}', 'kept': f'{r.kept:.0%}', '95% interval': f'{r.kept_low:.0%} to {r.kept_high:.0%}'} for r in rows.itertuples()]

@@ -10,7 +10,7 @@ __all__ = ['actions', 'candidate_columns', 'file_candidates', 'unsure', 'cleanin
 # %% ../nbs/07h_candidates.ipynb #5ee8b042
 from pathlib import Path
 import pandas as pd
-from .core import Html, gallery
+from .core import Html, expect, gallery
 from .interpret import Evaluation
 from .issues import label_issues
 from .verify import ImageReport, broken_issues
@@ -28,6 +28,7 @@ def file_candidates(
     report: ImageReport,  # From `check_images`
 ) -> list[dict]:          # Candidates that need no model
     "Broken files and copies: what the report found, as proposals; what is in quarantine already is left there"
+    expect('report', report, ImageReport)
     proposals = {**{issue: 'delete' for issue in broken_issues}, 'unsupported': 'look', 'exact_copy': 'delete', 'near_copy': 'look', 'blurred': 'look', 'too_dark': 'look'}
     in_doubt = set(report.files('across_labels'))
     def proposal(r): return 'look' if r.issue == 'exact_copy' and r.file in in_doubt else proposals[r.issue]
@@ -40,6 +41,7 @@ def unsure(
     threshold: float = 0.5,  # A highest probability below this is unsure; 1 / labels is the least possible
 ) -> pd.DataFrame:           # Rows of `seen.table`, the least certain first
     "Pictures of which the model is sure of nothing"
+    expect('seen', seen, Evaluation)
     return seen.table[seen.table.probability < threshold].sort_values('probability', kind='stable')
 
 # %% ../nbs/07h_candidates.ipynb #3c16fe6e
@@ -49,6 +51,9 @@ def cleaning_candidates(
     judged: pd.DataFrame | None = None, # From `judge_labels(seen)`, if at hand
 ) -> pd.DataFrame:                      # Columns `candidate_columns`, most certain first
     "What to look at first, with a proposal and a reason for each"
+    expect('seen', seen, Evaluation)
+    expect('report', report, ImageReport, None)
+    expect('judged', judged, pd.DataFrame, None)
     rows = file_candidates(report) if report is not None else []
     rows += [_row(Path(), r.file, r.actual, 'relabel' if r.kind == 'wrong_label' else 'look', r.score, r.reason, r.kind, r.suggested if r.kind == 'wrong_label' else '', r.split) for r in label_issues(seen, judged=judged).itertuples()]
     rows += [_row(Path(), r.file, r.actual, 'look', 1 - r.probability, f'no label fits well: {r.predicted} only {r.probability:.0%}', 'no_label', split=r.split)
@@ -65,6 +70,7 @@ def show_candidates(
     side: int = 110,            # Longer side of a thumbnail, in pixels
 ) -> Html:                      # Gallery with the proposal and its reason under each picture
     "Cleaning candidates as pictures"
+    expect('candidates', candidates, pd.DataFrame)
     if action is not None and action not in actions: raise ValueError(f'`action` must be one of {", ".join(actions)}; got {action!r}')
     chosen = candidates[candidates.action == action] if action else candidates
     lines = [f'filed as {r.label}, {r.reason}' if r.to else f'{r.action}: {r.reason}' for r in chosen.head(n).itertuples()]

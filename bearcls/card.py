@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from .bundle import Bundle, card_changed, colour_rule, model_bytes, plain_values, read_bundle, sign_bundle, weights_bytes, write_bundle
 from .container import BundleError, facts_file, weights_file
+from .core import expect
 from .signature import public_key, read_key
 
 # %% ../nbs/09d_card.ipynb #438b2327
@@ -40,6 +41,7 @@ def card_head(
     name: str,       # Name of the model
 ) -> str:            # YAML between two lines of dashes
     "The head of a model card, as the Hugging Face Hub reads it"
+    expect('bundle', bundle, Bundle)
     tags = list(dict.fromkeys(['bearcls', 'fastai', 'onnx', 'image-classification', *([bundle.arch] if bundle.arch else [])]))
     lines = ['---', 'library_name: bearcls', 'pipeline_tag: image-classification', 'tags:', *(f'- {_yaml(t)}' for t in tags)]
     m = bundle.metrics
@@ -162,6 +164,7 @@ def model_card(
     name: str,       # Name of the bundle, for the head and the example
 ) -> str:            # Markdown, with a head in YAML
     "The model card of a bundle, in the format of the Hugging Face Hub"
+    expect('bundle', bundle, Bundle)
     labels = ', '.join(map(markdown_text, bundle.labels[:-1][:20])) + (' …' if len(bundle.labels) > 21 else '') + f' or {markdown_text(bundle.labels[-1])}'
     stored = {'float32': '', 'float16': ' Its weights are stored in half the bytes, as float16.', 'int8': ' It calculates in whole numbers of 8 bits.'}[bundle.variant]
     sections = {'Use': f'```python\nfrom bearcls.inference import Classifier\n\nclassifier = Classifier({name!r})\nclassifier.predict("photo.jpg")\n```\n\nNumPy, Pillow and ONNX Runtime are all that this needs.',
@@ -188,6 +191,8 @@ def add_metrics(
     replace_card: bool = False,             # Write the card anew although somebody has changed it?
 ) -> Path:                                  # `path`
     "Write further figures into a bundle and its card"
+    expect('path', path, str, os.PathLike)
+    expect('key', key, str, os.PathLike, None)
     path, bundle = Path(path), read_bundle(path)
     if bundle.signed and key is None: raise BundleError(f'{path} is signed; `key`, the secret key, is needed to sign it again')
     secret = key if key is None else read_key(key, secret=True)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from .app import open_here, stop_server, wait_for_server
-from .core import html_table, sha256
+from .core import expect, html_table, sha256
 from .deploy import DeployError, deploy_targets, read_record
 from .inference import Classifier
 from .sample import draw_bear
@@ -50,6 +50,8 @@ def make_environment(
     dest: str | os.PathLike,  # Folder for the environment, which must not exist
 ) -> tuple[Path, int]:        # Folder of its programs, and its size in bytes
     "Install what a folder asks for, and nothing else"
+    expect('path', path, str, os.PathLike)
+    expect('dest', dest, str, os.PathLike)
     dest, wanted = Path(dest), requirements_of(path)
     if sys.version_info < oldest_python: raise DeployError(f'The versions in {wanted} need Python {".".join(map(str, oldest_python))} or newer, and this is {sys.version.split()[0]}; the folder is written, but cannot be tried with it')
     venv.create(dest, with_pip=True)
@@ -63,6 +65,7 @@ def requirements_of(
     path: str | os.PathLike,  # A deployed folder
 ) -> Path | None:             # The file; None where there is nothing to install
     "The requirements that a folder's host would read"
+    expect('path', path, str, os.PathLike)
     return next((f for f in (Path(path)/'binder'/'requirements.txt', Path(path)/'requirements.txt') if f.is_file()), None)
 
 def _bytes_below(path): return sum(f.lstat().st_size for f in Path(path).rglob('*') if not f.is_dir() and not f.is_symlink())
@@ -152,6 +155,7 @@ def check_folder(
     quiet: bool = False,                    # Print nothing while at work?
 ) -> FolderCheck:                           # What was tried, and what was found
     "Start a deployed folder in a fresh environment and ask it about a picture"
+    expect('path', path, str, os.PathLike)
     path, record = Path(path), read_record(path)
     if not record: raise DeployError(f'{path} is no folder that `bearcls deploy` has written')
     if bundle is None and not (path/'bundle'/'bundle.json').is_file(): raise DeployError(f'{path} holds no bundle to compare with; give the one that it was made of as `bundle`')

@@ -17,7 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageOps
 from .candidates import cleaning_candidates, file_candidates
-from .core import DataError, Html, ImageError, gallery, image_reasons, load_image
+from .core import DataError, Html, ImageError, expect, gallery, image_reasons, load_image
 from .folders import ImageFolder, LabelOf, refuse_problems, scan_folder
 from .interpret import Evaluation
 from .issues import judge_labels
@@ -62,6 +62,10 @@ class Cleaning:
         labels: Iterable[str] | None = None, # Labels to offer first, also new ones; the folders' names follow
         state: str | os.PathLike | None = None,  # File that keeps the marks; None: `marks.json` in `cleaning_folder(path)`
     ):
+        expect('path', path, str, os.PathLike)
+        expect('seen', seen, Evaluation, None)
+        expect('report', report, ImageReport, None)
+        expect('state', state, str, os.PathLike, None)
         self.path, self._first_labels = Path(os.path.abspath(path)), []
         self._trouble = ''  # What went wrong after an `apply` or `undo`, in words
         self._lock, self._thumbnails, self._facts, self._rows, self._seen, self._report = threading.RLock(), {}, {}, {}, None, None
@@ -73,6 +77,7 @@ class Cleaning:
         if seen is not None or report is not None: self.add_predictions(seen, report)
 
     def __len__(self): return len(self._files)
+    def __reduce__(self): return type(self), (self.path, self._seen, self._report, self._first_labels, self._marks.file if self._marks.is_own_file else None)
     def __repr__(self): return f'Cleaning({self.path.name!r}, {len(self):,} pictures, ' + ', '.join(f'{n:,} {k}' for k, n in self.summary().items()) + ')'
 
 # %% ../nbs/08_clean.ipynb #50fa2263

@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .clean import Cleaning, orders
-from .core import BearclsError, DataError, Html, html_table, package_file, thumbnail
+from .core import BearclsError, DataError, Html, expect, html_table, package_file, thumbnail
 from .interpret import Evaluation, evaluate
 from .moves import cleaning_folder
 from .verify import ImageReport
@@ -71,6 +71,8 @@ class CleanerWidget(anywidget.AnyWidget):
         per_page: int = 30,   # Pictures on a page
         query: Query = Query(),  # What to show first
     ):
+        expect('query', query, Query)
+        expect('cleaning', cleaning, Cleaning)
         _check_page(per_page, 'per_page')
         cleaning.view(**asdict(query))  # refuses what cannot be shown
         self.cleaning, self.per_page, self.query = cleaning, per_page, query
@@ -370,6 +372,10 @@ def cleaner(
     per_page: int = 30,                    # Pictures on a page
 ) -> CleanerWidget:                        # Shows itself; pictures at once, predictions when they are there
     "Look through an image folder and decide what to keep, delete and relabel"
+    expect('path', path, str, os.PathLike, None)
+    expect('seen', seen, Evaluation, None)
+    expect('report', report, ImageReport, None)
+    expect('state', state, str, os.PathLike, None)
     if isinstance(source, Cleaning): return CleanerWidget(source, per_page)
     model = source if path is not None or isinstance(source, Learner) else None
     folder = _image_folder(source) if path is None and model is not None else path if path is not None else source
@@ -432,6 +438,9 @@ class ImageClassifierCleaner(CleanerWidget):
         path: str | os.PathLike | None = None, # Image folder; None: that of the Learner
         seen: Evaluation | None = None,        # Predictions, if there are some
     ):
+        expect('path', path, str, os.PathLike, None)
+        expect('learn', learn, Learner)
+        expect('seen', seen, Evaluation, None)
         _check_page(max_n, 'max_n')
         labels = [*map(str, learn.dls.vocab), *opts]
         cleaning = Cleaning(path or _image_folder(learn), labels=labels)

@@ -17,7 +17,7 @@ from pathlib import Path
 from . import __version__
 from .bundle import model_bytes, read_bundle
 from .container import bundle_names, file_content, opened, weights_file, write_files
-from .core import BearclsError, atomic_write, package_file, sha256
+from .core import BearclsError, atomic_write, expect, package_file, sha256
 from .runtime import imported_roots, join_modules
 from .web import largest_single, single_name, web_files
 
@@ -69,6 +69,8 @@ def deploy_files(
     runtime: str | os.PathLike | None = None,  # For pages without a server: folder or .tgz of onnxruntime-web; None: from the cache, otherwise through npm
 ) -> dict[str, bytes]:           # Content of each file, by its path within the folder
     "Everything that a folder for a host consists of"
+    expect('bundle', bundle, str, os.PathLike)
+    expect('runtime', runtime, str, os.PathLike, None)
     if target not in deploy_targets: raise ValueError(f'`target` should be one of {", ".join(deploy_targets)}; got {target!r}')
     if not re.fullmatch(r'[a-z0-9]+([._-][a-z0-9]+)*', name): raise ValueError(f'`name` should be of small letters, digits, and single -, _ or . between them, as hosts want it; got {name!r}')
     t, facts, repo = deploy_targets[target], read_bundle(bundle), _checked_repo(repo)
@@ -139,6 +141,9 @@ def deploy(
     runtime: str | os.PathLike | None = None,  # For pages without a server: folder or .tgz of onnxruntime-web; None: from the cache, otherwise through npm
 ) -> Path:                       # `dest`
     "Write a folder that a host can run"
+    expect('bundle', bundle, str, os.PathLike)
+    expect('dest', dest, str, os.PathLike)
+    expect('runtime', runtime, str, os.PathLike, None)
     dest = Path(dest)
     if dest.exists() and not dest.is_dir(): raise DeployError(f'{dest} is a file; `dest` should be a folder')
     earlier = read_record(dest)
@@ -174,6 +179,7 @@ def read_record(
     path: str | os.PathLike,  # A folder that `deploy` has written, or any other
 ) -> dict:                    # What `deploy.json` tells; empty where there is none
     "What is known about a deployed folder"
+    expect('path', path, str, os.PathLike)
     file = Path(path)/record_file
     if not file.is_file(): return {}
     try: record = json.loads(file.read_text(encoding='utf-8'))
@@ -186,6 +192,7 @@ def changed_files(
     path: str | os.PathLike,  # A folder that `deploy` has written
 ) -> list[str]:               # Their paths within the folder; empty where nothing was written
     "Files that are there and not as `deploy` wrote them"
+    expect('path', path, str, os.PathLike)
     return [n for n, digest in read_record(path).get('files', {}).items() if (Path(path)/n).is_file() and sha256(Path(path)/n) != digest]
 
 def _inside(name):

@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 from PIL import Image, UnidentifiedImageError
-from .core import (DataError, ImageError, ImageRow, _open, image_size, load_image, manifest_name, progress,
-    read_manifest, sha256, write_manifest)
-from .folders import image_suffixes
+from .core import (DataError, ImageError, ImageRow, _open, expect, expect_all, image_size, load_image,
+    manifest_name, progress, read_manifest, sha256, write_manifest)
 from .greys import FileFlaw
 from .guard import costly_build
 from .fetch import Fetched, FetchError, FetchLimits, fetch_many, run_aside
@@ -286,6 +285,8 @@ def download_images(
     **limits: Any,                        # Further fields of `FetchLimits`: idle, max_redirects, tries, max_wait
 ) -> list[ImageRow]:                      # A row for each distinct address, in their order: ok, duplicate, failed or quarantined
     "Download pictures into an image folder, with a row for each address; `limits` are further fields of `FetchLimits`"
+    if not isinstance(results, str): expect_all('results', results)
+    expect('dest', dest, str, os.PathLike)
     dest, label = Path(dest), _plain_name(label)
     for name, number in dict(n_connections=n_connections, per_host=per_host, enough=1 if enough is None else enough).items():
         if number < 1: raise DataError(f'`{name}` must be at least 1, got {number}')
@@ -338,6 +339,7 @@ def reason_counts(
     rows: Iterable[ImageRow],  # From `download_images` or `gather`
 ) -> dict[str, int]:           # How many addresses have each reason, the most frequent first; what is ok is not counted
     "Why addresses gave no picture, in short"
+    rows = expect_all('rows', rows, ImageRow)
     short = [r.reason.partition(':')[0].partition(' as ')[0] for r in rows if r.status != 'ok' and r.url]
     return dict(Counter(short).most_common())
 

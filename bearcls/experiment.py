@@ -19,7 +19,7 @@ import numpy as np, pandas as pd
 from fastai.learner import Learner
 from fastcore.basics import patch
 from scipy import stats  # fastai needs it too
-from .core import DataError, atomic_write, html_table, progress, sha256
+from .core import DataError, atomic_write, expect, expect_all, html_table, progress, sha256
 from .data import image_dls
 from .split import Split
 from .train import train
@@ -45,6 +45,7 @@ def measure_learner(
     learn: Learner,  # Trained image classifier
 ) -> dict[str, Any]: # n_train, n_valid, wrong, error, log_loss
     "What a Learner makes of its own validation pictures"
+    expect('learn', learn, Learner)
     with learn.no_bar(), learn.no_logging(): probabilities, targets = map(np.asarray, learn.get_preds())
     wrong, n = int((probabilities.argmax(1) != targets).sum()), len(targets)
     right = probabilities[np.arange(n), targets].astype(float)
@@ -210,6 +211,7 @@ def write_runs(
     rows: Iterable[Run],      # Finished runs
 ) -> Path:                    # The file
     "Write runs as a table"
+    rows = expect_all('rows', rows, Run)
     table = pd.DataFrame([asdict(r) for r in rows], columns=[c.name for c in fields(Run)])
     with atomic_write(file, 'w') as f: table.to_csv(f, index=False, lineterminator='\n')
     return Path(file)
@@ -244,6 +246,8 @@ def experiment(
     **common: Any,                              # Arguments for all variants: epochs, exclude, pairs…
 ) -> Experiment:                                # A row for each variant and seed
     "Train every variant on the same splits with several seeds"
+    expect('path', path, str, os.PathLike)
+    expect('file', file, str, os.PathLike, None)
     _check_variants(variants, common)
     if not (seeds := [int(s) for s in seeds]): raise ValueError('`seeds` is empty; expected whole numbers')
     arguments = {name: {'valid_pct': valid_pct, **common, **own} for name, own in variants.items()}

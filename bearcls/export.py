@@ -31,7 +31,8 @@ from .bundle import Bundle, card_changed, plain_values, prepare, read_bundle, si
 from .calibrate import calibration_error, fit_temperature, log_loss_of, with_temperature
 from .card import model_card
 from .container import BundleError, bundle_names, facts_file
-from .core import BearclsError, DataError, ImageError, image_size, load_image, progress, sha256
+from bearcls.core import (BearclsError, DataError, ImageError, expect, expect_all, image_size, load_image, progress,
+    sha256)
 from .folders import find_pictures, known_rows, manifest_roots
 from .data import dls_settings
 from .inference import Classifier
@@ -56,6 +57,7 @@ class DeployedModel(nn.Module):
         temperature: float = 1.0,# Logits are divided by this before the softmax
         unlikeness: Unlikeness | None = None,  # What tells how unlike the training pictures one is; None: that output is left out
     ):
+        expect('unlikeness', unlikeness, Unlikeness, None)
         super().__init__()
         self.model, self.temperature = model, temperature
         self.k = min(unlikeness.k, len(unlikeness.index)) if unlikeness else 0
@@ -95,6 +97,7 @@ def onnx_model(
     unlikeness: Unlikeness | None = None,  # Calculated inside, where it is given
 ) -> bytes:                 # The ONNX model, with its weights
     "A model in ONNX, from bytes to probabilities, for any number of pictures at once"
+    expect('unlikeness', unlikeness, Unlikeness, None)
     whole = DeployedModel(copy.deepcopy(model).cpu().float(), mean, std, temperature, unlikeness).eval()
     example = torch.zeros(2, size[1], size[0], 3, dtype=torch.uint8)
     names = ['logits', 'probabilities', 'features'] + ['unlikeness']*bool(unlikeness)
@@ -127,6 +130,8 @@ def learner_probabilities(
     temperature: float = 1.0,   # Logits are divided by this before the softmax
 ) -> np.ndarray:                # (pictures, labels)
     "What a Learner says about files, through its own validation pipeline"
+    expect('learn', learn, Learner)
+    files = expect_all('files', files, str, os.PathLike)
     if min_side: dl = learn.dls.test_dl(files, num_workers=0)
     else: dl = learn.dls.valid.new(_Opened((PILImage(load_image(f)),) for f in files), num_workers=0, shuffle=False, drop_last=False)
     with keep_modes(learn.model), learn.no_bar(), learn.no_logging():
@@ -145,6 +150,9 @@ def verify_bundle(
     seen: Evaluation | None = None,  # What the Learner has said already, from `evaluate`
 ) -> float:                          # Largest difference between two probabilities, 0 to 1
     "How far a bundle is from its Learner, on real pictures"
+    expect('learn', learn, Learner)
+    expect('bundle', bundle, str, os.PathLike)
+    expect('seen', seen, Evaluation, None)
     classifier = Classifier(bundle)
     if not (files := validation_files(learn.dls) if files is None else find_pictures(files)): raise ExportError('`files` is empty; at least one picture is needed to check the bundle')
     temperature, min_side, worst = classifier.bundle.temperature, dls_settings(learn.dls)['min_side'], 0.
@@ -171,6 +179,7 @@ def validation_files(
     dls: DataLoaders,  # DataLoaders of a Learner
 ) -> list[Path]:       # Files of the validation set
     "The pictures that a Learner was validated on"
+    expect('dls', dls, DataLoaders)
     files = dataset_files(dls.valid_ds)
     if files and all(isinstance(f, Path) for f in files): return files
     raise ExportError('The Learner knows no validation files to check the bundle on: pass some pictures as `files`')
@@ -180,6 +189,7 @@ def data_facts(
     dls: DataLoaders,  # DataLoaders of a Learner
 ) -> dict[str, Any]:   # fingerprint, train, valid, labels with the number of pictures in both, and sources
     "What a model was trained on, in numbers, and where it came from; empty for a Learner without its data"
+    expect('dls', dls, DataLoaders)
     parts = {name: _labelled(ds) for name, ds in (('train', dls.train_ds), ('valid', dls.valid_ds))}
     if not parts['train']: return {}
     counts = {name: Counter(label for _, label in part) for name, part in parts.items()}
@@ -215,6 +225,8 @@ def own_answers(
     unlikeness: bool = True,          # Ask about the training pictures too, if it has to be asked
 ) -> tuple[Evaluation | None, list[str]]:  # The evaluation, or None, and notes on what is missing
     "A Learner's answers on its own pictures, as far as they can be had"
+    expect('learn', learn, Learner)
+    expect('seen', seen, Evaluation, None)
     if seen is None:
         try: seen = evaluate(learn, 'all' if unlikeness else 'valid')
         except (DataError, ImageError) as e: return None, [f'Nothing was measured: {e}.']
@@ -226,6 +238,7 @@ def choose_temperature(
     min_n: int = 50,   # Fewest pictures to fit to
 ) -> tuple[float, dict[str, float]]:  # Temperature; what was found in fitting it, empty if it stays at 1
     "The temperature, if it helps on pictures that it was not fitted to"
+    expect('held', held, Evaluation)
     if len(held) < min_n: return 1., {}
     fitted = fit_temperature(held)
     if not fitted.helps: return 1., {}
@@ -236,6 +249,7 @@ def bundle_metrics(
     temperature: float = 1., # Of the bundle
 ) -> dict[str, Any]:         # error with low, high, wrong, n; log_loss; calibration_error with calibration_by_chance; labels; slices
     "What `bundle.json` and the card tell about a model's quality"
+    expect('held', held, Evaluation)
     if not len(held): return {}
     held = with_temperature(held, temperature)
     calibration, slices = calibration_error(held), slice_errors(held, picture_facts(held))
@@ -259,6 +273,9 @@ def export_bundle(
     tolerance: float = 0.001,       # Largest difference between two probabilities that is accepted
 ) -> Path:                          # `dest`
     "Export a Learner as a bundle that is known to answer alike"
+    expect('learn', learn, Learner)
+    expect('dest', dest, str, os.PathLike)
+    expect('seen', seen, Evaluation, None)
     dest = Path(dest)
     check_dest(dest)
     if key is not None: read_key(key, secret=True)
@@ -333,6 +350,7 @@ def bundle_facts(
     threshold: float = 0.6,       # Of trust
 ) -> Bundle:                      # What `bundle.json` will say, before anything is measured
     "The facts of a Learner's bundle"
+    expect('learn', learn, Learner)
     if not 0 < temperature < np.inf: raise ValueError(f'`temperature` must be positive, got {temperature}')
     if not 0 <= threshold <= 1: raise ValueError(f'`threshold` must lie between 0 and 1, got {threshold}')
     if isinstance(getattr(learn.loss_func, 'func', learn.loss_func), (nn.BCELoss, nn.BCEWithLogitsLoss)):

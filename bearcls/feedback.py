@@ -12,7 +12,7 @@ import contextlib, csv, math, os, re, sqlite3
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from .core import BearclsError
+from .core import BearclsError, expect
 from .inference import Prediction, patch_to
 
 # %% ../nbs/10e_feedback.ipynb #2ebda520
@@ -62,6 +62,7 @@ class Feedback:
         path: str | os.PathLike = 'feedback.sqlite',  # Made with the first vote
         timeout: float = 5.,                          # Seconds to wait while others write
     ):
+        expect('path', path, str, os.PathLike)
         self.path, self.timeout = Path(path), timeout
 
     def __repr__(self): return f'Feedback({self.path.name})'

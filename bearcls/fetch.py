@@ -21,6 +21,7 @@ import aiohttp
 from yarl import URL
 from . import __version__
 from .addresses import FetchError, GuardedResolver, checked_address, hosts_allowed, proxy_for
+from .core import expect
 
 # %% ../nbs/01b_fetch.ipynb #0f4922cb
 @dataclass(frozen=True)
@@ -437,6 +438,7 @@ def fetch(
     secret: Iterable[str] = (),                # Names of the parameters and headers that must not go to another host
 ) -> Fetched:                                  # The answer, if its status is 200; otherwise `FetchError` is raised
     "The bytes at one address"
+    expect('limits', limits, FetchLimits)
     params, headers, got = {k: str(v) for k, v in (params or {}).items()}, dict(headers or {}), []
     names = {name.lower() for name in secret}
     secrets = {k.lower(): v for k, v in [*params.items(), *headers.items()] if k.lower() in names}

@@ -27,7 +27,7 @@ from fastai.imports import noop
 from fastai.torch_core import to_float
 from fastcore.basics import patch
 from .arch import TrainError, keep_modes
-from .core import html_table, progress
+from .core import expect, html_table, progress
 from .fast import fast_dtype
 
 # %% ../nbs/05c_fitting.ipynb #b72121d3
@@ -117,6 +117,7 @@ def log_training(
     learn: Learner,      # Any Learner; it may have been trained already
 ) -> TrainingLog:        # Its log, which is also `learn.training_log`
     "Give a Learner a `TrainingLog` in the place of fastai's own bars and printed rows"
+    expect('learn', learn, Learner)
     if not hasattr(learn, 'training_log'): learn.add_cb(TrainingLog())
     learn.remove_cb(ProgressCallback)
     if learn.logger is print: learn.logger = _shown_in_the_table
@@ -129,6 +130,7 @@ def training_table(
     learn: Learner,    # Learner with a `TrainingLog`, such as those of `train`
 ) -> pd.DataFrame:     # A row per epoch: epoch, train_loss, valid_loss, error_rate, seconds
     "What happened, epoch by epoch, over all phases"
+    expect('learn', learn, Learner)
     if not hasattr(learn, 'training_log'): raise TrainError('This Learner keeps no log of its training; `log_training(learn)` gives it one')
     return pd.DataFrame(learn.training_log.rows)
 
@@ -137,6 +139,7 @@ def plot_training(
     ax: Any = None,    # Matplotlib axes to draw on; None for new ones
 ) -> Any:              # The axes
     "Losses over the epochs, and the validation error where it is among the metrics"
+    expect('learn', learn, Learner)
     table = training_table(learn)
     if not len(table): raise TrainError('This Learner has not been trained yet, so there is no curve to draw')
     if ax is None:
@@ -159,6 +162,7 @@ def train_counts(
     dls: DataLoaders,  # DataLoaders of an image classifier
 ) -> list[int]:        # Pictures to train on, for each label in the order of `dls.vocab`
     "How often each label comes in training"
+    expect('dls', dls, DataLoaders)
     counts = Counter(int(y) for y in dls.train_ds.tls[1])
     return [counts[i] for i in range(len(dls.vocab))]
 
@@ -166,6 +170,7 @@ def class_weights(
     dls: DataLoaders,  # DataLoaders of an image classifier
 ) -> torch.Tensor:     # A weight for each label; their mean over the training pictures is 1
     "Weights with which every label counts the same in the loss"
+    expect('dls', dls, DataLoaders)
     counts = torch.tensor(train_counts(dls), dtype=torch.float)
     return counts.sum()/(len(counts) * counts.clamp(min=1))
 
@@ -174,6 +179,7 @@ def balanced_dls(
     dls: DataLoaders,  # DataLoaders of an image classifier; they stay as they are
 ) -> DataLoaders:      # The same, but training draws each label equally often
     "Balanced sampling: an epoch has as many pictures as before, rare ones several times and frequent ones not all"
+    expect('dls', dls, DataLoaders)
     weights = class_weights(dls)
     train = dls.train.new(cls=WeightedDL, wgts=np.array([weights[int(y)] for y in dls.train_ds.tls[1]]))
     train.rng, new = dls.train.rng, copy.copy(dls)
@@ -244,6 +250,7 @@ def random_state(
     dls: DataLoaders,   # DataLoaders whose generators count too
 ) -> dict[str, Any]:    # Tensors, numbers, words and lists, for `set_random_state`
     "Where all the random number generators stand: torch's, NumPy's, Python's and those of the DataLoaders"
+    expect('dls', dls, DataLoaders)
     name, numbers, *rest = np.random.get_state()
     return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         numpy=[name, numbers.tolist(), *rest], python=random.getstate(), loaders=[dl.rng.getstate() for dl in dls.loaders])
@@ -253,6 +260,7 @@ def set_random_state(
     state: dict[str, Any],   # From `random_state`
 ):
     "Put all the random number generators back"
+    expect('dls', dls, DataLoaders)
     def python(s): return s[0], tuple(s[1]), s[2]
     torch.set_rng_state(state['torch'])
     if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
@@ -289,6 +297,7 @@ def check_batches(
     dls: DataLoaders,  # DataLoaders, whoever made them
 ) -> None:
     "Refuse DataLoaders from which no batch comes"
+    expect('dls', dls, DataLoaders)
     if not len(dls.train):
         raise TrainError(f'There are {len(dls.train_ds)} pictures to train on and a batch takes {dls.train.bs}, so none is full; make the DataLoaders with a `bs` of at most {len(dls.train_ds)}')
 
@@ -300,6 +309,7 @@ def suggest_lr(
     num_it: int = 80,         # Batches to try
 ) -> LearningRates:           # With `suggested` and `plot()`
     "Find a learning rate in a mock training that leaves no trace"
+    expect('learn', learn, Learner)
     if not (0 < start_lr < end_lr and num_it >= 10): raise TrainError(f'0 < `start_lr` < `end_lr` and at least 10 for `num_it` are needed; got {start_lr}, {end_lr} and {num_it}')
     check_batches(learn.dls)
     finder = _LRFinder(start_lr, end_lr, num_it)

@@ -13,10 +13,10 @@ __all__ = ['image_suffixes', 'unread_suffixes', 'left_out_kinds', 'side_names', 
 # %% ../nbs/00h_folders.ipynb #e601c6f8
 import os, unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from .core import DataError, ForeignManifest, Html, ImageRow, html_table, read_manifest
+from .core import DataError, ForeignManifest, Html, ImageRow, expect, expect_all, html_table, read_manifest
 
 # %% ../nbs/00h_folders.ipynb #22b0635d
 image_suffixes = frozenset('.avif .bmp .gif .heic .heics .heif .jfif .jpe .jpeg .jpg .mpo .png .tif .tiff .webp'.split())
@@ -312,6 +312,7 @@ def scan_folder(
     path: str | os.PathLike,  # Image folder: one folder per label, perhaps below `train`, `valid` and `test`
 ) -> ImageFolder:             # Images, labels, and everything else with its reason; no image is opened
     "Read an image folder"
+    expect('path', path, str, os.PathLike)
     path = Path(path)
     if not path.is_dir(): raise DataError(f'{path} is not a folder' if path.exists() else f'There is no folder {path}')
     try: entries = sorted(os.scandir(path), key=lambda e: e.name)
@@ -419,7 +420,7 @@ def find_pictures(
     path: str | os.PathLike | Iterable,  # Folder, a file, or several files
 ) -> list[Path]:              # Images by name; files that were named are given back whatever they are
     "The images below a folder, or the files themselves"
-    if not isinstance(path, (str, os.PathLike)): return [Path(f) for f in path]
+    if not isinstance(path, (str, os.PathLike)): return [Path(f) for f in expect_all('path', path, str, os.PathLike)]
     return find_all(path)[0] if Path(path).is_dir() else [Path(path)]
 
 # %% ../nbs/00h_folders.ipynb #733a4de1

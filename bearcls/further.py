@@ -26,7 +26,7 @@ from torch import nn
 from .arch import TrainError, get_arch
 from .bundle import Bundle, read_bundle, weights_bytes
 from .container import BundleError, weights_file
-from .core import optional_import
+from .core import expect, optional_import
 from .opening import OpenImage
 from .rebuild import build_network
 
@@ -35,6 +35,7 @@ def bundle_dls(
     bundle: Bundle,  # From `read_bundle`
 ) -> DataLoaders:    # Without pictures: for `test_dl` and `learn.predict`
     "DataLoaders that prepare pictures as a bundle's model was validated"
+    expect('bundle', bundle, Bundle)
     opener = OpenImage(bundle.min_side) if bundle.min_side else PILImage.create
     pictures = TransformBlock(type_tfms=[opener], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
     plain = (bundle.mean, bundle.std) == ([0.]*3, [1.]*3)
@@ -61,6 +62,9 @@ def learner_from_bundle(
     key: str | os.PathLike | None = None, # Public key that the bundle must be signed with; None: signatures are not looked at
 ) -> Learner:                             # As it was exported; `temperature` is the bundle's, which its own answers do not include
     "A Learner with the weights of a bundle"
+    expect('path', path, str, os.PathLike)
+    expect('dls', dls, DataLoaders, None)
+    expect('key', key, str, os.PathLike, None)
     bundle = read_bundle(path, key)
     if dls is not None and [str(v) for v in dls.vocab] != bundle.labels:
         raise TrainError(f'`dls` has the labels {", ".join(map(str, dls.vocab))}; the bundle\'s are {", ".join(bundle.labels)}')

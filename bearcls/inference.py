@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 from .bundle import Bundle, model_bytes, prepare, read_bundle
 from .container import BundleError, short_words
-from .core import BearclsError, Html, ImageError, load_image, max_pixels, optional_import, progress
+from .core import (BearclsError, Html, ImageError, expect, load_image, max_pixels,
+    optional_import, progress)
 from .folders import LeftOut, find_all
 
 # %% ../nbs/09_inference.ipynb #4c5b8d22
@@ -47,6 +48,7 @@ def prediction_html(
     max_n: int = 8,          # Show at most this many labels
 ) -> Html:                   # A headline and a bar for each label
     "An answer with its probabilities as bars"
+    expect('prediction', prediction, Prediction)
     head = f'<b>{escape(prediction.label)}</b>'
     if not prediction.trusted: head = f'<b>Ask a person</b>: {escape(prediction.reason)}.'
     return Html(f'<div style="max-width:26em;line-height:1.5"><div style="margin-bottom:4px">{head}</div>'
@@ -86,6 +88,7 @@ def judge(
     unlikeness: float | None = None,   # How unlike the training pictures it is; None where the bundle has no statistics for it
 ) -> str:                              # Why the answer should not be trusted; empty if it may be
     "The reason to ask a person, in words"
+    expect('bundle', bundle, Bundle)
     if min(size) < bundle.smallest: return f'the picture is only {size[0]} by {size[1]} pixels'
     if light < min_light: return f'the picture is too dark: 95% of it is at {light:.0f} of 255 or darker'
     if unlikeness is not None and bundle.unlikeness and not unlikeness <= (usual := bundle.unlikeness['threshold']):
@@ -143,12 +146,14 @@ class Classifier:
         allow_private: bool = False,            # Also those of hosts in private networks?
         max_pixels: int = max_pixels,           # Refuse pictures that claim more pixels than this
     ):
+        expect('bundle', bundle, str, os.PathLike, Bundle)
         if threads is not None and threads < 1: raise ValueError(f'`threads` must be at least 1, got {threads}')
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         self.allow_url, self.allow_private, self.max_pixels = allow_url, allow_private, max_pixels
         self.threads, self.providers = threads or usable_cores(), provider_names(providers)
         self.session, self._lean, self._lock = _session(self.bundle, self.threads, self.providers), None, threading.Lock()
         self.outputs = [o.name for o in self.session.get_outputs() if o.name in _outputs]
+        self._asked_threads = threads
 
     @property
     def labels(self): return self.bundle.labels
@@ -465,3 +470,9 @@ def predict_rows(self,
 ) -> list['PredictionRow']:            # One for each, in their order
     "Classify some pictures in this thread, which the model sees all at once; one that cannot be opened becomes a row with its reason"
     return self._rows(self.session, named)
+
+# %% ../nbs/09_inference.ipynb #a70a29ec
+@patch_to(Classifier)
+def __reduce__(self):
+    "What is sent to another process: no session and no lock, but all that makes the same ones again"
+    return type(self), (self.bundle, self._asked_threads, self.providers, self.allow_url, self.allow_private, self.max_pixels)

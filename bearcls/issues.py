@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy.stats import rankdata
 from torch import nn
-from .core import DataError, Html, ImageError, gallery, image_size
+from .core import DataError, Html, ImageError, expect, expect_all, gallery, image_size
 from .interpret import Evaluation
 from .likeness import similarity
 from .opening import Surveyed, survey
@@ -97,6 +97,7 @@ def judge_labels(
     seed: int = 42,     # Decides the parts of the cross-validation
 ) -> pd.DataFrame:      # file, split, actual, fit, other, other_fit, likeness, score (0 to 1): a row for each picture, in the order of `seen`
     "How well every label fits its picture, judged without having seen it"
+    expect('seen', seen, Evaluation)
     table = seen.table[['file', 'split', 'actual']].reset_index(drop=True)
     y, rows = seen.targets, np.arange(len(seen))
     judged = np.bincount(y, minlength=len(seen.labels))[y] >= 5
@@ -127,6 +128,8 @@ def label_issues(
     judged: pd.DataFrame | None = None,  # From `judge_labels(seen)`, if at hand; None: judged now
 ) -> pd.DataFrame:         # Columns `issue_columns`, the most suspicious first; margin: lead of the suggested label, 0 to 1
     "Pictures whose label is suspicious, with the kind of suspicion and a reason"
+    expect('seen', seen, Evaluation)
+    expect('judged', judged, pd.DataFrame, None)
     if not 0 <= share <= 1: raise ValueError(f'`share` must lie between 0 and 1, got {share}')
     if judged is None: judged = judge_labels(seen, seed)
     lead = judged.other_fit - judged.fit
@@ -159,6 +162,7 @@ def show_issues(
     side: int = 110,           # Longer side of a thumbnail, in pixels
 ) -> Html:                     # Gallery with the label and the reason under each picture
     "Suspicious labels as pictures"
+    expect('issues', issues, pd.DataFrame)
     if kind is not None and kind not in issue_kinds: raise ValueError(f'`kind` must be one of {", ".join(issue_kinds)}; got {kind!r}')
     rows = (issues if kind is None else issues[issues.kind == kind]).head(n)
     return gallery(rows.file, [f'filed as {r.actual}: {r.reason}' for r in rows.itertuples()], side)
@@ -169,6 +173,8 @@ def copy_issues(
     surveyed: Sequence[Surveyed] | None = None, # The same pictures from `survey`, if at hand; None: they are opened now
 ) -> pd.DataFrame:                              # Columns `issue_columns`, kind 'copy', score: likeness to the picture that is kept
     "Pictures that are copies of others"
+    if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
+    expect('seen', seen, Evaluation)
     seen = seen.where(~seen.table.file.duplicated())  # a file that was listed twice, to be seen more often, is no copy
     surveyed = survey([Path(f) for f in seen.table.file]) if surveyed is None else surveyed
     known = {os.path.abspath(s.file): s for s in surveyed}
@@ -203,5 +209,7 @@ def find_issues(
     seed: int = 42,                             # Decides the parts of the cross-validation
 ) -> pd.DataFrame:                              # Columns `issue_columns`, the most suspicious first; a picture may stand there as a copy and for its label
     "Suspicious labels and copies together"
+    if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
+    expect('seen', seen, Evaluation)
     table = pd.concat([t for t in (label_issues(seen, share, seed), copy_issues(seen, surveyed)) if len(t)] or [pd.DataFrame(columns=issue_columns)])
     return table.sort_values('score', ascending=False, kind='stable').reset_index(drop=True)

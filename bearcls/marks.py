@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
-from .core import DataError, atomic_write
+from .core import DataError, atomic_write, expect
 from .download import hold_file, release_file
 from .moves import cleaning_folder
 from .plans import digest_or_link
@@ -39,6 +39,8 @@ class Marks:
         path: str | os.PathLike,                # Image folder
         file: str | os.PathLike | None = None,  # Where the marks are kept; None: `marks.json` in `cleaning_folder(path)`
     ):
+        expect('path', path, str, os.PathLike)
+        expect('file', file, str, os.PathLike, None)
         self.path, self.is_own_file = Path(os.path.abspath(path)), file is not None
         self.file = Path(os.path.abspath(file)) if file else cleaning_folder(path)/'marks.json'
         self.problem = ''  # What became of a damaged file, in words
@@ -46,6 +48,7 @@ class Marks:
         self.now()
 
     def __len__(self): return len(self.now())
+    def __reduce__(self): return type(self), (self.path, self.file if self.is_own_file else None)  # a copy reads the same file
     def __repr__(self): return f'Marks({self.path.name!r}, {len(self):,} marks)'
 
     def now(self) -> dict[str, Mark]:  # Marks by file, a path relative to the image folder with forward slashes

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from .core import DataError, manifest_name, read_manifest, sha256, write_manifest
+from .core import DataError, expect, manifest_name, read_manifest, sha256, write_manifest
 from .folders import own_rows
 from .download import hold_file, release_file
 from .plans import Change, CleaningPlan, Step, digest_or_link, plan_changes
@@ -33,6 +33,7 @@ def cleaning_folder(
     path: str | os.PathLike,  # Image folder
 ) -> Path:                    # Folder beside it, which need not exist yet
     "Where marks and batches of an image folder are kept"
+    expect('path', path, str, os.PathLike)
     return folder_beside(path, '.cleaning')
 
 # %% ../nbs/07f_moves.ipynb #16cfbc51
@@ -74,6 +75,7 @@ def batches(
     path: str | os.PathLike,  # Image folder
 ) -> list[Batch]:             # The oldest first
     "All batches that were ever applied to an image folder"
+    expect('path', path, str, os.PathLike)
     return [_read_batch(path, f/'batch.json') for f in _batch_folders(path) if (f/'batch.json').exists()]
 
 def _batch_folders(path):
@@ -98,6 +100,7 @@ def unfinished_moves(
     path: str | os.PathLike,  # Image folder
 ) -> str:                     # Empty if there is none
     "Whether a batch was interrupted, and what can be done, in words"
+    expect('path', path, str, os.PathLike)
     last = next((b for b in reversed(batches(path)) if b.state in ('applying', 'undoing')), None)
     if not last: return ''
     what = 'moving' if last.state == 'applying' else 'bringing back'
@@ -121,6 +124,7 @@ def apply_plan(
     plan: CleaningPlan,  # From `plan_changes`
 ) -> list[Move]:         # A row for each file of the plan: moved, or skipped with the reason
     "Move the files of a plan; `undo_moves` takes that back"
+    expect('plan', plan, CleaningPlan)
     path = plan.path
     with _alone(path):
         if unfinished := unfinished_moves(path): raise DataError(f'{unfinished}; nothing new has been moved')
@@ -254,6 +258,7 @@ def undo_moves(
     then: Callable[[Batch, list[Move]], bool] | None = None,  # Told what came back before the batch counts as undone; False: it stays unfinished
 ) -> list[Move]:              # A row for each file that had moved: restored, or skipped with the reason; empty if there is nothing to undo
     "Take the last batch back: content, times, places, manifest; also one that was interrupted"
+    expect('path', path, str, os.PathLike)
     path = Path(path)
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     with _alone(path):
@@ -358,6 +363,7 @@ def redo_moves(
     path: str | os.PathLike,  # Image folder
 ) -> list[Move]:              # As from `apply_plan`; empty if there is nothing to redo
     "Apply once more what the last undo took back"
+    expect('path', path, str, os.PathLike)
     undone = next((b for b in batches(path) if b.state == 'undone'), None)
     if not undone: return []
     return apply_plan(plan_changes(path, [_change(s) for s in undone.steps if s.file in undone.moved or not undone.moved]))
@@ -368,6 +374,7 @@ def finish_moves(
     then: Callable[[Batch, list[Move]], bool] | None = None,  # As for `undo_moves`, if that was interrupted
 ) -> list[Move]:              # A row for each file of that batch; empty if none was interrupted
     "End what was interrupted, in the direction it was going"
+    expect('path', path, str, os.PathLike)
     path = Path(path)
     with _alone(path):
         last = next((b for b in reversed(batches(path)) if b.state in ('applying', 'undoing')), None)
@@ -379,6 +386,7 @@ def moved_from(
     path: str | os.PathLike,  # Image folder
 ) -> dict[str, str]:          # Path at first by present path, for files that batches have given another label
     "What relabelled files were called before they were ever moved"
+    expect('path', path, str, os.PathLike)
     known = {}
     for b in batches(path):
         if b.state != 'applied': continue

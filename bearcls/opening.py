@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
-from .core import ImageError, cache_folder, image_size, load_image, progress, reduced, sha256
+from .core import ImageError, cache_folder, expect, expect_all, image_size, load_image, progress, reduced, sha256
 from .likeness import Fingerprint, fingerprint
 from .measure import in_order
 
@@ -31,10 +31,12 @@ class Store:
         file: str | os.PathLike | None = None,  # SQLite file; None: `pictures.sqlite` in `cache_folder()`
         max_mb: float = 4000,                   # Megabytes at most; then the kinds that were unused for longest go
     ):
+        expect('file', file, str, os.PathLike, None)
         self.file, self.max_mb = Path(file) if file else cache_folder()/'pictures.sqlite', max_mb
         self.usable, self.local, self.lock, self.used = True, threading.local(), threading.RLock(), set()
 
     def __repr__(self): return f'Store({self.file.name!r}, {self.size_mb:.1f} MB)'
+    def __reduce__(self): return type(self), (self.file.absolute(), self.max_mb)  # another process opens the file itself
 
     @property
     def size_mb(self) -> float:  # In megabytes
@@ -238,6 +240,9 @@ def survey(
     store: Store | None = None,       # For the fingerprints; None: the opener's, if it has one
 ) -> list[Surveyed]:                  # One for each file, in their order
     "Read and open every file once"
+    expect('opener', opener, OpenImage, None)
+    expect('store', store, Store, None)
+    files = expect_all('files', files, str, os.PathLike)
     store = store or (opener.store if opener else None)
     found, waiting = [], []
     look = partial(_look, opener=opener, store=store)
@@ -301,4 +306,6 @@ def digest_of(
     opener: OpenImage | None = None,  # Knows the digests of the files it was surveyed with
 ) -> str:                             # sha256 of the bytes, in hexadecimal
     "Digest of a file, as surveyed if it is still the same"
+    expect('file', file, str, os.PathLike)
+    expect('opener', opener, OpenImage, None)
     return (opener.digests.get(_file_key(file)) if opener else None) or sha256(file)

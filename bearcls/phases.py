@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 from .arch import TrainError
-from .core import atomic_write, sha256
+from .core import atomic_write, expect, expect_all, sha256
 from .fitting import TrainingLog, check_batches, log_training, random_state, set_random_state
 
 # %% ../nbs/05d_phases.ipynb #2e8cf5cf
@@ -144,6 +144,7 @@ def training_facts(
     **settings: Any,     # Whatever else decides the result: seed, epochs…
 ) -> dict[str, Any]:     # For `Checkpoint`
     "What decides the result of a training"
+    expect('learn', learn, Learner)
     software = ' '.join(f'{name} {version(name)}' for name in ('bearcls', 'torch', 'fastai'))
     weights = hashlib.sha256()
     for t in learn.model.state_dict().values(): weights.update(t.detach().cpu().contiguous().float().numpy().tobytes())
@@ -200,6 +201,9 @@ def run_phases(
     facts: dict[str, Any] | None = None,          # From `training_facts`, for the checkpoint
 ) -> Learner:                       # The same Learner, trained
     "Train, or go on where a killed run was"
+    expect('learn', learn, Learner)
+    phases = expect_all('phases', phases, Phase)
+    expect('checkpoint', checkpoint, str, os.PathLike, None)
     check_batches(learn.dls)
     log = log_training(learn)
     keep = [KeepBest(early_stop)] if early_stop is not None else []

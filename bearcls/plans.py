@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from .core import DataError, Html, html_table, optional_import, sha256, thumbnail
+from .core import DataError, Html, expect, expect_all, html_table, optional_import, sha256, thumbnail
 from .folders import LabelOf, scan_folder
 from .quarantine import inside, quarantine_folder
 
@@ -33,6 +33,7 @@ def digest_or_link(
     file: str | os.PathLike,  # A file, or a link to one
 ) -> str:                     # sha256 in hexadecimal, or where the link leads
     "What a file holds: the digest of its bytes, or for a link where it leads"
+    expect('file', file, str, os.PathLike)
     return f'link to {os.readlink(file)}' if os.path.islink(file) else sha256(file)
 
 def check_label(
@@ -94,6 +95,7 @@ def plan_html(
     side: int = 64,      # Longer side of a thumbnail, in pixels
 ) -> Html:               # A sentence and a table
     "A plan with its pictures"
+    expect('plan', plan, CleaningPlan)
     counts = ', '.join(f'{n:,} to {action}' for action, n in plan.counts.items()) or 'nothing to do'
     rows = [{'': thumbnail(plan.path/r['file'], side, r['file']), **r} for r in plan.rows[:max_n]]
     more = f'<p>… and {len(plan.steps) - max_n:,} more in <code>plan.table</code></p>' if len(plan.steps) > max_n else ''
@@ -105,6 +107,8 @@ def plan_changes(
     changes: Iterable[Change], # What should happen; the first counts where a file comes twice
 ) -> CleaningPlan:             # One step for each file
     "Work out what a batch of changes would do, with the names the files would get"
+    expect('path', path, str, os.PathLike)
+    changes = expect_all('changes', changes, Change)
     path, chosen, taken = Path(path), {}, set()
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     folder = scan_folder(path)

@@ -19,7 +19,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, set_random_states
 from .arch import keep_modes
-from .core import html_table
+from .core import expect, expect_all, html_table
 
 # %% ../nbs/06b_profile.ipynb #940cd198
 stages = {
@@ -137,6 +137,7 @@ def profile_epoch(
     warm_up: int = 1,    # Batches before that, which are not timed
 ) -> EpochProfile:       # Milliseconds per picture for each stage
     "Measure where the time of a training epoch goes"
+    expect('learn', learn, Learner)
     if n_batches < 1: raise ValueError(f'`n_batches` must be at least 1, got {n_batches}')
     dl = learn.dls.train
     if not len(dl): raise ValueError(f'An epoch has no whole batch: {len(dl.dataset)} pictures in batches of {dl.bs}')
@@ -155,6 +156,8 @@ def plot_profiles(
     ax: Any = None,                        # Matplotlib axes to draw on; None for new ones
 ) -> Any:                                  # The axes
     "A bar for each profile, a colour for each stage"
+    expect('profiles', profiles, Mapping)
+    expect_all('profiles', profiles.values(), EpochProfile)
     if not profiles: raise ValueError('`profiles` is empty; expected names and what `profile_epoch` returns')
     if ax is None:
         import matplotlib.pyplot as plt

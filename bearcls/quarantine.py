@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from .core import DataError, sha256, write_manifest
+from .core import DataError, expect, expect_all, sha256, write_manifest
 from .folders import own_rows
 
 # %% ../nbs/03a_quarantine.ipynb #71e120dc
@@ -25,6 +25,7 @@ def folder_beside(
     name: str,                # What it is for, such as '.quarantine'
 ) -> Path:                    # Folder beside it, which need not exist yet
     "Where something of an image folder lies, out of sight of whatever trains on it"
+    expect('path', path, str, os.PathLike)
     path = Path(os.path.abspath(path))
     return path.parent/name/path.name
 
@@ -59,6 +60,7 @@ def append_entry(
     entry: dict,    # What to note
 ):
     "Add a line to a journal and make sure that it is on the disk"
+    expect('journal', journal, os.PathLike)
     with open(journal, 'ab') as f:
         if f.tell() and not _ends_line(journal): f.write(b'\n')
         f.write(json.dumps(entry).encode() + b'\n')
@@ -76,6 +78,7 @@ def read_journal(
     path: str | os.PathLike,         # Image folder
 ) -> tuple[list[dict], set[int]]:    # Entries of files that were moved, and the ids of those that were brought back
     "What was moved and what was brought back, without a line cut short"
+    expect('path', path, str, os.PathLike)
     file, moved, back = quarantine_folder(path)/journal_name, [], set()
     for line in file.read_bytes().splitlines() if file.exists() else ():
         with contextlib.suppress(ValueError):
@@ -113,6 +116,7 @@ def free_name(
     file: Path,  # The name to have
 ) -> Path:       # The same, or with a number if it is taken
     "A name that no file has"
+    expect('file', file, os.PathLike)
     n, free = 0, file
     while os.path.lexists(free): free, n = file.with_name(f'{file.stem}-{n + 1}{file.suffix}'), n + 1
     return free
@@ -123,6 +127,8 @@ def move_file(
     target: Path,  # Its new name, which must be free; folders are made
 ):
     "Rename, or copy and remove where the two lie on different disks; never over an existing file"
+    expect('source', source, str, os.PathLike)
+    expect('target', target, str, os.PathLike)
     target.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(target): raise FileExistsError(f'{target} exists')
     try: os.rename(source, target)
@@ -139,6 +145,8 @@ def quarantine_files(
     suspects: Iterable[Suspect],  # What to move; the first counts where a file comes twice
 ) -> list[Move]:                  # A row for each file, moved or not
     "Move files out of an image folder, each written down first"
+    expect('path', path, str, os.PathLike)
+    suspects = expect_all('suspects', suspects, Suspect)
     path, chosen = Path(path), {}
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     for s in suspects: chosen.setdefault(inside(path, s.file), s)
@@ -179,6 +187,7 @@ def whereabouts(
     file: str,                # Path relative to it, with forward slashes
 ) -> Path:                    # In the image folder if it is there or nowhere, otherwise in quarantine
     "Where a file of an image folder lies now"
+    expect('path', path, str, os.PathLike)
     here = inside(path, file)
     if here.exists(): return here
     away = [e['to'] for e in _pending(path) if e['file'] == file]
@@ -189,6 +198,7 @@ def restore(
     path: str | os.PathLike,  # Image folder, as given to `check_images`
 ) -> list[Move]:              # A row for each file that was away
     "Bring every quarantined file of an image folder back, byte for byte"
+    expect('path', path, str, os.PathLike)
     path = Path(path)
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     pending = _pending(path)

@@ -19,7 +19,7 @@ from fastai.vision.learner import create_timm_model, create_vision_model
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from .arch import TrainError, get_arch, own_archs, says_if_uncuttable
-from .core import optional_import, sha256
+from .core import expect, optional_import, sha256
 
 # %% ../nbs/09e_rebuild.ipynb #02908f41
 _head_layers = dict(AdaptiveConcatPool2d=(AdaptiveConcatPool2d, ('size',)), AdaptiveAvgPool2d=(nn.AdaptiveAvgPool2d, ('output_size',)), Flatten=(Flatten, ('full',)), ReLU=(nn.ReLU, ('inplace',)), Dropout=(nn.Dropout, ('p', 'inplace')),
@@ -76,6 +76,7 @@ def learner_weights(
     learn: Learner,              # Trained Learner
 ) -> tuple[bytes, dict[str, Any]]:  # The weights in safetensors, and what the facts shall say of them
     "A Learner's weights, with how its network is built"
+    expect('learn', learn, Learner)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in learn.model.state_dict().items()}
     content = optional_import('safetensors.torch', 'safetensors', 'Writing weights').save(state)
     return content, dict(sha256=sha256(content), bytes=len(content), **_recipe(learn, state))

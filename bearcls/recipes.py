@@ -24,7 +24,7 @@ from fastai.vision.core import PILImage, TensorImage, imagenet_stats
 from fasttransform import Transform
 from PIL import Image
 from torch import from_numpy
-from .core import DataError, Html, data_uri, image_size, load_image
+from .core import DataError, Html, data_uri, expect, image_size, load_image
 from .folders import image_files
 
 # %% ../nbs/04d_recipes.ipynb #ee60dac4
@@ -107,6 +107,7 @@ def model_view(
     training: bool = False,   # As in training, with chance, or as in validation
 ) -> Seen:                    # The square and its frame
     "What the model sees of a picture"
+    expect('image', image, Image.Image)
     items, batch = resize_transforms(recipe, size, pad_mode, min_scale)
     item = next(t for t in items if t.split_idx in (None, 0 if training else 1))
     square = item(PILImage(image.convert('RGB')), split_idx=0 if training else 1)
@@ -270,6 +271,7 @@ def comparison_html(
     comparison: ResizeComparison,  # From `compare_resizes`
 ) -> Html:                         # A gallery that wraps to the width of the page
     "A card for each recipe: the picture with what is used and lost, and what the model sees"
+    expect('comparison', comparison, ResizeComparison)
     uri = data_uri(comparison.picture, 300, 75)
     cards = [_card(comparison.picture, uri, v) for v in comparison.views]
     return Html('<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1.6rem 1.8rem">' + ''.join(cards) + '</div>')
@@ -351,6 +353,7 @@ def apply_augment(
     transforms: Iterable[Transform],# Batch transforms
 ) -> Image.Image:                   # The picture after them
     "A picture after batch transforms, as in training"
+    expect('image', image, Image.Image)
     batch, norm = _as_batch(image), Normalize.from_stats(*imagenet_stats, cuda=False)
     for t in transforms:
         batch = norm_apply_denorm(batch, lambda x: t(x, split_idx=0), norm) if isinstance(t, RandomErasing) else t(batch, split_idx=0)
@@ -390,6 +393,7 @@ def augmentations_html(
     gallery: AugmentationGallery,  # From `show_augmentations`
 ) -> Html:                         # A row for each family, which shrinks with the page
     "A row of pictures for each family"
+    expect('gallery', gallery, AugmentationGallery)
     rows = [_family_row(name, [v for v in gallery.views if v.family == name]) for name in dict.fromkeys(v.family for v in gallery.views)]
     return Html(f'<div style="display:grid;gap:1.3rem;max-width:46rem">{"".join(rows)}</div>')
 

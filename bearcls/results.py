@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 from fastcore.basics import patch_to
-from .core import (BearclsError, DataError, Html, ImageError, atomic_write, data_uri, html_table, load_image, optional_import,
+from .core import (BearclsError, DataError, Html, ImageError, atomic_write, data_uri, expect_all, html_table, load_image, optional_import,
                           thumbnail)
 from .fetch import Fetched, FetchLimits, fetch_many, run_aside
 
@@ -99,6 +99,7 @@ class SearchResults(list):
         errors: Iterable[SearchError] = (),    # Who could not answer, and why
         about: Mapping[str, Any] | None = None,# Further facts, where the results were read from a file
     ):
+        expect_all('errors', errors)
         super().__init__(results)
         self.errors, self.about = list(errors), dict(about or {})
 
@@ -134,6 +135,7 @@ def results_html(
     max_rows: int = 12,               # Show at most this many
 ) -> Html:                            # Table with pictures where they are at hand
     "Search results as a page"
+    results = expect_all('results', results, SearchResult)
     failed = ''.join(f'<li>{html.escape(str(e))}</li>' for e in getattr(results, 'errors', ()))
     results = list(results)
     rows = [{'': _preview(r), 'title': _short(r.title), 'size': f'{r.width}×{r.height}' if r.width else '', 'term': r.term, 'provider': r.provider,
@@ -162,6 +164,7 @@ def fetch_thumbnails(
     limits: FetchLimits | None = None, # Limits of time and size; None: 10 seconds, 5 MB, one attempt
 ) -> list[SearchResult]:               # The same results, `thumbnail` a `data:` address where it could be had
     "Fetch thumbnails, all at once and 30 seconds at most"
+    results = expect_all('results', results, SearchResult)
     results, small = list(results), {}
     async def keep(address, answer): small[address] = await asyncio.to_thread(_small_picture, answer, side)
     wanted = {a: None for r in results if (a := r.thumbnail or r.image).lower().startswith(('http://', 'https://'))}
@@ -191,6 +194,7 @@ def write_results(
     **about: Any,                     # Further facts, anything JSON can hold
 ) -> Path:                            # The file written
     "Write search results to a JSON file; `about` are further facts, anything JSON can hold"
+    results = expect_all('results', results, SearchResult)
     with atomic_write(file, 'w') as f: json.dump({**about, 'results': [asdict(r) for r in results]}, f, indent=1)
     return Path(file)
 

@@ -9,12 +9,12 @@ __all__ = ['unreadable_faults', 'awkward_faults', 'content_faults', 'fault_kinds
            'NotEmptyError', 'draw_bears']
 
 # %% ../nbs/01_sample.ipynb #39c2a74d
-import csv, io, struct, zlib
+import csv, io, os, struct, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
-from .core import DataError, ImageRow, atomic_write, manifest_name, progress, read_manifest, sha256, write_manifest
+from .core import DataError, ImageRow, atomic_write, expect, manifest_name, progress, read_manifest, sha256, write_manifest
 from .figures import bear_labels, draw_bear, draw_thing, things
 
 # %% ../nbs/01_sample.ipynb #7595dffe
@@ -121,6 +121,7 @@ def spoil(
     rng: np.random.Generator,     # Source of chance
 ) -> bytes:                       # What goes into the file
     "The bytes of `image` with `fault` done to it"
+    expect('image', image, Image.Image)
     make = {'truncated_jpeg': lambda: _half(_jpeg(image)), 'html_page': lambda: _page, 'empty_file': lambda: b'', 'bomb_png': _bomb,
             'webp_as_jpg': lambda: _webp(image), 'rgba_png': lambda: _png(_cut_out(image)), 'palette_png': lambda: _png(image.quantize(64)),
             'cmyk_jpeg': lambda: _jpeg(image.convert('CMYK')), 'exif_rotated': lambda: _on_its_side(image),
@@ -250,6 +251,7 @@ def draw_bears(
     faults: bool = True,      # Plant known faults and list them in `faults.csv`?
 ) -> Path:                    # The image folder, `dest`
     "Draw a labelled set of grizzly, black and teddy bears"
+    expect('dest', dest, str, os.PathLike)
     _check_whole('n_per_label', n_per_label, 20 if faults else 1)
     _check_whole('side', side, 32, 2048)
     _check_whole('seed', seed, 0)

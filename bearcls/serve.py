@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from .bundle import read_bundle
 from .container import BundleError
-from .core import max_pixels, optional_import, package_file
+from .core import expect, max_pixels, optional_import, package_file
 from .gate import ServiceGate, ServiceMetrics, share_metrics
 from .inference import Classifier, PredictionRow, patch_to, usable_cores
 from .problems import BodyBudget, BoundedBody, Problem, Upload, problem_body, problem_type, read_uploads
@@ -69,6 +69,8 @@ class Service:
         supervised: bool = False,                # Will somebody start another process when this one ends?
         metrics: str | os.PathLike | None = None,# Folder that several processes count into; None: for this process alone
     ):
+        expect('settings', settings, Settings)
+        expect('bundle', bundle, str, os.PathLike, Classifier)
         self.given, self.settings, self.supervised, self.workers, self.watch = bundle, settings, supervised, None, None
         self.budget, self.leaving, self.ill, self.ended, self.loop = BodyBudget(settings.max_held), False, '', threading.Event(), None
         self.metrics = ServiceMetrics(metrics)
@@ -262,6 +264,8 @@ def make_app(
     metrics: str | os.PathLike | None = None, # Folder that several processes count into; None: this process alone
 ) -> Any:                                     # A `FastAPI` application
     "The service as an application for any server of ASGI"
+    expect('settings', settings, Settings)
+    expect('bundle', bundle, str, os.PathLike, Classifier)
     fastapi = optional_import('fastapi', "'bearcls[serve]'", 'The HTTP service')
     from fastapi.responses import JSONResponse, Response
     from starlette.exceptions import HTTPException
@@ -387,6 +391,8 @@ def serving(
     host: str = '127.0.0.1',                 # Where to listen; the port is any that is free
 ) -> Iterator[str]:                          # Its address, such as http://127.0.0.1:40123
     "A service in a thread, for the time of a `with`"
+    expect('settings', settings, Settings)
+    expect('bundle', bundle, str, os.PathLike, Classifier)
     import uvicorn
     if not isinstance(bundle, Classifier): read_bundle(bundle)  # its own errors, before a thread is started
     config, sock = _service_config(make_app(bundle, replace(settings, seconds_leaving=0)), settings), _service_socket(host, 0)
@@ -412,6 +418,8 @@ def run_server(
     settings: Settings = Settings(), # Bounds, key, page; without a key, that of BEARCLS_API_KEY
 ) -> bool:                         # Did all processes end in order?
     "Serve a bundle until SIGTERM or Ctrl+C; what was begun is answered first"
+    expect('settings', settings, Settings)
+    expect('bundle', bundle, str, os.PathLike)
     import tempfile
     if workers < 1: raise ValueError(f'`workers` must be at least 1, got {workers}')
     for name in ('fastapi', 'uvicorn', 'prometheus_client'): optional_import(name, "'bearcls[serve]'", 'The HTTP service')

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np, pandas as pd
 from scipy.stats import fisher_exact
 from .balance import site_of
-from .core import DataError, Html, ImageError, html_table, image_size, load_image, progress
+from .core import DataError, Html, ImageError, expect, html_table, image_size, load_image, progress
 from .folders import known_rows, manifest_roots
 from .interpret import Evaluation, real_name
 from .intervals import wilson
@@ -31,6 +31,8 @@ def picture_facts(
     path: str | os.PathLike | None = None, # Image folder with the manifest; None: the folder that holds the labels' folders
 ) -> pd.DataFrame:                         # A row per picture, in the order of `seen`: brightness, size, aspect, site, term; nan or '' where it cannot be told
     "Facts by which pictures can be put into slices"
+    expect('seen', seen, Evaluation)
+    expect('path', path, str, os.PathLike, None)
     files = [Path(f) for f in seen.table.file]
     looks = list(progress(in_order(_look, files), 'looking', len(files), 'img'))
     facts = pd.DataFrame(looks, columns=['brightness', 'size', 'aspect'], dtype=float)
@@ -93,6 +95,8 @@ def slice_errors(
     alpha: float = .05,                # Accepted chance that any harmless slice is called different
 ) -> pd.DataFrame:                     # Columns `slice_columns`; verdict: 'more errors', 'fewer errors', 'cannot tell', 'too few' or 'nothing to compare'
     "The error on each slice with its 95% interval, and whether it differs from elsewhere beyond chance"
+    expect('seen', seen, Evaluation)
+    expect('facts', facts, pd.DataFrame, None)
     facts, wrong = _checked_facts(seen, facts, by), ~seen.table.correct.to_numpy(bool)
     rows = [row for column in facts for row in _slice_rows(column, cut_slices(facts[column], n_parts), wrong, seen.table.actual, min_n)]
     table = pd.DataFrame(rows, columns=slice_columns[:-2])
@@ -134,6 +138,7 @@ def plot_slices(
     ax: Any = None,       # Matplotlib axes to draw on; None for new ones
 ) -> Any:                 # The axes
     "The error on each slice with its interval and its number of pictures; what stands out is coloured"
+    expect('table', table, pd.DataFrame)
     table = table[table.verdict != 'nothing to compare']
     if ax is None:
         import matplotlib.pyplot as plt
@@ -153,6 +158,8 @@ def coverage(
     n_parts: int = 3,                  # Parts that numbers are cut into
 ) -> pd.DataFrame:                     # Index: fact and slice; columns: labels; number of pictures
     "How many pictures of each label there are in each slice"
+    expect('seen', seen, Evaluation)
+    expect('facts', facts, pd.DataFrame, None)
     facts, labels = _checked_facts(seen, facts, by), pd.Categorical(seen.table.actual, categories=seen.labels)
     parts = {column: pd.crosstab(cut_slices(facts[column], n_parts), labels, dropna=False) for column in facts} if len(seen) else {}
     parts = {column: part.reindex(columns=seen.labels, fill_value=0) for column, part in parts.items() if len(part) > 1}
@@ -165,6 +172,8 @@ def slice_words(
     counted: pd.DataFrame | None = None,   # From `coverage`, for what is missing
 ) -> list[str]:                            # Sentences, the most important first
     "What stands out beyond chance, what cannot be told, and what is missing"
+    expect('table', table, pd.DataFrame)
+    expect('counted', counted, pd.DataFrame, None)
     found = table[table.p_adjusted.notna()]
     out = found[found.verdict.isin(['more errors', 'fewer errors'])].sort_values(['verdict', 'p_adjusted'], ascending=[False, True], kind='stable')  # more errors first
     words = [f'{_slice_name(r)}: {r.verdict} than elsewhere, {r.wrong} of {r.n} ({r.error:.0%}, probably {r.low:.0%} to {r.high:.0%}) against {r.elsewhere:.0%}.' for r in out.itertuples()]
@@ -192,6 +201,8 @@ def slices_html(
     by: Sequence[str] | None = None,   # Columns of `facts` to slice by; None: all
 ) -> Html:                             # Sentences and a table
     "Errors by slice as a section of a report"
+    expect('seen', seen, Evaluation)
+    expect('facts', facts, pd.DataFrame, None)
     facts = _checked_facts(seen, facts, by)
     table = slice_errors(seen, facts)
     words = ''.join(f'<li>{escape(w)}</li>' for w in slice_words(table, coverage(seen, facts)))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np, pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 from .bundle import prepare
-from .core import DataError, Html, ImageError, gallery, html_table, load_image, progress
+from .core import DataError, Html, ImageError, expect, gallery, html_table, load_image, progress
 from .folders import scan_folder
 from .inference import Classifier
 from .intervals import wilson
@@ -179,6 +179,7 @@ def apply_stress(
     seed: int | Sequence[int] = 42,  # The same seed disturbs in the same way
 ) -> Image.Image:        # RGB picture of the same size
     "A picture under one disturbance"
+    expect('image', image, Image.Image)
     if kind not in stresses: raise ValueError(f'`kind` must be one of {", ".join(stresses)}; got {kind!r}')
     if strength not in range((n := len(stresses[kind].levels)) + 1): raise ValueError(f'`strength` must be from 0 to {n}, got {strength}')
     return stresses[kind].apply(image, stresses[kind].levels[strength - 1], np.random.default_rng(seed)) if strength else image
@@ -219,6 +220,7 @@ def stress(
     seed: int = 42,                               # Decides which pictures, and how they are disturbed
 ) -> pd.DataFrame:                                # Columns `stress_columns`, the first row for undisturbed pictures
     "Error and trust under what a camera outdoors adds"
+    expect('classifier', classifier, str, os.PathLike, Classifier)
     classifier = classifier if isinstance(classifier, Classifier) else Classifier(classifier)
     kinds, strengths = _several(stresses if kinds is None else kinds), _several(strengths)
     for kind in kinds:
@@ -267,6 +269,7 @@ def plot_stress(
     ax: Any = None,       # Matplotlib axes to draw on; None for new ones
 ) -> Any:                 # The axes
     "For each kind and strength: the error, the error among trusted answers, and the share that is trusted"
+    expect('table', table, pd.DataFrame)
     if ax is None:
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=(7, .9 + .24*len(table)), layout='constrained')[1]
@@ -284,6 +287,7 @@ def trust_under_stress(
     table: pd.DataFrame,  # From `stress`, with at least two rows
 ) -> dict[str, Any]:      # correlation, error and trusted_error over all disturbed pictures, trusted (share), harmful: (kind, strength) of ways in which trusted answers are wrong clearly more often than undisturbed ones
     "Does trust fall where errors rise?"
+    expect('table', table, pd.DataFrame)
     rest, first = table[table.strength > 0], table.iloc[0]
     if not len(rest): raise DataError('`table` has no disturbed pictures')
     ranks = table[['error', 'trusted']].rank()
@@ -300,6 +304,7 @@ def plot_trust(
     ax: Any = None,       # Matplotlib axes to draw on; None for new ones
 ) -> Any:                 # The axes
     "Error against the share of trusted answers, a line for each kind from undisturbed to strong"
+    expect('table', table, pd.DataFrame)
     if ax is None:
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=(6.4, 4.4), layout='constrained')[1]
@@ -316,12 +321,14 @@ def stress_html(
     table: pd.DataFrame,  # From `stress`
 ) -> Html:                # A sentence and a table
     "Stress as a section of a report"
+    expect('table', table, pd.DataFrame)
     return Html(f'<p>{escape(stress_words(table))}</p>{html_table(_stress_lines(table), max_rows=len(table))}')
 
 def stress_facts(
     table: pd.DataFrame,  # From `stress`
 ) -> dict[str, Any]:      # words, rows; ready for JSON and for `add_metrics`
     "Stress for the facts and the model card of a bundle"
+    expect('table', table, pd.DataFrame)
     rows = [{name: v.item() if hasattr(v, 'item') else v for name, v in row.items()} for row in table.to_dict('records')]
     return dict(words=stress_words(table), rows=[{name: None if v != v else v for name, v in row.items()} for row in rows])  # nan is no number of JSON
 
@@ -334,6 +341,7 @@ def stress_words(
     table: pd.DataFrame,  # From `stress`
 ) -> str:                 # For a report or a card
     "What the table says, in sentences"
+    expect('table', table, pd.DataFrame)
     first, t = table.iloc[0], trust_under_stress(table)
     worst = table[table.strength > 0].sort_values('error', ascending=False, kind='stable').iloc[0]
     words = (f'On {first.n} pictures {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under {table.kind.nunique() - 1} disturbances; the worst is {worst.kind} ({worst.level}) with {worst.error:.0%}. '

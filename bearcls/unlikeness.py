@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
-from .core import DataError, Html, html_table
+from .core import DataError, Html, expect, html_table
 
 # %% ../nbs/09a_unlikeness.ipynb #764f6cbc
 stranger_kinds = ('thing', 'noise', 'plain', 'stripes', 'blocks', 'text')
@@ -190,6 +190,7 @@ def unlikeness_facts(
     fitted: Unlikeness,  # From `fit_unlikeness`
 ) -> dict[str, Any]:     # threshold, false_alarms with its 95% interval, pictures, held_back, k, measured; ready for JSON
     "The numbers that describe it, without its arrays"
+    expect('fitted', fitted, Unlikeness)
     low, high = alarm_interval(fitted.n_held, fitted.false_alarms) if fitted.n_held else (0., 1.)
     return dict(threshold=fitted.threshold, false_alarms=fitted.false_alarms, false_alarms_low=low, false_alarms_high=high,
         pictures=fitted.n, held_back=fitted.n_held, k=fitted.k, measured=fitted.measured)
@@ -198,6 +199,7 @@ def unlikeness_html(
     fitted: Unlikeness,  # From `fit_unlikeness`; the table shows its `measured`
 ) -> Html:               # A sentence, and a table if anything was measured
     "What the score promises, for a report"
+    expect('fitted', fitted, Unlikeness)
     f = unlikeness_facts(fitted)
     words = (f'<p>Pictures above an unlikeness of {f["threshold"]:.3f} are not trusted. It was chosen by {f["held_back"]:,} held-back pictures so that {f["false_alarms"]:.0%} of pictures like the training’s lie above it '
         f'(95% interval {f["false_alarms_low"]:.0%} to {f["false_alarms_high"]:.0%}).</p>')

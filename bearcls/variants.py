@@ -17,7 +17,7 @@ import numpy as np
 from .bundle import Bundle, model_bytes, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
 from .card import model_card
 from .container import BundleError
-from .core import DataError, Html, ImageError, html_table, load_image, optional_import, progress
+from .core import DataError, Html, ImageError, expect, html_table, load_image, optional_import, progress
 from .inference import Classifier
 from .folders import find_pictures
 from .signature import read_key
@@ -98,6 +98,8 @@ def compare_bundles(
     files: Iterable | str | os.PathLike, # Pictures, or their folder; those in folders named after labels also tell the error
 ) -> dict[str, Any]:                     # n, changed, largest_change and mean_change of a probability; error_before, error_after, n_labelled; bytes_before, bytes_after; unlikeness_moved
     "How differently two bundles answer"
+    expect('before', before, str, os.PathLike, Bundle)
+    expect('after', after, str, os.PathLike, Bundle)
     files, sides = find_pictures(files), [Classifier(b) for b in (before, after)]
     if sides[0].labels != sides[1].labels: raise BundleError('The two bundles have different labels, so their answers cannot be compared')
     rows = [(a.prediction, b.prediction, Path(a.file).parent.name) for a, b in zip(*(c.predict_batch(files) for c in sides)) if a.prediction and b.prediction]
@@ -132,6 +134,8 @@ def compress_bundle(
     key: str | os.PathLike | None = None, # Secret key to sign with; the old signature does not fit the new model
 ) -> Path:                                # `dest`
     "A smaller bundle that says itself how differently it answers"
+    expect('bundle', bundle, str, os.PathLike)
+    expect('dest', dest, str, os.PathLike)
     dest, source, files = Path(dest), read_bundle(bundle), find_pictures(files)
     if key is not None: read_key(key, secret=True)
     kind = dict(fp16='float16').get(kind, kind)

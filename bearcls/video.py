@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from PIL import Image
-from .core import ImageError, _image_errors, _source_name, flatten, max_pixels, optional_import, progress, reduced
+from .core import _image_errors, _source_name, ImageError, expect, expect_all, flatten, max_pixels, optional_import, progress, reduced
 from .inference import Classifier, Prediction, patch_to
 
 # %% ../nbs/09c_video.ipynb #a6cfe18b
@@ -110,6 +110,7 @@ def follow(
     smoothing: float,         # Seconds after which two thirds of the way are done; 0: no smoothing
 ) -> dict[str, float]:        # By label, with this frame
     "Levels after one more answer"
+    expect('prediction', prediction, Prediction)
     keep = math.exp(-seconds/smoothing) if smoothing > 0 else 0.
     return {label: keep*level.get(label, 0.) + (1 - keep)*p*prediction.trusted for label, p in prediction.probabilities.items()}
 
@@ -171,6 +172,7 @@ def sightings(
     gap: float = 2.,           # Seconds that may lie between two parts of one sighting
 ) -> list[Sighting]:           # In the order of their beginnings
     "When was which label there?"
+    rows = expect_all('rows', rows, FrameRow)
     if not 0 < stop <= start <= 1: raise ValueError(f'`stop` and `start` must fulfil 0 < stop <= start <= 1, got {stop} and {start}')
     rows = [r for r in rows if r.prediction]
     found = [s for label in (rows[0].level if rows else ()) for s in _joined(list(_stretches(rows, label, start, stop)), gap)]

@@ -20,7 +20,7 @@ from string import Template
 from PIL import Image, ImageDraw
 from .bundle import Bundle, bundle_json, model_bytes, read_bundle
 from .container import facts_file, model_file
-from .core import BearclsError, Html, atomic_write, cache_folder, html_table, package_file, sha256
+from .core import BearclsError, Html, atomic_write, cache_folder, expect, expect_all, html_table, package_file, sha256
 
 # %% ../nbs/12c_web.ipynb #bace48c9
 class WebError(BearclsError, RuntimeError):
@@ -93,6 +93,7 @@ def web_facts(
     model: bytes,     # Its model
 ) -> dict:            # What `bundle.json` of the page says
     "The facts that decide an answer, and none of how the model came about"
+    expect('bundle', bundle, Bundle)
     unlike = bundle.unlikeness and {k: bundle.unlikeness[k] for k in ('threshold', 'false_alarms', 'pictures')}
     return bundle_json(replace(bundle, unlikeness=unlike, metrics={}, data={}, versions={}, weights=None, card=''), sha256(model), len(model))
 
@@ -222,6 +223,8 @@ def web_files(
     single: bool = True,                       # Also the page as one file?
 ) -> dict[str, bytes]:                         # Content by name
     "Everything that the folder holds"
+    expect('bundle', bundle, str, os.PathLike, Bundle)
+    expect('runtime', runtime, str, os.PathLike, None)
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     model, title = model_bytes(bundle), ' '.join(title.split()) or bundle.question
     if single and len(model) > largest_single: raise WebError(f'The model has {len(model)/1e6:,.0f} MB, and in a single file browsers take up to {largest_single/1e6:,.0f}: {_smaller}, or write the page alone, with `bearcls.web.write_web(…, single=False)`')
@@ -238,6 +241,9 @@ def write_web(
     single: bool = True,                       # Also write the page as one file?
 ) -> WebPage:                                  # What was written, and how much a visit loads
     "Write a page that classifies pictures in the visitor's browser"
+    expect('bundle', bundle, str, os.PathLike, Bundle)
+    expect('dest', dest, str, os.PathLike)
+    expect('runtime', runtime, str, os.PathLike, None)
     dest = Path(dest)
     _check_folder(dest)
     files = web_files(bundle, title, runtime, single)
@@ -261,6 +267,8 @@ def weigh_web(
     bundles: Mapping[str, str | os.PathLike | Bundle],  # By name: folders of bundles, their zips, or what `read_bundle` returned
 ) -> list[dict]:  # For each: name, and megabytes of the model, of a first visit, and of the single file
     "What pages would weigh, without making them"
+    expect('bundles', bundles, Mapping)
+    expect_all('bundles', bundles.values(), str, os.PathLike, Bundle)
     def weigh(bundle):
         model = model_bytes(bundle if isinstance(bundle, Bundle) else read_bundle(bundle))
         return dict(model=len(model)/1e6, visit=(len(model) + _runtime_bytes)/1e6, single=(4/3*len(gzip.compress(model, 9)) + 4/3*_runtime_bytes)/1e6)

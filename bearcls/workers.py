@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from .bundle import Bundle, read_bundle
 from .container import BundleError, bundle_names, facts_file
-from .core import BearclsError, _open, max_pixels
+from .core import BearclsError, _open, expect, max_pixels
 from .guard import costly_build
 from .inference import Classifier, PredictionRow, patch_to, usable_cores
 
@@ -53,6 +53,7 @@ def batch_seconds(
     rounds: int = 5,                              # The quickest of these counts
 ) -> dict[int, float]:                            # Seconds for each picture, by the pictures at a time
     "What batches bring on this machine"
+    expect('classifier', classifier, Classifier)
     width, height = classifier.bundle.size
     def seconds(n):
         pixels, times = np.zeros((n, height, width, 3), np.uint8), []

@@ -1,4 +1,4 @@
-"The notebook application, in Voilà and in JupyterLab, in a real browser"
+"The notebook application, in Voilà, JupyterLab and Notebook 7, in a real browser"
 import io, json, os, time
 from pathlib import Path
 import numpy as np
@@ -11,7 +11,7 @@ pytest.importorskip('anywidget', reason='anywidget is not installed')
 from bearcls.app import serve_app, write_app
 from bearcls.feedback import Feedback
 from test_app import small_server, wait_until
-from test_cleaner_browser import contrasts, serving, setting
+from test_cleaner_browser import contrasts, fronts, front_url, idle, jupyter, setting
 
 def picture(colour, size=(400, 300), format='JPEG', noise=0, **options):
     "A picture of one colour, or with noise around it, as the bytes of a file"
@@ -57,17 +57,15 @@ def voila(bundle):
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
-    pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
     folder = tmp_path_factory.mktemp('lab')
     write_app(make_bundle(folder/'furs'), folder)
-    setting(folder, 'notification', dict(fetchNews='false', checkForUpdates=False))
-    options = ['--ip=127.0.0.1', '--IdentityProvider.token=', '--ServerApp.password=', '--ServerApp.allow_root=True', f'--ServerApp.root_dir={folder}']
-    with serving(folder, 'jupyterlab', *options, ready='api') as url: yield folder, f'{url}lab/tree/app.ipynb?reset'
+    with jupyter(folder) as url: yield folder, url
 
 class Place:
     "A page with the application, and what it has exchanged with whom"
-    def __init__(self, tab, folder, url, is_lab):
-        self.tab, self.folder, self.url, self.is_lab, self.sent, self.hosts, self.errors = tab, folder, url, is_lab, [], set(), []
+    def __init__(self, tab, folder, url, front='voila'):
+        self.tab, self.folder, self.is_voila, self.sent, self.hosts, self.errors = tab, folder, front == 'voila', [], set(), []
+        self.url = url if self.is_voila else front_url(url, front, 'app')
         tab.set_default_timeout(120_000)
         tab.on('websocket', lambda socket: socket.on('framesent', lambda frame: self.sent.append(len(frame))))
         tab.on('response', lambda r: self.hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None)
@@ -77,12 +75,12 @@ class Place:
 
     def open(self):
         self.tab.goto(self.url)
-        if self.is_lab:
-            self.tab.get_by_text('Python 3 (ipykernel) | Idle').wait_for()
+        if not self.is_voila:
+            idle(self.tab)
             self.tab.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
             self.tab.keyboard.press('Control+Enter')
         self.button.wait_for()
-        if not self.is_lab: self.kernel = json.loads(self.tab.locator('#jupyter-config-data').text_content())['kernelId']
+        if self.is_voila: self.kernel = json.loads(self.tab.locator('#jupyter-config-data').text_content())['kernelId']
 
     @property
     def button(self): return self.tab.get_by_role('button', name='Choose pictures')
@@ -109,20 +107,23 @@ class Place:
         "Name of each picture, and what stands beside it"
         return {card.get_attribute('data-name'): card.locator('.bq-head strong, .bq-problem').inner_text() for card in self.cards.all()}
 
-@pytest.fixture(params=['voila', 'lab'])
+@pytest.fixture(params=['voila', 'lab', 'notebook'])
 def place(browser, request):
-    folder, url = request.getfixturevalue(request.param)
+    folder, url = request.getfixturevalue('voila' if request.param == 'voila' else 'lab')
     with browser.new_page(viewport=dict(width=1200, height=900), permissions=['clipboard-read', 'clipboard-write', 'camera']) as tab:
-        yield Place(tab, folder, url, request.param == 'lab')
+        yield Place(tab, folder, url, request.param)
+
+two_places = pytest.mark.parametrize('place', ['voila', 'lab'], indirect=True)  # for what takes long, and is the same in Notebook 7 as in JupyterLab
 
 @pytest.fixture(params=[('light', 1200), ('dark', 360)], ids=['light', 'dark'])
 def page(browser, voila, request):
     "Voilà only, in two shapes"
     scheme, width = request.param
-    with browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme) as tab: yield Place(tab, *voila, False)
+    with browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme) as tab: yield Place(tab, *voila)
 
 # ---------------------------------------------------------------- answers
 
+@two_places
 def test_every_kind_of_file(place, files):
     "Right answer or a clear sentence each time, never the one before, and no large message for anything that the browser can open"
     for name in ('brown.jpg', 'sideways.jpg', 'twelve.jpg', 'web.webp', 'large.png', 'alpha.png', 'new.avif', 'doubt.png', 'text.jpg', 'empty.jpg', 'half.jpg', 'scan.tif', 'huge.bin.jpg',
@@ -142,6 +143,7 @@ def test_every_kind_of_file(place, files):
     assert 'Traceback' not in html and 'site-packages' not in html and str(place.folder) not in html and not place.errors
     assert place.hosts == {place.url.split('/')[2]}, 'the page asked other hosts'
 
+@two_places
 def test_several_at_once(place, files):
     names = ['brown.jpg', 'white.png', 'text.jpg', 'sideways.jpg', 'empty.jpg', 'web.webp', 'doubt.png', 'twelve.jpg', 'alpha.png', 'new.avif', 'scan.tif', 'large.png']
     place.choose(*[files/name for name in names])
@@ -149,6 +151,7 @@ def test_several_at_once(place, files):
     assert list(found) == names and all(expected[name] in found[name] for name in names), found
     assert place.status == 'All 12 pictures are done.'
 
+@two_places
 def test_no_stale_answer(place, files):
     "New pictures are chosen while many old ones are worked on: these are gone at once, and stay away"
     place.choose(files/'white.png')
@@ -326,17 +329,39 @@ def test_axe(page, files):
         found = page.tab.evaluate("axe.run('.bearcls-classify')")['violations']
         assert not found, [(v['id'], v['help'], [n['html'] for n in v['nodes']][:3]) for v in found]
 
-def test_theme_of_jupyterlab(browser, lab, files):
-    "Dark JupyterLab on a computer that prefers light, and a window as narrow as a phone"
+@pytest.mark.parametrize('front', fronts)
+def test_theme_of_jupyter(browser, lab, files, front):
+    "A dark notebook on a computer that prefers light, and a window as narrow as a phone"
     setting(lab[0], 'themes', dict(theme='JupyterLab Dark'))
     with browser.new_page(viewport=dict(width=1000, height=800), color_scheme='light') as tab:
-        place = Place(tab, *lab, True)
+        place = Place(tab, *lab, front)
         place.choose(files/'brown.jpg')
         tab.locator('.bearcls-classify[data-theme=dark]').wait_for()
         low = [f for f in tab.evaluate(contrasts.replace('.bearcls-cleaner', '.bearcls-classify')) if f[0] < 4.5]
         assert not low, low
-        snap(tab, 'app-lab')
+        snap(tab, f'app-{front}')
     setting(lab[0], 'themes', dict(theme='JupyterLab Light'))
+
+@pytest.mark.parametrize('front', fronts)
+def test_no_key_reaches_the_notebook(browser, lab, files, front):
+    "A letter chooses the label that begins with it, and D twice deletes no cell; Ctrl+S saves the notebook all the same"
+    with browser.new_page(viewport=dict(width=1200, height=900)) as tab:
+        place, notebook = Place(tab, *lab, front), lab[0]/'app.ipynb'
+        place.choose(files/'brown.jpg')
+        place.cards.get_by_role('button', name='Wrong').click()
+        cells = lambda: tab.eval_on_selector_all('.jp-Notebook .jp-Cell', 'cells => cells.map(c => c.className.match(/jp-(Code|Markdown|Raw)Cell/)[0] + c.classList.contains("jp-mod-selected"))')
+        before, choice = cells(), place.cards.get_by_label('What would be right')
+        for control in (place.button, place.cards.get_by_role('button', name='Right')):
+            focus(control)
+            for key in [*'abcfhijklmopqrtuvxyz0123456789', *'dd', *'ii', 'ArrowDown', 'ArrowUp']: tab.keyboard.press(key)
+        focus(choice)
+        tab.keyboard.press('w')
+        assert choice.input_value() == 'white', 'the letter did not reach the list'
+        for key in ('d', 'd', 'x', 'm', 'ArrowUp'): tab.keyboard.press(key)
+        assert cells() == before, 'a key reached the notebook'
+        written = notebook.stat().st_mtime_ns
+        tab.keyboard.press('Control+s')
+        wait_until(lambda: notebook.stat().st_mtime_ns > written, 'Ctrl+S does not save the notebook')
 
 def snap(tab, name):
     "Keep a picture of the page in the folder that BEARCLS_PICTURES names, if it names one"
@@ -356,7 +381,7 @@ def test_kernels_come_and_go(browser, hasty, files):
     time.sleep(15)
     assert list(ours().values()) == [first], 'the kernel that waits was ended'
     with browser.new_page() as tab:
-        place = Place(tab, folder, url, False)
+        place = Place(tab, folder, url)
         assert place.kernel == first, 'the page does not have the kernel that waited'
         place.choose(files/'brown.jpg')
         second, = wait_until(lambda: set(ours().values()) - {first}, 'no other kernel waits for the next visitor')
@@ -370,7 +395,7 @@ def test_kernels_come_and_go(browser, hasty, files):
 def test_goodbye(browser, bundle, monkeypatch):
     "A page that is left in the usual way ends its own kernel; idle ones are not looked for here within the hour"
     with small_server(bundle, monkeypatch, cull_interval=3600) as (url, ours), browser.new_page() as tab:
-        place = Place(tab, bundle.parent, url, False)
+        place = Place(tab, bundle.parent, url)
         assert place.kernel in ours().values()
         tab.goto('about:blank')
         wait_until(lambda: place.kernel not in ours().values(), 'the kernel of the page lives on')
@@ -382,7 +407,7 @@ def test_lost_kernel(browser, hasty, files):
     folder, url, ours = hasty
     with browser.new_page() as tab:
         tab.clock.install()
-        place = Place(tab, folder, url, False)
+        place = Place(tab, folder, url)
         place.choose(files/'white.png')
         for pid in ours(): psutil.Process(pid).kill()
         place.choose(files/'brown.jpg', wait=False)
@@ -416,7 +441,7 @@ def test_pictures_for_the_site(browser, tmp_path):
     with serve_app(bundle, feedback=tmp_path/'feedback.sqlite') as url:
         for name, scheme, width, height in (('app', 'light', 1000, 1310), ('app-phone', 'dark', 390, 780)):
             with browser.new_page(viewport=dict(width=width, height=height), color_scheme=scheme) as tab:
-                place = Place(tab, tmp_path, url, False)
+                place = Place(tab, tmp_path, url)
                 place.choose(*([*chosen, tmp_path/'holiday.png', tmp_path/'letter.jpg'] if name == 'app' else chosen[:1]))
                 if name == 'app-phone':
                     tab.get_by_role('button', name='Wrong').click()

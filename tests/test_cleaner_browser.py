@@ -1,5 +1,5 @@
-"The cleaner in JupyterLab and in Voilà, driven by mouse and by keyboard alone, in a real browser"
-import contextlib, hashlib, json, os, socket, subprocess, sys, time, urllib.request
+"The cleaner in JupyterLab, Notebook 7 and Voilà, driven by mouse and by keyboard alone, and galleries there, in a real browser"
+import contextlib, hashlib, importlib.util, json, os, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
 
@@ -32,9 +32,18 @@ def wait():
 late = CleanerWidget(Cleaning(path), 4, Query(label='black'))
 late.predict(wait)
 '''
+galleries = '''
+from IPython.display import display
+report, files = check_images(path), image_files(path)
+adjusted = report.adjust(min_similarity=.9, min_sharpness=1e9)  # so that there is something to see
+for shown in (gallery(files[:20]), seen, show_top_losses(seen), show_confusion(seen), show_issues(find_issues(seen)), show_candidates(cleaning_candidates(seen, report)), report, adjusted.show(),
+    plan_changes(path, [Change('/'.join(files[0].parts[-2:]), 'delete')]), Cleaning(path, seen).show(), show_augmentations(files[0], n=3, size=80), compare_resizes(files[0], size=80),
+    html_table([dict(file='a'*300, words='some words '*30)]), Prediction('black', .7, dict(black=.7, grizzly=.2, teddy=.1))): display(shown)
+'''
 notebooks = dict(
     clean=['from predictions import path, seen\nfrom bearcls.cleaner import cleaner', 'cleaner(path, seen=seen)'],
     late=['from predictions import Path, path, seen' + late, 'late'],  # four pictures on a page; predictions come with the file `go`
+    galleries=['from predictions import path, seen\nfrom bearcls.all import *', galleries],
 )
 
 # ---------------------------------------------------------------- two servers
@@ -69,14 +78,27 @@ def serving(folder, module, *options, ready):
             try: server.wait(15)
             except subprocess.TimeoutExpired: server.kill()
 
-@pytest.fixture(scope='module')
-def lab(tmp_path_factory):
+fronts = dict(lab='lab/tree/{}.ipynb?reset', notebook='notebooks/{}.ipynb')  # where one server shows a notebook in JupyterLab, and in Notebook 7
+
+@contextlib.contextmanager
+def jupyter(folder):
+    "A server with JupyterLab, and with Notebook 7 where that is installed"
     pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
-    folder = tmp_path_factory.mktemp('lab')
-    write_notebook(folder)
     options = ['--ip=127.0.0.1', '--IdentityProvider.token=', '--ServerApp.password=', '--ServerApp.allow_root=True', f'--ServerApp.root_dir={folder}']
     setting(folder, 'notification', dict(fetchNews='false', checkForUpdates=False))
-    with serving(folder, 'jupyterlab', *options, ready='api') as url: yield folder, url
+    module = 'notebook' if importlib.util.find_spec('notebook') else 'jupyterlab'
+    with serving(folder, module, *options, ready='api') as url: yield url
+
+def front_url(url, front, name):
+    "The address of a notebook in a front end; the test is skipped where that is not installed"
+    if front == 'notebook': pytest.importorskip('notebook', minversion='7', reason='Notebook 7 is not installed')
+    return url + fronts[front].format(name)
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('lab')
+    write_notebook(folder)
+    with jupyter(folder) as url: yield folder, url
 
 @pytest.fixture(scope='module')
 def voila(tmp_path_factory):
@@ -93,20 +115,29 @@ def setting(folder, name, value):
 
 # ---------------------------------------------------------------- a page with the cleaner
 
-def open_lab(page, folder, url, theme):
+def open_lab(page, folder, url, theme, front='lab'):
     setting(folder, 'themes', dict(theme=theme))
-    page.goto(f'{url}lab/tree/clean.ipynb?reset')
+    page.goto(front_url(url, front, 'clean'))
     page.locator('.jp-Notebook .jp-Cell').nth(1).wait_for(timeout=120_000)
     run_cells(page)
 
+def idle(page):
+    "Wait until the kernel of the page's notebook is, and the page is connected to it"
+    server, name = page.url.split('/')[2], page.url.split('/')[-1].split('?')[0]
+    def ready():
+        sessions = page.request.get(f'http://{server}/api/sessions').json()
+        return any(s['path'] == name and s['kernel']['execution_state'] == 'idle' and s['kernel']['connections'] for s in sessions)
+    wait_until(ready, 'the kernel is not idle', 120)
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status=idle]').first.wait_for(timeout=120_000, state='attached')
+
 def run_cells(page):
     "Run both cells, and wait for the pictures"
-    page.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
+    idle(page)
     page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
     page.keyboard.press('Shift+Enter')
     page.keyboard.press('Control+Enter')  # Shift+Enter would make another cell and take the focus there, sooner or later
     shown(page)
-    page.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
+    idle(page)
 
 def shown(page):
     "Wait until every picture of the page is there, and what the model says"
@@ -233,25 +264,48 @@ def unmarked(request):
     for name in {'lab', 'voila'} & set(request.fixturenames): (request.getfixturevalue(name)[0]/'.cleaning'/'bears'/'marks.json').unlink(missing_ok=True)
 
 @pytest.mark.parametrize('hand, theme', [(Mouse, 'JupyterLab Light'), (Keyboard, 'JupyterLab Dark')], ids=['mouse', 'keyboard'])
-def test_in_jupyterlab(browser, lab, hand, theme):
+@pytest.mark.parametrize('front', fronts)
+def test_in_jupyter(browser, lab, front, hand, theme):
     folder, url = lab
     with browser.new_page(viewport=dict(width=1280, height=900)) as page:
-        open_lab(page, folder, url, theme)
+        open_lab(page, folder, url, theme, front)
         assert page.locator('.bearcls-cleaner').get_attribute('data-theme') == theme.split()[1].lower()
+        picture(page, f'cleaner-{front}-{hand.__name__.lower()}')
         n_cells = page.locator('.jp-Notebook .jp-Cell').count()
         def reload():
             page.locator('.bc-face').first.focus()
-            for key in ('ArrowDown', 'x', 'x', 'd', 'd', 'Control+s'): page.keyboard.press(key)  # In JupyterLab X cuts a cell and D, D deletes one; only saving is meant for it
-            page.locator('.jp-mod-current[title*="clean.ipynb"]:not(.jp-mod-dirty)').first.wait_for(timeout=30_000)
+            written = (folder/'clean.ipynb').stat().st_mtime_ns
+            for key in ('ArrowDown', 'x', 'x', 'd', 'd', 'Control+s'): page.keyboard.press(key)  # In Jupyter X cuts a cell and D, D deletes one; only saving is meant for it
+            wait_until(lambda: (folder/'clean.ipynb').stat().st_mtime_ns > written, 'Ctrl+S does not save')
             assert page.locator('.jp-Notebook .jp-Cell').count() == n_cells, 'a key of the cleaner reached the notebook'
             page.reload()
         walk(page, folder, hand(page), reload)
 
-def test_a_kernel_that_restarts(browser, lab):
+strange = 'abcdfhijklmopqrtuvwxyz0123456789' # N and S, E, G are left out: nothing is bound to them
+
+@pytest.mark.parametrize('front', fronts)
+def test_no_key_reaches_the_notebook(browser, lab, front):
+    "Whatever has the focus in the cleaner: letters, digits and arrows are bound to deeds of the notebook, D and 0 and I in pairs"
+    folder, url = lab
+    with browser.new_page(viewport=dict(width=1280, height=900)) as page:
+        open_lab(page, folder, url, 'JupyterLab Light', front)
+        cells = lambda: page.eval_on_selector_all('.jp-Notebook .jp-Cell', 'cells => cells.map(c => c.className.match(/jp-(Code|Markdown|Raw)Cell/)[0] + c.classList.contains("jp-mod-selected"))')
+        before = cells()
+        for selector in ('.bc-face', '.bc-filters select', '.bc-bar button:not(:disabled)', '.bc-paging button:not(:disabled)'):
+            place = page.locator(selector).last
+            for key in [*strange, *'dd', *'00', *'ii', 'ArrowDown', 'ArrowUp', 'Shift+ArrowDown', 'Delete']:
+                if key == 'i' and selector == '.bc-face': continue
+                place.focus()
+                page.keyboard.press(key)
+            assert cells() == before, f'a key on {selector} reached the notebook'
+            shown(page)
+
+@pytest.mark.parametrize('front', fronts)
+def test_a_kernel_that_restarts(browser, lab, front):
     "The page says that nobody answers any more; run again, the marks are there"
     folder, url = lab
     with browser.new_page(viewport=dict(width=1280, height=900)) as page:
-        open_lab(page, folder, url, 'JupyterLab Light')
+        open_lab(page, folder, url, 'JupyterLab Light', front)
         first, second = files(page)[:2]
         page.locator('.bc-face').first.click()
         page.keyboard.press('d')
@@ -259,7 +313,7 @@ def test_a_kernel_that_restarts(browser, lab):
         page.locator('.jp-NotebookPanel-toolbar [data-command="notebook:restart-kernel"]').first.click()
         page.locator('.jp-Dialog .jp-mod-accept').click()
         page.locator('.jp-Dialog').wait_for(state='detached')
-        page.get_by_text('Python 3 (ipykernel) | Idle').wait_for(timeout=120_000)
+        idle(page)
         if page.locator(f'.bc-card[data-file="{second}"]').count():  # JupyterLab may also take the widget away
             page.locator(f'.bc-card[data-file="{second}"] .bc-picture').click()
             page.keyboard.press('d')
@@ -275,6 +329,39 @@ def test_in_voila(browser, voila, hand):
         page.goto(url, timeout=120_000)
         shown(page)
         walk(page, folder, hand(page), lambda: page.reload(timeout=120_000))
+
+# ---------------------------------------------------------------- galleries and tables
+
+def look_at_galleries(page, theme, name):
+    "Pictures are there, words can be read, nothing is cut off or pushes the page wider"
+    trouble = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+    page.locator('.jp-RenderedHTMLCommon').nth(13).or_(trouble.first).first.wait_for(timeout=120_000)
+    assert not trouble.count(), trouble.first.inner_text()
+    page.wait_for_function("(found => found.length > 80 && found.every(i => i.complete && i.naturalWidth))([...document.querySelectorAll('.jp-RenderedHTMLCommon img')])", timeout=60_000)
+    found = page.evaluate(contrasts.replace('.bearcls-cleaner', '.jp-RenderedHTMLCommon'))
+    low = [f for f in found if f[0] < 4.5]
+    assert len(found) > 150 and not low, low[:20]
+    wide = page.evaluate('''() => [...document.querySelectorAll('.jp-RenderedHTMLCommon')].filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== 'auto')
+        .map(e => [e.scrollWidth, e.clientWidth, e.textContent.trim().slice(0, 60)])''')
+    assert not wide, wide
+    cut = page.evaluate('''() => [...document.querySelectorAll('.jp-RenderedHTMLCommon figcaption, .jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th')]
+        .filter(e => e.checkVisibility() && (e.scrollHeight > e.clientHeight + 2 || e.scrollWidth > e.clientWidth + 2)).map(e => e.textContent.trim().slice(0, 60))''')
+    assert not cut, cut
+    for k, output in enumerate(page.locator('.jp-RenderedHTMLCommon').all()):
+        if os.environ.get('BEARCLS_PICTURES'): output.screenshot(path=f'{os.environ["BEARCLS_PICTURES"]}/gallery-{name}-{k}.png')
+
+@pytest.mark.parametrize('front, theme', [('lab', 'Light'), ('notebook', 'Light'), ('notebook', 'Dark'), ('voila', 'Light')], ids=lambda v: v.lower())
+def test_galleries(request, browser, front, theme):
+    folder, url = request.getfixturevalue('voila' if front == 'voila' else 'lab')
+    with browser.new_page(viewport=dict(width=1100, height=900)) as page:
+        if front == 'voila': page.goto(url.replace('clean', 'galleries'), timeout=120_000)
+        else:
+            setting(folder, 'themes', dict(theme=f'JupyterLab {theme}'))
+            page.goto(front_url(url, front, 'galleries'))
+            idle(page)
+            page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
+            for key in ('Shift+Enter', 'Control+Enter'): page.keyboard.press(key)
+        look_at_galleries(page, theme, f'{front}-{theme}'.lower())
 
 # ---------------------------------------------------------------- what it looks like, and who can use it
 

@@ -240,6 +240,8 @@ class Page {
       this.drop.classList.remove('bq-over');
       this.choose([...event.dataTransfer.files], 'What was dropped is not a file. Please save the picture first, and choose it here.');
     });
+    // Letters and arrows are meant for what has the focus here; with Ctrl or ⌘ they are for the notebook around it
+    on(this.root, 'focusin keydown keyup', (event) => event.target.toggleAttribute('data-lm-suppress-shortcuts', !event.ctrlKey && !event.metaKey));
     on(document, 'paste', (event) => this.pasted(event));
     this.lookForCamera();
     on(navigator.mediaDevices ?? new EventTarget(), 'devicechange', () => this.lookForCamera());

@@ -255,7 +255,7 @@ class Board {
     this.dialog = make('dialog', { class: 'bc-dialog', onclose: () => this.closed() });
     this.root = make('div', {
       class: 'bearcls-cleaner', role: 'region', 'aria-label': 'Cleaner',
-      'data-lm-suppress-shortcuts': 'true', // Otherwise D twice deletes the notebook's cell in JupyterLab
+      onfocusin: (event) => event.target.setAttribute('data-lm-suppress-shortcuts', 'true'), // Jupyter asks what has the focus: otherwise D twice deletes the notebook's cell
       onkeydown: (event) => this.key(event),
       onfocusout: (event) => { if (!this.root.contains(event.relatedTarget)) this.store.renew(); },
     }, this.filters,
