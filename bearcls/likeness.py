@@ -65,7 +65,7 @@ def fingerprint(
     tiny = image.resize((tiny_side, tiny_side), Image.Resampling.BOX, reducing_gap=2.0).tobytes()
     return Fingerprint(perceptual_hash(grey), perceptual_hash(_middle(grey)), tiny)
 
-# %% ../nbs/02a_likeness.ipynb #96d60522
+# %% ../nbs/02a_likeness.ipynb #844b4fd1
 class Prints(Sequence):
     "Fingerprints of many images in little memory"
     def __init__(self,
@@ -103,7 +103,7 @@ class Prints(Sequence):
 
 _tiny_bytes = 3 * tiny_side**2
 
-# %% ../nbs/02a_likeness.ipynb #fa63b090
+# %% ../nbs/02a_likeness.ipynb #393875c6
 def _write(self):
     "Hand the collected thumbnails on to the temporary file; they stay where they are if that fails"
     with self._lock:
@@ -128,7 +128,7 @@ def _tiny(self, k):
 
 Prints._write, Prints.tiny = _write, _tiny
 
-# %% ../nbs/02a_likeness.ipynb #1926b6a7
+# %% ../nbs/02a_likeness.ipynb #4896530c
 class _Reference:
     "One of `prints`"
     __slots__ = ('prints', 'k')
@@ -285,17 +285,14 @@ def similarity(
     views = (rows[best] @ a).reshape(-1, side) @ columns.reshape(-1, side).T
     return float(_cosines(views.reshape(3, side, -1, side).transpose(2, 0, 1, 3).reshape(-1, 3, side**2), target).max())
 
-# %% ../nbs/02a_likeness.ipynb #eb14f166
-_levels = ((2.5, 1), (12, 10), (30, None))  # Within so many times the distance of a pair, so many others at most; None: a quarter of all
+# %% ../nbs/02a_likeness.ipynb #dc75126f
+_levels = ((2.5, 0, None), (6, 2, None), (12, 10, .2), (30, None, 2.))  # So many times the distance of a pair; others within it at most, None
+_family = .13       # for a quarter of all; how far a family must have nothing around it, whose members are nearer than `_family`
 _same = .0005       # Distance that saving again makes; a pair as near as that is the same image in any company
 _few = 10           # With fewer others there is little to go by
 _alone = (.01, .02) # Then a pair this near is a copy: beside some others, and with no others at all
 
-def _most(others, among):
-    "How many others a level allows, when there are only so many to be compared with"
-    return among//4 if others is None else min(others, among//4)
-
-# %% ../nbs/02a_likeness.ipynb #6529d540
+# %% ../nbs/02a_likeness.ipynb #000f017e
 def _view(tiny):
     "A whole thumbnail as a vector of length 1"
     return _unit(_pixels(tiny).reshape(3, -1))
@@ -318,21 +315,24 @@ class _Company:
         order = order[others[order] != k]
         return others[order], apart[order]
 
-# %% ../nbs/02a_likeness.ipynb #ec508323
+# %% ../nbs/02a_likeness.ipynb #4f827c7d
 def _stands_out(k, other, distance, around, prints, n_exact=16):
     "Is image `other` much nearer to image `k` than what else is around it?"
-    others, apart = around[0], around[1].copy()
-    others, apart = others[others != other], apart[others != other]
-    levels = [(factor*distance, _most(most, len(others))) for factor, most in _levels]
-    if not any((apart < reach).sum() <= most for reach, most in levels): return False
-    for reach, most in levels:
+    is_other = around[0] != other
+    others, apart = around[0][is_other], around[1][is_other]
+    exact = np.zeros(len(apart), bool)
+    for factor, most, horizon in _levels:
+        reach = min(factor*distance, horizon or 2.)
+        most = min(len(apart)//4 if most is None else most, len(apart)//4)
         if (apart < reach).sum() > most: continue
-        for n in np.flatnonzero((apart[:n_exact] < 8*reach) & (apart[:n_exact] >= reach)):
+        for n in np.flatnonzero(~exact[:n_exact] & (apart[:n_exact] < 8*reach)):
             apart[n] = min(apart[n], 1 - similarity(prints.tiny(k), prints.tiny(others[n])))
-        if (apart < reach).sum() <= most: return True
+            exact[n] = True
+        is_family = horizon is None or not ((apart > _family) & (apart < reach)).any()
+        if is_family and (apart < reach).sum() <= most: return True
     return False
 
-# %% ../nbs/02a_likeness.ipynb #3fa9ae95
+# %% ../nbs/02a_likeness.ipynb #6ef67f89
 def _is_copy(a, b, score, around, company):
     "Is the similarity of two images one of copies, in this company?"
     distance, others = 1 - score, len(around[0]) - 1
@@ -369,7 +369,7 @@ class _Hashes:
                    for part, numbers in zip((0, 0, 1), near) for h in numbers)
         return list(islice(dict.fromkeys(chain.from_iterable(of_each)), at_most))
 
-# %% ../nbs/02a_likeness.ipynb #95c925a0
+# %% ../nbs/02a_likeness.ipynb #14ac078e
 class _Chains:
     "Images kept so far under each hash, in the order in which they came"
     def __init__(self, n_hashes, n):
@@ -384,7 +384,7 @@ class _Chains:
             yield k
             k = self.next[k]
 
-# %% ../nbs/02a_likeness.ipynb #3398c3cf
+# %% ../nbs/02a_likeness.ipynb #8093e495
 class _Search:
     "Finds near copies among the images of one folder"
     def __init__(self, prints, max_distance=11, min_similarity=.96):
@@ -437,7 +437,7 @@ def _first_like(search, order, at_once=4096, at_most=1000):
                 kept[0].add(w, k)
                 kept[1].add(m, k)
 
-# %% ../nbs/02a_likeness.ipynb #de85c8ab
+# %% ../nbs/02a_likeness.ipynb #f0b960c6
 class Groups:
     "Numbers that are joined in pairs; the leader of a group is its lowest"
     def __init__(self,
@@ -458,7 +458,7 @@ class Groups:
         self.above[high] = low
         return low != high
 
-# %% ../nbs/02a_likeness.ipynb #64fde1ff
+# %% ../nbs/02a_likeness.ipynb #b90347e2
 def joined_copies(
     prints: Sequence[Fingerprint],  # One for each image of a folder
     max_distance: int = 11,         # As in `near_copies`
