@@ -92,6 +92,37 @@ class Prints(Sequence):
         k = range(len(self))[k]
         return Fingerprint(self._hashes[2*k], self._hashes[2*k + 1], self.tiny(k))
 
+    def tiny(self,
+        k: int,  # Place of an image
+    ) -> bytes:  # RGB pixels, `tiny_side` by `tiny_side`
+        "The thumbnail of one image"
+        with self._lock:
+            if k >= self._n_written:
+                start = (k - self._n_written) * _tiny_bytes
+                return bytes(self._tail[start:start + _tiny_bytes])
+            if hasattr(os, 'pread'): return os.pread(self._file.fileno(), _tiny_bytes, k * _tiny_bytes)  # safe after a fork
+            self._file.seek(k * _tiny_bytes)
+            return self._file.read(_tiny_bytes)
+
+    def _write(self):
+        "Hand the collected thumbnails on to the temporary file; they stay in memory where the disk is full"
+        with self._lock:
+            try:
+                if self._file is None: self._file = tempfile.TemporaryFile(prefix='bearcls-', buffering=0)
+                self._file.seek(self._n_written * _tiny_bytes)
+                done = self._file.write(self._tail)
+            except OSError: done = 0
+            if done != len(self._tail): self.in_memory *= 2  # no more attempts until there is twice as much
+            else:
+                self._n_written += done // _tiny_bytes
+                self._tail.clear()
+
+    def later(self,
+        k: int,  # Place of an image
+    ) -> '_Reference':  # For the field `fingerprint` of a row, see `LaterPrint`
+        "One fingerprint, to be read when it is needed"
+        return _Reference(self, range(len(self))[k])
+
     def __reduce__(self): return Prints, (list(self), self.in_memory)  # another process cannot share the file
 
     def __repr__(self): return f'Prints({len(self):,} images)'
@@ -103,31 +134,6 @@ class Prints(Sequence):
 
 _tiny_bytes = 3 * tiny_side**2
 
-# %% ../nbs/02a_likeness.ipynb #393875c6
-def _write(self):
-    "Hand the collected thumbnails on to the temporary file; they stay where they are if that fails"
-    with self._lock:
-        try:
-            if self._file is None: self._file = tempfile.TemporaryFile(prefix='bearcls-', buffering=0)
-            self._file.seek(self._n_written * _tiny_bytes)
-            done = self._file.write(self._tail)
-        except OSError: done = 0
-        if done != len(self._tail): self.in_memory *= 2  # no more attempts until there is twice as much
-        else:
-            self._n_written += done // _tiny_bytes
-            self._tail.clear()
-
-def _tiny(self, k):
-    "The thumbnail of image `k`, as RGB pixels"
-    with self._lock:
-        if k >= self._n_written:
-            start = (k - self._n_written) * _tiny_bytes
-            return bytes(self._tail[start:start + _tiny_bytes])
-        self._file.seek(k * _tiny_bytes)
-        return self._file.read(_tiny_bytes)
-
-Prints._write, Prints.tiny = _write, _tiny
-
 # %% ../nbs/02a_likeness.ipynb #4896530c
 class _Reference:
     "One of `prints`"
@@ -138,18 +144,12 @@ class _Reference:
         return Fingerprint, (p.whole, p.middle, p.tiny)
 
 class LaterPrint:
-    "Default of a dataclass's field `fingerprint`, which may be given as a fingerprint, as one of many (`prints.later(k)`), or not at all"
+    "Default of a dataclass's field `fingerprint`: may be given as a fingerprint, as one of many (`prints.later(k)`), or not at all"
     def __get__(self, row, cls=None):
         if row is None: return None
         kept = row.__dict__['_fingerprint']
         return kept.prints[kept.k] if isinstance(kept, _Reference) else kept
     def __set__(self, row, value): row.__dict__['_fingerprint'] = None if value is self else value
-
-def _later(self, k):
-    "For a `LaterPrint`: the fingerprint of image `k`, read when it is needed"
-    return _Reference(self, range(len(self))[k])
-
-Prints.later = _later
 
 # %% ../nbs/02a_likeness.ipynb #cf033448
 def _flips(radius):
@@ -233,7 +233,7 @@ def _unit(views):
     return views / np.maximum(np.linalg.norm(views, axis=-1, keepdims=True), 1e-6)
 
 def _cosines(views, target):
-    "What `_unit(views) @ target` gives for (views, planes, pixels) that are nearly free of their mean, in a third of the time"
+    "What `_unit(views) @ target` gives for (views, planes, pixels) nearly free of their mean, in less time"
     n, _, size = views.shape
     flat = views.reshape(n, -1)
     mean = views[:, 0].sum(1)/size
@@ -286,8 +286,10 @@ def similarity(
     return float(_cosines(views.reshape(3, side, -1, side).transpose(2, 0, 1, 3).reshape(-1, 3, side**2), target).max())
 
 # %% ../nbs/02a_likeness.ipynb #dc75126f
-_levels = ((2.5, 0, None), (6, 2, None), (12, 10, .2), (30, None, 2.))  # So many times the distance of a pair; others within it at most, None
-_family = .13       # for a quarter of all; how far a family must have nothing around it, whose members are nearer than `_family`
+# So many times the distance of a pair; how many others may be within it, None for a quarter of all;
+# how far at most a family must have nothing around it, None for what is no family
+_levels = ((2.5, 0, None), (6, 2, None), (12, 10, .2), (30, None, 2.))
+_family = .13       # The members of a family are nearer than this
 _same = .0005       # Distance that saving again makes; a pair as near as that is the same image in any company
 _few = 10           # With fewer others there is little to go by
 _alone = (.01, .02) # Then a pair this near is a copy: beside some others, and with no others at all
@@ -303,7 +305,8 @@ class _Company:
         self.prints = prints
         n = len(prints)
         self.sample = np.sort(np.random.default_rng(0).permutation(n)[:size])
-        self.views = np.stack([_view(prints.tiny(k)) for k in self.sample]) if n else np.empty((0, 3*tiny_side**2), np.float32)
+        self.views = np.empty((len(self.sample), 3*tiny_side**2), np.float32)
+        for i, k in enumerate(self.sample): self.views[i] = _view(prints.tiny(k))
 
     def around(self, k, near):
         "Images beside image `k` and their distances to it as they lie, the nearest first"
@@ -353,7 +356,7 @@ class _Hashes:
             self.parts.append((hashes, of.astype(np.int32), _Index(hashes), members, starts))
 
     def near(self, ks):
-        "For each of these images: numbers of the wholes near its whole, of the wholes near its middle, of the middles near its whole"
+        "For each of these images: which wholes are near its whole, which near its middle, which middles near its whole"
         return zip(*(self._lists(ks, mine, other) for mine, other in ((0, 0), (1, 0), (0, 1))))
 
     def _lists(self, ks, mine, other):
@@ -400,7 +403,8 @@ class _Search:
     def most_alike(self, k, others, n=5, least=0.8):
         "The few of `others` that agree best with image `k` without any trim"
         if not others: return []
-        scores = self.small[others].astype(np.float32) @ self.small[k].astype(np.float32) / (self.norm[others]*self.norm[k])
+        products = self.small[others].astype(np.float32) @ self.small[k].astype(np.float32)
+        scores = products/(self.norm[others]*self.norm[k])
         return [others[i] for i in np.argsort(-scores, kind='stable')[:n] if scores[i] >= least]
 
     def score(self, k, other, near, around):
@@ -412,7 +416,7 @@ class _Search:
 
 # %% ../nbs/02a_likeness.ipynb #5ea13ced
 def near_copies(
-    prints: Sequence[Fingerprint],  # One for each image of a folder, the one to keep before its copies; `Prints` need the least memory
+    prints: Sequence[Fingerprint],  # One for each image of a folder, the one to keep before its copies; `Prints` need least memory
     max_distance: int = 11,         # Bits of the hash that may differ before a pair is not even compared, 0 to 15
     min_similarity: float = 0.96,   # Likeness of the pixels from which an image may count as a copy, see `similarity`
 ) -> Iterator[tuple[int, int, float]]:  # Positions in `prints` of the image kept and of its copy, and their similarity

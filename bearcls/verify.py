@@ -243,8 +243,10 @@ def check_images(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='PIL')
         found = in_order(lambda f: measure_file(f, path), files, n_workers)
+        overlooked = tuple(_overlooked_findings(path, set(files)))
         measures = MeasuresTable(progress(found, 'checking', len(files), 'img'), os.path.realpath(path))
-        return ImageReport(path, measures, thresholds or Thresholds(), tuple(_overlooked_findings(path, set(files))))
+        del files  # before the copies are looked for, which needs as much memory
+        return ImageReport(path, measures, thresholds or Thresholds(), overlooked)
 
 # %% ../nbs/04_verify.ipynb #0f916ff9
 def findings_html(
