@@ -21,7 +21,7 @@ from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
 from .core import ImageError, cache_folder, expect, expect_all, image_size, load_image, progress, reduced, sha256
-from .likeness import Fingerprint, fingerprint
+from .likeness import Fingerprint, LaterPrint, Prints, fingerprint
 from .measure import in_order
 
 # %% ../nbs/04b_opening.ipynb #9c4b1002
@@ -222,7 +222,7 @@ class Surveyed:
     "What one look at a file tells"
     file: Path                                  # The file
     digest: str = ''                            # sha256 of its bytes, in hexadecimal; empty if they cannot be read
-    fingerprint: Fingerprint | None = None      # For finding copies; None if the file cannot be opened
+    fingerprint: Fingerprint | None = field(default=LaterPrint())  # For finding copies; None if the file cannot be opened
     problem: str = ''                           # Why it cannot be opened, in words
     key: tuple | None = field(default=None, repr=False)  # What the file was when it was read: its name, times and size
     is_new: bool = field(default=False, repr=False)  # Was the fingerprint made now, or found in the store?
@@ -244,13 +244,13 @@ def survey(
     expect('store', store, Store, None)
     files = expect_all('files', files, str, os.PathLike)
     store = store or (opener.store if opener else None)
-    found, waiting = [], []
+    found, waiting, prints = [], [], Prints()
     look = partial(_look, opener=opener, store=store)
     for s in progress(in_order(look, files), 'looking', total=len(files), unit='picture'):
         found.append(s)
         waiting.append(s)
-        if len(waiting) == 64: waiting = _pass_on(waiting, opener, store)
-    _pass_on(waiting, opener, store)
+        if len(waiting) == 64: waiting = _pass_on(waiting, opener, store, prints)
+    _pass_on(waiting, opener, store, prints)
     return found
 
 # %% ../nbs/04b_opening.ipynb #f125e8b1
@@ -282,15 +282,19 @@ def _open(s, data, opener):
     except ImageError as e: s.problem = str(e).replace('the file', str(s.file), 1)
 
 # %% ../nbs/04b_opening.ipynb #e44c30be
-def _pass_on(surveyed, opener, store):
-    "Fingerprints and pictures to the store, pictures and digests to the opener; returns an empty list"
+def _pass_on(surveyed, opener, store, prints):
+    "Fingerprints and pictures to the store, pictures and digests to the opener, fingerprints together; returns an empty list"
     if store: store.put(_prints, {s.digest: _from_fingerprint(s.fingerprint) for s in surveyed if s.is_new})
     for s in surveyed if opener else ():
         if s.key: opener.digests[s.key] = s.digest
         if s.key and s.opened is not None: opener._keep(s.key, s.opened)
     if opener and opener.store:
         opener.store.put(opener.kind, {s.digest: _as_bytes(s.opened) for s in surveyed if s.opened is not None and s.opened.width*s.opened.height*3 <= _largest})
-    for s in surveyed: s.opened = None
+    for s in surveyed:
+        s.opened = None
+        if (p := s.fingerprint) is None: continue
+        prints.append(p)
+        s.fingerprint = prints.later(len(prints) - 1)
     return []
 
 def _from_fingerprint(p): return struct.pack('<QQ', p.whole, p.middle) + p.tiny

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from numbers import Real
 from operator import index
 from pathlib import Path, PurePosixPath
-import numpy as np
 from fastcore.basics import patch
 from .core import DataError, atomic_write, html_table, sha256
 from .folders import LabelOf
-from .likeness import near_copies, near_pairs, similarity, tiny_side
+from .likeness import Prints, joined_copies
 from .opening import Store, Surveyed
 
 # %% ../nbs/04c_split.ipynb #29ae2235
@@ -30,48 +29,26 @@ def near_groups(
 ) -> list[int]:                    # A number for each picture; copies and near copies share it
     "Which pictures are copies of one another"
     joined = _Joined()
-    for a, b in _near_pairs({s.digest: s.fingerprint for s in surveyed if s.fingerprint is not None}, min_similarity, store): joined.join(a, b)
+    joined.join_all(_near_pairs(surveyed, min_similarity, store))
     names = [joined.leader(s.digest) or str(s.file) for s in surveyed]
     numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}
     return [numbers[name] for name in names]
 
-def _near_pairs(prints, min_similarity, store):
-    "Digests of near copies in pairs, from the store if these very pictures were compared before"
-    order = sorted(prints)
-    key = sha256(repr((min_similarity, [(d, prints[d].whole, prints[d].middle) for d in order])).encode())
-    if known := store.get('near pairs 2', [key]) if store else None: return json.loads(known[key])
-    pairs = [(digests[a], digests[b]) for digests in (order, order[::-1])
-             for a, b, _ in near_copies([prints[d] for d in digests], min_similarity=min_similarity)]
-    pairs += _missed_pairs(prints, pairs, min_similarity)
-    if store: store.put('near pairs 2', {key: json.dumps(pairs).encode()})
+def _near_pairs(surveyed, min_similarity, store):
+    "Digests of near copies in pairs, from the store if these very images were compared before"
+    rows = {s.digest: i for i, s in enumerate(surveyed) if s.fingerprint is not None}
+    prints, order, key = Prints(), sorted(rows), hashlib.sha256(repr(min_similarity).encode())
+    for d in order:
+        prints.append(p := surveyed[rows[d]].fingerprint)
+        key.update(f'{d} {p.whole} {p.middle}'.encode())
+    key = key.hexdigest()
+    if known := store.get(_pairs_kind, [key]) if store else None: return json.loads(known[key])
+    groups = joined_copies(prints, min_similarity=min_similarity)
+    pairs = [(order[leader], order[k]) for k in range(len(order)) if (leader := groups.leader(k)) != k]
+    if store: store.put(_pairs_kind, {key: json.dumps(pairs).encode()})
     return pairs
 
-def _missed_pairs(prints, pairs, min_similarity):
-    "Near copies of what has a copy already, which stopped both passes from comparing them"
-    joined, found, small = _Joined(), [], {}
-    for a, b in pairs: joined.join(a, b)
-    def other_groups(a, near): return [b for b in sorted(near) if joined.leader(a) != joined.leader(b)]
-    for a, near in _near_hashes(prints, sorted({d for pair in pairs for d in pair})).items():
-        for d in (a, *near): small[d] = small[d] if d in small else _coarse(prints[d].tiny)
-        for b in sorted(other_groups(a, near), key=lambda b: -float(small[a] @ small[b]))[:5]:
-            if joined.leader(a) == joined.leader(b) or similarity(prints[a].tiny, prints[b].tiny) < min_similarity: continue
-            joined.join(a, b)
-            found.append((a, b))
-    return found
-
-def _near_hashes(prints, some):
-    "Digests whose hashes are near to those of each of `some`"
-    order, near = sorted(prints), {d: set() for d in some}
-    def hashes(digests, part): return np.array([getattr(prints[d], part) for d in digests], np.uint64)
-    for mine, other in (('whole', 'whole'), ('middle', 'whole'), ('whole', 'middle')):
-        for i, j in near_pairs(hashes(some, mine), hashes(order, other), crowd=50).tolist(): near[some[i]].add(order[j])
-    return near
-
-def _coarse(tiny):
-    "8×8 pixels of a thumbnail without their mean, as a vector of length 1"
-    pixels = np.frombuffer(tiny, np.uint8).reshape(8, tiny_side//8, 8, tiny_side//8, 3).mean((1, 3)).ravel()
-    pixels -= pixels.mean()
-    return pixels/max(np.linalg.norm(pixels), 1e-6)
+_pairs_kind = 'near pairs 3'
 
 # %% ../nbs/04c_split.ipynb #c4d799d4
 class _Joined:
@@ -83,6 +60,8 @@ class _Joined:
     def join(self, a, b):
         low, high = sorted((self.leader(a), self.leader(b)))
         if low != high: self.above[high] = low
+    def join_all(self, pairs):
+        for a, b in pairs: self.join(a, b)
 
 # %% ../nbs/04c_split.ipynb #b1b0b29a
 def _place_in_queue(digest, seed):

@@ -9,19 +9,20 @@ __all__ = ['issue_words', 'broken_issues', 'Thresholds', 'folder_thresholds', 'F
            'findings_html', 'report_html', 'verify_images']
 
 # %% ../nbs/04_verify.ipynb #fa5ebe7b
-import html, os, warnings
+import hashlib, html, os, warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+import numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from .core import (DataError, Html, ImageError, atomic_write, gallery, html_table, load_image, optional_import,
-    progress, thumbnail)
+from .core import (DataError, Html, ImageError, atomic_write, gallery, html_table, load_image,
+    optional_import, progress, thumbnail)
 from .folders import LabelOf, scan_folder
-from .likeness import near_copies
-from .measure import Measures, in_order, measure_file, smallest_side
+from .likeness import Prints, near_copies
+from .measure import Measures, MeasuresTable, in_order, measure_file, smallest_side
 from .quarantine import Move, Suspect, quarantine_files, quarantine_folder, restore, whereabouts
 
 # %% ../nbs/04_verify.ipynb #a3fe379a
@@ -74,7 +75,7 @@ def folder_thresholds(
     return replace(thresholds, min_side=smallest_side(min(m.width, m.height) for m in measures if not m.issue))
 
 # %% ../nbs/04_verify.ipynb #999f5d25
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     "One thing found about one file"
     file: str                   # Path relative to the image folder, with forward slashes
@@ -111,24 +112,42 @@ _mode_words = {'CMYK': 'CMYK, for print', 'P': 'a palette', 'PA': 'a palette wit
 
 # %% ../nbs/04_verify.ipynb #9336a870
 def _best_first(measures, t):
-    "Readable pictures, the one to keep before its copies; of a file and links to it, one"
-    def order(m): return any(_pixel_findings(m, t)), -m.width*m.height, -m.bytes, m.file
-    files = {}
-    for m in sorted((m for m in measures if not m.issue), key=order): files.setdefault(m.real or m.file, m)
-    return list(files.values())
+    "Places of the readable images, the one to keep before its copies; of a file and links to it, one"
+    facts, names, files = [], [], bytearray()
+    for k, m in enumerate(measures):
+        if m.issue: continue
+        facts.append((k, any(_pixel_findings(m, t)), -m.width*m.height, -m.bytes))
+        names.append(m.file)
+        files += hashlib.blake2b(os.fsencode(m.real or m.file), digest_size=16).digest()
+    if not names: return np.empty(0, np.int64)
+    by_name = np.empty(len(names), np.int64)
+    by_name[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    facts = np.array(facts, np.int64).T
+    order = np.lexsort((by_name, *facts[:0:-1]))
+    _, first = np.unique(np.frombuffer(files, 'S16')[order], return_index=True)
+    return facts[0][order[np.sort(first)]]
 
 def _copy_findings(measures, t):
     "Exact copies, then near copies among what is left"
-    kept, found, of = {}, [], {}
-    def add(m, first, issue, score, reason):
-        of[m.file] = first
-        found.append(Finding(m.file, issue, score, reason, first.file))
-    for m in _best_first(measures, t):
-        first = kept.setdefault(m.sha256, m)
-        if first is not m: add(m, first, 'exact_copy', 1.0, f'the same bytes as {first.file}')
-    usable = [m for m in kept.values() if min(m.width, m.height) >= t.min_side and m.contrast >= t.min_contrast]
-    for a, b, score in near_copies([m.fingerprint for m in usable], t.max_distance, t.min_similarity):
-        add(usable[b], usable[a], 'near_copy', score, f'looks like {usable[a].file} (similarity {score:.2f})')
+    found, of = [], {}
+    def add(copy, kept, issue, score, words):
+        copy, kept = measures[copy], measures[kept]
+        of[copy.file] = kept
+        found.append(Finding(copy.file, issue, score, words.format(file=kept.file, score=score), kept.file))
+    best = _best_first(measures, t)
+    if not len(best): return found, of
+    digests = np.frombuffer(b''.join(bytes.fromhex(measures[k].sha256) for k in best), 'S32')
+    _, first, number = np.unique(digests, return_index=True, return_inverse=True)
+    first = first[number]
+    usable, prints = [], Prints()
+    for k, kept in zip(best.tolist(), best[first].tolist()):
+        m = measures[k]
+        if kept != k: add(k, kept, 'exact_copy', 1.0, 'the same bytes as {file}')
+        elif min(m.width, m.height) >= t.min_side and m.contrast >= t.min_contrast:
+            usable.append(k)
+            prints.append(m.fingerprint)
+    for a, b, score in near_copies(prints, t.max_distance, t.min_similarity):
+        add(usable[b], usable[a], 'near_copy', score, 'looks like {file} (similarity {score:.2f})')
     return found, of
 
 # %% ../nbs/04_verify.ipynb #591b4118
@@ -156,7 +175,7 @@ def _left_out_findings(folder):
 class ImageReport:
     "What `check_images` found"
     path: Path                                   # Image folder
-    measures: list[Measures] = field(repr=False) # One for each file
+    measures: Sequence[Measures] = field(repr=False) # One for each file
     thresholds: Thresholds = Thresholds()        # Where findings begin
     overlooked: tuple[Finding, ...] = field(default=(), repr=False)  # Files that training does not see
     problems: tuple[str, ...] = ()               # Why the folder cannot be trained on as it is, in words
@@ -208,12 +227,14 @@ def _known_issues(issues):
     for i in issues:
         if i not in issue_words: raise DataError(f'There is no issue {i!r}; known are {", ".join(issue_words)}')
 
-def _checked_name(report, file):
-    "How the report calls a file, which may be given as it stands there or as a path"
+def _checked_names(report, files):
+    "How the report calls files, which may be given as they stand there or as paths"
     known, root = {m.file for m in report.measures}, str(report._home)
-    for name in (Path(file).as_posix(), Path(os.path.relpath(file, root)).as_posix()):
-        if name in known: return name
-    raise DataError(f'{file} is none of the pictures that were checked in {report.path}')
+    for file in files:
+        names = Path(file).as_posix(), Path(os.path.relpath(file, root)).as_posix()
+        name = next((name for name in names if name in known), None)
+        if name is None: raise DataError(f'{file} is none of the pictures that were checked in {report.path}')
+        yield name
 
 # %% ../nbs/04_verify.ipynb #828fb8fc
 def check_images(
@@ -228,9 +249,11 @@ def check_images(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='PIL')
         found = in_order(lambda name: measure_file(path/name, path, label_of(name)), folder.names, n_workers)
-        measures = list(progress(found, 'checking', len(folder.names), 'img'))
         rest = tuple(_left_out_findings(folder))
-        return ImageReport(path, measures, thresholds or Thresholds(), rest, tuple(folder.problems), folder.level)
+        measures = MeasuresTable(progress(found, 'checking', len(folder.names), 'img'), os.path.realpath(path))
+        problems, level = tuple(folder.problems), folder.level
+        del folder, found  # before the copies are looked for, which needs as much memory
+        return ImageReport(path, measures, thresholds or Thresholds(), rest, problems, level)
 
 # %% ../nbs/04_verify.ipynb #0f916ff9
 def findings_html(
@@ -263,7 +286,7 @@ def with_split(self: ImageReport,
     valid: Iterable[str | os.PathLike],  # Files held back for validation, such as `dls.valid_ds.items`
 ) -> 'ImageReport':                      # A new report with `across_split`; no file is read again
     "The same folder, and which copies lie on both sides of a split"
-    return replace(self, valid=frozenset(_checked_name(self, f) for f in valid))
+    return replace(self, valid=frozenset(_checked_names(self, valid)))
 
 # %% ../nbs/04_verify.ipynb #33052572
 _thresholds_of = {
@@ -328,7 +351,8 @@ def write_html(self: ImageReport,
 def _suspects(report, issues, files):
     "What to move: `files`, or all that have one of `issues`, with the first reason of each"
     _known_issues(issues := tuple(issues))
-    why, digests = {}, {m.file: m.sha256 for m in report.measures}
+    named = {f.file for f in report.rows if f.issue in issues}
+    why, digests = {}, {m.file: m.sha256 for m in report.measures if m.file in named}
     for f in report.rows:
         if f.issue in issues: why.setdefault(f.file, Suspect(f.file, f.issue, f.reason, digests.get(f.file, '')))
     chosen = list(why) if files is None else list(files)

@@ -1,0 +1,99 @@
+"""Folders of many images: how time and memory grow from a few thousand files to many
+
+python bench/folders.py --out folders.json [--only NAME ...] [--few 5000] [--many 40000] [--rounds 1] [--keep FOLDER]
+
+The images are crops of the photographs in BEARCLS_SHARED (default ../shared; otherwise of drawn bears), 128 by 128 pixels in three labels, each crop saved on its own, so
+none is a copy of another file. Every measurement runs in a process of its own with its imports done; memory is the most that this process held.
+A slope is what the images beyond the first few cost, each: it leaves out what is paid once."""
+import argparse, json, math, os, random, statistics, subprocess, sys, tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[1]
+head = '''
+import json, os, resource, sys, time, warnings
+from pathlib import Path
+warnings.filterwarnings('ignore')
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)  # bytes
+'''
+foot = '''
+if __name__ == '__main__':
+    start = time.perf_counter()
+    found = work(*sys.argv[1:])
+    print(json.dumps(dict(seconds=time.perf_counter() - start, peak_bytes=peak(), found=found)))
+'''
+sides = {  # What runs in the fresh process, by name: `work` gets the arguments of `run` as text
+'check': '''
+from bearcls.verify import check_images
+def work(path): return check_images(path).counts
+''',
+}
+
+def run(side, *arguments):
+    "One side in a fresh process: seconds, most bytes held, and what it found"
+    with tempfile.TemporaryDirectory() as tmp:
+        (Path(tmp)/'child.py').write_text(head + sides[side] + foot)
+        done = subprocess.run([sys.executable, Path(tmp)/'child.py', *map(str, arguments)], env={**os.environ, 'TQDM_DISABLE': '1'}, capture_output=True, text=True)
+    if done.returncode: sys.exit(f'{side} failed:\n{done.stderr}')
+    return dict(side=side, **json.loads(done.stdout.splitlines()[-1]))
+
+def cut(dest, side, job):
+    "Some crops of one photograph"
+    from PIL import Image
+    file, numbers = job
+    with Image.open(file) as image: image = image.convert('RGB')
+    for n in numbers:
+        rng = random.Random(n)
+        part = rng.uniform(.25, .6)*min(image.size)
+        left, top = rng.uniform(0, image.width - part), rng.uniform(0, image.height - part)
+        crop = image.resize((side, side), Image.Resampling.BILINEAR, (left, top, left + part, top + part))
+        crop.save(dest/file.parent.name/f'{n:06d}.jpg', quality=90)
+
+def make_crops(photos, dest, n, side=128):
+    "`n` crops of photographs in the labels of these; a folder that is there already is used as it is"
+    from bearcls.folders import image_files
+    files = image_files(photos)
+    for label in {f.parent.name for f in files}: (dest/label).mkdir(parents=True, exist_ok=True)
+    missing = sorted(set(range(n)) - {int(f.stem) for f in image_files(dest)})
+    jobs = [(f, [n for n in missing if n % len(files) == k]) for k, f in enumerate(files)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool: list(pool.map(partial(cut, dest, side), jobs))
+    return dest
+
+def growth(args, few, many):
+    "Exponent of the time of `check_images`, and what each further image takes of memory"
+    runs = [dict(files=n, **run('check', path)) for _ in range(args.rounds) for n, path in ((args.few, few), (args.many, many))]
+    seconds, peaks = ({n: statistics.median(r[figure] for r in runs if r['files'] == n) for n in (args.few, args.many)} for figure in ('seconds', 'peak_bytes'))
+    return dict(growth=round(math.log(seconds[args.many]/seconds[args.few])/math.log(args.many/args.few), 3),
+        bytes_per_image=round((peaks[args.many] - peaks[args.few])/(args.many - args.few)),
+        seconds_few=round(seconds[args.few], 1), seconds_many=round(seconds[args.many], 1), runs=runs)
+
+measurements = {'growth': growth}  # By name: functions of the arguments and the two folders, which return figures and `runs`
+targets = {'growth': 1.15, 'bytes_per_image': 1000}  # At most
+
+def main():
+    parser = argparse.ArgumentParser(description='Growth of time and memory with the number of images')
+    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser.add_argument('--only', nargs='+', choices=measurements, default=list(measurements), help='measurements to make; all by default')
+    parser.add_argument('--few', type=int, default=5000, help='files in the smaller folder')
+    parser.add_argument('--many', type=int, default=40_000, help='files in the larger folder')
+    parser.add_argument('--rounds', type=int, default=1)
+    parser.add_argument('--keep', type=Path, help='keep the folders of crops here, and use those that are here')
+    args = parser.parse_args()
+    if not 0 < args.few < args.many: parser.error('--few must be above 0 and below --many')
+    with tempfile.TemporaryDirectory() as tmp:
+        photos, crops = Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared'))/'data'/'bears', args.keep or Path(tmp)/'crops'
+        if not photos.is_dir():
+            print(f'No photographs in {photos}: crops of drawn bears are checked')
+            from bearcls.sample import draw_bears
+            photos = draw_bears(Path(tmp)/'drawn', n_per_label=139, side=512, faults=False)
+        folders = [make_crops(photos, crops/str(n), n) for n in (args.few, args.many)]
+        result = {'files': [args.few, args.many], 'runs': {}}
+        for name in args.only:
+            figures = measurements[name](args, *folders)
+            result['runs'][name] = figures.pop('runs')
+            result |= figures
+            for k, v in figures.items(): print(f'{k:24}{v:>12}' + (f'   at most {targets[k]:g}' if k in targets else ''), flush=True)
+    args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+
+if __name__ == '__main__': main()
