@@ -6,14 +6,15 @@ Docs: https://bearcls.github.io/bearcls/fast.html.md"""
 
 # %% auto #0
 __all__ = ['fast_dtype', 'in_precision', 'FrozenPart', 'frozen_part', 'check_dls', 'view_names', 'feature_kind', 'linear_head',
-           'train_head', 'FastFit']
+           'train_head', 'FastFit', 'known_features', 'known_answers']
 
 # %% ../nbs/05b_fast.ipynb #f9b3cbe0
 import hashlib, inspect, json, os, time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 import numpy as np, torch
 from fastai.callback.schedule import Learner
 from fastai.data.core import DataLoaders
@@ -24,10 +25,11 @@ from fastai.vision.augment import AffineCoordTfm, Flip, RandomResizedCrop, Resiz
 from fastcore.basics import patch
 from fasttransform import Pipeline
 from torch import nn
-from .arch import TrainError, keep_modes
+from .arch import TrainError, feature_layer, keep_modes, pool_features
 from .core import progress
 from .data import dls_settings
 from .opening import OpenImage, Store, digest_of
+from .threads import Pace, in_lanes
 
 # %% ../nbs/05b_fast.ipynb #26a25f74
 def fast_dtype(
@@ -113,15 +115,18 @@ def _chosen(items, positions):
     return items.iloc[positions] if hasattr(items, 'iloc') else [items[i] for i in positions]
 
 # %% ../nbs/05b_fast.ipynb #75ccedfe
-@torch.inference_mode()
-def _see(part, dl, names, dtype):
-    "Features of the pictures of a DataLoader, one array for each of the names"
-    seen = {name: [] for name in names}
-    for x, *_ in progress(dl, 'looking', unit='batch'):
-        x = x.as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
-        with in_precision(dtype, x.device):
-            for name in names: seen[name].append(part(x.flip(-1) if name == 'mirrored' else x).cpu())
-    return {name: torch.cat(rows).numpy() for name, rows in seen.items()}
+def _see(part, dl, names, dtype, threads=None):
+    "Features of the images of a DataLoader, batch by batch: one array for each of the names"
+    def look(batch):
+        x = batch[0].as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), in_precision(dtype, x.device):
+            return {name: part(x.flip(-1) if name == 'mirrored' else x).cpu().numpy() for name in names}
+    yield from in_lanes(look, progress(dl, 'looking', unit='batch'), threads, dl.device)
+
+def _joined(batches):
+    "The arrays of all batches, by name"
+    batches = list(batches)
+    return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
 
 # %% ../nbs/05b_fast.ipynb #da90d2f8
 def _opener(dls):
@@ -152,26 +157,47 @@ def feature_kind(
     return 'features ' + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/05b_fast.ipynb #ad236a8b
-def _features(learn, items, names, dtype):
-    "Features of items in each view, from the store where they are there; and how many were"
+def _features(learn, items, names, dtype, threads=None):
+    "Features of items in each view, from the store where they are there; how many were; and are they all there now?"
     kept, part = [n for n in names if not n.startswith('random')], frozen_part(learn.model)
     kind, opener = feature_kind(learn, dtype), _opener(learn.dls)
     digests = [digest_of(f, opener) for f in items] if kind else []
-    found = {n: opener.store.get(f'{kind} {n}', digests) if kind else {} for n in kept}
-    missing = [i for i in range(len(items)) if not kind or any(digests[i] not in found[n] for n in kept)]
-    if missing:
-        seen = _see(part, _plain_loader(learn.dls, _chosen(items, missing)), kept, dtype)
-        if not kind: return seen, 0
+    seen, missing = _from_store(opener.store, kind, digests, kept) if kind else ({}, list(range(len(items))))
+    at, new = 0, {n: {} for n in kept}
+    loader = _plain_loader(learn.dls, _chosen(items, missing)) if missing else ()
+    for batch in _see(part, loader, kept, dtype, threads) if missing else ():
+        rows = missing[at:at + len(batch[kept[0]])]
+        at += len(rows)
         for n in kept:
-            new = {digests[i]: row.tobytes() for i, row in zip(missing, seen[n])}
-            opener.store.put(f'{kind} {n}', new)
-            found[n] |= new
-    return {n: np.stack([np.frombuffer(found[n][d], np.float32) for d in digests]) for n in kept}, len(items) - len(missing)
+            if n not in seen: seen[n] = np.empty((len(items), batch[n].shape[1]), np.float32)
+            seen[n][rows] = batch[n]
+            if kind: new[n].update((digests[i], row.tobytes()) for i, row in zip(rows, batch[n]))
+        if kind and (len(new[kept[0]]) > 500 or at == len(missing)):
+            for n in kept: opener.store.put(f'{kind} {n}', new[n])
+            new = {n: {} for n in kept}
+    in_store = bool(kind) and all(opener.store._has(f'{kind} {n}', digests[-1]) for n in kept)
+    return seen, len(items) - len(missing), in_store
 
-def _random_views(learn, names, dtype):
+def _from_store(store, kind, digests, names):
+    "Arrays of the features that the store has, and the positions of those that it lacks"
+    seen, missing = {}, []
+    for start in range(0, len(digests), 500):
+        some = digests[start:start + 500]
+        found = {n: store.get(f'{kind} {n}', some) for n in names}
+        for i, digest in enumerate(some, start):
+            values = [found[n].get(digest) for n in names]
+            if any(v is None for v in values):
+                missing.append(i)
+                continue
+            for n, value in zip(names, values):
+                if n not in seen: seen[n] = np.empty((len(digests), len(value)//4), np.float32)
+                seen[n][i] = np.frombuffer(value, np.float32)
+    return seen, missing
+
+def _random_views(learn, names, dtype, threads=None):
     "Features of training pictures as training sees them, in their order"
     part, dl = frozen_part(learn.model), learn.dls.train.new(bs=_bs(learn.dls), shuffle=False, drop_last=False)
-    return {n: _see(part, dl, [n], dtype)[n] for n in names if n.startswith('random')}
+    return {n: _joined(_see(part, dl, [n], dtype, threads))[n] for n in names if n.startswith('random')}
 
 # %% ../nbs/05b_fast.ipynb #2b54cd44
 def linear_head(
@@ -181,6 +207,8 @@ def linear_head(
     n_labels: int,              # How many labels there are
     weight_decay: float = 1e-3, # Strength of the penalty
     weights: torch.Tensor | None = None,  # How much each picture counts; None: all the same
+    in_place: bool = False,     # Standardise `x` itself, and not a copy: half the memory
+    threads: int | None = None, # PyTorch's threads, at least 1; None: the faster of one and all
 ) -> nn.Sequential:             # BatchNorm1d that standardises, and Linear
     "The best linear head for some features"
     mean, var = x.mean(0), x.var(0, correction=0)
@@ -188,15 +216,22 @@ def linear_head(
     norm.running_mean, norm.running_var = mean, var
     for p in linear.parameters(): nn.init.zeros_(p)
     weights = torch.ones(len(x)) if weights is None else weights/weights.mean()
-    x = norm.eval()(x)
+    x = _standardised(norm.eval(), x) if in_place else norm.eval()(x)
     opt = torch.optim.LBFGS(linear.parameters(), max_iter=60, line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
         value = (loss(linear(x), y)*weights).mean() + weight_decay*linear.weight.square().sum()
         value.backward()
         return value
-    opt.step(closure)
+    with Pace(threads) as pace:
+        if pace.is_due: pace.measure(closure)
+        opt.step(closure)
     return nn.Sequential(norm, linear)
+
+def _standardised(norm, x, n=1000):
+    "`x` itself, `n` rows after the other, as `norm` makes them"
+    for rows in x.split(n): rows.copy_(norm(rows))
+    return x
 
 # %% ../nbs/05b_fast.ipynb #f9f763b3
 def train_head(
@@ -208,18 +243,24 @@ def train_head(
     lr: float = 3e-3,            # Highest learning rate
     weights: torch.Tensor | None = None,  # How much each picture counts; None: all the same
     bs: int = 64,                # Views in a batch
+    threads: int | None = None,  # PyTorch's threads, at least 1; None: the faster of one and all
 ) -> nn.Sequential:              # `rest`
     "Train a head on features"
     weights, n_batches = torch.ones(len(x)) if weights is None else weights/weights.mean(), max(1, len(x)//bs)
     opt = torch.optim.AdamW(rest.parameters(), weight_decay=.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*n_batches)
+    def probe():
+        with torch.no_grad(): rest.eval()(x[:bs])
+        rest.train()
     rest.train()
-    for _ in progress(range(epochs), 'head', unit='epoch'):
-        for i in torch.randperm(len(x)).tensor_split(n_batches):
-            (loss(rest(x[i]), y[i])*weights[i]).mean().backward()
-            opt.step()
-            schedule.step()
-            opt.zero_grad()
+    with Pace(threads) as pace:
+        for _ in progress(range(epochs), 'head', unit='epoch'):
+            if pace.is_due: pace.measure(probe)
+            for i in torch.randperm(len(x)).tensor_split(n_batches):
+                (loss(rest(x[i]), y[i])*weights[i]).mean().backward()
+                opt.step()
+                schedule.step()
+                opt.zero_grad()
     return rest.eval()
 
 # %% ../nbs/05b_fast.ipynb #c0a2f8fa
@@ -244,6 +285,7 @@ def fit_fast(self: Learner,
     weight_decay: float = 1e-3, # Strength of the linear head's penalty
     epochs: int = 20,           # For the head 'concat': times that every view is seen
     dtype: torch.dtype | None = None,  # Precision in which the body looks at training pictures; None: `fast_dtype`
+    threads: int | None = None, # Threads to calculate with, at least 1; None: one for each core, as [threads](04e_threads.ipynb) says
 ) -> Learner:                   # The same Learner, trained; what was done is in its `fast`
     "Train the head of a pretrained network on features that are computed once"
     if head not in ('linear', 'concat'): raise TrainError(f'`head` must be linear or concat, got {head!r}')
@@ -254,11 +296,15 @@ def fit_fast(self: Learner,
     self.model[0].to(memory_format=torch.channels_last)
     with keep_modes(self.model), self.no_bar(), self.no_logging():
         self.model.eval()
-        train, n_train = _features(self, self.dls.train_ds.items, names, dtype)
-        train |= _random_views(self, names, dtype)
-        valid, n_valid = _features(self, self.dls.valid_ds.items, ['plain'], torch.float32)
+        train, n_train, train_kept = _features(self, self.dls.train_ds.items, names, dtype, threads)
+        train |= _random_views(self, names, dtype, threads)
+        valid, n_valid, valid_kept = _features(self, self.dls.valid_ds.items, ['plain'], torch.float32, threads)
         times.append(time.time())
-    losses = _fit_head(self, [torch.from_numpy(train[n]) for n in names], torch.from_numpy(valid['plain']), head, weight_decay, epochs)
+    in_store = train_kept and valid_kept
+    if in_store: _in_memory.pop(self, None)
+    else: _in_memory[self] = _Remembered(self, train['plain'], valid['plain'])
+    views = [torch.from_numpy(train.pop(n)) for n in names]
+    losses = _fit_head(self, views, torch.from_numpy(valid['plain']), head, weight_decay, epochs, in_store, threads)
     times.append(time.time())
     self.fast = FastFit(names, head, str(dtype).removeprefix('torch.'), len(self.dls.train_ds) + len(self.dls.valid_ds), n_train + n_valid,
         *losses, dict(zip(('features', 'head'), np.diff(times).tolist())))
@@ -272,21 +318,112 @@ def _loss_of_each(learn, weights):
     if weights is None: return nullcontext()
     raise TrainError('Some pictures are drawn more often here, and so must count more, but the loss has no `reduction` with which to weigh them one by one; a CrossEntropyLossFlat has')
 
-def _fit_head(learn, views, valid, head, weight_decay, epochs):
+def _labels(ds): return torch.from_numpy(np.fromiter((int(t) for t in ds.tls[1]), np.int64, len(ds)))
+
+def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads):
     "Train the head and put it into the Learner; training loss, validation loss and error"
-    y, y_valid = (torch.stack([torch.as_tensor(t) for t in ds.tls[1]]).as_subclass(torch.Tensor) for ds in (learn.dls.train_ds, learn.dls.valid_ds))
-    x, y, part = torch.cat(views), y.repeat(len(views)), frozen_part(learn.model)
+    y, y_valid = _labels(learn.dls.train_ds), _labels(learn.dls.valid_ds)
+    x = views[0] if len(views) == 1 else torch.cat(views)
+    y, part, in_place = y.repeat(len(views)), frozen_part(learn.model), in_place or len(views) > 1
     weights = getattr(learn.dls.train, 'wgts', None)
     weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float32).repeat(len(views))
     if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')  # where the features are; any later training puts it back
     with _loss_of_each(learn, weights):
-        if head == 'linear': rest = linear_head(x, y, learn.loss_func, learn.dls.c, weight_decay, weights)
-        else: rest = train_head(part.rest.cpu(), x, y, learn.loss_func, epochs, weights=weights)
+        if head == 'linear': rest = linear_head(x, y, learn.loss_func, learn.dls.c, weight_decay, weights, in_place, threads)
+        else: rest = train_head(part.rest.cpu(), x, y, learn.loss_func, epochs, weights=weights, threads=threads)
     with torch.no_grad():
-        logits, seen = rest.eval()(valid), rest(x)
+        after = rest.eval()[1:] if head == 'linear' and in_place else rest.eval()  # the first layer has standardised `x`
+        logits, seen = (torch.cat([f(rows) for rows in m.split(1000)]) for f, m in ((rest, valid), (after, x)))
         result = learn.loss_func(seen, y).item(), learn.loss_func(logits, y_valid).item(), (logits.argmax(1) != y_valid).float().mean().item()
     learn.model[1] = nn.Sequential(*part.pool, *rest).to(learn.dls.device)
     learn.model.eval()  # as any training leaves it
     learn.opt = None
     learn.freeze()
     return result
+
+# %% ../nbs/05b_fast.ipynb #11351362
+class _Remembered:
+    "Features of a Learner's images in memory, with what they depend on"
+    def __init__(self, learn, train, valid):
+        self.facts, self.rows, at = _facts_of(learn), {}, 0
+        for ds in (learn.dls.train_ds, learn.dls.valid_ds):
+            for item in ds.items if not hasattr(ds.items, 'iloc') else ():
+                if isinstance(item, (str, os.PathLike)): self.rows[str(item)] = at, *_times(item)
+                at += 1
+        self.train, self.valid = train, valid
+    def find(self, items):
+        "Features of items, and the positions of those that are not known"
+        rows = [self.rows.get(str(item)) for item in items]
+        known = [i for i, (item, row) in enumerate(zip(items, rows)) if row and row[1:] == _times(item)]
+        seen, at, n = np.empty((len(items), self.train.shape[1]), np.float32), [rows[i][0] for i in known], len(self.train)
+        for i, place in zip(known, at): seen[i] = self.train[place] if place < n else self.valid[place - n]
+        return seen, sorted(set(range(len(items))) - set(known))
+
+_in_memory = WeakKeyDictionary()  # a Learner's `_Remembered`; not in the Learner, which may be saved
+
+def _times(file):
+    "What tells that a file is still the same"
+    try: facts = os.stat(file)
+    except OSError: return None, None, None
+    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size
+
+def _facts_of(learn):
+    "What features in memory depend on, besides the images"
+    tfms = [*learn.dls.valid.after_item.fs, *learn.dls.valid.after_batch.fs]
+    return _weights_digest(frozen_part(learn.model)), id(learn.dls), [(id(t), repr(t)) for t in tfms]
+
+# %% ../nbs/05b_fast.ipynb #cbe98b4c
+def known_features(
+    learn: Learner,    # Learner that `fit_fast` has trained
+    items: Sequence,   # Files
+) -> tuple[np.ndarray | None, list[int]]:  # (images, numbers), and the positions of those whose rows are not filled; None where nothing is known
+    "Features that `fit_fast` has computed for these images, if they still hold"
+    everything = list(range(len(items)))
+    is_file = all(isinstance(f, (str, os.PathLike)) for f in items)
+    if not is_file or not items or not hasattr(learn, 'fast') or _meddles(learn): return None, everything
+    try: remembered = _in_memory.get(learn)
+    except TypeError: remembered = None
+    if remembered: return remembered.find(items) if remembered.facts == _facts_of(learn) else (None, everything)
+    if not (kind := feature_kind(learn, torch.float32)): return None, everything
+    opener = _opener(learn.dls)
+    digests = [digest_of(f, opener) if os.path.exists(f) else '' for f in items]
+    found, missing = _from_store(opener.store, kind, digests, ['plain'])
+    own, dtype = {str(f) for f in learn.dls.train_ds.items}, getattr(torch, learn.fast.dtype)
+    again = [i for i in missing if str(items[i]) in own] if dtype != torch.float32 else []
+    if not again: return found.get('plain'), missing
+    shorter, lacking = _from_store(opener.store, feature_kind(learn, dtype), [digests[i] for i in again], ['plain'])
+    if not shorter: return found.get('plain'), missing
+    seen = found.get('plain', np.empty((len(items), shorter['plain'].shape[1]), np.float32))
+    seen[again] = shorter['plain']
+    return seen, sorted(set(missing) - set(again) | {again[i] for i in lacking})
+
+def _meddles(learn):
+    "Has the Learner a callback of the user's own that may change batches or predictions?"
+    own = [cb for cb in learn.cbs if type(cb).__module__.split('.')[0] not in ('fastai', 'bearcls')]
+    return any(hasattr(cb, event) for cb in own for event in ('before_validate', 'before_batch', 'after_pred', 'after_batch', 'after_validate'))
+
+# %% ../nbs/05b_fast.ipynb #695e2e47
+def known_answers(
+    learn: Learner,    # Learner that `fit_fast` has trained
+    items: Sequence,   # Files
+) -> tuple[np.ndarray, np.ndarray, list[int]] | None:  # Probabilities, what enters the feature layer, and the positions not filled; None: ask the network
+    "The Learner's answers on images whose features are known: only its head is calculated"
+    seen, missing = known_features(learn, items)
+    if seen is None or len(missing) == len(items): return None
+    rest, device = frozen_part(learn.model).rest, learn.dls.device
+    act = getattr(learn.loss_func, 'activation', lambda logits: logits.softmax(-1))
+    probabilities, features, entered = [], [], []
+    layer = feature_layer(learn.model)
+    if not any(layer is m for m in rest.modules()): return None
+    hook = layer.register_forward_pre_hook(lambda layer, args: entered.append(pool_features(args[0]).float().cpu().numpy()))
+    try:
+        with keep_modes(rest), torch.inference_mode():
+            rest.eval()
+            for start in range(0, len(items), 1000):
+                entered.clear()
+                rows = torch.from_numpy(seen[start:start + 1000]).to(device)
+                probabilities.append(act(rest(rows)).float().cpu().numpy())
+                if entered[-1].shape[1] != seen.shape[1]: features.append(entered[-1].copy())
+                else: seen[start:start + 1000] = entered[-1]  # in place: they are many
+    finally: hook.remove()
+    return np.concatenate(probabilities), np.concatenate(features) if features else seen, missing
