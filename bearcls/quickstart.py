@@ -143,6 +143,7 @@ def quickstart(
     with steps.step('check', 'Checking every file'): report, broken = _check(path, own, steps)
     with steps.step('train', describe_plan(plan)):
         learn = train(path, plan=plan, seed=seed, quiet=True, exclude=broken, pairs=_pairs(report))
+        if learn.plan.reason != plan.reason: steps.say(describe_plan(learn.plan))
     with steps.step('evaluate', 'Looking at its mistakes'):
         everything = evaluate(learn, 'all')
         seen = everything.only('valid')
