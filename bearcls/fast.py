@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/fast.html.md"""
 
 # %% auto #0
 __all__ = ['fast_dtype', 'in_precision', 'FrozenPart', 'frozen_part', 'check_dls', 'view_names', 'feature_kind', 'image_features',
-           'linear_head', 'train_head', 'FastFit', 'known_features', 'known_answers']
+           'linear_head', 'train_head', 'FastFit', 'label_numbers', 'known_features', 'known_answers']
 
 # %% ../nbs/05b_fast.ipynb #f9b3cbe0
 import hashlib, inspect, json, os, time
@@ -292,6 +292,21 @@ class FastFit:
     error_rate: float         # Share of validation pictures that the head gets wrong
     seconds: dict[str, float] = field(default_factory=dict)  # 'features' and 'head'
 
+# %% ../nbs/05b_fast.ipynb #762dc998
+_label_memory = WeakKeyDictionary()  # by Learner: each dataset with its items' hash and its labels
+
+def label_numbers(
+    learn: Learner,  # Learner of an image classifier
+    ds: Any,         # One of its datasets, such as `learn.dls.train_ds`
+) -> np.ndarray:     # Index of the label of each item, as int64
+    "The labels of a dataset as numbers"
+    kept, items = _label_memory.setdefault(learn, {}), ds.items
+    state = None if hasattr(items, 'iloc') else (hash(tuple(map(str, items))), tuple(map(str, ds.vocab)))
+    if state and id(ds) in kept and kept[id(ds)][0] is ds and kept[id(ds)][1] == state: return kept[id(ds)][2].copy()
+    labels = np.fromiter((int(t) for t in ds.tls[-1]), np.int64, len(ds))
+    kept[id(ds)] = ds, state, labels
+    return labels.copy()
+
 # %% ../nbs/05b_fast.ipynb #c3406187
 @patch
 def fit_fast(self: Learner,
@@ -333,11 +348,9 @@ def _loss_of_each(learn, weights):
     if weights is None: return nullcontext()
     raise TrainError('Some pictures are drawn more often here, and so must count more, but the loss has no `reduction` with which to weigh them one by one; a CrossEntropyLossFlat has')
 
-def _labels(ds): return torch.from_numpy(np.fromiter((int(t) for t in ds.tls[1]), np.int64, len(ds)))
-
 def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads):
     "Train the head and put it into the Learner; training loss, validation loss and error"
-    y, y_valid = _labels(learn.dls.train_ds), _labels(learn.dls.valid_ds)
+    y, y_valid = (torch.from_numpy(label_numbers(learn, ds)) for ds in (learn.dls.train_ds, learn.dls.valid_ds))
     x = views[0] if len(views) == 1 else torch.cat(views)
     y, part, in_place = y.repeat(len(views)), frozen_part(learn.model), in_place or len(views) > 1
     weights = getattr(learn.dls.train, 'wgts', None)

@@ -21,7 +21,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .arch import feature_layer, pool_features
 from .core import DataError, Html, ImageError, gallery, html_table, image_files, load_image, progress, sha256
-from .fast import known_answers
+from .fast import known_answers, label_numbers
 from .fitting import paced
 from .intervals import error_interval, wilson
 from .measure import in_order
@@ -110,7 +110,7 @@ def _own_pictures(learn, split, threads=None):
     parts = {'train': learn.dls.train_ds, 'valid': learn.dls.valid_ds}
     chosen = {name: ds for name, ds in parts.items() if split in (name, 'all') and len(ds)}
     if not chosen: raise DataError(f'This Learner has no pictures to {"validate with" if split == "valid" else "ask about"}; give `path`, an image folder, or another `split` than {split!r}')
-    rows = [(name, f, t) for name, ds in chosen.items() for f, t in zip(dataset_files(ds, name), _targets(ds))]
+    rows = [(name, f, t) for name, ds in chosen.items() for f, t in zip(dataset_files(ds, name), _targets(learn, ds))]
     there = [not isinstance(f, Path) or f.exists() for _, f, _ in rows]
     if not any(there): raise DataError(f'None of the {len(rows):,} pictures of this Learner is where it was; the first was {rows[0][1]}')
     items = itertools.chain.from_iterable(_each(ds.items) for ds in chosen.values())
@@ -120,11 +120,11 @@ def _own_pictures(learn, split, threads=None):
     seen.failed = pd.DataFrame([(str(f), 'it is not there any more') for (_, f, _), ok in zip(rows, there) if not ok], columns=['file', 'reason'])
     return seen
 
-def _targets(ds):
+def _targets(learn, ds):
     "The label of every picture as a number"
     first = torch.as_tensor(ds.tls[-1][0])
     if len(ds.tls) != 2 or first.dim() or first.is_floating_point(): raise DataError('Each picture must have one label, as with `CategoryBlock`; these DataLoaders hold something else')
-    return [int(y) for y in ds.tls[-1]]
+    return label_numbers(learn, ds).tolist()
 
 def _each(items):
     "Items one by one; of a table its rows, as fastai gives them to a getter"

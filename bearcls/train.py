@@ -243,8 +243,6 @@ def _fit_fast(learn, early_stop, threads):
     return learn
 
 # %% ../nbs/06_train.ipynb #496d39a7
-_trial_epochs = 8  # enough to tell a network that learns these images from one that does not
-
 def settle_plan(
     plan: Plan,        # Open plan, from `plan_training('auto')`
     dls: DataLoaders,  # Data to train on, as the plan wants it
@@ -258,30 +256,21 @@ def settle_plan(
     if plan.route != 'fast' or not is_file or not (what := unlike_photographs(items)): return plan, dls
     own_size = plan.size if remake is None or plan.size != fast_plan['size'] else None
     other = _plan('scratch', scratch_plan['arch'], None, own_size, '')
-    if other.size > 2*scratch_plan['size']:
-        return replace(plan, reason=f'{plan.reason}; the images are {what}, so the route scratch at {scratch_plan["size"]} pixels may be worth a try'), dls
-    made = {} if remake else {'dls': dls}
-    def make():
-        made.setdefault('dls', remake(other) if remake else dls)
-        return made['dls'], lambda part: _train_briefly(part, other, threads)
     set_seed(seed, reproducible=True)
-    trial = _tried_before(plan, other, dls, what, seed, lambda: try_routes(make_learner(dls, plan), make, what, seed=seed, threads=threads))
-    reason = f'{plan.reason}, but {trial.reason}'
-    if trial.chosen == 'fast': return replace(plan, reason=reason), dls
-    return replace(other, reason=reason), made.get('dls') or remake(other)
+    trial = _tried_before(plan, dls, what, seed, lambda: try_routes(make_learner(dls, plan), what, scratch_augment(32), seed=seed, threads=threads))
+    plan = replace(plan, reason=f'{plan.reason}, but {trial.reason}')
+    if trial.chosen == 'fast': return plan, dls
+    if remake is None and plan.size > 2*scratch_plan['size']:
+        return replace(plan, reason=f'{plan.reason}; these DataLoaders of {plan.size} pixels are too large for that, the route scratch takes {scratch_plan["size"]}'), dls
+    return replace(other, reason=plan.reason), dls if remake is None else remake(other)
 
-def _train_briefly(part, plan, threads):
-    "A training from nothing, with fewer epochs"
-    tried = make_learner(part, plan)
-    with tried.no_bar(), tried.no_logging(): return run_phases(tried, [Phase(_trial_epochs, plan.lr)], threads=threads)
-
-def _tried_before(plan, other, dls, what, seed, run):
+def _tried_before(plan, dls, what, seed, run):
     "The outcome of the same trial from the store of opened images; else of `run`, which is then kept"
     opener = next((t for t in dls.train_ds.tfms[0].fs if isinstance(t, OpenImage)), None)
     if not opener or not opener.store: return run()
     images = [[digest_of(f, opener), int(y)] for f, y in zip(dls.train_ds.items, dls.train_ds.tls[1])]
-    facts = [what, plan.arch, plan.size, plan.weights, other.arch, other.size, other.lr, _trial_epochs, seed, torch.__version__, images]
-    kind, key = 'route trial', hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    facts = [what, plan.arch, plan.size, plan.weights, seed, torch.__version__, images]
+    kind, key = 'route trial 1', hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     kept = opener.store.get(kind, [key])
     if kept: return Trial(**json.loads(kept[key]))
     trial = run()

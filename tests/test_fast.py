@@ -332,7 +332,7 @@ def test_evaluation_after_fit_fast_looks_at_nothing(path, tmp_path, how):
         expected = asked_anew(learn, split)
         assert n == 0
         assert seen.table.file.equals(expected.table.file) and seen.table.actual.equals(expected.table.actual)
-        assert np.abs(seen.probabilities - expected.probabilities).max() < 1e-5
+        assert np.abs(seen.probabilities - expected.probabilities).max() < 5e-5  # rounding, in batches of other sizes
         assert seen.features.shape == expected.features.shape and np.abs(seen.features - expected.features).max() < 1e-3*np.abs(expected.features).max()
 
 @pytest.mark.parametrize('cache', [True, False])

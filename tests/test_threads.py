@@ -67,7 +67,7 @@ def test_the_number_is_back_after_an_error_and_a_break(path):
     next(lanes)
     lanes.close()
     class Breaks(Callback):
-        def after_batch(self): raise InterruptedError
+        def after_batch(self): raise InterruptedError('stop')
     learn = learner(path)
     with pytest.raises(InterruptedError), paced(learn, threads=before + 1), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Breaks())
     assert torch.get_num_threads() == before and not any(type(cb).__name__ == '_Pacer' for cb in learn.cbs)
