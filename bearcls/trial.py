@@ -155,7 +155,9 @@ class Trial:
     @property
     def chosen(self) -> str:
         "'fast' or 'scratch'"
-        return 'scratch' if self.wrong_fast - self.wrong_scratch > (self.wrong_fast + self.wrong_scratch)**.5 else 'fast'
+        if not self.n_both: return 'fast'
+        chance = (self.wrong_fast + self.wrong_scratch)**.5
+        return 'scratch' if self.wrong_scratch - self.wrong_fast <= .5*chance else 'fast'
 
     @property
     def reason(self) -> str:
