@@ -1,5 +1,6 @@
 "Threads: your number decides, it is back afterwards whatever happens, and what is calculated does not depend on it"
 import os, subprocess, sys, time
+from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
@@ -100,17 +101,18 @@ def test_measuring_changes_no_digit(path, no_environment, monkeypatch):
     never, always = trained(False)[0], trained(True)[0]
     assert len(calls) >= 2 and torch.equal(never, always)
 
-def test_company_is_noticed(no_environment):
-    "Work that takes longer with more threads is done with one, until it does not any more"
-    slow = [True]
-    def work(): time.sleep(.008 if slow[0] and torch.get_num_threads() > 1 else .002 if torch.get_num_threads() > 1 else .004)
+def test_company_is_noticed(no_environment, monkeypatch):
+    "Work that takes longer with more threads is done with one, until it does not any more; on a clock that only the work moves"
+    now, slow = [0.], [True]
+    monkeypatch.setattr('bearcls.threads.time', SimpleNamespace(perf_counter=lambda: now[0]))
+    def work(): now[0] += (.008 if slow[0] else .002) if torch.get_num_threads() > 1 else .004
     with use_threads(max(2, os.cpu_count())):
         with Pace() as pace:
             pace.fixed = None
-            assert pace.measure(work) == 1 == torch.get_num_threads()
+            assert pace.is_due and pace.measure(work) == 1 == torch.get_num_threads()
+            assert not pace.is_due
             slow[0] = False
             assert pace.measure(work) == torch.get_num_threads() > 1
-            assert not pace.is_due
         assert torch.get_num_threads() == max(2, os.cpu_count())
 
 def test_threads_need_no_fastai():

@@ -517,6 +517,7 @@ def test_damaged_cached_weights_are_named(content, bears, squeezenet, tmp_path, 
 # --- where the plan is in doubt
 
 import bearcls.train as train_module
+from bearcls.fast import image_features
 from bearcls.sample import draw_bears
 from bearcls.trial import Trial, unlike_photographs
 
@@ -601,9 +602,14 @@ def test_photographs_are_photographs(shared):
         if folder.is_dir(): assert unlike_photographs(sorted(folder.glob('*.jpg'))) == ''
 
 def test_a_trial_of_digits(tmp_path, shared, monkeypatch):
-    "Real weights, both routes, no pretence: training from nothing wins on tiny grey digits, and the trial leaves the validation images alone"
+    "Real weights, both routes, no pretence: the reason tells both figures, the route is the one that they speak for, and no validation image took part"
     monkeypatch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
     monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'cache'))
-    monkeypatch.setitem(train_module.scratch_plan, 'epochs', 2)  # the trial is what is tested here
-    learn = train(digit_folder(tmp_path/'digits', 400), quiet=True, near_copies=False)
-    assert learn.plan.route == 'scratch' and 'a network trained from nothing' in learn.plan.reason
+    monkeypatch.setitem(train_module.scratch_plan, 'epochs', 1)  # the trial is what is tested here
+    trials, tried, asked = [], train_module.try_routes, []
+    monkeypatch.setattr(train_module, 'try_routes', lambda *a, **k: trials.append(tried(*a, **k, epochs=2)) or trials[-1])
+    monkeypatch.setattr('bearcls.trial.image_features', lambda learn, items, *a: asked.extend(items) or image_features(learn, items, *a))
+    learn = train(digit_folder(tmp_path/'digits', 100), quiet=True, near_copies=False)
+    trial, = trials
+    assert learn.plan.route == trial.chosen and trial.reason in learn.plan.reason and 'tiny and grey (28×28 pixels)' in learn.plan.reason
+    assert {str(f) for f in asked} == {str(f) for f in learn.dls.train_ds.items} and trial.n == len(asked)
