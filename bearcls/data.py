@@ -174,7 +174,7 @@ def image_dls(
     num_workers: int | None = None,  # Processes that load; None: a few with a GPU on Linux, otherwise none
     pad_mode: str = 'zeros',    # How the recipe `pad` fills its bars: zeros, border or reflection
     min_scale: float | None = None,  # Smallest share of a picture that `random_crop` and `presize` show; None: 0.35 and 0.75
-    keep_mb: float = 1000,      # Megabytes of opened pictures to keep in memory between epochs
+    keep_mb: float = 250,       # Megabytes of opened images to keep in memory between epochs; those beyond come from `cache` each time
     cache: bool | str | Path = True,  # Keep opened pictures on disk for the next time: in `cache_folder()`, in a folder of yours, or not
     min_per_label: int = 5,     # Fewest pictures of a label
 ) -> DataLoaders:               # Ready for `vision_learner`; `split`, `survey` and `folder` tell which pictures went where, what they are, and what is left out

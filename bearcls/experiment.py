@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from scipy import stats  # fastai needs it too
 from .core import DataError, atomic_write, expect, expect_all, html_table, progress, sha256
 from .data import image_dls
+from .fitting import paced
 from .split import Split
 from .train import train
 
@@ -46,7 +47,7 @@ def measure_learner(
 ) -> dict[str, Any]: # n_train, n_valid, wrong, error, log_loss
     "What a Learner makes of its own validation pictures"
     expect('learn', learn, Learner)
-    with learn.no_bar(), learn.no_logging(): probabilities, targets = map(np.asarray, learn.get_preds())
+    with paced(learn), learn.no_bar(), learn.no_logging(): probabilities, targets = map(np.asarray, learn.get_preds())
     wrong, n = int((probabilities.argmax(1) != targets).sum()), len(targets)
     right = probabilities[np.arange(n), targets].astype(float)
     log_loss = float(-np.log(right.clip(1e-12)).mean())

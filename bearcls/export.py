@@ -36,6 +36,7 @@ from bearcls.core import (BearclsError, DataError, ImageError, expect, expect_al
 from .folders import find_pictures, known_rows, manifest_roots
 from .data import dls_settings
 from .inference import Classifier
+from .fitting import paced
 from .interpret import Evaluation, dataset_files, error_rate_of, evaluate, label_metrics
 from .measure import smallest_side
 from .rebuild import learner_weights
@@ -128,13 +129,14 @@ def learner_probabilities(
     files: list[Path],          # Pictures
     min_side: int | None = None,# Reduced decoding of its DataLoaders; None if it opens pictures in fastai's way
     temperature: float = 1.0,   # Logits are divided by this before the softmax
+    threads: int | None = None, # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> np.ndarray:                # (pictures, labels)
     "What a Learner says about files, through its own validation pipeline"
     expect('learn', learn, Learner)
     files = expect_all('files', files, str, os.PathLike)
     if min_side: dl = learn.dls.test_dl(files, num_workers=0)
     else: dl = learn.dls.valid.new(_Opened((PILImage(load_image(f)),) for f in files), num_workers=0, shuffle=False, drop_last=False)
-    with keep_modes(learn.model), learn.no_bar(), learn.no_logging():
+    with keep_modes(learn.model), paced(learn, threads), learn.no_bar(), learn.no_logging():
         logits, _ = learn.get_preds(dl=dl, act=noop)
     return (logits.float()/temperature).softmax(1).cpu().numpy()
 
@@ -148,6 +150,7 @@ def verify_bundle(
     bundle: str | os.PathLike,       # Folder of the bundle, or its zip
     files: Iterable | str | os.PathLike | None = None,  # Pictures to ask both about, or their folder; None for the Learner's validation set
     seen: Evaluation | None = None,  # What the Learner has said already, from `evaluate`
+    threads: int | None = None,      # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> float:                          # Largest difference between two probabilities, 0 to 1
     "How far a bundle is from its Learner, on real pictures"
     expect('learn', learn, Learner)
@@ -161,7 +164,7 @@ def verify_bundle(
         some = files[start:start + 16]
         ours = [_in_order(row, classifier.labels) for row in classifier.predict_batch(some)]
         if all(str(f) in known for f in some): theirs = np.array([known[str(f)] for f in some])
-        else: theirs = learner_probabilities(learn, some, min_side, temperature)
+        else: theirs = learner_probabilities(learn, some, min_side, temperature, threads)
         worst = max(worst, float(np.abs(np.array(ours) - theirs).max()))
     return worst
 
@@ -223,12 +226,13 @@ def own_answers(
     learn: Learner,                   # Trained Learner
     seen: Evaluation | None = None,   # What it says about its own pictures, from `evaluate(learn, 'all')`; None: it is asked
     unlikeness: bool = True,          # Ask about the training pictures too, if it has to be asked
+    threads: int | None = None,       # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> tuple[Evaluation | None, list[str]]:  # The evaluation, or None, and notes on what is missing
     "A Learner's answers on its own pictures, as far as they can be had"
     expect('learn', learn, Learner)
     expect('seen', seen, Evaluation, None)
     if seen is None:
-        try: seen = evaluate(learn, 'all' if unlikeness else 'valid')
+        try: seen = evaluate(learn, 'all' if unlikeness else 'valid', threads=threads)
         except (DataError, ImageError) as e: return None, [f'Nothing was measured: {e}.']
     lost = len(seen.failed)
     return seen, [f'{lost:,} of its pictures could not be found any more when the model was exported.'] if lost else []
@@ -271,6 +275,7 @@ def export_bundle(
     files: Iterable | str | os.PathLike | None = None,  # Pictures to compare both sides on, or their folder; None for the validation set
     max_check: int = 256,           # Compare at most this many, spread evenly
     tolerance: float = 0.001,       # Largest difference between two probabilities that is accepted
+    threads: int | None = None,     # Threads that the Learner calculates with, at least 1; None: the faster of one and all
 ) -> Path:                          # `dest`
     "Export a Learner as a bundle that is known to answer alike"
     expect('learn', learn, Learner)
@@ -282,14 +287,14 @@ def export_bundle(
     if seen is not None and unlikeness is True and not len(seen.only('train')): raise ExportError("`seen` holds no training pictures, which unlikeness is measured against: pass `evaluate(learn, 'all')`, or `unlikeness=False`")
     facts = bundle_facts(learn, metrics, 1. if temperature is None else temperature, threshold)
     files = _to_compare(learn, files, max_check)
-    seen, notes = own_answers(learn, seen, unlikeness is True)
+    seen, notes = own_answers(learn, seen, unlikeness is True, threads)
     far = _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness)
     model, table = onnx_model(learn.model, facts.size, facts.mean, facts.std, facts.temperature, far), b''
     if weights: table, facts.weights = learner_weights(learn)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f'.{dest.name}-') as aside:
         new = write_bundle(facts, model, Path(aside)/'new', weights=table)
-        difference = verify_bundle(learn, new, files, seen)
+        difference = verify_bundle(learn, new, files, seen, threads)
         if not difference <= tolerance: raise ExportError(_disagreement(difference, tolerance, len(files)))
         facts.metrics |= dict(pictures_compared=len(files), largest_difference=difference)
         if far is not None and seen is not None and not far.measured: facts.unlikeness['measured'] = _measure_strangers(new, far, seen)

@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/fitting.html.md"""
 
 # %% auto #0
 __all__ = ['TrainingLog', 'log_training', 'training_table', 'plot_training', 'train_counts', 'class_weights', 'balanced_dls',
-           'pick_precision', 'Autocast', 'precision_callback', 'LearningRates', 'random_state', 'set_random_state',
-           'check_batches', 'suggest_lr']
+           'pick_precision', 'Autocast', 'precision_callback', 'paced', 'LearningRates', 'random_state',
+           'set_random_state', 'check_batches', 'suggest_lr']
 
 # %% ../nbs/05c_fitting.ipynb #346c910c
 import copy, random, sys, time
@@ -29,6 +29,7 @@ from fastcore.basics import patch
 from .arch import TrainError, keep_modes
 from .core import expect, html_table, progress
 from .fast import fast_dtype
+from .threads import Pace, decided_threads
 
 # %% ../nbs/05c_fitting.ipynb #b72121d3
 class TrainingLog(Callback):
@@ -227,6 +228,32 @@ def precision_callback(
     if torch.device(device).type == 'cuda': return MixedPrecision('fp16' if precision == 'float16' else 'bf16')
     return Autocast(getattr(torch, precision))
 
+# %% ../nbs/05c_fitting.ipynb #1147913e
+class _Pacer(Callback):
+    "Measures before a batch when it is time to, and tells the pace how long batches take"
+    order = 90  # after those that prepare the batch
+    def __init__(self, pace): self.pace = pace
+    def before_batch(self):
+        if self.pace.is_due: self.pace.measure(self._few)
+        self.start = time.perf_counter()
+    def after_batch(self): self.pace.note(time.perf_counter() - self.start, len(self.xb[0]))
+    def before_validate(self): self.pace.usual = None  # a batch without a backward pass takes another time
+    def before_train(self): self.pace.usual = None
+    def _few(self):
+        with torch.no_grad(), keep_modes(self.model): self.model.eval()(*(x[:8] for x in self.xb))
+
+@contextmanager
+def paced(
+    learn: Learner,              # Any Learner
+    threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all, which is measured
+) -> Iterator[Pace | None]:      # What was measured is in its `measured`; None where the Learner does not calculate on the CPU
+    "Let the Learner train or predict with as many threads as help just now"
+    if torch.device(learn.dls.device).type != 'cpu':
+        decided_threads(threads)  # refuses what is no number
+        yield None
+        return
+    with Pace(threads) as pace, learn.added_cbs(_Pacer(pace)): yield pace
+
 # %% ../nbs/05c_fitting.ipynb #8a456027
 @dataclass
 class LearningRates:
@@ -313,7 +340,7 @@ def suggest_lr(
     if not (0 < start_lr < end_lr and num_it >= 10): raise TrainError(f'0 < `start_lr` < `end_lr` and at least 10 for `num_it` are needed; got {start_lr}, {end_lr} and {num_it}')
     check_batches(learn.dls)
     finder = _LRFinder(start_lr, end_lr, num_it)
-    with _untouched(learn), learn.no_logging(), learn.no_bar(), progress(desc='learning rates', total=num_it, unit='batch') as finder.bar:
+    with _untouched(learn), paced(learn), learn.no_logging(), learn.no_bar(), progress(desc='learning rates', total=num_it, unit='batch') as finder.bar:
         learn.fit(num_it//len(learn.dls.train) + 1, cbs=finder)
         rates, losses = list(map(float, learn.recorder.lrs)), list(map(float, learn.recorder.losses))
     skip, n = num_it//10, next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), len(losses))

@@ -22,6 +22,8 @@ from fastai.learner import Learner
 from .arch import feature_layer, pool_features
 from .core import DataError, Html, ImageError, gallery, html_table, load_image, progress, sha256
 from .folders import refuse_problems, scan_folder
+from .fast import known_answers, label_numbers
+from .fitting import paced
 from .intervals import error_interval, wilson
 from .measure import in_order
 from .split import Split
@@ -93,36 +95,37 @@ def evaluate(
     split: str | None = None,              # 'valid', 'train' or 'all'; None: 'valid' of a Learner's own pictures, all of a folder's
     path: str | os.PathLike | None = None, # Image folder to ask about; None for the Learner's own pictures
     known: Split | None = None,            # Tells which pictures of `path` were trained on; None: the Learner's, if it is one
+    threads: int | None = None,            # Threads that a Learner calculates with; None: the faster of one and all. A `Classifier` has its own
 ) -> Evaluation:                           # Predictions on pictures as validation sees them, without augmentation
     "Ask a model about labelled pictures, once"
     if split not in (None, 'valid', 'train', 'all'): raise ValueError(f'`split` must be valid, train or all, got {split!r}')
     model = source if isinstance(source, Learner) else _classifier(source)
-    if path is None and isinstance(model, Learner): return _own_pictures(model, split or 'valid')
+    if path is None and isinstance(model, Learner): return _own_pictures(model, split or 'valid', threads)
     if path is None: raise DataError('A bundle knows no pictures; give `path`, an image folder')
-    seen = _folder(model, Path(path), known)
+    seen = _folder(model, Path(path), known, threads)
     return seen if split in (None, 'all') else seen.only(split)
 
 # %% ../nbs/07_interpret.ipynb #abe95050
-def _own_pictures(learn, split):
+def _own_pictures(learn, split, threads=None):
     "A Learner's predictions on its own pictures"
     parts = {'train': learn.dls.train_ds, 'valid': learn.dls.valid_ds}
     chosen = {name: ds for name, ds in parts.items() if split in (name, 'all') and len(ds)}
     if not chosen: raise DataError(f'This Learner has no pictures to {"validate with" if split == "valid" else "ask about"}; give `path`, an image folder, or another `split` than {split!r}')
-    rows = [(name, f, t) for name, ds in chosen.items() for f, t in zip(dataset_files(ds, name), _targets(ds))]
+    rows = [(name, f, t) for name, ds in chosen.items() for f, t in zip(dataset_files(ds, name), _targets(learn, ds))]
     there = [not isinstance(f, Path) or f.exists() for _, f, _ in rows]
     if not any(there): raise DataError(f'None of the {len(rows):,} pictures of this Learner is where it was; the first was {rows[0][1]}')
     items = itertools.chain.from_iterable(_each(ds.items) for ds in chosen.values())
-    probabilities, features = _ask_learner(learn, [i for i, ok in zip(items, there) if ok])
+    probabilities, features = _ask_learner(learn, [i for i, ok in zip(items, there) if ok], threads)
     splits, files, targets = zip(*itertools.compress(rows, there))
     seen = tabulate(files, splits, probabilities, targets, [str(v) for v in learn.dls.vocab], features)
     seen.failed = pd.DataFrame([(str(f), 'it is not there any more') for (_, f, _), ok in zip(rows, there) if not ok], columns=['file', 'reason'])
     return seen
 
-def _targets(ds):
+def _targets(learn, ds):
     "The label of every picture as a number"
-    labels = [torch.as_tensor(y) for y in ds.tls[-1]]
-    if len(ds.tls) != 2 or labels[0].dim() or labels[0].is_floating_point(): raise DataError('Each picture must have one label, as with `CategoryBlock`; these DataLoaders hold something else')
-    return [int(y) for y in labels]
+    first = torch.as_tensor(ds.tls[-1][0])
+    if len(ds.tls) != 2 or first.dim() or first.is_floating_point(): raise DataError('Each picture must have one label, as with `CategoryBlock`; these DataLoaders hold something else')
+    return label_numbers(learn, ds).tolist()
 
 def _each(items):
     "Items one by one; of a table its rows, as fastai gives them to a getter"
@@ -152,13 +155,20 @@ def real_name(
 def _real_folder(folder): return os.path.realpath(folder)
 
 # %% ../nbs/07_interpret.ipynb #9b6ca126
-def _ask_learner(learn, items):
-    "Probabilities and features of items that the Learner's pipeline takes"
+def _ask_learner(learn, items, threads=None):
+    "Probabilities and features of items that the Learner's pipeline takes; what `fit_fast` has seen is not looked at again"
+    if (known := known_answers(learn, items)) is None: return _ask_network(learn, items, threads)
+    probabilities, features, missing = known
+    if missing: probabilities[missing], features[missing] = _ask_network(learn, [items[i] for i in missing], threads)
+    return probabilities, features
+
+def _ask_network(learn, items, threads=None):
+    "The same, from the pixels"
     kept = _KeepFeatures()
     hook = feature_layer(learn.model).register_forward_pre_hook(kept.see)
     softmax = None if hasattr(learn.loss_func, 'activation') else lambda logits: logits.softmax(-1)  # PyTorch's own losses bring no activation
     try:
-        with learn.no_bar(), learn.no_logging():
+        with paced(learn, threads), learn.no_bar(), learn.no_logging():
             probabilities, _ = learn.get_preds(dl=learn.dls.test_dl(items, **_fast_batches(learn)), act=softmax, cbs=kept)
     finally: hook.remove()
     return probabilities.float().cpu().numpy(), torch.cat(kept.features).numpy()
@@ -184,7 +194,7 @@ def _classifier(source):
     if isinstance(source, (str, os.PathLike)): return Classifier(source)
     raise DataError(f'`evaluate` takes a Learner, a Classifier or the folder of a bundle; got a {type(source).__name__}')
 
-def _folder(model, path, known):
+def _folder(model, path, known, threads=None):
     "Predictions on the pictures of a folder"
     folder, labels = scan_folder(path), [str(v) for v in (model.dls.vocab if isinstance(model, Learner) else model.labels)]
     refuse_problems(folder)
@@ -194,18 +204,18 @@ def _folder(model, path, known):
     if not answerable: raise DataError(f'{path} has pictures of {label_of(files[0])}, and the model knows {", ".join(labels[:10])}: no picture has a label that it knows')
     failed = [(f, f'filed as {label_of(f)}, which the model does not know') for f in files if label_of(f) not in labels]
     failed += [(path/r.file, r.reason) for r in folder.left_out if r.kind in ('not_an_image', 'outside', 'unreadable')]
-    good, problems, probabilities, features = _ask(model, answerable)
+    good, problems, probabilities, features = _ask(model, answerable, threads)
     seen = tabulate(good, _sides(model, good, known), probabilities, [labels.index(label_of(f)) for f in good], labels, features)
     seen.failed = pd.DataFrame([(str(f), why) for f, why in failed + problems], columns=['file', 'reason'])
     return seen
 
 # %% ../nbs/07_interpret.ipynb #030993c3
-def _ask(model, files):
+def _ask(model, files, threads=None):
     "Files that can be opened, the others with their reasons, probabilities and features"
     problems = [p for p in progress(in_order(_problem, files), 'opening', len(files), 'img') if p] if isinstance(model, Learner) else []
     bad = {f for f, _ in problems}
     good = [f for f in files if f not in bad]
-    if isinstance(model, Learner) and good: return good, problems, *_ask_learner(model, good)
+    if isinstance(model, Learner) and good: return good, problems, *_ask_learner(model, good, threads)
     if isinstance(model, Learner): return good, problems, np.zeros((0, len(model.dls.vocab))), np.zeros((0, 0))
     return _ask_classifier(model, files)
 

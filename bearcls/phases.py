@@ -24,7 +24,7 @@ from fastcore.foundation import L
 from torch import nn
 from .arch import TrainError
 from .core import atomic_write, expect, expect_all, sha256
-from .fitting import TrainingLog, check_batches, log_training, random_state, set_random_state
+from .fitting import TrainingLog, check_batches, log_training, paced, random_state, set_random_state
 
 # %% ../nbs/05d_phases.ipynb #2e8cf5cf
 class KeepBest(Callback):
@@ -199,6 +199,7 @@ def run_phases(
     early_stop: int | None = None,  # End a phase after so many epochs without a better validation loss, and keep the best weights; None: train to the end
     checkpoint: str | os.PathLike | None = None,  # Folder in which to save the state of every epoch, and from which to go on
     facts: dict[str, Any] | None = None,          # From `training_facts`, for the checkpoint
+    threads: int | None = None,                   # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> Learner:                       # The same Learner, trained
     "Train, or go on where a killed run was"
     expect('learn', learn, Learner)
@@ -212,7 +213,7 @@ def run_phases(
         facts = {**(training_facts(learn) if facts is None else facts), 'phases': repr(list(phases)), 'early_stop': early_stop}
         saver = Checkpoint(checkpoint, facts, keep)
         done = saver.read()
-    with learn.added_cbs([*keep, *([saver] if saver else [])]):
+    with paced(learn, threads), learn.added_cbs([*keep, *([saver] if saver else [])]):
         if not (done and done['is_done']): _run(learn, phases, log, saver, done)
         else: _already(learn, phases, saver)
         for cb in keep: cb.put_back(learn.model)

@@ -159,6 +159,7 @@ def quickstart(
     with _kept(dest, quiet):
         with steps.step('train', describe_plan(plan)):
             learn = _train(path, plan, seed, dest, steps, exclude=broken, pairs=_pairs(report))
+            if learn.plan.reason != plan.reason: steps.say(describe_plan(learn.plan))
         with steps.step('evaluate', 'Looking at its mistakes'):
             everything = evaluate(learn, 'all')
             seen = everything.only('valid')
@@ -245,15 +246,14 @@ def _error_words(seen):
 # %% ../nbs/17_quickstart.ipynb #3bf9a3fa
 def _train(path, plan, seed, dest, steps, **chosen):
     "Train, or go on where an earlier call was; an unfinished training of other data or settings gives way"
-    how = dict(plan=plan, seed=seed, quiet=True, **chosen)
+    how = dict(plan=plan, seed=seed, quiet=True, checkpoint=dest/'training', **chosen)  # the route fast writes none
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', LeftOutWarning)  # said already
-        if plan.route == 'fast': return train(path, **how)
-        try: return train(path, checkpoint=dest/'training', **how)
+        try: return train(path, **how)
         except OtherTraining:
             steps.say('an unfinished training of other data or settings is here; it is replaced')
             (dest/'training'/'checkpoint.pth').unlink()
-            return train(path, checkpoint=dest/'training', **how)
+            return train(path, **how)
 
 @contextmanager
 def _kept(dest, quiet):

@@ -6,10 +6,11 @@ Docs: https://bearcls.github.io/bearcls/train.html.md"""
 
 # %% auto #0
 __all__ = ['fast_plan', 'fine_tune_plan', 'scratch_plan', 'routes', 'light_archs', 'Plan', 'plan_training', 'train',
-           'scratch_augment', 'describe_plan', 'make_learner', 'fit']
+           'scratch_augment', 'describe_plan', 'make_learner', 'fit', 'settle_plan']
 
 # %% ../nbs/06_train.ipynb #8e0eea08
-import os, random, warnings
+import hashlib, json, os, random, warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -27,7 +28,9 @@ from .arch import TrainError, Weights, arch_stats, find_weights, fixed_size, get
 from .data import image_dls
 from .fast import FastFit, check_dls
 from .fitting import balanced_dls, class_weights, log_training, pick_precision, precision_callback
+from .opening import OpenImage, digest_of
 from .phases import Phase, fine_tune_phases, run_phases, training_facts
+from .trial import Trial, try_routes, unlike_photographs
 
 # %% ../nbs/06_train.ipynb #5412c319
 @dataclass
@@ -42,6 +45,7 @@ class Plan:
     bs: int        # Pictures in a batch
     reason: str    # Why this route, in one sentence
     weights: str = ''  # 'imagenet', a file, or '' for none
+    is_open: bool = False  # Chosen by 'auto' before the images were known: where they are unlike photographs, `train` tries the route scratch, too
 
 # %% ../nbs/06_train.ipynb #052234e2
 fast_plan = dict(route='fast', arch='resnet18', size=224, epochs=0, lr=0., recipe='squish', bs=64)
@@ -68,7 +72,8 @@ def plan_training(
         raise TrainError(f'{found.reason}, and the route {route} needs some; use the route scratch, or set TORCH_HOME to a folder that holds them')
     if not found.usable: return _plan('scratch', arch or scratch_plan['arch'], epochs, size, found.reason)
     chosen, why = (route, '') if route != 'auto' else _choose(epochs)
-    return _plan(chosen, found.arch, epochs, size, found.reason + why, found.file if found.status == 'file' else 'imagenet')
+    plan = _plan(chosen, found.arch, epochs, size, found.reason + why, found.file if found.status == 'file' else 'imagenet')
+    return replace(plan, is_open=route == 'auto' and chosen == 'fast' and not arch)
 
 # %% ../nbs/06_train.ipynb #cdeff0af
 def _whole(name, value, least=None):
@@ -116,9 +121,10 @@ def train(
     precision: str = 'auto',         # 'float32', 'bfloat16', 'float16', or 'auto' for the fastest that the machine is made for
     early_stop: int | None = None,   # Stop after so many epochs without a lower validation loss, and keep the best weights; None: train to the end
     checkpoint: str | Path | None = None,  # Folder to save every epoch in; the same call again goes on from there. The route fast needs none
-    plan: Plan | None = None,        # A plan made before; then route, arch, epochs, size and weights are not looked at
+    plan: Plan | None = None,        # A plan made before; then route, arch, epochs, size and weights are not looked at. An open one is settled
     timeout: float = 3.0,            # Seconds to look for weights on the network
     quiet: bool = False,             # Do not print the one line that says what is done and why
+    threads: int | None = None,      # Threads to calculate with, at least 1; None: the faster of one and all, as [threads](04e_threads.ipynb) says
     **dls_kwargs: Any,               # For `image_dls`, when `data` is a folder: exclude, pairs, valid_pct, recipe…
 ) -> Learner:                        # Trained Learner, with `plan` and `training_log`
     "Train a classifier on `data`"
@@ -130,11 +136,12 @@ def train(
     if dls is data and given: raise TrainError(f'{", ".join(given)}: these are for `image_dls`, and the DataLoaders exist already')
     check_dls(dls)
     if dls is data: plan = replace(plan, size=data.valid.one_batch()[0].shape[-1])
+    if plan.is_open: plan, dls = settle_plan(plan, dls, None if dls is data else lambda p: _plan_dls(data, p, seed, dls_kwargs), seed, threads)
     if not quiet: print(describe_plan(plan))
     set_seed(seed, reproducible=True)
     for i, dl in enumerate(dls.loaders): dl.rng = random.Random(seed + i)
     learn = make_learner(dls, plan, imbalance, precision)
-    return fit(learn, early_stop, checkpoint, seed=seed, imbalance=imbalance)
+    return fit(learn, early_stop, checkpoint, threads, seed=seed, imbalance=imbalance)
 
 # %% ../nbs/06_train.ipynb #768ae878
 def scratch_augment(
@@ -210,26 +217,62 @@ def fit(
     learn: Learner,                 # From `make_learner`
     early_stop: int | None = None,  # Stop after so many epochs without a lower validation loss, and keep the best weights
     checkpoint: str | Path | None = None,  # Folder to save every epoch in, and to go on from
+    threads: int | None = None,     # Threads to calculate with, at least 1; None: the faster of one and all
     **settings: Any,                # What else decides the result, such as the seed, for the checkpoint
 ) -> Learner:                       # The same, trained
     "Train as the Learner's plan says"
     plan = learn.plan
-    if plan.route == 'fast': return _fit_fast(learn, early_stop)
+    if plan.route == 'fast': return _fit_fast(learn, early_stop, threads)
     _check_last_batch(learn.dls.train)
     phases = fine_tune_phases(plan.epochs, plan.lr) if plan.route == 'fine_tune' else [Phase(plan.epochs, plan.lr)]
     what = {k: v for k, v in asdict(plan).items() if k in ('route', 'arch', 'size', 'recipe')}
     facts = training_facts(learn, **what, precision=learn.precision, **settings) if checkpoint is not None else None
-    return run_phases(learn, phases, early_stop, checkpoint, facts)
+    return run_phases(learn, phases, early_stop, checkpoint, facts, threads)
 
 def _check_last_batch(dl):
     "Refuse a batch of one picture, of which batch normalisation cannot take the deviation"
     last = dl.bs if dl.drop_last else dl.n % dl.bs or dl.bs
     if last == 1: raise TrainError(f'Of {dl.n} pictures in batches of {dl.bs}, one would be alone in a batch, and this network needs two or more; make the DataLoaders with another `bs`')
 
-def _fit_fast(learn, early_stop):
+def _fit_fast(learn, early_stop, threads):
     "The head on frozen features, with a row for it in the log"
     if early_stop is not None: raise TrainError('The route fast has no epochs to stop after; leave `early_stop` out, or take the route fine_tune')
-    learn.fit_fast(dtype=getattr(torch, learn.precision))
+    learn.fit_fast(dtype=getattr(torch, learn.precision), threads=threads)
     done: FastFit = learn.fast
     learn.training_log.add_row(train_loss=done.train_loss, valid_loss=done.valid_loss, error_rate=done.error_rate, seconds=sum(done.seconds.values()))
     return learn
+
+# %% ../nbs/06_train.ipynb #496d39a7
+def settle_plan(
+    plan: Plan,        # Open plan, from `plan_training('auto')`
+    dls: DataLoaders,  # Data to train on, as the plan wants it
+    remake: Callable[[Plan], DataLoaders] | None = None,  # Makes the same data for another plan; None: these DataLoaders are all there is
+    seed: int = 42,              # Decides what the trial draws
+    threads: int | None = None,  # Threads to calculate with; None: the faster of one and all
+) -> tuple[Plan, DataLoaders]:   # The plan, no longer open, and its data
+    "Decide between the routes fast and scratch by a trial, if these images are unlike photographs"
+    plan, items = replace(plan, is_open=False), dls.train_ds.items
+    is_file = isinstance(items, list) and all(isinstance(f, (str, os.PathLike)) for f in items)
+    if plan.route != 'fast' or not is_file or not (what := unlike_photographs(items)): return plan, dls
+    own_size = plan.size if remake is None or plan.size != fast_plan['size'] else None
+    other = _plan('scratch', scratch_plan['arch'], None, own_size, '')
+    set_seed(seed, reproducible=True)
+    trial = _tried_before(plan, dls, what, seed, lambda: try_routes(make_learner(dls, plan), what, scratch_augment(32), seed=seed, threads=threads))
+    plan = replace(plan, reason=f'{plan.reason}, but {trial.reason}')
+    if trial.chosen == 'fast': return plan, dls
+    if remake is None and plan.size > 2*scratch_plan['size']:
+        return replace(plan, reason=f'{plan.reason}; these DataLoaders of {plan.size} pixels are too large for that, the route scratch takes {scratch_plan["size"]}'), dls
+    return replace(other, reason=plan.reason), dls if remake is None else remake(other)
+
+def _tried_before(plan, dls, what, seed, run):
+    "The outcome of the same trial from the store of opened images; else of `run`, which is then kept"
+    opener = next((t for t in dls.train_ds.tfms[0].fs if isinstance(t, OpenImage)), None)
+    if not opener or not opener.store: return run()
+    images = [[digest_of(f, opener), int(y)] for f, y in zip(dls.train_ds.items, dls.train_ds.tls[1])]
+    facts = [what, plan.arch, plan.size, plan.weights, seed, torch.__version__, images]
+    kind, key = 'route trial 1', hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    kept = opener.store.get(kind, [key])
+    if kept: return Trial(**json.loads(kept[key]))
+    trial = run()
+    opener.store.put(kind, {key: json.dumps(asdict(trial)).encode()})
+    return trial

@@ -293,3 +293,87 @@ def test_photographs(shared, monkeypatch, tmp_path):
     assert error < .15 and loss < .5
     assert learn.fast.dtype == str(fast_dtype()).removeprefix('torch.')
     assert len(pickle.dumps(learn.dls.valid_ds.tfms[0].fs[0])) < 1e6  # the pictures stay behind
+
+# --- what was seen is known
+
+from bearcls.fast import image_features, known_answers
+from bearcls.interpret import evaluate
+
+def watched(learn, split='all', **settings):
+    "An evaluation, and how many images the body saw for it"
+    n = []
+    hook = learn.model[0].register_forward_pre_hook(lambda layer, args: n.append(len(args[0])))
+    try: return evaluate(learn, split, **settings), sum(n)
+    finally: hook.remove()
+
+def by_hand(path):
+    block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, splitter=RandomSplitter(seed=42), get_y=parent_label, item_tfms=Resize(64),
+        batch_tfms=aug_transforms())
+    set_seed(1)
+    return vision_learner(block.dataloaders(path, num_workers=0), resnet18, pretrained=False, metrics=error_rate)
+
+def asked_anew(learn, split='all'):
+    "The same, from the pixels"
+    fast = learn.__dict__.pop('fast')
+    try: return evaluate(learn, split)
+    finally: learn.fast = fast
+
+@pytest.mark.parametrize('how', ['store', 'memory', 'by hand', 'two views', 'concat', 'unusable store'])
+def test_evaluation_after_fit_fast_looks_at_nothing(path, tmp_path, how):
+    if how == 'unusable store': (tmp_path/'cache').write_text('a file')
+    cache = dict(memory=False).get(how, tmp_path/'cache')
+    if how == 'by hand': learn = by_hand(path)
+    elif how == 'unusable store':
+        with pytest.warns(UserWarning, match='is not used'): learn = learner(path, cache=cache)
+    else: learn = learner(path, cache=cache)
+    learn.fit_fast(n_views=3 if how == 'by hand' else 2 if how == 'two views' else 1, head='concat' if how == 'concat' else 'linear', epochs=3)
+    for split in ('all', 'valid', 'train'):
+        seen, n = watched(learn, split)
+        expected = asked_anew(learn, split)
+        assert n == 0
+        assert seen.table.file.equals(expected.table.file) and seen.table.actual.equals(expected.table.actual)
+        assert np.abs(seen.probabilities - expected.probabilities).max() < 5e-5  # rounding, in batches of other sizes
+        assert seen.features.shape == expected.features.shape and np.abs(seen.features - expected.features).max() < 1e-3*np.abs(expected.features).max()
+
+@pytest.mark.parametrize('cache', [True, False])
+def test_what_has_changed_is_looked_at(path, tmp_path, cache):
+    "One image replaced and one gone; then the body, the DataLoaders, a callback"
+    folder = tmp_path/'bears'
+    __import__('shutil').copytree(path, folder)
+    learn = learner(folder, cache=tmp_path/'cache' if cache else False).fit_fast()
+    changed, gone = learn.dls.train_ds.items[0], learn.dls.train_ds.items[1]
+    Image.open(learn.dls.train_ds.items[-1]).save(changed)
+    gone.unlink()
+    seen, n = watched(learn)
+    assert n == (0 if cache else 1) or n == 1  # with a store the bytes may be known from another image
+    row = seen.table.file.tolist().index(str(changed))
+    with learn.no_bar(): assert np.allclose(seen.probabilities[row], learn.predict(changed)[2].numpy(), atol=1e-4)
+    assert seen.failed.file.tolist() == [str(gone)] and len(seen) == 41
+    class Turns(__import__('fastai').callback.core.Callback):
+        def before_batch(self): self.learn.xb = tuple(x.flip(-1) for x in self.xb)
+    learn.add_cb(Turns())
+    assert watched(learn)[1] == 41
+    learn.remove_cb(Turns)
+    with torch.no_grad(): next(learn.model[0].parameters()).mul_(1.5)
+    assert watched(learn)[1] == 41
+
+def test_other_dataloaders_are_looked_at(path, tmp_path):
+    for cache in (tmp_path, False):
+        learn = learner(path, cache=cache).fit_fast()
+        learn.dls = image_dls(path, size=80, recipe='squish', seed=1, cache=cache)
+        assert watched(learn)[1] == 42
+
+def test_sixteen_bits_are_known_too(path, tmp_path):
+    "Training images as they were seen, within that precision; validation images in 32 bits"
+    learn = learner(path, cache=tmp_path).fit_fast(dtype=torch.bfloat16)
+    seen, n = watched(learn)
+    expected = asked_anew(learn)
+    assert n == 0
+    assert np.abs(seen.only('valid').probabilities - expected.only('valid').probabilities).max() < 1e-5
+    assert np.abs(seen.probabilities - expected.probabilities).max() < .05
+
+def test_features_in_memory_are_not_exported(path, tmp_path):
+    learn = learner(path, cache=False).fit_fast()
+    learn.export(tmp_path/'a.pkl')
+    again = load_learner(tmp_path/'a.pkl')
+    assert known_answers(again, learn.dls.valid_ds.items) is None

@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 import torch
 import pandas as pd
+from dataclasses import replace
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.models import squeezenet1_1
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.data.all import CategoryBlock, DataBlock, IndexSplitter, MultiCategoryBlock, RegressionBlock, get_image_files, parent_label
@@ -510,3 +513,103 @@ def test_damaged_cached_weights_are_named(content, bears, squeezenet, tmp_path, 
     file.write_bytes(squeezenet.read_bytes()[:-2000] if content is None else content)
     with pytest.raises(TrainError, match='cached weights of squeezenet1_1, is damaged; delete it') as e: train(bears, arch='squeezenet1_1', size=48, quiet=True)
     assert str(file) in str(e.value) and file.exists()
+
+# --- where the plan is in doubt
+
+import bearcls.train as train_module
+from bearcls.fast import image_features
+from bearcls.sample import draw_bears
+from bearcls.trial import Trial, unlike_photographs
+
+def digit_folder(dest, n=80, side=28, mode='L', seed=0):
+    "Drawn digits, light on dark, with noise"
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        image, label = Image.new('L', (side, side)), dest/str(i % 10)
+        font = ImageFont.load_default(size=float(rng.uniform(.6, .95)*side))
+        ImageDraw.Draw(image).text(tuple(rng.uniform(.42, .58, 2)*side), str(i % 10), int(rng.integers(150, 256)), font, 'mm', stroke_width=int(rng.integers(0, 2)))
+        image = np.asarray(image.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR), float) + rng.normal(0, 12, (side, side))
+        label.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(image.clip(0, 255))).convert(mode).save(label/f'{i:04d}.png')
+    return dest
+
+@pytest.fixture
+def weights_at_hand(tmp_path, monkeypatch):
+    "Cached weights that have learnt nothing"
+    folder = tmp_path/'torch'/'hub'/'checkpoints'
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(squeezenet1_1().state_dict(), folder/'squeezenet1_1-b8a52dc0.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
+    monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'cache'))
+
+@pytest.fixture
+def told(monkeypatch):
+    "A trial whose outcome the test decides; the calls are counted"
+    calls, outcome = [], {}
+    def tried(learn, what, augment, **settings):
+        calls.append(what)
+        return outcome['trial']
+    monkeypatch.setattr(train_module, 'try_routes', tried)
+    return calls, outcome
+
+def test_in_doubt_a_trial_decides(tmp_path, weights_at_hand, told, monkeypatch):
+    "Tiny grey digits: the route and the reason follow the trial, which happens once"
+    calls, outcome = told
+    digits = digit_folder(tmp_path/'digits')
+    monkeypatch.setitem(train_module.scratch_plan, 'epochs', 1)
+    outcome['trial'] = Trial('tiny and grey (28×28 pixels)', 64, 30, 26, 13, 2)
+    learn = train(digits, quiet=True)
+    assert (learn.plan.route, learn.plan.arch, learn.plan.size, learn.plan.is_open) == ('scratch', 'xresnet18_thin', 64, False)
+    assert '50.0% wrong' in learn.plan.reason and '7.7%' in learn.plan.reason and 'tiny and grey (28×28 pixels)' in learn.plan.reason
+    assert learn.dls.valid.one_batch()[0].shape[-1] == 64
+    assert train(digits, quiet=True).plan == learn.plan and len(calls) == 1  # the outcome is kept
+    outcome['trial'] = Trial('tiny and grey (28×28 pixels)', 64, 3, 26, 1, 2)
+    learn = train(digits, quiet=True, seed=1)
+    assert (learn.plan.route, learn.plan.arch, len(calls)) == ('fast', 'squeezenet1_1', 2) and '3.8% wrong' in learn.plan.reason
+
+def test_without_doubt_nothing_is_tried(tmp_path, weights_at_hand, told):
+    "Drawn photographs, a route by name, an architecture by name, a plan of one's own"
+    calls, _ = told
+    digits = digit_folder(tmp_path/'digits')
+    assert train(draw_bears(tmp_path/'bears', n_per_label=8, faults=False), quiet=True).plan.route == 'fast'
+    assert train(digits, 'fast', quiet=True).plan.route == 'fast'
+    assert train(digits, arch='squeezenet1_1', quiet=True).plan.route == 'fast'
+    plan = plan_training()
+    assert plan.is_open and train(digits, plan=replace(plan, is_open=False), quiet=True).plan.route == 'fast'
+    assert not calls
+
+def test_dataloaders_of_ones_own_in_doubt(tmp_path, weights_at_hand, told):
+    "Where they are large, training from nothing would take too long: the reason says what to try"
+    calls, outcome = told
+    digits = digit_folder(tmp_path/'digits')
+    outcome['trial'] = Trial('tiny', 64, 30, 26, 13, 2)
+    learn = train(image_dls(digits, size=160, recipe='squish', bs=16), quiet=True)
+    assert learn.plan.route == 'fast' and 'DataLoaders of 160 pixels are too large for that, the route scratch takes 64' in learn.plan.reason
+    outcome['trial'] = Trial('tiny', 64, 3)
+    assert train(image_dls(digits, size=64, recipe='squish', bs=16), quiet=True).plan.route == 'fast' and len(calls) == 2
+
+@pytest.mark.parametrize('mode, side, words', [('L', 28, 'tiny and grey'), ('RGB', 28, 'tiny and grey'), ('1', 64, 'tiny and grey'), ('I;16', 28, 'tiny and grey'),
+    ('L', 200, 'grey'), ('RGB', 300, 'grey')])
+def test_what_is_unlike_photographs(tmp_path, mode, side, words):
+    folder = digit_folder(tmp_path/'d', 10, side, 'L' if mode == 'I;16' else mode)
+    if mode == 'I;16':
+        for f in folder.rglob('*.png'): Image.fromarray(np.asarray(Image.open(f), np.uint16)*257).save(f)
+    assert unlike_photographs(sorted(folder.rglob('*.png'))) == f'{words} ({side}×{side} pixels)'
+
+def test_photographs_are_photographs(shared):
+    for folder in (shared/'data'/'bears').iterdir():
+        if folder.is_dir(): assert unlike_photographs(sorted(folder.glob('*.jpg'))) == ''
+
+def test_a_trial_of_digits(tmp_path, shared, monkeypatch):
+    "Real weights, both routes, no pretence: the reason tells both figures, the route is the one that they speak for, and no validation image took part"
+    monkeypatch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
+    monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setitem(train_module.scratch_plan, 'epochs', 1)  # the trial is what is tested here
+    trials, tried, asked = [], train_module.try_routes, []
+    monkeypatch.setattr(train_module, 'try_routes', lambda *a, **k: trials.append(tried(*a, **k, epochs=2)) or trials[-1])
+    monkeypatch.setattr('bearcls.trial.image_features', lambda learn, items, *a: asked.extend(items) or image_features(learn, items, *a))
+    learn = train(digit_folder(tmp_path/'digits', 100), quiet=True, near_copies=False)
+    trial, = trials
+    assert learn.plan.route == trial.chosen and trial.reason in learn.plan.reason and 'tiny and grey (28×28 pixels)' in learn.plan.reason
+    assert {str(f) for f in asked} == {str(f) for f in learn.dls.train_ds.items} and trial.n == len(asked)
