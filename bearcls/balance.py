@@ -17,7 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
-from .core import DataError, Html, ImageError, ImageRow, expect, html_table, image_files, image_size, load_image, optional_import, progress, read_manifest
+from bearcls.core import (DataError, Html, ImageError, ImageRow, expect, html_table, image_size, load_image, optional_import,
+    progress)
+from .folders import image_files, known_rows, scan_folder
 from .measure import in_order
 
 # %% ../nbs/04a_balance.ipynb #5d1335b2
@@ -43,13 +45,13 @@ class Source:
     name: str      # Site, provider, words or licence; empty where it is not known
     pictures: int  # Files of that label from there
 
-def _sources(files, path):
+def _sources(folder):
     "The sources of each label, the largest first"
-    rows, none = {r.file: r for r in read_manifest(path)}, ImageRow()
+    rows, none, label_of = {r.file: r for r in known_rows(folder.path)}, ImageRow(), folder.label_of
     found = Counter()
-    for f in files:
-        r = rows.get(f.relative_to(path).as_posix(), none)
-        for kind, name in zip(source_kinds, (site_of(r), r.provider, r.term, r.license)): found[f.parent.name, kind, name] += 1
+    for file in folder.names:
+        r, label = rows.get(file, none), label_of(file)
+        for kind, name in zip(source_kinds, (site_of(r), r.provider, r.term, r.license)): found[label, kind, name] += 1
     order = sorted(found.items(), key=lambda item: (item[0][0], source_kinds.index(item[0][1]), -item[1], item[0][2]))
     return [Source(*key, n) for key, n in order]
 
@@ -139,11 +141,12 @@ def balance(
     expect('path', path, str, os.PathLike)
     if much <= 1: raise DataError(f'`much` must be above 1, got {much}')
     if not 0 < most <= 1: raise DataError(f'`most` must lie above 0 and at most at 1, got {most}')
-    path, files = Path(path), image_files(path)
+    path, folder = Path(path), scan_folder(path)
+    files, label_of = folder.files, folder.label_of
     if not files: raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
-    sizes, sources = list(progress(in_order(_size, files), 'reading sizes', len(files), 'img')), _sources(files, path)
+    sizes, sources = list(progress(in_order(_size, files), 'reading sizes', len(files), 'img')), _sources(folder)
     by_label = {}
-    for f, size in zip(files, sizes): by_label.setdefault(f.parent.name, []).append(size)
+    for f, size in zip(files, sizes): by_label.setdefault(label_of(f), []).append(size)
     labels = [_label_balance(label, by_label[label], len(files), sources) for label in sorted(by_label)]
     return Balance(path, labels, sources, list(_notes(labels, sources, much, most)))
 
@@ -172,8 +175,8 @@ def average_pictures(
     "The mean of the pictures of each label"
     expect('path', path, str, os.PathLike)
     if side < 1 or max_n < 1: raise DataError(f'`side` and `max_n` must be at least 1, got {side} and {max_n}')
-    by_label = {}
-    for f in image_files(path): by_label.setdefault(f.parent.name, []).append(f)
+    folder, by_label = scan_folder(path), {}
+    for f in folder.files: by_label.setdefault(folder.label_of(f), []).append(f)
     return {label: mean for label, files in by_label.items() if (mean := _average(files[::-(-len(files)//max_n)], side))}
 
 def _average(files, side):

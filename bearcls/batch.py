@@ -21,15 +21,17 @@ from .inference import PredictionRow, bars_html
 # %% ../nbs/09b_batch.ipynb #f21c7d98
 def tally(
     rows: Iterable[PredictionRow],  # From `predict_batch` or `predict_stream`
-) -> list[dict[str, Any]]:          # label, pictures, trusted, ask; the most frequent first, and a last row for files that failed, if there are any
+) -> list[dict[str, Any]]:          # label, pictures, trusted, ask; the most frequent first, and last, if there are any, rows for files that failed and for those that hold no image
     "How many pictures got each label, and how many of these answers may be used"
     rows = expect_all('rows', rows, PredictionRow)
-    counts, failed = {}, 0
+    counts, failed, skipped = {}, 0, 0
     for r in rows:
-        if (p := r.prediction) is None: failed += 1
+        if r.status == 'skipped': skipped += 1
+        elif (p := r.prediction) is None: failed += 1
         else: counts.setdefault(p.label, [0, 0])[not p.trusted] += 1
     out = [dict(label=label, pictures=good + ask, trusted=good, ask=ask) for label, (good, ask) in sorted(counts.items(), key=lambda c: (-sum(c[1]), c[0]))]
-    return out + ([dict(label='(not opened)', pictures=failed, trusted=0, ask=failed)] if failed else [])
+    out += [dict(label='(not opened)', pictures=failed, trusted=0, ask=failed)] if failed else []
+    return out + ([dict(label='(no image)', pictures=skipped, trusted=0, ask=0)] if skipped else [])
 
 # %% ../nbs/09b_batch.ipynb #15fed176
 def by_need(
@@ -37,7 +39,7 @@ def by_need(
 ) -> list[PredictionRow]:           # The same, sorted
     "Rows in the order in which a person should see them"
     rows = expect_all('rows', rows, PredictionRow)
-    return sorted(rows, key=lambda r: (r.prediction is not None, bool(r.prediction and r.prediction.trusted), r.prediction.probability if r.prediction else 0))
+    return sorted(rows, key=lambda r: (r.status == 'skipped', r.prediction is not None, bool(r.prediction and r.prediction.trusted), r.prediction.probability if r.prediction else 0))
 
 def rows_html(
     rows: Iterable[PredictionRow],     # From `predict_batch`
@@ -57,7 +59,7 @@ def rows_html(
 
 def _answer_html(row):
     "Label and bars of a row"
-    if (p := row.prediction) is None: return Html('<b>not opened</b>')
+    if (p := row.prediction) is None: return Html('no image' if row.status == 'skipped' else '<b>not opened</b>')
     return Html(f'<div style="min-width:15em"><b>{escape(p.label) if p.trusted else "ask a person"}</b>{bars_html(p.probabilities, 3)}</div>')
 
 # %% ../nbs/09b_batch.ipynb #5730550e

@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/bundle.html.md"""
 
 # %% auto #0
 __all__ = ['resize_methods', 'pad_modes', 'format_name', 'format_version', 'colour_rule', 'furs', 'prepare', 'Bundle',
-           'bundle_json', 'plain_values', 'write_bundle', 'read_bundle', 'model_bytes', 'weights_bytes', 'card_text',
-           'card_changed', 'colour_model', 'zip_bundle', 'sign_bundle']
+           'bundle_json', 'plain_values', 'write_bundle', 'can_be_labels', 'read_bundle', 'model_bytes',
+           'weights_bytes', 'card_text', 'card_changed', 'colour_model', 'zip_bundle', 'sign_bundle']
 
 # %% ../nbs/09_bundle.ipynb #0fc5095c
 import json, math, os
@@ -148,7 +148,10 @@ def _number(v, low=-math.inf, high=math.inf):
     return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= 1e30 and low <= v <= high
 def _whole(v, low, high): return isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
 def _three(v, low=-math.inf): return isinstance(v, list) and len(v) == 3 and all(_number(n, low) for n in v)
-def _labels(v):
+def can_be_labels(
+    v: Any,   # Anything, as it stands in `bundle.json`
+) -> bool:    # Two different names at least, each of 1 to 200 characters and none a control character
+    "Can a bundle have these labels?"
     return (isinstance(v, list) and 2 <= len(v) <= 100_000 and all(isinstance(s, str) and 0 < len(s) <= 200 for s in v)
         and len(set(v)) == len(v) and not any(c < ' ' or '\x7f' <= c <= '\x9f' or '\ud800' <= c <= '\udfff' for s in v for c in s))
 def _digest(v): return isinstance(v, str) and len(v) == 64 and not set(v.lower()) - set('0123456789abcdef')
@@ -157,7 +160,7 @@ def _unlikeness(v):
     return v is None or (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_alarms'), 0, 1) and _whole(v.get('pictures'), 1, 10**9))
 
 _fields = {
-    'labels': (_labels, 'a list of at least two different names, without control characters'),
+    'labels': (can_be_labels, 'a list of at least two different names, without control characters'),
     'input.width': (lambda v: _whole(v, 1, 8192), 'a whole number from 1 to 8192'),
     'input.height': (lambda v: _whole(v, 1, 8192), 'a whole number from 1 to 8192'),
     'input.method': (lambda v: v in resize_methods, f'one of {", ".join(resize_methods)}'),

@@ -19,10 +19,9 @@ from .verify import ImageReport, broken_issues
 actions = ('delete', 'relabel', 'look')
 candidate_columns = ['file', 'split', 'label', 'action', 'to', 'score', 'reason', 'kind']
 
-def _row(path, file, action, score, reason, kind, to='', split=''):
+def _row(path, file, label, action, score, reason, kind, to='', split=''):
     "One candidate"
-    file = Path(file)
-    return dict(file=str(path/file), split=split, label=file.parent.name, action=action, to=to, score=float(score), reason=reason, kind=kind)
+    return dict(file=str(path/file), split=split, label=label, action=action, to=to, score=float(score), reason=reason, kind=kind)
 
 # %% ../nbs/07h_candidates.ipynb #3494740f
 def file_candidates(
@@ -33,7 +32,7 @@ def file_candidates(
     proposals = {**{issue: 'delete' for issue in broken_issues}, 'unsupported': 'look', 'exact_copy': 'delete', 'near_copy': 'look', 'blurred': 'look', 'too_dark': 'look'}
     in_doubt = set(report.files('across_labels'))
     def proposal(r): return 'look' if r.issue == 'exact_copy' and r.file in in_doubt else proposals[r.issue]
-    return [_row(report.path, r.file, proposal(r), 1 if proposal(r) == 'delete' else .5, r.reason, r.issue)
+    return [_row(report.path, r.file, report.label_of(r.file), proposal(r), 1 if proposal(r) == 'delete' else .5, r.reason, r.issue)
             for r in report.rows if r.issue in proposals and (report.path/r.file).exists()]
 
 # %% ../nbs/07h_candidates.ipynb #f5aad14c
@@ -56,8 +55,8 @@ def cleaning_candidates(
     expect('report', report, ImageReport, None)
     expect('judged', judged, pd.DataFrame, None)
     rows = file_candidates(report) if report is not None else []
-    rows += [_row(Path(), r.file, 'relabel' if r.kind == 'wrong_label' else 'look', r.score, r.reason, r.kind, r.suggested if r.kind == 'wrong_label' else '', r.split) for r in label_issues(seen, judged=judged).itertuples()]
-    rows += [_row(Path(), r.file, 'look', 1 - r.probability, f'no label fits well: {r.predicted} only {r.probability:.0%}', 'no_label', split=r.split)
+    rows += [_row(Path(), r.file, r.actual, 'relabel' if r.kind == 'wrong_label' else 'look', r.score, r.reason, r.kind, r.suggested if r.kind == 'wrong_label' else '', r.split) for r in label_issues(seen, judged=judged).itertuples()]
+    rows += [_row(Path(), r.file, r.actual, 'look', 1 - r.probability, f'no label fits well: {r.predicted} only {r.probability:.0%}', 'no_label', split=r.split)
              for r in unsure(seen).itertuples()]
     rows.sort(key=lambda r: (actions.index(r['action']), -r['score']))
     table = pd.DataFrame(rows, columns=candidate_columns).drop_duplicates('file')

@@ -17,7 +17,8 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageOps
 from .candidates import cleaning_candidates, file_candidates
-from .core import DataError, Html, ImageError, expect, gallery, image_files, image_reasons, load_image
+from .core import DataError, Html, ImageError, expect, gallery, image_reasons, load_image
+from .folders import ImageFolder, LabelOf, refuse_problems, scan_folder
 from .interpret import Evaluation
 from .issues import judge_labels
 from .marks import Mark, Marks, mark_actions
@@ -68,7 +69,7 @@ class Cleaning:
         self.path, self._first_labels = Path(os.path.abspath(path)), []
         self._trouble = ''  # What went wrong after an `apply` or `undo`, in words
         self._lock, self._thumbnails, self._facts, self._rows, self._seen, self._report = threading.RLock(), {}, {}, {}, None, None
-        self.refresh()
+        refuse_problems(self.refresh())
         self._first_labels = [check_label(l, self._folders) for l in labels or ()]
         if not self._files and not self._batches and not self.unfinished: raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
         self._marks = Marks(self.path, state)
@@ -81,14 +82,17 @@ class Cleaning:
 
 # %% ../nbs/08_clean.ipynb #50fa2263
 @patch
-def refresh(self: Cleaning):
+def refresh(self: Cleaning) -> ImageFolder:
     "Look at the folder once more, after others have changed it"
-    files = [f'{f.parent.name}/{f.name}' for f in image_files(self.path)]
+    folder = scan_folder(self.path)
+    files = folder.names
     with self._lock:
+        self._label_of = LabelOf('.', folder.level)  # names are relative to the folder
         self._files, self._known_files, self._earlier, self._batches = files, set(files), {}, []
         with contextlib.suppress(DataError): self._earlier, self._batches = moved_from(self.path), batches(self.path)  # `unfinished` tells that one is damaged
-        self._folders = sorted({f.partition('/')[0] for f in files} | {d.name for d in self.path.iterdir() if d.is_dir() and d.name[0] != '.' and not any(d.iterdir())})
+        self._folders = sorted(folder.labels)
         self._items, self._orders, self._roots = None, {}, {}
+    return folder
 
 @patch(as_prop=True)
 def labels(self: Cleaning) -> list[str]:
@@ -106,7 +110,7 @@ def items(self: Cleaning) -> list[CleaningItem]:
 @patch
 def _item(self: Cleaning, file):
     "What is known of a file, which may have had another label when it was predicted"
-    label, then = file.partition('/')[0], file if file in self._facts else self._earlier.get(file, file)
+    label, then = self._label_of(file), file if file in self._facts else self._earlier.get(file, file)
     known = self._facts.get(then)
     if known is None: return CleaningItem(file, label)
     if known.label == label: return known if then == file else replace(known, file=file)
@@ -150,10 +154,17 @@ def _pile(self: Cleaning, seen, report, judged):
 @patch
 def _name(self: Cleaning, file):
     "How a picture of this folder is called here; empty if it lies elsewhere. `file` is a path, or a name as it is called here"
-    file = Path(file)
-    name, root = '/'.join(file.parts[-2:]), os.path.dirname(os.path.dirname(os.path.abspath(file)))
-    if root not in self._roots: self._roots[root] = os.path.realpath(root)
-    return name if self._roots[root] == os.path.realpath(self.path) or len(file.parts) == 2 and name in self._known_files else ''
+    if (name := Path(file).as_posix()) in self._known_files: return name
+    file = Path(os.path.abspath(file))
+    if file.parent not in self._roots: self._roots[file.parent] = self._place(file.parent)
+    return f'{self._roots[file.parent]}/{file.name}' if self._roots[file.parent] else ''
+
+@patch
+def _place(self: Cleaning, folder):
+    "A folder as seen from this image folder, which may have been reached by another way; empty if it lies elsewhere"
+    home = os.path.realpath(self.path)
+    root = next((up for up in [*folder.parents][:4] if os.path.realpath(up) == home), None)
+    return folder.relative_to(root).as_posix() if root else ''
 
 # %% ../nbs/08_clean.ipynb #d2e31877
 @patch(as_prop=True)
@@ -255,7 +266,7 @@ def _named(self: Cleaning, files, others=()):
 def _decided(self: Cleaning, file, action, to):
     "The mark of one file"
     if not action: return None
-    return Mark('keep') if action == 'relabel' and file.partition('/')[0] == to else Mark(action, to if action == 'relabel' else '')
+    return Mark('keep') if action == 'relabel' and self._label_of(file) == to else Mark(action, to if action == 'relabel' else '')
 
 @patch
 def accept(self: Cleaning,

@@ -54,9 +54,10 @@ def _check(args):
     if args.restore: return _moved(restore(args.folder), 'restored')
     report = check_images(args.folder)
     print(f'{len(report.measures):,} pictures checked')
+    for problem in report.problems: print(f'To be settled before training: {problem}')
     for issue, n in report.counts.items(): print(f'  {n:5,}  {issue}: {issue_words[issue]}')
     for row in report.rows:
-        if row.issue in broken_issues or args.all: print(f'{row.file}: {row.reason}')
+        if row.issue in (*broken_issues, 'left_out') or args.all: print(f'{row.file}: {row.reason}')
     if args.html: print(f'Report: {report.write_html(args.html)}')
     if not args.quarantine: return 1 if report.files(*broken_issues) else 0
     print(f'Moved to {quarantine_folder(args.folder)}; `bearcls check {shlex.quote(args.folder)} --restore` brings all of them back')
@@ -106,11 +107,14 @@ def _predict(args):
     from bearcls.batch import tally, write_predictions
     from bearcls.bundle import read_bundle
     from bearcls.core import progress
-    from bearcls.inference import Classifier, find_pictures
+    from bearcls.folders import LeftOut
+    from bearcls.inference import Classifier
     try: classifier = Classifier(read_bundle(args.bundle, args.key), args.threads, args.provider, args.url)
     except ValueError as e: return _fail(str(e))
-    files = [f for name in args.files for f in ([name] if '://' in name else find_pictures(name))]
-    if not files: return _fail(f'there are no pictures in {", ".join(args.files)}')
+    files = [f for name in args.files for f in _files_of(name)]
+    if all(isinstance(f, LeftOut) for f in files):
+        what = ''.join(f'; {f.file} is {f.reason}' for f in files[:3])
+        return _fail(f'there are no images in {", ".join(args.files)}{what}')
     rows, seen = classifier.predict_stream(files, n_workers=args.threads), _Rows()
     if args.out:
         write_predictions(_noted(progress(rows, 'predicting', len(files), 'picture'), seen), args.out, classifier.labels)
@@ -120,7 +124,12 @@ def _predict(args):
     else:
         for r in _noted(rows, seen): print(f'{r.file}: {r.prediction if r.status == "ok" else r.reason}', flush=True)
     if seen.interrupted: return _fail(f'interrupted; {len(seen):,} of {len(files):,} were answered', 130)
-    return 0 if all(r.status == 'ok' for r in seen) else 1
+    return 0 if all(r.status in ('ok', 'skipped') for r in seen) else 1
+
+def _files_of(name):
+    "An address or a file alone, or what a folder holds"
+    from bearcls.inference import folder_sources
+    return folder_sources(name) if os.path.isdir(name) else [name]
 
 class _Rows(list):
     "Rows that have passed by"

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 from PIL import Image, UnidentifiedImageError
-from .core import (DataError, ImageError, ImageRow, expect, expect_all, image_size, image_suffixes, load_image, manifest_name, progress,
-                          read_manifest, sha256, write_manifest)
+from .core import (DataError, ImageError, ImageRow, expect, expect_all, image_size, load_image, manifest_name, progress,
+    read_manifest, sha256, write_manifest)
+from .folders import image_suffixes
 from .guard import costly_build
 from .fetch import Fetched, FetchError, FetchLimits, fetch_many, run_aside
 from .likeness import perceptual_hash, small_grey

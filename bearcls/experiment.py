@@ -201,7 +201,8 @@ def split_fingerprint(
     "The same for the same pictures under the same labels on the same sides, wherever they lie"
     split = getattr(dls, 'split', None)
     known = {os.path.abspath(f): d for f, d in split.digests.items()} if isinstance(split, Split) else {}
-    lines = [sorted(f'{known.get(f) or sha256(f)} {Path(f).parent.name}' for f in side) for side in _sides(dls)]
+    label_of = split.label_of if isinstance(split, Split) and split.label_of else lambda f: Path(f).parent.name
+    lines = [sorted(f'{known.get(f) or sha256(f)} {label_of(f)}' for f in side) for side in _sides(dls)]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
 
 # %% ../nbs/06a_experiment.ipynb #31e60b52

@@ -30,9 +30,10 @@ from .bundle import Bundle, card_changed, plain_values, prepare, read_bundle, si
 from .calibrate import calibration_error, fit_temperature, log_loss_of, with_temperature
 from .card import model_card
 from .container import BundleError, bundle_names, facts_file
-from .core import BearclsError, DataError, ImageError, expect, expect_all, load_image, progress, read_manifest, sha256
+from .core import BearclsError, DataError, ImageError, expect, expect_all, load_image, progress, sha256
+from .folders import find_pictures, known_rows, manifest_roots
 from .data import dls_settings
-from .inference import Classifier, find_pictures
+from .inference import Classifier
 from .interpret import Evaluation, dataset_files, error_rate_of, evaluate, label_metrics
 from .rebuild import learner_weights
 from .signature import read_key
@@ -203,7 +204,7 @@ def _labelled(dataset):
 def _sources(files, max_n=12):
     "Sites, providers, terms and licences with their numbers of pictures, as far as manifests tell"
     files = [Path(f) for f in files]
-    rows = {Path(root)/r.file: r for root in {f.parent.parent for f in files} for r in read_manifest(root) if r.file}
+    rows = {Path(root)/r.file: r for root in manifest_roots(files) for r in known_rows(root) if r.file}
     found = [rows[f] for f in files if f in rows]
     kinds = dict(site=site_of, provider=lambda r: r.provider, term=lambda r: r.term, license=lambda r: r.license)
     counts = {kind: Counter(map(of, found)) for kind, of in kinds.items()}

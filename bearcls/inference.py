@@ -7,13 +7,13 @@ Docs: https://bearcls.github.io/bearcls/inference.html.md"""
 # %% auto #0
 __all__ = ['min_light', 'providers_known', 'max_memory', 'Prediction', 'prediction_html', 'bars_html', 'lightness', 'judge',
            'ProviderError', 'provider_names', 'Classifier', 'usable_cores', 'fetch_picture', 'PredictionRow',
-           'find_pictures']
+           'folder_sources']
 
 # %% ../nbs/09_inference.ipynb #8f6a82cf
 import os, threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 from .bundle import Bundle, model_bytes, prepare, read_bundle
 from .container import BundleError, short_words
-from .core import BearclsError, Html, ImageError, expect, expect_all, image_suffixes, load_image, max_pixels, optional_import, progress
+from .core import BearclsError, Html, ImageError, expect, load_image, max_pixels, optional_import, progress
+from .folders import LeftOut, find_all
 
 # %% ../nbs/09_inference.ipynb #4c5b8d22
 @dataclass
@@ -360,8 +361,8 @@ class PredictionRow:
     "One input of `predict_batch`, answered or not"
     file: str                             # Path as it was given, or `picture 3` for what has none
     prediction: Prediction | None = None  # The answer; None if the picture could not be opened
-    status: str = 'ok'                    # ok or failed
-    reason: str = ''                      # Why it failed, in words
+    status: str = 'ok'                    # ok, failed, or skipped: a file of a folder that holds no image
+    reason: str = ''                      # Why there is no answer, in words
 
     def as_dict(self) -> dict[str, Any]:  # Ready for JSON or a line of CSV
         "One flat row: file, status, label, probability, trusted, reason, unlikeness, and a column `p_<label>` for each label"
@@ -410,7 +411,8 @@ def _session_for(self, n_workers):
 # %% ../nbs/09_inference.ipynb #eb5c1dfd
 @patch_to(Classifier)
 def _try_open(self, source):
-    "Size and pixels, or the error"
+    "Size and pixels, or the error; a file that holds no image stays what it is"
+    if isinstance(source, LeftOut): return source
     try: return self._open(source)
     except (ImageError, MemoryError) as e: return e
 
@@ -420,8 +422,12 @@ def _rows(self, session, batch):
     opened = [self._try_open(source) for _, source in batch]
     good = [o for o in opened if isinstance(o, tuple)]
     answers = iter(self._ask(session, good) if good else ())
-    return [PredictionRow(name, next(answers)) if isinstance(o, tuple) else PredictionRow(name, None, 'failed', str(o) or 'there is not enough memory to open it')
-        for (name, _), o in zip(batch, opened)]
+    return [PredictionRow(name, next(answers)) if isinstance(o, tuple) else _unanswered(name, o) for (name, _), o in zip(batch, opened)]
+
+def _unanswered(name, why):
+    "The row of a source without an answer"
+    if isinstance(why, LeftOut): return PredictionRow(name, None, 'skipped', why.reason)
+    return PredictionRow(name, None, 'failed', str(why) or 'there is not enough memory to open it')
 
 @patch_to(Classifier)
 def predict_batch(self,
@@ -436,24 +442,24 @@ def predict_batch(self,
     return list(rows if quiet else progress(rows, 'predicting', len(sources) if hasattr(sources, '__len__') else None, 'picture'))
 
 # %% ../nbs/09_inference.ipynb #8e1870ca
-def find_pictures(
-    path: str | os.PathLike | Iterable,  # Folder, a file, or several files
-) -> list[Path]:              # Files with a picture's ending, by name; files that were named are given back whatever their ending
-    "The pictures of a folder and its subfolders but hidden ones, or the files themselves"
-    if not isinstance(path, (str, os.PathLike)): path = expect_all('path', path, str, os.PathLike)
-    if not isinstance(path, (str, os.PathLike)): return [Path(f) for f in path]
-    path = Path(path)
-    if not path.is_dir(): return [path]
-    return sorted(f for f in path.rglob('*') if f.suffix.lower() in image_suffixes and not any(p[0] == '.' for p in f.relative_to(path).parts) and f.is_file())
+def folder_sources(
+    path: str | os.PathLike,  # Folder
+) -> list[Path | LeftOut]:    # Its images, then a `LeftOut` for each file that holds none
+    "What a folder gives to predict, subfolders included; hidden files and what programs have made are passed over"
+    files, rest = find_all(path)
+    told = [replace(r, file=str(Path(path)/r.file)) for r in rest if r.kind in ('not_an_image', 'unreadable')]
+    return [*files, *told]
 
 def _sources(sources):
-    "A folder as its pictures, an address alone as a list"
+    "A folder as what it holds, an address alone as a list"
     if isinstance(sources, str) and sources[:8].lower().startswith(('http://', 'https://')): return [sources]
-    return find_pictures(sources) if isinstance(sources, (str, os.PathLike)) else sources
+    if not isinstance(sources, (str, os.PathLike)): return sources
+    return folder_sources(sources) if Path(sources).is_dir() else [Path(sources)]
 
 def _name(source, position):
     "What a row calls its source"
     if isinstance(source, (str, os.PathLike)): return str(source)
+    if isinstance(source, LeftOut): return source.file
     return str(getattr(source, 'name', None) or getattr(source, 'filename', None) or f'picture {position}')
 
 # %% ../nbs/09_inference.ipynb #0e4bd209

@@ -20,7 +20,8 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .arch import feature_layer, pool_features
-from .core import DataError, Html, ImageError, gallery, html_table, image_files, load_image, progress, sha256
+from .core import DataError, Html, ImageError, gallery, html_table, load_image, progress, sha256
+from .folders import refuse_problems, scan_folder
 from .intervals import error_interval, wilson
 from .measure import in_order
 from .split import Split
@@ -185,13 +186,16 @@ def _classifier(source):
 
 def _folder(model, path, known):
     "Predictions on the pictures of a folder"
-    files, labels = image_files(path), [str(v) for v in (model.dls.vocab if isinstance(model, Learner) else model.labels)]
+    folder, labels = scan_folder(path), [str(v) for v in (model.dls.vocab if isinstance(model, Learner) else model.labels)]
+    refuse_problems(folder)
+    files, label_of = folder.files, folder.label_of
     if not files: raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
-    answerable = [f for f in files if f.parent.name in labels]
-    if not answerable: raise DataError(f'{path} has pictures of {files[0].parent.name}, and the model knows {", ".join(labels[:10])}: no picture has a label that it knows')
-    failed = [(f, f'filed as {f.parent.name}, which the model does not know') for f in files if f.parent.name not in labels]
+    answerable = [f for f in files if label_of(f) in labels]
+    if not answerable: raise DataError(f'{path} has pictures of {label_of(files[0])}, and the model knows {", ".join(labels[:10])}: no picture has a label that it knows')
+    failed = [(f, f'filed as {label_of(f)}, which the model does not know') for f in files if label_of(f) not in labels]
+    failed += [(path/r.file, r.reason) for r in folder.left_out if r.kind in ('not_an_image', 'outside', 'unreadable')]
     good, problems, probabilities, features = _ask(model, answerable)
-    seen = tabulate(good, _sides(model, good, known), probabilities, [labels.index(f.parent.name) for f in good], labels, features)
+    seen = tabulate(good, _sides(model, good, known), probabilities, [labels.index(label_of(f)) for f in good], labels, features)
     seen.failed = pd.DataFrame([(str(f), why) for f, why in failed + problems], columns=['file', 'reason'])
     return seen
 

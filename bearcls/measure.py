@@ -24,6 +24,7 @@ from .likeness import Fingerprint, fingerprint, small_grey
 class Measures:
     "What one look at a file tells"
     file: str                  # Path relative to the image folder, with forward slashes
+    label: str = ''            # Label that it is filed under
     issue: str = ''            # Why it cannot be opened, in one word; empty if it can
     message: str = ''          # The same in a sentence
     bytes: int = 0             # Size of the file
@@ -39,9 +40,6 @@ class Measures:
     sharpness: float = 0.0     # See `sharpness`
     fingerprint: Fingerprint | None = field(default=None, repr=False)  # What copies are recognised by; None if it cannot be opened
     real: str = field(default='', repr=False)  # Path of the file itself where this is a link to it, or lies in a folder that is one
-
-    @property
-    def label(self) -> str: return self.file.rpartition('/')[0]
 
 # %% ../nbs/03b_measure.ipynb #626045b0
 def _levels(values, percents):
@@ -110,10 +108,11 @@ def _read(file):
 def measure_file(
     file: str | os.PathLike,  # Picture file
     root: str | os.PathLike,  # Image folder that holds it
+    label: str | None = None, # Label that it is filed under; None: the folder it lies in
 ) -> Measures:                # With `issue` set if it cannot be opened
     "Read and decode a file once and keep what the checks need"
     file = Path(file)
-    m = Measures(file.relative_to(root).as_posix(), real=os.path.realpath(file))
+    m = Measures(file.relative_to(root).as_posix(), file.parent.name if label is None else label, real=os.path.realpath(file))
     data, refused = _read(file)
     if refused:
         m.issue, m.message = refused

@@ -13,8 +13,9 @@ import contextlib, itertools, json, os, shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from .core import DataError, expect, manifest_name, read_manifest, sha256, write_manifest
+from .folders import own_rows
 from .download import hold_file, release_file
 from .plans import Change, CleaningPlan, Step, digest_or_link, plan_changes
 from .quarantine import Move, append_entry, folder_beside, free_name, inside, journal_name, move_file, next_id, quarantine_folder, read_journal
@@ -138,12 +139,13 @@ def _change(step): return Change(step.file, step.action, step.label, step.reason
 # %% ../nbs/07f_moves.ipynb #a847dccb
 def _begin(path, steps):
     "Write down what is about to happen; the batch"
-    known = read_manifest(path)  # one that cannot be read is told before anything moves
+    known = own_rows(path)  # one that cannot be read is told before anything moves
     try:
         for b in batches(path):
             if b.state == 'undone': _save(path, replace(b, state='replaced'))
         last = max((int(f.name) for f in _batch_folders(path)), default=0)
-        made = sorted({s.label for s in steps if s.action == 'relabel' and not (path/s.label).exists()})
+        homes = {PurePosixPath(s.to).parent.as_posix() for s in steps if s.action == 'relabel'}
+        made = sorted(home for home in homes if not (path/home).exists())
         batch = Batch(last + 1, 'applying', steps, made=made, when=datetime.now(timezone.utc).isoformat(timespec='seconds'))
         _batch_folder(path, batch.number).mkdir(parents=True)
         if known: batch.before = _keep_manifest(path, batch)
@@ -162,7 +164,7 @@ def _keep_manifest(path, batch):
 # %% ../nbs/07f_moves.ipynb #08e37269
 def _forward(path, batch):
     "Do what is left to do of a batch, and bring the manifest in step"
-    ids, rows = itertools.count(next_id(path)), {r.file: r for r in read_manifest(path)}
+    ids, rows = itertools.count(next_id(path)), {r.file: r for r in own_rows(path)}
     moves = [_go(path, s, ids, rows.get(s.file)) for s in batch.steps]
     batch.moved = [m.file for m in moves if m.status == 'moved']
     trouble = _manifest_forward(path, batch)
@@ -216,7 +218,7 @@ def _tell_quarantine(path, step, number, row):
 def _manifest_forward(path, batch):
     "Bring the rows of moved files in step; a skipped `Move` if that fails"
     try:
-        rows, ways = read_manifest(path), {s.file: s for s in batch.steps if s.file in set(batch.moved)}
+        rows, ways = own_rows(path), {s.file: s for s in batch.steps if s.file in set(batch.moved)}
         changed = [(r, ways[r.file]) for r in rows if r.file in ways]
         for r, s in changed:
             if s.action == 'relabel': r.file = s.to
@@ -347,7 +349,7 @@ def _rows_back(path, batch, moves):
     before = read_manifest(kept)
     earlier = {r.file: r for r in before}
     ways = {s.to if s.action == 'relabel' else s.file: s for s in steps.values() if s.file in came}
-    rows = read_manifest(path)
+    rows = own_rows(path)
     changed = [(r, ways[r.file]) for r in rows if r.file in ways and (ways[r.file].action == 'relabel' or r.status == 'quarantined')]
     for r, s in changed:
         r.file, old = came[s.file], earlier.get(s.file)

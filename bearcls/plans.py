@@ -12,9 +12,10 @@ import html, itertools, os
 from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from .core import DataError, Html, expect, expect_all, html_table, optional_import, sha256, thumbnail
+from .folders import LabelOf, scan_folder
 from .quarantine import inside, quarantine_folder
 
 # %% ../nbs/07e_plans.ipynb #d76fa749
@@ -110,16 +111,17 @@ def plan_changes(
     changes = expect_all('changes', changes, Change)
     path, chosen, taken = Path(path), {}, set()
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
-    labels = {d.name for d in os.scandir(path) if d.is_dir() and d.name[0] != '.'}
+    folder = scan_folder(path)
+    labels = {*folder.labels, *(d.name for d in os.scandir(path) if d.is_dir() and d.name[0] != '.')}
     for c in changes:
         inside(path, c.file)
         if c.action not in ('delete', 'relabel'): raise DataError(f'`action` must be delete or relabel, got {c.action!r} for {c.file}')
         if c.action == 'relabel': check_label(c.to, labels)
         chosen.setdefault(c.file, c)
-    return CleaningPlan(path, [_planned(path, c, taken) for c in chosen.values()])
+    return CleaningPlan(path, [_planned(path, c, taken, LabelOf('.', folder.level)) for c in chosen.values()])
 
 # %% ../nbs/07e_plans.ipynb #968cf0ba
-def _planned(path, change, taken):
+def _planned(path, change, taken, label_of):
     "The step of one change; `taken` are the names that earlier steps of the batch will get"
     def leave(why): return Step(change.file, 'leave', '', change.to, change.reason, why)
     source = path/change.file
@@ -128,8 +130,10 @@ def _planned(path, change, taken):
     try: holds = digest_or_link(source)
     except OSError as e: return leave(f'it cannot be read: {e.strerror or e}')
     if change.sha256 not in ('', holds): return leave('the file has changed since it was marked')
-    if change.action == 'relabel' and (why := _no_way(source, path/change.to)): return leave(why)
-    wanted = path/change.to/source.name if change.action == 'relabel' else quarantine_folder(path)/change.file
+    home = path.joinpath(*PurePosixPath(change.file).parts[:label_of.level])/change.to  # on the side where the file lies
+    if change.action == 'relabel' and label_of(change.file) == change.to: return leave(f'it lies in the folder of {change.to} already')
+    if change.action == 'relabel' and (why := _no_way(source, home)): return leave(why)
+    wanted = home/source.name if change.action == 'relabel' else quarantine_folder(path)/change.file
     target = _unused(wanted, taken)
     note = '' if target == wanted else f'the name {wanted.name} is taken there'
     to = target.relative_to(path if change.action == 'relabel' else quarantine_folder(path)).as_posix()

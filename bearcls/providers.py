@@ -17,7 +17,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from .core import DataError, image_files, optional_import, read_manifest
+from .core import DataError, optional_import
+from .folders import image_files, known_rows
 from .fetch import FetchError, FetchLimits, asked_wait, fetch, is_busy, retry_wait
 from .results import SearchError, SearchResult, SearchResults, address_key, clean_result, read_results
 
@@ -106,7 +107,7 @@ def search_local(
 # %% ../nbs/01d_providers.ipynb #ebfd1cea
 def _folder_results(folder):
     "Text to match and result of each picture of an image folder"
-    rows = {r.file: r for r in read_manifest(folder)}
+    rows = {r.file: r for r in known_rows(folder)}
     for f in image_files(folder):
         row = rows.get(name := f.relative_to(folder).as_posix())
         told = dict(page=row.page, title=row.title or f.stem, license=row.license, width=row.width, height=row.height) if row else dict(title=f.stem)

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from .core import DataError, expect, expect_all, read_manifest, sha256, write_manifest
+from .core import DataError, expect, expect_all, sha256, write_manifest
+from .folders import own_rows
 
 # %% ../nbs/03a_quarantine.ipynb #71e120dc
 journal_name = 'journal.jsonl'
@@ -149,7 +150,7 @@ def quarantine_files(
     path, chosen = Path(path), {}
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     for s in suspects: chosen.setdefault(inside(path, s.file), s)
-    rows, first = {r.file: r for r in read_manifest(path)}, next_id(path)
+    rows, first = {r.file: r for r in own_rows(path)}, next_id(path)
     try: return [_quarantine_one(path, n, s, rows.get(s.file)) for n, s in enumerate(chosen.values(), first)]
     finally:
         with contextlib.suppress(OSError): _mark_quarantined(path)  # a manifest that cannot be written is brought in step by the next call
@@ -175,7 +176,7 @@ def _quarantine_one(path, number, suspect, row):
 def _mark_quarantined(path):
     "Bring the manifest in step with what lies in quarantine"
     gone = {e['file']: e for e in _pending(path) if not (Path(path)/e['file']).exists()}
-    rows = read_manifest(path)
+    rows = own_rows(path)
     changed = [r for r in rows if r.file in gone and r.status != 'quarantined']
     for r in changed: r.status, r.reason = 'quarantined', f"{gone[r.file]['issue']}: {gone[r.file]['reason']}"
     if changed: write_manifest(path, rows)
@@ -230,7 +231,7 @@ def _lost(path):
 # %% ../nbs/03a_quarantine.ipynb #52ca0f32
 def _mark_restored(path, back):
     "Give manifest rows of restored files their earlier status"
-    rows = read_manifest(path)
+    rows = own_rows(path)
     changed = [r for r in rows if r.status == 'quarantined' and r.file in back]
     for r in changed:
         move, entry = back[r.file]

@@ -24,7 +24,8 @@ from fastai.vision.core import PILImage, TensorImage, imagenet_stats
 from fasttransform import Transform
 from PIL import Image
 from torch import from_numpy
-from .core import DataError, Html, data_uri, expect, image_files, image_size, load_image
+from .core import DataError, Html, data_uri, expect, image_size, load_image
+from .folders import image_files
 
 # %% ../nbs/04d_recipes.ipynb #ee60dac4
 recipes = {  # Ways to bring a picture into the model's shape, with what each does

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np, pandas as pd
 from scipy.stats import fisher_exact
 from .balance import site_of
-from .core import DataError, Html, ImageError, expect, html_table, image_size, load_image, progress, read_manifest
+from .core import DataError, Html, ImageError, expect, html_table, image_size, load_image, progress
+from .folders import known_rows, manifest_roots
 from .interpret import Evaluation, real_name
 from .intervals import wilson
 from .measure import in_order
@@ -35,8 +36,8 @@ def picture_facts(
     files = [Path(f) for f in seen.table.file]
     looks = list(progress(in_order(_look, files), 'looking', len(files), 'img'))
     facts = pd.DataFrame(looks, columns=['brightness', 'size', 'aspect'], dtype=float)
-    roots = {path} if path is not None else {f.parent.parent for f in files}
-    known = {real_name(Path(root)/r.file): r for root in roots for r in read_manifest(root) if r.file}
+    roots = {path} if path is not None else manifest_roots(files)
+    known = {real_name(Path(root)/r.file): r for root in roots for r in known_rows(root) if r.file}
     rows = [known.get(real_name(f)) for f in files]
     return facts.assign(site=[site_of(r) if r else '' for r in rows], term=[r.term if r else '' for r in rows])
 

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from fastcore.basics import patch
 from .core import DataError, atomic_write, html_table, sha256
+from .folders import LabelOf
 from .likeness import near_copies, near_pairs, similarity, tiny_side
 from .opening import Store, Surveyed
 
@@ -130,13 +131,14 @@ def split_files(
     groups: Sequence[int] | None = None,  # A number for each file, such as `near_groups`; files with the same one stay together
     digests: Sequence[str] | None = None, # sha256 of each file, if at hand
     sides: Mapping[str, bool] | None = None,  # Digests whose side is settled: True if held back
+    label_of: LabelOf | None = None,          # The folder's rule for labels; None: the folder that holds the picture
 ) -> tuple[list[int], list[int]]: # Positions in `files`: those to train on, those to validate on
     "Split by the pictures' content: each label its share, copies together, the same on every machine"
     _check_split(valid_pct, seed)
     digests = [sha256(f) for f in files] if digests is None else list(digests)
     names = _group_names(files, digests, pairs, groups, sides or {})
     members, queue = {}, {name: _place_in_queue(name[0], seed) for name in names}
-    for f, name in zip(files, names): members.setdefault(Path(f).parent.name, Counter())[name] += 1
+    for f, name in zip(files, names): members.setdefault(_label(f, label_of), Counter())[name] += 1
     held = _choose(members, queue, valid_pct, {name: name[1] for name in names if name[1] is not None})
     return [i for i, name in enumerate(names) if not held[name]], [i for i, name in enumerate(names) if held[name]]
 
@@ -146,6 +148,8 @@ def _check_split(valid_pct, seed):
     if not isinstance(valid_pct, Real) or not 0 < valid_pct < 1: raise ValueError(f'`valid_pct` must lie between 0 and 1, got {valid_pct!r}')
     try: index(seed)
     except TypeError: raise ValueError(f'`seed` must be a whole number, got {seed!r}') from None
+
+def _label(file, label_of): return label_of(file) if label_of else Path(file).parent.name
 
 def _group_names(files, digests, pairs, groups, sides):
     "The lowest digest of each file's group, with the side that is settled for it (None: not settled)"
@@ -167,6 +171,7 @@ class Split:
     digests: dict[Path, str]  # sha256 of every picture
     valid_pct: float = 0.2  # Share that new pictures are drawn with
     seed: int = 42          # And their seed
+    label_of: LabelOf | None = None  # The folder's rule for labels; None: the folder that holds the picture
 
     @property
     def sides(self) -> dict[str, bool]:  # True if held back, by digest
@@ -176,7 +181,7 @@ class Split:
     @property
     def counts(self) -> dict[str, dict[str, int]]:  # train and valid, by label
         "Number of pictures by label and side"
-        parts = {'train': Counter(Path(f).parent.name for f in self.train), 'valid': Counter(Path(f).parent.name for f in self.valid)}
+        parts = {name: Counter(_label(f, self.label_of) for f in getattr(self, name)) for name in ('train', 'valid')}
         return {label: {name: part[label] for name, part in parts.items()} for label in sorted({*parts['train'], *parts['valid']})}
 
     def __repr__(self): return f'Split({len(self.train)} to train on, {len(self.valid)} to validate with, valid_pct={self.valid_pct}, seed={self.seed})'
@@ -193,15 +198,23 @@ def split_pictures(
     near_copies: bool = True,      # Keep near copies together, and not only exact ones
     known: Split | None = None,    # A split to go on with: pictures that it knows stay where they are
     store: Store | None = None,    # Remembers which pictures are copies
+    label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the picture
 ) -> Split:                        # The split of these pictures
     "Split surveyed pictures, or place them in an earlier split"
     files, digests = [s.file for s in surveyed], [s.digest for s in surveyed]
     groups = near_groups(surveyed, store=store) if near_copies else None
-    train, valid = split_files(files, valid_pct, seed, pairs, groups, digests, known.sides if known else None)
-    return Split([files[i] for i in train], [files[i] for i in valid], dict(zip(files, digests)), float(valid_pct), index(seed))
+    train, valid = split_files(files, valid_pct, seed, pairs, groups, digests, known.sides if known else None, label_of)
+    return Split([files[i] for i in train], [files[i] for i in valid], dict(zip(files, digests)), float(valid_pct), index(seed), label_of)
 
 # %% ../nbs/04c_split.ipynb #05062848
 _format = 'bearcls split'
+
+def _short_name(file, label_of):
+    "A picture's path from its label's folder on"
+    parts = Path(file).parts
+    if label_of is None: return '/'.join(parts[-2:])
+    above = list(reversed(parts[:-1]))
+    return '/'.join(parts[-2 - above.index(label_of(file)):])
 
 @patch
 def save(self: Split,
@@ -211,7 +224,7 @@ def save(self: Split,
     head = {'format': _format, 'version': 1, 'seed': self.seed, 'valid_pct': self.valid_pct}
     lines = [f'{json.dumps(k)}: {json.dumps(v)}' for k, v in head.items()]
     for name, part in (('valid', self.valid), ('train', self.train)):
-        names = {self.digests[f]: '/'.join(Path(f).parts[-2:]) for f in reversed(part)}
+        names = {self.digests[f]: _short_name(f, self.label_of) for f in reversed(part)}
         rows = sorted(names.items(), key=lambda row: (row[1], row[0]))
         lines.append(f'"{name}": {{\n ' + ',\n '.join(f'"{d}": {json.dumps(n, ensure_ascii=False)}' for d, n in rows) + '\n}')
     with atomic_write(file, 'w') as f: f.write('{\n' + ',\n'.join(lines) + '\n}\n')
@@ -229,7 +242,7 @@ def load(cls: Split,
     if problem := _split_problem(facts): raise DataError(f'{file} is not a split that bearcls saved: {problem}')
     names = _unique_names({**facts['valid'], **facts['train']})
     train, valid = ([names[d] for d in facts[side]] for side in ('train', 'valid'))
-    return cls(train, valid, {name: d for d, name in names.items()}, facts['valid_pct'], facts['seed'])
+    return cls(train, valid, {name: d for d, name in names.items()}, facts['valid_pct'], facts['seed'], LabelOf('.'))
 
 def _unique_names(names):
     "Paths by digest; of two pictures of one name, from two folders, one gets a number"
@@ -265,6 +278,7 @@ def place(self: Split,
     pairs: Iterable[tuple] = (),   # Pairs of new files that must stay together
     near_copies: bool = True,      # New near copies go with the picture they are a copy of
     store: Store | None = None,    # Remembers which pictures are copies
+    label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the picture
 ) -> Split:                        # The split of these pictures; save it to keep the new ones' sides
     "This split for the pictures of a folder: known ones stay, new ones are drawn by the same rule"
     sides = self.sides
@@ -272,4 +286,4 @@ def place(self: Split,
         known = ', '.join('/'.join(Path(f).parts[-2:]) for f in (self.valid + self.train)[:3])
         here = ', '.join('/'.join(s.file.parts[-2:]) for s in surveyed[:3])
         raise DataError(f'The split fits none of these {len(surveyed)} pictures: it knows {known}…; here are {here}…')
-    return split_pictures(surveyed, self.valid_pct, self.seed, pairs, near_copies, self, store)
+    return split_pictures(surveyed, self.valid_pct, self.seed, pairs, near_copies, self, store, label_of)

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np, pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 from .bundle import prepare
-from .core import DataError, Html, ImageError, expect, gallery, html_table, image_files, load_image, progress
+from .core import DataError, Html, ImageError, expect, gallery, html_table, load_image, progress
+from .folders import scan_folder
 from .inference import Classifier
 from .intervals import wilson
 
@@ -232,12 +233,13 @@ def stress(
 def _stress_pictures(classifier, path, max_n, seed):
     "Opened pictures with their labels"
     if max_n < 1: raise ValueError(f'`max_n` must be at least 1, got {max_n}')
-    files = image_files(path) if isinstance(path, (str, os.PathLike)) else [Path(f) for f in path]
-    files = [f for f in files if f.parent.name in classifier.labels]
+    folder = scan_folder(path) if isinstance(path, (str, os.PathLike)) else None
+    files, label_of = (folder.files, folder.label_of) if folder else ([Path(f) for f in path], lambda f: f.parent.name)
+    files = [f for f in files if label_of(f) in classifier.labels]
     if not files: raise DataError(f'`path` holds no pictures in folders named {", ".join(classifier.labels[:10])}')
     rng, turns = np.random.default_rng(seed), {}
     order = [files[i] for i in rng.permutation(len(files))]
-    queue = sorted(order, key=lambda f: turns.update({f.parent.name: turns.get(f.parent.name, 0) + 1}) or turns[f.parent.name])
+    queue = sorted(order, key=lambda f: turns.update({label_of(f): turns.get(label_of(f), 0) + 1}) or turns[label_of(f)])
     pictures, labels, side = [], [], round(1.25*min(classifier.bundle.size))
     for f in queue:
         if len(pictures) == max_n: break
@@ -246,7 +248,7 @@ def _stress_pictures(classifier, path, max_n, seed):
             prepare(picture, classifier.bundle.size, classifier.bundle.method, classifier.bundle.pad_mode)
         except ImageError: continue
         pictures.append(picture)
-        labels.append(f.parent.name)
+        labels.append(label_of(f))
     if not pictures: raise DataError(f'None of the {len(files)} pictures in `path` can be opened')
     return pictures, labels
 

@@ -18,7 +18,8 @@ from .bundle import Bundle, model_bytes, prepare, read_bundle, sign_bundle, writ
 from .card import model_card
 from .container import BundleError
 from .core import DataError, Html, ImageError, expect, html_table, load_image, optional_import, progress
-from .inference import Classifier, find_pictures
+from .inference import Classifier
+from .folders import find_pictures
 from .signature import read_key
 
 # %% ../nbs/10b_variants.ipynb #b57abf0f

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 from fastcore.basics import patch
 from PIL import Image
-from .core import (DataError, Html, ImageError, atomic_write, gallery, html_table, image_files, image_size, image_suffixes, load_image,
-                          optional_import, progress, thumbnail)
+from .core import (DataError, Html, ImageError, atomic_write, gallery, html_table, load_image, optional_import,
+    progress, thumbnail)
+from .folders import LabelOf, scan_folder
 from .likeness import near_copies
 from .measure import Measures, in_order, measure_file
 from .quarantine import Move, Suspect, quarantine_files, quarantine_folder, restore, whereabouts
@@ -33,7 +34,8 @@ issue_words = {
     'truncated': 'ends before the picture does',
     'bomb': 'claims more pixels than allowed',
     'unreadable': 'cannot be decoded',
-    'overlooked': 'a picture where training does not look: its ending or its folder is not that of a picture',
+    'overlooked': 'a picture where training does not look: outside the folders of the labels',
+    'left_out': 'holds no picture, or may not be read',
     'wrong_extension': 'the name promises another format',
     'odd_mode': 'transparency, palette, CMYK or 16 bits: programs disagree about its colours',
     'exif_rotated': 'turned only by its EXIF record: programs disagree which way is up',
@@ -135,21 +137,11 @@ def _across_findings(measures, of, valid):
             yield Finding(m.file, 'across_split', None, f'used for {side[0]}, while {kept.file} is used for {side[1]}', kept.file)
 
 # %% ../nbs/04_verify.ipynb #f7c50625
-def _overlooked_findings(path, seen):
-    "Pictures that `image_files` passes over"
-    for here, folders, names in os.walk(path):
-        folders[:] = sorted(f for f in folders if f[0] != '.')
-        for file in (Path(here)/name for name in sorted(names) if name[0] != '.'):
-            if file in seen or not file.is_file() or not _is_picture(file): continue
-            name, depth = file.relative_to(path).as_posix(), len(file.relative_to(path).parts)
-            if depth != 2: why = 'it lies outside the folders of the labels' if depth == 1 else "it lies in a folder within a label's folder"
-            else: why = f'its name ends in {file.suffix}' if file.suffix else 'its name has no ending'
-            yield Finding(name, 'overlooked', None, f'a picture, but {why}')
-
-def _is_picture(file):
-    "Does the file begin like a picture?"
-    try: return min(image_size(file)) > 0
-    except ImageError: return False
+def _left_out_findings(folder):
+    "Files that are not used, but hidden ones and what programs have made"
+    for r in folder.left_out:
+        if r.kind == 'outside': yield Finding(r.file, 'overlooked', None, f'a picture, but {r.reason}')
+        elif r.kind in ('not_an_image', 'unreadable'): yield Finding(r.file, 'left_out', None, r.reason)
 
 # %% ../nbs/04_verify.ipynb #dd4468fb
 @dataclass
@@ -158,7 +150,9 @@ class ImageReport:
     path: Path                                   # Image folder
     measures: list[Measures] = field(repr=False) # One for each file
     thresholds: Thresholds = Thresholds()        # Where findings begin
-    overlooked: tuple[Finding, ...] = field(default=(), repr=False)  # Pictures that training does not see
+    overlooked: tuple[Finding, ...] = field(default=(), repr=False)  # Files that training does not see
+    problems: tuple[str, ...] = ()               # Why the folder cannot be trained on as it is, in words
+    level: int = 0                               # Folders before the label's, see `LabelOf`
     valid: frozenset[str] = field(default=frozenset(), repr=False)   # Files held back for validation, see `with_split`
     rows: list[Finding] = field(init=False, repr=False)  # One for each finding, ordered by issue and file
 
@@ -169,6 +163,9 @@ class ImageReport:
         found += [*self.overlooked, *_across_findings(self.measures, of, self.valid)]
         order = {k: i for i, k in enumerate(issue_words)}
         self.rows = sorted(found, key=lambda f: (order[f.issue], f.file))
+
+    @property
+    def label_of(self) -> LabelOf: return LabelOf('.', self.level)  # For the names in `rows`
 
     @property
     def counts(self) -> dict[str, int]:
@@ -216,14 +213,15 @@ def check_images(
     n_workers: int | None = None,          # Threads; None: one for each core, at most 8
 ) -> ImageReport:                          # Findings with reasons; nothing has been moved
     "Look at every picture of an image folder once and report what is wrong"
-    path = Path(path)
-    files = image_files(path)
-    if not files: raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
+    folder = scan_folder(path)
+    path, label_of = folder.path, folder.label_of
+    if not folder.names: raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='PIL')
-        found = in_order(lambda f: measure_file(f, path), files, n_workers)
-        measures = list(progress(found, 'checking', len(files), 'img'))
-        return ImageReport(path, measures, thresholds or Thresholds(), tuple(_overlooked_findings(path, set(files))))
+        found = in_order(lambda name: measure_file(path/name, path, label_of(name)), folder.names, n_workers)
+        measures = list(progress(found, 'checking', len(folder.names), 'img'))
+        rest = tuple(_left_out_findings(folder))
+        return ImageReport(path, measures, thresholds or Thresholds(), rest, tuple(folder.problems), folder.level)
 
 # %% ../nbs/04_verify.ipynb #0f916ff9
 def findings_html(
@@ -281,9 +279,12 @@ def report_html(
     found = f'{len(report.rows):,} finding{"" if len(report.rows) == 1 else "s"} in {n_files:,} file{"" if n_files == 1 else "s"}' if report.rows else 'nothing found'
     head = f'{len(report.measures):,} pictures checked: {found}'
     parts = [f'<p><b>{html.escape(report._home.name)}</b>, {head}</p>', html_table(_summary(report)) if report.rows else '']
+    parts += [f'<p><b>To be settled before training:</b> {html.escape(p)}</p>' for p in report.problems]
     for issue, n in report.counts.items():
         rows = [f for f in report.rows if f.issue == issue]
-        parts.append(f'<p style="margin:1em 0 .3em"><b>{issue}</b> ({n})</p>' + _issue_gallery(report._home, rows[:max_n]))
+        if issue == 'left_out': shown = html_table([dict(file=f.file, reason=f.reason) for f in rows[:max_n]])
+        else: shown = _issue_gallery(report._home, rows[:max_n])
+        parts.append(f'<p style="margin:1em 0 .3em"><b>{issue}</b> ({n})</p>{shown}')
         if n > max_n: parts.append(f'<p>… and {n - max_n} more in <code>report.table</code></p>')
     return Html(''.join(parts))
 

@@ -34,7 +34,7 @@ if __name__ == '__main__':
 
 def serve(folder, n_pictures, n_hosts):
     "Serve until standard input closes; prints the addresses"
-    from bearcls.core import image_files
+    from bearcls.folders import image_files
     from bearcls.loopback import LoopbackWeb, fault_of, picture_pages, picture_path
     files = image_files(folder)[:n_pictures]
     faults = fault_of(map(picture_path, files))
@@ -57,7 +57,8 @@ def run(side, folder, n_pictures, n_hosts):
 
 def judge(dest, folder):
     "Files that are pictures as they were served, and files that are anything else"
-    from bearcls.core import image_files, sha256
+    from bearcls.core import sha256
+    from bearcls.folders import image_files
     from bearcls.verify import verify_images
     served = {sha256(f) for f in image_files(folder)}
     files = [f for f in dest.rglob('*') if f.is_file() and f.name != 'manifest.csv']

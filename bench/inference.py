@@ -54,7 +54,7 @@ print(json.dumps({name: seconds(name + '.jpg', 15) for name in ('vga', '12mp', '
 '''
 folder = dict(bearcls='''
 import json, time
-from bearcls.inference import find_pictures
+from bearcls.folders import find_pictures
 files = find_pictures('full')
 ask('vga.jpg')
 start = time.perf_counter()
@@ -75,7 +75,7 @@ import json, time
 from concurrent.futures import ThreadPoolExecutor
 from bearcls.bundle import read_bundle
 from bearcls.core import load_image
-from bearcls.inference import find_pictures, usable_cores
+from bearcls.inference import usable_cores
 files, min_side = find_pictures('full'), read_bundle('bundle').min_side
 load_image('vga.jpg', min_side)
 start = time.perf_counter()
@@ -89,7 +89,7 @@ def prepare(work, n):
     warnings.filterwarnings('ignore')
     from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Normalize, RandomSplitter, Resize, ResizeMethod, get_image_files,
         imagenet_stats, parent_label)
-    from bearcls.core import image_files
+    from bearcls.folders import image_files
     from bearcls.export import export_bundle
     from bearcls.sample import draw_bears
     from bearcls.train import train
@@ -159,7 +159,7 @@ def agreement(work, path, real):
     import numpy as np
     from fastai.vision.all import load_learner
     from bearcls.bundle import read_bundle
-    from bearcls.core import image_files
+    from bearcls.folders import image_files
     from bearcls.inference import Classifier
     files, bundle = image_files(path), read_bundle(work/'bundle')
     plain, more = files, image_files(shared/'data'/'originals') if real and (shared/'data'/'originals').is_dir() else []
@@ -179,7 +179,8 @@ def agreement(work, path, real):
 def trust(work):
     "How well strangers are told apart, and how well the probabilities keep their promise, on photographs that were held back; nothing for bundles without statistics"
     from bearcls.calibrate import calibration_error
-    from bearcls.inference import Classifier, find_pictures
+    from bearcls.inference import Classifier
+    from bearcls.folders import find_pictures
     from bearcls.interpret import evaluate
     classifier = Classifier(work/'bundle')
     out = dict(calibration_error=round(calibration_error(evaluate(classifier, path=work/'held'))['error'], 4), temperature=classifier.bundle.temperature)

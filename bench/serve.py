@@ -163,7 +163,7 @@ def prepare(work, args):
         sys.path.insert(0, str(Path(__file__).parent))
         from inference import prepare
         path, _ = prepare(work, 1)
-    from bearcls.core import image_files
+    from bearcls.folders import image_files
     if path is None:
         from bearcls.sample import draw_bears
         path = draw_bears(work/'bears', n_per_label=30, seed=1, faults=False)

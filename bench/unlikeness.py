@@ -9,7 +9,8 @@ Each seed is another split. Every score's threshold is chosen by held-back bears
 import argparse, json, os, tempfile
 from pathlib import Path
 import numpy as np
-from bearcls.core import image_files, load_image
+from bearcls.core import load_image
+from bearcls.folders import image_files
 from bearcls.interpret import evaluate
 from bearcls.sample import draw_bears
 from bearcls.train import train

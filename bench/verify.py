@@ -32,7 +32,7 @@ def work(path): return check_images(path).counts
 'decode': '''
 from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
-from bearcls.core import image_files
+from bearcls.folders import image_files
 def decode(file):
     with Image.open(file) as image: image.load()
 def work(path):
@@ -80,7 +80,7 @@ def run(side, *arguments, python=sys.executable):
 def enlarge(source, dest, seed=0):
     "Every photograph enlarged, never made smaller, to about as many pixels as one of `sizes`; its format stays"
     from PIL import Image
-    from bearcls.core import image_files
+    from bearcls.folders import image_files
     rng, jobs = random.Random(seed), []
     for file in image_files(source):
         w, h = rng.choice(sizes)
@@ -97,7 +97,7 @@ def enlarge(source, dest, seed=0):
 
 def twice(source, dest):
     "The same files under two names each"
-    from bearcls.core import image_files
+    from bearcls.folders import image_files
     for file in image_files(source):
         for n in range(2):
             target = dest/file.parent.name/f'{n}-{file.name}'

@@ -22,7 +22,7 @@ listen = "() => { window.answers = []; document.querySelector('main').addEventLi
 
 def photographs(work, n):
     "Files, and whether they are real"
-    from bearcls.core import image_files
+    from bearcls.folders import image_files
     from bearcls.sample import draw_bears
     real = (shared/'data'/'bears').is_dir()
     path = shared/'data'/'bears' if real else draw_bears(work/'bears', n_per_label=60, seed=1, faults=False)

@@ -6,7 +6,8 @@ from PIL import Image
 from hostile import bomb, picture
 from bearcls import marks as marks_room, moves as moves_room
 from bearcls.clean import Cleaning, orders
-from bearcls.core import DataError, ImageRow, describe_file, image_files, load_image, read_manifest, write_manifest
+from bearcls.core import DataError, ImageRow, describe_file, load_image, read_manifest, write_manifest
+from bearcls.folders import image_files
 from bearcls.interpret import Evaluation
 from bearcls.marks import Mark, Marks
 from bearcls.moves import apply_plan, batches, cleaning_folder, finish_moves, moved_from, redo_moves, undo_moves, unfinished_moves
@@ -435,9 +436,16 @@ def test_a_manifest_removed_or_damaged_in_between(folder):
     told = undo_moves(folder)[-1]
     assert told.status == 'skipped' and 'removed' in told.reason and Path(told.reason.rpartition(' at ')[2]).read_bytes() == kept
     assert (folder/'black'/'0.jpg').exists()
-    (folder/'manifest.csv').write_bytes(b'a;b\n1;2\n')
-    with pytest.raises(DataError, match='no column `file`'): apply_changes(folder)
+    (folder/'manifest.csv').write_bytes(b'file,width\nblack/0.jpg,broad\n')
+    with pytest.raises(DataError, match='a whole number is expected'): apply_changes(folder)
     assert (folder/'black'/'0.jpg').exists() and not (folder/'sun bear').exists()
+
+def test_a_table_of_the_users_own_is_left_as_it_is(folder):
+    (folder/'manifest.csv').write_bytes(b'a;b\n1;2\n')
+    before = files_of(folder)
+    apply_changes(folder)
+    assert (folder/'manifest.csv').read_bytes() == b'a;b\n1;2\n' and files_of(folder) != before
+    assert undo_moves(folder) and files_of(folder) == before
 
 
 def test_a_folder_without_a_manifest_gets_none(folder):
@@ -890,7 +898,9 @@ def test_marks_refuse_what_is_not_there(folder):
     (folder/'black'/'0.jpg').unlink()
     with pytest.raises(DataError, match='cannot be marked'): cleaning.mark(['black/0.jpg', 'black/1.jpg'], 'delete')
     assert cleaning.marks == {} and not cleaning.state.exists()
-    with pytest.raises(DataError, match='holds no pictures'): Cleaning(folder.parent)
+    with pytest.raises(DataError, match='holds one folder, bears, with the folders black, grizzly'): Cleaning(folder.parent)
+    (folder.parent/'empty').mkdir()
+    with pytest.raises(DataError, match='holds no pictures'): Cleaning(folder.parent/'empty')
     with pytest.raises(DataError, match='There is no folder'): Cleaning(folder/'none')
 
 

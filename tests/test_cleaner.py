@@ -10,7 +10,8 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from bearcls.clean import Cleaning
 from bearcls.cleaner import CleanerWidget, ImageClassifierCleaner, Query, cleaner
-from bearcls.core import DataError, image_files
+from bearcls.core import DataError
+from bearcls.folders import image_files
 from bearcls.data import image_dls
 from bearcls.interpret import tabulate
 from bearcls.quarantine import quarantine_folder

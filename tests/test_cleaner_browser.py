@@ -12,7 +12,7 @@ predictions = '''
 "Made-up predictions: the model contradicts the label of five pictures and agrees with all others"
 import numpy as np
 from pathlib import Path
-from bearcls.core import image_files
+from bearcls.folders import image_files
 from bearcls.interpret import tabulate
 path = Path('bears')
 files, labels = image_files(path), ['black', 'grizzly', 'teddy']

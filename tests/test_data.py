@@ -10,7 +10,8 @@ from PIL import Image
 from torch import nn
 from hostile import bomb, picture
 from bearcls import data, likeness, opening, split as split_module
-from bearcls.core import DataError, ImageError, cache_folder, count_labels, image_files, load_image, sha256
+from bearcls.core import DataError, ImageError, cache_folder, load_image, sha256
+from bearcls.folders import count_labels, image_files
 from bearcls.data import image_dls
 from bearcls.export import export_bundle
 from bearcls.figures import draw_bear

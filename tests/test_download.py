@@ -4,7 +4,8 @@ import pytest
 import bearcls.fetch as fetching
 from hostile import LOCAL, bomb, dripping, endless, nowhere, picture, redirect, serving, several_hosts, snapshot
 from bearcls import addresses, download
-from bearcls.core import DataError, image_files, load_image, read_manifest, sha256
+from bearcls.core import DataError, load_image, read_manifest, sha256
+from bearcls.folders import image_files
 from bearcls.download import download_images, gather
 from bearcls.fetch import Fetched, FetchError, FetchLimits, fetch, fetch_many, run_aside
 from bearcls.likeness import fingerprint

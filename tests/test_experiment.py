@@ -12,7 +12,8 @@ from fastai.torch_core import set_seed
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 from torch import nn
-from bearcls.core import DataError, image_files
+from bearcls.core import DataError
+from bearcls.folders import image_files
 from bearcls.data import image_dls
 from bearcls.experiment import Experiment, Run, experiment, read_runs, resampled_interval, split_fingerprint, write_runs
 from bearcls.intervals import wilson

@@ -17,7 +17,8 @@ from bearcls.bundle import model_bytes, read_bundle, weights_bytes
 from bearcls.calibrate import fit_temperature, with_temperature
 from bearcls.card import model_card
 from bearcls.container import BundleError
-from bearcls.core import image_files, read_manifest, write_manifest
+from bearcls.core import read_manifest, write_manifest
+from bearcls.folders import image_files
 from bearcls.data import image_dls
 from bearcls.export import ExportError, check_dest, export_bundle, learner_probabilities, validation_files, verify_bundle
 from bearcls.further import learner_from_bundle

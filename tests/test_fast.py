@@ -16,7 +16,7 @@ from fastai.vision.all import ImageBlock, ImageDataLoaders, Resize, aug_transfor
 from PIL import Image
 from torchvision.models import resnet18, squeezenet1_1
 from bearcls.arch import TrainError
-from bearcls.core import image_files
+from bearcls.folders import image_files
 from bearcls.data import image_dls
 from bearcls.export import export_bundle
 from bearcls.fast import feature_kind, fast_dtype

@@ -8,7 +8,8 @@ from torch import nn
 from bearcls.arch import TrainError, get_arch
 from bearcls.attend import attend, grad_cam, map_layer, nearest_pictures, show_attention, show_nearest
 from bearcls.calibrate import calibration_error, calibration_html, fit_temperature, log_loss_of, reliability, temperature_html, with_temperature
-from bearcls.core import DataError, ImageError, image_files
+from bearcls.core import DataError, ImageError
+from bearcls.folders import image_files
 from bearcls.data import image_dls
 from bearcls.export import export_bundle
 from bearcls.figures import draw_bear

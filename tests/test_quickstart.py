@@ -3,7 +3,8 @@ import csv, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 import tiny_bundle
-from bearcls.core import DataError, image_files, read_manifest
+from bearcls.core import DataError, read_manifest
+from bearcls.folders import image_files
 from bearcls.data import image_dls
 from bearcls.figures import draw_bear
 from bearcls.quickstart import quickstart

@@ -1,7 +1,7 @@
 "The sample set in a fresh process: what it loads, and that nothing but the seed decides its bytes"
 import os, subprocess, sys
 import pytest
-from bearcls.core import image_files
+from bearcls.folders import image_files
 from bearcls.sample import NotEmptyError, draw_bears
 
 DIGEST = """
