@@ -311,6 +311,8 @@ def write_manifest(
     rows: Iterable[ImageRow],  # One for each picture or address, kept or not
 ) -> Path:                     # The file written
     "Write the manifest of an image folder"
+    expect('path', path, str, os.PathLike)
+    rows = expect_all('rows', rows, ImageRow)
     file = Path(path)/manifest_name
     with atomic_write(file, 'w') as f:
         rows = list(rows)
@@ -325,6 +327,7 @@ def read_manifest(
     path: str | os.PathLike,  # Image folder
 ) -> list[ImageRow]:          # Empty if the folder has no manifest
     "Read the manifest of an image folder"
+    expect('path', path, str, os.PathLike)
     file = Path(path)/manifest_name
     if not file.exists(): return []
     with open(file, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
@@ -362,6 +365,8 @@ def describe_file(
     **known: Any,             # Further fields of `ImageRow`, such as `url` and `term`
 ) -> ImageRow:                # Row with label, digest and sizes; status `failed` if it cannot be opened
     "The manifest row of a file on disk"
+    expect('file', file, str, os.PathLike)
+    expect('root', root, str, os.PathLike)
     file = Path(file)
     row = ImageRow(file=file.relative_to(root).as_posix(), label=file.parent.name, sha256=sha256(file), bytes=file.stat().st_size)
     try: row.width, row.height = image_size(file)
@@ -415,6 +420,7 @@ def data_uri(
     quality: int = 80,   # JPEG quality, 1 to 95
 ) -> str:                # Address that holds the picture itself
     "A picture as an address, for pages without other files"
+    expect('image', image, Image.Image)
     image = flatten(image)
     image.thumbnail((side, side))
     out = io.BytesIO()

@@ -41,6 +41,7 @@ from .sample import draw_bears
 from .slices import picture_facts, slices_html
 from .train import describe_plan, plan_training, train
 from .verify import ImageReport, broken_issues, check_images, findings_html, issue_words
+from .core import expect
 
 # %% ../nbs/17_quickstart.ipynb #964098c2
 def quickstart_pictures(
@@ -148,6 +149,8 @@ def quickstart(
     quiet: bool = False,                   # Print nothing
 ) -> Quickstart:                           # What was made and found
     "From nothing to a classifier with a report"
+    expect('dest', dest, str, os.PathLike)
+    expect('data', data, str, os.PathLike, None)
     check_place(dest, data)
     steps, dest = Steps(8, quiet), writable_folder(dest)
     check_free(dest)
@@ -360,6 +363,7 @@ def advice(
     q: Quickstart,  # What was made and found
 ) -> list[str]:     # Sentences, the most useful first
     "What to do next, judged by the results"
+    expect('q', q, Quickstart)
     error, counts, found = q.error, scan_folder(q.path).counts, []
     if len(q.suspicious): found.append(f'Look at the {len(q.suspicious)} suspicious labels first. Wrong labels in the validation set count as errors even where the model is right.')
     if max(counts.values()) > 3 * min(counts.values()):
@@ -376,6 +380,7 @@ def next_commands(
     q: Quickstart,  # What was made and found
 ) -> str:           # Lines for a terminal
     "What to type next"
+    expect('q', q, Quickstart)
     file = _short_path(q.example[0])
     return '\n'.join(['', f'Report: {_short_path(q.html)}', '', 'Next:',
         f'  bearcls app {_short_path(q.bundle)}    the classifier as an application in your browser',
@@ -394,6 +399,7 @@ def write_report(
     q: Quickstart,  # What was made and found
 ) -> Path:          # `report.html` in `q.dest`
     "Write the report, one page that needs no other file"
+    expect('q', q, Quickstart)
     e, labels = q.error, q.seen.labels
     cards = [dict(value=f'{len(q.learn.dls.train_ds) + len(q.learn.dls.valid_ds):,}', words=f'pictures with {len(labels)} labels'),
         dict(value=f'{e["error"]:.1%}', words=f'error on {e["n"]} held-back pictures (95%: {e["low"]:.1%} to {e["high"]:.1%})'),

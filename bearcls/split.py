@@ -21,6 +21,7 @@ from .core import DataError, atomic_write, html_table, sha256
 from .folders import LabelOf
 from .likeness import near_copies, near_pairs, similarity, tiny_side
 from .opening import Store, Surveyed
+from .core import expect, expect_all
 
 # %% ../nbs/04c_split.ipynb #29ae2235
 def near_groups(
@@ -29,6 +30,7 @@ def near_groups(
     store: Store | None = None,    # Remembers the answer for the same pictures
 ) -> list[int]:                    # A number for each picture; copies and near copies share it
     "Which pictures are copies of one another"
+    surveyed = expect_all('surveyed', surveyed, Surveyed)
     joined = _Joined()
     for a, b in _near_pairs({s.digest: s.fingerprint for s in surveyed if s.fingerprint is not None}, min_similarity, store): joined.join(a, b)
     names = [joined.leader(s.digest) or str(s.file) for s in surveyed]
@@ -134,6 +136,8 @@ def split_files(
     label_of: LabelOf | None = None,          # The folder's rule for labels; None: the folder that holds the picture
 ) -> tuple[list[int], list[int]]: # Positions in `files`: those to train on, those to validate on
     "Split by the pictures' content: each label its share, copies together, the same on every machine"
+    files = expect_all('files', files, str, os.PathLike)
+    expect('label_of', label_of, LabelOf, None)
     _check_split(valid_pct, seed)
     digests = [sha256(f) for f in files] if digests is None else list(digests)
     names = _group_names(files, digests, pairs, groups, sides or {})
@@ -201,6 +205,9 @@ def split_pictures(
     label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the picture
 ) -> Split:                        # The split of these pictures
     "Split surveyed pictures, or place them in an earlier split"
+    surveyed = expect_all('surveyed', surveyed, Surveyed)
+    expect('known', known, Split, None)
+    expect('label_of', label_of, LabelOf, None)
     files, digests = [s.file for s in surveyed], [s.digest for s in surveyed]
     groups = near_groups(surveyed, store=store) if near_copies else None
     train, valid = split_files(files, valid_pct, seed, pairs, groups, digests, known.sides if known else None, label_of)
