@@ -308,6 +308,7 @@ def scan_folder(
     path: str | os.PathLike,  # Image folder: one folder per label, perhaps below `train`, `valid` and `test`
 ) -> ImageFolder:             # Images, labels, and everything else with its reason; no image is opened
     "Read an image folder"
+    expect('path', path, str, os.PathLike)
     path = Path(path)
     if not path.is_dir(): raise DataError(f'{path} is not a folder' if path.exists() else f'There is no folder {path}')
     try: entries = sorted(os.scandir(path), key=lambda e: e.name)
@@ -376,6 +377,7 @@ def image_files(
     path: str | os.PathLike,  # Image folder: one folder per label
 ) -> list[Path]:              # Images, ordered by label and name
     "The images of an image folder, in an order that is the same on every machine"
+    expect('path', path, str, os.PathLike)
     return scan_folder(path).files
 
 class LeftOutWarning(UserWarning):
@@ -387,7 +389,6 @@ def count_labels(
 ) -> dict[str, int]:        # Number of images by label, labels in alphabetical order
     "How many images each label has"
     files = expect_all('files', files, str, os.PathLike)
-    expect('label_of', label_of, LabelOf, None)
     return dict(sorted(Counter(label_of(f) if label_of else Path(f).parent.name for f in files).items()))
 
 def refuse_problems(
@@ -411,6 +412,7 @@ def find_all(
     path: str | os.PathLike,  # Folder
 ) -> tuple[list[Path], list[LeftOut]]:  # Images by name, and what is left out
     "The images below a folder, and everything else with its reason"
+    expect('path', path, str, os.PathLike)
     path, tree = Path(path), _Tree()
     try: entries = sorted(os.scandir(path), key=lambda e: e.name)
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror or e}') from e
@@ -421,6 +423,7 @@ def find_pictures(
     path: str | os.PathLike | Iterable,  # Folder, a file, or several files
 ) -> list[Path]:              # Images by name; files that were named are given back whatever they are
     "The images below a folder, or the files themselves"
+    if not isinstance(path, (str, os.PathLike)): path = expect_all('path', path, str, os.PathLike)
     if not isinstance(path, (str, os.PathLike)): return [Path(f) for f in path]
     return find_all(path)[0] if Path(path).is_dir() else [Path(path)]
 

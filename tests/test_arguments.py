@@ -12,7 +12,8 @@ import matplotlib, numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from PIL import Image
-from bearcls.core import ArgumentError, BearclsError, image_files
+from bearcls.core import ArgumentError, BearclsError
+from bearcls.folders import image_files
 from tiny_bundle import make_bundle
 
 machinery = set('guard providers addresses fetch measure onnxfile signature'.split())  # for other modules rather than for people, although it has names in `bearcls.all`
