@@ -13,7 +13,7 @@ __all__ = ['image_reasons', 'sources_of', 'max_pixels', 'image_formats', 'manife
 
 # %% ../nbs/00_core.ipynb #d7c2a656
 import base64, contextlib, csv, hashlib, html, importlib, io, os, struct, sys, warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -111,7 +111,8 @@ def expect_all(
 ) -> Iterable:      # `values`, or an iterator over them
     "Refuse one thing where several are expected, and a value of the wrong kind among them"
     words = f'several, each {_kinds_in_words(kinds)}' if kinds else 'several'
-    if isinstance(values, (str, bytes, os.PathLike)) or not isinstance(values, Iterable):
+    is_one = isinstance(values, (str, bytes, os.PathLike, Mapping)) or hasattr(values, 'itertuples')  # a table of pandas gives the names of its columns
+    if is_one or not isinstance(values, Iterable):
         raise ArgumentError(f'`{name}` must be {words}; got {_thing_in_words(values)}')
     def checked():
         for i, value in enumerate(values, 1):
@@ -128,6 +129,7 @@ def flatten(
     image: Image.Image,  # Picture in any of Pillow's modes
 ) -> Image.Image:        # The same picture in mode RGB
     "RGB without surprises: transparency on white, 16-bit greys scaled instead of clipped"
+    expect('image', image, Image.Image)
     if image.mode in ('I', 'I;16', 'I;16B', 'I;16L', 'F'): return _scale_grey(image).convert('RGB')
     return _on_white(image) if image.has_transparency_data else image.convert('RGB')
 

@@ -353,6 +353,7 @@ def check_dest(
     dest: Path,  # Folder or zip that a bundle shall be written to
 ):
     "Refuse to replace what is no bundle; work of minutes can ask before it begins"
+    expect('dest', dest, os.PathLike)
     if not dest.exists(): return
     if dest.is_file() and dest.suffix.lower() == '.zip': return _check_older(dest)
     if not dest.is_dir(): raise ExportError(f'{dest} is a file; `dest` must be a folder to make, a file that ends in .zip, or an older bundle')

@@ -146,6 +146,7 @@ def feature_kind(
     dtype: torch.dtype,   # Precision of the body
 ) -> str | None:          # Name of a kind in the store; None if these features cannot be kept
     "All that features depend on besides the picture's bytes and the view"
+    expect('learn', learn, Learner)
     dls, opener = learn.dls, _opener(learn.dls)
     tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
     files = all(isinstance(f, (str, os.PathLike)) for ds in (dls.train_ds, dls.valid_ds) for f in _chosen(ds.items, range(len(ds))))

@@ -14,6 +14,7 @@ from functools import cache
 from itertools import chain, combinations, islice
 import numpy as np
 from PIL import Image
+from .core import expect, expect_all
 
 # %% ../nbs/02a_likeness.ipynb #87bff05c
 _n = np.arange(32)
@@ -23,6 +24,7 @@ def perceptual_hash(
     image: Image.Image,  # Picture of any mode and size
 ) -> int:                # 64 bits, alike for pictures that look alike
     "Hash of what the picture looks like, not of its bytes"
+    expect('image', image, Image.Image)
     g = np.asarray(image.convert('L').resize((32, 32), Image.Resampling.BOX), np.float64)
     low = (_dct @ g @ _dct.T).ravel()
     return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), 'big')
@@ -43,6 +45,7 @@ def small_grey(
     side: int = 256,     # Longer side of the copy at most, in pixels
 ) -> Image.Image:        # Grey; never larger than `image`
     "A small grey copy, for measures that need neither colour nor detail"
+    expect('image', image, Image.Image)
     grey = image.convert('L')
     grey.thumbnail((side, side))
     return grey
@@ -59,6 +62,8 @@ def fingerprint(
     grey: Image.Image | None = None,  # Its `small_grey`, if that is already at hand
 ) -> Fingerprint:                     # Less than 4 kB, whatever the size of `image`
     "What is needed to recognise copies of a picture"
+    expect('image', image, Image.Image)
+    expect('grey', grey, Image.Image, None)
     grey = small_grey(image) if grey is None else grey
     tiny = image.resize((tiny_side, tiny_side), Image.Resampling.BOX, reducing_gap=2.0).tobytes()
     return Fingerprint(perceptual_hash(grey), perceptual_hash(_middle(grey)), tiny)
@@ -210,6 +215,7 @@ def near_copies(
     min_similarity: float = 0.96,   # Likeness of the pixels from which a picture counts as a copy, see `similarity`
 ) -> Iterator[tuple[int, int, float]]:  # Positions in `prints` of the picture kept and of its copy, and their similarity
     "Pictures that look like an earlier one, each once, with that one"
+    prints = expect_all('prints', prints, Fingerprint)
     kept, small = _Kept(prints, max_distance), cache(lambda k: _small(_pixels(prints[k].tiny)))
     for k in range(len(prints)):
         for other in _most_alike(k, kept.like(k), small):

@@ -52,6 +52,7 @@ def quickstart_pictures(
     n_per_label: int | None,      # Pictures per label to draw or gather; None for what training needs
 ) -> tuple[Path, bool]:           # Image folder, and whether it is the user's own
     "The image folder that the other steps work on"
+    expect('data', data, str, os.PathLike, None)
     if data and search: raise DataError('Give either a folder of pictures or words to search for, not both')
     if data: return _own_folder(data), True
     number = {} if n_per_label is None else dict(n_per_label=n_per_label)
@@ -85,6 +86,7 @@ def check_place(
     data: str | Path | None,  # Image folder of the user's own
 ):
     "Refuse to write into the image folder: what is written there would be read as a label"
+    expect('data', data, str, os.PathLike, None)
     if data and Path(os.path.realpath(data)) in [Path(os.path.realpath(dest)), *Path(os.path.realpath(dest)).parents]:
         raise DataError(f'`dest` {dest} lies in the image folder {data}, which stays as it is; give another folder')
 
@@ -196,6 +198,7 @@ def check_free(
     dest: Path,  # Folder of the quickstart
 ):
     "Refuse to replace what an earlier quickstart did not write"
+    expect('dest', dest, os.PathLike)
     check_dest(dest/'bundle')
     report = dest/'report.html'
     if report.exists() and '<meta name="generator" content="bearcls' not in report.read_text(encoding='utf-8', errors='replace'):

@@ -30,6 +30,7 @@ def near_groups(
     store: Store | None = None,    # Remembers the answer for the same pictures
 ) -> list[int]:                    # A number for each picture; copies and near copies share it
     "Which pictures are copies of one another"
+    expect('store', store, Store, None)
     surveyed = expect_all('surveyed', surveyed, Surveyed)
     joined = _Joined()
     for a, b in _near_pairs({s.digest: s.fingerprint for s in surveyed if s.fingerprint is not None}, min_similarity, store): joined.join(a, b)
@@ -205,6 +206,7 @@ def split_pictures(
     label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the picture
 ) -> Split:                        # The split of these pictures
     "Split surveyed pictures, or place them in an earlier split"
+    expect('store', store, Store, None)
     surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('known', known, Split, None)
     expect('label_of', label_of, LabelOf, None)
