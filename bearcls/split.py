@@ -138,7 +138,6 @@ def split_files(
 ) -> tuple[list[int], list[int]]: # Positions in `files`: those to train on, those to validate on
     "Split by the pictures' content: each label its share, copies together, the same on every machine"
     files = expect_all('files', files, str, os.PathLike)
-    expect('label_of', label_of, LabelOf, None)
     _check_split(valid_pct, seed)
     digests = [sha256(f) for f in files] if digests is None else list(digests)
     names = _group_names(files, digests, pairs, groups, sides or {})
@@ -209,7 +208,6 @@ def split_pictures(
     expect('store', store, Store, None)
     surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('known', known, Split, None)
-    expect('label_of', label_of, LabelOf, None)
     files, digests = [s.file for s in surveyed], [s.digest for s in surveyed]
     groups = near_groups(surveyed, store=store) if near_copies else None
     train, valid = split_files(files, valid_pct, seed, pairs, groups, digests, known.sides if known else None, label_of)
