@@ -81,7 +81,7 @@ def things(tmp_path_factory):
 def wrong_things(t):
     "What people exchange, and what slips in"
     return {'a Learner': t.learn, 'an Evaluation': t.seen, 'DataLoaders': t.dls, 'a Classifier': t.classifier, 'a Bundle': t.bundle, 'an ImageReport': t.report, 'a DataFrame': t.table,
-        'a list of paths': t.files[:2], 'a path': t.bears, 'a text': t.text, 'rows': t.rows, 'a Plan': t.plan, 'a Prediction': t.rows[0].prediction, 'an image': t.image, 'None': None, 'a number': 3}
+        'a list of paths': t.files[:2], 'a path': t.bears, 'a text': t.text, 'rows': t.rows, 'a Plan': t.plan, 'a Prediction': t.rows[0].prediction, 'an image': t.image, 'None': None, 'a number': 3.5}  # not 3, which Python takes for an open file
 
 def good(t, name, hint):
     "Something right for an argument that is not under test"
