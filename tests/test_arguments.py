@@ -32,7 +32,7 @@ functions = dict(public())
 
 def test_they_are_found():
     "The test looks at something, and at what the issue of wrong arguments began with"
-    assert len(functions) > 200 and {'train.make_learner', 'issues.label_issues', 'inference.Classifier', 'core.image_files', 'serve.make_app'} <= functions.keys()
+    assert len(functions) > 200 and {'train.make_learner', 'issues.label_issues', 'inference.Classifier', 'folders.image_files', 'serve.make_app'} <= functions.keys()
 
 # ---------------------------------------------------------------- what arguments may be
 
