@@ -11,6 +11,7 @@ __all__ = []
 from pathlib import Path
 from .core import *
 from .guard import *
+from .folders import *
 from .sample import *
 from .figures import draw_bear, draw_thing
 from .results import *

@@ -75,7 +75,7 @@ class Bundle:
     std: list[float] = field(default_factory=lambda: [1., 1., 1.])   # Then divided by, inside the model
     temperature: float = 1.0       # Logits are divided by this before the softmax, inside the model
     threshold: float = 0.6         # Answers with a smaller probability are not trusted, 0 to 1
-    smallest: int = 32             # Nor are those on pictures with a side below this, in pixels
+    smallest: int = 32             # Nor are those on images with a side below this, in pixels; export takes it from the training images
     unlikeness: dict | None = None # Nor on pictures unlike any it was trained on: `threshold`, `false_alarms` (the rate it was chosen for), `pictures` and more; None: the model does not tell
     metrics: dict = field(default_factory=dict)   # What was measured on the validation set
     data: dict = field(default_factory=dict)      # Fingerprint of the training data, numbers of pictures

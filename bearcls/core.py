@@ -7,9 +7,9 @@ Docs: https://bearcls.github.io/bearcls/core.html.md"""
 # %% auto #0
 __all__ = ['image_reasons', 'sources_of', 'max_pixels', 'image_formats', 'manifest_name', 'BearclsError', 'DataError',
            'ForeignManifest', 'ImageError', 'optional_import', 'ArgumentError', 'expect', 'expect_all', 'flatten',
-           'load_image', 'reduced', 'atomic_write', 'cache_folder', 'package_file', 'ImageRow', 'write_manifest',
-           'read_manifest', 'sha256', 'describe_file', 'image_size', 'progress', 'Html', 'data_uri', 'thumbnail',
-           'gallery', 'html_table']
+           'load_image', 'reduced', 'orientation', 'atomic_write', 'cache_folder', 'package_file', 'ImageRow',
+           'write_manifest', 'read_manifest', 'sha256', 'describe_file', 'image_size', 'progress', 'Html', 'data_uri',
+           'thumbnail', 'gallery', 'html_table']
 
 # %% ../nbs/00_core.ipynb #d7c2a656
 import base64, contextlib, csv, hashlib, html, importlib, io, os, struct, sys, warnings
@@ -17,8 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from .guard import costly_build
+from .greys import DeepTiff, FileFlaw, deep_tiff, grey_levels, load_deep, pillow_scale
+from .mend import exif_turn, load_png, mended
 
 # %% ../nbs/00_core.ipynb #262a8988
 class BearclsError(Exception):
@@ -128,9 +131,10 @@ max_pixels = 100_000_000  # Largest picture accepted, in pixels: about 300 MB on
 def flatten(
     image: Image.Image,  # Picture in any of Pillow's modes
 ) -> Image.Image:        # The same picture in mode RGB
-    "RGB without surprises: transparency on white, 16-bit greys scaled instead of clipped"
+    "RGB without surprises: transparency on white, deep greys scaled instead of clipped"
     expect('image', image, Image.Image)
-    if image.mode in ('I', 'I;16', 'I;16B', 'I;16L', 'F'): return _scale_grey(image).convert('RGB')
+    if image.mode.startswith('I') or image.mode == 'F': return _scale_grey(image).convert('RGB')
+    if image.mode == 'P' and image.palette is None: raise ImageError('the image has indices and no palette')
     return _on_white(image) if image.has_transparency_data else image.convert('RGB')
 
 def _on_white(image, rows=1024):
@@ -142,11 +146,20 @@ def _on_white(image, rows=1024):
     return out
 
 # %% ../nbs/00_core.ipynb #fd2f5d09
-def _scale_grey(image):
+def _scale_grey(image, rows=1024):
     "Greys of more than 8 bits on the 8-bit scale; Pillow's own conversion clips at 255"
-    peak = 65535 if image.mode.startswith('I') else 1.0
-    if image.mode == 'F' and image.getextrema()[1] > 1.0: peak = 255.0
-    return image.convert('F').point(lambda v: v * (255.0 / peak)).convert('L')
+    low, high, declared, white_is_zero = pillow_scale(image)
+    key = image.info.get('transparency') if image.mode.startswith('I') else None
+    out = Image.new('L', image.size)
+    try:
+        for y in range(0, image.height, rows):
+            values = np.asarray(image.crop((0, y, image.width, min(y + rows, image.height))))
+            if high == 2**32 - 1: values = values.view(np.uint32)  # Pillow has no such mode
+            levels = grey_levels(values, low, high, declared, white_is_zero)
+            if isinstance(key, int): levels[values == key] = 255
+            out.paste(Image.fromarray(levels), (0, y))
+    except FileFlaw as e: raise ImageError(f'the image {e}', e.reason) from e
+    return out
 
 # %% ../nbs/00_core.ipynb #c3e37557
 def load_image(
@@ -156,18 +169,17 @@ def load_image(
 ) -> Image.Image:                 # Upright RGB picture
     "Open `source` the way every room of bearcls does: upright, RGB, transparency on white"
     if isinstance(source, Image.Image):
-        with _image_errors(_source_name(source), b'.'): return reduced(flatten(ImageOps.exif_transpose(source)), min_side)
+        with _image_errors(_source_name(source), b'.'): return reduced(flatten(_upright(source)), min_side)
     name = _source_name(source)
     if hasattr(source, 'read') and not (hasattr(source, 'seek') and source.seekable()): source = source.read()
     with _image_errors(name, source):
         if why := costly_build(source): raise ImageError(f'{name} cannot be decoded: {why}')
-        with _open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source) as image:
+        with _open(source, limit) as image:
             if image.width * image.height > limit:
                 raise ImageError(f'{name} claims {image.width}×{image.height} pixels; at most {limit:,} are accepted', 'bomb')
             if min_side and image.format == 'JPEG': image.draft('RGB', (min_side, min_side))
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return reduced(flatten(image), min_side)
+            turn = orientation(image)
+            return reduced(flatten(_turned(_decoded(image), turn)), min_side)
 
 def reduced(
     image: Image.Image,           # Picture of any size
@@ -190,15 +202,58 @@ def _formats():
     _loaded.add('readers')
     return [f for f in image_formats if f in Image.OPEN]
 
-def _open(source):
-    "Open a picture; the reader of HEIF is loaded with the first picture that needs it, where pillow-heif is installed"
+@contextlib.contextmanager
+def _open(source, limit=max_pixels, pixels=True):
+    "A file, opened but not decoded, without what its pixels do not depend on"
+    f = mended(source, pixels, limit)
+    try:
+        with deep_tiff(f) or _identified(f) as image: yield image
+    finally:
+        if f is not source: f.close()
+
+def _identified(f):
+    "What Pillow makes of a file; the reader of HEIF is loaded with the first image that needs it, if it is installed"
     formats = _formats()
-    try: return Image.open(source, formats=formats)
+    try: return Image.open(f, formats=formats)
     except UnidentifiedImageError:
-        if 'HEIF' in formats or not _is_heif(source): raise
+        if 'HEIF' in formats or not _is_heif(f): raise
         try: importlib.import_module('pillow_heif').register_heif_opener()
         except ImportError: raise UnidentifiedImageError('no reader of HEIF') from None
-        return Image.open(source, formats=_formats())
+        return Image.open(f, formats=_formats())
+
+def _decoded(image):
+    "Its pixels"
+    if isinstance(image, DeepTiff): return load_deep(image)
+    if image.format == 'PNG': return load_png(image)
+    box = image.tile[0][1] if image.format == 'GIF' and image.tile else None
+    image.load()
+    if box in (None, (0, 0, *image.size)): return image
+    canvas = Image.new('RGB', image.size, 'white')  # a GIF whose first image leaves a part of its canvas free
+    canvas.paste(flatten(image.crop(box)), box)
+    return canvas
+
+# %% ../nbs/00_core.ipynb #0e1f62dd
+_turns = dict(enumerate('FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split(), 2))
+
+def orientation(
+    image: Image.Image,  # Opened by Pillow, or any other
+) -> int:                # 1 to 8, as EXIF counts; 1 is upright
+    "How an image wants to be turned; a damaged record says nothing"
+    if isinstance(image, DeepTiff): turn = image.one(0x0112, 1)
+    elif isinstance(image.info.get('exif'), bytes): turn = exif_turn(image.info['exif'])
+    else: return 1
+    return turn if turn in range(1, 9) else 1
+
+def _upright(image):
+    "A file that Pillow has opened, or an image in memory"
+    if image.format: return _turned(image, orientation(image))
+    with contextlib.suppress(SyntaxError, ValueError, LookupError, OSError, struct.error):
+        return ImageOps.exif_transpose(image)
+    return image
+
+def _turned(image, turn):
+    "The image, upright"
+    return image.transpose(Image.Transpose[_turns[turn]]) if turn > 1 else image
 
 # %% ../nbs/00_core.ipynb #e12a2b63
 def _source_name(source):
@@ -216,10 +271,13 @@ def _image_errors(name, source):
     except Image.DecompressionBombError as e: raise ImageError(f'{name} claims more pixels than are accepted', 'bomb') from e
     except UnidentifiedImageError as e:
         if _is_empty(source): raise ImageError(f'{name} is empty', 'empty') from e
+        if kind := _begins_as(source):
+            raise ImageError(f'{name} cannot be decoded: it is damaged, or a kind of {kind} that is not read') from e
         heif = f'{name} is a HEIF picture, as phones take them: pip install pillow-heif'
         raise ImageError(heif if _is_heif(source) else f'{name} is no picture of a known format', 'not_an_image') from e
     except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, AttributeError, struct.error, TypeError) as e:
         if isinstance(e, ImageError): raise
+        if isinstance(e, FileFlaw): raise ImageError(f'{name} {e}', e.reason) from e
         if 'truncated' in str(e).lower(): raise ImageError(f'{name} ends before the picture does', 'truncated') from e
         raise ImageError(f'{name} cannot be decoded: {e}') from e
 
@@ -231,15 +289,26 @@ def _is_empty(source):
     if hasattr(source, 'seek') and source.seekable(): return source.seek(0, os.SEEK_END) == 0
     return False
 
+def _first_bytes(source):
+    "The first twelve, or none"
+    if isinstance(source, (bytes, bytearray)): return bytes(source[:12])
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, 'rb') as f: return f.read(12)
+    if not hasattr(source, 'seek') or not source.seekable(): return b''
+    source.seek(0)
+    return source.read(12)
+
 def _is_heif(source):
     "Does `source` begin as an iPhone's photographs do?"
-    if isinstance(source, (str, os.PathLike)):
-        with open(source, 'rb') as f: return _is_heif(f)
-    if not isinstance(source, (bytes, bytearray)):
-        if not hasattr(source, 'seek') or not source.seekable(): return False
-        source.seek(0)
-        source = source.read(12)
-    return source[4:8] == b'ftyp' and source[8:11] in (b'hei', b'hev', b'mif', b'msf')
+    start = _first_bytes(source)
+    return start[4:8] == b'ftyp' and start[8:11] in (b'hei', b'hev', b'mif', b'msf')
+
+def _begins_as(source):
+    "The format whose first bytes these are; empty for what is no image"
+    starts = {b'\x89PNG\r\n\x1a\n': 'PNG', b'\xff\xd8\xff': 'JPEG', b'GIF8': 'GIF',
+              b'II*\0': 'TIFF', b'MM\0*': 'TIFF', b'II+\0': 'TIFF', b'MM\0+': 'TIFF'}
+    start = _first_bytes(source)
+    return next((kind for first, kind in starts.items() if start.startswith(first)), '')
 
 # %% ../nbs/00_core.ipynb #9f4d5208
 @contextlib.contextmanager
@@ -382,9 +451,7 @@ def image_size(
 ) -> tuple[int, int]:                   # Width and height in pixels, as displayed
     "Size of a picture from its header, without decoding the pixels"
     with _image_errors(_source_name(source), source):
-        with _open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
+        with _open(source, pixels=False) as image: return image.size[::-1] if orientation(image) > 4 else image.size
 
 # %% ../nbs/00_core.ipynb #6068f39f
 def progress(

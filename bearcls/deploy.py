@@ -40,7 +40,7 @@ class Target:
     page: str = '/'                          # Where its page is
     service: bool = False                    # Does it answer POST /predict?
 
-part_modules = dict(classifier=('guard', 'core', 'folders', 'container', 'onnxfile', 'signature', 'bundle', 'inference'), notebook_app=('feedback', 'app'), serve=('workers', 'problems', 'supervise', 'gate', 'serve'))  # What each joined file is made of
+part_modules = dict(classifier=('guard', 'greys', 'mend', 'core', 'folders', 'container', 'onnxfile', 'signature', 'bundle', 'inference'), notebook_app=('feedback', 'app'), serve=('workers', 'problems', 'supervise', 'gate', 'serve'))  # What each joined file is made of
 
 # %% ../nbs/13_deploy.ipynb #6e8736b9
 _front = {n: n for n in ('static/classify.js', 'static/classify.css')}

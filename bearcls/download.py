@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 from PIL import Image, UnidentifiedImageError
-from .core import (DataError, ImageError, ImageRow, expect, expect_all, image_size, load_image, manifest_name, progress,
+from .core import (DataError, _open, ImageError, ImageRow, expect, expect_all, image_size, load_image, manifest_name, progress,
     read_manifest, sha256, write_manifest)
 from .folders import image_suffixes
+from .greys import FileFlaw
 from .guard import costly_build
 from .fetch import Fetched, FetchError, FetchLimits, fetch_many, run_aside
 from .likeness import perceptual_hash, small_grey
@@ -27,7 +28,6 @@ from .search import search_images
 
 # %% ../nbs/03_download.ipynb #e6d68f0f
 _suffixes = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif', 'HEIF': '.heic'}
-_formats = sorted({f for s, f in Image.registered_extensions().items() if s in image_suffixes and f in Image.OPEN})
 
 @dataclass(frozen=True)
 class _Picture:
@@ -50,9 +50,10 @@ def _accept(data):
     if not data: raise ImageError('the answer is empty', 'empty')
     if why := costly_build(data): raise ImageError(f'it cannot be decoded: {why}')
     try:
-        with Image.open(io.BytesIO(data), formats=_formats) as header:
+        with _open(data, pixels=False) as header:
             suffix, n_pixels = _suffixes.get(header.format, f'.{header.format.lower()}'), header.width*header.height
     except UnidentifiedImageError as e: raise ImageError(_what_it_is(data), 'not_an_image') from e
+    except FileFlaw as e: raise ImageError(f'it {e}', e.reason) from e
     except Image.DecompressionBombError as e: raise ImageError('it claims more pixels than are accepted', 'bomb') from e
     except Exception as e: raise ImageError(f'it cannot be opened: {e}') from e  # decoders know many ways to fail, and none of them may end a run
     with _one_large if n_pixels > 20_000_000 else contextlib.nullcontext(): small = small_grey(load_image(data, min_side=256))

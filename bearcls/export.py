@@ -7,12 +7,13 @@ Docs: https://bearcls.github.io/bearcls/export.html.md"""
 # %% auto #0
 __all__ = ['opset', 'ExportError', 'DeployedModel', 'onnx_model', 'learner_probabilities', 'verify_bundle', 'validation_files',
            'data_facts', 'installed_versions', 'own_answers', 'choose_temperature', 'bundle_metrics', 'export_bundle',
-           'bundle_facts', 'check_dest']
+           'trained_smallest', 'bundle_facts', 'check_dest']
 
 # %% ../nbs/10_export.ipynb #3ca46492
 import copy, os, platform, tempfile, warnings
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +31,12 @@ from .bundle import Bundle, card_changed, plain_values, prepare, read_bundle, si
 from .calibrate import calibration_error, fit_temperature, log_loss_of, with_temperature
 from .card import model_card
 from .container import BundleError, bundle_names, facts_file
-from .core import BearclsError, DataError, ImageError, expect, expect_all, load_image, progress, sha256
+from .core import BearclsError, DataError, ImageError, expect, expect_all, image_size, load_image, progress, sha256
 from .folders import find_pictures, known_rows, manifest_roots
 from .data import dls_settings
 from .inference import Classifier
 from .interpret import Evaluation, dataset_files, error_rate_of, evaluate, label_metrics
+from .measure import smallest_side
 from .rebuild import learner_weights
 from .signature import read_key
 from .slices import picture_facts, slice_errors
@@ -54,7 +56,6 @@ class DeployedModel(nn.Module):
         temperature: float = 1.0,# Logits are divided by this before the softmax
         unlikeness: Unlikeness | None = None,  # What tells how unlike the training pictures one is; None: that output is left out
     ):
-        expect('unlikeness', unlikeness, Unlikeness, None)
         super().__init__()
         self.model, self.temperature = model, temperature
         self.k = min(unlikeness.k, len(unlikeness.index)) if unlikeness else 0
@@ -328,6 +329,18 @@ def _measure_strangers(bundle, far, seen):
     by_kind = {kind: [row.prediction.unlikeness for (k, _), row in zip(drawn, rows) if k == kind] for kind in stranger_kinds}
     return {row.pop('kind'): row for row in measure_unlikeness(far.score(seen.only('valid').features), by_kind, far.false_alarms)}
 
+# %% ../nbs/10_export.ipynb #7b9fc0fd
+def trained_smallest(
+    dls: DataLoaders,    # DataLoaders of a Learner
+    max_n: int = 1000,   # Headers read at most, spread evenly
+) -> int:                # Shorter side in pixels; 32 where the training images are no files
+    "Below which size an image is too small for a model, from what it was trained on"
+    expect('dls', dls, DataLoaders)
+    files, sides = dataset_files(dls.train_ds), []
+    for file in files[::-(-len(files)//max_n) or 1]:
+        with suppress(ImageError, OSError): sides.append(min(image_size(file)))
+    return min(smallest_side(sides), int(np.quantile(sides, .01))) if sides else 32
+
 # %% ../nbs/10_export.ipynb #f80ef6f8
 def bundle_facts(
     learn: Learner,               # Trained Learner
@@ -344,7 +357,7 @@ def bundle_facts(
     settings = dls_settings(learn.dls)
     arch = getattr(learn, 'arch', None)
     return Bundle(settings['labels'], settings['size'], settings['method'], settings['pad_mode'], settings['min_side'], settings['mean'],
-        settings['std'], float(temperature), float(threshold), metrics=plain_values(metrics or {}), data=data_facts(learn.dls),
+        settings['std'], float(temperature), float(threshold), trained_smallest(learn.dls), metrics=plain_values(metrics or {}), data=data_facts(learn.dls),
         versions=installed_versions(), created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         arch=getattr(arch, '__name__', None) or str(arch or type(learn.model).__name__))
 

@@ -180,7 +180,7 @@ def shape(self: OpenImage,
 @patch(as_prop=True)
 def kind(self: OpenImage) -> str:  # Names the store's entries
     "What decides the pixels of an opened file, besides its bytes"
-    return f'opened {self.min_side} {self.squish} Pillow {PIL.__version__}'
+    return f'opened 2 {self.min_side} {self.squish} Pillow {PIL.__version__}'  # the number changes with the rules of `load_image`
 
 # %% ../nbs/04b_opening.ipynb #02da23e9
 def _file_key(source):

@@ -99,7 +99,7 @@ def web_facts(
 
 # %% ../nbs/12c_web.ipynb #45b102c2
 page_file, single_name, packed_name = 'index.html', 'classifier.html', 'ort-wasm-simd-threaded.wasm.packed'
-_scripts = ('classify.js', 'pixels.js', 'model.js', 'page.js')
+_scripts = ('classify.js', 'files.js', 'tiff.js', 'pixels.js', 'model.js', 'page.js')
 
 def _part(name): return package_file(f'static/{name}' if name.startswith('classify.') else f'static/web/{name}').read_text(encoding='utf-8')
 

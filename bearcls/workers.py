@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from .bundle import Bundle, read_bundle
 from .container import BundleError, bundle_names, facts_file
-from .core import BearclsError, expect, image_formats, max_pixels
+from .core import _open, BearclsError, expect, max_pixels
 from .guard import costly_build
 from .inference import Classifier, PredictionRow, patch_to, usable_cores
 
@@ -149,7 +149,7 @@ def claimed_pixels(
     "How many pixels a picture says that it has"
     try:
         if costly_build(content): return 0
-        with Image.open(io.BytesIO(content), formats=[f for f in image_formats if f in Image.OPEN] or None) as image: return image.width*image.height
+        with _open(content, pixels=False) as image: return image.width*image.height
     except Exception: return 0  # whatever is wrong, the row will say it
 
 @patch_to(Workers)

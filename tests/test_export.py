@@ -11,9 +11,10 @@ from fastai.vision.learner import vision_learner
 from torch import nn
 from torchvision.models import resnet18
 import yaml
+from PIL import Image
 import bearcls.export as room
 from bearcls.arch import TrainError
-from bearcls.bundle import model_bytes, read_bundle, weights_bytes
+from bearcls.bundle import bundle_json, model_bytes, read_bundle, weights_bytes
 from bearcls.calibrate import fit_temperature, with_temperature
 from bearcls.card import model_card
 from bearcls.container import BundleError
@@ -275,3 +276,23 @@ def test_a_learner_again_can_be_frozen(learned, tmp_path):
     for l in (learn, again): l.freeze()
     counts = [sum(not p.requires_grad for p in l.model.parameters()) for l in (learn, again)]
     assert counts[0] == counts[1] > 0
+
+def test_the_limit_of_small_images_follows_from_the_training_images(tmp_path):
+    "Digits of 28 by 28 pixels are no reason to ask a person, if the model has learned from such; crumbs are"
+    from types import SimpleNamespace
+    from bearcls.data import image_dls
+    from bearcls.export import bundle_facts, trained_smallest
+    from bearcls.inference import judge
+    rng, limits = np.random.default_rng(0), {}
+    for name, sides in {'digits': [28]*20, 'photographs': [300]*20, 'mixed': [300]*18 + [20]*2}.items():
+        for k, side in enumerate(sides):
+            (tmp_path/name/'ab'[k % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(tmp_path/name/'ab'[k % 2]/f'{k:02}.png')
+        dls = image_dls(tmp_path/name, size=32, bs=4)
+        limits[name] = trained_smallest(dls)
+    assert limits['digits'] == 14 and limits['photographs'] == 32 and limits['mixed'] <= 32
+    learn = SimpleNamespace(dls=image_dls(tmp_path/'digits', size=32, bs=4), loss_func=None, model=torch.nn.Identity())
+    facts = bundle_facts(learn)
+    assert facts.smallest == 14 and bundle_json(facts, '0'*64, 1)['trust']['smallest'] == 14
+    sure = dict(a=.99, b=.01)
+    assert judge(facts, sure, (28, 28)) == judge(facts, sure, (14, 20)) == '' and judge(facts, sure, (28, 13)) == 'the picture is only 28 by 13 pixels'

@@ -206,6 +206,18 @@ def test_folders_that_programs_make_are_no_labels(tmp_path):
     assert folder.counts == {'black': 6, 'teddy': 6} and folder.labels == ['black', 'teddy'] and not folder.problems
     assert {r.file for r in folder.left_out} == {'__MACOSX/', 'black/@eaDir/', '$RECYCLE.BIN/', '.ipynb_checkpoints/', 'black/.thumbs/', 'teddy/Thumbs.db', 'bearcls-quickstart/'}
 
+@pytest.mark.parametrize('name,content', [('teddy/.DS_Store', b'x'), ('teddy/Thumbs.db', b'x'), ('teddy/batch/page.php', b'<html>'), ('teddy/.keep', b'')])
+def test_a_label_with_nothing_but_hidden_files_and_pages_is_an_error(tmp_path, name, content):
+    "A download that failed leaves such folders"
+    put(labelled(tmp_path, 'black', 'grizzly'), name, content=content)
+    with pytest.raises(DataError, match='without usable pictures: teddy'): image_dls(tmp_path, size=32)
+
+def test_an_empty_folder_of_weights_is_no_label(tmp_path):
+    labelled(tmp_path, 'black', 'grizzly')
+    (tmp_path/'models').mkdir()
+    put(tmp_path, 'weights/best.pth', content=b'\x80\2}q')
+    assert scan_folder(tmp_path).labels == ['black', 'grizzly']
+
 @pytest.mark.parametrize('one,other', [('Bär', unicodedata.normalize('NFD', 'Bär')), ('teddy', 'teddy '), ('Teddy', 'teddy'), ('black bear', 'black  bear')])
 def test_one_label_in_two_spellings_is_refused(tmp_path, one, other):
     labelled(tmp_path, one, 'grizzly')

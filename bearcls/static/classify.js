@@ -76,19 +76,24 @@ async function decode(file, head) {
 export function webpTurn(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), word = (at) => view.getUint32(at, true);
   for (let at = 12; at + 14 <= bytes.length; at += 8 + word(at + 4) + word(at + 4) % 2) {
-    if (word(at) !== 0x46495845) continue; // "EXIF"
-    const start = at + 8 + (word(at + 8) === 0x66697845 ? 6 : 0), little = bytes[start] === 0x49; // Some programs put "Exif\0\0" before it
-    try {
-      const first = start + view.getUint32(start + 4, little);
-      for (let entry = first + 2, left = view.getUint16(first, little); left > 0; entry += 12, left--) {
-        if (view.getUint16(entry, little) !== 0x112) continue;
-        const place = entry + (view.getUint16(entry + 2, little) === 4 && !little ? 10 : 8), turn = view.getUint16(place, little);
-        view.setUint16(place, 1, little);
-        return turn >= 2 && turn <= 8 ? turn : 1;
-      }
-    } catch (error) { if (!(error instanceof RangeError)) throw error; }
-    return 1;
+    if (word(at) === 0x46495845) return reduceTurn(bytes.subarray(at + 8, at + 8 + word(at + 4))); // "EXIF"
   }
+  return 1;
+}
+
+/* How an EXIF record wants a picture turned; in `bytes` it is set to 1. Damaged ones say nothing */
+export function reduceTurn(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  try {
+    const start = view.getUint32(0) === 0x45786966 ? 6 : 0, little = bytes[start] === 0x49; // Some programs put "Exif\0\0" before it
+    const first = start + view.getUint32(start + 4, little);
+    for (let entry = first + 2, left = view.getUint16(first, little); left > 0; entry += 12, left--) {
+      if (view.getUint16(entry, little) !== 0x112) continue;
+      const place = entry + (view.getUint16(entry + 2, little) === 4 && !little ? 10 : 8), turn = view.getUint16(place, little);
+      view.setUint16(place, 1, little);
+      return turn >= 2 && turn <= 8 ? turn : 1;
+    }
+  } catch (error) { if (!(error instanceof RangeError)) throw error; }
   return 1;
 }
 

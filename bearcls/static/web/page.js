@@ -1,6 +1,7 @@
 // The page: pictures that are chosen here are answered here. In the single file everything stands in the page itself, in the folder it lies beside it
 import { mount } from './classify.js';
-import { lookAt, PictureError } from './pixels.js';
+import { PictureError } from './files.js';
+import { lookAt } from './pixels.js';
 import { loadModel } from './model.js';
 
 const root = document.querySelector('main'), state = document.querySelector('#state'), inside = document.querySelector('#bearcls-facts');

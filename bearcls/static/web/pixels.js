@@ -1,19 +1,16 @@
 // A file as what the model sees: opened as bearcls.core.load_image does, shaped as bearcls.bundle.prepare does
 import { turned, webpTurn } from './classify.js';
+import { PictureError, checksum, cutOff, damaged, examine, limit, tooLarge } from './files.js';
+import { readTiff } from './tiff.js';
 
-export class PictureError extends Error {}  // its message is for the visitor
-
-const limit = 100_000_000;  // pixels, as in bearcls.core.max_pixels
 const strip = 1 << 22;      // pixels drawn at a time: a phone's canvas may not hold a whole photograph
 const longest = 65_535;     // pixels in a row that a browser draws; some draw half as many
-const damaged = 'it is damaged';
-const tooLarge = ({ width, height }) => `it claims ${width}×${height} pixels, and at most ${limit.toLocaleString('en')} are accepted`;
 
 export async function lookAt(file, input) {  // {pixels: bytes as (height, width, 3), size: [width, height] as opened, width, height, preview: a canvas}
   const bytes = new Uint8Array(await file.arrayBuffer().catch(() => { throw new PictureError('the file cannot be read; has it been moved or changed?'); }));
-  const kind = check(bytes);
-  const turn = kind.name === 'webp' ? webpTurn(bytes) : 1;
-  const bitmap = turned(await decode(new Blob([bytes], { type: `image/${kind.name}` }), kind), turn);
+  const kind = await examine(bytes);
+  const tiff = kind.name === 'tiff' ? await readTiff(bytes) : null, turn = kind.name === 'webp' ? webpTurn(bytes) : tiff?.turn ?? kind.turn;
+  const opened = tiff?.picture ?? (kind.tries ? await alike(kind) : await decode(kind.parts, kind)), bitmap = turned(opened, turn >= 2 && turn <= 8 ? turn : 1);
   if (!bitmap) throw new PictureError('it is too large for this browser to turn it upright');
   try {
     const { width, height } = measured(bitmap);
@@ -23,120 +20,34 @@ export async function lookAt(file, input) {  // {pixels: bytes as (height, width
   } finally { bitmap.close?.(); }
 }
 
-// ---------------------------------------------------------------- what kind of file
-
-function check(bytes) {  // a PictureError for what is no picture, is not complete, or claims too much
-  if (!bytes.length) throw new PictureError('the file is empty');
-  const kind = describe(bytes);
-  if (!kind) throw new PictureError('it is no picture of a known format');
-  if (kind.width * kind.height > limit) throw new PictureError(tooLarge(kind));
-  if (kind.cut) throw new PictureError('the file ends before the picture does');
-  if (kind.damaged) throw new PictureError(damaged);
-  return kind;
-}
-
-function describe(b) {  // name, size, whether it was cut off; nothing if the first bytes are no picture's
-  const view = new DataView(b.buffer), text = (at, n) => String.fromCharCode(...b.subarray(at, at + n));
-  const start = text(0, 4), brand = text(4, 4) === 'ftyp' ? text(8, 4) : '';
-  try {
-    if (b[0] === 0xff && b[1] === 0xd8 && b[2] === 0xff) return jpeg(b, view, text);
-    if (start === '\x89PNG') return png(b, view, text);
-    if (start === 'GIF8') return gif(b, view);
-    if (start === 'RIFF' && text(8, 4) === 'WEBP') return webp(b, view, text);
-    if (text(0, 2) === 'BM') return bmp(view);
-  } catch (error) {
-    if (error instanceof RangeError) throw new PictureError('the file ends before the picture does');
-    throw error;
-  }
-  if (/^avi[fs]/.test(brand)) return { name: 'avif' };
-  if (/^(hei|hev|mif|msf)/.test(brand)) return { name: 'heic' };
-  if (start === 'II*\0' || start === 'MM\0*') return { name: 'tiff' };
-}
-
-function jpeg(b, view, text) {
-  const kind = { name: 'jpeg' };
-  for (let at = 2; ;) {
-    const marker = view.getUint16(at);
-    if (marker === 0xffff) { at++; continue; }
-    if (marker < 0xff00) throw new PictureError(damaged);
-    if (marker === 0xffda) return { ...kind, cut: !ends(b, at) };
-    if (marker >= 0xffc0 && marker <= 0xffcf && ![0xffc4, 0xffc8, 0xffcc].includes(marker)) [kind.height, kind.width] = [view.getUint16(at + 5), view.getUint16(at + 7)];
-    if (marker === 0xffe2 && text(at + 4, 4) === 'MPF\0') kind.several = true;
-    at += 2 + view.getUint16(at + 2);
-  }
-}
-
-function ends(b, from) {  // is there an end of the picture after `from`? Cameras write other things behind it
-  for (let at = b.lastIndexOf(0xd9); at > from; at = b.lastIndexOf(0xd9, at - 1)) if (b[at - 1] === 0xff) return true;
-  return false;
-}
-
-function png(b, view, text) {  // browsers show a damaged one as far as it goes
-  const kind = { name: 'png', width: view.getUint32(16), height: view.getUint32(20), cut: true };
-  for (let at = 8, end; at + 12 <= b.length; at = end + 4) {
-    const name = text(at + 4, 4);
-    end = at + 8 + view.getUint32(at);
-    if (name === 'IDAT' && end + 4 <= b.length && checksum(b, at + 4, end) !== view.getUint32(end)) kind.damaged = true;
-    if (name === 'IEND') kind.cut = false;
-  }
-  return kind;
-}
-
-const remainders = Int32Array.from({ length: 256 }, (_, value) => {  // of CRC-32, for each byte
-  for (let k = 0; k < 8; k++) value = value & 1 ? 0xedb88320 ^ value >>> 1 : value >>> 1;
-  return value;
-});
-
-function checksum(b, from, to) {
-  let sum = -1;
-  for (let at = from; at < to; at++) sum = remainders[(sum ^ b[at]) & 255] ^ sum >>> 8;
-  return ~sum >>> 0;
-}
-
-function gif(b, view) {  // its first picture is the one that is looked at
-  const table = (flags) => (flags & 0x80 ? 3 << (flags & 7) + 1 : 0), kind = { name: 'gif', width: view.getUint16(6, true), height: view.getUint16(8, true), cut: true };
-  for (let at = 13 + table(b[10]); at < b.length && b[at] !== 0x3b;) {
-    const picture = b[at] === 0x2c;
-    if (picture) at += 11 + table(b[at + 9]);
-    else if (b[at] === 0x21) at += 2;
-    else { at++; continue; }
-    while (b[at]) at += 1 + b[at];
-    if (picture) return { ...kind, cut: at >= b.length };
-    at++;
-  }
-  return kind;
-}
-
-function bmp(view) {  // with the header of Windows or the short one of OS/2; packed ones have no length that could be told beforehand
-  const short = view.getUint32(14, true) === 12, side = (k) => (short ? view.getUint16(18 + 2 * k, true) : Math.abs(view.getInt32(18 + 4 * k, true)));
-  const [width, height] = [side(0), side(1)], depth = view.getUint16(short ? 24 : 28, true), packed = !short && ![0, 3, 6].includes(view.getUint32(30, true));
-  return { name: 'bmp', width, height, cut: !packed && view.getUint32(10, true) + 4 * Math.ceil(width * depth / 32) * height > view.byteLength };
-}
-
-function webp(b, view, text) {
-  const kind = { name: 'webp', cut: view.getUint32(4, true) + 8 > view.byteLength }, form = text(12, 4), bits = (at) => view.getUint16(at, true) & 0x3fff;
-  if (form === 'VP8X') [kind.width, kind.height] = [24, 27].map((at) => 1 + b[at] + (b[at + 1] << 8) + (b[at + 2] << 16));
-  if (form === 'VP8 ') [kind.width, kind.height] = [bits(26), bits(28)];
-  if (form === 'VP8L') [kind.width, kind.height] = [1 + bits(21), 1 + (view.getUint32(21, true) >>> 14 & 0x3fff)];
-  return kind;
-}
-
 // ---------------------------------------------------------------- pixels of the browser
 
-async function decode(blob, kind) {  // upright; colours as the file has them, since training did not look at profiles either
-  const wishes = { colorSpaceConversion: 'none', imageOrientation: 'from-image', premultiplyAlpha: 'premultiply' };
+async function decode(parts, kind) {  // upright; colours as the file has them, since training did not look at profiles either
+  const wishes = { colorSpaceConversion: 'none', imageOrientation: 'from-image', premultiplyAlpha: 'premultiply' }, blob = new Blob(parts, { type: `image/${kind.name}` });
   try { return await createImageBitmap(blob, wishes); } catch { /* perhaps an element can do it */ }
   const image = new Image(), address = image.src = URL.createObjectURL(blob);
   try { await image.decode(); } catch {
-    if (kind.name === 'heic') throw new PictureError('it is a HEIC picture, as iPhones take them, which this browser does not know. Save it as JPEG, or open this page on the phone itself');
-    throw new PictureError(['avif', 'tiff'].includes(kind.name) ? `this browser does not know ${kind.name.toUpperCase()} pictures. Save it as JPEG or PNG` : damaged);
+    if (kind.name === 'heic') throw new PictureError('it is a HEIC picture, as iPhones take them, which this browser does not know. Save it as JPEG, or open this page on the phone itself', 'unsupported');
+    throw kind.name === 'avif' ? new PictureError('this browser does not know AVIF pictures. Save it as JPEG or PNG', 'unsupported') : damaged();
   } finally { URL.revokeObjectURL(address); }
   return image;
 }
 
+async function alike(kind) {  // a JPEG without its end: its pixels must not depend on what follows
+  const sums = [];
+  for (const parts of kind.tries) {
+    const bitmap = await decode(parts, kind), { width, height } = measured(bitmap), { most, rows } = drawn(bitmap, width, height);
+    const all = Array.from({ length: Math.ceil(height / most) }, (_, k) => checksum([rows(k * most, Math.min(most, height - k * most))]));
+    bitmap.close?.();
+    sums.push(all.join());
+    if (sums[0] !== sums.at(-1)) throw cutOff();
+  }
+  return decode(kind.tries[0], kind);
+}
+
 function measured(bitmap) {
   const width = bitmap.naturalWidth ?? bitmap.width, height = bitmap.naturalHeight ?? bitmap.height;
-  if (width * height > limit) throw new PictureError(tooLarge({ width, height }));
+  if (width * height > limit) throw tooLarge({ width, height });
   if (Math.max(width, height) > longest) throw new PictureError(`it has ${width}×${height} pixels, and browsers draw at most ${longest.toLocaleString('en')} in a row`);
   return { width, height };
 }
