@@ -146,6 +146,8 @@ def image_block(
     label_of: LabelOf | None = None,   # The folder's rule for labels; None: fastai's `parent_label`
 ) -> DataBlock:              # The book's DataBlock with bearcls's way of opening pictures
     "The DataBlock behind `image_dls`"
+    expect('label_of', label_of, LabelOf, None)
+    expect('opener', opener, OpenImage, None)
     items, batch = resize_transforms(recipe, size, pad_mode, min_scale)
     pictures = TransformBlock(type_tfms=[opener or image_opener(size, recipe)], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
     return DataBlock(blocks=(pictures, CategoryBlock), get_y=label_of or parent_label, splitter=IndexSplitter(list(valid_idx)), item_tfms=items,

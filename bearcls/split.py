@@ -137,6 +137,7 @@ def split_files(
     label_of: LabelOf | None = None,          # The folder's rule for labels; None: the folder that holds the picture
 ) -> tuple[list[int], list[int]]: # Positions in `files`: those to train on, those to validate on
     "Split by the pictures' content: each label its share, copies together, the same on every machine"
+    expect('label_of', label_of, LabelOf, None)
     files = expect_all('files', files, str, os.PathLike)
     _check_split(valid_pct, seed)
     digests = [sha256(f) for f in files] if digests is None else list(digests)
@@ -205,6 +206,7 @@ def split_pictures(
     label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the picture
 ) -> Split:                        # The split of these pictures
     "Split surveyed pictures, or place them in an earlier split"
+    expect('label_of', label_of, LabelOf, None)
     expect('store', store, Store, None)
     surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('known', known, Split, None)

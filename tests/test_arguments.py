@@ -154,7 +154,8 @@ def test_wrong_things(things, apart, name):
 # ---------------------------------------------------------------- in words
 
 def test_what_the_reader_is_told(things):
-    from bearcls.all import Classifier, count_labels, label_issues, make_learner, model_card, rows_html
+    from bearcls.folders import count_labels
+    from bearcls.all import Classifier, label_issues, make_learner, model_card, rows_html
     t = things
     for call, words in {
         lambda: label_issues(t.learn): '`seen` must be an Evaluation, as `evaluate(learn)` gives; got a Learner',
