@@ -13,7 +13,7 @@ __all__ = ['image_reasons', 'sources_of', 'max_pixels', 'image_formats', 'manife
 
 # %% ../nbs/00_core.ipynb #d7c2a656
 import base64, contextlib, csv, hashlib, html, importlib, io, os, struct, sys, warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -114,7 +114,8 @@ def expect_all(
 ) -> Iterable:      # `values`, or an iterator over them
     "Refuse one thing where several are expected, and a value of the wrong kind among them"
     words = f'several, each {_kinds_in_words(kinds)}' if kinds else 'several'
-    if isinstance(values, (str, bytes, os.PathLike)) or not isinstance(values, Iterable):
+    is_one = isinstance(values, (str, bytes, os.PathLike, Mapping)) or hasattr(values, 'itertuples')  # a table of pandas gives the names of its columns
+    if is_one or not isinstance(values, Iterable):
         raise ArgumentError(f'`{name}` must be {words}; got {_thing_in_words(values)}')
     def checked():
         for i, value in enumerate(values, 1):
@@ -131,6 +132,7 @@ def flatten(
     image: Image.Image,  # Picture in any of Pillow's modes
 ) -> Image.Image:        # The same picture in mode RGB
     "RGB without surprises: transparency on white, deep greys scaled instead of clipped"
+    expect('image', image, Image.Image)
     if image.mode.startswith('I') or image.mode == 'F': return _scale_grey(image).convert('RGB')
     if image.mode == 'P' and image.palette is None: raise ImageError('the image has indices and no palette')
     return _on_white(image) if image.has_transparency_data else image.convert('RGB')
@@ -380,6 +382,8 @@ def write_manifest(
     rows: Iterable[ImageRow],  # One for each picture or address, kept or not
 ) -> Path:                     # The file written
     "Write the manifest of an image folder"
+    expect('path', path, str, os.PathLike)
+    rows = expect_all('rows', rows, ImageRow)
     file = Path(path)/manifest_name
     with atomic_write(file, 'w') as f:
         rows = list(rows)
@@ -394,6 +398,7 @@ def read_manifest(
     path: str | os.PathLike,  # Image folder
 ) -> list[ImageRow]:          # Empty if the folder has no manifest
     "Read the manifest of an image folder"
+    expect('path', path, str, os.PathLike)
     file = Path(path)/manifest_name
     if not file.exists(): return []
     with open(file, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
@@ -431,6 +436,8 @@ def describe_file(
     **known: Any,             # Further fields of `ImageRow`, such as `url` and `term`
 ) -> ImageRow:                # Row with label, digest and sizes; status `failed` if it cannot be opened
     "The manifest row of a file on disk"
+    expect('file', file, str, os.PathLike)
+    expect('root', root, str, os.PathLike)
     file = Path(file)
     row = ImageRow(file=file.relative_to(root).as_posix(), label=file.parent.name, sha256=sha256(file), bytes=file.stat().st_size)
     try: row.width, row.height = image_size(file)
@@ -482,6 +489,7 @@ def data_uri(
     quality: int = 80,   # JPEG quality, 1 to 95
 ) -> str:                # Address that holds the picture itself
     "A picture as an address, for pages without other files"
+    expect('image', image, Image.Image)
     image = flatten(image)
     image.thumbnail((side, side))
     out = io.BytesIO()

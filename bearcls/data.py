@@ -18,7 +18,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, ToTensor, parent_label
 from fastai.vision.augment import RandomResizedCrop, Resize
 from fastai.vision.core import imagenet_stats
-from .core import DataError, cache_folder
+from .core import DataError, cache_folder, expect, expect_all
 from .folders import ImageFolder, LabelOf, LeftOutWarning, count_labels, refuse_problems, scan_folder, side_of
 from .opening import OpenImage, Store, Surveyed, survey
 from .recipes import augment_transforms, resize_transforms
@@ -31,6 +31,8 @@ def check_labels(
     min_per_label: int = 5, # Fewest pictures with which a label can be split and learnt
 ) -> dict[str, int]:        # Number of pictures by label
     "Refuse an image folder that cannot be trained on"
+    files = expect_all('files', files, str, os.PathLike)
+    expect('path', path, str, os.PathLike, ImageFolder)
     folder = path if isinstance(path, ImageFolder) else scan_folder(path)
     path = folder.path
     refuse_problems(folder)
@@ -56,6 +58,7 @@ def check_readable(
     path: str | Path,              # Image folder, for the message
 ) -> None:
     "Refuse pictures that cannot be opened, by name"
+    surveyed = expect_all('surveyed', surveyed, Surveyed)
     broken = [s for s in surveyed if not s.ok]
     if not broken: return
     named = '; '.join(s.problem.replace(str(s.file), '/'.join(s.file.parts[-2:])) for s in broken[:5])
@@ -126,6 +129,7 @@ def image_opener(
     cache: bool | str | Path = False,  # Keep them on disk: in `cache_folder()`, in this folder, or not
 ) -> OpenImage:              # Opens pictures as the application does
     "How pictures are opened for a recipe"
+    expect('cache', cache, bool, str, os.PathLike)
     store = Store() if cache is True else Store(Path(cache)/'pictures.sqlite') if cache else None
     return OpenImage(2*size, (size, size) if recipe == 'squish' else None, keep_mb, store)
 
@@ -141,6 +145,8 @@ def image_block(
     label_of: LabelOf | None = None,   # The folder's rule for labels; None: fastai's `parent_label`
 ) -> DataBlock:              # The book's DataBlock with bearcls's way of opening pictures
     "The DataBlock behind `image_dls`"
+    expect('label_of', label_of, LabelOf, None)
+    expect('opener', opener, OpenImage, None)
     items, batch = resize_transforms(recipe, size, pad_mode, min_scale)
     pictures = TransformBlock(type_tfms=[opener or image_opener(size, recipe)], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
     return DataBlock(blocks=(pictures, CategoryBlock), get_y=label_of or parent_label, splitter=IndexSplitter(list(valid_idx)), item_tfms=items,
@@ -179,6 +185,8 @@ def image_dls(
     min_per_label: int = 5,     # Fewest pictures of a label
 ) -> DataLoaders:               # Ready for `vision_learner`; `split`, `survey` and `folder` tell which pictures went where, what they are, and what is left out
     "DataLoaders of an image folder"
+    expect('path', path, str, os.PathLike)
+    expect('split', split, str, os.PathLike, Split, None)
     resize_transforms(recipe, size, pad_mode, min_scale), augment_transforms(augment), split_files((), valid_pct, seed)  # refused before any picture is opened
     if bs < 1: raise ValueError(f'`bs` must be at least 1, got {bs}')
     folder = scan_folder(path)
@@ -205,6 +213,7 @@ def dls_settings(
     dls: DataLoaders,  # DataLoaders of an image classifier
 ) -> dict[str, Any]:   # labels, size (width, height), method, pad_mode, min_side, mean, std
     "What the application must know to prepare pictures as validation did"
+    expect('dls', dls, DataLoaders)
     resize = next((t for t in dls.valid.after_item.fs if isinstance(t, (Resize, RandomResizedCrop)) and t.split_idx != 0), None)
     if resize is None: raise DataError('These DataLoaders have no Resize among their item transforms, so pictures cannot be prepared alike')
     if isinstance(resize, RandomResizedCrop): method, pad_mode = 'random_crop', 'zeros'

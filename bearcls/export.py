@@ -58,7 +58,6 @@ class DeployedModel(nn.Module):
         temperature: float = 1.0,# Logits are divided by this before the softmax
         unlikeness: Unlikeness | None = None,  # What tells how unlike the training pictures one is; None: that output is left out
     ):
-        expect('unlikeness', unlikeness, Unlikeness, None)
         super().__init__()
         self.model, self.temperature = model, temperature
         self.k = min(unlikeness.k, len(unlikeness.index)) if unlikeness else 0
@@ -342,6 +341,7 @@ def trained_smallest(
     max_n: int = 1000,   # Headers read at most, spread evenly
 ) -> int:                # Shorter side in pixels; 32 where the training images are no files
     "Below which size an image is too small for a model, from what it was trained on"
+    expect('dls', dls, DataLoaders)
     files, sides = dataset_files(dls.train_ds), []
     for file in files[::-(-len(files)//max_n) or 1]:
         with suppress(ImageError, OSError): sides.append(min(image_size(file)))
@@ -372,6 +372,7 @@ def check_dest(
     dest: Path,  # Folder or zip that a bundle shall be written to
 ):
     "Refuse to replace what is no bundle; work of minutes can ask before it begins"
+    expect('dest', dest, os.PathLike)
     if not dest.exists(): return
     if dest.is_file() and dest.suffix.lower() == '.zip': return _check_older(dest)
     if not dest.is_dir(): raise ExportError(f'{dest} is a file; `dest` must be a folder to make, a file that ends in .zip, or an older bundle')

@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from fasttransform import Pipeline
 from torch import nn
 from .arch import TrainError, feature_layer, keep_modes, pool_features
-from .core import progress
+from .core import expect, progress
 from .data import dls_settings
 from .opening import OpenImage, Store, digest_of
 from .threads import Pace, decided_threads, in_lanes
@@ -75,6 +75,7 @@ def check_dls(
     dls: DataLoaders,  # DataLoaders, whoever made them
 ) -> None:
     "Refuse what is not pictures with one label each, for training and for validation"
+    expect('dls', dls, DataLoaders)
     columns = getattr(dls.train_ds, 'tls', ())
     if len(columns) != 2: raise TrainError(f'These DataLoaders must hold pictures and their labels, as those of `image_dls` or a DataBlock do; got a {type(dls.train_ds).__name__} of {len(columns)} columns')
     if not len(dls.train_ds) or len(dls.loaders) < 2 or not len(dls.valid_ds): raise TrainError('These DataLoaders lack pictures to train on, or to validate with; hold a share back, such as `valid_pct=0.2`, and note that a Learner from `load_learner` has none')
@@ -88,6 +89,7 @@ def view_names(
     n_views: int | None = None,  # How many views of each training picture; None: 2 below 100 of them, otherwise 1
 ) -> list[str]:        # 'plain', 'mirrored', 'random 1', …
     "The views that `fit_fast` takes"
+    expect('dls', dls, DataLoaders)
     if n_views is None: n_views = 2 if len(dls.train_ds) < 100 else 1
     if n_views < 1: raise TrainError(f'`n_views` must be at least 1, got {n_views}')
     mirrors = any(isinstance(t, Flip) for t in dls.train.after_batch.fs)
@@ -148,6 +150,7 @@ def feature_kind(
     dtype: torch.dtype,   # Precision of the body
 ) -> str | None:          # Name of a kind in the store; None if these features cannot be kept
     "All that features depend on besides the picture's bytes and the view"
+    expect('learn', learn, Learner)
     dls, opener = learn.dls, _opener(learn.dls)
     tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
     files = all(isinstance(f, (str, os.PathLike)) for ds in (dls.train_ds, dls.valid_ds) for f in _chosen(ds.items, range(len(ds))))

@@ -369,6 +369,7 @@ def folder_html(
     max_rows: int = 20,   # Rows of what is left out
 ) -> Html:                # A line for each label, then what is left out, then the problems
     "A folder for people"
+    expect('folder', folder, ImageFolder)
     counts = [{'label': label, 'images': folder.counts.get(label, 0)} for label in folder.labels]
     rows = [{'left out': r.file, 'reason': r.reason} for r in folder.left_out]
     problems = [{'to be settled': p.replace(f'{folder.path}/', '').replace(str(folder.path), folder.path.name)} for p in folder.problems]
@@ -379,6 +380,7 @@ def image_files(
     path: str | os.PathLike,  # Image folder: one folder per label
 ) -> list[Path]:              # Images, ordered by label and name
     "The images of an image folder, in an order that is the same on every machine"
+    expect('path', path, str, os.PathLike)
     return scan_folder(path).files
 
 class LeftOutWarning(UserWarning):
@@ -389,12 +391,14 @@ def count_labels(
     label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the image
 ) -> dict[str, int]:        # Number of images by label, labels in alphabetical order
     "How many images each label has"
+    files = expect_all('files', files, str, os.PathLike)
     return dict(sorted(Counter(label_of(f) if label_of else Path(f).parent.name for f in files).items()))
 
 def refuse_problems(
     folder: ImageFolder,  # From `scan_folder`
 ):
     "Raise a `DataError` where the folder cannot be trained on as it is"
+    expect('folder', folder, ImageFolder)
     if folder.problems: raise DataError('. '.join(folder.problems))
 
 # %% ../nbs/00h_folders.ipynb #061919c3
@@ -403,6 +407,7 @@ def side_of(
     name: str,            # One of its `names`
 ) -> str:                 # 'train', 'valid' or 'test'; '' where the folder has no sides
     "The side of the split that an image lies on"
+    expect('folder', folder, ImageFolder)
     return side_names[name.split('/')[0].casefold()] if folder.level else ''
 
 # %% ../nbs/00h_folders.ipynb #b6803d16
@@ -410,6 +415,7 @@ def find_all(
     path: str | os.PathLike,  # Folder
 ) -> tuple[list[Path], list[LeftOut]]:  # Images by name, and what is left out
     "The images below a folder, and everything else with its reason"
+    expect('path', path, str, os.PathLike)
     path, tree = Path(path), _Tree()
     try: entries = sorted(os.scandir(path), key=lambda e: e.name)
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror or e}') from e
@@ -435,8 +441,9 @@ def manifest_roots(
     files: Iterable[Path],  # Images
 ) -> set[Path]:             # Folders with a manifest, at most three levels above the folders of the images
     "The image folders that images belong to"
+    files = expect_all('files', files, str, os.PathLike)
     found = set()
-    for folder in {f.parent for f in files}:
+    for folder in {Path(f).parent for f in files}:
         above = [folder, *folder.parents][:4]
         found |= {next((a for a in above if (a/'manifest.csv').is_file()), folder.parent)}
     return found

@@ -20,7 +20,8 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .arch import feature_layer, pool_features
-from .core import DataError, Html, ImageError, gallery, html_table, load_image, progress, sha256
+from bearcls.core import (DataError, Html, ImageError, expect, expect_all, gallery, html_table, load_image, progress,
+    sha256)
 from .folders import refuse_problems, scan_folder
 from .fast import known_answers, label_numbers
 from .fitting import paced
@@ -81,6 +82,7 @@ def tabulate(
     features: np.ndarray,       # (pictures, features)
 ) -> Evaluation:                # One row for each picture, in their order
     "Predictions from any source as an `Evaluation`"
+    files = expect_all('files', files, str, os.PathLike)
     if not np.isfinite(probabilities).all(): raise DataError('The model gives nan or infinity instead of probabilities: its training has diverged, as with a learning rate that is too high')
     targets, rows = np.asarray(targets, int), np.arange(len(files))
     best = probabilities.argmax(1)
@@ -98,6 +100,8 @@ def evaluate(
     threads: int | None = None,            # Threads that a Learner calculates with; None: the faster of one and all. A `Classifier` has its own
 ) -> Evaluation:                           # Predictions on pictures as validation sees them, without augmentation
     "Ask a model about labelled pictures, once"
+    expect('path', path, str, os.PathLike, None)
+    expect('known', known, Split, None)
     if split not in (None, 'valid', 'train', 'all'): raise ValueError(f'`split` must be valid, train or all, got {split!r}')
     model = source if isinstance(source, Learner) else _classifier(source)
     if path is None and isinstance(model, Learner): return _own_pictures(model, split or 'valid', threads)
@@ -255,6 +259,7 @@ def error_rate_of(
     seen: Evaluation,  # Predictions
 ) -> dict[str, float]: # error, low, high, wrong, n
     "The share of wrong predictions with its 95% interval"
+    expect('seen', seen, Evaluation)
     return error_interval(int((~seen.table.correct.astype(bool)).sum()), len(seen))
 
 # %% ../nbs/07_interpret.ipynb #ab5ec2f5
@@ -263,6 +268,7 @@ def confusion(
     share: bool = False,  # Shares of each row, 0 to 1, instead of counts; a label without pictures has none
 ) -> pd.DataFrame:        # Index: actual label, columns: predicted label
     "The confusion matrix"
+    expect('seen', seen, Evaluation)
     counts = pd.crosstab(seen.table.actual, seen.table.predicted)
     counts = counts.reindex(index=seen.labels, columns=seen.labels, fill_value=0).rename_axis(index='actual', columns='predicted').astype(int)
     return counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0) if share else counts
@@ -273,6 +279,7 @@ def plot_confusion(
     ax: Any = None,    # Matplotlib axes to draw on; None for new ones
 ) -> Any:              # The axes
     "The confusion matrix as a drawing: shares of each row as colour, counts as numbers"
+    expect('seen', seen, Evaluation)
     counts, shares = confusion(seen), confusion(seen, share=True).fillna(0)
     if ax is None:
         import matplotlib.pyplot as plt
@@ -294,6 +301,7 @@ def show_confusion(
     side: int = 84,    # Longer side of a thumbnail, in pixels
 ) -> Html:             # Matrix whose numbers open their pictures
     "The confusion matrix with its pictures"
+    expect('seen', seen, Evaluation)
     counts = confusion(seen)
     name = f'confusion-{sha256(seen.probabilities.tobytes() + repr(seen.table.file.tolist()).encode())[:8]}-{next(_number)}'
     cells = {(i, j): f'{name}-{i}-{j}' for i, j in np.ndindex(counts.shape) if counts.iat[i, j]}
@@ -342,6 +350,7 @@ def most_confused(
     min_n: int = 1,    # Leave out pairs with fewer mistakes
 ) -> pd.DataFrame:     # actual, predicted, wrong, of (pictures filed as `actual`), share, low, high (95% interval)
     "Pairs of labels by the number of mistakes, the most confused first"
+    expect('seen', seen, Evaluation)
     counts, rows = confusion(seen), []
     for i, j in np.ndindex(counts.shape):
         if i == j or counts.iat[i, j] < max(1, min_n): continue
@@ -368,6 +377,7 @@ def label_metrics(
     seen: Evaluation,  # Predictions
 ) -> pd.DataFrame:     # Index: label; pictures, then precision, recall and f1, each with _low and _high (95% interval)
     "Precision, recall and F1 of every label; 0 with an interval from 0 to 1 where there is nothing to count"
+    expect('seen', seen, Evaluation)
     rows = []
     for label in seen.labels:
         actual, predicted = seen.table.actual == label, seen.table.predicted == label
@@ -385,6 +395,7 @@ def plot_label_metrics(
     ax: Any = None,    # Matplotlib axes to draw on; None for new ones
 ) -> Any:              # The axes
     "Precision, recall and F1 of every label as points with their intervals"
+    expect('seen', seen, Evaluation)
     metrics, names = label_metrics(seen), ('precision', 'recall', 'f1')
     if ax is None:
         import matplotlib.pyplot as plt
@@ -403,6 +414,7 @@ def top_losses(
     n: int = 9,        # How many
 ) -> pd.DataFrame:     # Rows of `seen.table`, highest loss first
     "The pictures on which model and label disagree most"
+    expect('seen', seen, Evaluation)
     return seen.table.sort_values('loss', ascending=False, kind='stable').head(n)
 
 def show_top_losses(
@@ -411,6 +423,7 @@ def show_top_losses(
     side: int = 120,   # Longer side of a thumbnail, in pixels
 ) -> Html:             # Gallery with prediction, actual label, loss and probability
     "The worst mistakes as pictures"
+    expect('seen', seen, Evaluation)
     return show_rows(top_losses(seen, n), side)
 
 def show_rows(
@@ -418,6 +431,7 @@ def show_rows(
     side: int = 120,     # Longer side of a thumbnail, in pixels
 ) -> Html:               # Gallery with prediction, actual label, loss and probability
     "Predictions as pictures"
+    expect('rows', rows, pd.DataFrame)
     lines = [f'{r.predicted}, filed as {r.actual}; loss {r.loss:.2f}, probability {r.probability:.2f}' for r in rows.itertuples()]
     return gallery(rows.file, lines, side)
 
@@ -428,4 +442,5 @@ def certain(
     least: bool = False,  # The least certain instead of the most certain
 ) -> pd.DataFrame:        # Rows of `seen.table`, by the probability of what the model says
     "The pictures of which the model is surest, or least sure"
+    expect('seen', seen, Evaluation)
     return seen.table.sort_values('probability', ascending=least, kind='stable').head(n)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain, combinations, islice
 import numpy as np
 from PIL import Image
+from .core import expect, expect_all
 
 # %% ../nbs/02a_likeness.ipynb #87bff05c
 _n = np.arange(32)
@@ -25,6 +26,7 @@ def perceptual_hash(
     image: Image.Image,  # Picture of any mode and size
 ) -> int:                # 64 bits, alike for pictures that look alike
     "Hash of what the picture looks like, not of its bytes"
+    expect('image', image, Image.Image)
     g = np.asarray(image.convert('L').resize((32, 32), Image.Resampling.BOX), np.float64)
     low = (_dct @ g @ _dct.T).ravel()
     return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), 'big')
@@ -45,6 +47,7 @@ def small_grey(
     side: int = 256,     # Longer side of the copy at most, in pixels
 ) -> Image.Image:        # Grey; never larger than `image`
     "A small grey copy, for measures that need neither colour nor detail"
+    expect('image', image, Image.Image)
     grey = image.convert('L')
     grey.thumbnail((side, side))
     return grey
@@ -61,6 +64,8 @@ def fingerprint(
     grey: Image.Image | None = None,  # Its `small_grey`, if that is already at hand
 ) -> Fingerprint:                     # Less than 4 kB, whatever the size of `image`
     "What is needed to recognise copies of a picture"
+    expect('image', image, Image.Image)
+    expect('grey', grey, Image.Image, None)
     grey = small_grey(image) if grey is None else grey
     tiny = image.resize((tiny_side, tiny_side), Image.Resampling.BOX, reducing_gap=2.0).tobytes()
     return Fingerprint(perceptual_hash(grey), perceptual_hash(_middle(grey)), tiny)
@@ -421,6 +426,7 @@ def near_copies(
     min_similarity: float = 0.96,   # Likeness of the pixels from which an image may count as a copy, see `similarity`
 ) -> Iterator[tuple[int, int, float]]:  # Positions in `prints` of the image kept and of its copy, and their similarity
     "Images that look like an earlier one and stand out by it, each once, with that one"
+    prints = expect_all('prints', prints, Fingerprint)
     yield from _first_like(_Search(prints, max_distance, min_similarity), range(len(prints)))
 
 def _first_like(search, order, at_once=4096, at_most=1000):

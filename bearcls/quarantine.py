@@ -127,8 +127,8 @@ def move_file(
     target: Path,  # Its new name, which must be free; folders are made
 ):
     "Rename, or copy and remove where the two lie on different disks; never over an existing file"
-    expect('source', source, str, os.PathLike)
-    expect('target', target, str, os.PathLike)
+    expect('source', source, os.PathLike)
+    expect('target', target, os.PathLike)
     target.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(target): raise FileExistsError(f'{target} exists')
     try: os.rename(source, target)

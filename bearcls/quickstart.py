@@ -26,7 +26,7 @@ from .attend import show_nearest
 from .balance import balance, balance_html
 from .calibrate import calibration_html
 from .candidates import cleaning_candidates, show_candidates
-from .core import DataError, Html, atomic_write, gallery, html_table, thumbnail
+from .core import DataError, Html, atomic_write, expect, gallery, html_table, thumbnail
 from .folders import LeftOutWarning, manifest_note, scan_folder, side_of
 from .download import gather
 from .export import check_dest, export_bundle
@@ -51,6 +51,7 @@ def quickstart_pictures(
     n_per_label: int | None,      # Pictures per label to draw or gather; None for what training needs
 ) -> tuple[Path, bool]:           # Image folder, and whether it is the user's own
     "The image folder that the other steps work on"
+    expect('data', data, str, os.PathLike, None)
     if data and search: raise DataError('Give either a folder of pictures or words to search for, not both')
     if data: return _own_folder(data), True
     number = {} if n_per_label is None else dict(n_per_label=n_per_label)
@@ -84,6 +85,7 @@ def check_place(
     data: str | Path | None,  # Image folder of the user's own
 ):
     "Refuse to write into the image folder: what is written there would be read as a label"
+    expect('data', data, str, os.PathLike, None)
     if data and Path(os.path.realpath(data)) in [Path(os.path.realpath(dest)), *Path(os.path.realpath(dest)).parents]:
         raise DataError(f'`dest` {dest} lies in the image folder {data}, which stays as it is; give another folder')
 
@@ -148,6 +150,8 @@ def quickstart(
     quiet: bool = False,                   # Print nothing
 ) -> Quickstart:                           # What was made and found
     "From nothing to a classifier with a report"
+    expect('dest', dest, str, os.PathLike)
+    expect('data', data, str, os.PathLike, None)
     check_place(dest, data)
     steps, dest = Steps(8, quiet), writable_folder(dest)
     check_free(dest)
@@ -194,6 +198,7 @@ def check_free(
     dest: Path,  # Folder of the quickstart
 ):
     "Refuse to replace what an earlier quickstart did not write"
+    expect('dest', dest, os.PathLike)
     check_dest(dest/'bundle')
     report = dest/'report.html'
     if report.exists() and '<meta name="generator" content="bearcls' not in report.read_text(encoding='utf-8', errors='replace'):
@@ -360,6 +365,7 @@ def advice(
     q: Quickstart,  # What was made and found
 ) -> list[str]:     # Sentences, the most useful first
     "What to do next, judged by the results"
+    expect('q', q, Quickstart)
     error, counts, found = q.error, scan_folder(q.path).counts, []
     if len(q.suspicious): found.append(f'Look at the {len(q.suspicious)} suspicious labels first. Wrong labels in the validation set count as errors even where the model is right.')
     if max(counts.values()) > 3 * min(counts.values()):
@@ -376,6 +382,7 @@ def next_commands(
     q: Quickstart,  # What was made and found
 ) -> str:           # Lines for a terminal
     "What to type next"
+    expect('q', q, Quickstart)
     file = _short_path(q.example[0])
     return '\n'.join(['', f'Report: {_short_path(q.html)}', '', 'Next:',
         f'  bearcls app {_short_path(q.bundle)}    the classifier as an application in your browser',
@@ -394,6 +401,7 @@ def write_report(
     q: Quickstart,  # What was made and found
 ) -> Path:          # `report.html` in `q.dest`
     "Write the report, one page that needs no other file"
+    expect('q', q, Quickstart)
     e, labels = q.error, q.seen.labels
     cards = [dict(value=f'{len(q.learn.dls.train_ds) + len(q.learn.dls.valid_ds):,}', words=f'pictures with {len(labels)} labels'),
         dict(value=f'{e["error"]:.1%}', words=f'error on {e["n"]} held-back pictures (95%: {e["low"]:.1%} to {e["high"]:.1%})'),

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 from fastcore.basics import patch_to
-from .core import (BearclsError, DataError, Html, ImageError, atomic_write, data_uri, expect_all, html_table, load_image, optional_import,
+from .core import (BearclsError, DataError, Html, ImageError, atomic_write, data_uri, expect, expect_all, html_table, load_image, optional_import,
                           thumbnail)
 from .fetch import Fetched, FetchLimits, fetch_many, run_aside
 
@@ -99,6 +99,7 @@ class SearchResults(list):
         errors: Iterable[SearchError] = (),    # Who could not answer, and why
         about: Mapping[str, Any] | None = None,# Further facts, where the results were read from a file
     ):
+        results = expect_all('results', results)
         expect_all('errors', errors)
         super().__init__(results)
         self.errors, self.about = list(errors), dict(about or {})
@@ -164,6 +165,7 @@ def fetch_thumbnails(
     limits: FetchLimits | None = None, # Limits of time and size; None: 10 seconds, 5 MB, one attempt
 ) -> list[SearchResult]:               # The same results, `thumbnail` a `data:` address where it could be had
     "Fetch thumbnails, all at once and 30 seconds at most"
+    expect('limits', limits, FetchLimits, None)
     results = expect_all('results', results, SearchResult)
     results, small = list(results), {}
     async def keep(address, answer): small[address] = await asyncio.to_thread(_small_picture, answer, side)

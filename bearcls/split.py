@@ -16,7 +16,7 @@ from numbers import Real
 from operator import index
 from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
-from .core import DataError, atomic_write, html_table, sha256
+from .core import DataError, atomic_write, expect, expect_all, html_table, sha256
 from .folders import LabelOf
 from .likeness import Prints, joined_copies
 from .opening import Store, Surveyed
@@ -28,6 +28,8 @@ def near_groups(
     store: Store | None = None,    # Remembers the answer for the same pictures
 ) -> list[int]:                    # A number for each picture; copies and near copies share it
     "Which pictures are copies of one another"
+    expect('store', store, Store, None)
+    surveyed = expect_all('surveyed', surveyed, Surveyed)
     joined = _Joined()
     joined.join_all(_near_pairs(surveyed, min_similarity, store))
     names = [joined.leader(s.digest) or str(s.file) for s in surveyed]
@@ -113,6 +115,8 @@ def split_files(
     label_of: LabelOf | None = None,          # The folder's rule for labels; None: the folder that holds the picture
 ) -> tuple[list[int], list[int]]: # Positions in `files`: those to train on, those to validate on
     "Split by the pictures' content: each label its share, copies together, the same on every machine"
+    expect('label_of', label_of, LabelOf, None)
+    files = expect_all('files', files, str, os.PathLike)
     _check_split(valid_pct, seed)
     digests = [sha256(f) for f in files] if digests is None else list(digests)
     names = _group_names(files, digests, pairs, groups, sides or {})
@@ -180,6 +184,10 @@ def split_pictures(
     label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the picture
 ) -> Split:                        # The split of these pictures
     "Split surveyed pictures, or place them in an earlier split"
+    expect('label_of', label_of, LabelOf, None)
+    expect('store', store, Store, None)
+    surveyed = expect_all('surveyed', surveyed, Surveyed)
+    expect('known', known, Split, None)
     files, digests = [s.file for s in surveyed], [s.digest for s in surveyed]
     groups = near_groups(surveyed, store=store) if near_copies else None
     train, valid = split_files(files, valid_pct, seed, pairs, groups, digests, known.sides if known else None, label_of)

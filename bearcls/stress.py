@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np, pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 from .bundle import prepare
-from .core import DataError, Html, ImageError, expect, gallery, html_table, load_image, progress
+from .core import DataError, Html, ImageError, expect, expect_all, gallery, html_table, load_image, progress
 from .folders import scan_folder
 from .inference import Classifier
 from .intervals import wilson
@@ -220,6 +220,7 @@ def stress(
     seed: int = 42,                               # Decides which pictures, and how they are disturbed
 ) -> pd.DataFrame:                                # Columns `stress_columns`, the first row for undisturbed pictures
     "Error and trust under what a camera outdoors adds"
+    if not isinstance(path, (str, os.PathLike)): path = expect_all('path', path)
     expect('classifier', classifier, str, os.PathLike, Classifier)
     classifier = classifier if isinstance(classifier, Classifier) else Classifier(classifier)
     kinds, strengths = _several(stresses if kinds is None else kinds), _several(strengths)

@@ -31,6 +31,7 @@ from .fitting import balanced_dls, class_weights, log_training, pick_precision, 
 from .opening import OpenImage, digest_of
 from .phases import Phase, fine_tune_phases, run_phases, training_facts
 from .trial import Trial, try_routes, unlike_photographs
+from .core import expect
 
 # %% ../nbs/06_train.ipynb #5412c319
 @dataclass
@@ -128,6 +129,7 @@ def train(
     **dls_kwargs: Any,               # For `image_dls`, when `data` is a folder: exclude, pairs, valid_pct, recipe…
 ) -> Learner:                        # Trained Learner, with `plan` and `training_log`
     "Train a classifier on `data`"
+    expect('plan', plan, Plan, None)
     if not isinstance(data, (str, os.PathLike, DataLoaders)): raise TrainError(f'`data` must be an image folder or DataLoaders, got a {type(data).__name__}')
     seed = _whole('seed', seed)
     plan = plan_training(route, arch, epochs, size, timeout, weights) if plan is None else plan
@@ -164,17 +166,20 @@ def describe_plan(
     plan: Plan,  # From `plan_training`
 ) -> str:        # One sentence
     "The plan and its reason in one line"
+    expect('plan', plan, Plan)
     what = dict(fast='Training a head on what {arch} sees', fine_tune='Fine-tuning {arch}', scratch='Training {arch} from scratch')[plan.route]
     return f'{what.format(arch=plan.arch)} at {plan.size} pixels: {plan.reason}.'
 
 # %% ../nbs/06_train.ipynb #e09c0a48
 def make_learner(
     dls: DataLoaders,  # Data to train on
-    plan: Plan,        # From `plan_training`
+    plan: Plan | str,  # From `plan_training`, or just the name of an architecture
     imbalance: str | None = None,  # For uneven labels: 'class_weights' or 'balanced_sampling'
     precision: str = 'auto',       # See `pick_precision`
 ) -> Learner:          # Untrained, with `plan` and `training_log`
     "The Learner of a plan, ready for `fit`"
+    expect('dls', dls, DataLoaders)
+    plan = plan_training(arch=plan) if isinstance(plan, str) else expect('plan', plan, Plan, str)
     if imbalance not in (None, 'class_weights', 'balanced_sampling'): raise TrainError(f'`imbalance` must be class_weights, balanced_sampling or None; got {imbalance!r}')
     precision = pick_precision(precision, dls.device)
     if imbalance == 'balanced_sampling': dls = balanced_dls(dls)
@@ -221,6 +226,8 @@ def fit(
     **settings: Any,                # What else decides the result, such as the seed, for the checkpoint
 ) -> Learner:                       # The same, trained
     "Train as the Learner's plan says"
+    expect('learn', learn, Learner)
+    expect('checkpoint', checkpoint, str, os.PathLike, None)
     plan = learn.plan
     if plan.route == 'fast': return _fit_fast(learn, early_stop, threads)
     _check_last_batch(learn.dls.train)

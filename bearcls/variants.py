@@ -17,7 +17,7 @@ import numpy as np
 from .bundle import Bundle, model_bytes, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
 from .card import model_card
 from .container import BundleError
-from .core import DataError, Html, ImageError, expect, html_table, load_image, optional_import, progress
+from .core import DataError, Html, ImageError, expect, expect_all, html_table, load_image, optional_import, progress
 from .inference import Classifier
 from .folders import find_pictures
 from .signature import read_key
@@ -98,6 +98,7 @@ def compare_bundles(
     files: Iterable | str | os.PathLike, # Pictures, or their folder; those in folders named after labels also tell the error
 ) -> dict[str, Any]:                     # n, changed, largest_change and mean_change of a probability; error_before, error_after, n_labelled; bytes_before, bytes_after; unlikeness_moved
     "How differently two bundles answer"
+    if not isinstance(files, (str, os.PathLike)): files = expect_all('files', files)
     expect('before', before, str, os.PathLike, Bundle)
     expect('after', after, str, os.PathLike, Bundle)
     files, sides = find_pictures(files), [Classifier(b) for b in (before, after)]

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from .core import (DataError, Html, ImageError, atomic_write, gallery, html_table, load_image,
-    optional_import, progress, thumbnail)
+from .core import (DataError, Html, ImageError, atomic_write, expect, expect_all, gallery, html_table,
+    load_image, optional_import, progress, thumbnail)
 from .folders import LabelOf, scan_folder
 from .likeness import Prints, near_copies
 from .measure import Measures, MeasuresTable, in_order, measure_file, smallest_side
@@ -71,6 +71,8 @@ def folder_thresholds(
     measures: Iterable[Measures],  # Of all files of the folder
 ) -> Thresholds:                   # The same, with `min_side` as the folder has it unless you named one
     "Limits that depend on what is usual in a folder"
+    expect('thresholds', thresholds, Thresholds)
+    measures = expect_all('measures', measures, Measures)
     if thresholds.min_side: return thresholds
     return replace(thresholds, min_side=smallest_side(min(m.width, m.height) for m in measures if not m.issue))
 
@@ -243,6 +245,8 @@ def check_images(
     n_workers: int | None = None,          # Threads; None: one for each core, at most 8
 ) -> ImageReport:                          # Findings with reasons; nothing has been moved
     "Look at every picture of an image folder once and report what is wrong"
+    expect('path', path, str, os.PathLike)
+    expect('thresholds', thresholds, Thresholds, None)
     folder = scan_folder(path)
     path, label_of = folder.path, folder.label_of
     if not folder.names: raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
@@ -263,6 +267,7 @@ def findings_html(
     side: int = 96,            # Longer side of a thumbnail, in pixels
 ) -> Html:                     # One row for each finding
     "Findings as a table with thumbnails"
+    rows = expect_all('rows', rows, Finding)
     rows = list(rows)
     def picture(name): return thumbnail(whereabouts(path, name), side, name) if name else ''
     def pair(f): return Html(f'<div style="display:flex;gap:4px">{picture(f.file)}{picture(f.of)}</div>')
@@ -307,6 +312,7 @@ def report_html(
     max_n: int = 6,       # Pictures shown for each issue
 ) -> Html:                # Summary table and galleries
     "The report as a page"
+    expect('report', report, ImageReport)
     n_files = len(report.files())
     found = f'{len(report.rows):,} finding{"" if len(report.rows) == 1 else "s"} in {n_files:,} file{"" if n_files == 1 else "s"}' if report.rows else 'nothing found'
     head = f'{len(report.measures):,} pictures checked: {found}'
@@ -380,6 +386,7 @@ def verify_images(
     n_workers: int | None = None,      # Threads; None: one for each core, at most 8
 ) -> Any:                              # fastcore `L` of the paths that cannot be opened, in the order given
     "Which of these files cannot be opened as pictures"
+    fns = expect_all('fns', fns, str, os.PathLike)
     L = optional_import('fastcore.foundation', 'fastcore', '`verify_images`').L
     fns = list(fns)
     with warnings.catch_warnings():

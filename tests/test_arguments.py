@@ -19,8 +19,9 @@ from tiny_bundle import make_bundle
 machinery = set('guard providers addresses fetch measure onnxfile signature'.split())  # for other modules rather than for people, although it has names in `bearcls.all`
 
 def public():
-    "Every function, and every class that is made by hand, of `bearcls.all` and of the service"
-    known = vars(importlib.import_module('bearcls.all')) | vars(importlib.import_module('bearcls.serve'))
+    "Every function, and every class that is made by hand, of `bearcls.all` and for the service"
+    serve = vars(importlib.import_module('bearcls.serve'))
+    known = vars(importlib.import_module('bearcls.all')) | {name: serve[name] for name in ('Service', 'make_app', 'serving', 'run_server')}
     for name, found in sorted(known.items()):
         module = getattr(found, '__module__', '')
         if name[0] == '_' or not module.startswith('bearcls.') or module.split('.')[1] in machinery: continue
@@ -31,7 +32,7 @@ functions = dict(public())
 
 def test_they_are_found():
     "The test looks at something, and at what the issue of wrong arguments began with"
-    assert len(functions) > 200 and {'train.make_learner', 'issues.label_issues', 'inference.Classifier', 'core.image_files', 'serve.make_app'} <= functions.keys()
+    assert len(functions) > 200 and {'train.make_learner', 'issues.label_issues', 'inference.Classifier', 'folders.image_files', 'serve.make_app'} <= functions.keys()
 
 # ---------------------------------------------------------------- what arguments may be
 
@@ -80,12 +81,12 @@ def things(tmp_path_factory):
 def wrong_things(t):
     "What people exchange, and what slips in"
     return {'a Learner': t.learn, 'an Evaluation': t.seen, 'DataLoaders': t.dls, 'a Classifier': t.classifier, 'a Bundle': t.bundle, 'an ImageReport': t.report, 'a DataFrame': t.table,
-        'a list of paths': t.files[:2], 'a path': t.bears, 'a text': t.text, 'rows': t.rows, 'a Plan': t.plan, 'a Prediction': t.rows[0].prediction, 'an image': t.image, 'None': None, 'a number': 3}
+        'a list of paths': t.files[:2], 'a path': t.bears, 'a text': t.text, 'rows': t.rows, 'a Plan': t.plan, 'a Prediction': t.rows[0].prediction, 'an image': t.image, 'None': None, 'a number': 3.5}  # not 3, which Python takes for an open file
 
 def good(t, name, hint):
     "Something right for an argument that is not under test"
     for thing in (t.learn, t.seen, t.dls, t.classifier, t.bundle, t.report, t.table, t.split, t.plan, t.changes, t.cleaning, t.image, t.model, t.rows, t.surveyed, t.files, t.rows[0].prediction,
-                  {}, 3, .5, 'text', b'bytes', np.zeros((4, 4), np.float32), torch.zeros(4, 4), torch.float32, np.random.default_rng(0), None, t.bears, [], ('text',), print):
+                  {}, 64, .5, 'text', b'bytes', np.zeros((4, 4), np.float32), torch.zeros(4, 4), torch.float32, np.random.default_rng(0), None, t.bears, [], ('text',), print):
         if fits(thing, hint): return t.folder/'new'/name if name == 'dest' else thing
     raise LookupError(f'{name}: {hint}')
 
@@ -153,7 +154,8 @@ def test_wrong_things(things, apart, name):
 # ---------------------------------------------------------------- in words
 
 def test_what_the_reader_is_told(things):
-    from bearcls.all import Classifier, count_labels, label_issues, make_learner, model_card, rows_html
+    from bearcls.folders import count_labels
+    from bearcls.all import Classifier, label_issues, make_learner, model_card, rows_html
     t = things
     for call, words in {
         lambda: label_issues(t.learn): '`seen` must be an Evaluation, as `evaluate(learn)` gives; got a Learner',
@@ -161,7 +163,7 @@ def test_what_the_reader_is_told(things):
         lambda: make_learner(t.dls, 3): '`plan` must be',
         lambda: Classifier(t.learn): '`bundle` must be a path or a Bundle, as `read_bundle(path)` gives; got a Learner',
         lambda: model_card(str(t.bundle.path), 'furs'): '`bundle` must be a Bundle, as `read_bundle(path)` gives; got \'',
-        lambda: rows_html(t.table): '`rows` must be several, each a PredictionRow, as `classifier.predict_batch(files)` gives; got \'file\' as number 1',
+        lambda: rows_html(t.table): '`rows` must be several, each a PredictionRow, as `classifier.predict_batch(files)` gives; got a DataFrame',
         lambda: count_labels(str(t.files[0])): '`files` must be several, each a path; got',
     }.items():
         with pytest.raises(ArgumentError) as error: call()
