@@ -192,6 +192,7 @@ def reduced(
 # %% ../nbs/00_core.ipynb #38c13e59
 image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+warnings.filterwarnings('ignore', 'Corrupt EXIF data', UserWarning)  # such a record says nothing, and the pixels are whole
 
 _loaded = set()
 

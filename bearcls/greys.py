@@ -58,7 +58,7 @@ def type_scale(
 
 # %% ../nbs/00f_greys.ipynb #3f37c3ed
 # TIFF's types, as `struct` calls them
-_sizes = {1: 'B', 3: 'H', 4: 'I', 6: 'b', 8: 'h', 9: 'i', 11: 'f', 12: 'd', 16: 'Q', 17: 'q'}
+_tiff_types = {1: 'B', 3: 'H', 4: 'I', 6: 'b', 8: 'h', 9: 'i', 11: 'f', 12: 'd', 16: 'Q', 17: 'q'}
 
 def tiff_tags(
     f: BinaryIO,  # TIFF or BigTIFF, a file that can seek
@@ -76,15 +76,15 @@ def tiff_tags(
     for k in range(min(n, 4096)):
         at = first + (8 + 20*k if big else 2 + 12*k)
         tag, kind, count = read(at, 'HHQ' if big else 'HHI')
-        if kind not in _sizes or count > 100_000: continue
-        form = f'{count}{_sizes[kind]}'
+        if kind not in _tiff_types or count > 100_000: continue
+        form = f'{count}{_tiff_types[kind]}'
         at += 12 if big else 8
         if struct.calcsize(order + form) > (8 if big else 4): at, = read(at, 'Q' if big else 'I')
         tags.setdefault(tag, read(at, form))
     return order, tags
 
 # %% ../nbs/00f_greys.ipynb #0bf62e81
-_lossless = {1, 5, 8, 32946, 32773, 34925, 50000}  # Compression: none, LZW, deflate twice, PackBits, LZMA, Zstandard
+_byte_packings = {1, 5, 8, 32946, 32773, 34925, 50000}  # None, LZW, deflate twice, PackBits, LZMA, Zstandard
 
 class DeepTiff:
     "A TIFF whose samples are deeper than 8 bits, signed or floats; opened like an image of Pillow"
@@ -129,33 +129,34 @@ def deep_tiff(
     one_depth = len(set(image.tags.get(258, (1,)))) == 1 and len(set(image.tags.get(339, (1,)))) == 1
     deep = 8 < image.bits <= 64 if image.form == 1 else image.form == 2 and 8 <= image.bits <= 64
     if image.form == 3: deep = image.bits in (16, 32, 64)
-    ours = deep and one_depth and image.photo in (0, 1, 2) and image.one(259, 1) in _lossless
+    ours = deep and one_depth and image.photo in (0, 1, 2) and image.one(259, 1) in _byte_packings
     return image if ours and image.parts >= image.colours else None
 
 # %% ../nbs/00f_greys.ipynb #bf71d48b
-_band = 1 << 26  # Bytes that are unpacked at a time
+_bytes_at_once = 1 << 26  # Bytes that are unpacked at a time
 
-def _bands(image, parts, offsets, counts):
+def _sample_rows(image, parts, offsets, counts):
     "Samples that lie together, some rows at a time, as (rows, width, parts)"
     one, packing = image.one, image.one(259, 1)
     tiled = 324 in image.tags
     across, high = (one(322, 1), one(323, 1)) if tiled else (image.width, min(one(278, image.height), image.height))
     if across < 1 or high < 1: raise FileFlaw('cannot be decoded: its parts have no size')
     row, n_across = -(-across*parts*image.bits//8), -(-image.width//across)
-    if row*n_across*high > 8*_band: raise FileFlaw(f'has parts of {row*high:,} bytes, more than are accepted', 'bomb')
+    if row*n_across*high > 8*_bytes_at_once:
+        raise FileFlaw(f'has parts of {row*high:,} bytes, more than are accepted', 'bomb')
     predictor = one(317, 1) if packing not in (1, 32773) else 1
-    at_once = max(1, _band//(row*n_across*high))
+    at_once = max(1, _bytes_at_once//(row*n_across*high))
     for k in range(0, -(-image.height//high), at_once):
         rows = min(at_once*high, image.height - k*high)
         some = slice(k*n_across, (k + at_once)*n_across)
         sizes = counts[some] or [row*high]*len(offsets[some])
         places = list(zip(offsets[some], sizes))
         if len(places) < -(-rows//high)*n_across: raise FileFlaw('ends before the picture does', 'truncated')
-        raw = _unpacked(image, places, row, rows, high, n_across, tiled)
-        values = _meaning(raw.reshape(-1, row), across*parts, parts, image.bits, image.form, image.order, predictor)
+        raw = _unpacked_parts(image, places, row, rows, high, n_across, tiled)
+        values = _as_samples(raw.reshape(-1, row), across*parts, parts, image.bits, image.form, image.order, predictor)
         yield values.reshape(rows, n_across*across, parts)[:, :image.width]
 
-def _unpacked(image, places, row, rows, high, n_across, tiled):
+def _unpacked_parts(image, places, row, rows, high, n_across, tiled):
     "Bytes of strips one below the other, or of tiles side by side"
     from PIL.TiffImagePlugin import TiffImageFile  # here, since most programs never meet a TIFF
     pieces = []
@@ -169,10 +170,10 @@ def _unpacked(image, places, row, rows, high, n_across, tiled):
     if tiled: tags |= {322: [row], 323: [high], 324: starts[:-1], 325: lengths}
     else: tags |= {273: starts[:-1], 278: [high], 279: lengths}
     body = b''.join(p + b'\0'*(len(p) % 2) for p in pieces)
-    small = b'II*\0' + struct.pack('<I', starts[-1]) + body + _directory(tags, starts[-1])
+    small = b'II*\0' + struct.pack('<I', starts[-1]) + body + _tiff_directory(tags, starts[-1])
     with TiffImageFile(io.BytesIO(small)) as opened: return np.asarray(opened)
 
-def _directory(tags, start):
+def _tiff_directory(tags, start):
     "A directory of whole numbers that stands at `start`"
     room, entries, extra = start + 2 + 12*len(tags) + 4, b'', b''
     for tag, values in sorted(tags.items()):
@@ -183,7 +184,7 @@ def _directory(tags, start):
     return struct.pack('<H', len(tags)) + entries + bytes(4) + extra
 
 # %% ../nbs/00f_greys.ipynb #ab4e5227
-def _meaning(raw, n, parts, bits, form, order, predictor):
+def _as_samples(raw, n, parts, bits, form, order, predictor):
     "Rows of bytes as rows of `n` samples"
     kind, size = {1: 'u', 2: 'i', 3: 'f'}[form], bits//8
     if predictor == 3 and form == 3:
@@ -204,13 +205,14 @@ def _meaning(raw, n, parts, bits, form, order, predictor):
     return np.where(values >= 1 << bits - 1, values - (1 << bits), values) if form == 2 else values
 
 # %% ../nbs/00f_greys.ipynb #fac6c19c
-def _samples(image):
+def _all_samples(image):
     "All samples, some rows at a time, as (rows, width, parts)"
     offsets, counts = (image.tags.get(tag, ()) for tag in ((324, 325) if 324 in image.tags else (273, 279)))
-    if image.one(284, 1) != 2 or image.parts == 1: return _bands(image, image.parts, offsets, counts)
+    if image.one(284, 1) != 2 or image.parts == 1: return _sample_rows(image, image.parts, offsets, counts)
     each = len(offsets)//image.parts
     some = [slice(k*each, (k + 1)*each) for k in range(image.parts)]
-    return (np.concatenate(planes, -1) for planes in zip(*(_bands(image, 1, offsets[s], counts[s]) for s in some)))
+    planes = [_sample_rows(image, 1, offsets[s], counts[s]) for s in some]
+    return (np.concatenate(rows, -1) for rows in zip(*planes))
 
 def load_deep(
     image: DeepTiff,  # From `deep_tiff`
@@ -220,7 +222,7 @@ def load_deep(
     low, high, declared = image.scale
     colours, extra = image.colours, image.tags.get(338, ())[:1]
     out, y = np.empty((image.height, image.width, colours), np.uint8), 0
-    for values in _samples(image):
+    for values in _all_samples(image):
         levels = grey_levels(values[..., :colours], low, high, declared, image.photo == 0)
         if extra in ((1,), (2,)) and image.parts > colours:
             share = grey_levels(values[..., colours:colours + 1], *type_scale(image.bits, image.form))/255

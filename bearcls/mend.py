@@ -36,11 +36,11 @@ def mended(
     if out is not f and f is not source: f.close()
     return out
 
-_cut = 'ends before the picture does'
+_ends_early = 'ends before the picture does'
 
 # %% ../nbs/00g_mend.ipynb #3b9dc619
-_depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # Bits, by kind of colour
-_numbers = {2: 3, 4: 2, 6: 4}  # Samples of a pixel, where there is more than one
+_png_depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # Bits, by kind of colour
+_png_samples = {2: 3, 4: 2, 6: 4}  # Samples of a pixel, where there is more than one
 
 def _mended_png(f, pixels, limit):
     "Header, palette, transparent colours, EXIF and pixels; all other chunks are left out, unread"
@@ -64,14 +64,16 @@ def _mended_png(f, pixels, limit):
         else: f.seek(size + 4, os.SEEK_CUR)
     kind, depth, need = _png_header(parts, limit)
     table = _png_table(parts, kind, depth)
-    if not body: raise FileFlaw(_cut, 'truncated')
-    head = b'\x89PNG\r\n\x1a\n' + b''.join(_chunk(name, data) for name, data in table.items())
+    if not body: raise FileFlaw(_ends_early, 'truncated')
+    head = b'\x89PNG\r\n\x1a\n' + b''.join(_png_chunk(name, data) for name, data in table.items())
     if not pixels: return io.BytesIO(head + struct.pack('>I4s', 0, b'IDAT'))
     if ended and not right: _check_packed(body, need)
     size = sum(map(len, body))
-    return io.BytesIO(b''.join([head, struct.pack('>I', size), b'IDAT', *body, bytes(4), _chunk(b'IEND', b'')]))
+    return io.BytesIO(b''.join([head, struct.pack('>I', size), b'IDAT', *body, bytes(4), _png_chunk(b'IEND', b'')]))
 
-def _chunk(name, data): return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+def _png_chunk(name, data):
+    "One chunk, with its length and its checksum"
+    return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
 
 # %% ../nbs/00g_mend.ipynb #19811a3f
 def _png_header(parts, limit):
@@ -82,11 +84,11 @@ def _png_header(parts, limit):
     if width*height > limit: raise FileFlaw(f'claims {width}×{height} pixels; at most {limit:,} are accepted', 'bomb')
     if not whole: raise FileFlaw('cannot be decoded: its header is damaged')
     if not width or not height: raise FileFlaw(f'cannot be decoded: it claims {width}×{height} pixels')
-    if depth not in _depths.get(kind, ()) or packing or filtering or interlaced > 1:
+    if depth not in _png_depths.get(kind, ()) or packing or filtering or interlaced > 1:
         raise FileFlaw('cannot be decoded: its header is damaged')
-    return kind, depth, unpacked_bytes(width, height, depth*_numbers.get(kind, 1), interlaced)
+    return kind, depth, unpacked_bytes(width, height, depth*_png_samples.get(kind, 1), interlaced)
 
-_passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+_png_passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 
 def unpacked_bytes(
     width: int,               # Pixels
@@ -95,7 +97,7 @@ def unpacked_bytes(
     interlaced: bool = False, # Do its pixels come in seven passes?
 ) -> int:                     # Bytes, with the one that names the filter of each row
     "How many bytes the pixels of a PNG have before they are packed"
-    passes = _passes if interlaced else [(0, 0, 1, 1)]
+    passes = _png_passes if interlaced else [(0, 0, 1, 1)]
     sizes = [(-(-(width - x)//dx), -(-(height - y)//dy)) for x, y, dx, dy in passes]
     return sum(h*(1 + -(-w*bits//8)) for w, h in sizes if w > 0 and h > 0)
 
@@ -154,14 +156,14 @@ def _check_rows(f):
     width, height, depth, kind, _, _, interlaced = struct.unpack('>IIBBBBB', data[16:29])
     while data[at + 4:at + 8] != b'IDAT': at += 12 + struct.unpack('>I', data[at:at + 4])[0]
     packed = memoryview(data)[at + 8:at + 8 + struct.unpack('>I', data[at:at + 4])[0]]
-    need = unpacked_bytes(width, height, depth*_numbers.get(kind, 1), interlaced)
-    if _unpacked_size([packed], need)[0] < need: raise FileFlaw(_cut, 'truncated')
+    need = unpacked_bytes(width, height, depth*_png_samples.get(kind, 1), interlaced)
+    if _unpacked_size([packed], need)[0] < need: raise FileFlaw(_ends_early, 'truncated')
 
 def _check_packed(body, need):
     "Are packed pixels whole, where a checksum around them is wrong?"
     try: n, ended = _unpacked_size(body, need + (1 << 20))
     except zlib.error as e: raise FileFlaw(f'cannot be decoded: its pixels are damaged ({e})') from e
-    if n < need: raise FileFlaw(_cut, 'truncated')
+    if n < need: raise FileFlaw(_ends_early, 'truncated')
     if not ended: raise FileFlaw('cannot be decoded: its pixels are damaged')
 
 def _unpacked_size(packed, most):
@@ -174,8 +176,8 @@ def _unpacked_size(packed, most):
     return n, unpack.eof or n >= most
 
 # %% ../nbs/00g_mend.ipynb #9477d194
-_end = b'\xff\xd9'
-_marker = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # What ends the packed pixels of a JPEG
+_end_marker = b'\xff\xd9'
+_scan_end = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # What ends the packed pixels of a JPEG
 
 def _mended_jpeg(f, limit):
     "A JPEG with its end marker, if every pixel is there; cameras write other things behind it"
@@ -184,9 +186,9 @@ def _mended_jpeg(f, limit):
     f.seek(0)
     data = f.read()
     if _all_layers(data, start, numbers, layered):
-        body = _body(data)
-        if _is_enough(body): return io.BytesIO(body + _end)
-    raise FileFlaw(_cut, 'truncated')
+        body = _jpeg_body(data)
+        if _is_enough(body): return io.BytesIO(body + _end_marker)
+    raise FileFlaw(_ends_early, 'truncated')
 
 def _jpeg_start(f):
     "Where the first scan begins, the number of pixels, the numbers of the components, and whether they come in layers"
@@ -194,7 +196,7 @@ def _jpeg_start(f):
     while True:
         f.seek(at)
         head = f.read(10)
-        if len(head) < 4: raise FileFlaw(_cut, 'truncated')
+        if len(head) < 4: raise FileFlaw(_ends_early, 'truncated')
         if head[0] != 0xff: raise FileFlaw('cannot be decoded: it is damaged')
         if head[1] == 0xda: return at, n_pixels, numbers, layered
         if 0xc0 <= head[1] <= 0xcf and head[1] not in (0xc4, 0xc8, 0xcc) and len(head) == 10:
@@ -207,7 +209,7 @@ def _has_end(f, start, step=1 << 16):
     size = f.seek(0, os.SEEK_END)
     for at in range(size - step, start - step, -step):
         f.seek(max(at, start))
-        if _end in f.read(step + 1): return True
+        if _end_marker in f.read(step + 1): return True
     return False
 
 # %% ../nbs/00g_mend.ipynb #d4fe19bc
@@ -221,25 +223,25 @@ def _all_layers(data, at, numbers, layered):
             for number in data[at + 5:at + 5 + 2*n:2]:
                 if not layered: left[number] = set()
                 elif depth & 15 == 0: left[number] = left.get(number, set()) - set(range(first, last + 1))
-        found = _marker.search(data, at + 2 + struct.unpack('>H', data[at + 2:at + 4])[0])
+        found = _scan_end.search(data, at + 2 + struct.unpack('>H', data[at + 2:at + 4])[0])
         at = found.start() if found else -1
     return bool(left) and not any(left.values())
 
-def _body(data):
+def _jpeg_body(data):
     "The packed pixels without what may stand for the end: half a marker, or many zeros, as rescued disks have them"
     bare = data.rstrip(b'\0')
     if len(data) - len(bare) <= 2: return data.removesuffix(b'\xff')  # a zero or two may well belong to the pixels
     return bare + b'\0' if bare.endswith(b'\xff') else bare
 
-def _tail(pattern):
+def _more_bits(pattern):
     "Bits to go on with, in pieces between restart markers, after which a decoder may be waiting for the next piece"
     return b''.join(16*pattern + bytes([0xff, 0xd0 + k % 8]) for k in range(24))
 
 def _is_enough(body):
     "Is the image the same, whatever follows its packed pixels?"
     seen = set()
-    for more in (b'', _tail(b'\x55'), _tail(b'\xaa')):
-        with Image.open(io.BytesIO(body + more + _end), formats=['JPEG', 'MPO']) as image:
+    for more in (b'', _more_bits(b'\x55'), _more_bits(b'\xaa')):
+        with Image.open(io.BytesIO(body + more + _end_marker), formats=['JPEG', 'MPO']) as image:
             seen.add(zlib.crc32(image.tobytes()))
         if len(seen) > 1: return False
     return True
@@ -250,7 +252,7 @@ def _whole_webp(f):
     f.seek(4)
     said = struct.unpack('<I', f.read(4))[0] + 8
     size = f.seek(0, os.SEEK_END)
-    if said > size: raise FileFlaw(f'{_cut}: it has {size:,} of {said:,} bytes', 'truncated')
+    if said > size: raise FileFlaw(f'{_ends_early}: it has {size:,} of {said:,} bytes', 'truncated')
 
 def _whole_boxes(f):
     "`FileFlaw` for an AVIF or HEIF that breaks off within one of its boxes"
@@ -259,7 +261,7 @@ def _whole_boxes(f):
         f.seek(at)
         size, name, long = struct.unpack('>I4sQ', f.read(16).ljust(16, b'\0'))
         size = long if size == 1 else size or end - at  # 0: to the end of the file
-        if size < 8 or at + size > end: raise FileFlaw(_cut, 'truncated')
+        if size < 8 or at + size > end: raise FileFlaw(_ends_early, 'truncated')
         left.discard(name)
         at += size
 
