@@ -12,6 +12,7 @@ from pathlib import Path
 from .core import *
 from .guard import *
 from .folders import *
+from .odd_files import OddFile, draw_odd_files
 from .sample import *
 from .figures import draw_bear, draw_thing
 from .results import *

@@ -240,6 +240,7 @@ def orientation(
     image: Image.Image,  # Opened by Pillow, or any other
 ) -> int:                # 1 to 8, as EXIF counts; 1 is upright
     "How an image wants to be turned; a damaged record says nothing"
+    expect('image', image, Image.Image, DeepTiff)
     if isinstance(image, DeepTiff): turn = image.one(0x0112, 1)
     elif isinstance(image.info.get('exif'), bytes): turn = exif_turn(image.info['exif'])
     else: return 1

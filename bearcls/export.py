@@ -58,6 +58,7 @@ class DeployedModel(nn.Module):
         temperature: float = 1.0,# Logits are divided by this before the softmax
         unlikeness: Unlikeness | None = None,  # What tells how unlike the training pictures one is; None: that output is left out
     ):
+        expect('unlikeness', unlikeness, Unlikeness, None)
         super().__init__()
         self.model, self.temperature = model, temperature
         self.k = min(unlikeness.k, len(unlikeness.index)) if unlikeness else 0

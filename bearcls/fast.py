@@ -210,6 +210,7 @@ def image_features(
     threads: int | None = None,  # See `fit_fast`
 ) -> np.ndarray:                 # (images, numbers), in float32
     "What the frozen part of a Learner makes of images as validation sees them; from the store what is there"
+    expect('learn', learn, Learner)
     learn.model.to(learn.dls.device)
     learn.model[0].to(memory_format=torch.channels_last)
     with keep_modes(learn.model):
@@ -303,6 +304,7 @@ def label_numbers(
     ds: Any,         # One of its datasets, such as `learn.dls.train_ds`
 ) -> np.ndarray:     # Index of the label of each item, as int64
     "The labels of a dataset as numbers"
+    expect('learn', learn, Learner)
     kept, items = _label_memory.setdefault(learn, {}), ds.items
     state = None if hasattr(items, 'iloc') else (hash(tuple(map(str, items))), tuple(map(str, ds.vocab)))
     if state and id(ds) in kept and kept[id(ds)][0] is ds and kept[id(ds)][1] == state: return kept[id(ds)][2].copy()

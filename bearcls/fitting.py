@@ -248,6 +248,7 @@ def paced(
     threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all, which is measured
 ) -> Iterator[Pace | None]:      # What was measured is in its `measured`; None where the Learner does not calculate on the CPU
     "Let the Learner train or predict with as many threads as help just now"
+    expect('learn', learn, Learner)
     if torch.device(learn.dls.device).type != 'cpu':
         decided_threads(threads)  # refuses what is no number
         yield None

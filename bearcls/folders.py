@@ -391,6 +391,7 @@ def count_labels(
     label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the image
 ) -> dict[str, int]:        # Number of images by label, labels in alphabetical order
     "How many images each label has"
+    expect('label_of', label_of, LabelOf, None)
     files = expect_all('files', files, str, os.PathLike)
     return dict(sorted(Counter(label_of(f) if label_of else Path(f).parent.name for f in files).items()))
 

@@ -80,7 +80,7 @@ class Prints(Sequence):
         self.in_memory = in_memory
         self._hashes, self._tail, self._n_written = array('Q'), bytearray(), 0
         self._file, self._lock = None, threading.Lock()
-        for p in prints: self.append(p)
+        for p in expect_all('prints', prints, Fingerprint): self.append(p)
 
     def append(self,
         p: Fingerprint,  # Of one image
@@ -475,6 +475,7 @@ def joined_copies(
     min_similarity: float = 0.96,   # As in `near_copies`
 ) -> Groups:                        # Positions in `prints`, near copies joined
     "Which images belong together, directly or through others"
+    prints = expect_all('prints', prints, Fingerprint)
     search, groups, n = _Search(prints, max_distance, min_similarity), Groups(len(prints)), len(prints)
     for order in (range(n), range(n - 1, -1, -1)):
         for a, b, _ in _first_like(search, order): groups.join(a, b)

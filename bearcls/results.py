@@ -89,7 +89,6 @@ class SearchError(BearclsError):
         super().__init__(f'{provider}: {why}. {advice}')
         self.provider, self.why, self.advice = provider, why, advice
 
-    def __reduce__(self): return type(self), (self.provider, self.why, self.advice)
 
 # %% ../nbs/01c_results.ipynb #8fe01ddb
 class SearchResults(list):

@@ -258,6 +258,8 @@ def settle_plan(
     threads: int | None = None,  # Threads to calculate with; None: the faster of one and all
 ) -> tuple[Plan, DataLoaders]:   # The plan, no longer open, and its data
     "Decide between the routes fast and scratch by a trial, if these images are unlike photographs"
+    expect('plan', plan, Plan)
+    expect('dls', dls, DataLoaders)
     plan, items = replace(plan, is_open=False), dls.train_ds.items
     is_file = isinstance(items, list) and all(isinstance(f, (str, os.PathLike)) for f in items)
     if plan.route != 'fast' or not is_file or not (what := unlike_photographs(items)): return plan, dls
