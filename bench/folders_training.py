@@ -2,10 +2,10 @@
 
 python bench/folders_training.py --out folders_training.json [--counts 5000,40000] [--rounds 3]
 
-train_bytes_per_image  slope of the peak memory of a fresh process that trains on a folder of 128x128 images (`train(path, 'fast')`, SqueezeNet 1.1) and then
+train_bytes_per_image  slope of the peak memory of a fresh process that trains on a folder of 128x128 images (`fit_fast`, SqueezeNet 1.1 at 224 pixels) and then
                        asks `evaluate(learn, 'all')`, between the two counts
 evaluate_share         seconds of `evaluate(learn, 'all')` over those of `learn.fit_fast()`, on 2,000 such images with an empty cache; median of the rounds
-company_loss           seconds of `train(path, 'fast')` beside one busy process of the lowest priority over those alone, on 416 photographs with an
+company_loss           seconds of `learn.fit_fast()` beside one busy process of the lowest priority over those alone, on 416 photographs with an
                        empty cache; median of the rounds, which take turns
 
 The images are crops of the photographs in BEARCLS_SHARED (default ../shared), or of drawn bears where there are none. The weights are those of TORCH_HOME, or of
