@@ -3,7 +3,7 @@
 New functions are covered by themselves: what an argument may be is told by its annotation. What `good` cannot make for one fails here; give it a value there.
 """
 import contextlib, dataclasses, importlib, inspect, os, signal, types, typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 import pytest
 
@@ -57,6 +57,7 @@ def fits(value, hint):
         if not isinstance(kind, type): continue
         if kind is float and isinstance(value, int): return True
         if not isinstance(value, kind): continue
+        if kind is Callable: return True
         if kind in (str, bytes) or issubclass(kind, os.PathLike) or not inner: return not (isinstance(value, (str, bytes)) and kind is Iterable) or True
         if isinstance(value, (str, bytes)): continue  # a text is taken letter by letter
         if isinstance(value, (pd.DataFrame, Mapping)) and kind not in (dict, Mapping): continue
