@@ -255,7 +255,10 @@ def _upright(image):
 
 def _turned(image, turn):
     "The image, upright"
-    return image.transpose(Image.Transpose[_turns[turn]]) if turn > 1 else image
+    if turn == 1: return image
+    upright = image.transpose(Image.Transpose[_turns[turn]])
+    upright.info.pop('exif', None)  # it stands upright now, and must not be turned once more
+    return upright
 
 # %% ../nbs/00_core.ipynb #e12a2b63
 def _source_name(source):

@@ -98,7 +98,7 @@ def _text_kind(head):
 class LeftOut:
     "A file, or a whole folder, that is not used, and why"
     file: str    # Path relative to the image folder, with forward slashes; a folder ends with one
-    kind: str    # not_an_image, outside, unreadable, hidden, system, generated, empty or held_out
+    kind: str    # not_an_image, outside, unreadable, hidden, system, generated or empty
     reason: str  # Why, in words
 
 left_out_kinds = {
@@ -109,7 +109,6 @@ left_out_kinds = {
     'system': 'made by the system, not by you',
     'generated': 'made by bearcls or fastai',
     'empty': 'an empty folder inside a label',
-    'held_out': 'held out from training and validation: the test side',
 }
 
 # %% ../nbs/00h_folders.ipynb #9bd8a667

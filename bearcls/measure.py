@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from .core import ImageError, _open, load_image, max_pixels, orientation, sha256
+from .folders import file_kind
 from .likeness import Fingerprint, LaterPrint, Prints, fingerprint, small_grey
 
 # %% ../nbs/03b_measure.ipynb #4f11c647
@@ -69,32 +70,24 @@ def sharpness(
 
 # %% ../nbs/03b_measure.ipynb #2ac45a85
 Image.init()
-_others = {  # First bytes, or those after four others, of files that are no pictures for us
-    b'8BPS': ('unsupported', 'a Photoshop file; save it as PNG or JPEG'),
-    b'%PDF': ('unsupported', 'a PDF document; save its pictures as PNG or JPEG'),
-    b'%!PS': ('unsupported', 'a PostScript file; save it as PNG'),
-    b'\xff\x0a': ('unsupported', 'a JPEG XL picture; save it as PNG or JPEG'),
-    b'\0\0\0\x0cJXL ': ('unsupported', 'a JPEG XL picture; save it as PNG or JPEG'),
-    b'\0\0\0\x0cjP  ': ('unsupported', 'a JPEG 2000 picture; save it as PNG or JPEG'),
-    b'\0\0\1\0': ('unsupported', 'an icon (ICO); save it as PNG'),
-    b'ftypavi': ('unreadable', 'an AVIF picture that is damaged or cut off') if 'AVIF' in Image.OPEN else
-               ('unsupported', 'an AVIF picture, which this Pillow cannot read: pip install -U pillow'),
-    **{b'ftyp' + brand: ('unsupported', 'a HEIF picture, as phones take them: pip install pillow-heif')
-       for brand in (b'hei', b'hev', b'mif1', b'msf1')},
-    b'ftyp': ('not_an_image', 'a video under the name of a picture'),
-    b'\x1aE\xdf\xa3': ('not_an_image', 'a video under the name of a picture'),
-}
+_heif = ('HEIC', 'HEIF', 'HEIF sequence', 'HEVC')
+
+def _without_reader(words):
+    "Issue and sentence for an image whose reader is missing, or that its reader cannot make out; None for other kinds"
+    if words in _heif and 'HEIF' not in Image.OPEN: return 'unsupported', 'a HEIF picture, as phones take them: pip install pillow-heif'
+    if words != 'AVIF': return None
+    if 'AVIF' in Image.OPEN: return 'unreadable', 'an AVIF picture that is damaged or cut off'
+    return 'unsupported', 'an AVIF picture, which this Pillow cannot read: pip install -U pillow'
 
 # %% ../nbs/03b_measure.ipynb #2640b9a2
 def _explain(data, error):
     "Issue and sentence for bytes that `load_image` refused"
     if error.reason not in ('not_an_image', 'unreadable'): return error.reason, str(error)
-    start = bytes(data[:1024]).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
-    if start.startswith((b'<!doctype html', b'<html', b'<head', b'<body')): return 'not_an_image', 'a web page under the name of a picture'
-    if b'<svg' in start: return 'unsupported', 'a drawing in SVG, which has no pixels of its own; save it as PNG'
-    if start.startswith((b'<?xml', b'<!doctype', b'<!--')): return 'not_an_image', 'a web page under the name of a picture'
-    if start.startswith((b'{', b'[')) and error.reason == 'not_an_image': return 'not_an_image', 'text under the name of a picture'
-    return next((why for first, why in _others.items() if data.startswith(first) or data[4:].startswith(first)), (error.reason, str(error)))
+    found = file_kind(bytes(data[:512]))
+    if found.kind == 'unread': return 'unsupported', f'{found.words}, which is not read here; save it as PNG or JPEG'
+    if why := _without_reader(found.words): return why
+    if found.kind in ('image', 'other') or error.reason != 'not_an_image': return error.reason, str(error)
+    return 'not_an_image', f"{found.words.partition(';')[0]} under the name of a picture"
 
 # %% ../nbs/03b_measure.ipynb #6aaa6431
 def _read(file):

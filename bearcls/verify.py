@@ -93,7 +93,9 @@ def _file_findings(m, t):
     found = []
     def add(issue, score, reason): found.append(Finding(m.file, issue, score, reason))
     promised = Image.registered_extensions().get(Path(m.file).suffix.lower())
-    if promised != m.format and (promised, m.format) != ('JPEG', 'MPO'): add('wrong_extension', None, f'named {Path(m.file).suffix}, but it is {m.format}')
+    if promised != m.format and (promised, m.format) != ('JPEG', 'MPO'):
+        suffix = Path(m.file).suffix
+        add('wrong_extension', None, f'named {suffix}, but it is {m.format}' if suffix else f'its name has no ending; it is {m.format}')
     if m.mode not in ('RGB', 'L', '1'): add('odd_mode', None, f'colours stored as {_mode_words.get(m.mode, m.mode)}')
     if m.orientation != 1: add('exif_rotated', None, f'EXIF orientation {m.orientation}')
     side, aspect = min(m.width, m.height), max(m.width, m.height)/min(m.width, m.height)

@@ -167,3 +167,14 @@ def test_small_images_among_small_ones_are_in_order(tmp_path):
     assert len(report.adjust(min_side=29).files('too_small')) == 21
     assert report.adjust(min_side=5).files('too_small') == []
     assert check_images(tmp_path, Thresholds(min_side=29)).thresholds.min_side == 29
+
+def test_an_image_is_turned_once(tmp_path):
+    "What `load_image` has opened may be opened again: by `predict`, by a Learner, by a gallery"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (30, 20), 'red').save(tmp_path/'phone.jpg', exif=exif)
+    once = load_image(tmp_path/'phone.jpg')
+    assert once.size == load_image(once).size == (20, 30)
+    assert load_image(load_image(tmp_path/'phone.jpg', 10)).size == (10, 15)
+    assert load_image(Image.open(tmp_path/'phone.jpg')).size == (20, 30)
+    assert load_image(load_image(Image.open(tmp_path/'phone.jpg'))).size == (20, 30)
