@@ -11,6 +11,7 @@ __all__ = ['split_arguments', 'Run', 'measure_learner', 'resampled_interval', 'E
 # %% ../nbs/06a_experiment.ipynb #a6e9416f
 import gc, hashlib, json, math, os, re, time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -46,8 +47,9 @@ def measure_learner(
     learn: Learner,  # Trained image classifier
 ) -> dict[str, Any]: # n_train, n_valid, wrong, error, log_loss
     "What a Learner makes of its own validation pictures"
-    expect('learn', learn, Learner)
-    with paced(learn), learn.no_bar(), learn.no_logging(): probabilities, targets = map(np.asarray, learn.get_preds())
+    if not hasattr(learn, 'get_preds'): expect('learn', learn, Learner)  # yours may only behave like one
+    pace = paced(learn) if isinstance(learn, Learner) else nullcontext()
+    with pace, learn.no_bar(), learn.no_logging(): probabilities, targets = map(np.asarray, learn.get_preds())
     wrong, n = int((probabilities.argmax(1) != targets).sum()), len(targets)
     right = probabilities[np.arange(n), targets].astype(float)
     log_loss = float(-np.log(right.clip(1e-12)).mean())

@@ -372,7 +372,8 @@ def folder_html(
     counts = [{'label': label, 'images': folder.counts.get(label, 0)} for label in folder.labels]
     rows = [{'left out': r.file, 'reason': r.reason} for r in folder.left_out]
     problems = [{'to be settled': p.replace(f'{folder.path}/', '').replace(str(folder.path), folder.path.name)} for p in folder.problems]
-    return Html(''.join(html_table(part, max_rows=max_rows) for part in (counts, rows, problems) if part))
+    parts = [html_table(part, max_rows=max_rows) for part in (counts, rows, problems) if part]
+    return Html(''.join(f'<div style="margin-bottom:1em">{part}</div>' for part in parts))
 
 # %% ../nbs/00h_folders.ipynb #3183f2be
 def image_files(

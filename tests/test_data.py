@@ -468,15 +468,15 @@ def test_what_people_naturally_pass(drawn, tmp_path):
     assert dls.split.sides == image_dls(drawn, size=32, seed=4, valid_pct=.25).split.sides == Split.load(dls.split.save(tmp_path/'split.json')).sides
     assert len(dls.train.one_batch()[0]) == 8 and [view.name for view in compare_resizes(first, only='squish').views] == ['squish']
 
-def test_an_exif_record_that_pillow_trips_over_is_an_image_error():
-    "Pillow raises an AttributeError while it writes the record of the upright picture"
+def test_an_exif_record_that_pillow_trips_over_costs_nothing():
+    "Pillow raises an AttributeError while it writes the record of the upright picture; its pixels and its orientation are whole"
     exif = Image.Exif()
     exif[0x0112], exif[0x010f] = 6, 'Maker'
     out = io.BytesIO()
     blocky(0).save(out, 'JPEG', exif=exif)
     bad = out.getvalue().replace(bytes([1, 15, 0, 2, 0, 0, 0, 6]), bytes([1, 15, 0, 11, 0, 0, 0, 1]))  # the maker's name as one number
     assert bad != out.getvalue()
-    with pytest.raises(ImageError, match='cannot be decoded'): load_image(bad)
+    assert load_image(bad).size == blocky(0).size[::-1]
 
 def test_an_iphones_photographs_say_what_they_need(drawn, tmp_path):
     if 'HEIF' in Image.OPEN: pytest.skip('this Pillow reads HEIF')

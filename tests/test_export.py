@@ -279,7 +279,6 @@ def test_a_learner_again_can_be_frozen(learned, tmp_path):
 
 def test_the_limit_of_small_images_follows_from_the_training_images(tmp_path):
     "Digits of 28 by 28 pixels are no reason to ask a person, if the model has learned from such; crumbs are"
-    from types import SimpleNamespace
     from bearcls.data import image_dls
     from bearcls.export import bundle_facts, trained_smallest
     from bearcls.inference import judge
@@ -291,8 +290,7 @@ def test_the_limit_of_small_images_follows_from_the_training_images(tmp_path):
         dls = image_dls(tmp_path/name, size=32, bs=4)
         limits[name] = trained_smallest(dls)
     assert limits['digits'] == 14 and limits['photographs'] == 32 and limits['mixed'] <= 32
-    learn = SimpleNamespace(dls=image_dls(tmp_path/'digits', size=32, bs=4), loss_func=None, model=torch.nn.Identity())
-    facts = bundle_facts(learn)
+    facts = bundle_facts(Learner(image_dls(tmp_path/'digits', size=32, bs=4), torch.nn.Identity(), torch.nn.CrossEntropyLoss()))
     assert facts.smallest == 14 and bundle_json(facts, '0'*64, 1)['trust']['smallest'] == 14
     sure = dict(a=.99, b=.01)
     assert judge(facts, sure, (28, 28)) == judge(facts, sure, (14, 20)) == '' and judge(facts, sure, (28, 13)) == 'the picture is only 28 by 13 pixels'

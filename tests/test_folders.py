@@ -343,7 +343,7 @@ def test_a_folder_that_can_only_be_read(open_path, monkeypatch):
     monkeypatch.chdir(work)
     def use(dls):
         learn = vision_learner(dls, squeezenet1_1, pretrained=False)
-        learn.lr_find(num_it=4, show_plot=False)
+        learn.lr_find(num_it=12, show_plot=False)
         return learn.save('mine')
     use(image_dls(data, size=32, bs=4, cache=False))  # also loads all that is imported late, which nobody may not read
     shutil.rmtree(data/'models')

@@ -231,7 +231,7 @@ def test_the_command_line(bundle, tmp_path):
     def bearcls(*args): return subprocess.run([sys.executable, '-c', 'import sys; from bearcls.cli import main; sys.exit(main())', 'predict', *map(str, args)], capture_output=True, text=True, timeout=120)
     done = bearcls(bundle, tmp_path/'card', '--json', '--threads', 1)
     assert done.returncode == 0 and [r['label'] for r in json.loads(done.stdout)] == ['brown']
-    for args, words in (((bundle, tmp_path/'empty'), 'there are no pictures in'), ((bundle, tmp_path/'card', '--key', public), 'is not signed')):
+    for args, words in (((bundle, tmp_path/'empty'), 'there are no images in'), ((bundle, tmp_path/'card', '--key', public), 'is not signed')):
         done = bearcls(*args)
         assert done.returncode == 2 and words in done.stderr and 'Traceback' not in done.stderr
 
