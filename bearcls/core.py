@@ -1,4 +1,4 @@
-"""One way to open a picture, the manifest of an image folder, and the small things every other room shares
+"""One way to open a picture, the manifest of an image folder, and the small things that every other module shares
 
 Docs: https://bearcls.github.io/bearcls/core.html.md"""
 

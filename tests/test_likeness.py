@@ -134,5 +134,6 @@ def test_a_report_does_not_read_files_again_and_its_rows_are_measures(bears, mon
     assert report.adjust().rows == report.rows
 
 def test_a_table_keeps_odd_names_and_links():
-    rows = [measure.Measures('a/b\udce4r.jpg', real='/elsewhere/x.jpg'), measure.Measures('a/ü.jpg', 'unreadable', 'why', real='/home/a/ü.jpg')]
-    assert list(MeasuresTable(rows, '/home')) == rows
+    rows = [measure.Measures('a/b\udce4r.jpg', real='/elsewhere/x.jpg'),
+            measure.Measures('a/ü.jpg', 'a', issue='unreadable', message='why', real='/photos/a/ü.jpg')]
+    assert list(MeasuresTable(rows, '/photos')) == rows
