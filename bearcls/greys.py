@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 import numpy as np
 from PIL import Image
+from .guard import tiff_entries
 
 # %% ../nbs/00f_greys.ipynb #31ebcf06
 class FileFlaw(ValueError):
@@ -64,23 +65,17 @@ def tiff_tags(
     f: BinaryIO,  # TIFF or BigTIFF, a file that can seek
 ) -> tuple[str, dict[int, tuple]]:  # Byte order, '<' or '>', and the numbers of each tag
     "The first directory of a TIFF"
-    f.seek(0)
-    head = f.read(4)
-    order, big = '<' if head[:1] == b'I' else '>', b'+' in head
+    order, tags = '<', {}
     def read(at, form):
         f.seek(at)
         return struct.unpack(order + form, f.read(struct.calcsize(order + form)))
-    first, = read(8, 'Q') if big else read(4, 'I')
-    n, = read(first, 'Q' if big else 'H')
-    tags = {}
-    for k in range(min(n, 4096)):
-        at = first + (8 + 20*k if big else 2 + 12*k)
-        tag, kind, count = read(at, 'HHQ' if big else 'HHI')
-        if kind not in _tiff_types or count > 100_000: continue
-        form = f'{count}{_tiff_types[kind]}'
-        at += 12 if big else 8
-        if struct.calcsize(order + form) > (8 if big else 4): at, = read(at, 'Q' if big else 'I')
-        tags.setdefault(tag, read(at, form))
+    for entry in tiff_entries(f):
+        if entry.kind not in _tiff_types or entry.count > 100_000: continue
+        order = entry.order
+        form = f'{entry.count}{_tiff_types[entry.kind]}'
+        at = entry.at
+        if struct.calcsize(order + form) > entry.room: at, = read(at, 'Q' if entry.room == 8 else 'I')
+        tags.setdefault(entry.tag, read(at, form))
     return order, tags
 
 # %% ../nbs/00f_greys.ipynb #0bf62e81
