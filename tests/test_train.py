@@ -521,14 +521,14 @@ from bearcls.fast import image_features
 from bearcls.sample import draw_bears
 from bearcls.trial import Trial, unlike_photographs
 
-def digit_folder(dest, n=80, side=28, mode='L', seed=0):
-    "Drawn digits, light on dark, with noise"
+def digit_folder(dest, n=80, side=28, mode='L', seed=0, noise=12):
+    "Drawn digits, light on dark, with noise of this many grey levels"
     rng = np.random.default_rng(seed)
     for i in range(n):
         image, label = Image.new('L', (side, side)), dest/str(i % 10)
         font = ImageFont.load_default(size=float(rng.uniform(.6, .95)*side))
         ImageDraw.Draw(image).text(tuple(rng.uniform(.42, .58, 2)*side), str(i % 10), int(rng.integers(150, 256)), font, 'mm', stroke_width=int(rng.integers(0, 2)))
-        image = np.asarray(image.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR), float) + rng.normal(0, 12, (side, side))
+        image = np.asarray(image.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR), float) + rng.normal(0, noise, (side, side))
         label.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.uint8(image.clip(0, 255))).convert(mode).save(label/f'{i:04d}.png')
     return dest
@@ -613,3 +613,22 @@ def test_a_trial_of_digits(tmp_path, shared, monkeypatch):
     trial, = trials
     assert learn.plan.route == trial.chosen and trial.reason in learn.plan.reason and 'tiny and grey (28×28 pixels)' in learn.plan.reason
     assert {str(f) for f in asked} == {str(f) for f in learn.dls.train_ds.items} and trial.n == len(asked)
+
+def grey_photos(shared, dest):
+    "The shared photographs without their colours"
+    for file in (shared/'data'/'bears').glob('*/*.jpg'):
+        with Image.open(file) as image: image = image.convert('L').resize((160, 120))
+        (dest/file.parent.name).mkdir(parents=True, exist_ok=True)
+        image.save(dest/file.parent.name/f'{file.stem}.png')
+    return dest
+
+@pytest.mark.parametrize('kind, better', [('noisy digits', 'scratch'), ('grey photographs', 'fast')])
+def test_a_trial_finds_the_better_route(kind, better, tmp_path, shared, monkeypatch):
+    "Trained to the end on 1,000 such digits, the two routes have 53% and 8.5% wrong; on these photographs 5% and 19%"
+    monkeypatch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
+    monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'cache'))
+    folder = digit_folder(tmp_path/'digits', 500, noise=60) if better == 'scratch' else grey_photos(shared, tmp_path/'grey')
+    learn = make_learner(image_dls(folder, size=160, recipe='squish', near_copies=False), 'squeezenet1_1')
+    trial = train_module.try_routes(learn, kind, train_module.scratch_augment(32), max_n=400)
+    assert trial.chosen == better, trial.reason
+    assert trial.n_both >= 100 and max(trial.wrong_fast, trial.wrong_scratch) > 1.3*min(trial.wrong_fast, trial.wrong_scratch)
