@@ -59,6 +59,7 @@ from .batch import *
 from .video import *
 from .card import *
 from .rebuild import *
+from .recalibrate import *
 from .export import *
 from .variants import *
 from .further import *

@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/arch.html.md"""
 
 # %% auto #0
 __all__ = ['torchvision_archs', 'own_archs', 'TrainError', 'get_arch', 'xresnet18_thin', 'says_if_uncuttable', 'arch_stats',
-           'fixed_size', 'feature_layer', 'pool_features', 'keep_modes', 'Weights', 'weights_url', 'find_weights',
-           'read_weights', 'load_weights']
+           'fixed_size', 'feature_layer', 'pool_features', 'averages_of', 'keep_modes', 'Weights', 'weights_url',
+           'find_weights', 'read_weights', 'load_weights', 'class_head']
 
 # %% ../nbs/05a_arch.ipynb #67796316
 import difflib, pickle, threading, urllib.error, urllib.parse, urllib.request
@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-import torch, torchvision
-from fastai.layers import ResBlock
+import numpy as np, torch, torchvision
+from fastai.layers import AdaptiveConcatPool2d, Flatten, ResBlock
 from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import TimmBody, create_body, model_meta
 from fastai.vision.models import xresnet
@@ -113,6 +113,31 @@ def pool_features(
     "One row of numbers for each picture: maps are averaged over the picture, tokens over their sequence"
     if x.dim() == 4: return x.mean((2, 3))
     return x.mean(1) if x.dim() == 3 else x
+
+# %% ../nbs/05a_arch.ipynb #8d4a848c
+def averages_of(
+    model: nn.Module,  # Model of a classifier
+) -> tuple[int, np.ndarray, np.ndarray] | None:  # `first`, `gain`, `shift`: features from `first` on, times `gain`, plus `shift`; None where the head is of another kind
+    "How the averages of the body's maps follow from the features of `feature_layer`"
+    if not (isinstance(model, nn.Sequential) and len(model) == 2): return None
+    before, layer = [], feature_layer(model)
+    for m in model[1].modules():
+        if m is layer: break
+        if not list(m.children()) or isinstance(m, AdaptiveConcatPool2d): before.append(m)
+    concat = any(isinstance(m, AdaptiveConcatPool2d) for m in before)
+    pools = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d) if concat else nn.AdaptiveAvgPool2d
+    norms = [m for m in before if isinstance(m, nn.BatchNorm1d)]
+    if not all(isinstance(m, (pools, Flatten, nn.Flatten, nn.Dropout, nn.Identity, nn.BatchNorm1d)) for m in before): return None
+    if not isinstance(layer, nn.Linear) or len(norms) > 1 or not any(isinstance(m, pools) for m in before): return None
+    first, n = layer.in_features//2 if concat else 0, layer.in_features
+    gain, shift = torch.ones(n), torch.zeros(n)
+    for norm in norms:
+        weight = norm.weight.detach().cpu() if norm.affine else torch.ones(n)
+        bias = norm.bias.detach().cpu() if norm.affine else torch.zeros(n)
+        gain = (norm.running_var.cpu() + norm.eps).sqrt()/weight
+        shift = norm.running_mean.cpu() - bias*gain
+    if not (torch.isfinite(gain).all() and torch.isfinite(shift).all()): return None
+    return first, gain[first:].numpy(), shift[first:].numpy()
 
 # %% ../nbs/05a_arch.ipynb #d58c5480
 @contextmanager
@@ -251,3 +276,22 @@ def _library_names(name):
         else: body = create_body(full := arch(), cut=model_meta.get(arch, {}).get('cut'), pretrained=False)
     names = {id(t): n for n, t in full.state_dict(keep_vars=True).items()}
     return {n: names[id(t)] for n, t in body.state_dict(keep_vars=True).items()}
+
+# %% ../nbs/05a_arch.ipynb #614797f5
+def class_head(
+    learn: Any,   # Learner whose body began with pretrained weights
+) -> tuple[np.ndarray, np.ndarray] | None:  # Weights (classes, averages) and bias (classes,) in float32; None where there is none for this body
+    "The classifier that comes with the pretrained weights of a Learner's body, from the cache or from your file"
+    arch, plan = getattr(learn, 'arch', ''), getattr(learn, 'plan', None)
+    name, parts = getattr(arch, '__name__', None) or str(arch), averages_of(learn.model)
+    own = getattr(plan, 'weights', 'imagenet')
+    if parts is None or not own: return None
+    try:
+        file = own if own != 'imagenet' else find_weights(name, 0).file
+        state = read_weights(file) if file else {}
+    except (TrainError, ImportError, OSError): return None
+    for key in reversed([k for k in state if k.endswith('weight')]):
+        weight, bias = state[key], state.get(key.removesuffix('weight') + 'bias')
+        if bias is None or bias.dim() != 1 or not 2 < len(bias) <= 1000 or weight.shape[:2] != (len(bias), len(parts[1])): continue
+        if weight.numel() == len(bias)*len(parts[1]): return weight.reshape(len(bias), -1).float().numpy(), bias.float().numpy()
+    return None

@@ -161,6 +161,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_gather(commands.add_parser('gather', help='find and download pictures for words, a row for each address'))
     _add_check(commands.add_parser('check', help='find broken files, copies, dark and blurred pictures; move them aside on request'))
     _add_predict(commands.add_parser('predict', help='classify pictures with a bundle'))
+    _add_recalibrate(commands.add_parser('recalibrate', help='choose the threshold of a bundle by images of the place where it is used'))
     _add_app(commands.add_parser('app', help='open a bundle as an application in the browser'))
     _add_serve(commands.add_parser('serve', help='answer programs and people over HTTP'))
     _add_deploy(commands.add_parser('deploy', help='write a folder that a host can run: a page, a Space, a container, a notebook'))
@@ -214,6 +215,24 @@ def _add_predict(parser):
     form.add_argument('--json', action='store_true', help='a JSON list, an object for each picture')
     form.add_argument('--csv', action='store_true', help='a CSV table, a line for each picture')
     form.add_argument('--out', metavar='FILE', type=_table_file, help='write a table to this file, .csv, .jsonl or .parquet, and print how many of each label there are')
+
+def _recalibrate(args):
+    "Choose a bundle's threshold by images of another place"
+    from bearcls.recalibrate import recalibrate
+    try: done = recalibrate(args.bundle, args.files, args.false_alarms, args.key)
+    except ValueError as e: return _fail(str(e))
+    for r in done.skipped: print(f'{r.file}: {r.reason}')
+    print(f'threshold {done.before:.3f} before, {done.after:.3f} now; of {done.n:,} images, {done.flagged_before:.0%} were passed on to a person, and {done.flagged:.0%} are now '
+        f'({done.low:.0%} to {done.high:.0%} of further ones)')
+    return 0
+
+def _add_recalibrate(parser):
+    "Arguments of `bearcls recalibrate`"
+    parser.set_defaults(run=_recalibrate)
+    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip; its threshold is changed')
+    parser.add_argument('files', metavar='FOLDER', help='some hundred ordinary images of that place; no labels are needed')
+    parser.add_argument('--false-alarms', type=float, default=.05, metavar='SHARE', help='share of such images that may be passed on to a person (default: %(default)s)')
+    parser.add_argument('--key', metavar='FILE', help='secret key: sign the bundle again')
 
 def _table_file(name):
     "The file of `--out`, if its ending is known"

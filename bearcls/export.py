@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/export.html.md"""
 
 # %% auto #0
 __all__ = ['opset', 'ExportError', 'DeployedModel', 'onnx_model', 'learner_probabilities', 'verify_bundle', 'validation_files',
-           'data_facts', 'installed_versions', 'own_answers', 'choose_temperature', 'bundle_metrics', 'export_bundle',
-           'trained_smallest', 'bundle_facts', 'check_dest']
+           'data_facts', 'installed_versions', 'own_answers', 'held_out_answers', 'image_sources', 'choose_temperature',
+           'bundle_metrics', 'export_bundle', 'trained_smallest', 'bundle_facts', 'check_dest']
 
 # %% ../nbs/10_export.ipynb #3ca46492
 import copy, os, platform, tempfile, warnings
@@ -25,7 +25,7 @@ from fastai.learner import Learner
 from fastai.vision.core import PILImage
 from fastcore.basics import noop
 from torch import nn
-from .arch import feature_layer, keep_modes, pool_features
+from .arch import averages_of, class_head, feature_layer, keep_modes, pool_features
 from .balance import site_of
 from .bundle import Bundle, card_changed, plain_values, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
 from .calibrate import calibration_error, fit_temperature, log_loss_of, with_temperature
@@ -37,12 +37,14 @@ from .folders import find_pictures, known_rows, manifest_roots
 from .data import dls_settings
 from .inference import Classifier
 from .fitting import paced
-from .interpret import Evaluation, dataset_files, error_rate_of, evaluate, label_metrics
+from .fast import held_out_logits, is_frozen
+from .interpret import Evaluation, dataset_files, error_rate_of, evaluate, label_metrics, tabulate
 from .measure import smallest_side
 from .rebuild import learner_weights
 from .signature import read_key
 from .slices import picture_facts, slice_errors
-from .unlikeness import Unlikeness, draw_strangers, fit_unlikeness, measure_unlikeness, stranger_kinds, unlikeness_facts
+from .unlikeness import (ClassHead, Unlikeness, deal_groups, draw_strangers, find_classes, find_groups, fit_unlikeness,
+    measure_unlikeness, stranger_kinds, unlikeness_facts)
 
 # %% ../nbs/10_export.ipynb #337f5f02
 class ExportError(BearclsError, ValueError):
@@ -61,10 +63,8 @@ class DeployedModel(nn.Module):
         expect('unlikeness', unlikeness, Unlikeness, None)
         super().__init__()
         self.model, self.temperature = model, temperature
-        self.k = min(unlikeness.k, len(unlikeness.index)) if unlikeness else 0
-        for name in ('origin', 'scale', 'map', 'index') if unlikeness else ():
-            values = torch.tensor(np.asarray(getattr(unlikeness, name)))
-            self.register_buffer(name, values.half() if values.dim() == 2 else values.float())  # the large ones in half the bytes
+        self.k, self.first, self.has_classes = 0, 0, False
+        if unlikeness: self._take(unlikeness)
         self.layer = [feature_layer(model)]  # in a list, so that its weights are not registered twice
         mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (mean, std))
         self.register_buffer('gain', (1/(255*std)).float())  # bytes to normalised values in one step
@@ -80,11 +80,30 @@ class DeployedModel(nn.Module):
         outputs = logits, (logits/self.temperature).softmax(1), features
         return (*outputs, self.unlikeness(features)) if self.k else outputs
 
+    def _take(self, unlikeness):
+        "Keep the arrays of `Unlikeness`, the large ones in few bytes"
+        near, classes = unlikeness.neighbours, unlikeness.classes
+        self.k, self.first, self.has_classes = min(near.k, len(near.index)), unlikeness.first, classes is not None
+        small = dict(averages_gain=unlikeness.gain, averages_shift=unlikeness.shift, centre=unlikeness.centre, spread=unlikeness.spread)
+        large = dict(map=near.map, index=near.index.T)
+        if classes:
+            small |= dict(class_scale=classes.head.scale, class_bias=classes.head.bias)
+            large |= dict(usual=classes.usual.T)
+            self.register_buffer('class_weight', torch.tensor(classes.head.weight.T.copy()))  # int8
+        for name, values in small.items(): self.register_buffer(name, torch.tensor(np.asarray(values, np.float32)))
+        for name, values in large.items(): self.register_buffer(name, torch.tensor(np.asarray(values, np.float16).copy()))
+
     def unlikeness(self, features):
         "The same as `Unlikeness.score`, in operations that every runtime has"
-        u = (features - self.origin)*self.scale
-        z = u @ self.map.float() / (u*u).sum(1, keepdim=True).sqrt().clamp(min=1e-6)
-        return 1 - (z @ self.index.float().T).topk(self.k, dim=1).values.mean(1)
+        averages = features[:, self.first:]*self.averages_gain + self.averages_shift
+        length = (averages*averages).sum(1, keepdim=True).sqrt().clamp(min=1e-6)
+        near = (averages @ self.map.float()/length) @ self.index.float()
+        distances = [1 - near.topk(self.k, dim=1).values.mean(1)]
+        if self.has_classes:
+            logits = averages @ self.class_weight.float()*self.class_scale + self.class_bias
+            overlap = (logits.softmax(1).sqrt() @ self.usual.float()).amax(1)
+            distances.append(-overlap.clamp(min=1e-12).log())
+        return ((torch.stack(distances, 1) - self.centre)/self.spread).amax(1)
 
 # %% ../nbs/10_export.ipynb #259a063e
 opset = 18  # Of ONNX's operators; see above
@@ -207,10 +226,14 @@ def _labelled(dataset):
     "Items of a dataset with their labels"
     return [(f, str(dataset.vocab[int(y)])) for f, y in zip(dataset_files(dataset), dataset.tls[1])]
 
+def _manifest_rows(files):
+    "What manifests know of files, by path"
+    return {Path(root)/r.file: r for root in manifest_roots([Path(f) for f in files]) for r in known_rows(root) if r.file}
+
 def _sources(files, max_n=12):
     "Sites, providers, terms and licences with their numbers of pictures, as far as manifests tell"
     files = [Path(f) for f in files]
-    rows = {Path(root)/r.file: r for root in manifest_roots(files) for r in known_rows(root) if r.file}
+    rows = _manifest_rows(files)
     found = [rows[f] for f in files if f in rows]
     kinds = dict(site=site_of, provider=lambda r: r.provider, term=lambda r: r.term, license=lambda r: r.license)
     counts = {kind: Counter(map(of, found)) for kind, of in kinds.items()}
@@ -237,15 +260,55 @@ def own_answers(
     lost = len(seen.failed)
     return seen, [f'{lost:,} of its pictures could not be found any more when the model was exported.'] if lost else []
 
+def held_out_answers(
+    learn: Learner,     # Trained Learner
+    seen: Evaluation,   # What it says about its own images, from `evaluate(learn, 'all')`
+    max_n: int = 4000,  # Training images that are asked about, at most
+    threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all
+) -> Evaluation:        # Predictions on images that the model behind them was not trained on
+    "The Learner's answers on its validation images; after `fit_fast`, also those of heads that have not seen a part of the training images"
+    expect('learn', learn, Learner)
+    expect('seen', seen, Evaluation)
+    held, inside = seen.only('valid'), seen.only('train')
+    if not is_frozen(learn) or learn.fast.head != 'linear' or len(inside) < 20: return held
+    inside = _some(inside, max_n)
+    groups, _ = image_sources(inside.table.file, _averages(learn, inside), inside.targets)
+    logits = held_out_logits(learn, inside.features, inside.targets, deal_groups(groups, inside.targets), threads)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return tabulate([*held.table.file, *inside.table.file], ['valid']*(len(held) + len(inside)), np.concatenate([held.probabilities, p/p.sum(1, keepdims=True)]),
+        np.concatenate([held.targets, inside.targets]), seen.labels, np.zeros((len(held) + len(inside), 0)))
+
+def _some(seen, max_n):
+    "At most so many of its images, evenly spread"
+    return seen.where(np.isin(np.arange(len(seen)), np.linspace(0, len(seen) - 1, min(len(seen), max_n)).round().astype(int)))
+
+def _averages(learn, seen):
+    "What the body says, without what the head's first layers make of it"
+    first, gain, shift = averages_of(learn.model) or (0, 1, 0)
+    return seen.features[:, first:]*gain + shift
+
+def image_sources(
+    files: Iterable[str | os.PathLike],  # Image files
+    averages: np.ndarray,                # (images, numbers): what the body says
+    targets: np.ndarray,                 # Index of the label of each
+    min_sites: int = 5,                  # Sites that each label must have, so that they can be held back one by one
+) -> tuple[np.ndarray, str]:             # A number for each image, and what it stands for in words
+    "Which images come from one source: sites where the manifest knows them, otherwise groups of images that look alike"
+    rows, files = _manifest_rows(files), [Path(f) for f in files]
+    sites = np.array([site_of(rows[f]) if f in rows else '' for f in files])
+    known = sites != ''
+    many = all(len(set(sites[(targets == t) & known])) >= min_sites for t in np.unique(targets))
+    if not known.mean() > .8 or not many: return find_groups(averages, targets), 'groups of similar images'
+    sites[~known] = [str(f) for f in np.array(files)[~known]]  # each a source of its own
+    return np.unique(sites, return_inverse=True)[1], 'sites that the images come from'
+
 def choose_temperature(
-    held: Evaluation,  # Predictions on held-back pictures
-    min_n: int = 50,   # Fewest pictures to fit to
-) -> tuple[float, dict[str, float]]:  # Temperature; what was found in fitting it, empty if it stays at 1
-    "The temperature, if it helps on pictures that it was not fitted to"
+    held: Evaluation,  # Predictions on held-back images, such as `held_out_answers`
+) -> tuple[float, dict[str, float]]:  # Temperature; what was found in fitting it, empty if there is nothing to fit to
+    "The temperature for images of other sources"
     expect('held', held, Evaluation)
-    if len(held) < min_n: return 1., {}
+    if len(held) < 2: return 1., {}
     fitted = fit_temperature(held)
-    if not fitted.helps: return 1., {}
     return fitted.value, {name: v for name in ('low', 'high', 'before', 'after', 'cross_validated', 'n') if np.isfinite(v := getattr(fitted, name))}
 
 def bundle_metrics(
@@ -266,7 +329,7 @@ def export_bundle(
     learn: Learner,                 # Trained Learner that gives each picture one label
     dest: str | os.PathLike,        # Folder to make, or a file that ends in .zip; an older bundle there is replaced, anything else is refused
     metrics: dict | None = None,    # What was measured on the validation set, such as {'error_rate': 0.04}; None: it is measured now
-    temperature: float | None = None, # Calibrates the probabilities: logits are divided by it; None: fitted on the validation set, if that helps
+    temperature: float | None = None, # Calibrates the probabilities: logits are divided by it; None: fitted, see `choose_temperature`
     threshold: float = 0.6,         # Answers with a smaller probability are not trusted
     unlikeness: bool | Unlikeness = True, # Tell pictures unlike the training data: fitted now, as you fitted it, or not at all
     seen: Evaluation | None = None, # What the Learner says about all its pictures, if it was asked: `evaluate(learn, 'all')`
@@ -288,7 +351,7 @@ def export_bundle(
     facts = bundle_facts(learn, metrics, 1. if temperature is None else temperature, threshold)
     files = _to_compare(learn, files, max_check)
     seen, notes = own_answers(learn, seen, unlikeness is True, threads)
-    far = _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness)
+    far = _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness, threads)
     model, table = onnx_model(learn.model, facts.size, facts.mean, facts.std, facts.temperature, far), b''
     if weights: table, facts.weights = learner_weights(learn)
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -311,22 +374,28 @@ def _to_compare(learn, files, max_check):
     if not (files := find_pictures(files)): raise ExportError('`files` is empty; at least one picture is needed to check the bundle')
     return [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), max_check)).round().astype(int)]
 
-def _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness):
+def _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness, threads):
     "Temperature, metrics and unlikeness into the facts; the last is returned for the model"
     held, fit = seen.only('valid') if seen is not None else None, {}
-    if held is not None and temperature is None: facts.temperature, fit = choose_temperature(held)
+    if held is not None and temperature is None: facts.temperature, fit = choose_temperature(held_out_answers(learn, seen, threads=threads))
     if held is not None and metrics is None: facts.metrics = bundle_metrics(held, facts.temperature)
     if fit: facts.metrics['temperature_fit'] = fit
-    if unlikeness is True: unlikeness = _fit_unlikeness(seen, notes)
-    if unlikeness: facts.unlikeness = plain_values(unlikeness_facts(unlikeness))
+    if unlikeness is True: unlikeness = _fit_unlikeness(learn, seen, notes)
+    if unlikeness: facts.unlikeness = plain_values(unlikeness_facts(unlikeness, facts.labels))
     if notes: facts.metrics['notes'] = notes
     return unlikeness or None
 
-def _fit_unlikeness(seen, notes):
-    "From the features of the training pictures; None, and a note, where that cannot be"
+def _fit_unlikeness(learn, seen, notes):
+    "From the features of all images; None, and a note, where that cannot be"
     if seen is None: return None
-    train, held = seen.only('train'), seen.only('valid')
-    try: return fit_unlikeness(train.features, train.targets, held.features)
+    some = _some(seen, 4000)
+    held = None if is_frozen(learn) else (some.table.split == 'valid').to_numpy()
+    groups, words = image_sources(some.table.file, _averages(learn, some), some.targets)
+    head = class_head(learn)
+    try:
+        fitted = fit_unlikeness(some.features, some.targets, held, groups, words, averages_of(learn.model), head and ClassHead.of(*head))
+        fitted.n = len(seen)
+        return fitted
     except DataError as e: notes.append(f'It cannot tell pictures unlike its training data: {e}.')
 
 def _measure_strangers(bundle, far, seen):
@@ -334,7 +403,7 @@ def _measure_strangers(bundle, far, seen):
     drawn = draw_strangers(60)
     rows = Classifier(bundle).predict_batch([image for _, image in drawn], quiet=True)
     by_kind = {kind: [row.prediction.unlikeness for (k, _), row in zip(drawn, rows) if k == kind] for kind in stranger_kinds}
-    return {row.pop('kind'): row for row in measure_unlikeness(far.score(seen.only('valid').features), by_kind, far.false_alarms)}
+    return {row.pop('kind'): row for row in measure_unlikeness(far.usual, by_kind, far.false_alarms)}
 
 # %% ../nbs/10_export.ipynb #7b9fc0fd
 def trained_smallest(

@@ -6,7 +6,8 @@ Docs: https://bearcls.github.io/bearcls/fast.html.md"""
 
 # %% auto #0
 __all__ = ['fast_dtype', 'in_precision', 'FrozenPart', 'frozen_part', 'check_dls', 'view_names', 'feature_kind', 'image_features',
-           'linear_head', 'train_head', 'FastFit', 'label_numbers', 'known_features', 'known_answers']
+           'linear_head', 'train_head', 'FastFit', 'label_numbers', 'known_features', 'known_answers', 'is_frozen',
+           'held_out_logits']
 
 # %% ../nbs/05b_fast.ipynb #f9b3cbe0
 import hashlib, inspect, json, os, time
@@ -294,6 +295,8 @@ class FastFit:
     train_loss: float         # The Learner's loss, on all views of the training pictures
     valid_loss: float         # The same on the validation pictures
     error_rate: float         # Share of validation pictures that the head gets wrong
+    weight_decay: float = 1e-3# Strength of the linear head's penalty
+    body: str = ''            # Digest of the body's weights, to notice if they are trained later
     seconds: dict[str, float] = field(default_factory=dict)  # 'features' and 'head'
 
 # %% ../nbs/05b_fast.ipynb #762dc998
@@ -342,7 +345,7 @@ def fit_fast(self: Learner,
     losses = _fit_head(self, views, torch.from_numpy(valid['plain']), head, weight_decay, epochs, in_store, threads)
     times.append(time.time())
     self.fast = FastFit(names, head, str(dtype).removeprefix('torch.'), len(self.dls.train_ds) + len(self.dls.valid_ds), n_train + n_valid,
-        *losses, dict(zip(('features', 'head'), np.diff(times).tolist())))
+        *losses, weight_decay, _weights_digest(frozen_part(self.model)), dict(zip(('features', 'head'), np.diff(times).tolist())))
     return self
 
 # %% ../nbs/05b_fast.ipynb #d01493be
@@ -460,3 +463,29 @@ def known_answers(
                 else: seen[start:start + 1000] = entered[-1]  # in place: they are many
     finally: hook.remove()
     return np.concatenate(probabilities), np.concatenate(features) if features else seen, missing
+
+# %% ../nbs/05b_fast.ipynb #0f36c183
+def is_frozen(
+    learn: Learner,  # Learner of any kind
+) -> bool:           # False also where `fit_fast` did not train it
+    "Has the body learnt nothing from the Learner's own images?"
+    fast = getattr(learn, 'fast', None)
+    return bool(fast and fast.body) and fast.body == _weights_digest(frozen_part(learn.model))
+
+def held_out_logits(
+    learn: Learner,       # Learner that `fit_fast` has trained, with its linear head
+    features: np.ndarray, # (images, numbers): what enters the linear layer
+    targets: np.ndarray,  # Index of the label of each
+    folds: np.ndarray,    # Fold of each
+    threads: int | None = None,  # See `linear_head`
+) -> np.ndarray:          # (images, labels)
+    "What heads like the Learner's say about images of a fold that they have not seen"
+    x, y = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)), torch.from_numpy(np.asarray(targets, np.int64))
+    logits = torch.zeros(len(x), learn.dls.c)
+    if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')
+    with _loss_of_each(learn, None):
+        for fold in np.unique(folds):
+            mine = torch.from_numpy(folds == fold)
+            head = linear_head(x[~mine], y[~mine], learn.loss_func, learn.dls.c, learn.fast.weight_decay, threads=threads).eval()
+            with torch.no_grad(): logits[mine] = head(x[mine])
+    return logits.numpy()

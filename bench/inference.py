@@ -75,6 +75,7 @@ import json, time
 from concurrent.futures import ThreadPoolExecutor
 from bearcls.bundle import read_bundle
 from bearcls.core import load_image
+from bearcls.folders import find_pictures
 from bearcls.inference import usable_cores
 files, min_side = find_pictures('full'), read_bundle('bundle').min_side
 load_image('vga.jpg', min_side)

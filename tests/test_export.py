@@ -50,7 +50,7 @@ def test_what_is_measured_is_what_the_bundle_does(learned):
     said = said.where(said.table.file.isin(set(held.table.file)))
     assert (said.table.predicted != said.table.actual).sum() == facts.metrics['wrong']
     fitted = fit_temperature(held)
-    assert facts.temperature == (pytest.approx(fitted.value) if fitted.helps else 1)
+    assert facts.temperature == pytest.approx(fitted.value) and facts.metrics['temperature_fit']['n'] == len(held)  # the body was trained, so only these can say
     rows = Classifier(bundle).predict_batch(list(held.table.file))
     above = np.mean([r.prediction.unlikeness > facts.unlikeness['threshold'] for r in rows])
     assert above <= facts.unlikeness['false_alarms'] + 2/len(held)

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import nn
 from bearcls.arch import TrainError, get_arch
 from bearcls.attend import attend, grad_cam, map_layer, nearest_pictures, show_attention, show_nearest
+from bearcls.bundle import read_bundle
 from bearcls.calibrate import calibration_error, calibration_html, fit_temperature, log_loss_of, reliability, temperature_html, with_temperature
 from bearcls.core import DataError, ImageError
 from bearcls.folders import image_files
@@ -114,7 +115,8 @@ def test_bundle_answers_as_the_learner(learned):
     for source in (bundle, str(bundle), Classifier(bundle)):
         ours = evaluate(source, path=path)
         assert ours.labels == theirs.labels and ours.table.file.tolist() == theirs.table.file.tolist()
-        assert np.abs(ours.probabilities - theirs.probabilities).max() < 1e-3 and np.abs(ours.features - theirs.features).max() < 1e-2
+        cooled = with_temperature(theirs, read_bundle(bundle).temperature)
+        assert np.abs(ours.probabilities - cooled.probabilities).max() < 1e-3 and np.abs(ours.features - theirs.features).max() < 1e-2
         assert set(ours.table.split) == {''}
     own = evaluate(learn, 'all').table.set_index('file').loc[theirs.table.file]
     assert np.allclose(own.loss, theirs.table.loss, atol=1e-4) and own.split.tolist() == theirs.table.split.tolist()
@@ -294,7 +296,7 @@ def test_temperature_by_hand():
     "Two labels with logits ±z: right on three of four, the best temperature makes the probability three quarters"
     p = 1/(1 + math.exp(-4))
     seen = tabulate(list('abcd'), ['valid']*4, np.tile([p, 1 - p], (4, 1)), [0, 0, 0, 1], ['black', 'teddy'], np.zeros((4, 1)))
-    fitted = fit_temperature(seen)
+    fitted = fit_temperature(seen, prior=None)
     assert fitted.value == pytest.approx(4/math.log(3), rel=1e-3)
     assert fitted.after == pytest.approx(-.75*math.log(.75) - .25*math.log(.25), abs=1e-6) and fitted.low < fitted.value < fitted.high
     assert with_temperature(seen, fitted.value).probabilities[0, 0] == pytest.approx(.75, abs=1e-4)
@@ -306,7 +308,20 @@ def test_no_such_temperature(seven, value):
 
 def test_temperature_is_not_fitted_to_training_pictures(seven):
     with pytest.raises(DataError, match='trained on'): fit_temperature(said([0, 1], [0, 0], split='train'))
-    assert fit_temperature(seven.where(seven.table.correct)).value == 1 and fit_temperature(seven.where(~seven.table.correct)).value == 1
+    for part in (seven.where(seven.table.correct), seven.where(~seven.table.correct)): assert fit_temperature(part, prior=None).value == 1
+
+def test_few_answers_leave_the_temperature_to_the_prior(seven):
+    "All right: no nonsense of 0.05; none: the prior's own; many: the images decide"
+    right = seven.where(seven.table.correct)
+    assert 1 < fit_temperature(right).value < math.exp(.2) + 1e-3
+    rng, n = np.random.default_rng(0), 4000
+    logits = rng.normal(size=(n, 3))*2
+    p = np.exp(logits)/np.exp(logits).sum(1, keepdims=True)
+    y = (rng.random(n)[:, None] > np.cumsum(p, 1)).sum(1)
+    hot = np.exp(2*logits)/np.exp(2*logits).sum(1, keepdims=True)
+    many = tabulate([f'{i}.jpg' for i in range(n)], ['valid']*n, hot, y, labels, np.zeros((n, 1)))
+    assert fit_temperature(many).value == pytest.approx(2, rel=.05)
+    with pytest.raises(ValueError, match='`prior` must be'): fit_temperature(many, prior=(0, 0))
 
 def test_temperature_of_a_bundle(learned, tmp_path):
     "What was fitted to the Learner's validation pictures is what the bundle then says"
@@ -326,7 +341,7 @@ def test_interval_ends_where_the_likelihood_says():
     p = np.exp(logits)/np.exp(logits).sum(1, keepdims=True)
     y = (rng.random(n)[:, None] > np.cumsum(p, 1)).sum(1)
     seen = tabulate([f'{i}.jpg' for i in range(n)], ['valid']*n, p, y, labels, np.zeros((n, 1)))
-    fitted = fit_temperature(seen)
+    fitted = fit_temperature(seen, prior=None)
     for end in (fitted.low, fitted.high): assert n*(log_loss_of(with_temperature(seen, end)) - fitted.after) == pytest.approx(1.92, abs=.01)
 
 @pytest.mark.parametrize('n_bins', [0, -1])
