@@ -294,7 +294,8 @@ def image_sources(
     min_sites: int = 5,                  # Sites that each label must have, so that they can be held back one by one
 ) -> tuple[np.ndarray, str]:             # A number for each image, and what it stands for in words
     "Which images come from one source: sites where the manifest knows them, otherwise groups of images that look alike"
-    rows, files = _manifest_rows(files), [Path(f) for f in files]
+    files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
+    rows = _manifest_rows(files)
     sites = np.array([site_of(rows[f]) if f in rows else '' for f in files])
     known = sites != ''
     many = all(len(set(sites[(targets == t) & known])) >= min_sites for t in np.unique(targets))

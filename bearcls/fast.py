@@ -469,6 +469,7 @@ def is_frozen(
     learn: Learner,  # Learner of any kind
 ) -> bool:           # False also where `fit_fast` did not train it
     "Has the body learnt nothing from the Learner's own images?"
+    expect('learn', learn, Learner)
     fast = getattr(learn, 'fast', None)
     return bool(fast and fast.body) and fast.body == _weights_digest(frozen_part(learn.model))
 
@@ -480,6 +481,7 @@ def held_out_logits(
     threads: int | None = None,  # See `linear_head`
 ) -> np.ndarray:          # (images, labels)
     "What heads like the Learner's say about images of a fold that they have not seen"
+    expect('learn', learn, Learner)
     x, y = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)), torch.from_numpy(np.asarray(targets, np.int64))
     logits = torch.zeros(len(x), learn.dls.c)
     if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')

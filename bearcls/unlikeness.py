@@ -190,6 +190,7 @@ def find_classes(
     targets: Sequence[int],  # Index of the label of each
 ) -> UsualClasses:           # What it says about them
     "Keep the usual answer of a classifier for each label"
+    expect('head', head, ClassHead)
     roots, targets = head.roots(averages), np.asarray(targets)
     return UsualClasses(head, np.stack([roots[targets == t].mean(0) for t in np.unique(targets)]).astype(np.float32))
 

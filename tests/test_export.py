@@ -11,23 +11,24 @@ from fastai.vision.learner import vision_learner
 from torch import nn
 from torchvision.models import resnet18
 import yaml
-from PIL import Image
+from PIL import Image, ImageEnhance
 import bearcls.export as room
 from bearcls.arch import TrainError
-from bearcls.bundle import bundle_json, model_bytes, read_bundle, weights_bytes
+from bearcls.bundle import bundle_json, card_text, model_bytes, read_bundle, sign_bundle, weights_bytes, zip_bundle
 from bearcls.calibrate import fit_temperature, with_temperature
 from bearcls.card import model_card
 from bearcls.container import BundleError
-from bearcls.core import read_manifest, write_manifest
+from bearcls.core import DataError, ImageRow, load_image, read_manifest, write_manifest
 from bearcls.folders import image_files
 from bearcls.data import image_dls
-from bearcls.export import ExportError, check_dest, export_bundle, learner_probabilities, validation_files, verify_bundle
+from bearcls.export import ExportError, check_dest, export_bundle, image_sources, learner_probabilities, validation_files, verify_bundle
 from bearcls.further import learner_from_bundle
 from bearcls.inference import Classifier
 from bearcls.interpret import evaluate
 from bearcls.onnxfile import check_model
 from bearcls.sample import draw_bears
 from bearcls.rebuild import build_network, learner_weights
+from bearcls.recalibrate import recalibrate
 from bearcls.signature import SignatureError, make_keys
 from bearcls.train import train
 from bearcls.unlikeness import draw_strangers
@@ -86,7 +87,7 @@ def test_lost_pictures_are_told(learned, tmp_path):
     for f in learn.dls.train_ds.items[:9]: Path(f).unlink()
     bundle = export_bundle(learn, tmp_path/'without')
     facts = read_bundle(bundle)
-    assert facts.data['fingerprint'] == '' and facts.unlikeness['pictures'] == len(learn.dls.train_ds) - 9
+    assert facts.data['fingerprint'] == '' and facts.unlikeness['pictures'] == len(learn.dls.train_ds) + len(learn.dls.valid_ds) - 9
     assert '9 of its pictures could not be found any more' in (bundle/'README.md').read_text(encoding='utf-8')
     Path(learn.dls.valid_ds.items[0]).unlink()
     assert read_bundle(export_bundle(learn, tmp_path/'some', unlikeness=False)).metrics['pictures_compared'] == len(learn.dls.valid_ds) - 1
@@ -294,3 +295,88 @@ def test_the_limit_of_small_images_follows_from_the_training_images(tmp_path):
     assert facts.smallest == 14 and bundle_json(facts, '0'*64, 1)['trust']['smallest'] == 14
     sure = dict(a=.99, b=.01)
     assert judge(facts, sure, (28, 28)) == judge(facts, sure, (14, 20)) == '' and judge(facts, sure, (28, 13)) == 'the picture is only 28 by 13 pixels'
+
+# OOD score with the classes of ImageNet
+
+@pytest.fixture(scope='module')
+def photographed(shared, tmp_path_factory):
+    "A fast Learner of a third of the real photographs, what it says, and its bundle"
+    folder = tmp_path_factory.mktemp('photographed')
+    for file in image_files(shared/'data'/'bears')[::3]:
+        (folder/'bears'/file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder/'bears'/file.parent.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
+        learn = train(folder/'bears', 'fast', 'squeezenet1_1', quiet=True)
+        seen = evaluate(learn, 'all')
+        return learn, seen, export_bundle(learn, folder/'bundle', seen=seen), export_bundle(learn, folder/'without', seen=seen, unlikeness=False)
+
+def test_imagenet_classes_go_along(photographed, shared, monkeypatch):
+    "The model in ONNX scores as NumPy does, and the bundle stays small"
+    learn, seen, bundle, without = photographed
+    facts = read_bundle(bundle).unlikeness
+    assert facts['score'] == 'neighbours and ImageNet classes' and set(facts['left_out']) == set(seen.labels)
+    assert facts['held_back'] == len(seen) and facts['false_alarms_low'] <= .05 <= facts['false_alarms_high']
+    assert model_size(bundle) - model_size(without) < 700_000
+    monkeypatch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
+    fitted = room._fit_unlikeness(learn, seen, [])  # finds the weights where the export did
+    files = [Path(f) for f in seen.table.file[::7]]
+    rows = Classifier(bundle).predict_batch(files)
+    assert np.abs([r.prediction.unlikeness for r in rows] - fitted.score(seen.features[::7])).max() < .02
+
+def model_size(bundle): return (bundle/'model.onnx').stat().st_size
+
+def test_without_weights_at_hand_neighbours_alone(photographed, tmp_path, monkeypatch):
+    "A Learner on another machine: nothing is downloaded, and nothing fails"
+    learn, seen, _, _ = photographed
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'nothing'))
+    assert read_bundle(export_bundle(learn, tmp_path/'bundle', seen=seen)).unlikeness['score'] == 'neighbours'
+
+def test_the_temperature_is_fitted_to_all_images(photographed):
+    learn, seen, bundle, _ = photographed
+    facts = read_bundle(bundle)
+    assert facts.metrics['temperature_fit']['n'] == len(seen) and .6 < facts.temperature < 2
+
+def test_sites_are_sources(photographed, tmp_path):
+    "Where the manifest knows at least five sites of each label, these are held back together; otherwise groups that look alike"
+    learn, seen, _, _ = photographed
+    files = []
+    for i, label in enumerate(seen.targets):
+        file = tmp_path/seen.labels[label]/f'{i}.jpg'
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(bytes([i % 256]))
+        files.append(file)
+    rows = [ImageRow(file=f'{f.parent.name}/{f.name}', page=f'https://site{i % 7}.example/{i}') for i, f in enumerate(files)]
+    averages = np.random.default_rng(0).random((len(files), 8))
+    assert image_sources(files, averages, seen.targets)[1] == 'groups of similar images'
+    write_manifest(tmp_path, rows)
+    groups, words = image_sources(files, averages, seen.targets)
+    assert words == 'sites that the images come from' and len(set(groups)) == 7 and groups[0] == groups[7] != groups[1]
+
+# Recalibration
+
+def test_recalibrated_for_a_place(photographed, shared, tmp_path):
+    "Dark images of another place are passed on as often as asked; card, zip and signature follow"
+    learn, seen, bundle, _ = photographed
+    place = tmp_path/'place'
+    place.mkdir()
+    others = image_files(shared/'data'/'bears')[1::3]
+    for i, file in enumerate(others): ImageEnhance.Brightness(load_image(file, 256)).enhance(.3).save(place/f'{i:03}.jpg')
+    (place/'page.jpg').write_text('<html>')
+    secret, public = make_keys(tmp_path/'keys')
+    zipped = zip_bundle(shutil.copytree(bundle, tmp_path/'copy'), tmp_path/'bundle.zip')
+    sign_bundle(zipped, secret)
+    with pytest.raises(BundleError, match='signed'): recalibrate(zipped, place)
+    done = recalibrate(zipped, place, .1, key=secret)
+    assert .1 - 2/done.n <= done.flagged <= .1 and done.flagged != done.flagged_before and [Path(r.file).name for r in done.skipped] == ['page.jpg'] and done.n == len(others)
+    facts = read_bundle(zipped, public)
+    assert facts.unlikeness['threshold'] == done.after and facts.unlikeness['recalibrated'][0]['before'] == done.before
+    assert 'about 10% of images' in card_text(facts) and done.low < .1 < done.high
+    assert read_bundle(bundle).unlikeness['threshold'] == done.before  # the copy alone was changed
+
+@pytest.mark.parametrize('share', [0, 1, 5])
+def test_recalibration_refuses(photographed, tmp_path, share):
+    _, seen, bundle, without = photographed
+    with pytest.raises(ValueError, match='`false_alarms` must be between 0 and 1'): recalibrate(bundle, seen.table.file, share)
+    with pytest.raises(DataError, match='at least 19 are needed'): recalibrate(bundle, list(seen.table.file[:9]))
+    with pytest.raises(BundleError, match='does not tell how unlike'): recalibrate(without, list(seen.table.file[:30]))

@@ -1,0 +1,134 @@
+"""What bearcls promises about images of another source, measured on images that nothing was fitted to
+
+python bench/ood.py --out ood.json [--photographs FOLDER] [--splits 20] [--seeds 3]
+
+The photographs are those of BEARCLS_SHARED (default ../shared; otherwise drawn bears), and with its weights the network is SqueezeNet 1.1. A source
+is a group of photographs that look alike: k-means of the network's averages, 20 groups over all labels, so not the groups that `fit_unlikeness`
+makes for itself. In each split by source, groups with 15% of the images or somewhat more are held back, and everything is fitted to the rest.
+
+auroc_left_out    each label left out once, its images as strangers beside held-back images of the others; mean over labels and seeds
+caught_left_out   the share of them above the threshold
+auroc_neighbours  like `auroc_left_out`, without the ImageNet classes
+auroc_drawn       the same for 120 drawn strangers; the lowest of all splits
+caught_photographs  the share of FOLDER's images above the threshold, such as examples of other packages without a bear; mean over splits
+rate_as_stated    splits of 20 in which the share of held-back images above the threshold lies in the range that the bundle states
+rate              that share, the mean over splits; `rate_low` and `rate_high` are the mean range
+ece_excess        calibration error on the held-back images beyond what chance gives, mean over splits; `ece_excess_se` is its standard error
+error             of the held-back images, mean over splits"""
+import argparse, json, os, tempfile
+from pathlib import Path
+import numpy as np
+import torch
+
+targets = {'auroc_left_out': .98, 'auroc_drawn': .995, 'rate_as_stated': 18, 'ece_excess': .005}  # The last at most, the others at least
+
+def look(path, photographs):
+    "The Learner, its averages, what enters its head, and the averages of strangers"
+    from bearcls.arch import averages_of, class_head
+    from bearcls.core import load_image
+    from bearcls.folders import image_files
+    from bearcls.interpret import evaluate
+    from bearcls.train import train
+    from bearcls.unlikeness import ClassHead, draw_strangers
+    learn = train(path, 'fast', arch='squeezenet1_1', quiet=True)
+    seen = evaluate(learn, 'all')
+    first, gain, shift = averages_of(learn.model)
+    head = class_head(learn)
+    strangers = {'drawn': [image for _, image in draw_strangers(120, seed=7)]}
+    if photographs: strangers['photographs'] = [load_image(f) for f in sorted(Path(photographs).iterdir()) if f.is_file()]
+    found = {}
+    with tempfile.TemporaryDirectory() as tmp:
+        for name, images in strangers.items():
+            folder = Path(tmp)/name/seen.labels[0]
+            folder.mkdir(parents=True)
+            for i, image in enumerate(images): image.save(folder/f'{i:04}.png')
+            found[name] = evaluate(learn, path=folder.parent).features
+    return learn, seen, (first, gain, shift), head and ClassHead.of(*head), found
+
+def sources(averages, n, seed):
+    "Groups of images that look alike"
+    from sklearn.cluster import KMeans
+    return KMeans(n, n_init=3, random_state=seed).fit_predict(averages/np.linalg.norm(averages, axis=1, keepdims=True))
+
+def split_by_source(averages, seed, n=20):
+    "True for the images of some groups, 15% or somewhat more"
+    groups = sources(averages, n, seed)
+    held = np.zeros(len(groups), bool)
+    for g in np.random.default_rng(seed).permutation(n):
+        if held.mean() >= .15: break
+        held |= groups == g
+    return held
+
+def left_out(seen, parts, head, seeds):
+    "Every label as strangers"
+    from bearcls.unlikeness import auroc, fit_unlikeness, share_caught
+    first, gain, shift = parts
+    rows = []
+    for label in range(len(seen.labels)):
+        for seed in range(seeds):
+            others = np.flatnonzero(seen.targets != label)
+            averages = seen.features[others, first:]*gain + shift
+            held = split_by_source(averages, seed)
+            known, later = others[~held], others[held]
+            fitted = fit_unlikeness(seen.features[known], seen.targets[known], averages=parts, head=head, seed=seed)
+            strange = fitted.score(seen.features[seen.targets == label])
+            rows.append(dict(label=seen.labels[label], seed=seed, auroc=auroc(fitted.score(seen.features[later]), strange),
+                caught=share_caught(strange, fitted.threshold), classes=fitted.classes is not None))
+    return rows
+
+def by_source(learn, seen, parts, head, strangers, splits):
+    "Threshold, temperature and error on sources held back"
+    from bearcls.calibrate import calibration_error, fit_temperature, with_temperature
+    from bearcls.fast import held_out_logits, linear_head
+    from bearcls.interpret import tabulate
+    from bearcls.unlikeness import auroc, deal_groups, find_groups, fit_unlikeness, share_caught
+    first, gain, shift = parts
+    averages, rows = seen.features[:, first:]*gain + shift, []
+    def answers(logits, which):
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        return tabulate(seen.table.file[which], ['valid']*which.sum(), p/p.sum(1, keepdims=True), seen.targets[which], seen.labels, np.zeros((which.sum(), 0)))
+    for seed in range(splits):
+        held = split_by_source(averages, seed)
+        x, y = seen.features[~held], seen.targets[~held]
+        fitted = fit_unlikeness(x, y, averages=parts, head=head, seed=seed)
+        rate = share_caught(fitted.score(seen.features[held]), fitted.threshold)
+        folds = deal_groups(find_groups(averages[~held], y, seed=seed), y)
+        temperature = fit_temperature(answers(held_out_logits(learn, x, y, folds), ~held)).value
+        loss = torch.nn.CrossEntropyLoss(reduction='none')
+        rest = linear_head(torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)), loss, len(seen.labels)).eval()
+        with torch.no_grad(): found = with_temperature(answers(rest(torch.from_numpy(seen.features[held])).numpy(), held), temperature)
+        ece = calibration_error(found)
+        rows.append(dict(seed=seed, n=int(held.sum()), rate=rate, low=fitted.sources[0], high=fitted.sources[1], stated=fitted.sources[0] <= rate <= fitted.sources[1],
+            temperature=temperature, ece_excess=ece['error'] - ece['chance'], error=float((~found.table.correct).mean()),
+            **{f'auroc_{name}': auroc(fitted.score(seen.features[held]), fitted.score(f)) for name, f in strangers.items()},
+            **{f'caught_{name}': share_caught(fitted.score(f), fitted.threshold) for name, f in strangers.items()}))
+    return rows
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser.add_argument('--photographs', help='folder of images without a bear')
+    parser.add_argument('--splits', type=int, default=20, help='splits by source')
+    parser.add_argument('--seeds', type=int, default=3, help='splits for each label left out')
+    args = parser.parse_args()
+    shared = Path(os.environ.get('BEARCLS_SHARED', '../shared'))
+    if (shared/'torch').is_dir(): os.environ['TORCH_HOME'] = str(shared/'torch')
+    with tempfile.TemporaryDirectory() as tmp:
+        path = shared/'data'/'bears'
+        if not path.is_dir():
+            from bearcls.sample import draw_bears
+            path = draw_bears(Path(tmp)/'bears', n_per_label=140, faults=False)
+        learn, seen, parts, head, strangers = look(path, args.photographs)
+        alone = left_out(seen, parts, None, args.seeds)
+        labels, splits = left_out(seen, parts, head, args.seeds), by_source(learn, seen, parts, head, strangers, args.splits)
+    def mean(rows, name): return round(float(np.mean([r[name] for r in rows])), 4)
+    excess = [r['ece_excess'] for r in splits]
+    result = dict(auroc_left_out=mean(labels, 'auroc'), caught_left_out=mean(labels, 'caught'), auroc_neighbours=mean(alone, 'auroc'),
+        auroc_drawn=round(min(r['auroc_drawn'] for r in splits), 4),
+        rate_as_stated=round(20*mean(splits, 'stated'), 1), rate=mean(splits, 'rate'), rate_low=mean(splits, 'low'), rate_high=mean(splits, 'high'),
+        ece_excess=mean(splits, 'ece_excess'), ece_excess_se=round(float(np.std(excess)/len(excess)**.5), 4), error=mean(splits, 'error'))
+    if args.photographs: result |= dict(auroc_photographs=mean(splits, 'auroc_photographs'), caught_photographs=mean(splits, 'caught_photographs'))
+    for name, value in result.items(): print(f'{name:22}{value:>10}' + (f'   {"at most" if name == "ece_excess" else "at least"} {targets[name]:g}' if name in targets else ''))
+    args.out.write_text(json.dumps(result | dict(labels=labels, splits=splits), indent=1, default=float) + '\n', encoding='utf-8')
+
+if __name__ == '__main__': main()
