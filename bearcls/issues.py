@@ -6,11 +6,12 @@ Docs: https://bearcls.github.io/bearcls/issues.html.md"""
 
 # %% auto #0
 __all__ = ['issue_kinds', 'issue_columns', 'out_of_fold', 'likeness_to_label', 'judge_labels', 'label_issues', 'show_issues',
-           'copy_issues', 'find_issues']
+           'WrongLabels', 'count_wrong_labels', 'copy_issues', 'find_issues']
 
 # %% ../nbs/07d_issues.ipynb #203dd92b
-import os
+import math, os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy.stats import rankdata
@@ -166,6 +167,100 @@ def show_issues(
     if kind is not None and kind not in issue_kinds: raise ValueError(f'`kind` must be one of {", ".join(issue_kinds)}; got {kind!r}')
     rows = (issues if kind is None else issues[issues.kind == kind]).head(n)
     return gallery(rows.file, [f'filed as {r.actual}: {r.reason}' for r in rows.itertuples()], side)
+
+# %% ../nbs/07d_issues.ipynb #40037828
+@dataclass
+class WrongLabels:
+    "How many labels of a list are probably wrong"
+    n: float      # Expected number; nan where there are too few images to say
+    low: int      # 95% interval
+    high: int
+    listed: int   # Labels on the list
+
+    @property
+    def words(self) -> str:  # Without a full stop
+        "The same in a sentence"
+        if not self.listed: return 'no label is contradicted by its image'
+        of = f'{self.listed:,} labels are contradicted by their images'
+        if math.isnan(self.n): return f'{of}; there are too few images to say how many of them are wrong'
+        if self.n < .5: return f'{of}; probably none of them is wrong (at most {self.high:,})' if self.high else f'{of}; probably none of them is wrong'
+        return f'{of}; about {self.n:,.0f} of them {"is" if round(self.n) == 1 else "are"} probably wrong ({self.low:,} to {self.high:,})'
+
+    @property
+    def worth_a_look(self) -> bool:  # One in four of the list, or more
+        "Are enough of them wrong to look through the list first?"
+        return self.listed > 0 and (math.isnan(self.n) or self.n >= max(1, self.listed/4))
+
+def count_wrong_labels(
+    seen: Evaluation,     # Predictions on the images to examine, best those of both splits
+    issues: pd.DataFrame | None = None,  # Rows of `label_issues` to count among, such as those of one kind; None: all labels that are contradicted
+    seed: int = 42,       # Decides the parts of the cross-validation
+    max_fit: int = 2000,  # Images that the model of wrong labels is fitted to, at most
+) -> WrongLabels:         # Among the images of `issues`
+    "How many of the suspicious labels are probably wrong"
+    expect('seen', seen, Evaluation)
+    expect('issues', issues, pd.DataFrame, None)
+    y, n = seen.targets, len(seen)
+    if n < 20 or seen.features.shape[1] == 0 or len(set(y)) < 2: raise DataError(f'To count wrong labels, 20 images of two labels are needed at least, with features; got {n} images of {len(set(y))} labels')
+    p = out_of_fold(seen.features, y, seed=seed, n_labels=len(seen.labels))
+    listed = p.argmax(1) != y if issues is None else seen.table.file.isin(set(issues.file)).to_numpy()
+    some = np.linspace(0, n - 1, min(n, max_fit)).round().astype(int)
+    draws, gain = _any_for_any(p, y, some, listed, seed)
+    if len(seen.labels) <= 20:
+        others, gain_of_others = _by_habit(p, y, some, listed, seed)
+        if gain_of_others - gain > 1.5*np.log(len(some)): draws = np.concatenate([draws, others])
+    low, high = np.quantile(draws, [.025, .975])
+    return WrongLabels(float(draws.mean()), int(low), int(np.ceil(high)), int(listed.sum()))
+
+# %% ../nbs/07d_issues.ipynb #361d959b
+def _heated(p, temperature):
+    "Probabilities at another temperature"
+    z = np.log(np.maximum(p, 1e-9))/temperature
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e/e.sum(1, keepdims=True)
+
+def _any_for_any(p, y, some, listed, seed, n_draws=400):
+    "Draws of the number of wrong labels, and the best log likelihood"
+    temperatures, edges = np.geomspace(.1, 3, 35), np.concatenate([[0], np.geomspace(.0005, .6, 60)])
+    shares = (edges[1:] + edges[:-1])/2
+    k, rows, at = p.shape[1] - 1, np.arange(len(y)), np.flatnonzero(listed)
+    given = np.stack([_heated(p, t)[rows, y] for t in temperatures])  # probability of the given label
+    likelihood = np.stack([np.log(np.maximum((1 - shares)[:, None]*g + shares[:, None]*(1 - g)/k, 1e-12)).sum(1) for g in given[:, some]])
+    weight = likelihood + np.log(np.diff(edges)) + 9*np.log(1 - shares)
+    weight = np.exp(weight - weight.max())
+    rng = np.random.default_rng(seed)
+    i, j = np.unravel_index(rng.choice(weight.size, n_draws, p=(weight/weight.sum()).ravel()), weight.shape)
+    g, share = given[i][:, at], shares[j][:, None]
+    wrong = share*(1 - g)/k
+    return (rng.random(wrong.shape) < wrong/np.maximum(wrong + (1 - share)*g, 1e-12)).sum(1), likelihood.max()
+
+# %% ../nbs/07d_issues.ipynb #a98526e4
+def _habits(q, y, weight, n_steps=25, strength=10., share=.02):
+    "How often images of each label (rows) are filed under each, and the log likelihood"
+    k = q.shape[1]
+    prior = strength*np.where(np.eye(k, dtype=bool), 1 - share, share/(k - 1))
+    habits, filed = np.where(np.eye(k, dtype=bool), .95, .05/(k - 1)), np.eye(k)[y]
+    for _ in range(n_steps):
+        true = q*habits[:, y].T
+        true /= np.maximum(true.sum(1, keepdims=True), 1e-300)
+        counts = (true*weight[:, None]).T @ filed + prior
+        habits = counts/counts.sum(1, keepdims=True)
+    likelihood = np.log(np.maximum((q*habits[:, y].T).sum(1), 1e-12))
+    return habits, (weight*likelihood).sum()
+
+def _by_habit(p, y, some, listed, seed, n_draws=20):
+    "Draws of the number of wrong labels, and the best log likelihood"
+    heated, rng, draws, best = [_heated(p, t) for t in np.geomspace(.12, 1.6, 14)], np.random.default_rng(seed), [], None
+    for draw in range(n_draws):
+        weight = rng.dirichlet(np.ones(len(some)))*len(some) if draw else np.ones(len(some))
+        fits = [(*_habits(q[some], y[some], weight), q) for q in heated]
+        habits, likelihood, q = max(fits, key=lambda fit: fit[1])
+        best = likelihood if best is None else best
+        q, mine = q[listed], y[listed]
+        right = q[np.arange(len(mine)), mine]*habits[mine, mine]
+        wrong = 1 - right/np.maximum((q*habits[:, mine].T).sum(1), 1e-300)
+        draws.append((rng.random((20, len(mine))) < wrong).sum(1))
+    return np.concatenate(draws), best
 
 # %% ../nbs/07d_issues.ipynb #c50ea862
 def copy_issues(

@@ -9,7 +9,7 @@ __all__ = ['quickstart_pictures', 'check_place', 'Quickstart', 'Steps', 'quickst
            'next_commands', 'write_report']
 
 # %% ../nbs/17_quickstart.ipynb #4cd4108b
-import io, os, random, shlex, tempfile, time, warnings
+import io, math, os, random, shlex, tempfile, time, warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ from .data import check_labels
 from .phases import OtherTraining
 from .inference import Classifier, Prediction, prediction_html
 from .interpret import Evaluation, error_rate_of, evaluate, label_metrics, show_confusion, show_top_losses
+from .issues import WrongLabels, count_wrong_labels
 from .quarantine import quarantine_folder
 from .sample import draw_bears
 from .slices import picture_facts, slices_html
@@ -110,6 +111,8 @@ class Quickstart:
     def error(self) -> dict[str, float]: return error_rate_of(self.seen)
     @property
     def suspicious(self) -> pd.DataFrame: return self.candidates[self.candidates.action == 'relabel']
+    @cached_property
+    def wrong_labels(self) -> WrongLabels: return _count_wrong(self.everything, self.suspicious)  # How many of these are probably wrong
     @property
     def difference(self) -> float: return read_bundle(self.bundle).metrics['largest_difference']
     @property
@@ -170,7 +173,7 @@ def quickstart(
             steps.say(_error_words(seen))
         with steps.step('suspect', 'Looking for labels that are probably wrong'):
             candidates = cleaning_candidates(everything, report)
-            steps.say(_suspect_words(candidates))
+            steps.say(_suspect_words(everything, candidates))
         with steps.step('export', 'Exporting a bundle, and comparing its answers with the Learner\'s'):
             bundle = export_bundle(learn, dest/'bundle', seen=everything, max_check=len(seen))
             steps.say('largest difference on {pictures_compared} validation pictures: {largest_difference:.1g}'.format(**read_bundle(bundle).metrics))
@@ -272,10 +275,15 @@ def _kept(dest, quiet):
     if (dest/'training').is_dir() and not any((dest/'training').iterdir()): (dest/'training').rmdir()
 
 # %% ../nbs/17_quickstart.ipynb #b5e2eafc
-def _suspect_words(candidates):
-    "How many labels look wrong"
-    n = int((candidates.action == 'relabel').sum())
-    return f'{n} labels look wrong; the report shows them' if n else 'none'
+def _count_wrong(everything, suspicious):
+    "How many of the suspicious labels are probably wrong; not a number where there are too few images to say"
+    try: return count_wrong_labels(everything, suspicious)
+    except DataError: return WrongLabels(math.nan, 0, len(suspicious), len(suspicious))
+
+def _suspect_words(everything, candidates):
+    "How many labels look wrong, and how many of them are"
+    suspicious = candidates[candidates.action == 'relabel']
+    return f'{_count_wrong(everything, suspicious).words}; the report shows them' if len(suspicious) else 'none'
 
 def _example(bundle, seen, seed, steps):
     "One validation picture and the answer of the bundle"
@@ -351,7 +359,7 @@ def _slices_section(q):
 def _suspects_section(q):
     "Labels that are probably wrong"
     if not len(q.suspicious): return Html('<p>No label contradicts what its picture looks like.</p>')
-    words = '<p>Each picture was judged by a small classifier that had not seen it. Look before you change anything: some are only hard.</p>'
+    words = f'<p>Each image was judged by a small classifier that had not seen it. {q.wrong_labels.words.capitalize()} (95% interval). Look before you change anything: the others are only hard.</p>'
     return Html(words + show_candidates(q.suspicious, n=24))
 
 def _prediction_section(q):
@@ -367,7 +375,9 @@ def advice(
     "What to do next, judged by the results"
     expect('q', q, Quickstart)
     error, counts, found = q.error, scan_folder(q.path).counts, []
-    if len(q.suspicious): found.append(f'Look at the {len(q.suspicious)} suspicious labels first. Wrong labels in the validation set count as errors even where the model is right.')
+    wrong = q.wrong_labels
+    if wrong.worth_a_look: found.append(f'Look at the {wrong.listed} contradicted labels first, of which {"some" if math.isnan(wrong.n) else f"about {wrong.n:.0f}"} are probably wrong. Wrong labels in the validation set count as errors even where the model is right.')
+    elif wrong.listed: found.append(f'Of the {wrong.listed} labels that are contradicted by their images, few are wrong (at most {wrong.high}): these images are hard for this model. More images like them help more than other labels.')
     if max(counts.values()) > 3 * min(counts.values()):
         rare = min(counts, key=counts.get)
         found.append(f'Gather more pictures of {rare}: it has {counts[rare]:,}, the largest label {max(counts.values()):,}.')
@@ -405,7 +415,7 @@ def write_report(
     e, labels = q.error, q.seen.labels
     cards = [dict(value=f'{len(q.learn.dls.train_ds) + len(q.learn.dls.valid_ds):,}', words=f'pictures with {len(labels)} labels'),
         dict(value=f'{e["error"]:.1%}', words=f'error on {e["n"]} held-back pictures (95%: {e["low"]:.1%} to {e["high"]:.1%})'),
-        dict(value=f'{len(q.suspicious)}', words='labels that look wrong'),
+        dict(value='?' if math.isnan(q.wrong_labels.n) else f'{q.wrong_labels.n:.0f}', words=f'of {q.wrong_labels.listed} contradicted labels probably wrong (95%: {q.wrong_labels.low} to {q.wrong_labels.high})'),
         dict(value=f'{q.seconds["train"]:.0f} s', words=f'of training, {q.learn.plan.arch} at {q.learn.plan.size} pixels')]
     parts = [('data', 'The data at a glance', _data_section), ('faults', 'What is wrong with the files', _faults_section),
         ('training', 'Training', _training_section), ('mistakes', 'Its mistakes', _mistakes_section),

@@ -18,7 +18,7 @@ from bearcls.bundle import BundleError
 from bearcls.inference import Classifier
 from bearcls.interpret import (certain, confusion, error_rate_of, evaluate, f1_interval, label_metrics, most_confused, plot_confusion,
     plot_label_metrics, show_confusion, show_top_losses, tabulate, top_losses)
-from bearcls.issues import copy_issues, find_issues, issue_columns, judge_labels, label_issues, likeness_to_label, out_of_fold, show_issues
+from bearcls.issues import WrongLabels, count_wrong_labels, copy_issues, find_issues, issue_columns, judge_labels, label_issues, likeness_to_label, out_of_fold, show_issues
 from bearcls.opening import OpenImage, survey
 from bearcls.sample import draw_bears
 from bearcls.slices import coverage, cut_slices, picture_facts, slice_errors, slice_words, slices_html
@@ -594,3 +594,62 @@ def test_swapped_labels_and_strangers_among_drawn_bears(shared, monkeypatch, tmp
     with open(path/'faults.csv', encoding='utf-8', newline='') as f: bad = {r['file'] for r in csv.DictReader(f) if r['fault'] in ('swapped_label', 'not_a_bear')}
     first = ['/'.join(Path(f).parts[-2:]) for f in label_issues(seen).file[:2*len(bad)]]
     assert len(bad) == 36 and np.mean([f in first for f in bad]) >= .85
+
+# How many labels are wrong
+
+def made_up_labels(n=500, n_wrong=0, clear=6., seed=0, habit=False, n_labels=3):
+    "Features with a direction for each label, `clear` deviations apart, and labels of which some are wrong"
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, n_labels, n)
+    features = (rng.normal(size=(n, 12)) + clear*np.eye(12)[true]).astype(np.float32)
+    wrong = rng.permutation(np.flatnonzero(true == 1) if habit else np.arange(n))[:n_wrong]
+    given = true.copy()
+    given[wrong] = 0 if habit else (given[wrong] + rng.integers(1, n_labels, n_wrong)) % n_labels
+    p = np.full((n, n_labels), 1/n_labels)
+    seen = tabulate([f'{i}.jpg' for i in range(n)], ['valid']*n, p, given, [f'label {i}' for i in range(n_labels)], features)
+    return seen, np.isin(np.arange(n), wrong)
+
+@pytest.mark.parametrize('n_wrong', [0, 5, 25, 75])
+@pytest.mark.parametrize('clear', [6., 3., 1.5])
+def test_wrong_labels_are_counted(n_wrong, clear):
+    "From features that tell all to features that tell little: the interval holds the truth on two of three seeds at least"
+    held = []
+    for seed in range(3):
+        seen, wrong = made_up_labels(n_wrong=n_wrong, clear=clear, seed=seed)
+        p = out_of_fold(seen.features, seen.targets)
+        count = count_wrong_labels(seen)
+        listed = p.argmax(1) != seen.targets
+        assert count.listed == listed.sum()
+        held.append(count.low <= wrong[listed].sum() <= count.high)
+        if clear == 6: assert abs(count.n - wrong[listed].sum()) <= 2 + .1*n_wrong
+    assert sum(held) >= 2
+
+def test_one_way_of_going_wrong_is_counted_too():
+    seen, wrong = made_up_labels(n_wrong=40, habit=True)
+    count = count_wrong_labels(seen)
+    assert count.low <= 40 <= count.high and count.n > 20 and count.worth_a_look
+
+def test_a_poor_model_does_not_call_labels_wrong():
+    "Four in ten contradicted, none wrong: at most a few are called so, and the list is not worth a look"
+    seen, _ = made_up_labels(clear=.8)
+    count = count_wrong_labels(seen)
+    assert count.listed > 100 and count.low == 0 and count.n < 15 and not count.worth_a_look
+    assert 'about' not in count.words or f'about {count.n:.0f} of them' in count.words
+
+def test_only_the_list_is_counted():
+    seen, wrong = made_up_labels(n_wrong=30)
+    half = pd.DataFrame(dict(file=seen.table.file[wrong][:15]))
+    count = count_wrong_labels(seen, half)
+    assert (count.listed, round(count.n)) == (15, 15)
+    none = count_wrong_labels(seen, half[:0])
+    assert (none.listed, none.n, none.words) == (0, 0, 'no label is contradicted by its image') and not none.worth_a_look
+
+def test_words_of_a_count():
+    assert WrongLabels(.1, 0, 1, 9).words == '9 labels are contradicted by their images; probably none of them is wrong (at most 1)'
+    assert WrongLabels(12.4, 9, 15, 20).words.endswith('about 12 of them are probably wrong (9 to 15)')
+    assert 'too few images' in WrongLabels(math.nan, 0, 3, 3).words and WrongLabels(math.nan, 0, 3, 3).worth_a_look
+
+def test_many_labels_and_many_images():
+    seen, wrong = made_up_labels(n=3000, n_wrong=100, clear=6., n_labels=11)
+    count = count_wrong_labels(seen, max_fit=800)
+    assert abs(count.n - 100) < 15
