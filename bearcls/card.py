@@ -64,6 +64,7 @@ def _results(bundle):
     m, parts = bundle.metrics, []
     if all(_is_number(m.get(k)) for k in ('error', 'low', 'high', 'wrong', 'n')):
         parts.append(f'Of {m["n"]:,} pictures that the model was not trained on, {m["wrong"]:,} were answered wrongly: an error of {m["error"]:.1%}. On other pictures like these it probably lies between {m["low"]:.1%} and {m["high"]:.1%} (95% interval).')
+    if words := _source_words(_a(dict, m.get('by_source'))): parts.append(words)
     if rows := _rows(m.get('labels')): parts.append('### Label by label\n\nPrecision is the share of right answers among those that name the label, recall the share of its pictures that are found; 95% intervals in brackets.\n\n' + _label_table(rows))
     if words := _calibration_words(m, bundle.temperature): parts.append(f'### How far the probabilities can be believed\n\n{words}')
     if words := _compressed_words(_a(dict, m.get('compressed'))): parts.append(words)
@@ -77,7 +78,15 @@ def _results(bundle):
     if others: parts.append(markdown_table(['measure', 'value'], others))
     return '\n\n'.join(parts)
 
-_known = ('error', 'low', 'high', 'wrong', 'n', 'labels', 'slices', 'log_loss', 'calibration_error', 'calibration_by_chance', 'calibration_high', 'temperature_fit', 'notes', 'compressed', 'stress')
+_known = ('error', 'low', 'high', 'wrong', 'n', 'labels', 'slices', 'log_loss', 'calibration_error', 'calibration_by_chance', 'calibration_high', 'temperature_fit', 'notes', 'compressed', 'stress', 'by_source')
+
+def _source_words(s):
+    "The error on sources that were not trained on"
+    if not all(_is_number(s.get(k)) for k in ('error', 'low', 'high', 'n', 'groups')): return ''
+    random = f', where chance decides what is held back {s["random"]:.1%}' if _is_number(s.get('random')) else ''
+    return (f'On images of sources that it was not trained on the error is {s["error"]:.1%} ({s["low"]:.1%} to {s["high"]:.1%}){random}. This was measured on {s["n"]:,} images in '
+        f'{s["groups"]:,} groups ({markdown_text(s.get("grouped_by", ""))}): each was answered by a head that had not seen its group. Expect this figure rather than the first where the model '
+        'meets new sources.')
 
 def _rows(value):
     "Rows with names: of a dict of dicts, or of a list of them"

@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/export.html.md"""
 
 # %% auto #0
 __all__ = ['opset', 'ExportError', 'DeployedModel', 'onnx_model', 'learner_probabilities', 'verify_bundle', 'validation_files',
-           'data_facts', 'installed_versions', 'own_answers', 'held_out_answers', 'image_sources', 'choose_temperature',
-           'bundle_metrics', 'export_bundle', 'trained_smallest', 'bundle_facts', 'check_dest']
+           'data_facts', 'installed_versions', 'own_answers', 'held_out_answers', 'error_by_source', 'image_sources',
+           'choose_temperature', 'bundle_metrics', 'export_bundle', 'trained_smallest', 'bundle_facts', 'check_dest']
 
 # %% ../nbs/10_export.ipynb #3ca46492
 import copy, os, platform, tempfile, warnings
@@ -287,6 +287,26 @@ def _averages(learn, seen):
     first, gain, shift = averages_of(learn.model) or (0, 1, 0)
     return seen.features[:, first:]*gain + shift
 
+def error_by_source(
+    learn: Learner,     # Learner that `fit_fast` has trained
+    seen: Evaluation,   # What it says about its own images, from `evaluate(learn, 'all')`
+    max_n: int = 4000,  # Images that take part, at most
+    threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all
+) -> dict[str, Any]:    # error, low, high (95% interval), wrong, n, groups, grouped_by; `random`: the error of the same images with folds by chance. Empty where the body was trained
+    "The error on images of sources that a head has not seen, beside that on images chosen by chance"
+    expect('learn', learn, Learner)
+    expect('seen', seen, Evaluation)
+    if not is_frozen(learn) or learn.fast.head != 'linear' or len(seen) < 20: return {}
+    some = _some(seen, max_n)
+    groups, words = image_sources(some.table.file, _averages(learn, some), some.targets)
+    by_chance = np.random.default_rng(0).permutation(len(some)) % 5
+    wrong, wrong_random = (held_out_logits(learn, some.features, some.targets, f, threads).argmax(1) != some.targets for f in (deal_groups(groups, some.targets), by_chance))
+    mine, sizes = (np.bincount(groups, weights) for weights in (wrong, None))  # of each group
+    draws = np.random.default_rng(0).integers(0, len(sizes), (2000, len(sizes)))  # groups, and not images, are drawn again
+    low, high = np.quantile(mine[draws].sum(1)/np.maximum(sizes[draws].sum(1), 1), [.025, .975])
+    return dict(error=float(wrong.mean()), low=float(low), high=float(high), wrong=int(wrong.sum()), n=len(some), groups=int((sizes > 0).sum()), grouped_by=words,
+        random=float(wrong_random.mean()))
+
 def image_sources(
     files: Iterable[str | os.PathLike],  # Image files
     averages: np.ndarray,                # (images, numbers): what the body says
@@ -380,6 +400,7 @@ def _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness, t
     held, fit = seen.only('valid') if seen is not None else None, {}
     if held is not None and temperature is None: facts.temperature, fit = choose_temperature(held_out_answers(learn, seen, threads=threads))
     if held is not None and metrics is None: facts.metrics = bundle_metrics(held, facts.temperature)
+    if held is not None and metrics is None and (found := error_by_source(learn, seen, threads=threads)): facts.metrics['by_source'] = found
     if fit: facts.metrics['temperature_fit'] = fit
     if unlikeness is True: unlikeness = _fit_unlikeness(learn, seen, notes)
     if unlikeness: facts.unlikeness = plain_values(unlikeness_facts(unlikeness, facts.labels))

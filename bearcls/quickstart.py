@@ -343,10 +343,17 @@ def _mistakes_section(q):
     metrics = [dict(label=label, **{k: v if k == 'pictures' else f'{v:.1%}' for k, v in row.items() if k in ('pictures', 'precision', 'recall', 'f1')})
         for label, row in label_metrics(q.seen).iterrows()]
     for row in metrics: row['pictures'] = int(row['pictures'])
-    return Html(f'<p>Choose a number to see its pictures.</p>{show_confusion(q.seen)}<h3>Label by label</h3>{html_table(metrics)}'
+    return Html(f'{_source_words(q)}<p>Choose a number to see its pictures.</p>{show_confusion(q.seen)}<h3>Label by label</h3>{html_table(metrics)}'
         f'<h3>Where model and label disagree most</h3>{show_top_losses(q.seen, 12)}'
         '<h3>What the worst mistakes take after</h3><p>Each mistake beside the pictures of the training set that the network finds most alike: '
         f'often they explain it.</p>{show_nearest(q.everything)}')
+
+def _source_words(q):
+    "The error on sources that were not trained on, where it is known"
+    s = read_bundle(q.bundle).metrics.get('by_source')
+    if not s: return ''
+    return (f'<p>On images of sources that it was not trained on the error is {s["error"]:.1%} ({s["low"]:.1%} to {s["high"]:.1%}); with images held back by chance it is {s["random"]:.1%}. '
+        f'Both were measured on {s["n"]:,} images by heads that had not seen them; sources are {s["groups"]:,} {escape(s["grouped_by"])}.</p>')
 
 def _belief_section(q):
     "Calibration"

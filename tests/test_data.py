@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from hostile import bomb, picture
 from bearcls import data, likeness, opening, split as split_module
-from bearcls.core import DataError, ImageError, cache_folder, load_image, sha256
+from bearcls.core import DataError, ImageError, ImageRow, cache_folder, load_image, sha256, write_manifest
 from bearcls.folders import count_labels, image_files
 from bearcls.data import image_dls
 from bearcls.export import export_bundle
@@ -510,3 +510,43 @@ def test_the_cache_has_a_place_with_and_without_a_home(monkeypatch, tmp_path, sy
     assert cache_folder() == tmp_path/place/'bearcls'
     monkeypatch.setattr(Path, 'home', lambda: (_ for _ in ()).throw(RuntimeError('Could not determine home directory.')))
     assert cache_folder() == Path(tempfile.gettempdir())/'bearcls'
+
+# Whole sources held back
+
+@pytest.fixture
+def sourced(drawn, tmp_path):
+    "The drawn bears with a manifest: each three images in a row come from one site, the last label's last three from an unknown one"
+    path = shutil.copytree(drawn, tmp_path/'bears')
+    files = image_files(path)
+    sites = {f: f'site{i//3}.example' for i, f in enumerate(files)}
+    for f in files[-3:]: sites[f] = ''
+    write_manifest(path, [ImageRow(file=f.relative_to(path).as_posix(), page=f'https://www.{sites[f]}/{f.stem}' if sites[f] else '', license='CC0') for f in files])
+    return path, sites
+
+def test_a_site_stands_on_one_side(sourced):
+    path, sites = sourced
+    for seed in range(3):
+        split = image_dls(path, size=32, seed=seed, group_by='site', near_copies=False).split
+        both = {sites[f] for f in split.train} & {sites[f] for f in split.valid} - {''}
+        assert not both and len(split.train) + len(split.valid) == len(sites)
+        assert {f.parent.name for f in split.valid} == {f.parent.name for f in split.train} == {'black', 'grizzly', 'teddy'}
+    by_chance = image_dls(path, size=32, near_copies=False).split
+    assert {sites[f] for f in by_chance.train} & {sites[f] for f in by_chance.valid}
+
+def test_a_function_names_the_source(sourced):
+    path, sites = sourced
+    split = image_dls(path, size=32, group_by=sites.get).split
+    assert not {sites[f] for f in split.train} & {sites[f] for f in split.valid} - {''}
+
+def test_sources_that_cannot_be_held_back(sourced, drawn):
+    path, sites = sourced
+    with pytest.raises(DataError, match='all images of black come from one source .CC0.'): image_dls(path, size=32, group_by='license')
+    with pytest.raises(ValueError, match="site, label, url.*got 'photographer'"): image_dls(path, size=32, group_by='photographer')
+    with pytest.raises(ValueError, match='a column of the manifest or a function, got 3'): image_dls(path, size=32, group_by=3)
+    with pytest.raises(DataError, match='of none of the 36 images'): image_dls(path, size=32, group_by=lambda f: '')
+    parts = path.parent/'sided'
+    for i, f in enumerate(image_files(path)):
+        to = parts/('valid' if i % 3 == 0 else 'train')/f.parent.name
+        to.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, to)
+    with pytest.raises(DataError, match='has its own split'): image_dls(parts, size=32, group_by='site')

@@ -1,5 +1,6 @@
 "Export on awkward Learners: agreement, what is measured, what is refused; variants and weights"
 import json, shutil, zipfile
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.data.block import CategoryBlock, DataBlock
@@ -21,7 +22,7 @@ from bearcls.container import BundleError
 from bearcls.core import DataError, ImageRow, load_image, read_manifest, write_manifest
 from bearcls.folders import image_files
 from bearcls.data import image_dls
-from bearcls.export import ExportError, check_dest, export_bundle, image_sources, learner_probabilities, validation_files, verify_bundle
+from bearcls.export import ExportError, check_dest, error_by_source, export_bundle, image_sources, learner_probabilities, validation_files, verify_bundle
 from bearcls.further import learner_from_bundle
 from bearcls.inference import Classifier
 from bearcls.interpret import evaluate
@@ -352,6 +353,28 @@ def test_sites_are_sources(photographed, tmp_path):
     write_manifest(tmp_path, rows)
     groups, words = image_sources(files, averages, seen.targets)
     assert words == 'sites that the images come from' and len(set(groups)) == 7 and groups[0] == groups[7] != groups[1]
+
+def test_the_error_on_other_sources_is_told(photographed, learned):
+    "Measured where the body is frozen, with an interval wide enough for groups; the card quotes it"
+    learn, seen, bundle, _ = photographed
+    found = read_bundle(bundle).metrics['by_source']
+    assert found['n'] == len(seen) and found['low'] <= found['error'] <= found['high']
+    assert {k: v for k, v in error_by_source(learn, seen).items() if k in ('wrong', 'groups')} == {k: found[k] for k in ('wrong', 'groups')}
+    assert 'sources that it was not trained on' in card_text(read_bundle(bundle)) and found['grouped_by'] == 'groups of similar images'
+    trained, _, everything, other = learned
+    assert error_by_source(trained, everything) == {} and 'by_source' not in read_bundle(other).metrics
+
+def test_sources_that_differ_cost_more_than_chance(photographed, monkeypatch):
+    "Images of one source share a tint that tells the label; held back by chance, the head can use it, and by source it cannot"
+    learn, seen, _, _ = photographed
+    rng = np.random.default_rng(0)
+    sources = np.arange(len(seen)) % 15
+    tints = rng.normal(size=(15, seen.features.shape[1]))*4
+    table = seen.table.assign(actual=[seen.labels[s % 3] for s in sources])  # a source has one label
+    seen = replace(seen, table=table, features=(rng.normal(size=seen.features.shape) + tints[sources]).astype(np.float32))
+    monkeypatch.setattr(room, 'image_sources', lambda *a, **k: (sources, 'made up'))
+    found = error_by_source(learn, seen)
+    assert found['random'] < .05 < .4 < found['error'] and found['groups'] == 15 and found['high'] - found['low'] > .2
 
 # Recalibration
 
