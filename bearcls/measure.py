@@ -74,7 +74,9 @@ _heif = ('HEIC', 'HEIF', 'HEIF sequence', 'HEVC')
 
 def _without_reader(words):
     "Issue and sentence for an image whose reader is missing, or that its reader cannot make out; None for other kinds"
-    if words in _heif and 'HEIF' not in Image.OPEN: return 'unsupported', 'a HEIF picture, as phones take them: pip install pillow-heif'
+    if words in _heif:
+        if 'HEIF' in Image.OPEN: return 'unreadable', 'a HEIF picture that is damaged or cut off'
+        return 'unsupported', 'a HEIF picture, as phones take them: pip install pillow-heif'
     if words != 'AVIF': return None
     if 'AVIF' in Image.OPEN: return 'unreadable', 'an AVIF picture that is damaged or cut off'
     return 'unsupported', 'an AVIF picture, which this Pillow cannot read: pip install -U pillow'
