@@ -173,8 +173,8 @@ def show_issues(
 class WrongLabels:
     "How many labels of a list are probably wrong"
     n: float      # Expected number; nan where there are too few images to say
-    low: int      # 95% interval
-    high: int
+    low: int      # 95% interval: from here
+    high: int     # to here
     listed: int   # Labels on the list
 
     @property

@@ -30,8 +30,8 @@ class Recalibration:
     after: float         # Threshold now
     flagged_before: float# Share of the images above the old threshold, 0 to 1
     flagged: float       # Share above the new one; what was asked for, as far as so many images can tell
-    low: float           # 95% interval of the share among further images of this place
-    high: float
+    low: float           # 95% interval of the share among further images of this place: from here
+    high: float          # to here
     n: int               # Images that took part
     skipped: list[PredictionRow] = field(default_factory=list)  # Those that did not, with their reasons
 
