@@ -300,17 +300,24 @@ def _scale(distances):
     centre = np.median(distances, axis=0)
     return centre, np.maximum(np.quantile(distances, .95, axis=0) - centre, 1e-3)
 
-def _leave_labels_out(averages, targets, folds, held, head, how, false_alarms, max_labels=10):
-    "By label: how well its images are told from the others by a fit that has not seen it"
-    rows, labels = {}, np.unique(targets)
+def _leave_labels_out(averages, targets, folds, held, head, how, max_labels=10):
+    "By label: distances of the other labels' held-back images, and of its own as strangers, by fits that have not seen it"
+    found, labels = {}, np.unique(targets)
+    if len(labels) < 2: return found
     for t in labels[np.linspace(0, len(labels) - 1, min(len(labels), max_labels)).round().astype(int)]:
         known = targets != t
         part = averages[known], targets[known]
-        distances = _held_distances(*part, folds[known], held[known], head, how)
-        centre, spread = _scale(distances)
         strange = _distances(averages[~known], *_fit(*part, head, how))
-        scores = [((d - centre)/spread).max(1) for d in (distances, strange)]
-        rows[int(t)] = dict(n=len(strange), auroc=auroc(*scores), caught=share_caught(scores[1], alarm_threshold(scores[0], false_alarms)[0]))
+        found[int(t)] = _held_distances(*part, folds[known], held[known], head, how), strange
+    return found
+
+def _told_apart(left_out, n_distances, false_alarms):
+    "How well each label was noticed while it was left out, by the first distance or by both"
+    rows = {}
+    for t, distances in left_out.items():
+        centre, spread = _scale(distances[0][:, :n_distances])
+        usual, strange = (((d[:, :n_distances] - centre)/spread).max(1) for d in distances)
+        rows[t] = dict(n=len(strange), auroc=auroc(usual, strange), caught=share_caught(strange, alarm_threshold(usual, false_alarms)[0]))
     return rows
 
 # %% ../nbs/09a_unlikeness.ipynb #8be3401b
@@ -348,7 +355,8 @@ def fit_unlikeness(
     if len(np.unique(groups)) < 2: groups, grouped_by = np.arange(len(x)), 'single images'
     folds, how = deal_groups(groups, targets, 5, seed), dict(k=k, max_n=max_n, n_directions=n_directions, seed=seed)
     given = a, targets, folds, held
-    ways = [(h, _leave_labels_out(*given, h, how, false_alarms) if len(np.unique(targets)) > 1 else {}) for h in ([None, head] if head else [None])]
+    tried = _leave_labels_out(*given, head, how)
+    ways = [(h, _told_apart(tried, n, false_alarms)) for n, h in ((1, None), (2, head)) if n == 1 or head]
     head, left_out = max(ways, key=lambda way: np.mean([r['auroc'] for r in way[1].values()] or [0]))
     distances = _held_distances(*given, head, how)
     centre, spread = _scale(distances)
