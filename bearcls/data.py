@@ -174,6 +174,7 @@ def source_pairs(
 ) -> list[tuple[Path, Path]]: # Pairs of files of one source
     "Which images must stay on one side, so that whole sources are held back"
     expect('folder', folder, ImageFolder)
+    files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
     if any(side_of(folder, name) == 'valid' for name in folder.names): raise DataError(f'`group_by`: {folder.path} has its own split, which decides what is held back')
     if isinstance(group_by, str):
         columns = ['site', *(f for f in ImageRow.__dataclass_fields__ if f not in ('file', 'status', 'reason'))]
