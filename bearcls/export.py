@@ -260,6 +260,7 @@ def own_answers(
     lost = len(seen.failed)
     return seen, [f'{lost:,} of its pictures could not be found any more when the model was exported.'] if lost else []
 
+# %% ../nbs/10_export.ipynb #b9a4b5bd
 def held_out_answers(
     learn: Learner,     # Trained Learner
     seen: Evaluation,   # What it says about its own images, from `evaluate(learn, 'all')`
@@ -287,6 +288,7 @@ def _averages(learn, seen):
     first, gain, shift = averages_of(learn.model) or (0, 1, 0)
     return seen.features[:, first:]*gain + shift
 
+# %% ../nbs/10_export.ipynb #351c8ac4
 def error_by_source(
     learn: Learner,     # Learner that `fit_fast` has trained
     seen: Evaluation,   # What it says about its own images, from `evaluate(learn, 'all')`
@@ -307,6 +309,7 @@ def error_by_source(
     return dict(error=float(wrong.mean()), low=float(low), high=float(high), wrong=int(wrong.sum()), n=len(some), groups=int((sizes > 0).sum()), grouped_by=words,
         random=float(wrong_random.mean()))
 
+# %% ../nbs/10_export.ipynb #05c048aa
 def image_sources(
     files: Iterable[str | os.PathLike],  # Image files
     averages: np.ndarray,                # (images, numbers): what the body says
@@ -323,6 +326,7 @@ def image_sources(
     sites[~known] = [str(f) for f in np.array(files)[~known]]  # each a source of its own
     return np.unique(sites, return_inverse=True)[1], 'sites that the images come from'
 
+# %% ../nbs/10_export.ipynb #12d453ac
 def choose_temperature(
     held: Evaluation,  # Predictions on held-back images, such as `held_out_answers`
 ) -> tuple[float, dict[str, float]]:  # Temperature; what was found in fitting it, empty if there is nothing to fit to
@@ -332,6 +336,7 @@ def choose_temperature(
     fitted = fit_temperature(held)
     return fitted.value, {name: v for name in ('low', 'high', 'before', 'after', 'cross_validated', 'n') if np.isfinite(v := getattr(fitted, name))}
 
+# %% ../nbs/10_export.ipynb #657e7965
 def bundle_metrics(
     held: Evaluation,        # Predictions on held-back pictures, at the Learner's own temperature
     temperature: float = 1., # Of the bundle

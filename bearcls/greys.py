@@ -74,7 +74,7 @@ def tiff_tags(
         order = entry.order
         form = f'{entry.count}{_tiff_types[entry.kind]}'
         at = entry.at
-        if struct.calcsize(order + form) > entry.room: at, = read(at, 'Q' if entry.room == 8 else 'I')
+        if struct.calcsize(order + form) > entry.inline: at, = read(at, 'Q' if entry.inline == 8 else 'I')
         tags.setdefault(entry.tag, read(at, form))
     return order, tags
 

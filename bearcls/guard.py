@@ -80,9 +80,9 @@ class TiffEntry:
     tag: int     # Number of the tag, such as 256 for the width
     kind: int    # TIFF's number of the data type
     count: int   # How many numbers the entry has
-    at: int      # Where the file has them, or, if they need more than `room` bytes, has their place
+    at: int      # Where the file has them, or, if they need more than `inline` bytes, where their address stands
     order: str   # Byte order, '<' or '>'
-    room: int    # Bytes that an entry holds itself: 4; of a BigTIFF, 8
+    inline: int  # Bytes that an entry holds itself: 4; of a BigTIFF, 8
 
 def tiff_entries(
     f: BinaryIO,  # TIFF or BigTIFF, a file that can seek

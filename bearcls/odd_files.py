@@ -235,6 +235,7 @@ def _seen(data):
     "What a whole JPEG shows"
     return np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
 
+# %% ../nbs/00e_odd_files.ipynb #de5c5489
 def _odd_jpegs():
     "JPEGs without their end, with and without all their pixels, and with odd records"
     image = Image.fromarray(_colours())

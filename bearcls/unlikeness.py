@@ -366,6 +366,7 @@ def fit_unlikeness(
     return Unlikeness(*_fit(a, targets, head, how), first, gain, shift, centre, spread, threshold, promised, sources,
         len(features), int(held.sum()), len(np.unique(groups)), grouped_by, scores, left_out)
 
+# %% ../nbs/09a_unlikeness.ipynb #28037c45
 def _from_smallest(x):
     "Averages where a model's own are not known: features from their smallest value on, each by its spread"
     var = x.var(0)

@@ -634,7 +634,6 @@ def test_a_poor_model_does_not_call_labels_wrong():
     seen, _ = made_up_labels(clear=.8)
     count = count_wrong_labels(seen)
     assert count.listed > 100 and count.low == 0 and count.n < 15 and not count.worth_a_look
-    assert 'about' not in count.words or f'about {count.n:.0f} of them' in count.words
 
 def test_only_the_list_is_counted():
     seen, wrong = made_up_labels(n_wrong=30)
