@@ -84,7 +84,7 @@ def write_predictions(
         for n, row in enumerate(chain(held, rows), 1): put(row.as_dict())
     return n
 
-_first_columns = ('file', 'status', 'label', 'probability', 'trusted', 'reason', 'unlikeness')
+_first_columns = ('file', 'status', 'label', 'probability', 'trusted', 'reason', 'unlikeness', 'confidence')
 
 # %% ../nbs/09b_batch.ipynb #d8d91001
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from .container import BundleError, bundle_names, card_file, checked_file, facts_file, file_content, model_file, opened, short_words, signature_file, weights_file, write_files
+from .confidence import evidence_names
 from .core import ImageError, expect, max_pixels, optional_import, sha256
 from .onnxfile import OnnxFileError, check_model
 from .signature import public_key, read_key, sign_bytes, signature_fits
@@ -74,9 +75,10 @@ class Bundle:
     mean: list[float] = field(default_factory=lambda: [0., 0., 0.])  # Subtracted from red, green and blue on a scale of 0 to 1, inside the model
     std: list[float] = field(default_factory=lambda: [1., 1., 1.])   # Then divided by, inside the model
     temperature: float = 1.0       # Logits are divided by this before the softmax, inside the model
-    threshold: float = 0.6         # Answers with a smaller probability are not trusted, 0 to 1
+    threshold: float = 0.6         # Answers with a smaller confidence are not trusted, 0 to 1; where `confidence` is None, with a smaller probability
     smallest: int = 32             # Nor are those on images with a side below this, in pixels; export takes it from the training images
     unlikeness: dict | None = None # Nor on pictures unlike any it was trained on: `threshold`, `false_alarms` (the rate it was chosen for), `pictures` and more; None: the model does not tell
+    confidence: dict | None = None # How probably an answer is right: `evidence`, `bias` and what was measured, see [confidence](08f_confidence.ipynb); None: not known
     metrics: dict = field(default_factory=dict)   # What was measured on the validation set
     data: dict = field(default_factory=dict)      # Fingerprint of the training data, numbers of pictures
     versions: dict = field(default_factory=dict)  # Of the libraries that made the bundle
@@ -110,7 +112,7 @@ def bundle_json(
         input=dict(width=bundle.size[0], height=bundle.size[1], method=bundle.method, pad_mode=bundle.pad_mode, resample='bilinear',
             min_side=bundle.min_side, colour=colour_rule),
         normalisation=dict(mean=list(bundle.mean), std=list(bundle.std)), temperature=bundle.temperature,
-        trust=dict(threshold=bundle.threshold, smallest=bundle.smallest, unlikeness=bundle.unlikeness),
+        trust=dict(threshold=bundle.threshold, smallest=bundle.smallest, unlikeness=bundle.unlikeness, confidence=bundle.confidence),
         metrics=bundle.metrics, data=bundle.data, versions=bundle.versions,
         model=dict(arch=bundle.arch, variant=bundle.variant, sha256=digest, bytes=n_bytes), weights=bundle.weights, card=bundle.card)
 
@@ -159,6 +161,12 @@ def _file(v): return isinstance(v, dict) and _digest(v.get('sha256')) and _whole
 def _unlikeness(v):
     return v is None or (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_alarms'), 0, 1) and _whole(v.get('pictures'), 1, 10**9))
 
+def _confidence(v):
+    if v is None: return True
+    if not isinstance(v, dict) or not _number(v.get('bias')) or not isinstance(v.get('evidence'), dict) or not v['evidence']: return False
+    return all(name in evidence_names and _three(n) and n[1] > 0 for name, n in v['evidence'].items())
+
+_later = {'trust.confidence': None}  # Fields that older bundles lack, and what they stand for there
 _fields = {
     'labels': (can_be_labels, 'a list of at least two different names, without control characters'),
     'input.width': (lambda v: _whole(v, 1, 8192), 'a whole number from 1 to 8192'),
@@ -174,6 +182,7 @@ _fields = {
     'trust.threshold': (lambda v: _number(v, 0, 1), 'a number from 0 to 1'),
     'trust.smallest': (lambda v: _whole(v, 0, 100_000), 'a whole number'),
     'trust.unlikeness': (_unlikeness, 'null or an object with `threshold`, `false_alarms` and `pictures`'),
+    'trust.confidence': (_confidence, 'null or an object with `bias` and, by name, three numbers for each `evidence`'),
     'metrics': (lambda v: isinstance(v, dict), 'an object'),
     'data': (lambda v: isinstance(v, dict), 'an object'),
     'versions': (lambda v: isinstance(v, dict), 'an object'),
@@ -197,6 +206,7 @@ def _facts(facts, where):
         raise BundleError(f'{where} has format {version}, and this bearcls reads up to {format_version}: pip install -U bearcls')
     for name, (holds, expected) in _fields.items():
         value = facts
+        if name in _later and isinstance(facts.get('trust'), dict): facts['trust'].setdefault(name.partition('.')[2], _later[name])
         for key in name.split('.'):
             if not isinstance(value, dict) or key not in value: raise BundleError(f'{where}: `{name}` is missing')
             value = value[key]
@@ -219,7 +229,7 @@ def read_bundle(
         if key is not None: _check_signature(files, key)
     given, trust, norm, model = facts['input'], facts['trust'], facts['normalisation'], facts['model']
     return Bundle(facts['labels'], (given['width'], given['height']), given['method'], given['pad_mode'], given['min_side'], norm['mean'],
-        norm['std'], facts['temperature'], trust['threshold'], trust['smallest'], trust['unlikeness'], facts['metrics'], facts['data'], facts['versions'],
+        norm['std'], facts['temperature'], trust['threshold'], trust['smallest'], trust['unlikeness'], trust['confidence'], facts['metrics'], facts['data'], facts['versions'],
         facts['created'], model['arch'], model['variant'], facts['weights'], facts['card'], signed, model['sha256'].lower(), path.absolute())
 
 def _read_json(files):

@@ -193,6 +193,8 @@ def _input(bundle):
         ('probabilities', f'float32 [n, {len(bundle.labels)}]', f'Softmax of the logits divided by the temperature, {bundle.temperature:.4g}'),
         ('features', 'float32 [n, …]', 'What the last layers decide on')]
     if bundle.unlikeness: rows.append(('unlikeness', 'float32 [n]', f'How far from all training pictures; above {bundle.unlikeness["threshold"]:.4g} an answer is not trusted'))
+    if 'second opinion' in (bundle.confidence or {}).get('evidence', ()):
+        rows.append(('second_opinion', f'float32 [n, {len(bundle.labels)}]', 'How well each label fits what ImageNet’s classes say, 0 to 1'))
     weights = f' `{weights_file}` holds the weights, to train further.' if bundle.weights else ''
     return markdown_table(['name', 'type', 'meaning'], rows) + f'\n\nNormalisation is inside the model. `{facts_file}` holds all facts in JSON.{weights}'
 

@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/export.html.md"""
 
 # %% auto #0
 __all__ = ['opset', 'ExportError', 'DeployedModel', 'onnx_model', 'learner_probabilities', 'verify_bundle', 'validation_files',
-           'data_facts', 'installed_versions', 'own_answers', 'held_out_answers', 'error_by_source', 'image_sources',
-           'choose_temperature', 'bundle_metrics', 'export_bundle', 'trained_smallest', 'bundle_facts', 'check_dest']
+           'data_facts', 'installed_versions', 'bundle_metrics', 'export_bundle', 'trained_smallest', 'bundle_facts',
+           'check_dest']
 
 # %% ../nbs/10_export.ipynb #3ca46492
 import copy, os, platform, tempfile, warnings
@@ -25,26 +25,25 @@ from fastai.learner import Learner
 from fastai.vision.core import PILImage
 from fastcore.basics import noop
 from torch import nn
-from .arch import averages_of, class_head, feature_layer, keep_modes, pool_features
+from .arch import feature_layer, keep_modes, pool_features
 from .balance import site_of
 from .bundle import Bundle, card_changed, plain_values, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
-from .calibrate import calibration_error, fit_temperature, log_loss_of, with_temperature
+from .calibrate import calibration_error, log_loss_of, with_temperature
 from .card import model_card
 from .container import BundleError, bundle_names, facts_file
 from bearcls.core import (BearclsError, DataError, ImageError, expect, expect_all, image_size, load_image, progress,
     sha256)
-from .folders import find_pictures, known_rows, manifest_roots
+from .folders import find_pictures, rows_by_path
+from .held_out import choose_temperature, error_by_source, fit_trust, held_out_answers, learner_unlikeness, own_answers
 from .data import dls_settings
 from .inference import Classifier
 from .fitting import paced
-from .fast import held_out_logits, is_frozen
-from .interpret import Evaluation, dataset_files, error_rate_of, evaluate, label_metrics, tabulate
+from .interpret import Evaluation, dataset_files, error_rate_of, evaluate, label_metrics
 from .measure import smallest_side
 from .rebuild import learner_weights
 from .signature import read_key
 from .slices import picture_facts, slice_errors
-from .unlikeness import (ClassHead, Unlikeness, deal_groups, draw_strangers, find_classes, find_groups, fit_unlikeness,
-    measure_unlikeness, stranger_kinds, unlikeness_facts)
+from .unlikeness import Unlikeness, draw_strangers, measure_unlikeness, stranger_kinds, unlikeness_facts
 
 # %% ../nbs/10_export.ipynb #337f5f02
 class ExportError(BearclsError, ValueError):
@@ -78,7 +77,7 @@ class DeployedModel(nn.Module):
         finally: hook.remove()
         features = pool_features(seen[-1])
         outputs = logits, (logits/self.temperature).softmax(1), features
-        return (*outputs, self.unlikeness(features)) if self.k else outputs
+        return (*outputs, *self.unlikeness(features)) if self.k else outputs
 
     def _take(self, unlikeness):
         "Keep the arrays of `Unlikeness`, the large ones in few bytes"
@@ -94,16 +93,16 @@ class DeployedModel(nn.Module):
         for name, values in large.items(): self.register_buffer(name, torch.tensor(np.asarray(values, np.float16).copy()))
 
     def unlikeness(self, features):
-        "The same as `Unlikeness.score`, in operations that every runtime has"
+        "The same as `Unlikeness.score`, in operations that every runtime has; and the overlaps with the usual classes, where there are any"
         averages = features[:, self.first:]*self.averages_gain + self.averages_shift
         length = (averages*averages).sum(1, keepdim=True).sqrt().clamp(min=1e-6)
         near = (averages @ self.map.float()/length) @ self.index.float()
-        distances = [1 - near.topk(self.k, dim=1).values.mean(1)]
+        distances, overlaps = [1 - near.topk(self.k, dim=1).values.mean(1)], []
         if self.has_classes:
             logits = averages @ self.class_weight.float()*self.class_scale + self.class_bias
-            overlap = (logits.softmax(1).sqrt() @ self.usual.float()).amax(1)
-            distances.append(-overlap.clamp(min=1e-12).log())
-        return ((torch.stack(distances, 1) - self.centre)/self.spread).amax(1)
+            overlaps = [logits.softmax(1).sqrt() @ self.usual.float()]
+            distances.append(-overlaps[0].amax(1).clamp(min=1e-12).log())
+        return ((torch.stack(distances, 1) - self.centre)/self.spread).amax(1), *overlaps
 
 # %% ../nbs/10_export.ipynb #259a063e
 opset = 18  # Of ONNX's operators; see above
@@ -120,7 +119,7 @@ def onnx_model(
     expect('unlikeness', unlikeness, Unlikeness, None)
     whole = DeployedModel(copy.deepcopy(model).cpu().float(), mean, std, temperature, unlikeness).eval()
     example = torch.zeros(2, size[1], size[0], 3, dtype=torch.uint8)
-    names = ['logits', 'probabilities', 'features'] + ['unlikeness']*bool(unlikeness)
+    names = ['logits', 'probabilities', 'features'] + ['unlikeness']*bool(unlikeness) + ['second_opinion']*bool(unlikeness and unlikeness.classes)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')  # of torch about its own internals
@@ -226,14 +225,10 @@ def _labelled(dataset):
     "Items of a dataset with their labels"
     return [(f, str(dataset.vocab[int(y)])) for f, y in zip(dataset_files(dataset), dataset.tls[1])]
 
-def _manifest_rows(files):
-    "What manifests know of files, by path"
-    return {Path(root)/r.file: r for root in manifest_roots([Path(f) for f in files]) for r in known_rows(root) if r.file}
-
 def _sources(files, max_n=12):
     "Sites, providers, terms and licences with their numbers of pictures, as far as manifests tell"
     files = [Path(f) for f in files]
-    rows = _manifest_rows(files)
+    rows = rows_by_path(files)
     found = [rows[f] for f in files if f in rows]
     kinds = dict(site=site_of, provider=lambda r: r.provider, term=lambda r: r.term, license=lambda r: r.license)
     counts = {kind: Counter(map(of, found)) for kind, of in kinds.items()}
@@ -243,98 +238,6 @@ def installed_versions() -> dict[str, str]:  # Version by name
     "The software that takes part in an export"
     names = ('bearcls', 'fastai', 'torch', 'onnx', 'onnxruntime', 'pillow', 'numpy')
     return dict(python=platform.python_version(), **{n: version(n) for n in names})
-
-# %% ../nbs/10_export.ipynb #7361bf40
-def own_answers(
-    learn: Learner,                   # Trained Learner
-    seen: Evaluation | None = None,   # What it says about its own pictures, from `evaluate(learn, 'all')`; None: it is asked
-    unlikeness: bool = True,          # Ask about the training pictures too, if it has to be asked
-    threads: int | None = None,       # Threads to calculate with, at least 1; None: the faster of one and all
-) -> tuple[Evaluation | None, list[str]]:  # The evaluation, or None, and notes on what is missing
-    "A Learner's answers on its own pictures, as far as they can be had"
-    expect('learn', learn, Learner)
-    expect('seen', seen, Evaluation, None)
-    if seen is None:
-        try: seen = evaluate(learn, 'all' if unlikeness else 'valid', threads=threads)
-        except (DataError, ImageError) as e: return None, [f'Nothing was measured: {e}.']
-    lost = len(seen.failed)
-    return seen, [f'{lost:,} of its pictures could not be found any more when the model was exported.'] if lost else []
-
-# %% ../nbs/10_export.ipynb #b9a4b5bd
-def held_out_answers(
-    learn: Learner,     # Trained Learner
-    seen: Evaluation,   # What it says about its own images, from `evaluate(learn, 'all')`
-    max_n: int = 4000,  # Training images that are asked about, at most
-    threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all
-) -> Evaluation:        # Predictions on images that the model behind them was not trained on
-    "The Learner's answers on its validation images; after `fit_fast`, also those of heads that have not seen a part of the training images"
-    expect('learn', learn, Learner)
-    expect('seen', seen, Evaluation)
-    held, inside = seen.only('valid'), seen.only('train')
-    if not is_frozen(learn) or learn.fast.head != 'linear' or len(inside) < 20: return held
-    inside = _some(inside, max_n)
-    groups, _ = image_sources(inside.table.file, _averages(learn, inside), inside.targets)
-    logits = held_out_logits(learn, inside.features, inside.targets, deal_groups(groups, inside.targets), threads)
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    return tabulate([*held.table.file, *inside.table.file], ['valid']*(len(held) + len(inside)), np.concatenate([held.probabilities, p/p.sum(1, keepdims=True)]),
-        np.concatenate([held.targets, inside.targets]), seen.labels, np.zeros((len(held) + len(inside), 0)))
-
-def _some(seen, max_n):
-    "At most so many of its images, evenly spread"
-    return seen.where(np.isin(np.arange(len(seen)), np.linspace(0, len(seen) - 1, min(len(seen), max_n)).round().astype(int)))
-
-def _averages(learn, seen):
-    "What the body says, without what the head's first layers make of it"
-    first, gain, shift = averages_of(learn.model) or (0, 1, 0)
-    return seen.features[:, first:]*gain + shift
-
-# %% ../nbs/10_export.ipynb #351c8ac4
-def error_by_source(
-    learn: Learner,     # Learner that `fit_fast` has trained
-    seen: Evaluation,   # What it says about its own images, from `evaluate(learn, 'all')`
-    max_n: int = 4000,  # Images that take part, at most
-    threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all
-) -> dict[str, Any]:    # error, low, high (95% interval), wrong, n, groups, grouped_by; `random`: the error of the same images with folds by chance. Empty where the body was trained
-    "The error on images of sources that a head has not seen, beside that on images chosen by chance"
-    expect('learn', learn, Learner)
-    expect('seen', seen, Evaluation)
-    if not is_frozen(learn) or learn.fast.head != 'linear' or len(seen) < 20: return {}
-    some = _some(seen, max_n)
-    groups, words = image_sources(some.table.file, _averages(learn, some), some.targets)
-    by_chance = np.random.default_rng(0).permutation(len(some)) % 5
-    wrong, wrong_random = (held_out_logits(learn, some.features, some.targets, f, threads).argmax(1) != some.targets for f in (deal_groups(groups, some.targets), by_chance))
-    mine, sizes = (np.bincount(groups, weights) for weights in (wrong, None))  # of each group
-    draws = np.random.default_rng(0).integers(0, len(sizes), (2000, len(sizes)))  # groups, and not images, are drawn again
-    low, high = np.quantile(mine[draws].sum(1)/np.maximum(sizes[draws].sum(1), 1), [.025, .975])
-    return dict(error=float(wrong.mean()), low=float(low), high=float(high), wrong=int(wrong.sum()), n=len(some), groups=int((sizes > 0).sum()), grouped_by=words,
-        random=float(wrong_random.mean()))
-
-# %% ../nbs/10_export.ipynb #05c048aa
-def image_sources(
-    files: Iterable[str | os.PathLike],  # Image files
-    averages: np.ndarray,                # (images, numbers): what the body says
-    targets: np.ndarray,                 # Index of the label of each
-    min_sites: int = 5,                  # Sites that each label must have, so that they can be held back one by one
-) -> tuple[np.ndarray, str]:             # A number for each image, and what it stands for in words
-    "Which images come from one source: sites where the manifest knows them, otherwise groups of images that look alike"
-    files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
-    rows = _manifest_rows(files)
-    sites = np.array([site_of(rows[f]) if f in rows else '' for f in files])
-    known = sites != ''
-    many = all(len(set(sites[(targets == t) & known])) >= min_sites for t in np.unique(targets))
-    if not known.mean() > .8 or not many: return find_groups(averages, targets), 'groups of similar images'
-    sites[~known] = [str(f) for f in np.array(files)[~known]]  # each a source of its own
-    return np.unique(sites, return_inverse=True)[1], 'sites that the images come from'
-
-# %% ../nbs/10_export.ipynb #12d453ac
-def choose_temperature(
-    held: Evaluation,  # Predictions on held-back images, such as `held_out_answers`
-) -> tuple[float, dict[str, float]]:  # Temperature; what was found in fitting it, empty if there is nothing to fit to
-    "The temperature for images of other sources"
-    expect('held', held, Evaluation)
-    if len(held) < 2: return 1., {}
-    fitted = fit_temperature(held)
-    return fitted.value, {name: v for name in ('low', 'high', 'before', 'after', 'cross_validated', 'n') if np.isfinite(v := getattr(fitted, name))}
 
 # %% ../nbs/10_export.ipynb #657e7965
 def bundle_metrics(
@@ -356,7 +259,8 @@ def export_bundle(
     dest: str | os.PathLike,        # Folder to make, or a file that ends in .zip; an older bundle there is replaced, anything else is refused
     metrics: dict | None = None,    # What was measured on the validation set, such as {'error_rate': 0.04}; None: it is measured now
     temperature: float | None = None, # Calibrates the probabilities: logits are divided by it; None: fitted, see `choose_temperature`
-    threshold: float = 0.6,         # Answers with a smaller probability are not trusted
+    threshold: float | None = None, # Answers with a smaller confidence are not trusted, 0 to 1; None: chosen by `max_error`
+    max_error: float = 0.05,        # Accepted share of wrong answers among the trusted, on disturbed images
     unlikeness: bool | Unlikeness = True, # Tell pictures unlike the training data: fitted now, as you fitted it, or not at all
     seen: Evaluation | None = None, # What the Learner says about all its pictures, if it was asked: `evaluate(learn, 'all')`
     weights: bool = False,          # Also write the weights as safetensors, to train further
@@ -374,7 +278,8 @@ def export_bundle(
     check_dest(dest)
     if key is not None: read_key(key, secret=True)
     if seen is not None and unlikeness is True and not len(seen.only('train')): raise ExportError("`seen` holds no training pictures, which unlikeness is measured against: pass `evaluate(learn, 'all')`, or `unlikeness=False`")
-    facts = bundle_facts(learn, metrics, 1. if temperature is None else temperature, threshold)
+    if not 0 < max_error < 1: raise ValueError(f'`max_error` must be between 0 and 1, got {max_error}')
+    facts = bundle_facts(learn, metrics, 1. if temperature is None else temperature, .6 if threshold is None else threshold)
     files = _to_compare(learn, files, max_check)
     seen, notes = own_answers(learn, seen, unlikeness is True, threads)
     far = _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness, threads)
@@ -386,7 +291,7 @@ def export_bundle(
         difference = verify_bundle(learn, new, files, seen, threads)
         if not difference <= tolerance: raise ExportError(_disagreement(difference, tolerance, len(files)))
         facts.metrics |= dict(pictures_compared=len(files), largest_difference=difference)
-        if far is not None and seen is not None and not far.measured: facts.unlikeness['measured'] = _measure_strangers(new, far, seen)
+        if seen is not None: _measure_answers(facts, learn, new, far, seen, threshold, max_error, threads)
         write_bundle(facts, model, new, model_card(facts, dest.name), table)
         if key is not None: sign_bundle(new, key)
         _move(zip_bundle(new) if dest.suffix.lower() == '.zip' else new, dest, Path(aside)/'old')
@@ -415,15 +320,14 @@ def _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness, t
 def _fit_unlikeness(learn, seen, notes):
     "From the features of all images; None, and a note, where that cannot be"
     if seen is None: return None
-    some = _some(seen, 4000)
-    held = None if is_frozen(learn) else (some.table.split == 'valid').to_numpy()
-    groups, words = image_sources(some.table.file, _averages(learn, some), some.targets)
-    head = class_head(learn)
-    try:
-        fitted = fit_unlikeness(some.features, some.targets, held, groups, words, averages_of(learn.model), head and ClassHead.of(*head))
-        fitted.n = len(seen)
-        return fitted
+    try: return learner_unlikeness(learn, seen)
     except DataError as e: notes.append(f'It cannot tell pictures unlike its training data: {e}.')
+
+def _measure_answers(facts, learn, bundle, far, seen, threshold, max_error, threads):
+    "What the bundle's own answers tell: whether strangers are noticed, and when an answer can be trusted"
+    if far is not None and not far.measured: facts.unlikeness['measured'] = _measure_strangers(bundle, far, seen)
+    trust = fit_trust(learn, Classifier(bundle, threads=1), seen, far, max_error, threshold, threads=threads)
+    if trust: facts.confidence, facts.threshold = plain_values(trust.confidence, 'confidence'), trust.threshold
 
 def _measure_strangers(bundle, far, seen):
     "How well drawn pictures of other things are told from held-back ones, by kind"

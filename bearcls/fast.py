@@ -479,15 +479,20 @@ def held_out_logits(
     targets: np.ndarray,  # Index of the label of each
     folds: np.ndarray,    # Fold of each
     threads: int | None = None,  # See `linear_head`
-) -> np.ndarray:          # (images, labels)
+    asked: np.ndarray | None = None,        # (asked, numbers) features to answer; None: those of the images themselves
+    asked_folds: np.ndarray | None = None,  # (asked,) the fold that each has to do without
+) -> np.ndarray:          # (asked, labels)
     "What heads like the Learner's say about images of a fold that they have not seen"
     expect('learn', learn, Learner)
     x, y = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)), torch.from_numpy(np.asarray(targets, np.int64))
-    logits = torch.zeros(len(x), learn.dls.c)
+    some = x if asked is None else torch.from_numpy(np.ascontiguousarray(asked, dtype=np.float32))
+    asked_folds = folds if asked is None else asked_folds
+    logits = torch.zeros(len(some), learn.dls.c)
     if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')
     with _loss_of_each(learn, None):
-        for fold in np.unique(folds):
-            mine = torch.from_numpy(folds == fold)
-            head = linear_head(x[~mine], y[~mine], learn.loss_func, learn.dls.c, learn.fast.weight_decay, threads=threads).eval()
-            with torch.no_grad(): logits[mine] = head(x[mine])
+        for fold in np.unique(asked_folds):
+            rest = torch.from_numpy(folds != fold)
+            mine = torch.from_numpy(asked_folds == fold)
+            head = linear_head(x[rest], y[rest], learn.loss_func, learn.dls.c, learn.fast.weight_decay, threads=threads).eval()
+            with torch.no_grad(): logits[mine] = head(some[mine])
     return logits.numpy()

@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/folders.html.md"""
 # %% auto #0
 __all__ = ['image_suffixes', 'unread_suffixes', 'left_out_kinds', 'side_names', 'FileKind', 'file_kind', 'LeftOut', 'LabelOf',
            'ImageFolder', 'scan_folder', 'folder_html', 'image_files', 'LeftOutWarning', 'count_labels',
-           'refuse_problems', 'side_of', 'find_all', 'find_pictures', 'known_rows', 'manifest_roots', 'manifest_note',
-           'own_rows']
+           'refuse_problems', 'side_of', 'find_all', 'find_pictures', 'known_rows', 'manifest_roots', 'rows_by_path',
+           'manifest_note', 'own_rows']
 
 # %% ../nbs/00h_folders.ipynb #e601c6f8
 import os, unicodedata
@@ -448,6 +448,13 @@ def manifest_roots(
         above = [folder, *folder.parents][:4]
         found |= {next((a for a in above if (a/'manifest.csv').is_file()), folder.parent)}
     return found
+
+def rows_by_path(
+    files: Iterable[str | os.PathLike],  # Images
+) -> dict[Path, ImageRow]:               # Rows of their manifests, by the path of the image; an image that no manifest knows is missing
+    "What manifests know of images"
+    files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
+    return {Path(root)/r.file: r for root in manifest_roots(files) for r in known_rows(root) if r.file}
 
 def manifest_note(
     path: str | os.PathLike,  # Image folder

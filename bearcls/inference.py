@@ -10,7 +10,7 @@ __all__ = ['min_light', 'providers_known', 'max_memory', 'Prediction', 'predicti
            'folder_sources']
 
 # %% ../nbs/09_inference.ipynb #8f6a82cf
-import os, threading
+import math, os, threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from .bundle import Bundle, model_bytes, prepare, read_bundle
+from .confidence import Confidence, look_at
 from .container import BundleError, short_words
 from .core import (BearclsError, Html, ImageError, expect, load_image, max_pixels,
     optional_import, progress)
@@ -36,6 +37,7 @@ class Prediction:
     unlikeness: float | None = None # How unlike the training pictures this one is; None where the bundle has no statistics for it
     trusted: bool = True            # May the label be used without asking a person?
     reason: str = ''                # Why not, in words; empty if trusted
+    confidence: float | None = None # How probably the label is right, from all that is known of the answer, 0 to 1; None where the bundle does not tell
 
     def __str__(self):
         words = f'{self.label} ({self.probability:.2f})'
@@ -86,6 +88,7 @@ def judge(
     size: tuple[int, int],             # Width and height of the picture, in pixels
     light: float = 255,                # What `lightness` says of it
     unlikeness: float | None = None,   # How unlike the training pictures it is; None where the bundle has no statistics for it
+    confidence: Confidence | None = None, # How probably the answer is right; None where the bundle does not tell, so that the probability decides
 ) -> str:                              # Why the answer should not be trusted; empty if it may be
     "The reason to ask a person, in words"
     expect('bundle', bundle, Bundle)
@@ -94,8 +97,17 @@ def judge(
     if unlikeness is not None and bundle.unlikeness and not unlikeness <= (usual := bundle.unlikeness['threshold']):
         return f'it is unlike the pictures that the model was trained on ({unlikeness:.2f}, where up to {usual:.2f} is usual)'
     (first, p), (second, q) = list(probabilities.items())[:2]
-    if p >= bundle.threshold: return ''
+    if (p if confidence is None else confidence.value) >= bundle.threshold: return ''
+    if confidence is not None and (words := _doubt_words(bundle, first, p, confidence)): return words
     return f'it could be {first} ({p:.2f}) or {second} ({q:.2f})'
+
+def _doubt_words(bundle, first, p, confidence):
+    "What speaks against an answer, where that is not the probability"
+    sure = f'such answers are right in {math.floor(100*confidence.value)} of 100 cases'
+    if confidence.doubt == 'second opinion' and confidence.other is not None:
+        return f'it looks like {first} ({p:.2f}), and on a second look like {bundle.labels[confidence.other]}; {sure}'
+    words = {'second opinion': 'a second look is not clear', 'lightness': 'the picture is rather dark', 'unlikeness': 'it is somewhat unlike the pictures that the model was trained on'}
+    return f'{words[confidence.doubt]}; {sure}' if confidence.doubt in words else ''
 
 # %% ../nbs/09_inference.ipynb #1d8de548
 class ProviderError(BearclsError, RuntimeError):
@@ -160,7 +172,7 @@ class Classifier:
 
     def __repr__(self): return f'Classifier({", ".join(self.labels[:5])}{"…" if len(self.labels) > 5 else ""}; bundle {self.bundle.path.name})'
 
-_outputs = ('logits', 'probabilities', 'features', 'unlikeness')
+_outputs = ('logits', 'probabilities', 'features', 'unlikeness', 'second_opinion')
 
 def usable_cores() -> int:  # At least 1
     "Cores that this process may use, which a container or a batch system may have limited"
@@ -190,6 +202,10 @@ def _session(bundle, threads, wanted):
         raise BundleError(f'{where} gives {short_words(outputs)}; logits, probabilities and features for {len(bundle.labels)} labels are expected')
     if bundle.unlikeness and len(outputs.get('unlikeness', ())) != 1:
         raise BundleError(f'{where} gives {short_words(outputs)}; the facts promise `unlikeness`, one number for each picture')
+    evidence = bundle.confidence['evidence'] if bundle.confidence else {}
+    for name, output, shape in (('unlikeness', 'unlikeness', []), ('second opinion', 'second_opinion', [len(bundle.labels)])):
+        if name in evidence and outputs.get(output, [None, None, None])[1:] != shape:
+            raise BundleError(f'{where} gives {short_words(outputs)}; the facts promise `{output}` as evidence')
     return session
 
 _bounded, _bounding = [], threading.Lock()
@@ -229,7 +245,7 @@ def _as_image(source, bundle, allow_url=False, allow_private=False, limit=max_pi
 def run(self,
     pixels: np.ndarray,       # Prepared pictures: bytes as (pictures, height, width, 3), RGB
     release: bool = False,    # Give the memory for intermediate results back afterwards?
-) -> dict[str, np.ndarray]:   # `logits` and `probabilities` as (pictures, labels), `features` as (pictures, numbers), `unlikeness` if the bundle knows it
+) -> dict[str, np.ndarray]:   # `logits` and `probabilities` as (pictures, labels), `features` as (pictures, numbers), `unlikeness` and `second_opinion` if the bundle knows them
     "What the model itself says"
     return self._run(self.session, pixels, release)
 
@@ -247,9 +263,10 @@ def _run(self, session, pixels, release=False):
 def _are_answers(out, n, n_labels):
     "A forged model may give anything: arrays of another size, numbers that are no probabilities"
     if not all(isinstance(v, np.ndarray) and v.dtype.kind == 'f' and v.shape[:1] == (n,) for v in out.values()): return False
-    p, shapes = out['probabilities'], [out[name].shape for name in ('probabilities', 'logits')]
-    far = out.get('unlikeness', p[:, 0])
-    return shapes == [(n, n_labels)]*2 and far.shape == (n,) and bool(np.isfinite(far).all() and (p >= 0).all() and (abs(p.sum(1) - 1) < .01).all())
+    p = out['probabilities']
+    far, second = out.get('unlikeness', p[:, 0]), out.get('second_opinion', p)
+    if far.shape != (n,) or any(values.shape != (n, n_labels) for values in (p, out['logits'], second)): return False
+    return bool(np.isfinite(far).all() and np.isfinite(second).all() and (p >= 0).all() and (abs(p.sum(1) - 1) < .01).all())
 
 @patch_to(Classifier)
 def predict(self,
@@ -269,17 +286,20 @@ def _ask(self, session, opened):
     "Predictions for opened pictures"
     sizes, pixels = zip(*opened)
     out = self._run(session, np.stack(pixels))
-    unlike = out['unlikeness'] if self.bundle.unlikeness else [None]*len(pixels)
-    return [self._answer(*one) for one in zip(out['probabilities'], sizes, map(lightness, pixels), unlike)]
+    unknown = [None]*len(pixels)
+    unlike = out['unlikeness'] if self.bundle.unlikeness else unknown
+    return [self._answer(*one) for one in zip(out['probabilities'], sizes, map(lightness, pixels), unlike, out.get('second_opinion', unknown))]
 
 @patch_to(Classifier)
-def _answer(self, values, size, light, unlike):
+def _answer(self, values, size, light, unlike, overlaps):
     "Probabilities in the model's order as a Prediction"
     order = np.argsort(-values, kind='stable')
     probabilities = {self.labels[i]: float(values[i]) for i in order}
     unlike = None if unlike is None else float(unlike)
-    label, reason = next(iter(probabilities)), judge(self.bundle, probabilities, size, light, unlike)
-    return Prediction(label, probabilities[label], probabilities, unlike, not reason, reason)
+    label, known = next(iter(probabilities)), self.bundle.confidence
+    sure = look_at(known, values, light, unlike, overlaps) if known else None
+    reason = judge(self.bundle, probabilities, size, light, unlike, sure)
+    return Prediction(label, probabilities[label], probabilities, unlike, not reason, reason, sure.value if sure else None)
 
 # %% ../nbs/09_inference.ipynb #bd1938f9
 def fetch_picture(
@@ -366,10 +386,10 @@ class PredictionRow:
     reason: str = ''                      # Why there is no answer, in words
 
     def as_dict(self) -> dict[str, Any]:  # Ready for JSON or a line of CSV
-        "One flat row: file, status, label, probability, trusted, reason, unlikeness, and a column `p_<label>` for each label"
-        row = dict(file=self.file, status=self.status, label='', probability=None, trusted=None, reason=self.reason, unlikeness=None)
+        "One flat row: file, status, label, probability, trusted, reason, unlikeness, confidence, and a column `p_<label>` for each label"
+        row = dict(file=self.file, status=self.status, label='', probability=None, trusted=None, reason=self.reason, unlikeness=None, confidence=None)
         if (p := self.prediction) is None: return row
-        row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness)
+        row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness, confidence=p.confidence)
         return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}
 
 # %% ../nbs/09_inference.ipynb #f07c035a

@@ -174,7 +174,7 @@ def result_of(
     if row is None or row.prediction is None: return dict(name=upload.name, status='failed', reason=upload.reason or row.reason)
     p = row.prediction
     return dict(name=upload.name, status='ok', label=p.label, probability=p.probability, probabilities=p.probabilities,
-        trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness, model=digest[:12])
+        trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness, confidence=p.confidence, model=digest[:12])
 
 async def answer_uploads(
     service: Service,       # Whose workers answer
@@ -225,7 +225,8 @@ def _service_schemas():
         reason=dict(type='string', description='Why it failed, or why a person should look'),
         label=text, probability=share, probabilities=dict(type='object', additionalProperties=share),
         trusted=dict(type='boolean', description='May the label be used without asking a person?'),
-        unlikeness=dict(type=['number', 'null'], description='How unlike the training pictures it is'), model=dict(type='string', description='Which model answered: the first 12 digits of the SHA-256 of its file')))
+        unlikeness=dict(type=['number', 'null'], description='How unlike the training pictures it is'),
+        confidence=dict(type=['number', 'null'], minimum=0, maximum=1, description='How probably the label is right, from all that is known of the answer'), model=dict(type='string', description='Which model answered: the first 12 digits of the SHA-256 of its file')))
     problem = dict(type='object', required=['type', 'title', 'status', 'detail'], properties=dict(type=text, title=text, status=dict(type='integer'), detail=text, request_id=text))
     labels = dict(type='object', required=['labels', 'model', 'title'], properties=dict(labels=listed(text), model=text, title=text))
     state = dict(type='object', required=['status'], properties=dict(status=text))
@@ -237,7 +238,7 @@ def _service_schemas():
         Result=result, Problem=problem, Labels=labels, State=state, Images=images, Form=form)
 
 _service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzly', probability=0.94, probabilities=dict(grizzly=0.94, black=0.05, teddy=0.01),
-    trusted=True, reason='', unlikeness=0.12, model='3f2a90c1d4e5'),
+    trusted=True, reason='', unlikeness=0.12, confidence=0.97, model='3f2a90c1d4e5'),
     dict(name='notes.jpg', status='failed', reason='the file is no picture of a known format')])
 _service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNYqqUFAAJxAPqULGlbAAAAAElFTkSuQmCC'  # A PNG of one pixel
 

@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/stress.html.md"""
 
 # %% auto #0
 __all__ = ['stresses', 'stress_columns', 'night', 'infrared', 'low_resolution', 'motion_blur', 'compression', 'rain', 'occlusion',
-           'far_away', 'tilt', 'Stress', 'apply_stress', 'show_stress', 'stress', 'plot_stress', 'trust_under_stress',
-           'plot_trust', 'stress_html', 'stress_facts', 'stress_words']
+           'far_away', 'tilt', 'Stress', 'apply_stress', 'show_stress', 'reduced_to', 'stress', 'plot_stress',
+           'trust_under_stress', 'plot_trust', 'stress_html', 'stress_facts', 'stress_words']
 
 # %% ../nbs/10d_stress.ipynb #d454981b
 import io, math, os
@@ -192,15 +192,19 @@ def show_stress(
     side: int = 112,                         # Longer side of a thumbnail, in pixels
 ) -> Html:                                   # A gallery that begins with the picture as it is
     "One picture under all disturbances"
-    image, views = _fitting(load_image(image), 2*side), [(k, s) for k in _several(stresses if kinds is None else kinds) for s in _several(strengths)]
+    image, views = reduced_to(load_image(image), 2*side), [(k, s) for k in _several(stresses if kinds is None else kinds) for s in _several(strengths)]
     return gallery([image, *(apply_stress(image, k, s) for k, s in views)], ['as it is', *(f'{k}, {_level_words(k, s)}' for k, s in views)], side, len(views) + 1)
 
 def _several(values):
     "A list, also of a single one"
     return [values] if isinstance(values, (str, int)) else list(values)
 
-def _fitting(image, side):
-    "The picture with a shorter side of at most so many pixels"
+def reduced_to(
+    image: Image.Image,  # Of any size
+    side: int,           # Pixels of the shorter side, at most
+) -> Image.Image:        # `image` itself where it is small already
+    "An image as small as a model needs it, so that disturbing it takes no longer than it must"
+    expect('image', image, Image.Image)
     factor = side/min(image.size)
     return image if factor >= 1 else image.resize([max(1, round(s*factor)) for s in image.size], Image.Resampling.LANCZOS)
 
@@ -245,7 +249,7 @@ def _stress_pictures(classifier, path, max_n, seed):
     for f in queue:
         if len(pictures) == max_n: break
         try:
-            picture = _fitting(load_image(f, classifier.bundle.min_side), side)
+            picture = reduced_to(load_image(f, classifier.bundle.min_side), side)
             prepare(picture, classifier.bundle.size, classifier.bundle.method, classifier.bundle.pad_mode)
         except ImageError: continue
         pictures.append(picture)

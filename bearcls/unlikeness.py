@@ -7,7 +7,8 @@ Docs: https://bearcls.github.io/bearcls/unlikeness.html.md"""
 # %% auto #0
 __all__ = ['stranger_kinds', 'draw_strangers', 'alarm_threshold', 'alarm_interval', 'auroc', 'share_caught', 'measure_unlikeness',
            'Neighbours', 'find_neighbours', 'ClassHead', 'UsualClasses', 'find_classes', 'Unlikeness', 'find_groups',
-           'deal_groups', 'fit_unlikeness', 'plot_unlikeness', 'unlikeness_facts', 'alarm_words', 'unlikeness_html']
+           'deal_groups', 'fit_unlikeness', 'held_out_scores', 'plot_unlikeness', 'unlikeness_facts', 'alarm_words',
+           'unlikeness_html']
 
 # %% ../nbs/09a_unlikeness.ipynb #7bed386a
 import math
@@ -178,11 +179,17 @@ class UsualClasses:
     head: ClassHead
     usual: np.ndarray   # (l, n) mean of the roots over the images of a label
 
+    def overlaps(self,
+        averages: np.ndarray,  # (images, a)
+    ) -> np.ndarray:           # (images, l): 1 for the usual answer of a label with one answer only, 0 for classes it never gets
+        "Bhattacharyya coefficient with each label"
+        return self.head.roots(averages) @ self.usual.T
+
     def distance(self,
         averages: np.ndarray,  # (images, a)
-    ) -> np.ndarray:           # (images,): 0 for the usual answer of a label with one answer only
+    ) -> np.ndarray:           # (images,)
         "Bhattacharyya distance to the nearest label"
-        return -np.log(np.maximum((self.head.roots(averages) @ self.usual.T).max(1), 1e-12))
+        return -np.log(np.maximum(self.overlaps(averages).max(1), 1e-12))
 
 def find_classes(
     head: ClassHead,         # Classifier of the body
@@ -220,10 +227,14 @@ class Unlikeness:
         features: np.ndarray,  # (images, d)
     ) -> np.ndarray:           # (images,): 0 as an ordinary image, 1 as unlike as one in twenty
         "How unlike the known images these are"
-        d = self.first + len(self.neighbours.map)
-        averages = _checked(features, d)[:, self.first:]*self.gain + self.shift
-        distances = _distances(averages, self.neighbours, self.classes)
+        distances = _distances(self.averages(features), self.neighbours, self.classes)
         return ((distances - self.centre)/self.spread).max(1).astype(np.float32)
+
+    def averages(self,
+        features: np.ndarray,  # (images, d)
+    ) -> np.ndarray:           # (images, a)
+        "What the body says, averaged over the image, without what the head's first layers make of it"
+        return _checked(features, self.first + len(self.neighbours.map))[:, self.first:]*self.gain + self.shift
 
     def __repr__(self):
         low, high = self.sources
@@ -286,14 +297,18 @@ def _fit(averages, targets, head, how):
     "Both distances, from some images"
     return find_neighbours(averages, targets, **how), find_classes(head, averages, targets) if head else None
 
+def _by_fold(averages, targets, folds, asked, head, how):
+    "For each fold of the images asked about: which they are, both distances fitted to the other folds, and the labels there"
+    for fold in np.unique(asked):
+        rest = folds != fold
+        yield asked == fold, _fit(averages[rest], targets[rest], head, how), np.unique(targets[rest])
+
 def _held_distances(averages, targets, folds, held, head, how):
     "Distances of held-back images from those of the other folds: (images held, 1 or 2)"
-    found = np.zeros((len(averages), 2 if head else 1))
-    for fold in np.unique(folds[held]):
-        mine = (folds == fold) & held
-        rest = folds != fold
-        found[mine] = _distances(averages[mine], *_fit(averages[rest], targets[rest], head, how))
-    return found[held]
+    some = averages[held]
+    found = np.zeros((len(some), 2 if head else 1))
+    for mine, fit, _ in _by_fold(averages, targets, folds, folds[held], head, how): found[mine] = _distances(some[mine], *fit)
+    return found
 
 def _scale(distances):
     "What counts as 0 and as 1"
@@ -384,6 +399,28 @@ def _by_source(scores, groups, targets, false_alarms):
             shares.append((scores[mine] > alarm_threshold(scores[~mine], false_alarms)[0]).mean())
     low, high = np.quantile(shares, [.05, .95])
     return float(low), float(high)
+
+# %% ../nbs/09a_unlikeness.ipynb #67ba1dee
+def held_out_scores(
+    fitted: Unlikeness,       # From `fit_unlikeness`
+    features: np.ndarray,     # (images, d) known images
+    targets: Sequence[int],   # Index of the label of each
+    folds: np.ndarray,        # Fold of each, such as from `deal_groups`
+    asked: np.ndarray,        # (asked, d) images to score
+    asked_folds: np.ndarray,  # (asked,) the fold that each has to do without
+    n_labels: int,            # Number of labels
+) -> tuple[np.ndarray, np.ndarray | None]:  # (asked,) scores; (asked, labels) overlaps with the usual ImageNet classes, None without these
+    "Scores of images by fits without their fold"
+    expect('fitted', fitted, Unlikeness)
+    averages, some, targets = fitted.averages(features), fitted.averages(asked), np.asarray(targets)
+    head = fitted.classes.head if fitted.classes else None
+    near = fitted.neighbours
+    how = dict(k=near.k, max_n=len(near.index), n_directions=near.map.shape[1])
+    scores, overlaps = np.zeros(len(some), np.float32), np.zeros((len(some), n_labels), np.float32)
+    for mine, fit, known in _by_fold(averages, targets, folds, asked_folds, head, how):
+        scores[mine] = ((_distances(some[mine], *fit) - fitted.centre)/fitted.spread).max(1)
+        if head: overlaps[np.ix_(mine, known)] = fit[1].overlaps(some[mine])
+    return scores, overlaps if head else None
 
 # %% ../nbs/09a_unlikeness.ipynb #430b9987
 def plot_unlikeness(

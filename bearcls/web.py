@@ -95,7 +95,8 @@ def web_facts(
     "The facts that decide an answer, and none of how the model came about"
     expect('bundle', bundle, Bundle)
     unlike = bundle.unlikeness and {k: bundle.unlikeness[k] for k in ('threshold', 'false_alarms', 'pictures')}
-    return bundle_json(replace(bundle, unlikeness=unlike, metrics={}, data={}, versions={}, weights=None, card=''), sha256(model), len(model))
+    sure = bundle.confidence and {k: bundle.confidence[k] for k in ('evidence', 'bias')}
+    return bundle_json(replace(bundle, unlikeness=unlike, confidence=sure, metrics={}, data={}, versions={}, weights=None, card=''), sha256(model), len(model))
 
 # %% ../nbs/12c_web.ipynb #45b102c2
 page_file, single_name, packed_name = 'index.html', 'classifier.html', 'ort-wasm-simd-threaded.wasm.packed'

@@ -6,20 +6,42 @@ export async function loadModel(ort, wasm, model, facts) {  // a function from w
   Object.assign(ort.env.wasm, { wasmBinary: wasm, numThreads: 1, proxy: false });  // threads would need headers from a server
   ort.env.logLevel = 'fatal';
   const session = await ort.InferenceSession.create(model, { executionProviders: ['wasm'], logSeverityLevel: 4 });
-  const { width, height } = facts.input, wanted = ['probabilities', ...(facts.trust.unlikeness ? ['unlikeness'] : [])];
+  const { width, height } = facts.input, wanted = ['probabilities'];
+  if (facts.trust.unlikeness) wanted.push('unlikeness');
+  if (facts.trust.confidence && 'second opinion' in facts.trust.confidence.evidence) wanted.push('second_opinion');
   return async ({ pixels, size }) => {
     const out = await session.run({ image: new ort.Tensor('uint8', pixels, [1, height, width, 3]) }, wanted);
     const values = Array.from(out.probabilities.data), far = out.unlikeness ? out.unlikeness.data[0] : null;
+    const overlaps = out.second_opinion ? Array.from(out.second_opinion.data) : null;
     const sum = values.reduce((a, b) => a + b, 0);
     if (values.length !== facts.labels.length || !(Math.abs(sum - 1) < 0.01) || !(Math.min(...values) >= 0) || !Number.isFinite(far ?? 0))
       throw new Error('The model gives no probabilities for this picture.');
-    return answer(facts, values, size, lightness(pixels), far);
+    return answer(facts, values, size, lightness(pixels), far, overlaps);
   };
 }
 
-export function answer(facts, values, size, light, unlikeness) {  // as bearcls.inference.Prediction
-  const ranked = values.map((p, i) => [facts.labels[i], p]).sort((a, b) => b[1] - a[1]), reason = judge(facts, ranked, size, light, unlikeness);
-  return { label: ranked[0][0], probability: ranked[0][1], probabilities: Object.fromEntries(ranked), order: ranked.map((r) => r[0]), unlikeness, trusted: !reason, reason };
+export function answer(facts, values, size, light, unlikeness, overlaps = null) {  // as bearcls.inference.Prediction
+  const ranked = values.map((p, i) => [facts.labels[i], p]).sort((a, b) => b[1] - a[1]);
+  const sure = facts.trust.confidence ? lookAtAnswer(facts.trust.confidence, values, light, unlikeness, overlaps) : null;
+  const reason = judge(facts, ranked, size, light, unlikeness, sure);
+  return {
+    label: ranked[0][0], probability: ranked[0][1], probabilities: Object.fromEntries(ranked), order: ranked.map((r) => r[0]), unlikeness,
+    trusted: !reason, reason, confidence: sure && sure.value,
+  };
+}
+
+export function lookAtAnswer(fitted, values, light, unlikeness, overlaps) {  // as bearcls.confidence.look_at
+  const best = values.indexOf(Math.max(...values)), p = Math.min(Math.max(values[best], 1e-6), 1 - 1e-6);
+  const evidence = { probability: Math.log(p) - Math.log1p(-p), lightness: light / 255 };
+  if (unlikeness !== null) evidence.unlikeness = Math.min(Math.max(unlikeness, -1), 6);
+  if (overlaps) {
+    const fit = overlaps.map((v) => Math.log(Math.max(v, 1e-6)));
+    evidence['second opinion'] = fit[best] - Math.max(...fit.filter((v, i) => i !== best));
+  }
+  const said = Object.entries(fitted.evidence).map(([name, [mean, spread, weight]]) => [name, weight * (evidence[name] - mean) / spread]);
+  const total = said.reduce((sum, [, v]) => sum + v, fitted.bias), [doubt, least] = said.reduce((a, b) => (b[1] < a[1] ? b : a));
+  const preferred = overlaps ? overlaps.indexOf(Math.max(...overlaps)) : best;
+  return { value: 1 / (1 + Math.exp(-total)), doubt: least < 0 ? doubt : '', other: preferred === best ? null : preferred };
 }
 
 export function lightness(pixels) {  // the grey level that 95% of the pixels stay under
@@ -30,13 +52,21 @@ export function lightness(pixels) {  // the grey level that 95% of the pixels st
   return level;
 }
 
-export function judge({ trust }, ranked, size, light, unlikeness) {  // why a person should look; empty if nobody has to
+export function judge({ trust, labels }, ranked, size, light, unlikeness, sure = null) {  // why a person should look; empty if nobody has to
   if (Math.min(...size) < trust.smallest) return `the picture is only ${size[0]} by ${size[1]} pixels`;
   if (light < minLight) return `the picture is too dark: 95% of it is at ${light} of 255 or darker`;
   if (unlikeness !== null && trust.unlikeness && !(unlikeness <= trust.unlikeness.threshold))
     return `it is unlike the pictures that the model was trained on (${two(unlikeness)}, where up to ${two(trust.unlikeness.threshold)} is usual)`;
   const [[first, p], [second, q]] = ranked;
-  return p >= trust.threshold ? '' : `it could be ${first} (${two(p)}) or ${second} (${two(q)})`;
+  if ((sure ? sure.value : p) >= trust.threshold) return '';
+  return (sure && doubtWords(labels, first, p, sure)) || `it could be ${first} (${two(p)}) or ${second} (${two(q)})`;
+}
+
+function doubtWords(labels, first, p, { value, doubt, other }) {  // as bearcls.inference._doubt_words
+  const often = `such answers are right in ${Math.floor(100 * value)} of 100 cases`;
+  if (doubt === 'second opinion' && other !== null) return `it looks like ${first} (${two(p)}), and on a second look like ${labels[other]}; ${often}`;
+  const words = { 'second opinion': 'a second look is not clear', lightness: 'the picture is rather dark', unlikeness: 'it is somewhat unlike the pictures that the model was trained on' };
+  return words[doubt] ? `${words[doubt]}; ${often}` : '';
 }
 
 function two(value) { return (Math.abs(value * 8 % 4) === 1 ? value - Math.sign(value) * 1e-9 : value).toFixed(2); }  // halves to even, as Python
