@@ -55,11 +55,14 @@ from .container import BundleError
 from .bundle import *
 from .inference import *
 from .unlikeness import *
+from .confidence import *
 from .batch import *
 from .video import *
 from .card import *
 from .rebuild import *
 from .recalibrate import *
+from .trust import *
+from .held_out import *
 from .export import *
 from .variants import *
 from .further import *

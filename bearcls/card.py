@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from .bundle import Bundle, card_changed, colour_rule, model_bytes, plain_values, read_bundle, sign_bundle, weights_bytes, write_bundle
+from .confidence import confidence_words
 from .container import BundleError, facts_file, weights_file
 from .core import expect
 from .signature import public_key, read_key
@@ -150,11 +151,13 @@ def _limits(bundle):
     stranger = _stranger_words(far) if far else 'It has no means to notice a picture that shows none of them.'
     notes = bundle.metrics.get('notes')
     notes = [markdown_text(n) for n in (_a(list, notes) if not isinstance(notes, str) else [notes]) if isinstance(n, str)]
-    doubts = [f'with a probability below {bundle.threshold:g}', f'on pictures with a side below {bundle.smallest} pixels', 'on pictures that are almost black', *(['on pictures unlike the training data'] if far else [])]
+    sure = bundle.confidence
+    doubts = [f'with a {"confidence" if sure else "probability"} below {bundle.threshold:.2g}', f'on pictures with a side below {bundle.smallest} pixels', 'on pictures that are almost black', *(['on pictures unlike the training data'] if far else [])]
+    trust = f' {markdown_text(confidence_words(sure))}.' if sure else ''
     if far and bundle.variant == 'int8': stranger += ' These figures were measured before the model was made smaller.'
     return (f'The model knows these labels and nothing else: every picture gets one of them, one that shows none of them too. {stranger}\n\n'
         f'Answers {", ".join(doubts[:-1])} and {doubts[-1]} come with '
-        '`trusted = False`: a person should look. How well it does on pictures of another kind than those it was measured on is not known.' + ''.join(f'\n\n{n}' for n in notes))
+        f'`trusted = False`: a person should look.{trust} How well it does on pictures of another kind than those it was measured on is not known.' + ''.join(f'\n\n{n}' for n in notes))
 
 def _stranger_words(far):
     "How pictures of something else are noticed, and how many of them"

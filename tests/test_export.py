@@ -14,6 +14,7 @@ from torchvision.models import resnet18
 import yaml
 from PIL import Image, ImageEnhance
 import bearcls.export as room
+import bearcls.held_out as held_out
 from bearcls.arch import TrainError
 from bearcls.bundle import bundle_json, card_text, model_bytes, read_bundle, sign_bundle, weights_bytes, zip_bundle
 from bearcls.calibrate import fit_temperature, with_temperature
@@ -22,7 +23,8 @@ from bearcls.container import BundleError
 from bearcls.core import DataError, ImageRow, load_image, read_manifest, write_manifest
 from bearcls.folders import image_files
 from bearcls.data import image_dls
-from bearcls.export import ExportError, check_dest, error_by_source, export_bundle, image_sources, learner_probabilities, validation_files, verify_bundle
+from bearcls.export import ExportError, check_dest, export_bundle, learner_probabilities, validation_files, verify_bundle
+from bearcls.held_out import error_by_source, image_sources, learner_unlikeness
 from bearcls.further import learner_from_bundle
 from bearcls.inference import Classifier
 from bearcls.interpret import evaluate
@@ -320,7 +322,7 @@ def test_imagenet_classes_go_along(photographed, shared, monkeypatch):
     assert facts['held_back'] == len(seen) and facts['false_alarms_low'] <= .05 <= facts['false_alarms_high']
     assert model_size(bundle) - model_size(without) < 700_000
     monkeypatch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
-    fitted = room._fit_unlikeness(learn, seen, [])  # finds the weights where the export did
+    fitted = learner_unlikeness(learn, seen)  # finds the weights where the export did
     files = [Path(f) for f in seen.table.file[::7]]
     rows = Classifier(bundle).predict_batch(files)
     assert np.abs([r.prediction.unlikeness for r in rows] - fitted.score(seen.features[::7])).max() < .02
@@ -372,7 +374,7 @@ def test_sources_that_differ_cost_more_than_chance(photographed, monkeypatch):
     tints = rng.normal(size=(15, seen.features.shape[1]))*4
     table = seen.table.assign(actual=[seen.labels[s % 3] for s in sources])  # a source has one label
     seen = replace(seen, table=table, features=(rng.normal(size=seen.features.shape) + tints[sources]).astype(np.float32))
-    monkeypatch.setattr(room, 'image_sources', lambda *a, **k: (sources, 'made up'))
+    monkeypatch.setattr(held_out, 'image_sources', lambda *a, **k: (sources, 'made up'))
     found = error_by_source(learn, seen)
     assert found['random'] < .05 < .4 < found['error'] and found['groups'] == 15 and found['high'] - found['low'] > .2
 
