@@ -92,6 +92,7 @@ def judge(
 ) -> str:                              # Why the answer should not be trusted; empty if it may be
     "The reason to ask a person, in words"
     expect('bundle', bundle, Bundle)
+    expect('confidence', confidence, Confidence, None)
     if min(size) < bundle.smallest: return f'the picture is only {size[0]} by {size[1]} pixels'
     if light < min_light: return f'the picture is too dark: 95% of it is at {light:.0f} of 255 or darker'
     if unlikeness is not None and bundle.unlikeness and not unlikeness <= (usual := bundle.unlikeness['threshold']):
