@@ -6,6 +6,7 @@
 __all__ = ['evidence_names', 'evidence_of', 'log_odds', 'confidence_of', 'Confidence', 'look_at', 'confidence_words']
 
 # %% ../nbs/08f_confidence.ipynb #556440a5
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 import numpy as np
@@ -51,7 +52,7 @@ def confidence_of(
 ) -> np.ndarray:                           # (images,) 0 to 1
     "The probability that each answer is right"
     total = fitted['bias'] + sum(log_odds(fitted, evidence).values())
-    return 1/(1 + np.exp(-total))
+    return 1/(1 + np.exp(np.clip(-total, -500, 500)))
 
 # %% ../nbs/08f_confidence.ipynb #f1b25e37
 @dataclass
@@ -68,15 +69,22 @@ def look_at(
     unlikeness: float | None = None,      # None where the model has no such output
     overlaps: np.ndarray | None = None,   # (labels,); None likewise
 ) -> Confidence:                          # Of this one answer
-    "The confidence of one answer"
+    "The same as `confidence_of` for one answer, without the cost of arrays"
     expect('fitted', fitted, Mapping)
-    one = None if overlaps is None else overlaps[None]
-    evidence = evidence_of(probabilities[None], [light], None if unlikeness is None else [unlikeness], one)
-    said = {name: float(v[0]) for name, v in log_odds(fitted, evidence).items()}
+    best, other = int(probabilities.argmax()), None
+    p = min(max(float(probabilities[best]), 1e-6), 1 - 1e-6)
+    evidence = {'probability': math.log(p) - math.log1p(-p), 'lightness': light/255}
+    if unlikeness is not None: evidence['unlikeness'] = min(max(unlikeness, -1), 6)
+    if overlaps is not None:
+        preferred, own = int(overlaps.argmax()), float(overlaps[best])
+        if preferred != best: other = preferred
+        rest = np.delete(overlaps, best).max() if other is None else overlaps[other]
+        evidence['second opinion'] = math.log(max(own, 1e-6)) - math.log(max(float(rest), 1e-6))
+    said = log_odds(fitted, evidence)
     doubt = min(said, key=said.get)
-    preferred = None if overlaps is None else int(overlaps.argmax())
-    other = preferred if preferred != probabilities.argmax() else None
-    return Confidence(float(confidence_of(fitted, evidence)[0]), doubt if said[doubt] < 0 else '', other)
+    total = fitted['bias'] + sum(said.values())
+    value = 0. if math.isnan(total) else 1/(1 + math.exp(min(max(-total, -500), 500)))  # a forged bundle may hold anything
+    return Confidence(value, doubt if said[doubt] < 0 else '', other)
 
 # %% ../nbs/08f_confidence.ipynb #0bfe2b57
 def confidence_words(

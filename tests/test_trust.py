@@ -86,6 +86,12 @@ def test_the_page_says_the_same(tmp_path):
         reasons.add(reason.split('(')[0].split(';')[0])
     assert len(reasons) > 8
 
+@pytest.mark.parametrize('row', [[0., 1e-30, 1e30], [-1e30, 1e-30, 1e30], [1e30, 1., -1e30]])
+def test_forged_weights_give_an_answer(row, tmp_path):
+    path = write_bundle(Bundle(list(furs), (64, 64), confidence=dict(evidence={'probability': row, 'lightness': [r*(-1)**k for k, r in enumerate(row)]}, bias=-1e30)), colour_model(), tmp_path/'b')
+    answer = Classifier(path).predict(Image.new('RGB', (80, 80), furs['brown']))
+    assert 0 <= answer.confidence <= 1 and answer.trusted == (not answer.reason)
+
 # The fit
 
 def answers(n, seed=0, n_groups=20):

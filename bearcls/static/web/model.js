@@ -41,7 +41,7 @@ export function lookAtAnswer(fitted, values, light, unlikeness, overlaps) {  // 
   const said = Object.entries(fitted.evidence).map(([name, [mean, spread, weight]]) => [name, weight * (evidence[name] - mean) / spread]);
   const total = said.reduce((sum, [, v]) => sum + v, fitted.bias), [doubt, least] = said.reduce((a, b) => (b[1] < a[1] ? b : a));
   const preferred = overlaps ? overlaps.indexOf(Math.max(...overlaps)) : best;
-  return { value: 1 / (1 + Math.exp(-total)), doubt: least < 0 ? doubt : '', other: preferred === best ? null : preferred };
+  return { value: Number.isNaN(total) ? 0 : 1 / (1 + Math.exp(-total)), doubt: least < 0 ? doubt : '', other: preferred === best ? null : preferred };
 }
 
 export function lightness(pixels) {  // the grey level that 95% of the pixels stay under
