@@ -88,7 +88,7 @@ def test_the_page_says_the_same(tmp_path):
 
 @pytest.mark.parametrize('row', [[0., 1e-30, 1e30], [-1e30, 1e-30, 1e30], [1e30, 1., -1e30]])
 def test_forged_weights_give_an_answer(row, tmp_path):
-    path = write_bundle(Bundle(list(furs), (64, 64), confidence=dict(evidence={'probability': row, 'lightness': [r*(-1)**k for k, r in enumerate(row)]}, bias=-1e30)), colour_model(), tmp_path/'b')
+    path = write_bundle(Bundle(list(furs), (64, 64), confidence=dict(evidence={'probability': row, 'lightness': [-row[0], row[1], -row[2]]}, bias=-1e30)), colour_model(), tmp_path/'b')
     answer = Classifier(path).predict(Image.new('RGB', (80, 80), furs['brown']))
     assert 0 <= answer.confidence <= 1 and answer.trusted == (not answer.reason)
 
