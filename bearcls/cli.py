@@ -22,7 +22,7 @@ def _quickstart(args):
 
 def _gather(args):
     "From words to an image folder; status 1 if a label got no picture"
-    from bearcls.download import gather
+    from bearcls.gather.download import gather
     labels = _labels(args.labels)
     search = {k: v for k, v in dict(license=args.license, source=args.source).items() if v is not None}
     rows = gather(labels, args.dest, args.provider, args.max_images, search, enough=args.enough)
@@ -42,15 +42,15 @@ def _labels(arguments):
 # %% ../nbs/18_cli.ipynb #3e8c5e13
 def _gathered(label, rows):
     "What became of a label's addresses, in a few lines; rows without an address tell of a provider that could not answer"
-    from bearcls.download import reason_counts
+    from bearcls.gather.download import reason_counts
     head = f"{label}: {sum(r.status == 'ok' for r in rows):,} pictures from {sum(bool(r.url) for r in rows):,} addresses"
     return '\n'.join([head, *(f'  {n:5,}  {why}' for why, n in reason_counts(rows).items()), *(f'  {r.reason}' for r in rows if not r.url)])
 
 # %% ../nbs/18_cli.ipynb #fb5b17db
 def _check(args):
     "What is wrong with the pictures of a folder; status 1 while some cannot be opened"
-    from bearcls.quarantine import quarantine_folder, restore
-    from bearcls.verify import broken_issues, check_images, issue_words
+    from bearcls.verify.quarantine import quarantine_folder, restore
+    from bearcls.verify.report import broken_issues, check_images, issue_words
     if args.restore: return _moved(restore(args.folder), 'restored')
     report = check_images(args.folder)
     print(f'{len(report.measures):,} pictures checked')
@@ -73,14 +73,14 @@ def _moved(moves, status):
 # %% ../nbs/18_cli.ipynb #77e51dd2
 def _app(args):
     "Serve the notebook application"
-    from bearcls.app import run_app
+    from bearcls.app.notebook import run_app
     run_app(args.bundle, port=args.port, open_browser=not args.no_browser, title=args.title, feedback=None if args.no_feedback else args.feedback)
     return 0
 
 # %% ../nbs/18_cli.ipynb #761b72a6
 def _serve(args):
     "Serve a bundle over HTTP; status 1 if a process could not go on"
-    from bearcls.serve import Settings, run_server
+    from bearcls.serve.service import Settings, run_server
     try:
         settings = Settings(threads=args.threads, max_waiting=args.max_waiting, max_bytes=args.max_bytes, max_held=max(args.max_bytes, Settings.max_held),
             api_key=os.environ.get('BEARCLS_API_KEY', '').strip(), title=args.title, origins=tuple(args.origin), frames=tuple(args.frame))
@@ -90,12 +90,12 @@ def _serve(args):
 # %% ../nbs/18_cli.ipynb #adcf6a05
 def _deploy(args):
     "Write a folder for a host; with --check also try it, status 1 if it does not work"
-    from bearcls.deploy import changed_files, deploy
+    from bearcls.deploy.targets import changed_files, deploy
     try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo, runtime=args.runtime)
     except ValueError as e: return _fail(str(e))
     print(f'{dest} is ready; {dest/"README.md"} says how it gets online' + ('; it was left as you have changed it' if 'README.md' in changed_files(dest) else ''))
     if not args.check: return 0
-    from bearcls.check import check_folder
+    from bearcls.deploy.check import check_folder
     check = check_folder(dest, args.bundle)
     missing = ', '.join(s.name for s in check.steps if s.status == 'not checked')
     print(f'{dest} works' + (f' as far as it was tried; not checked: {missing}' if missing else '') if check.ok else f'{dest} does not work yet; {dest/"README.md"} says how to start it by hand')
@@ -104,11 +104,11 @@ def _deploy(args):
 # %% ../nbs/18_cli.ipynb #a75eb200
 def _predict(args):
     "Classify files with a bundle, each answer as soon as it is known; status 1 if some could not be opened"
-    from bearcls.batch import tally, write_predictions
-    from bearcls.bundle import read_bundle
+    from bearcls.inference.predictions import tally, write_predictions
+    from bearcls.inference.bundle import read_bundle
     from bearcls.core import progress
     from bearcls.folders import LeftOut
-    from bearcls.inference import Classifier
+    from bearcls.inference.classifier import Classifier
     try: classifier = Classifier(read_bundle(args.bundle, args.key), args.threads, args.provider, args.url)
     except ValueError as e: return _fail(str(e))
     files = [f for name in args.files for f in _files_of(name)]
@@ -128,7 +128,7 @@ def _predict(args):
 
 def _files_of(name):
     "An address or a file alone, or what a folder holds"
-    from bearcls.inference import folder_sources
+    from bearcls.inference.classifier import folder_sources
     return folder_sources(name) if os.path.isdir(name) else [name]
 
 class _Rows(list):
@@ -146,7 +146,7 @@ def _noted(rows, seen):
 # %% ../nbs/18_cli.ipynb #370ce33b
 def _print_csv(rows, labels):
     "Rows as CSV, each as it comes"
-    from bearcls.inference import PredictionRow
+    from bearcls.inference.classifier import PredictionRow
     out = csv.DictWriter(sys.stdout, [*PredictionRow('').as_dict(), *(f'p_{label}' for label in sorted(labels))], lineterminator='\n')
     out.writeheader()
     for r in rows: out.writerow(r.as_dict())
@@ -218,7 +218,7 @@ def _add_predict(parser):
 
 def _recalibrate(args):
     "Choose a bundle's threshold by images of another place"
-    from bearcls.recalibrate import recalibrate
+    from bearcls.export.recalibrate import recalibrate
     try: done = recalibrate(args.bundle, args.files, args.false_alarms, args.key)
     except ValueError as e: return _fail(str(e))
     for r in done.skipped: print(f'{r.file}: {r.reason}')

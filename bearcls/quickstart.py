@@ -22,26 +22,26 @@ import jinja2, pandas as pd
 from fastai.learner import Learner
 from matplotlib.figure import Figure
 import bearcls
-from .attend import show_nearest
-from .balance import balance, balance_html
-from .calibrate import calibration_html
-from .candidates import cleaning_candidates, show_candidates
+from .interpret.gradcam import show_nearest
+from .verify.balance import balance, balance_html
+from .interpret.calibrate import calibration_html
+from .clean.candidates import cleaning_candidates, show_candidates
 from .core import DataError, Html, atomic_write, expect, gallery, html_table, thumbnail
 from .folders import LeftOutWarning, manifest_note, scan_folder, side_of
-from .download import gather
-from .export import check_dest, export_bundle
-from .fitting import plot_training
-from .bundle import can_be_labels, read_bundle
-from .data import check_labels
-from .phases import OtherTraining
-from .inference import Classifier, Prediction, prediction_html
-from .interpret import Evaluation, error_rate_of, evaluate, label_metrics, show_confusion, show_top_losses
-from .issues import WrongLabels, count_wrong_labels
-from .quarantine import quarantine_folder
-from .sample import draw_bears
-from .slices import picture_facts, slices_html
-from .train import describe_plan, plan_training, train
-from .verify import ImageReport, broken_issues, check_images, findings_html, issue_words
+from .gather.download import gather
+from .export.convert import check_dest, export_bundle
+from .train.log import plot_training
+from .inference.bundle import can_be_labels, read_bundle
+from .data.loaders import check_labels
+from .train.phases import OtherTraining
+from .inference.classifier import Classifier, Prediction, prediction_html
+from .interpret.evaluate import Evaluation, error_rate_of, evaluate, label_metrics, show_confusion, show_top_losses
+from .interpret.label_issues import WrongLabels, count_wrong_labels
+from .verify.quarantine import quarantine_folder
+from .sample.bears import draw_bears
+from .interpret.slices import picture_facts, slices_html
+from .train.learner import describe_plan, plan_training, train
+from .verify.report import ImageReport, broken_issues, check_images, findings_html, issue_words
 
 # %% ../nbs/17_quickstart.ipynb #964098c2
 def quickstart_pictures(

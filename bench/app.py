@@ -113,7 +113,7 @@ def gone(side, pids, wait):
     for pid in pids & kernels(side): psutil.Process(pid).kill()
 
 def launch(playwright):
-    from bearcls.check import find_browser
+    from bearcls.deploy.check import find_browser
     program = find_browser()
     if program is None: sys.exit('This needs Chromium')
     return playwright.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu', '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'])  # no network is part of this
@@ -168,7 +168,7 @@ def main():
     parser.add_argument('--work', type=Path, help='folder that keeps the models for another run (default: a temporary one)')
     args = parser.parse_args()
     from inference import prepare, shared
-    from bearcls.app import serve_app
+    from bearcls.app.notebook import serve_app
     with tempfile.TemporaryDirectory() as tmp:
         work = (args.work or Path(tmp)).resolve()
         work.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ setup = '''
 from fastai.vision.all import *
 from fastai.vision.widgets import ImageClassifierCleaner
 from torchvision.models import squeezenet1_1
-from bearcls.cleaner import cleaner
-from bearcls.interpret import evaluate
+from bearcls.clean.widget import cleaner
+from bearcls.interpret.evaluate import evaluate
 set_seed(42)
 bears = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, splitter=RandomSplitter(valid_pct=.2, seed=42), get_y=parent_label,
                   item_tfms=RandomResizedCrop(224, min_scale=.5), batch_tfms=aug_transforms())
@@ -123,7 +123,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=3)
     args = parser.parse_args()
     from playwright.sync_api import sync_playwright
-    from bearcls.check import find_browser
+    from bearcls.deploy.check import find_browser
     program = find_browser()
     if program is None: sys.exit('No Chromium on this machine')
     runs = []
@@ -132,7 +132,7 @@ def main():
         if photos.is_dir(): shutil.copytree(photos, folder/'bears')
         else:
             print(f'No photographs in {photos}: drawn pictures are shown')
-            from bearcls.sample import draw_bears
+            from bearcls.sample.bears import draw_bears
             draw_bears(folder/'bears', n_per_label=139, faults=False)
         settings = folder/'jupyter'/'jupyterlab_settings_dir'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'
         settings.parent.mkdir(parents=True)

@@ -16,8 +16,8 @@ sys.path.insert(0, str(root))
 
 def measure(target, bundle, work):
     "One row of the table"
-    from bearcls.check import check_folder
-    from bearcls.deploy import deploy
+    from bearcls.deploy.check import check_folder
+    from bearcls.deploy.targets import deploy
     dest = deploy(target, bundle, work/target)
     check = check_folder(dest, bundle)
     steps = {s.name: s for s in check.steps}
@@ -33,8 +33,8 @@ def main():
     parser.add_argument('--bundle', type=Path, help='folder of a bundle')
     parser.add_argument('--targets', nargs='+', metavar='TARGET', help='only these')
     args = parser.parse_args()
-    from bearcls.bundle import Bundle, colour_model, furs, write_bundle
-    from bearcls.deploy import deploy_targets
+    from bearcls.inference.bundle import Bundle, colour_model, furs, write_bundle
+    from bearcls.deploy.targets import deploy_targets
     with tempfile.TemporaryDirectory() as tmp:
         work = Path(tmp)
         bundle = args.bundle or write_bundle(Bundle(list(furs), (64, 64)), colour_model(), work/'bundle')

@@ -17,7 +17,7 @@ def work(dest, urls):
     verify_images(get_image_files(dest)).map(Path.unlink)
 '''
 bearcls = '''
-from bearcls.download import download_images
+from bearcls.gather.download import download_images
 def work(dest, urls): download_images(dest, urls, label='bears', allow_private=True)
 '''
 child = '''
@@ -35,7 +35,7 @@ if __name__ == '__main__':
 def serve(folder, n_pictures, n_hosts):
     "Serve until standard input closes; prints the addresses"
     from bearcls.folders import image_files
-    from bearcls.loopback import LoopbackWeb, fault_of, picture_pages, picture_path
+    from bearcls.sample.loopback import LoopbackWeb, fault_of, picture_pages, picture_path
     files = image_files(folder)[:n_pictures]
     faults = fault_of(map(picture_path, files))
     hosts = [f'127.0.0.{n + 1}' for n in range(n_hosts)]
@@ -59,7 +59,7 @@ def judge(dest, folder):
     "Files that are pictures as they were served, and files that are anything else"
     from bearcls.core import sha256
     from bearcls.folders import image_files
-    from bearcls.verify import verify_images
+    from bearcls.verify.report import verify_images
     served = {sha256(f) for f in image_files(folder)}
     files = [f for f in dest.rglob('*') if f.is_file() and f.name != 'manifest.csv']
     unreadable = set(verify_images(files))
@@ -68,7 +68,7 @@ def judge(dest, folder):
 
 def drawn(dest):
     "A set to serve where there are no photographs"
-    from bearcls.sample import draw_bears
+    from bearcls.sample.bears import draw_bears
     return draw_bears(dest, n_per_label=139, faults=False)
 
 def main():

@@ -33,15 +33,15 @@ if __name__ == '__main__':
 '''
 sides = {  # What runs in the fresh process, by name: `work` gets the arguments of `run` as text
 'check': '''
-from bearcls.verify import check_images
+from bearcls.verify.report import check_images
 def work(path): return check_images(path).counts
 ''',
 'train': '''
 from fastai.vision.all import error_rate, set_seed, vision_learner
 from torchvision.models import squeezenet1_1
-from bearcls.data import image_dls
-from bearcls.interpret import evaluate
-import bearcls.fast
+from bearcls.data.loaders import image_dls
+from bearcls.interpret.evaluate import evaluate
+import bearcls.train.fast
 def work(path, pretrained, ask):
     set_seed(42)
     learn = vision_learner(image_dls(path, recipe='squish'), squeezenet1_1, pretrained=pretrained == 'True', metrics=error_rate)
@@ -146,7 +146,7 @@ def main():
         photos, crops = shared()/'data'/'bears', args.keep or Path(tmp)/'crops'
         if not photos.is_dir():
             print(f'No photographs in {photos}: crops of drawn bears are checked')
-            from bearcls.sample import draw_bears
+            from bearcls.sample.bears import draw_bears
             photos = draw_bears(Path(tmp)/'drawn', n_per_label=139, side=512, faults=False)
         folders = [make_crops(photos, crops/str(n), n) for n in (args.few, args.many)]
         result = {'files': [args.few, args.many], 'runs': {}}

@@ -28,7 +28,7 @@ except OSError:
 print(kb*1024/1e6)
 '''
 head = dict(bearcls='''
-from bearcls.inference import Classifier
+from bearcls.inference.classifier import Classifier
 model = Classifier('bundle')
 def ask(file): return model.predict(file).label
 ''', fastai='''
@@ -73,10 +73,10 @@ if __name__ == '__main__':
 ''', decode='''
 import json, time
 from concurrent.futures import ThreadPoolExecutor
-from bearcls.bundle import read_bundle
 from bearcls.core import load_image
 from bearcls.folders import find_pictures
-from bearcls.inference import usable_cores
+from bearcls.inference.bundle import read_bundle
+from bearcls.inference.classifier import usable_cores
 files, min_side = find_pictures('full'), read_bundle('bundle').min_side
 load_image('vga.jpg', min_side)
 start = time.perf_counter()
@@ -91,9 +91,9 @@ def prepare(work, n):
     from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Normalize, RandomSplitter, Resize, ResizeMethod, get_image_files,
         imagenet_stats, parent_label)
     from bearcls.folders import image_files
-    from bearcls.export import export_bundle
-    from bearcls.sample import draw_bears
-    from bearcls.train import train
+    from bearcls.export.convert import export_bundle
+    from bearcls.sample.bears import draw_bears
+    from bearcls.train.learner import train
     real = (shared/'data'/'bears').is_dir() and (shared/'torch').is_dir()
     if real: os.environ['TORCH_HOME'] = str(shared/'torch')
     if (work/'camera.jpg').exists(): return (shared/'data'/'bears' if real else work/'bears'), real
@@ -159,9 +159,9 @@ def agreement(work, path, real):
     from dataclasses import replace
     import numpy as np
     from fastai.vision.all import load_learner
-    from bearcls.bundle import read_bundle
+    from bearcls.inference.bundle import read_bundle
     from bearcls.folders import image_files
-    from bearcls.inference import Classifier
+    from bearcls.inference.classifier import Classifier
     files, bundle = image_files(path), read_bundle(work/'bundle')
     plain, more = files, image_files(shared/'data'/'originals') if real and (shared/'data'/'originals').is_dir() else []
     values = lambda min_side, files: np.array([[r.prediction.probabilities[v] for v in bundle.labels] for r in Classifier(replace(bundle, min_side=min_side)).predict_batch(files, quiet=True)])
@@ -179,14 +179,14 @@ def agreement(work, path, real):
 
 def trust(work):
     "How well strangers are told apart, and how well the probabilities keep their promise, on photographs that were held back; nothing for bundles without statistics"
-    from bearcls.calibrate import calibration_error
-    from bearcls.inference import Classifier
+    from bearcls.interpret.calibrate import calibration_error
+    from bearcls.inference.classifier import Classifier
     from bearcls.folders import find_pictures
-    from bearcls.interpret import evaluate
+    from bearcls.interpret.evaluate import evaluate
     classifier = Classifier(work/'bundle')
     out = dict(calibration_error=round(calibration_error(evaluate(classifier, path=work/'held'))['error'], 4), temperature=classifier.bundle.temperature)
     if not classifier.bundle.unlikeness: return out
-    from bearcls.unlikeness import auroc, draw_strangers, share_caught
+    from bearcls.export.ood import auroc, draw_strangers, share_caught
     score = lambda sources: [r.prediction.unlikeness for r in classifier.predict_batch(sources, quiet=True)]
     known, strangers = score(find_pictures(work/'held')), score([image for _, image in draw_strangers(120)])
     return out | dict(auroc=round(auroc(known, strangers), 4), share_caught=round(share_caught(strangers, classifier.bundle.unlikeness['threshold']), 4))

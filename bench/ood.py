@@ -36,12 +36,12 @@ at_most = ('ece_excess',)
 
 def look(path, photographs):
     "The Learner, its averages, what enters its head, and the averages of strangers"
-    from bearcls.arch import averages_of, class_head
+    from bearcls.train.arch import averages_of, class_head
     from bearcls.core import load_image
     from bearcls.folders import image_files
-    from bearcls.interpret import evaluate
-    from bearcls.train import train
-    from bearcls.unlikeness import ClassHead, draw_strangers
+    from bearcls.interpret.evaluate import evaluate
+    from bearcls.train.learner import train
+    from bearcls.export.ood import ClassHead, draw_strangers
     learn = train(path, 'fast', arch='squeezenet1_1', quiet=True)
     seen = evaluate(learn, 'all')
     first, gain, shift = averages_of(learn.model)
@@ -73,7 +73,7 @@ def split_by_source(averages, seed, n=20):
 
 def left_out(seen, parts, head, seeds):
     "Every label as strangers"
-    from bearcls.unlikeness import auroc, fit_unlikeness, share_caught
+    from bearcls.export.ood import auroc, fit_unlikeness, share_caught
     first, gain, shift = parts
     rows = []
     for label in range(len(seen.labels)):
@@ -90,10 +90,10 @@ def left_out(seen, parts, head, seeds):
 
 def by_source(learn, seen, parts, head, strangers, splits):
     "Threshold, temperature and error on sources held back"
-    from bearcls.calibrate import calibration_error, fit_temperature, with_temperature
-    from bearcls.fast import held_out_logits, linear_head
-    from bearcls.interpret import tabulate
-    from bearcls.unlikeness import auroc, deal_groups, find_groups, fit_unlikeness, share_caught
+    from bearcls.interpret.calibrate import calibration_error, fit_temperature, with_temperature
+    from bearcls.train.fast import held_out_logits, linear_head
+    from bearcls.interpret.evaluate import tabulate
+    from bearcls.export.ood import auroc, deal_groups, find_groups, fit_unlikeness, share_caught
     first, gain, shift = parts
     averages, rows = seen.features[:, first:]*gain + shift, []
     def answers(logits, which):
@@ -137,10 +137,10 @@ unknown_kinds = dict(blur=lambda image, rng: image.filter(ImageFilter.GaussianBl
 
 def look_at_copies(classifier, seen):
     "Lightness and features of the images, and of ten copies of each: position, kind, lightness, features"
-    from bearcls.bundle import prepare
+    from bearcls.inference.bundle import prepare
     from bearcls.core import load_image
-    from bearcls.inference import lightness
-    from bearcls.stress import apply_stress, reduced_to, stresses
+    from bearcls.inference.classifier import lightness
+    from bearcls.export.robustness import apply_stress, reduced_to, stresses
     bundle, rows = classifier.bundle, []
     for i, file in enumerate(seen.table.file):
         rng = np.random.default_rng((99, i))
@@ -155,12 +155,12 @@ def look_at_copies(classifier, seen):
 
 def trusted(learn, seen, parts, splits):
     "Confidence and trust on disturbed copies of sources held back"
-    from bearcls.confidence import confidence_of, evidence_of
-    from bearcls.export import export_bundle
-    from bearcls.fast import linear_head
-    from bearcls.held_out import choose_temperature, fit_trust, held_out_answers, learner_unlikeness
-    from bearcls.inference import Classifier, min_light
-    from bearcls.unlikeness import auroc
+    from bearcls.inference.confidence import confidence_of, evidence_of
+    from bearcls.export.convert import export_bundle
+    from bearcls.train.fast import linear_head
+    from bearcls.export.held_out import choose_temperature, fit_trust, held_out_answers, learner_unlikeness
+    from bearcls.inference.classifier import Classifier, min_light
+    from bearcls.export.ood import auroc
     first, gain, shift = parts
     averages, rows = seen.features[:, first:]*gain + shift, []
     with tempfile.TemporaryDirectory() as tmp:
@@ -196,7 +196,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         path = shared/'data'/'bears'
         if not path.is_dir():
-            from bearcls.sample import draw_bears
+            from bearcls.sample.bears import draw_bears
             path = draw_bears(Path(tmp)/'bears', n_per_label=140, faults=False)
         learn, seen, parts, head, strangers = look(path, args.photographs)
         alone = left_out(seen, parts, None, args.seeds)

@@ -20,7 +20,7 @@ root = Path(__file__).resolve().parents[1]
 shared = Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared')).resolve()
 ours = '''
 import sys
-from bearcls.serve import run_server
+from bearcls.serve.service import run_server
 if __name__ == '__main__': run_server('bundle', port=int(sys.argv[1]), workers=int(sys.argv[2]))
 '''
 plain = '''
@@ -165,7 +165,7 @@ def prepare(work, args):
         path, _ = prepare(work, 1)
     from bearcls.folders import image_files
     if path is None:
-        from bearcls.sample import draw_bears
+        from bearcls.sample.bears import draw_bears
         path = draw_bears(work/'bears', n_per_label=30, seed=1, faults=False)
     return [f.read_bytes() for f in image_files(path) if f.suffix.lower() in ('.jpg', '.jpeg')][:120]
 

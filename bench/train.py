@@ -36,14 +36,14 @@ if __name__ == '__main__':
     print(json.dumps(dict(seconds=seconds, error=error, log_loss=loss, epochs=epochs, n_train=len(learn.dls.train_ds), n_valid=len(learn.dls.valid_ds))))
 '''
 ours = '''
-from bearcls.train import train
+from bearcls.train.learner import train
 def before(path, seed): pass
 def work(path, seed, prepared):
     learn = train(path, seed=seed, quiet=True, %s)
     return learn, [r['seconds'] for r in learn.training_log.rows]
 '''
 seconds = '''
-from bearcls.data import image_dls
+from bearcls.data.loaders import image_dls
 class Seconds(Callback):
     def before_fit(self): self.rows = getattr(self, 'rows', [])
     def before_epoch(self): self.start = time.perf_counter()
@@ -73,8 +73,8 @@ def work(path, seed, prepared): return tune(image_dls(path, seed=seed, recipe='r
 'retrain': ours % "route='fast', arch='squeezenet1_1'",
 'fine_tune': ours % "route='fine_tune', arch='squeezenet1_1', epochs=4, recipe='random_crop', min_scale=.5",
 'scratch': '''
-from bearcls.train import train
-from bearcls.verify import broken_issues, check_images
+from bearcls.train.learner import train
+from bearcls.verify.report import broken_issues, check_images
 def before(path, seed): return check_images(path).files(*broken_issues)
 def work(path, seed, broken):
     learn = train(path, seed=seed, route='scratch', exclude=broken, quiet=True)
@@ -102,7 +102,7 @@ def photographs(rounds, order):
 
 def drawn(rounds):
     "Training from nothing, on the drawn set with its faults, without the files that cannot be opened"
-    from bearcls.sample import draw_bears
+    from bearcls.sample.bears import draw_bears
     with tempfile.TemporaryDirectory() as tmp:
         path = draw_bears(Path(tmp)/'bears')
         return [run('scratch', path, seed, Path(tmp)/'cache') for seed in range(42, 42 + rounds)]

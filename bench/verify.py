@@ -26,7 +26,7 @@ if __name__ == '__main__':
 '''
 sides = {
 'bearcls': '''
-from bearcls.verify import check_images
+from bearcls.verify.report import check_images
 def work(path): return check_images(path).counts
 ''',
 'decode': '''
@@ -48,7 +48,7 @@ def work(path):
 ''',
 'pairs': '''
 import numpy as np
-from bearcls.likeness import near_pairs
+from bearcls.similarity import near_pairs
 def work(n):
     rng = np.random.default_rng(0)
     seeds = rng.integers(0, 2**64, int(n)*3//4, dtype=np.uint64)
@@ -58,7 +58,7 @@ def work(n):
 ''',
 'copies': '''
 import numpy as np
-from bearcls.likeness import Fingerprint, near_copies, tiny_side
+from bearcls.similarity import Fingerprint, near_copies, tiny_side
 def work(n, kind):
     rng, n = np.random.default_rng(0), int(n)
     whole = rng.integers(0, 2**64, n, dtype=np.uint64)
@@ -140,7 +140,7 @@ def main():
         tmp, photos = Path(tmp), Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared'))/'data'/'bears'
         if not photos.is_dir():
             print(f'No photographs in {photos}: drawn pictures are checked')
-            from bearcls.sample import draw_bears
+            from bearcls.sample.bears import draw_bears
             photos = draw_bears(tmp/'drawn', n_per_label=139, faults=False)
         full = args.full or tmp/'full'
         if not full.is_dir(): enlarge(photos, full)

@@ -23,7 +23,7 @@ listen = "() => { window.answers = []; document.querySelector('main').addEventLi
 def photographs(work, n):
     "Files, and whether they are real"
     from bearcls.folders import image_files
-    from bearcls.sample import draw_bears
+    from bearcls.sample.bears import draw_bears
     real = (shared/'data'/'bears').is_dir()
     path = shared/'data'/'bears' if real else draw_bears(work/'bears', n_per_label=60, seed=1, faults=False)
     files = image_files(path)
@@ -34,8 +34,8 @@ def trained(work, path, real):
     "A bundle to ask"
     import warnings
     warnings.filterwarnings('ignore')
-    from bearcls.export import export_bundle
-    from bearcls.train import train
+    from bearcls.export.convert import export_bundle
+    from bearcls.train.learner import train
     weights = real and (shared/'torch').is_dir()
     if weights: os.environ['TORCH_HOME'] = str(shared/'torch')
     learn = train(path, seed=0, quiet=True, **(dict(route='fast', arch='squeezenet1_1') if weights else dict(route='scratch', epochs=1)))
@@ -62,7 +62,7 @@ def largest(page, classifier, files):
 
 def launch(playwright):
     "Chromium, as the tests find it"
-    from bearcls.check import find_browser
+    from bearcls.deploy.check import find_browser
     from conftest import flags
     program = find_browser()
     return playwright.chromium.launch(executable_path=program, args=flags)
@@ -70,7 +70,7 @@ def launch(playwright):
 def measure(page, bundle, files, large, rounds):
     "All figures of one bundle's page"
     from playwright.sync_api import sync_playwright
-    from bearcls.inference import Classifier
+    from bearcls.inference.classifier import Classifier
     out, asked, starts, classifier = dict(single_mb=page.single.stat().st_size/1e6, visit_mb=page.visit/1e6), [], [], Classifier(bundle)
     with sync_playwright() as p:
         for _ in range(rounds):
@@ -124,7 +124,7 @@ def main():
     parser.add_argument('--pictures', type=int, default=100, help='photographs to ask about')
     args = parser.parse_args()
     from test_web import texture_bundle
-    from bearcls.web import write_web
+    from bearcls.deploy.web import write_web
     with tempfile.TemporaryDirectory() as tmp:
         work = Path(tmp)
         path, files, real = photographs(work, args.pictures)

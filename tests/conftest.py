@@ -18,7 +18,7 @@ def cache(tmp_path_factory):
 def browser():
     "Chromium through Playwright; the test is skipped where there is none"
     sync_api = pytest.importorskip('playwright.sync_api')
-    from bearcls.check import find_browser
+    from bearcls.deploy.check import find_browser
     with sync_api.sync_playwright() as p:
         program = find_browser() or p.chromium.executable_path
         if not Path(program).exists(): pytest.skip('no Chromium on this machine')

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from bearcls.bundle import Bundle, colour_model, furs, sha256, write_bundle
+from bearcls.inference.bundle import Bundle, colour_model, furs, sha256, write_bundle
 
 strange = [None, True, False, 0, -1, 1, 1.5, 10**9, 2**63, -2**63, 1e308, 10**30, '', 'a', '\0', '../../etc/passwd', 'x'*100_000, [], {}, [[]]*1000, {'a': {}}, [None], ['a']*70_000, [0.5]*3, '\ud800', '🐻'*50,
     {'threshold': 1e29, 'false_alarms': 0, 'pictures': 1}, {str(i): i for i in range(5000)}]
@@ -207,8 +207,8 @@ def ask(paths):
     "In a process of its own: what each bundle answers, how long that takes, and how large the process has grown"
     import resource, time
     from PIL import Image
-    from bearcls.bundle import BundleError
-    from bearcls.inference import Classifier
+    from bearcls.inference.bundle import BundleError
+    from bearcls.inference.classifier import Classifier
     picture = Image.new('RGB', (80, 80), furs['brown'])
     for path in paths:
         print(json.dumps(dict(path=path)), flush=True)  # so that it is known which one ended the process

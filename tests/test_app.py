@@ -7,10 +7,10 @@ from hostile import picture
 from tiny_bundle import make_bundle
 
 pytest.importorskip('anywidget', reason='anywidget is not installed')
-from bearcls.app import AppDesk, AppError, ClassifierApp, answer_upload, max_answers, max_message, open_here, serve_app, voila_config, write_app
+from bearcls.app.feedback import Feedback, FeedbackError
+from bearcls.app.notebook import AppDesk, AppError, ClassifierApp, answer_upload, max_answers, max_message, open_here, serve_app, voila_config, write_app
 from bearcls.core import package_file
-from bearcls.feedback import Feedback, FeedbackError
-from bearcls.inference import Classifier, Prediction
+from bearcls.inference.classifier import Classifier, Prediction
 
 sure = Prediction('grizzly', 0.9, dict(grizzly=0.9, black=0.08, teddy=0.02))
 facts = dict(sha256='0'*64, name='bear.jpg', model='3f1c')
@@ -185,7 +185,7 @@ def test_lean(bundle, tmp_path):
     "A visitor's process loads no torch, no fastai, no pandas, and no notebook's extras"
     code = f'''
 import sys, json
-from bearcls.app import ClassifierApp
+from bearcls.app.notebook import ClassifierApp
 app = ClassifierApp({str(bundle)!r}, threads=1, feedback=None)
 print(json.dumps([m for m in ('torch', 'fastai', 'fastcore', 'pandas', 'scipy', 'matplotlib', 'jinja2', 'nbdev', 'onnx', 'jupyter_server') if m in sys.modules]))
 '''
@@ -226,7 +226,7 @@ def test_a_place_for_votes_that_is_none(bundle, tmp_path):
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows knows no SIGTERM')
 def test_told_to_end_it_ends_its_server(bundle):
-    command = [sys.executable, '-c', f'from bearcls.app import run_app; run_app({str(bundle)!r}, open_browser=False)']
+    command = [sys.executable, '-c', f'from bearcls.app.notebook import run_app; run_app({str(bundle)!r}, open_browser=False)']
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         url = process.stdout.readline().split()[-1]
         with open_here(url, 180) as page: assert page.status == 200
@@ -257,7 +257,7 @@ def small_server(bundle, monkeypatch, **settings):
     for name, value in settings.items():
         text, n = re.subn(rf'^((?:c\.MappingKernelManager\.)?{name} = )\d+', rf'\g<1>{value}', text, flags=re.M)
         assert n == 1, name
-    monkeypatch.setattr('bearcls.app.voila_config', lambda: text)
+    monkeypatch.setattr('bearcls.app.notebook.voila_config', lambda: text)
     others = set(kernels())
     with serve_app(bundle, timeout=180) as url: yield url, lambda: {pid: kernel for pid, kernel in kernels().items() if pid not in others}
 

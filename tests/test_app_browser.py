@@ -8,8 +8,8 @@ from tiny_bundle import furs, make_bundle
 
 pytest.importorskip('voila', reason='voila is not installed')
 pytest.importorskip('anywidget', reason='anywidget is not installed')
-from bearcls.app import serve_app, write_app
-from bearcls.feedback import Feedback
+from bearcls.app.feedback import Feedback
+from bearcls.app.notebook import serve_app, write_app
 from test_app import small_server, wait_until
 from test_cleaner_browser import contrasts, fronts, front_url, idle, jupyter, setting
 
@@ -430,8 +430,8 @@ def test_files_of_the_server(voila):
 @pytest.mark.skipif('BEARCLS_PICTURES' not in os.environ, reason='BEARCLS_PICTURES names no folder for pictures of the page')
 def test_pictures_for_the_site(browser, tmp_path):
     "BEARCLS_PICTURES=nbs/images pytest tests/test_app_browser.py -k site draws the site's app.png and app-phone.png anew, with drawn bears"
-    from bearcls.sample import draw_bears
-    from bearcls.unlikeness import draw_strangers
+    from bearcls.sample.bears import draw_bears
+    from bearcls.export.ood import draw_strangers
     folder = Path(os.environ['BEARCLS_PICTURES'])
     bundle = os.environ.get('BEARCLS_BUNDLE') or pytest.skip('BEARCLS_BUNDLE names no bundle of bears')
     bears = draw_bears(tmp_path/'bears', n_per_label=4, seed=8, faults=False)

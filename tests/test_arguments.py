@@ -16,23 +16,23 @@ from bearcls.core import ArgumentError, BearclsError
 from bearcls.folders import image_files
 from tiny_bundle import make_bundle
 
-machinery = set('guard providers addresses fetch measure onnxfile signature'.split())  # for other modules rather than for people, although it has names in `bearcls.all`
+machinery = set('guard gather.providers gather.addresses gather.fetch verify.measure inference.onnxfile inference.signature'.split())  # for other modules rather than for people, although it has names in `bearcls.all`
 
 def public():
     "Every function, and every class that is made by hand, of `bearcls.all` and for the service"
-    serve = vars(importlib.import_module('bearcls.serve'))
+    serve = vars(importlib.import_module('bearcls.serve.service'))
     known = vars(importlib.import_module('bearcls.all')) | {name: serve[name] for name in ('Service', 'make_app', 'serving', 'run_server')}
     for name, found in sorted(known.items()):
         module = getattr(found, '__module__', '')
-        if name[0] == '_' or not module.startswith('bearcls.') or module.split('.')[1] in machinery: continue
+        if name[0] == '_' or not module.startswith('bearcls.') or module.removeprefix('bearcls.') in machinery: continue
         is_made = inspect.isclass(found) and '__init__' in vars(found) and not issubclass(found, Exception) and not dataclasses.is_dataclass(found)
-        if (inspect.isfunction(found) or is_made) and name in getattr(importlib.import_module(module), '__all__', ()): yield f'{module.split(".")[1]}.{name}', found
+        if (inspect.isfunction(found) or is_made) and name in getattr(importlib.import_module(module), '__all__', ()): yield f'{module.removeprefix("bearcls.")}.{name}', found
 
 functions = dict(public())
 
 def test_they_are_found():
     "The test looks at something, and at what the issue of wrong arguments began with"
-    assert len(functions) > 200 and {'train.make_learner', 'issues.label_issues', 'inference.Classifier', 'folders.image_files', 'serve.make_app'} <= functions.keys()
+    assert len(functions) > 200 and {'train.learner.make_learner', 'interpret.label_issues.label_issues', 'inference.classifier.Classifier', 'folders.image_files', 'serve.service.make_app'} <= functions.keys()
 
 # ---------------------------------------------------------------- what arguments may be
 

@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from bearcls.bundle import model_bytes, read_bundle, sign_bundle, zip_bundle
-from bearcls.card import add_metrics
-from bearcls.container import BundleError
 from bearcls.core import sha256
-from bearcls.inference import Classifier, max_memory
-from bearcls.onnxfile import OnnxFileError, check_model
-from bearcls.signature import SignatureError, make_keys, public_key, sign_bytes, signature_fits
+from bearcls.export.card import add_metrics
+from bearcls.inference.bundle import model_bytes, read_bundle, sign_bundle, zip_bundle
+from bearcls.inference.classifier import Classifier, max_memory
+from bearcls.inference.files import BundleError
+from bearcls.inference.onnxfile import OnnxFileError, check_model
+from bearcls.inference.signature import SignatureError, make_keys, public_key, sign_bytes, signature_fits
 from hostile_bundles import all_hostile, mangle
 from tiny_bundle import colour_model, furs, make_bundle
 
@@ -148,10 +148,10 @@ def test_models_for_other_facts(bundle):
 def test_prediction_side_loads_nothing_heavy(bundle):
     "In a fresh process: importing, loading a bundle and predicting"
     code = f'''import sys
-import bearcls, bearcls.core, bearcls.inference
+import bearcls, bearcls.core, bearcls.inference.classifier
 assert 'onnxruntime' not in sys.modules, 'onnxruntime is loaded before it is needed'
 from PIL import Image
-classifier = bearcls.inference.Classifier({str(bundle)!r})
+classifier = bearcls.inference.classifier.Classifier({str(bundle)!r})
 print(classifier.predict(Image.new('RGB', (80, 80), 'white')).label)
 heavy = {{'torch', 'torchvision', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'IPython', 'ipywidgets', 'scipy'}} & set(sys.modules)
 assert not heavy, heavy'''
@@ -161,7 +161,7 @@ assert not heavy, heavy'''
 
 def test_app_loads_no_training_library(bundle):
     code = f'''import sys
-from bearcls.app import ClassifierApp
+from bearcls.app.notebook import ClassifierApp
 ClassifierApp({str(bundle)!r})
 heavy = {{'torch', 'torchvision', 'fastai', 'fastcore', 'pandas', 'matplotlib'}} & set(sys.modules)
 assert not heavy, heavy'''
@@ -185,7 +185,7 @@ def test_predicts_with_three_packages_only(bundle, tmp_path):
     Image.new('RGB', (300, 200), furs['brown']).save(tmp_path/'brown.jpg')
     code = f'''import importlib.util as u
 assert not [m for m in ('torch', 'fastai', 'fastcore', 'pandas') if u.find_spec(m)]
-from bearcls.inference import Classifier
+from bearcls.inference.classifier import Classifier
 rows = Classifier({str(bundle)!r}).predict_batch([{str(tmp_path/'brown.jpg')!r}, {str(tmp_path/'none.jpg')!r}])
 print(rows[0].prediction.label, rows[1].status)'''
     done = subprocess.run([str(python), '-I', '-c', code], capture_output=True, text=True, cwd=tmp_path)

@@ -4,16 +4,16 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from hostile import bomb, picture
-from bearcls import marks as marks_room, moves as moves_room
-from bearcls.clean import Cleaning, orders
+from bearcls.clean import marks as marks_room, moves as moves_room
+from bearcls.clean.cleaning import Cleaning, orders
+from bearcls.clean.marks import Mark, Marks
+from bearcls.clean.moves import apply_plan, batches, cleaning_folder, finish_moves, moved_from, redo_moves, undo_moves, unfinished_moves
+from bearcls.clean.plans import Change, check_label, plan_changes
 from bearcls.core import DataError, ImageRow, describe_file, load_image, read_manifest, write_manifest
 from bearcls.folders import image_files
-from bearcls.interpret import Evaluation
-from bearcls.marks import Mark, Marks
-from bearcls.moves import apply_plan, batches, cleaning_folder, finish_moves, moved_from, redo_moves, undo_moves, unfinished_moves
-from bearcls.plans import Change, check_label, plan_changes
-from bearcls.quarantine import quarantine_files, quarantine_folder, read_journal, restore, Suspect, whereabouts
-from bearcls.verify import check_images
+from bearcls.interpret.evaluate import Evaluation
+from bearcls.verify.quarantine import quarantine_files, quarantine_folder, read_journal, restore, Suspect, whereabouts
+from bearcls.verify.report import check_images
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='Windows has no fork, and not the same links and names')
 
@@ -179,7 +179,7 @@ def test_killed_at_every_step_across_disks(folder, tmp_path, monkeypatch):
     "Moving is copying there; the new label's folder lies on the other disk"
     rename, stat = os.rename, os.stat
     def other_disk(source, target, **kwargs): raise OSError(errno.EXDEV, 'Invalid cross-device link')
-    monkeypatch.setattr('bearcls.quarantine.os.rename', other_disk)
+    monkeypatch.setattr('bearcls.verify.quarantine.os.rename', other_disk)
     monkeypatch.setattr(moves_room, '_other_disk', lambda a, b: True)
     before, copy = files_of(folder), copies(folder, tmp_path)
     path = next(copy)
@@ -564,7 +564,7 @@ def test_a_label_that_is_a_file_is_told(folder):
 
 def test_two_programs_at_once(folder):
     before = files_of(folder)
-    hold = 'import sys, time; from bearcls.moves import _alone\nwith _alone(sys.argv[1]): print("held", flush=True); time.sleep(60)'
+    hold = 'import sys, time; from bearcls.clean.moves import _alone\nwith _alone(sys.argv[1]): print("held", flush=True); time.sleep(60)'
     with subprocess.Popen([sys.executable, '-c', hold, str(folder)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline().strip() == 'held'
         with pytest.raises(DataError, match='Another program'): apply_changes(folder)
@@ -672,7 +672,7 @@ def test_what_is_impossible_is_refused(folder):
 # --- marks
 
 def test_marks_outlive_the_process_and_every_question(folder):
-    code = "import sys; from bearcls.clean import Cleaning; c = Cleaning(sys.argv[1]); c.mark(['black/0.jpg', 'grizzly/1.jpg'], 'delete'); c.mark('black/2.jpg', 'relabel', 'grizzly'); import os, signal; os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))"
+    code = "import sys; from bearcls.clean.cleaning import Cleaning; c = Cleaning(sys.argv[1]); c.mark(['black/0.jpg', 'grizzly/1.jpg'], 'delete'); c.mark('black/2.jpg', 'relabel', 'grizzly'); import os, signal; os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))"
     subprocess.run([sys.executable, '-c', code, str(folder)], env={**os.environ, 'TQDM_DISABLE': '1'}, stderr=subprocess.DEVNULL)
     cleaning = Cleaning(folder)
     expected = {'black/0.jpg': Mark('delete'), 'grizzly/1.jpg': Mark('delete'), 'black/2.jpg': Mark('relabel', 'grizzly')}
@@ -744,7 +744,7 @@ def test_two_programs_that_mark_at_once_keep_all_marks(folder):
     files = [i.file for i in Cleaning(folder).items]
     code = '''if True:
         import sys, time
-        from bearcls.marks import Mark, Marks
+        from bearcls.clean.marks import Mark, Marks
         marks = Marks(sys.argv[1])
         print('ready', flush=True)
         sys.stdin.readline()

@@ -8,14 +8,14 @@ pytest.importorskip('anywidget', reason='anywidget is not installed')
 import torch
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from bearcls.clean import Cleaning
-from bearcls.cleaner import CleanerWidget, ImageClassifierCleaner, Query, cleaner
+from bearcls.clean.cleaning import Cleaning
+from bearcls.clean.widget import CleanerWidget, ImageClassifierCleaner, Query, cleaner
 from bearcls.core import DataError
 from bearcls.folders import image_files
-from bearcls.data import image_dls
-from bearcls.interpret import tabulate
-from bearcls.quarantine import quarantine_folder
-from bearcls.sample import draw_bears
+from bearcls.data.loaders import image_dls
+from bearcls.interpret.evaluate import tabulate
+from bearcls.verify.quarantine import quarantine_folder
+from bearcls.sample.bears import draw_bears
 from hostile import snapshot
 
 labels = ['black', 'grizzly', 'teddy']

@@ -4,16 +4,16 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip('anywidget', reason='anywidget is not installed')
-from bearcls.moves import apply_plan
-from bearcls.plans import Change, plan_changes
-from bearcls.sample import draw_bears
+from bearcls.clean.moves import apply_plan
+from bearcls.clean.plans import Change, plan_changes
+from bearcls.sample.bears import draw_bears
 
 predictions = '''
 "Made-up predictions: the model contradicts the label of five pictures and agrees with all others"
 import numpy as np
 from pathlib import Path
 from bearcls.folders import image_files
-from bearcls.interpret import tabulate
+from bearcls.interpret.evaluate import tabulate
 path = Path('bears')
 files, labels = image_files(path), ['black', 'grizzly', 'teddy']
 targets = np.array([labels.index(f.parent.name) for f in files])
@@ -24,8 +24,8 @@ seen = tabulate(files, ['valid' if k % 4 == 0 else 'train' for k in range(len(fi
 '''
 late = '''
 import time
-from bearcls.clean import Cleaning
-from bearcls.cleaner import CleanerWidget, Query
+from bearcls.clean.cleaning import Cleaning
+from bearcls.clean.widget import CleanerWidget, Query
 def wait():
     while not Path('go').exists(): time.sleep(.05)
     return seen
@@ -41,7 +41,7 @@ for shown in (gallery(files[:20]), seen, show_top_losses(seen), show_confusion(s
     html_table([dict(file='a'*300, words='some words '*30)]), Prediction('black', .7, dict(black=.7, grizzly=.2, teddy=.1))): display(shown)
 '''
 notebooks = dict(
-    clean=['from predictions import path, seen\nfrom bearcls.cleaner import cleaner', 'cleaner(path, seen=seen)'],
+    clean=['from predictions import path, seen\nfrom bearcls.clean.widget import cleaner', 'cleaner(path, seen=seen)'],
     late=['from predictions import Path, path, seen' + late, 'late'],  # four pictures on a page; predictions come with the file `go`
     galleries=['from predictions import path, seen\nfrom bearcls.all import *', galleries],
 )

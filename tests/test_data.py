@@ -9,18 +9,19 @@ from fastai.vision.core import imagenet_stats
 from PIL import Image
 from torch import nn
 from hostile import bomb, picture
-from bearcls import data, likeness, opening, split as split_module
+from bearcls.data import loaders as data, cache as opening, split as split_module
+from bearcls import similarity as likeness
 from bearcls.core import DataError, ImageError, ImageRow, cache_folder, load_image, sha256, write_manifest
 from bearcls.folders import count_labels, image_files
-from bearcls.data import image_dls
-from bearcls.export import export_bundle
-from bearcls.figures import draw_bear
-from bearcls.bundle import prepare, read_bundle
-from bearcls.likeness import fingerprint
-from bearcls.opening import OpenImage, Store, Surveyed, digest_of, survey
-from bearcls.recipes import augmentations, compare_resizes, pad_fills, recipes, show_augmentations
-from bearcls.sample import draw_bears
-from bearcls.split import Split, near_groups, split_files, split_pictures
+from bearcls.data.loaders import image_dls
+from bearcls.export.convert import export_bundle
+from bearcls.sample.figures import draw_bear
+from bearcls.inference.bundle import prepare, read_bundle
+from bearcls.similarity import fingerprint
+from bearcls.data.cache import OpenImage, Store, Surveyed, digest_of, survey
+from bearcls.data.transforms import augmentations, compare_resizes, pad_fills, recipes, show_augmentations
+from bearcls.sample.bears import draw_bears
+from bearcls.data.split import Split, near_groups, split_files, split_pictures
 
 every_recipe = [(r, p) for r in recipes for p in (pad_fills if r == 'pad' else ['zeros'])]
 mean, std = (torch.tensor(s)[:, None, None] for s in imagenet_stats)
@@ -157,7 +158,7 @@ def test_settings_are_refused_before_pictures_are_opened(bears):
 
 def in_a_fresh_process(folder, tmp_path):
     "Digests held back and the first batch of training, as another Python process has them"
-    code = ('import json, sys, torch\nfrom bearcls.data import image_dls\nfrom bearcls.core import sha256\nfrom fastai.torch_core import set_seed\n'
+    code = ('import json, sys, torch\nfrom bearcls.data.loaders import image_dls\nfrom bearcls.core import sha256\nfrom fastai.torch_core import set_seed\n'
         'dls = image_dls(sys.argv[1], size=32, bs=8, seed=7)\nset_seed(7)\n'
         'print(json.dumps([sorted(sha256(f) for f in dls.split.valid), [sha256(bytes(x.numpy())) for x, _ in dls.train]]))')
     env = {**os.environ, 'TQDM_DISABLE': '1', 'PYTHONHASHSEED': str(random.randrange(1000)), 'BEARCLS_CACHE': str(tmp_path/'fresh')}

@@ -2,16 +2,16 @@
 import ast, fnmatch, hashlib, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
-import bearcls.check
+import bearcls.deploy.check
 from tiny_bundle import make_bundle
 from uploads import labels_expected, write_uploads
-from bearcls.bundle import BundleError, read_bundle, zip_bundle
-from bearcls.check import check_folder, make_environment, oldest_python, requirements_of, started
 from bearcls.cli import main
 from bearcls.core import package_file
-from bearcls.deploy import DeployError, changed_files, deploy, deploy_files, deploy_targets, read_record
-from bearcls.runtime import RuntimeFileError, join_modules
-from bearcls.web import web_runtime
+from bearcls.deploy.check import check_folder, make_environment, oldest_python, requirements_of, started
+from bearcls.deploy.standalone import RuntimeFileError, join_modules
+from bearcls.deploy.targets import DeployError, changed_files, deploy, deploy_files, deploy_targets, read_record
+from bearcls.deploy.web import web_runtime
+from bearcls.inference.bundle import BundleError, read_bundle, zip_bundle
 
 needs_npm = pytest.mark.skipif(shutil.which('npm') is None, reason='npm is not installed')
 every_target = [pytest.param(t, marks=needs_npm if t in ('web', 'space-static') else ()) for t in deploy_targets]
@@ -47,7 +47,7 @@ def test_nothing_of_the_libraries(target, bundle):
 @pytest.mark.parametrize('target', every_target)
 def test_titles_and_labels_of_any_kind(target, tmp_path):
     "Names with quotes, braces, tags and other scripts end up as text"
-    from bearcls.bundle import Bundle, colour_model, write_bundle
+    from bearcls.inference.bundle import Bundle, colour_model, write_bundle
     labels = ["it's </script> {{ 7*7 }}", 'ours "brown" #1', 'медведь']
     made = write_bundle(Bundle(labels, (64, 64)), colour_model(dict(zip(labels, [(45, 42, 40), (140, 100, 60), (225, 222, 215)]))), tmp_path/'b')
     dest = deploy(target, made, tmp_path/'d', title='{{ 7*7 }} "Bears"\'s\nsecond line')
@@ -146,7 +146,7 @@ def test_the_readme_names_every_file(target, bundle, tmp_path):
 
 @needs_npm
 def test_a_page_whose_model_is_too_large_for_one_file(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr('bearcls.deploy.largest_single', 10)
+    monkeypatch.setattr('bearcls.deploy.targets.largest_single', 10)
     for target in ('web', 'space-static'):
         dest = deploy(target, bundle, tmp_path/target)
         assert (dest/'index.html').exists() and not (dest/'classifier.html').exists() and 'classifier.html' not in (dest/'README.md').read_text(encoding='utf-8')
@@ -182,7 +182,7 @@ def test_wrong_bundles_write_nothing(bundle, tmp_path):
 # ---------------------------------------------------------------- joining
 
 def test_two_meanings_of_one_name_are_refused(monkeypatch, tmp_path):
-    import bearcls.runtime as runtime
+    import bearcls.deploy.standalone as runtime
     (tmp_path/'one.py').write_text('"One"\nfrom html import escape\ndef _help(): return escape("")\ndef first(): return _help()\n')
     (tmp_path/'two.py').write_text('"Two"\nfrom .one import first\ndef _help(): return first()\ndef second(): return _help()\n')
     (tmp_path/'three.py').write_text('"Three"\nfrom shlex import quote as escape\nfrom .one import first\ndef third(): return escape(first())\n')
@@ -208,7 +208,7 @@ def test_check_tells_what_is_wrong(bundle, tmp_path):
     assert not check.ok and [s.status for s in check.steps] == ['ok', 'failed'] and 'changed since' in check.steps[0].words and 'cannot be installed' in check.steps[1].words
 
 def test_check_needs_a_python_that_the_versions_exist_for(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(bearcls.check, 'oldest_python', (9, 1))
+    monkeypatch.setattr(bearcls.deploy.check, 'oldest_python', (9, 1))
     check = check_folder(deploy('voila', bundle, tmp_path/'app'), quiet=True)
     assert not check.ok and 'need Python 9.1 or newer' in check.steps[-1].words and [s.name for s in check.steps] == ['files', 'environment']
 
@@ -217,7 +217,7 @@ def test_check_needs_a_python_that_the_versions_exist_for(bundle, tmp_path, monk
 def test_check_without_a_browser(bundle, tmp_path, monkeypatch):
     "Playwright may be there, and no browser"
     pytest.importorskip('playwright')
-    monkeypatch.setattr('bearcls.check.find_browser', lambda: str(tmp_path/'nowhere'))
+    monkeypatch.setattr('bearcls.deploy.check.find_browser', lambda: str(tmp_path/'nowhere'))
     check = check_folder(deploy('web', bundle, tmp_path/'d'), bundle, quiet=True)
     assert check.ok and check.steps[-1].status == 'not checked' and 'playwright install chromium' in check.steps[-1].words
     assert re.search(r'http.server \d+ ', check.steps[-2].words)
@@ -230,7 +230,7 @@ def test_check_asks_for_the_bundle_where_there_is_none(bundle, tmp_path):
 def test_check_on_the_command_line(bundle, tmp_path, capsys, monkeypatch):
     assert main(['deploy', 'web', str(bundle), str(tmp_path/'page'), '--check']) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(f'{tmp_path/"page"} works')
-    monkeypatch.setattr(bearcls.check, 'oldest_python', (9, 1))
+    monkeypatch.setattr(bearcls.deploy.check, 'oldest_python', (9, 1))
     assert main(['deploy', 'voila', str(bundle), str(tmp_path/'app'), '--check']) == 1
     assert 'does not work yet' in capsys.readouterr().out.splitlines()[-1]
 

@@ -3,11 +3,11 @@ import io, json, os, re, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
 import pytest
 from PIL import Image
-from bearcls.bundle import Bundle, colour_model, furs, write_bundle
+from bearcls.inference.bundle import Bundle, colour_model, furs, write_bundle
 
 pytest.importorskip('jinja2', reason='jinja2 is not installed')
-from bearcls.check import ask_page, ask_service, make_environment, oldest_python, started
-from bearcls.deploy import deploy
+from bearcls.deploy.check import ask_page, ask_service, make_environment, oldest_python, started
+from bearcls.deploy.targets import deploy
 
 labels = [f'{name} & <b>soft</b> ${{1+1}}' for name in furs]
 title = 'Which <i>fur</i> is it?'

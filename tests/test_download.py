@@ -1,17 +1,17 @@
 "Hostile addresses, answers and accidents around download: what would make bad reading in a notebook"
 import asyncio, errno, os, signal, socket, subprocess, sys, threading, time, zlib
 import pytest
-import bearcls.fetch as fetching
+import bearcls.gather.fetch as fetching
 from hostile import LOCAL, bomb, dripping, endless, nowhere, picture, redirect, serving, several_hosts, snapshot
-from bearcls import addresses, download
+from bearcls.gather import addresses, download
 from bearcls.core import DataError, load_image, read_manifest, sha256
 from bearcls.folders import image_files
-from bearcls.download import download_images, gather
-from bearcls.fetch import Fetched, FetchError, FetchLimits, fetch, fetch_many, run_aside
-from bearcls.likeness import fingerprint
-from bearcls.loopback import Reply, LoopbackWeb, moved
-from bearcls.search import SearchError, SearchResult, search_images
-from bearcls.verify import check_images
+from bearcls.gather.download import download_images, gather
+from bearcls.gather.fetch import Fetched, FetchError, FetchLimits, fetch, fetch_many, run_aside
+from bearcls.similarity import fingerprint
+from bearcls.sample.loopback import Reply, LoopbackWeb, moved
+from bearcls.gather.search import SearchError, SearchResult, search_images
+from bearcls.verify.report import check_images
 
 def test_hostile_answers_become_rows(tmp_path):
     pages = {'/good': picture(), '/bomb.png': bomb(), '/endless': endless, '/drip': dripping, '/text.jpg': b'hello', '/eps.jpg': b'%!PS-Adobe-3.0 EPSF-3.0\n',
@@ -158,7 +158,7 @@ def test_files_of_others_are_left_alone(tmp_path):
 
 killed = """
 import itertools, os, signal, sys, time
-from bearcls import download
+from bearcls.gather import download
 moment, nth, dest, *urls = sys.argv[1:]
 calls = itertools.count(1)
 def deadly(real, before):
@@ -195,7 +195,7 @@ def test_killed_between_two_steps_and_run_again(tmp_path, moment, nth):
     assert not (tmp_path/'cut'/'.bearcls-download').exists()
 
 
-plain = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from bearcls.download import download_images; download_images(sys.argv[1], sys.argv[2:], 'a', allow_private=True, n_connections=3, tries=1)"
+plain = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from bearcls.gather.download import download_images; download_images(sys.argv[1], sys.argv[2:], 'a', allow_private=True, n_connections=3, tries=1)"
 
 @posix  # the child heeds Ctrl-C even where the tests run in the background, and inherit that it is ignored
 @pytest.mark.parametrize('signal_name', ['SIGKILL', 'SIGINT'])
@@ -286,7 +286,7 @@ def test_packed_bombs_do_not_unpack(tmp_path):
     "A gigabyte of zeros in a megabyte, once by gzip and once by gzip within chunks; in a process of its own, to see its memory"
     script = """
 import resource, sys
-from bearcls.fetch import FetchError, FetchLimits, fetch
+from bearcls.gather.fetch import FetchError, FetchLimits, fetch
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try: fetch(sys.argv[1], limits=FetchLimits(max_bytes=1_000_000, allow_private=True))
 except FetchError as e: print(e.kind, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

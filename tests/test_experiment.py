@@ -14,12 +14,12 @@ from fastai.vision.data import ImageBlock
 from torch import nn
 from bearcls.core import DataError
 from bearcls.folders import image_files
-from bearcls.data import image_dls
-from bearcls.experiment import Experiment, Run, experiment, read_runs, resampled_interval, split_fingerprint, write_runs
+from bearcls.data.loaders import image_dls
+from bearcls.train.experiment import Experiment, Run, experiment, read_runs, resampled_interval, split_fingerprint, write_runs
 from bearcls.intervals import wilson
-from bearcls.opening import Store
-from bearcls.profile import profile_epoch, stages
-from bearcls.sample import draw_bears
+from bearcls.data.cache import Store
+from bearcls.train.profile import profile_epoch, stages
+from bearcls.sample.bears import draw_bears
 
 @pytest.fixture
 def path(tmp_path): return draw_bears(tmp_path/'bears', n_per_label=6, seed=1, faults=False)

@@ -13,29 +13,29 @@ from torch import nn
 from torchvision.models import resnet18
 import yaml
 from PIL import Image, ImageEnhance
-import bearcls.export as room
-import bearcls.held_out as held_out
-from bearcls.arch import TrainError
-from bearcls.bundle import bundle_json, card_text, model_bytes, read_bundle, sign_bundle, weights_bytes, zip_bundle
-from bearcls.calibrate import fit_temperature, with_temperature
-from bearcls.card import model_card
-from bearcls.container import BundleError
+import bearcls.export.convert as room
+import bearcls.export.held_out as held_out
+from bearcls.train.arch import TrainError
+from bearcls.inference.bundle import bundle_json, card_text, model_bytes, read_bundle, sign_bundle, weights_bytes, zip_bundle
+from bearcls.interpret.calibrate import fit_temperature, with_temperature
+from bearcls.export.card import model_card
+from bearcls.inference.files import BundleError
 from bearcls.core import DataError, ImageRow, load_image, read_manifest, write_manifest
 from bearcls.folders import image_files
-from bearcls.data import image_dls
-from bearcls.export import ExportError, check_dest, export_bundle, learner_probabilities, validation_files, verify_bundle
-from bearcls.held_out import error_by_source, image_sources, learner_unlikeness
-from bearcls.further import learner_from_bundle
-from bearcls.inference import Classifier
-from bearcls.interpret import evaluate
-from bearcls.onnxfile import check_model
-from bearcls.sample import draw_bears
-from bearcls.rebuild import build_network, learner_weights
-from bearcls.recalibrate import recalibrate
-from bearcls.signature import SignatureError, make_keys
-from bearcls.train import train
-from bearcls.unlikeness import draw_strangers
-from bearcls.variants import compare_bundles, compress_bundle
+from bearcls.data.loaders import image_dls
+from bearcls.export.convert import ExportError, check_dest, export_bundle, learner_probabilities, validation_files, verify_bundle
+from bearcls.export.held_out import error_by_source, image_sources, learner_unlikeness
+from bearcls.export.weights import learner_from_bundle
+from bearcls.inference.classifier import Classifier
+from bearcls.interpret.evaluate import evaluate
+from bearcls.inference.onnxfile import check_model
+from bearcls.sample.bears import draw_bears
+from bearcls.train.rebuild import build_network, learner_weights
+from bearcls.export.recalibrate import recalibrate
+from bearcls.inference.signature import SignatureError, make_keys
+from bearcls.train.learner import train
+from bearcls.export.ood import draw_strangers
+from bearcls.export.variants import compare_bundles, compress_bundle
 
 @pytest.fixture(scope='module')
 def learned(tmp_path_factory):
@@ -283,9 +283,9 @@ def test_a_learner_again_can_be_frozen(learned, tmp_path):
 
 def test_the_limit_of_small_images_follows_from_the_training_images(tmp_path):
     "Digits of 28 by 28 pixels are no reason to ask a person, if the model has learned from such; crumbs are"
-    from bearcls.data import image_dls
-    from bearcls.export import bundle_facts, trained_smallest
-    from bearcls.inference import judge
+    from bearcls.data.loaders import image_dls
+    from bearcls.export.convert import bundle_facts, trained_smallest
+    from bearcls.inference.classifier import judge
     rng, limits = np.random.default_rng(0), {}
     for name, sides in {'digits': [28]*20, 'photographs': [300]*20, 'mixed': [300]*18 + [20]*2}.items():
         for k, side in enumerate(sides):

@@ -15,14 +15,14 @@ from fastai.torch_core import set_seed
 from fastai.vision.all import ImageBlock, ImageDataLoaders, Resize, aug_transforms, vision_learner
 from PIL import Image
 from torchvision.models import resnet18, squeezenet1_1
-from bearcls.arch import TrainError
+from bearcls.train.arch import TrainError
 from bearcls.folders import image_files
-from bearcls.data import image_dls
-from bearcls.export import export_bundle
-from bearcls.fast import feature_kind, fast_dtype
-from bearcls.inference import Classifier
-from bearcls.opening import OpenImage, Store, survey
-from bearcls.sample import draw_bears
+from bearcls.data.loaders import image_dls
+from bearcls.export.convert import export_bundle
+from bearcls.train.fast import feature_kind, fast_dtype
+from bearcls.inference.classifier import Classifier
+from bearcls.data.cache import OpenImage, Store, survey
+from bearcls.sample.bears import draw_bears
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return draw_bears(tmp_path_factory.mktemp('fast')/'bears', n_per_label=14, seed=5, faults=False)
@@ -40,7 +40,7 @@ def child(code, *arguments, **how):
 
 writer = '''
 import sys
-from bearcls.opening import Store
+from bearcls.data.cache import Store
 store, name, n = Store(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print('begun', flush=True)
 for i in range(n): store.put('kind', {f'{name} {i} {k}': bytes([i % 256])*20_000 for k in range(8)})
@@ -270,10 +270,10 @@ def test_what_a_reader_of_the_book_does_next(path, tmp_path):
 def test_fast_weights_repeat_in_a_fresh_process(path, tmp_path):
     code = '''
 import sys, torch
-from bearcls.data import image_dls
+from bearcls.data.loaders import image_dls
 from fastai.vision.all import *
 from torchvision.models import resnet18
-import bearcls.fast
+import bearcls.train.fast
 set_seed(1)
 learn = vision_learner(image_dls(sys.argv[1], size=64, recipe='squish', seed=1, cache=False), resnet18, pretrained=False)
 learn.fit_fast()
@@ -297,8 +297,8 @@ def test_photographs(shared, monkeypatch, tmp_path):
 
 # --- what was seen is known
 
-from bearcls.fast import image_features, known_answers
-from bearcls.interpret import evaluate
+from bearcls.interpret.evaluate import evaluate
+from bearcls.train.fast import image_features, known_answers
 
 def watched(learn, split='all', **settings):
     "An evaluation, and how many images the body saw for it"

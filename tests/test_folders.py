@@ -9,20 +9,20 @@ from PIL import Image
 from torchvision.models import squeezenet1_1
 from hostile import picture
 from bearcls import quickstart as quickstart_module
-from bearcls.balance import balance
-from bearcls.bundle import read_bundle
-from bearcls.clean import Cleaning
+from bearcls.clean.cleaning import Cleaning
 from bearcls.core import DataError, read_manifest
-from bearcls.data import image_dls
-from bearcls.export import export_bundle
+from bearcls.data.loaders import image_dls
+from bearcls.data.split import Split
+from bearcls.export.convert import export_bundle
 from bearcls.folders import LeftOutWarning, file_kind, find_all, image_files, scan_folder
-from bearcls.inference import Classifier
-from bearcls.interpret import evaluate
-from bearcls.quarantine import Suspect, quarantine_files
+from bearcls.inference.bundle import read_bundle
+from bearcls.inference.classifier import Classifier
+from bearcls.interpret.evaluate import evaluate
 from bearcls.quickstart import quickstart
-from bearcls.split import Split
-from bearcls.train import train
-from bearcls.verify import check_images
+from bearcls.train.learner import train
+from bearcls.verify.balance import balance
+from bearcls.verify.quarantine import Suspect, quarantine_files
+from bearcls.verify.report import check_images
 from tiny_bundle import make_bundle
 
 def put(path, *names, content=None):

@@ -7,14 +7,14 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image, ImageDraw, features
-import bearcls.inference as room
-from bearcls.batch import write_predictions
-from bearcls.bundle import read_bundle
-from bearcls.container import BundleError
+import bearcls.inference.classifier as room
 from bearcls.core import ImageError, flatten
-from bearcls.inference import Classifier, Prediction, ProviderError, fetch_picture, provider_names
-from bearcls.signature import make_keys
-from bearcls.video import read_frames, sightings
+from bearcls.inference.bundle import read_bundle
+from bearcls.inference.classifier import Classifier, Prediction, ProviderError, fetch_picture, provider_names
+from bearcls.inference.files import BundleError
+from bearcls.inference.predictions import write_predictions
+from bearcls.inference.signature import make_keys
+from bearcls.inference.video import read_frames, sightings
 from hostile import bomb, dripping, endless, redirect, serving
 from tiny_bundle import furs, make_bundle
 
@@ -96,7 +96,7 @@ def test_heif_says_what_to_install_and_works_once_it_is_there(bundle, tmp_path):
     heif = pytest.importorskip('pillow_heif')
     file = tmp_path/'phone.heic'
     heif.from_pillow(brown).save(file)
-    ask = f'from bearcls.inference import Classifier; print(*(r.prediction.label if r.prediction else r.reason for r in Classifier({str(bundle)!r}).predict_batch([{str(file)!r}]*8, n_workers=4, quiet=True)))'
+    ask = f'from bearcls.inference.classifier import Classifier; print(*(r.prediction.label if r.prediction else r.reason for r in Classifier({str(bundle)!r}).predict_batch([{str(file)!r}]*8, n_workers=4, quiet=True)))'
     for hidden, words in (('import sys; sys.modules["pillow_heif"] = None; ', 'pip install pillow-heif'), ('', ' '.join(['brown']*8))):
         done = subprocess.run([sys.executable, '-c', hidden + ask], capture_output=True, text=True, timeout=120)
         assert words in done.stdout + done.stderr
@@ -456,9 +456,9 @@ def test_batch_and_video_load_nothing_heavy(bundle, tmp_path):
     (tmp_path/'bear.jpg').write_bytes(saved(brown, 'JPEG'))
     code = f'''import sys
 for name in ('torch', 'torchvision', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'IPython', 'ipywidgets', 'scipy', 'aiohttp', 'onnx'): sys.modules[name] = None
-from bearcls.batch import by_need, rows_html, tally, write_predictions
-from bearcls.inference import Classifier
-from bearcls.video import sightings
+from bearcls.inference.classifier import Classifier
+from bearcls.inference.predictions import by_need, rows_html, tally, write_predictions
+from bearcls.inference.video import sightings
 classifier = Classifier({str(bundle)!r})
 rows = classifier.predict_batch({str(tmp_path)!r})
 assert write_predictions(rows, {str(tmp_path/'out.csv')!r}) == 2 and 'brown' in str(rows_html(by_need(rows)))
@@ -468,7 +468,7 @@ print(tally(rows)[0]['label'], len(classifier.predict_video({str(tmp_path/'film.
 
 def test_a_single_answer_prints_nothing(bundle, tmp_path):
     (tmp_path/'bear.jpg').write_bytes(saved(brown, 'JPEG'))
-    code = f'from bearcls.inference import Classifier; Classifier({str(bundle)!r}).predict({str(tmp_path/"bear.jpg")!r})'
+    code = f'from bearcls.inference.classifier import Classifier; Classifier({str(bundle)!r}).predict({str(tmp_path/"bear.jpg")!r})'
     done = subprocess.run([sys.executable, '-W', 'error', '-c', code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 

@@ -5,26 +5,26 @@ import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, Learner, MultiCategoryBlock, Resize, resnet18, vision_learner
 from PIL import Image
 from torch import nn
-from bearcls.arch import TrainError, get_arch
-from bearcls.attend import attend, grad_cam, map_layer, nearest_pictures, show_attention, show_nearest
-from bearcls.bundle import read_bundle
-from bearcls.calibrate import calibration_error, calibration_html, fit_temperature, log_loss_of, reliability, temperature_html, with_temperature
+from bearcls.train.arch import TrainError, get_arch
+from bearcls.interpret.gradcam import attend, grad_cam, map_layer, nearest_pictures, show_attention, show_nearest
+from bearcls.inference.bundle import read_bundle
+from bearcls.interpret.calibrate import calibration_error, calibration_html, fit_temperature, log_loss_of, reliability, temperature_html, with_temperature
 from bearcls.core import DataError, ImageError
 from bearcls.folders import image_files
-from bearcls.data import image_dls
-from bearcls.export import export_bundle
-from bearcls.figures import draw_bear
-from bearcls.bundle import BundleError
-from bearcls.inference import Classifier
-from bearcls.interpret import (certain, confusion, error_rate_of, evaluate, f1_interval, label_metrics, most_confused, plot_confusion,
+from bearcls.data.loaders import image_dls
+from bearcls.export.convert import export_bundle
+from bearcls.sample.figures import draw_bear
+from bearcls.inference.bundle import BundleError
+from bearcls.inference.classifier import Classifier
+from bearcls.interpret.evaluate import (certain, confusion, error_rate_of, evaluate, f1_interval, label_metrics, most_confused, plot_confusion,
     plot_label_metrics, show_confusion, show_top_losses, tabulate, top_losses)
-from bearcls.issues import WrongLabels, count_wrong_labels, copy_issues, find_issues, issue_columns, judge_labels, label_issues, likeness_to_label, out_of_fold, show_issues
-from bearcls.opening import OpenImage, survey
-from bearcls.sample import draw_bears
-from bearcls.slices import coverage, cut_slices, picture_facts, slice_errors, slice_words, slices_html
-from bearcls.split import Split
-from bearcls.train import train
-from bearcls.verify import broken_issues, check_images
+from bearcls.data.cache import OpenImage, survey
+from bearcls.data.split import Split
+from bearcls.interpret.label_issues import WrongLabels, count_wrong_labels, copy_issues, find_issues, issue_columns, judge_labels, label_issues, likeness_to_label, out_of_fold, show_issues
+from bearcls.interpret.slices import coverage, cut_slices, picture_facts, slice_errors, slice_words, slices_html
+from bearcls.sample.bears import draw_bears
+from bearcls.train.learner import train
+from bearcls.verify.report import broken_issues, check_images
 
 labels = ['black', 'grizzly', 'teddy']
 

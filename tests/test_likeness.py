@@ -3,14 +3,15 @@ import io, pickle, tempfile
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
-from bearcls import likeness, measure
+from bearcls import similarity as likeness
+from bearcls.verify import measure
 from bearcls.core import load_image
 from bearcls.folders import image_files
-from bearcls.likeness import Fingerprint, Prints, fingerprint, joined_copies, near_copies, similarity
-from bearcls.measure import MeasuresTable, measure_file
-from bearcls.opening import survey
-from bearcls.split import near_groups
-from bearcls.verify import check_images
+from bearcls.similarity import Fingerprint, Prints, fingerprint, joined_copies, near_copies, similarity
+from bearcls.verify.measure import MeasuresTable, measure_file
+from bearcls.data.cache import survey
+from bearcls.data.split import near_groups
+from bearcls.verify.report import check_images
 
 def xray(rng):
     "A chest: the same two lungs, ribs and heart, each a little elsewhere"

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from bearcls.core import ImageError, image_size, load_image
-from bearcls.download import _accept
-from bearcls.inference import Classifier
-from bearcls.measure import measure_file
-from bearcls.odd_files import _chunk, _colours, _grey, _levels, _png, _tiff, draw_odd_files
-from bearcls.verify import Thresholds, check_images
-from bearcls.workers import claimed_pixels
+from bearcls.gather.download import _accept
+from bearcls.inference.classifier import Classifier
+from bearcls.sample.odd_files import _chunk, _colours, _grey, _levels, _png, _tiff, draw_odd_files
+from bearcls.serve.workers import claimed_pixels
+from bearcls.verify.measure import measure_file
+from bearcls.verify.report import Thresholds, check_images
 from tiny_bundle import make_bundle
 
 files = draw_odd_files()
@@ -45,7 +45,7 @@ def test_every_way_to_open_it(odd, tmp_path):
     assert claimed_pixels(odd.data) == results[0].width*results[0].height
 
 def test_training_and_bundle_see_the_same(tmp_path):
-    from bearcls.opening import OpenImage
+    from bearcls.data.cache import OpenImage
     seen, classifier = OpenImage(), Classifier(make_bundle(tmp_path/'bundle'))
     for odd in files:
         (tmp_path/odd.name).write_bytes(odd.data)

@@ -75,7 +75,7 @@ def test_imports_sit_alone(notebook):
     mixed = [key for key, source in code.items() if not re.search(r'#\| *(export|eval: false)', source) and mixes_imports(source)]
     assert mixed == [], f'{notebook.name}: these cells (by id) import and do something else as well'
 
-@pytest.mark.parametrize('module', ['bearcls', 'bearcls.core', 'bearcls.inference'])
+@pytest.mark.parametrize('module', ['bearcls', 'bearcls.core', 'bearcls.inference.classifier'])
 def test_import_is_light(module):
     loaded = run(sys.executable, '-c', f'import sys, {module}; print(*sys.modules)').split()
     assert module in loaded

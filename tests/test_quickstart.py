@@ -5,11 +5,11 @@ import pytest
 import tiny_bundle
 from bearcls.core import DataError, read_manifest
 from bearcls.folders import image_files
-from bearcls.data import image_dls
-from bearcls.figures import draw_bear
+from bearcls.data.loaders import image_dls
+from bearcls.sample.figures import draw_bear
 from bearcls.quickstart import quickstart
-from bearcls.sample import draw_bears, unreadable_faults
-from bearcls.search import providers
+from bearcls.sample.bears import draw_bears, unreadable_faults
+from bearcls.gather.search import providers
 
 program = shutil.which('bearcls', path=os.path.dirname(sys.executable))
 

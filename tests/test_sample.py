@@ -2,12 +2,12 @@
 import os, subprocess, sys
 import pytest
 from bearcls.folders import image_files
-from bearcls.sample import NotEmptyError, draw_bears
+from bearcls.sample.bears import NotEmptyError, draw_bears
 
 DIGEST = """
 import hashlib, sys
 from pathlib import Path
-from bearcls.sample import draw_bears
+from bearcls.sample.bears import draw_bears
 d = draw_bears(sys.argv[1], n_per_label=20, side=64)
 print(hashlib.sha256(b''.join(f.read_bytes() for f in sorted(d.rglob('*')) if f.is_file())).hexdigest())
 """
@@ -19,7 +19,7 @@ def run(code, *args, **env):
     return done.stdout.strip()
 
 def test_loads_no_heavy_library():
-    heavy = run("import sys, bearcls.sample; print([m for m in ('torch', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'IPython') if m in sys.modules])")
+    heavy = run("import sys, bearcls.sample.bears; print([m for m in ('torch', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'IPython') if m in sys.modules])")
     assert heavy == '[]'
 
 def test_same_bytes_in_every_process(tmp_path):
@@ -29,12 +29,12 @@ def test_same_bytes_in_every_process(tmp_path):
 def test_works_in_a_plain_script(tmp_path):
     "No guard around the main part is needed"
     script = tmp_path/'script.py'
-    script.write_text(f'from bearcls.sample import draw_bears\ndraw_bears({str(tmp_path/"set")!r}, n_per_label=2, side=64, faults=False)\n', encoding='utf-8')
+    script.write_text(f'from bearcls.sample.bears import draw_bears\ndraw_bears({str(tmp_path/"set")!r}, n_per_label=2, side=64, faults=False)\n', encoding='utf-8')
     subprocess.run([sys.executable, str(script)], check=True, capture_output=True)
     assert len(image_files(tmp_path/'set')) == 6
 
 def test_resumes_after_an_interruption(tmp_path, monkeypatch):
-    import bearcls.sample as sample
+    import bearcls.sample.bears as sample
     whole = draw_bears(tmp_path/'whole', n_per_label=20, side=64)
     drawn, real = [], sample._item_bytes
     def stop_half_way(*args):

@@ -4,12 +4,12 @@ from contextlib import suppress
 from urllib.parse import quote
 import pytest
 from hostile import bomb, picture, several_hosts
-from bearcls.fetch import FetchLimits
-from bearcls.loopback import Reply, LoopbackWeb, moved
-from bearcls.providers import licenses, provider, provider_facts, providers, search_bing, search_bing_api, search_duckduckgo, search_google
-from bearcls.results import SearchError, SearchResult, SearchResults, read_results, results_html, write_results
+from bearcls.gather.fetch import FetchLimits
+from bearcls.sample.loopback import Reply, LoopbackWeb, moved
+from bearcls.gather.providers import licenses, provider, provider_facts, providers, search_bing, search_bing_api, search_duckduckgo, search_google
+from bearcls.gather.results import SearchError, SearchResult, SearchResults, read_results, results_html, write_results
 from bearcls.core import cache_folder
-from bearcls.search import search_images
+from bearcls.gather.search import search_images
 
 KEY, CX = 'AIza+S3cret/k3y==', '0a1b2c:bears'
 quick = FetchLimits(allow_private=True, tries=1, timeout=5)
@@ -112,7 +112,7 @@ def test_a_long_retry_after_ends_at_once(name):
 @pytest.mark.parametrize('status, words, n', [(401, 'the key was refused (HTTP 401)', 1), (403, 'the key was refused (HTTP 403)', 1), (404, 'HTTP 404', 1), (429, 'asked too often', 3), (500, 'HTTP 500', 3), (503, 'HTTP 503', 3)])
 def test_refusals(name, status, words, n, monkeypatch):
     "Busy ones are asked again, keys that are refused are not"
-    monkeypatch.setattr('bearcls.providers.retry_wait', lambda *args: 0)
+    monkeypatch.setattr('bearcls.gather.providers.retry_wait', lambda *args: 0)
     hits = []
     limits = FetchLimits(allow_private=True, tries=3, timeout=20)
     assert words in refused(name, lambda request: hits.append(1) or Reply(status), limits) and len(hits) == n
@@ -552,5 +552,5 @@ def test_written_and_read_back(tmp_path):
 
 
 def test_importing_is_light():
-    code = 'import sys, bearcls.search; print(*sorted({"torch", "fastai", "pandas", "ddgs", "matplotlib"} & set(sys.modules)))'
+    code = 'import sys, bearcls.gather.search; print(*sorted({"torch", "fastai", "pandas", "ddgs", "matplotlib"} & set(sys.modules)))'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == ''

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 import bearcls
-from bearcls.bundle import read_bundle, sign_bundle, zip_bundle
-from bearcls.container import BundleError
 from bearcls.core import BearclsError, ImageError
-from bearcls.inference import Classifier
-from bearcls.signature import make_keys
+from bearcls.inference.bundle import read_bundle, sign_bundle, zip_bundle
+from bearcls.inference.classifier import Classifier
+from bearcls.inference.files import BundleError
+from bearcls.inference.signature import make_keys
 from tiny_bundle import furs, make_bundle
 
 brown = Image.new('RGB', (120, 90), furs['brown'])
@@ -64,13 +64,13 @@ def test_every_kind_of_bundle(bundle, tmp_path, kind, way):
 def test_all_cores_of_the_other_machine(bundle, monkeypatch):
     "None means those of the process that answers"
     parcel = pickle.dumps(Classifier(bundle))
-    monkeypatch.setattr('bearcls.inference.usable_cores', lambda: 1)
+    monkeypatch.setattr('bearcls.inference.classifier.usable_cores', lambda: 1)
     assert pickle.loads(parcel).threads == 1
 
 def test_a_bundle_that_is_another_by_now(bundle, tmp_path):
     "The copy answers as its original, or not at all; a change of the facts on the disk does not reach it"
     parcel = pickle.dumps(Classifier(bundle))
-    from bearcls.bundle import Bundle, colour_model, write_bundle
+    from bearcls.inference.bundle import Bundle, colour_model, write_bundle
     write_bundle(Bundle(list(furs), (64, 64), threshold=.123), colour_model(), bundle)
     assert pickle.loads(parcel).bundle.threshold == .6
     write_bundle(Bundle(list(furs), (64, 64)), colour_model({**furs, 'brown': (1, 2, 3)}), bundle)
@@ -88,11 +88,11 @@ def test_a_folder_that_was_left(bundle, monkeypatch, tmp_path):
 
 # ---------------------------------------------------------------- errors
 
-modules = [m.name for m in pkgutil.iter_modules(bearcls.__path__) if m.name[0] != '_']
+modules = [m.name for m in pkgutil.walk_packages(bearcls.__path__, 'bearcls.') if '._' not in m.name]
 
 def errors():
     "Every exception of bearcls"
-    for name in modules: importlib.import_module(f'bearcls.{name}')
+    for name in modules: importlib.import_module(name)
     found, left = set(), [BearclsError]
     while left:
         kind = left.pop()
@@ -117,13 +117,13 @@ def test_every_error_can_be_sent():
 
 def test_caches_and_marks(tmp_path):
     "They stand for a file, which the other process opens itself"
-    opening = pytest.importorskip('bearcls.opening')
+    opening = pytest.importorskip('bearcls.data.cache')
     store = opening.Store(tmp_path/'store.sqlite', 12)
     store.put('kind', {'key': b'value'})
     for way, send in ways.items():
         again = send(store)
         assert again.get('kind', ['key']) == {'key': b'value'} and again.max_mb == 12, way
-    from bearcls.marks import Mark, Marks
+    from bearcls.clean.marks import Mark, Marks
     (tmp_path/'bears'/'black').mkdir(parents=True)
     brown.save(tmp_path/'bears'/'black'/'a.png')
     marks = Marks(tmp_path/'bears')

@@ -4,16 +4,16 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 import pytest
 from PIL import Image
-from bearcls.bundle import Bundle, colour_model, write_bundle
 from bearcls.core import ImageError, load_image
+from bearcls.inference.bundle import Bundle, colour_model, write_bundle
 from hostile import layers, nowhere, tiles
 from tiny_bundle import furs, make_bundle
 
 for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
-from bearcls.inference import Classifier
-from bearcls import serve
-from bearcls.serve import Settings, make_app, serving
-from bearcls.workers import BundleWatch, Workers
+from bearcls.inference.classifier import Classifier
+from bearcls.serve import service as serve
+from bearcls.serve.service import Settings, make_app, serving
+from bearcls.serve.workers import BundleWatch, Workers
 
 root = Path(__file__).resolve().parents[1]
 
@@ -452,7 +452,7 @@ def test_a_bundle_is_exchanged_under_load(tmp_path):
     with serving(place, Settings(seconds_watch=.1)) as url, ThreadPoolExecutor(4) as pool:
         visitors = [pool.submit(visitor, k) for k in range(4)]
         try:
-            for k in range(4):  # moved into place as `bearcls.export` does it
+            for k in range(4):  # moved into place as `bearcls.export.convert` does it
                 wait_for(lambda: len(seen) > 10*(k + 1))
                 shutil.copytree((other, first)[k % 2], tmp_path/'new')
                 patiently(place.rename, tmp_path/'old')
@@ -478,7 +478,7 @@ def test_a_bundle_is_exchanged_under_load(tmp_path):
 def running(bundle, tmp_path, workers=1, before='', settings=''):
     "`run_server` in a process of its own: its address, the process, and a function that reads its log"
     script, log = tmp_path/'service.py', tmp_path/'log'
-    script.write_text(f'{before}\nfrom bearcls.serve import Settings, run_server\nif __name__ == "__main__": run_server({str(bundle)!r}, port=0, workers={workers}, settings=Settings({settings}))\n')
+    script.write_text(f'{before}\nfrom bearcls.serve.service import Settings, run_server\nif __name__ == "__main__": run_server({str(bundle)!r}, port=0, workers={workers}, settings=Settings({settings}))\n')
     env = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}
     with open(log, 'w') as out: process = subprocess.Popen([sys.executable, str(script)], stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)
     lines = lambda event=None: [s for line in log.read_text().split('\n')[:-1] if line[:1] == '{' and (s := json.loads(line)) and event in (None, s['event'])]  # the last may be half a line
@@ -550,7 +550,7 @@ def test_what_was_begun_is_answered_before_the_end(bundle, tmp_path):
 @posix
 def test_ctrl_c_reaches_all_processes_and_cuts_nothing_off(bundle, tmp_path):
     slow = f'''
-import time, bearcls.inference as inference
+import time, bearcls.inference.classifier as inference
 from pathlib import Path
 plain = inference.Classifier.predict_rows
 def rows(self, named):
@@ -568,7 +568,7 @@ inference.Classifier.predict_rows = rows'''
 @posix
 def test_a_process_with_a_hanging_thread_is_replaced(bundle, tmp_path):
     hangs = '''
-import time, bearcls.inference as inference
+import time, bearcls.inference.classifier as inference
 plain = inference.Classifier.predict_rows
 def rows(self, named):
     while any(name == 'hang' for name, _ in named): time.sleep(1)
@@ -592,7 +592,7 @@ def test_processes_end_when_their_supervisor_is_killed(bundle, tmp_path):
 def test_a_process_that_cannot_begin_says_so_with_any_uvicorn(bundle, tmp_path):
     code = f'''
 import socket, sys, uvicorn
-from bearcls.serve import Settings, serve_process
+from bearcls.serve.service import Settings, serve_process
 uvicorn.Server.run = lambda self, sockets=None: None  # as older ones return when the application could not be started
 serve_process({str(bundle)!r}, Settings(), socket.socket(), {str(tmp_path)!r}, 0)'''
     assert subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(root)}, timeout=120).returncode == 3
@@ -604,24 +604,24 @@ def test_a_tight_time_for_answers_is_not_one_for_loading(bundle, monkeypatch):
     assert given == [30]
 
 def test_the_log_can_be_written_in_any_alphabet(tmp_path):
-    labels = 'from bearcls.supervise import service_log, write_log; write_log(); service_log.info(dict(event="listening", labels=["\\u043c\\u0435\\u0434\\u0432\\u0435\\u0434\\u044c"]))'
+    labels = 'from bearcls.serve.supervise import service_log, write_log; write_log(); service_log.info(dict(event="listening", labels=["\\u043c\\u0435\\u0434\\u0432\\u0435\\u0434\\u044c"]))'
     told = subprocess.run([sys.executable, '-c', labels], capture_output=True, env={**os.environ, 'PYTHONPATH': str(root), 'PYTHONIOENCODING': 'cp1252', 'PYTHONUTF8': '0'}, timeout=120)
     assert json.loads(told.stdout)['labels'] == ['медведь'] and not told.stderr
 
 @posix
 def test_mistakes_are_said_at_once(bundle, tmp_path):
     run = lambda code: subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(root)}, timeout=120)
-    said = run(f'from bearcls.serve import run_server; run_server({str(tmp_path)!r})').stderr
+    said = run(f'from bearcls.serve.service import run_server; run_server({str(tmp_path)!r})').stderr
     assert 'BundleError' in said and 'is no bundle' in said
     with socket.create_server(('127.0.0.1', 0)) as taken:
-        said = run(f'from bearcls.serve import run_server; run_server({str(bundle)!r}, port={taken.getsockname()[1]})').stderr
+        said = run(f'from bearcls.serve.service import run_server; run_server({str(bundle)!r}, port={taken.getsockname()[1]})').stderr
         assert '`host` and `port`' in said
     for module in ('fastapi', 'uvicorn', 'prometheus_client'):
-        said = run(f'import sys; sys.modules[{module!r}] = None\nfrom bearcls.serve import run_server; run_server({str(bundle)!r})').stderr
+        said = run(f'import sys; sys.modules[{module!r}] = None\nfrom bearcls.serve.service import run_server; run_server({str(bundle)!r})').stderr
         assert "pip install 'bearcls[serve]'" in said and 'ImportError' in said
 
 def test_the_room_needs_no_training_libraries():
-    code = 'import sys, bearcls.serve; print(sorted({"torch", "fastai", "fastcore", "pandas", "fastapi", "uvicorn"} & set(sys.modules)))'
+    code = 'import sys, bearcls.serve.service; print(sorted({"torch", "fastai", "fastcore", "pandas", "fastapi", "uvicorn"} & set(sys.modules)))'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(root)}, check=True).stdout.strip() == '[]'
 
 # --- what a machine tries

@@ -8,8 +8,8 @@ from uploads import picture
 
 for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
 from bearcls.core import load_image
-from bearcls.inference import Classifier
-from bearcls.serve import Settings, serving
+from bearcls.inference.classifier import Classifier
+from bearcls.serve.service import Settings, serving
 
 @pytest.fixture(scope='module')
 def bundle(tmp_path_factory): return make_bundle(tmp_path_factory.mktemp('page')/'furs')

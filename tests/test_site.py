@@ -3,7 +3,7 @@ import os, subprocess, sys
 from pathlib import Path
 import pytest
 from nbdev.showdoc import show_doc
-from bearcls.train import train
+from bearcls.train.learner import train
 from notebooks import notebooks, root
 
 sys.path.insert(0, str(root/'nbs'/'_sphinx'))

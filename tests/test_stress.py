@@ -3,11 +3,11 @@ import json, shutil
 import numpy as np
 import pytest
 from PIL import Image
-from bearcls.bundle import card_text, read_bundle
-from bearcls.card import add_metrics
 from bearcls.core import DataError
-from bearcls.inference import Classifier
-from bearcls.stress import Stress, apply_stress, show_stress, stress, stress_columns, stress_facts, stress_html, stress_words, stresses, trust_under_stress
+from bearcls.export.card import add_metrics
+from bearcls.export.robustness import Stress, apply_stress, show_stress, stress, stress_columns, stress_facts, stress_html, stress_words, stresses, trust_under_stress
+from bearcls.inference.bundle import card_text, read_bundle
+from bearcls.inference.classifier import Classifier
 from tiny_bundle import furs, make_bundle
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_columns_and_first_row(asked):
 def test_pictures_come_from_all_labels(asked):
     classifier, path = asked
     for i in range(2, 30): (path/'black'/f'{i}.png').write_bytes((path/'black'/'0.png').read_bytes())
-    from bearcls.stress import _stress_pictures
+    from bearcls.export.robustness import _stress_pictures
     assert sorted(_stress_pictures(classifier, path, 6, 0)[1]) == ['black']*2 + ['brown']*2 + ['white']*2
 
 def test_broken_files_are_passed_over(asked):

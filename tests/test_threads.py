@@ -9,13 +9,13 @@ from fastai.metrics import error_rate
 from fastai.torch_core import set_seed
 from fastai.vision.all import vision_learner
 from torchvision.models import resnet18
-from bearcls.data import image_dls
-from bearcls.fast import image_features
-from bearcls.fitting import paced
-from bearcls.interpret import evaluate
-from bearcls.sample import draw_bears
+from bearcls.data.loaders import image_dls
+from bearcls.interpret.evaluate import evaluate
+from bearcls.sample.bears import draw_bears
 from bearcls.threads import Pace, decided_threads, in_lanes, use_threads
-from bearcls.train import train
+from bearcls.train.fast import image_features
+from bearcls.train.learner import train
+from bearcls.train.log import paced
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return draw_bears(tmp_path_factory.mktemp('threads')/'bears', n_per_label=10, seed=5, faults=False)

@@ -18,12 +18,12 @@ from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 from fastai.vision.all import ImageBlock, ImageDataLoaders, Resize
 from fastai.vision.learner import create_vision_model
-from bearcls.arch import TrainError, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights, xresnet18_thin
-from bearcls.data import image_dls
-from bearcls.figures import draw_bear
-from bearcls.fitting import Autocast, log_training, plot_training, suggest_lr, training_table
-from bearcls.phases import Checkpoint, Phase, run_phases
-from bearcls.train import make_learner, plan_training, train
+from bearcls.data.loaders import image_dls
+from bearcls.sample.figures import draw_bear
+from bearcls.train.arch import TrainError, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights, xresnet18_thin
+from bearcls.train.learner import make_learner, plan_training, train
+from bearcls.train.log import Autocast, log_training, plot_training, suggest_lr, training_table
+from bearcls.train.phases import Checkpoint, Phase, run_phases
 
 def folder_of(path, **counts):
     "An image folder with so many drawn pictures of each label"
@@ -52,9 +52,9 @@ def figures(learn): return training_table(learn).drop(columns='seconds').to_nump
 child = '''
 import json, os, signal, sys
 import torch
-import bearcls.phases as phases
+import bearcls.train.phases as phases
 from fastai.learner import Learner
-from bearcls.train import train
+from bearcls.train.learner import train
 
 moment, folder, data, weights, options = sys.argv[1], *map(json.loads, sys.argv[2:])
 seen = dict(train=0, valid=0, saved=0)
@@ -212,7 +212,7 @@ def test_a_full_disk(bears, tmp_path):
     resource = pytest.importorskip('resource')
     code = f'''
 import resource, signal
-from bearcls.train import train
+from bearcls.train.learner import train
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
 train({str(bears)!r}, checkpoint={str(tmp_path/'run')!r}, cache=False, **{scratch!r})
@@ -470,7 +470,7 @@ def test_silence_of_a_prediction(bears, capfd):
 def test_outputs_of_a_notebook(bears):
     "In a real kernel: predictions leave no output, training by hand leaves one table"
     nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
-    start = f'import warnings; warnings.filterwarnings("ignore")\nfrom bearcls.train import train\nlearn = train({str(bears)!r}, "scratch", epochs=1, size=32, bs=12)'
+    start = f'import warnings; warnings.filterwarnings("ignore")\nfrom bearcls.train.learner import train\nlearn = train({str(bears)!r}, "scratch", epochs=1, size=32, bs=12)'
     cells = [start, f'answer = learn.predict({str(bears/"teddy"/"0.png")!r})', 'answers = learn.get_preds(), learn.validate()', 'learn.fine_tune(2)']
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3').execute()
@@ -516,10 +516,10 @@ def test_damaged_cached_weights_are_named(content, bears, squeezenet, tmp_path, 
 
 # --- where the plan is in doubt
 
-import bearcls.train as train_module
-from bearcls.fast import image_features
-from bearcls.sample import draw_bears
-from bearcls.trial import Trial, unlike_photographs
+import bearcls.train.learner as train_module
+from bearcls.sample.bears import draw_bears
+from bearcls.train.fast import image_features
+from bearcls.train.trial import Trial, unlike_photographs
 
 def digit_folder(dest, n=80, side=28, mode='L', seed=0, noise=12):
     "Drawn digits, light on dark, with noise of this many grey levels"
@@ -608,7 +608,7 @@ def test_a_trial_of_digits(tmp_path, shared, monkeypatch):
     monkeypatch.setitem(train_module.scratch_plan, 'epochs', 1)  # the trial is what is tested here
     trials, tried, asked = [], train_module.try_routes, []
     monkeypatch.setattr(train_module, 'try_routes', lambda *a, **k: trials.append(tried(*a, **k, epochs=2)) or trials[-1])
-    monkeypatch.setattr('bearcls.trial.image_features', lambda learn, items, *a: asked.extend(items) or image_features(learn, items, *a))
+    monkeypatch.setattr('bearcls.train.trial.image_features', lambda learn, items, *a: asked.extend(items) or image_features(learn, items, *a))
     learn = train(digit_folder(tmp_path/'digits', 100), quiet=True, near_copies=False)
     trial, = trials
     assert learn.plan.route == trial.chosen and trial.reason in learn.plan.reason and 'tiny and grey (28×28 pixels)' in learn.plan.reason

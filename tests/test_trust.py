@@ -3,18 +3,18 @@ import json, math, shutil, subprocess
 from dataclasses import replace
 import numpy as np, pytest
 from PIL import Image
-from bearcls.bundle import Bundle, bundle_json, colour_model, furs, read_bundle, write_bundle
-from bearcls.confidence import Confidence, confidence_of, confidence_words, evidence_of, log_odds, look_at
-from bearcls.container import BundleError
 from bearcls.core import DataError, package_file
-from bearcls.export import export_bundle
-from bearcls.held_out import fit_trust, learner_unlikeness
-from bearcls.inference import Classifier, judge
-from bearcls.interpret import evaluate
-from bearcls.sample import draw_bears
-from bearcls.stress import apply_stress
-from bearcls.train import train
-from bearcls.trust import answer_copies, fit_confidence, measure_trust, trust_threshold
+from bearcls.export.convert import export_bundle
+from bearcls.export.held_out import fit_trust, learner_unlikeness
+from bearcls.export.robustness import apply_stress
+from bearcls.export.trust import answer_copies, fit_confidence, measure_trust, trust_threshold
+from bearcls.inference.bundle import Bundle, bundle_json, colour_model, furs, read_bundle, write_bundle
+from bearcls.inference.classifier import Classifier, judge
+from bearcls.inference.confidence import Confidence, confidence_of, confidence_words, evidence_of, log_odds, look_at
+from bearcls.inference.files import BundleError
+from bearcls.interpret.evaluate import evaluate
+from bearcls.sample.bears import draw_bears
+from bearcls.train.learner import train
 
 weights = {'probability': [3., 2., 1.2], 'second opinion': [1., 1.5, 2.], 'lightness': [.7, .2, .4], 'unlikeness': [.2, .6, -.5]}
 facts = dict(evidence=weights, bias=1.5)
@@ -248,7 +248,7 @@ def test_wrong_answers_on_photographs_are_noticed(shared, tmp_path, monkeypatch)
     pictures = [apply_stress(load_image(f, 280), kind, 2, i) for i, f in enumerate(others) for kind in ('night', 'motion blur', 'occlusion')]
     answers = [r.prediction for r in classifier.predict_batch(pictures, quiet=True)]
     right = np.array([a.label == f.parent.name for a, f in zip(answers, [f for f in others for _ in range(3)])])
-    from bearcls.unlikeness import auroc
+    from bearcls.export.ood import auroc
     by = {name: auroc(-v[right], -v[~right]) for name, v in dict(confidence=np.array([a.confidence for a in answers]), probability=np.array([a.probability for a in answers])).items()}
     assert by['confidence'] > max(.85, by['probability'])
     trusted = np.array([a.trusted for a in answers])

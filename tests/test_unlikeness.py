@@ -3,7 +3,7 @@ import json, math, subprocess, sys
 import numpy as np
 import pytest
 from bearcls.core import DataError
-from bearcls.unlikeness import (ClassHead, alarm_interval, alarm_threshold, alarm_words, auroc, deal_groups, draw_strangers, find_classes, find_groups,
+from bearcls.export.ood import (ClassHead, alarm_interval, alarm_threshold, alarm_words, auroc, deal_groups, draw_strangers, find_classes, find_groups,
     find_neighbours, fit_unlikeness, measure_unlikeness, share_caught, stranger_kinds, unlikeness_facts, unlikeness_html)
 
 def made_up(n, d=40, seed=0, kind=0):
@@ -180,5 +180,5 @@ def test_strangers_are_drawn_alike_and_apart():
     assert draw_strangers(0) == []
 
 def test_numpy_is_enough():
-    code = 'import sys, bearcls.unlikeness; print([m for m in ("torch", "fastai", "fastcore", "pandas", "scipy", "matplotlib", "onnxruntime") if m in sys.modules])'
+    code = 'import sys, bearcls.export.ood; print([m for m in ("torch", "fastai", "fastcore", "pandas", "scipy", "matplotlib", "onnxruntime") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'

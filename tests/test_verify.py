@@ -4,14 +4,14 @@ from collections import Counter
 import pytest
 from PIL import Image
 from hostile import bomb, picture, snapshot
-from bearcls import measure, quarantine, verify
+from bearcls.verify import measure, quarantine, report as verify
 from bearcls.core import DataError, describe_file, read_manifest, write_manifest
 from bearcls.folders import image_files
-from bearcls.figures import draw_bear
-from bearcls.measure import measure_file
-from bearcls.quarantine import quarantine_folder, restore
-from bearcls.sample import draw_bears
-from bearcls.verify import broken_issues, check_images, verify_images
+from bearcls.sample.figures import draw_bear
+from bearcls.verify.measure import measure_file
+from bearcls.verify.quarantine import quarantine_folder, restore
+from bearcls.sample.bears import draw_bears
+from bearcls.verify.report import broken_issues, check_images, verify_images
 
 def test_hostile_files_become_findings(bears):
     (bears/'black'/'bomb.png').write_bytes(bomb())

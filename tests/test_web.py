@@ -5,12 +5,12 @@ from base64 import b64decode, b64encode
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
-import bearcls.web as web
-from bearcls.bundle import Bundle, read_bundle, write_bundle
+import bearcls.deploy.web as web
 from bearcls.core import ImageError, load_image, package_file
-from bearcls.inference import Classifier, judge
-from bearcls.odd_files import draw_odd_files
-from bearcls.web import WebError, folder_files, join_scripts, single_file, web_facts, web_files, web_runtime, weigh_web, write_web
+from bearcls.deploy.web import WebError, folder_files, join_scripts, single_file, web_facts, web_files, web_runtime, weigh_web, write_web
+from bearcls.inference.bundle import Bundle, read_bundle, write_bundle
+from bearcls.inference.classifier import Classifier, judge
+from bearcls.sample.odd_files import draw_odd_files
 from tiny_bundle import make_bundle
 
 fake = {'ort.wasm.bundle.min.mjs': b'var a=1;export{a as InferenceSession};\n//# sourceMappingURL=x.map\n', 'ort-wasm-simd-threaded.wasm': b'\0asm'}
@@ -398,7 +398,7 @@ def test_photographs(browser, tmp_path, runtime, shared):
 
 def test_pixels_agree(browser, texture, pictures):
     "What the model sees, byte by byte, where Pillow does not decode a JPEG smaller than it is"
-    from bearcls.bundle import prepare
+    from bearcls.inference.bundle import prepare
     from bearcls.core import load_image
     bundle, page = texture
     exact = ['good.jpg', 'alpha.png', 'palette.png', 'lossless.webp', 'moving.gif', 'bits.png', 'windows.bmp', 'os2.bmp', 'profile.png', 'profile.jpg', 'strip.png', 'tiny.png', 'heavy.png', 'turned5.jpg', 'turned8.jpg', 'grey.jpg', 'progressive.jpg']

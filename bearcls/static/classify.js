@@ -466,7 +466,7 @@ const patience = 30_000; // Milliseconds in which the kernel says nothing at all
 const slowest = 50; // Bytes per millisecond on the slowest way to the server that is waited for
 const lost = () => `No answer has come: the connection to the server is lost, or it is busy. Please ${document.body.dataset.voila ? 'reload the page' : 'run the cell again'}.`;
 
-/* Questions to Python, each with a number by which its answer finds it; bearcls/app.py names the messages */
+/* Questions to Python, each with a number by which its answer finds it; bearcls/app/notebook.py names the messages */
 class Line {
   constructor(model) {
     Object.assign(this, { model, waiting: new Map(), key: Math.random().toString(36).slice(2, 10), count: 0, until: 0 });

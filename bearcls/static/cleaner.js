@@ -2,7 +2,7 @@
 
    One `Store` holds what has arrived for a widget: pages, pictures and marks, so that what was seen once is shown again at
    once. Each place that shows the widget has a `Board`, which draws the store and listens to mouse and keyboard.
-   Messages are named in bearcls/cleaner.py. Text goes into the page as text, never as HTML: file names come from strangers. */
+   Messages are named in bearcls/clean/widget.py. Text goes into the page as text, never as HTML: file names come from strangers. */
 
 const patience = 5000; // Milliseconds without an answer before the user is told
 
