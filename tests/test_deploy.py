@@ -181,21 +181,47 @@ def test_wrong_bundles_write_nothing(bundle, tmp_path):
 
 # ---------------------------------------------------------------- joining
 
-def test_two_meanings_of_one_name_are_refused(monkeypatch, tmp_path):
-    import bearcls.deploy.standalone as runtime
-    (tmp_path/'one.py').write_text('"One"\nfrom html import escape\ndef _help(): return escape("")\ndef first(): return _help()\n')
-    (tmp_path/'two.py').write_text('"Two"\nfrom .one import first\ndef _help(): return first()\ndef second(): return _help()\n')
-    (tmp_path/'three.py').write_text('"Three"\nfrom shlex import quote as escape\nfrom .one import first\ndef third(): return escape(first())\n')
-    (tmp_path/'four.py').write_text('"Four"\ndef fourth():\n    from .one import first\n    return first()\n')
-    monkeypatch.setattr(runtime.bearcls, '__file__', str(tmp_path/'__init__.py'))
-    runtime.module_statements.cache_clear()
-    try:
-        with pytest.raises(RuntimeFileError, match='both define _help'): join_modules(['two.second'], {'app': ['one', 'two']})
-        with pytest.raises(RuntimeFileError, match='different things by one name'): join_modules(['three.third'], {'app': ['one', 'three']})
-        with pytest.raises(RuntimeFileError, match='inside a function'): join_modules(['four.fourth'], {'app': ['one', 'four']})
-        apart = join_modules(['two.second'], {'base': ['one'], 'app': ['two']})
-        assert 'from base import first' in apart['app'] and list(apart) == ['base', 'app']
-    finally: runtime.module_statements.cache_clear()
+@pytest.fixture
+def little_package(monkeypatch, tmp_path):
+    "A folder that takes the place of the package: files and their sources"
+    import bearcls.deploy.standalone as standalone
+    def write(files):
+        for name, source in files.items():
+            (tmp_path/name).parent.mkdir(exist_ok=True)
+            (tmp_path/name).write_text(source, encoding='utf-8')
+    monkeypatch.setattr(standalone.bearcls, '__file__', str(tmp_path/'__init__.py'))
+    standalone.module_statements.cache_clear()
+    yield write
+    standalone.module_statements.cache_clear()
+
+def test_two_meanings_of_one_name_are_refused(little_package):
+    little_package({
+        'one.py': '"One"\nfrom html import escape\ndef _help(): return escape("")\ndef first(): return _help()\n',
+        'two.py': '"Two"\nfrom .one import first\ndef _help(): return first()\ndef second(): return _help()\n',
+        'three.py': '"Three"\nfrom shlex import quote as escape\nfrom .one import first\ndef third(): return escape(first())\n',
+        'four.py': '"Four"\ndef fourth():\n    from .one import first\n    return first()\n'})
+    with pytest.raises(RuntimeFileError, match='both define _help'): join_modules(['two.second'], {'app': ['one', 'two']})
+    with pytest.raises(RuntimeFileError, match='different things by one name'): join_modules(['three.third'], {'app': ['one', 'three']})
+    with pytest.raises(RuntimeFileError, match='inside a function'): join_modules(['four.fourth'], {'app': ['one', 'four']})
+    apart = join_modules(['two.second'], {'base': ['one'], 'app': ['two']})
+    assert 'from base import first' in apart['app'] and list(apart) == ['base', 'app']
+
+def test_modules_of_wings_are_joined(little_package):
+    "Relative imports of one dot and of two lead to the folder and to the one above it"
+    little_package({
+        '__init__.py': '"All"\nbase = 40\n',
+        'one.py': '"One"\nfrom . import base\ndef first(): return base\n',
+        'left/one.py': '"Another of this name"\ndef other(): return 1\n',
+        'left/two.py': '"Two"\nfrom ..one import first\nfrom .one import other\ndef second(): return first() + other()\n',
+        'right/three.py': '"Three"\nfrom ..left.two import second\ndef third(): return second() + 1\n'})
+    modules = ['__init__', 'one', 'left.one', 'left.two', 'right.three']
+    source, found = join_modules(['right.three.third'], {'app': modules})['app'], {}
+    assert 'from .' not in source
+    exec(source, found)
+    assert found['third']() == 42
+    with pytest.raises(RuntimeFileError, match='left is a front door'): join_modules(['left.second'], {'app': modules})
+    with pytest.raises(RuntimeFileError, match='no module left.three'): join_modules(['left.three.third'], {'app': modules})
+    with pytest.raises(RuntimeFileError, match='need left.one, which no file is made of'): join_modules(['left.two.second'], {'app': ['__init__', 'one', 'left.two']})
 
 # ---------------------------------------------------------------- at work
 

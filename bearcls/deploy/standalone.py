@@ -23,7 +23,7 @@ class RuntimeFileError(BearclsError, RuntimeError):
 @dataclass
 class Statement:
     "One statement at the top of a module"
-    module: str                                    # Name within bearcls
+    module: str                                    # Name within bearcls, such as `inference.classifier`
     source: str                                    # Its lines, with comments
     makes: set[str] = field(default_factory=set)   # Names that it defines
     uses: set[str] = field(default_factory=set)    # Names that occur in it
@@ -36,16 +36,30 @@ class Statement:
 # %% ../../nbs/deploy/01_standalone.ipynb #83674fb4
 @cache
 def module_statements(
-    module: str,  # Name within bearcls
+    module: str,  # Name within bearcls, such as `inference.classifier`
 ) -> tuple[list[Statement], dict[str, tuple[str, str]]]:  # In their order; and names from other modules of bearcls, each with module and name
     "What a module consists of"
-    text = (Path(bearcls.__file__).parent/f'{module}.py').read_text(encoding='utf-8')
+    text = _module_text(module)
     lines, found, borrowed = text.splitlines(), [], {}
     for node in ast.parse(text).body[1:]:  # without the docstring
         if isinstance(node, ast.ImportFrom) and node.level:
-            borrowed |= {a.asname or a.name: (node.module or '__init__', a.name) for a in node.names}
+            borrowed |= {a.asname or a.name: (_imported_module(module, node), a.name) for a in node.names}
         elif not _is_all(node): found.append(_statement(module, node, lines))
     return found, borrowed
+
+def _file_name(module): return f'{module.replace(".", "/")}.py'
+
+def _module_text(module):
+    "The source of a module; a front door only hands on what its modules define, so it has no part in a joined file"
+    root = Path(bearcls.__file__).parent
+    if (root/module.replace('.', '/')).is_dir(): raise RuntimeFileError(f'{module} is a front door; import from one of its modules')
+    if not (root/_file_name(module)).is_file(): raise RuntimeFileError(f'bearcls has no module {module}')
+    return (root/_file_name(module)).read_text(encoding='utf-8')
+
+def _imported_module(module, node):
+    "The module that a relative import in `module` means: one dot is its own folder, each further dot the folder above"
+    folder = module.split('.')[:-node.level]
+    return '.'.join([*folder, node.module] if node.module else folder) or '__init__'
 
 def _is_all(node): return isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__'
 
@@ -59,7 +73,7 @@ def _statement(module, node, lines):
         return s
     for n in ast.walk(node):
         if isinstance(n, ast.Name): s.uses.add(n.id)
-        elif isinstance(n, (ast.Import, ast.ImportFrom)) and _of_bearcls(n): raise RuntimeFileError(f'{module}.py imports a room of bearcls inside a function: {ast.unparse(n)}')
+        elif isinstance(n, (ast.Import, ast.ImportFrom)) and _of_bearcls(n): raise RuntimeFileError(f'{_file_name(module)} imports a module of bearcls inside a function: {ast.unparse(n)}')
     if patch := next((d for d in getattr(node, 'decorator_list', ()) if isinstance(d, ast.Call) and getattr(d.func, 'id', '') == 'patch_to'), None): s.adds_to = patch.args[0].id
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): s.makes = {node.name}
     else: s.makes = {n.id for target in getattr(node, 'targets', [getattr(node, 'target', node)]) for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
@@ -83,7 +97,7 @@ def reached(
         (module, name), (statements, borrowed) = job, module_statements(job[0])
         if name in borrowed: waiting.append(borrowed[name])
         brought = {(module, i): s for i, s in enumerate(statements) if name in s.makes or name == s.adds_to or name in s.imports or s.acts}
-        if job in asked and name not in borrowed and not any(name in s.makes for s in brought.values()): raise RuntimeFileError(f'{module}.py defines no {name}')
+        if job in asked and name not in borrowed and not any(name in s.makes for s in brought.values()): raise RuntimeFileError(f'{_file_name(module)} defines no {name}')
         kept |= brought
         waiting += [(module, used) for s in brought.values() for used in s.uses]
     return [replace(s, imports={n: line for n, line in s.imports.items() if (s.module, n) in seen}) for _, s in sorted(kept.items(), key=lambda item: item[0])]
@@ -110,7 +124,7 @@ def _file_source(name, parts, elsewhere, modules):
         for n, line in s.imports.items():
             if imports.setdefault(n, line) != line: raise RuntimeFileError(f'{name}: `{line}` and `{imports[n]}` are different things by one name')
         for n in s.makes:
-            if makers.setdefault(n, s.module) != s.module: raise RuntimeFileError(f'{name}: {makers[n]}.py and {s.module}.py both define {n}')
+            if makers.setdefault(n, s.module) != s.module: raise RuntimeFileError(f'{name}: {_file_name(makers[n])} and {_file_name(s.module)} both define {n}')
     if both := sorted(makers.keys() & imports.keys()): raise RuntimeFileError(f'{name}: {both[0]} is imported and also defined')
     others = {}
     for n in sorted({u for s in parts for u in s.uses} & elsewhere.keys() - makers.keys() - imports.keys()): others.setdefault(elsewhere[n], []).append(n)

@@ -40,12 +40,19 @@ class Target:
     page: str = '/'                          # Where its page is
     service: bool = False                    # Does it answer POST /predict?
 
-part_modules = dict(classifier=('guard', 'greys', 'mend', 'core', 'folders', 'container', 'onnxfile', 'signature', 'bundle', 'inference'), notebook_app=('feedback', 'app'), serve=('workers', 'problems', 'supervise', 'gate', 'serve'))  # What each joined file is made of
+part_modules = dict(  # What each joined file is made of
+    classifier=(
+        'guard', 'greys', 'mend', 'core', 'folders',
+        'inference.files', 'inference.signature', 'inference.onnxfile', 'inference.confidence', 'inference.bundle',
+        'inference.classifier'),
+    notebook_app=('app.feedback', 'app.notebook'),
+    serve=('serve.problems', 'serve.workers', 'serve.supervise', 'serve.middleware', 'serve.service'),
+)
 
 # %% ../../nbs/deploy/03_targets.ipynb #6e8736b9
 _front = {n: n for n in ('static/classify.js', 'static/classify.css')}
 _static_page = ('python', '-m', 'http.server', '{port}', '--bind', '127.0.0.1')
-_notebook = dict(parts=('classifier', 'notebook_app'), roots=('app.ClassifierApp',), static=_front | {'voila.py': 'static/voila.py.txt'})
+_notebook = dict(parts=('classifier', 'notebook_app'), roots=('app.notebook.ClassifierApp',), static=_front | {'voila.py': 'static/voila.py.txt'})
 _service = dict(parts=('classifier', 'serve'), static={n: n for n in (*_front, 'static/service.html', 'static/service.css', 'static/service.js')}, health='/readyz', service=True)
 deploy_targets = {t.name: t for t in [
     Target('web', 'a page without a server, also as one HTML file: the browser itself calculates', ('web',), command=_static_page),
