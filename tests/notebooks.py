@@ -7,7 +7,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parents[1]
 
 def notebooks() -> list[Path]:
-    "Every notebook that becomes a page, in reading order"
+    "Every notebook that becomes a page, folder by folder, in the order of numbers"
     return sorted(f for f in (root/'nbs').rglob('*.ipynb') if not any(part[0] in '._' for part in f.relative_to(root).parts))
 
 def cells(

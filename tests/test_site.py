@@ -9,8 +9,11 @@ from notebooks import notebooks, root
 sys.path.insert(0, str(root/'nbs'/'_sphinx'))
 from check import problems
 from convert import api_entry, check_links, quarto_divs
-from pages import SiteError, docname, local_link, slug
+from build import toctrees
+from pages import SiteError, check_sidebar, docname, earlier_pages, html_page, local_link, sidebar, slug, wings
 from readme import absolute, plain_divs
+
+names = [f.relative_to(root/'nbs').as_posix() for f in notebooks()]
 
 @pytest.fixture(scope='session')
 def site(tmp_path_factory):
@@ -34,8 +37,33 @@ def test_checker_finds_faults(tmp_path):
     assert problems(tmp_path) == ['a.html: #here: no such anchor', 'a.html: b.html: no such file', 'a.html: c.png: no such file']
 
 def test_a_page_for_every_notebook(site):
-    pages = {docname(f.relative_to(root/'nbs').as_posix()) for f in notebooks()}
-    assert sorted(p for p in pages if not (site/f'{p}.html').is_file()) == []
+    assert sorted(p for p in map(docname, names) if not (site/f'{p}.html').is_file()) == []
+
+def test_earlier_addresses_lead_on(site):
+    "Pages that have moved are still found where they were"
+    moved = {page: html_page(n) for n in names for page in earlier_pages(n)}
+    assert {'inference.html', 'search_module.html', 'likeness.html'} <= moved.keys() and len(moved) > 60
+    for page, now in moved.items():
+        if page != 'search.html': assert f'<a href="{now}">' in (site/page).read_text(encoding='utf-8'), page
+
+def test_an_earlier_address_keeps_its_anchor(site, browser):
+    page = browser.new_page()
+    page.goto((site/'inference.html').as_uri() + '#classifier')
+    page.wait_for_url('**/inference/classifier.html#classifier')
+    page.close()
+
+def test_the_sidebar_is_the_tree():
+    "Every notebook once, a section for each wing in the order of dependence, none with more than nine modules"
+    check_sidebar(names)
+    doors = [s for s in sidebar() if s.index]
+    assert [s.index for s in doors] == [f'{wing}/index.ipynb' for wing in wings] and all(s.notebooks == sorted(s.notebooks) for s in doors)
+    with pytest.raises(SiteError, match='nbs/attic/01_old.ipynb is in no section'): check_sidebar([*names, 'attic/01_old.ipynb'])
+    with pytest.raises(SiteError, match='nbs/gather/index.ipynb is needed, as the front door'): check_sidebar([n for n in names if n != 'gather/index.ipynb'])
+
+def test_tables_of_contents():
+    home = toctrees('index.ipynb')
+    assert ':caption: Tutorials' in home and '\ngather/index' not in home and '\n/gather/index\n' in home and '/gather/search' not in home
+    assert '\n/gather/search\n' in toctrees('gather/index.ipynb') and toctrees('about.ipynb') == ''
 
 @pytest.mark.parametrize('theme', ['light', 'dark'])
 @pytest.mark.parametrize('width', [400, 1200])
@@ -83,7 +111,9 @@ def test_links():
     with pytest.raises(SiteError, match='link to the notebook'): check_links('[a](core.html)', 'index.ipynb', known)
     assert local_link('../00_core.ipynb#load_image', 'tutorials/first') == '../core.html#load_image'
     assert local_link('https://bearcls.github.io/bearcls/core.html#flatten', 'core') == '#flatten'
-    assert local_link('https://bearcls.github.io/bearcls/search.html#x', 'core') == 'search_module.html#x'
+    assert local_link('https://bearcls.github.io/bearcls/gather/search.html#x', 'gather/fetch') == 'search.html#x'
+    assert local_link('../03_core.ipynb#flatten', 'gather/search') == '../core.html#flatten'
+    assert local_link('../verify/03_report.ipynb', 'gather/search') == '../verify/report.html'
     assert absolute('[a](tutorials/01_first.ipynb) ![b](images/b.png)') == \
         '[a](https://bearcls.github.io/bearcls/tutorials/first.html) ![b](nbs/images/b.png)'
 
@@ -116,3 +146,7 @@ def test_api_entry_names_objects():
     text = api_entry(None, '###', 'f', signature, '')
     assert '**`a`** `type` = `OSError`' in text and '**`b`** `tuple` = `(Kind.X,)`' in text and '**`c`** = `g`' in text
     assert '```text\nf(a=OSError, b=(Kind.X,), c=g, d=<object>)\n```' in text
+
+def test_api_entry_without_the_modules_of_types():
+    text = api_entry(None, '###', 'f', 'def f(\n    a:bearcls.inference.classifier.Prediction, # One\n    b:bearcls.core.Html, # Two\n):', '')
+    assert '**`a`** `Prediction`' in text and '**`b`** `Html`' in text

@@ -1,19 +1,19 @@
 """Build the site without Quarto: the notebooks as nbdev processes them, rendered by MyST-NB and Sphinx
 
 python nbs/_sphinx/build.py [--out DIR]"""
-import argparse, os, shutil, sys
+import argparse, html, json, os, posixpath, shutil, sys
 from pathlib import Path
 import nbformat
 from nbdev.serve import proc_nbs
 from sphinx.cmd.build import main as sphinx
 from check import problems
 from convert import convert
-from pages import SiteError, check_sidebar, config, docname, root, sidebar
+from pages import SiteError, check_sidebar, config, docname, earlier_pages, front_matter, html_page, root, sidebar
 
 def pages_for_sphinx(
     processed: Path,  # Folder that nbdev wrote for Quarto
     dest: Path,       # Folder to make: pages and pictures for Sphinx
-):
+) -> list[str]:       # The notebooks, as paths below nbs/
     "Every processed notebook under the name of its page, and the pictures beside them"
     notebooks = sorted(f.relative_to(processed).as_posix() for f in processed.rglob('*.ipynb') if not _internal(f, processed))
     check_sidebar(notebooks)
@@ -26,11 +26,12 @@ def pages_for_sphinx(
         try: _write_page(name, processed, dest, notebooks)
         except SiteError as e: faults.append(str(e))
     if faults: raise SiteError('\n'.join(faults))
+    return notebooks
 
 def _write_page(name, processed, dest, notebooks):
     ids = [c.get('id') for c in nbformat.read(config.nbs_path/name, 4).cells]
     page = convert(nbformat.read(processed/name, 4), name, ids, notebooks)
-    if name == config.readme_nb: page.cells.append(nbformat.v4.new_markdown_cell(toctrees()))
+    if text := toctrees(name): page.cells.append(nbformat.v4.new_markdown_cell(text))
     file = dest/f'{docname(name)}.ipynb'
     file.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(page, file)
@@ -38,18 +39,48 @@ def _write_page(name, processed, dest, notebooks):
 def _internal(file, processed):
     return any(part.startswith(('.', '_')) for part in file.relative_to(processed).parts)
 
-def toctrees() -> str:  # Markdown for the end of the home page
-    "The sidebar as Sphinx wants it: hidden tables of contents on the home page"
+def toctrees(
+    notebook: str,  # Path below nbs/
+) -> str:           # Markdown for the end of its page; empty for most
+    "The sidebar as Sphinx wants it: hidden tables of contents, on the home page and on the front page of each wing"
+    sections = sidebar()
+    if notebook != config.readme_nb:
+        return next((_toctree('', s.notebooks) for s in sections if s.index == notebook), '')
+    doors = [s.index for s in sections if s.index]
     blocks = []
-    for section in sidebar():
-        lines = [_entry(n, section.text) for n in section.notebooks]
-        caption = [f':caption: {section.caption}'] if section.caption else []
-        blocks.append('\n'.join(['```{toctree}', ':hidden:', *caption, '', *lines, '```']))
+    for s in sections:
+        if not s.index: blocks.append(_toctree(s.caption, s.notebooks, s.text))
+        elif s.index == doors[0]: blocks.append(_toctree('Modules', doors))
     return '\n\n'.join(blocks)
+
+def _toctree(caption, notebooks, text=''):
+    head = [f':caption: {caption}'] if caption else []
+    return '\n'.join(['```{toctree}', ':hidden:', *head, '', *[_entry(n, text) for n in notebooks], '```'])
 
 def _entry(notebook, text):
     target = 'self' if notebook == config.readme_nb else '/' + docname(notebook)
     return f'{text} <{target}>' if text else target
+
+_moved = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><link rel="canonical" href="{to}">
+<script>location.replace({script} + location.hash)</script><meta http-equiv="refresh" content="0; url={to}"></head>
+<body><p>This page has moved to <a href="{to}">{title}</a>.</p></body></html>
+"""
+
+def write_stubs(
+    notebooks: list[str],  # Paths below nbs/
+    out: Path,             # Built site
+):
+    "A page at each address that a page had before, which leads on to where it is, with the anchor"
+    for name in notebooks:
+        for page in earlier_pages(name):
+            if page == 'search.html': continue  # Sphinx's own, the form that searches the site
+            if (out/page).exists(): raise SiteError(f'nbs/{name} claims the earlier address {page}, which is a page')
+            to = posixpath.relpath(html_page(name), posixpath.dirname(page) or '.')
+            (out/page).parent.mkdir(parents=True, exist_ok=True)
+            title = html.escape(front_matter(name)['title'])
+            text = _moved.format(title=title, to=html.escape(to, quote=True), script=json.dumps(to))
+            (out/page).write_text(text, encoding='utf-8')
 
 def build(
     out: Path,  # Folder for the site
@@ -59,12 +90,13 @@ def build(
         raise SiteError(f'{out} is there and is no site built before: give another --out, or remove it yourself')
     os.chdir(root)
     source, pages = root/'build'/'site', root/'build'/'html'  # MyST-NB leaves its pictures beside the pages, so these are made here
-    pages_for_sphinx(proc_nbs(n_workers=0, force=True), source)
+    notebooks = pages_for_sphinx(proc_nbs(n_workers=0, force=True), source)
     shutil.rmtree(pages, ignore_errors=True)
     here = str(Path(__file__).parent)
     if status := sphinx(['-q', '-W', '--keep-going', '-b', 'html', '-c', here, '-d', str(root/'build'/'doctrees'), '-E', str(source), str(pages)]):
         return [f'Sphinx ended with status {status}; its messages stand above, its pages in {source.relative_to(root)}']
     if (source/'images').is_dir(): shutil.copytree(source/'images', pages/'images', dirs_exist_ok=True)
+    write_stubs(notebooks, pages)
     (pages/'.nojekyll').touch()
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(pages, out)

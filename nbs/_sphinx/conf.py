@@ -1,4 +1,4 @@
-"Sphinx reads this: the pages come from `build.py`, their order from `_quarto.yml`, their links from `pages.py`"
+"Sphinx reads this: the pages come from `build.py`, their order and their links from `pages.py`"
 import re, sys
 from pathlib import Path
 from docutils import nodes

@@ -201,7 +201,7 @@ def _as_is(outputs, name, notebooks):
 
 _shown = re.compile(r'---\n\n(\[source\]\((?P<url>[^)]*)\)\{[^}]*\}\n\n)?(?P<level>#+) (?P<symbol>\S+)\n\n```python\n(?P<signature>.*?)\n```\s*(?P<text>.*)',
     re.DOTALL)
-_modules = re.compile(r'\b(?:__main__|typing|collections\.abc|pathlib|bearcls\.\w+)\.')
+_modules = re.compile(r'\b(?:__main__|typing|collections\.abc|pathlib|bearcls(?:\.[a-z_]\w*)*)\.')
 _objects = re.compile(r"<(?:class|module|function|built-in function) '?([\w.]+)'?[^<>]*>|<([\w.]+): [^<>]*>")  # how classes, functions and enums print
 
 def api_entry(

@@ -1,14 +1,17 @@
-"""Pages of the site as both builds see them: the sidebar of `_quarto.yml`, page addresses, and links between pages"""
-import posixpath, re
+"""Pages of the site as both builds see them: sidebar, addresses, and links between pages"""
+import json, posixpath, re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
-import yaml
-from nbdev.config import get_config, nbpath2html
+from fastcore.nbio import md_frontmatter
+from nbdev.config import get_config, nbpath2html, tomllib
 
 root = Path(__file__).resolve().parents[2]
 config = get_config(root)
 site_url = config.doc_url.rstrip('/') + '/'
+wings = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['tool']['bearcls']['wings']
+first_of_roof = 10  # modules at the top of nbs/: those below this number are used by all wings, the others use them all
+most_modules = 9    # in a wing
 
 class SiteError(Exception):
     "A page cannot be built as it is written; the message names the notebook and the cell"
@@ -19,38 +22,64 @@ class Section:
     caption: str          # Empty for a page that stands alone
     notebooks: list[str]  # Paths below nbs/
     text: str = ''        # Words in the sidebar instead of the page's title
+    index: str = ''       # The page of the section itself; a section with one is closed until the reader is in it
+
+def numbered(
+    folder: str = '',  # Below nbs/; empty for nbs/ itself
+) -> list[str]:        # Paths below nbs/
+    "The numbered notebooks of a folder, in order"
+    found = [f for f in (root/'nbs'/folder).glob('*.ipynb') if re.match(r'\d+_', f.name)]
+    return [f.relative_to(root/'nbs').as_posix() for f in sorted(found)]
 
 def sidebar() -> list[Section]:
-    "The sidebar, in the order that `_quarto.yml` gives"
-    settings = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
-    return [_section(entry) for entry in settings['website']['sidebar']['contents']]
+    "The sidebar: tutorials, what all wings use, the wings in the order of dependence, and what uses them all"
+    top = numbered()
+    is_roof = [int(n.partition('_')[0]) >= first_of_roof for n in top]
+    return [
+        Section('', ['index.ipynb'], 'Start'),
+        Section('Tutorials', numbered('tutorials')),
+        Section('Foundations', [n for n, roof in zip(top, is_roof) if not roof]),
+        *[_wing_section(wing) for wing in wings],
+        Section('All in one', [n for n, roof in zip(top, is_roof) if roof]),
+        Section('Explanation', numbered('explain')),
+        Section('', ['about.ipynb'], 'About')]
 
-def _section(entry):
-    if isinstance(entry, str): return Section('', [entry])
-    if set(entry) == {'text', 'href'}: return Section('', [entry['href']], entry['text'])
-    if set(entry) == {'section', 'contents'} and all(isinstance(c, str) for c in entry['contents']):
-        return Section(entry['section'], entry['contents'])
-    raise SiteError(f'_quarto.yml: sidebar entry {entry} is neither a page, nor `text` with `href`, nor `section` with `contents`')
+def _wing_section(wing):
+    index = f'{wing}/index.ipynb'
+    return Section(front_matter(index)['title'], numbered(wing), index=index)
 
 def check_sidebar(
     notebooks: list[str],  # Every notebook found below nbs/
 ):
-    "Every notebook stands in the sidebar once, and every entry has its notebook"
-    listed = [n for section in sidebar() for n in section.notebooks]
-    twice = sorted({n for n in listed if listed.count(n) > 1})
-    lines = [f'_quarto.yml: {n} stands in the sidebar, but there is no such notebook' for n in listed if n not in notebooks]
-    lines += [f'_quarto.yml: {n} is missing from the sidebar' for n in notebooks if n not in listed]
-    lines += [f'_quarto.yml: {n} stands in the sidebar more than once' for n in twice]
+    "Every notebook stands in the sidebar once, and no wing is too large to be looked through"
+    sections = sidebar()
+    listed = [n for section in sections for n in [section.index, *section.notebooks] if n]
+    homeless = [n for n in notebooks if n not in listed]
+    lines = [f'nbs/{n} is in no section: number it, and list its folder as one of `wings` in pyproject.toml'
+             for n in homeless]
+    lines += [f'nbs/{n} is needed, as the front door of a wing' for n in listed if n not in notebooks]
+    large = [s for s in sections if s.index and len(s.notebooks) > most_modules]
+    lines += [f'{s.caption} has {len(s.notebooks)} modules, more than {most_modules}: divide it' for s in large]
     if lines: raise SiteError('\n'.join(lines))
 
-taken = {'search.html': 'search_module.html'}  # Sphinx writes its own search.html, the form that searches the site
+def front_matter(
+    notebook: str,  # Path below nbs/
+) -> dict:          # Title, description, and what else stands there
+    "What the first cell of markdown says about a page"
+    cells = json.loads((root/'nbs'/notebook).read_text(encoding='utf-8'))['cells']
+    return md_frontmatter(''.join(next(c['source'] for c in cells if c['cell_type'] == 'markdown')))
+
+def earlier_pages(
+    notebook: str,  # Path below nbs/
+) -> list[str]:     # Pages from the top of the site, such as `search.html`
+    "Where the page of a notebook stood before, as its first cell says for Quarto: `- aliases: [/search.html]`"
+    return [address.lstrip('/') for address in front_matter(notebook).get('aliases', [])]
 
 def html_page(
     notebook: str,  # Path below nbs/, such as `tutorials/01_first_classifier.ipynb`
 ) -> str:           # Page, such as `tutorials/first_classifier.html`
-    "Where the page of a notebook stands: where nbdev and Quarto put it, unless Sphinx needs the name itself"
-    page = nbpath2html(notebook).as_posix()
-    return taken.get(page, page)
+    "Where the page of a notebook stands: where nbdev and Quarto put it"
+    return nbpath2html(notebook).as_posix()
 
 def docname(
     notebook: str,  # Path below nbs/
@@ -68,7 +97,6 @@ def local_link(
     elif not url.scheme and not url.netloc and url.path.endswith('.ipynb'):
         path = html_page(posixpath.normpath(posixpath.join(posixpath.dirname(page), url.path)))
     else: return target
-    path = taken.get(path, path)
     if path == page + '.html' and url.fragment: return '#' + url.fragment
     return urlunsplit(('', '', posixpath.relpath(path, posixpath.dirname(page) or '.'), url.query, url.fragment))
 
