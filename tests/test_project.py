@@ -1,10 +1,13 @@
 "The project keeps its promises about itself: generated files in step, clean notebooks, one version, light imports"
-import ast, configparser, importlib.metadata, os, re, shutil, subprocess, sys
+import ast, configparser, importlib, importlib.metadata, os, re, shutil, subprocess, sys, types
 from pathlib import Path
 import pytest, yaml
 from packaging.requirements import Requirement
 from nbdev.config import tomllib
 from notebooks import cells, notebooks, output_text, root
+
+sys.path.insert(0, str(root/'nbs'/'_sphinx'))
+from pages import first_of_roof, wings
 
 heavy = ['torch', 'torchvision', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'gradio', 'streamlit']
 ids = [f.relative_to(root/'nbs').as_posix() for f in notebooks()]
@@ -50,6 +53,9 @@ def test_notebooks_clean(regenerated):
 def test_readme_in_step():
     run(sys.executable, 'nbs/_sphinx/readme.py', '--check')
 
+def test_sidebar_in_step():
+    run(sys.executable, 'nbs/_sphinx/sidebar.py', '--check')
+
 @pytest.mark.parametrize('notebook', notebooks(), ids=ids)
 def test_outputs(notebook):
     "No path of someone's machine, no warning, progress bar or traceback left behind, and a page that loads quickly"
@@ -75,11 +81,108 @@ def test_imports_sit_alone(notebook):
     mixed = [key for key, source in code.items() if not re.search(r'#\| *(export|eval: false)', source) and mixes_imports(source)]
     assert mixed == [], f'{notebook.name}: these cells (by id) import and do something else as well'
 
-@pytest.mark.parametrize('module', ['bearcls', 'bearcls.core', 'bearcls.inference.classifier'])
+@pytest.mark.parametrize('module', [
+    'bearcls', 'bearcls.core', 'bearcls.inference.bundle', 'bearcls.inference.classifier', 'bearcls.serve.problems', 'bearcls.serve.service'])
 def test_import_is_light(module):
     loaded = run(sys.executable, '-c', f'import sys, {module}; print(*sys.modules)').split()
     assert module in loaded
     assert sorted(set(heavy) & set(loaded)) == []
+
+@pytest.mark.parametrize('wing', ['inference', 'serve'])
+def test_everything_from_the_door_is_light(wing):
+    loaded = run(sys.executable, '-c', f'import sys\nfrom bearcls.{wing} import *\nprint(*sys.modules)').split()
+    assert f'bearcls.{wing}.{dict(inference="classifier", serve="service")[wing]}' in loaded
+    assert sorted(set(heavy) & set(loaded)) == []
+
+heavy_doors = {'train', 'interpret'}  # each names a function like its module, which is loaded with the door
+
+@pytest.mark.parametrize('wing', sorted({*wings} - heavy_doors))
+def test_a_door_loads_nothing_heavy(wing):
+    loaded = run(sys.executable, '-c', f'import sys, bearcls.{wing}; print(*sys.modules)').split()
+    assert sorted(set(heavy) & set(loaded)) == []
+
+# ---------------------------------------------------------------- the tree
+
+package = root/'bearcls'
+sources = {'.'.join(f.relative_to(package).with_suffix('').parts): text(f) for f in sorted(package.rglob('*.py'))
+           if f.name != '_modidx.py' and not {'static', 'templates'} & {*f.parts}}
+homes = {}  # for each module, the notebook that exports it
+for name, file in zip(ids, notebooks()):
+    for cell in cells(file):
+        if m := re.match(r'#\| default_exp (\S+)', cell['source']): homes[m[1]] = name
+
+def place(module):
+    "Where a module stands in the order of dependence: its wing, and its number there"
+    folder, _, name = homes[module].rpartition('/')
+    number = int(name.partition('_')[0])
+    return (wings.index(folder) + 1 if folder else 0 if number < first_of_roof else len(wings) + 1, number)
+
+def imported(module, source):
+    "The modules of bearcls that a module imports, within functions too; a front door as `gather.__init__`"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import): found = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            folder = ['bearcls', *module.split('.')][:-node.level] if node.level else []
+            base = '.'.join([*folder, *([node.module] if node.module else [])])
+            named = [f'{base}.{a.name}' for a in node.names]
+            found = [n if n.partition('.')[2] in sources else base for n in named]
+        else: continue
+        for name in found:
+            top, _, rest = name.partition('.')
+            if top == 'bearcls' and rest: yield f'{rest}.__init__' if f'{rest}.__init__' in sources else rest
+
+def against_the_rule(sources):
+    "Imports of front doors, and of modules that do not stand before the one that imports them"
+    for module, source in sources.items():
+        for other in imported(module, source) if not module.endswith('__init__') else ():
+            if other.endswith('__init__') or place(other) >= place(module): yield f'{module} -> {other}'
+
+known_exceptions = set()  # each with the move that will end it; none may be added
+
+def test_imports_lead_downward():
+    "From the top folder, from wings further up in the list, from lower numbers in the same folder; never from front doors"
+    assert {*against_the_rule(sources)} == known_exceptions
+
+@pytest.mark.parametrize('module,line,found', [
+    ('core', 'from .gather.search import search_images', 'core -> gather.search'),
+    ('gather.search', 'from ..train.learner import train', 'gather.search -> train.learner'),
+    ('gather.search', 'from .download import gather', 'gather.search -> gather.download'),
+    ('train.learner', 'def later():\n    from bearcls.export.convert import export_bundle', 'train.learner -> export.convert'),
+    ('export.convert', 'import bearcls.app.notebook', 'export.convert -> app.notebook'),
+    ('deploy.web', 'from ..cli import main', 'deploy.web -> cli'),
+    ('folders', 'from . import similarity', 'folders -> similarity'),
+    ('quickstart', 'from .gather import search_images', 'quickstart -> gather.__init__'),
+    ('train.fast', 'from ..data import image_dls', 'train.fast -> data.__init__')])
+def test_an_upward_import_is_noticed(module, line, found):
+    assert [*against_the_rule({module: f'{sources[module]}\n{line}\n'})] == [found]
+
+def test_every_module_has_its_notebook():
+    "nbdev-export leaves modules behind whose notebook is gone; `nbs/gather/05_search.ipynb` makes `bearcls/gather/search.py`"
+    assert sorted(sources.keys() - homes.keys()) == ['__init__']
+    assert sorted(homes.keys() - sources.keys()) == []
+    def exported(notebook): return re.sub(r'\b\d+_', '', notebook.removesuffix('.ipynb')).replace('index', '__init__').replace('/', '.')
+    assert {m: n for m, n in homes.items() if exported(n) != m} == {}
+
+def test_wings_are_folders():
+    "Each with a front door, at most nine modules, and no number twice"
+    folders = {f.parent.name for f in (root/'nbs').glob('*/index.ipynb')}
+    assert folders == {*wings} == {f.parent.name for f in package.glob('*/__init__.py')}
+    for folder in ('', *wings):
+        own = [m for m, n in homes.items() if n.rpartition('/')[0] == folder and not m.endswith('__init__')]
+        numbers = [place(m)[1] for m in own]
+        assert len(numbers) == len({*numbers}) and (not folder or 0 < len(numbers) <= 9), folder
+
+@pytest.mark.parametrize('wing', wings)
+def test_front_door(wing):
+    "Its names are there and on the page, none is answered by a module of that name, and the table lists every module"
+    door = importlib.import_module(f'bearcls.{wing}')
+    own = [m.partition('.')[2] for m in homes if m.startswith(f'{wing}.') and not m.endswith('__init__')]
+    page = '\n'.join(c['source'] for c in cells(root/'nbs'/wing/'index.ipynb') if c['cell_type'] == 'markdown')
+    assert door.__all__ and [m for m in own if f'[{m}]({homes[f"{wing}.{m}"].partition("/")[2]})' not in page] == []
+    for name in door.__all__:
+        assert f'`{name}`' in page and not isinstance(getattr(door, name), types.ModuleType), name
+
+# ---------------------------------------------------------------- facts in one place
 
 def test_install_brings_what_the_application_starts():
     "Voilà starts a kernel in a process of its own, so no import in the package shows that it is needed"
@@ -118,5 +221,5 @@ def test_a_public_name_has_one_home():
     homes = {}
     for module, names in d['syms'].items():
         for name in {n.removeprefix(f'{module}.') for n in names}:
-            if '.' not in name: homes.setdefault(name, []).append(module)  # a class may get methods in other rooms
+            if '.' not in name: homes.setdefault(name, []).append(module)  # a class may get methods in other modules
     assert {name: where for name, where in homes.items() if len(where) > 1 and not name.startswith('_')} == {}
