@@ -10,7 +10,9 @@ __all__ = []
 # %% ../nbs/19_all.ipynb #eea0d0fe
 from pathlib import Path
 from .core import *
-from .guard import *
+from .images import *
+from .show import *
+from .manifest import *
 from .folders import *
 from .sample.odd_files import OddFile, draw_odd_files
 from .sample.bears import *

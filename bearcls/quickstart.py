@@ -26,8 +26,10 @@ from .interpret.gradcam import show_nearest
 from .verify.balance import balance, balance_html
 from .interpret.calibrate import calibration_html
 from .clean.candidates import cleaning_candidates, show_candidates
-from .core import DataError, Html, atomic_write, expect, gallery, html_table, thumbnail
-from .folders import LeftOutWarning, manifest_note, scan_folder, side_of
+from .core import DataError, atomic_write, expect
+from .show import Html, gallery, html_table, thumbnail
+from .folders import LeftOutWarning, scan_folder, side_of
+from .manifest import manifest_note
 from .gather.download import gather
 from .export.convert import check_dest, export_bundle
 from .train.log import plot_training

@@ -73,7 +73,7 @@ if __name__ == '__main__':
 ''', decode='''
 import json, time
 from concurrent.futures import ThreadPoolExecutor
-from bearcls.core import load_image
+from bearcls.images import load_image
 from bearcls.folders import find_pictures
 from bearcls.inference.bundle import read_bundle
 from bearcls.inference.classifier import usable_cores
@@ -114,7 +114,7 @@ def enlarge(files, work, n):
     "`n` photographs of 12 megapixels with grain, and one of each kind for single answers"
     import numpy as np
     from PIL import Image, ImageChops
-    from bearcls.core import load_image
+    from bearcls.images import load_image
     (work/'full').mkdir()
     grain = Image.fromarray(np.clip(np.random.default_rng(0).normal(128, 6, (3000, 4000, 1)), 0, 255).astype(np.uint8).repeat(3, 2))
     def one(k, dest, size, grainy=True):
@@ -167,7 +167,7 @@ def agreement(work, path, real):
     values = lambda min_side, files: np.array([[r.prediction.probabilities[v] for v in bundle.labels] for r in Classifier(replace(bundle, min_side=min_side)).predict_batch(files, quiet=True)])
     learn = load_learner(work/'export.pkl')
     from fastai.vision.core import PILImage
-    from bearcls.core import load_image
+    from bearcls.images import load_image
     with learn.no_bar():
         dl = learn.dls.test_dl([PILImage(load_image(f)) for f in plain], num_workers=0)
         logits = learn.get_preds(dl=dl, act=lambda x: x)[0].double().numpy()/bundle.temperature

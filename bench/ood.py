@@ -37,7 +37,7 @@ at_most = ('ece_excess',)
 def look(path, photographs):
     "The Learner, its averages, what enters its head, and the averages of strangers"
     from bearcls.train.arch import averages_of, class_head
-    from bearcls.core import load_image
+    from bearcls.images import load_image
     from bearcls.folders import image_files
     from bearcls.interpret.evaluate import evaluate
     from bearcls.train.learner import train
@@ -138,7 +138,7 @@ unknown_kinds = dict(blur=lambda image, rng: image.filter(ImageFilter.GaussianBl
 def look_at_copies(classifier, seen):
     "Lightness and features of the images, and of ten copies of each: position, kind, lightness, features"
     from bearcls.inference.bundle import prepare
-    from bearcls.core import load_image
+    from bearcls.images import load_image
     from bearcls.inference.classifier import lightness
     from bearcls.export.robustness import apply_stress, reduced_to, stresses
     bundle, rows = classifier.bundle, []

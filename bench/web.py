@@ -110,7 +110,7 @@ def camera(work, file):
     "A photograph of 12 megapixels with grain"
     import numpy as np
     from PIL import Image, ImageChops
-    from bearcls.core import load_image
+    from bearcls.images import load_image
     grain = Image.fromarray(np.clip(np.random.default_rng(0).normal(128, 6, (3000, 4000, 1)), 0, 255).astype(np.uint8).repeat(3, 2))
     ImageChops.add(load_image(file).resize((4000, 3000), Image.Resampling.BICUBIC), grain, offset=-128).save(work/'camera.jpg', quality=90)
     return work/'camera.jpg'

@@ -16,7 +16,7 @@ from bearcls.core import ArgumentError, BearclsError
 from bearcls.folders import image_files
 from tiny_bundle import make_bundle
 
-machinery = set('guard gather.providers gather.addresses gather.fetch verify.measure inference.onnxfile inference.signature'.split())  # for other modules rather than for people, although it has names in `bearcls.all`
+machinery = set('images.costly_build gather.providers gather.addresses gather.fetch verify.measure inference.onnxfile inference.signature'.split())  # Modules and functions for other modules rather than for people, although `bearcls.all` has their names
 
 def public():
     "Every function, and every class that is made by hand, of `bearcls.all` and for the service"
@@ -24,7 +24,7 @@ def public():
     known = vars(importlib.import_module('bearcls.all')) | {name: serve[name] for name in ('Service', 'make_app', 'serving', 'run_server')}
     for name, found in sorted(known.items()):
         module = getattr(found, '__module__', '')
-        if name[0] == '_' or not module.startswith('bearcls.') or module.removeprefix('bearcls.') in machinery: continue
+        if name[0] == '_' or not module.startswith('bearcls.') or {module.removeprefix('bearcls.'), f'{module}.{name}'.removeprefix('bearcls.')} & machinery: continue
         is_made = inspect.isclass(found) and '__init__' in vars(found) and not issubclass(found, Exception) and not dataclasses.is_dataclass(found)
         if (inspect.isfunction(found) or is_made) and name in getattr(importlib.import_module(module), '__all__', ()): yield f'{module.removeprefix("bearcls.")}.{name}', found
 

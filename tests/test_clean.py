@@ -9,7 +9,9 @@ from bearcls.clean.cleaning import Cleaning, orders
 from bearcls.clean.marks import Mark, Marks
 from bearcls.clean.moves import apply_plan, batches, cleaning_folder, finish_moves, moved_from, redo_moves, undo_moves, unfinished_moves
 from bearcls.clean.plans import Change, check_label, plan_changes
-from bearcls.core import DataError, ImageRow, describe_file, load_image, read_manifest, write_manifest
+from bearcls.core import DataError
+from bearcls.manifest import ImageRow, describe_file, read_manifest, write_manifest
+from bearcls.images import load_image
 from bearcls.folders import image_files
 from bearcls.interpret.evaluate import Evaluation
 from bearcls.verify.quarantine import quarantine_files, quarantine_folder, read_journal, restore, Suspect, whereabouts

@@ -11,7 +11,9 @@ from torch import nn
 from hostile import bomb, picture
 from bearcls.data import loaders as data, cache as opening, split as split_module
 from bearcls import similarity as likeness
-from bearcls.core import DataError, ImageError, ImageRow, cache_folder, load_image, sha256, write_manifest
+from bearcls.core import DataError, cache_folder, sha256
+from bearcls.images import ImageError, load_image
+from bearcls.manifest import ImageRow, write_manifest
 from bearcls.folders import count_labels, image_files
 from bearcls.data.loaders import image_dls
 from bearcls.export.convert import export_bundle

@@ -4,7 +4,9 @@ import pytest
 import bearcls.gather.fetch as fetching
 from hostile import LOCAL, bomb, dripping, endless, nowhere, picture, redirect, serving, several_hosts, snapshot
 from bearcls.gather import addresses, download
-from bearcls.core import DataError, load_image, read_manifest, sha256
+from bearcls.core import DataError, sha256
+from bearcls.images import load_image
+from bearcls.manifest import read_manifest
 from bearcls.folders import image_files
 from bearcls.gather.download import download_images, gather
 from bearcls.gather.fetch import Fetched, FetchError, FetchLimits, fetch, fetch_many, run_aside

@@ -20,7 +20,9 @@ from bearcls.inference.bundle import bundle_json, card_text, model_bytes, read_b
 from bearcls.interpret.calibrate import fit_temperature, with_temperature
 from bearcls.export.card import model_card
 from bearcls.inference.files import BundleError
-from bearcls.core import DataError, ImageRow, load_image, read_manifest, write_manifest
+from bearcls.core import DataError
+from bearcls.manifest import ImageRow, read_manifest, write_manifest
+from bearcls.images import load_image
 from bearcls.folders import image_files
 from bearcls.data.loaders import image_dls
 from bearcls.export.convert import ExportError, check_dest, export_bundle, learner_probabilities, validation_files, verify_bundle

@@ -10,7 +10,8 @@ from torchvision.models import squeezenet1_1
 from hostile import picture
 from bearcls import quickstart as quickstart_module
 from bearcls.clean.cleaning import Cleaning
-from bearcls.core import DataError, read_manifest
+from bearcls.core import DataError
+from bearcls.manifest import read_manifest
 from bearcls.data.loaders import image_dls
 from bearcls.data.split import Split
 from bearcls.export.convert import export_bundle

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from PIL import Image, ImageDraw, features
 import bearcls.inference.classifier as room
-from bearcls.core import ImageError, flatten
+from bearcls.images import ImageError, flatten
 from bearcls.inference.bundle import read_bundle
 from bearcls.inference.classifier import Classifier, Prediction, ProviderError, fetch_picture, provider_names
 from bearcls.inference.files import BundleError

@@ -9,7 +9,8 @@ from bearcls.train.arch import TrainError, get_arch
 from bearcls.interpret.gradcam import attend, grad_cam, map_layer, nearest_pictures, show_attention, show_nearest
 from bearcls.inference.bundle import read_bundle
 from bearcls.interpret.calibrate import calibration_error, calibration_html, fit_temperature, log_loss_of, reliability, temperature_html, with_temperature
-from bearcls.core import DataError, ImageError
+from bearcls.core import DataError
+from bearcls.images import ImageError
 from bearcls.folders import image_files
 from bearcls.data.loaders import image_dls
 from bearcls.export.convert import export_bundle

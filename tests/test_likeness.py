@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from bearcls import similarity as likeness
 from bearcls.verify import measure
-from bearcls.core import load_image
+from bearcls.images import load_image
 from bearcls.folders import image_files
 from bearcls.similarity import Fingerprint, Prints, fingerprint, joined_copies, near_copies, similarity
 from bearcls.verify.measure import MeasuresTable, measure_file

@@ -3,7 +3,7 @@ import io, struct, time, tracemalloc, zlib
 import numpy as np
 import pytest
 from PIL import Image
-from bearcls.core import ImageError, image_size, load_image
+from bearcls.images import ImageError, image_size, load_image
 from bearcls.gather.download import _accept
 from bearcls.inference.classifier import Classifier
 from bearcls.sample.odd_files import _chunk, _colours, _grey, _levels, _png, _tiff, draw_odd_files

@@ -3,7 +3,8 @@ import csv, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 import tiny_bundle
-from bearcls.core import DataError, read_manifest
+from bearcls.core import DataError
+from bearcls.manifest import read_manifest
 from bearcls.folders import image_files
 from bearcls.data.loaders import image_dls
 from bearcls.sample.figures import draw_bear

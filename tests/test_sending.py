@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 import bearcls
-from bearcls.core import BearclsError, ImageError
+from bearcls.core import BearclsError
+from bearcls.images import ImageError
 from bearcls.inference.bundle import read_bundle, sign_bundle, zip_bundle
 from bearcls.inference.classifier import Classifier
 from bearcls.inference.files import BundleError

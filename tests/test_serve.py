@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 import pytest
 from PIL import Image
-from bearcls.core import ImageError, load_image
+from bearcls.images import ImageError, load_image
 from bearcls.inference.bundle import Bundle, colour_model, write_bundle
 from hostile import layers, nowhere, tiles
 from tiny_bundle import furs, make_bundle

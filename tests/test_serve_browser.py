@@ -7,7 +7,7 @@ from tiny_bundle import furs, make_bundle
 from uploads import picture
 
 for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
-from bearcls.core import load_image
+from bearcls.images import load_image
 from bearcls.inference.classifier import Classifier
 from bearcls.serve.service import Settings, serving
 

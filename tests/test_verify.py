@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from hostile import bomb, picture, snapshot
 from bearcls.verify import measure, quarantine, report as verify
-from bearcls.core import DataError, describe_file, read_manifest, write_manifest
+from bearcls.core import DataError
+from bearcls.manifest import describe_file, read_manifest, write_manifest
 from bearcls.folders import image_files
 from bearcls.sample.figures import draw_bear
 from bearcls.verify.measure import measure_file

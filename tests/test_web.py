@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 import bearcls.deploy.web as web
-from bearcls.core import ImageError, load_image, package_file
+from bearcls.images import ImageError, load_image
+from bearcls.core import package_file
 from bearcls.deploy.web import WebError, folder_files, join_scripts, single_file, web_facts, web_files, web_runtime, weigh_web, write_web
 from bearcls.inference.bundle import Bundle, read_bundle, write_bundle
 from bearcls.inference.classifier import Classifier, judge
@@ -399,7 +400,7 @@ def test_photographs(browser, tmp_path, runtime, shared):
 def test_pixels_agree(browser, texture, pictures):
     "What the model sees, byte by byte, where Pillow does not decode a JPEG smaller than it is"
     from bearcls.inference.bundle import prepare
-    from bearcls.core import load_image
+    from bearcls.images import load_image
     bundle, page = texture
     exact = ['good.jpg', 'alpha.png', 'palette.png', 'lossless.webp', 'moving.gif', 'bits.png', 'windows.bmp', 'os2.bmp', 'profile.png', 'profile.jpg', 'strip.png', 'tiny.png', 'heavy.png', 'turned5.jpg', 'turned8.jpg', 'grey.jpg', 'progressive.jpg']
     with serving(page.dest) as address, opened(browser, address) as tab:

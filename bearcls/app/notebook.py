@@ -17,7 +17,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-from ..core import BearclsError, Html, ImageError, data_uri, expect, image_reasons, load_image, package_file, sha256
+from ..core import BearclsError, expect, package_file, sha256
+from ..show import Html, data_uri
+from ..images import ImageError, image_reasons, load_image
 from ..inference.bundle import read_bundle
 from .feedback import Feedback, FeedbackError
 from ..inference.classifier import Classifier, Prediction, bars_html, patch_to

@@ -10,7 +10,8 @@ __all__ = ['actions', 'candidate_columns', 'file_candidates', 'unsure', 'cleanin
 # %% ../../nbs/clean/04_candidates.ipynb #5ee8b042
 from pathlib import Path
 import pandas as pd
-from ..core import Html, expect, gallery
+from ..show import Html, gallery
+from ..core import expect
 from ..interpret.evaluate import Evaluation
 from ..interpret.label_issues import label_issues
 from ..verify.report import ImageReport, broken_issues

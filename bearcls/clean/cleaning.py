@@ -20,7 +20,9 @@ from .candidates import cleaning_candidates, file_candidates
 from .marks import Mark, Marks, mark_actions
 from .moves import Batch, apply_plan, batches, finish_moves, moved_from, redo_moves, undo_moves, unfinished_moves
 from .plans import Change, CleaningPlan, check_label, plan_changes
-from ..core import DataError, Html, ImageError, expect, gallery, image_reasons, load_image
+from ..core import DataError, expect
+from ..show import Html, gallery
+from ..images import ImageError, image_reasons, load_image
 from ..folders import ImageFolder, LabelOf, refuse_problems, scan_folder
 from ..interpret.evaluate import Evaluation
 from ..interpret.label_issues import judge_labels

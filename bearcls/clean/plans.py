@@ -14,7 +14,8 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from ..core import DataError, Html, expect, expect_all, html_table, optional_import, sha256, thumbnail
+from ..core import DataError, expect, expect_all, optional_import, sha256
+from ..show import Html, html_table, thumbnail
 from ..folders import LabelOf, scan_folder
 from ..verify.quarantine import inside, quarantine_folder
 

@@ -21,7 +21,8 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from .cleaning import Cleaning, orders
 from .moves import cleaning_folder
-from ..core import BearclsError, DataError, Html, expect, html_table, package_file, thumbnail
+from ..core import BearclsError, DataError, expect, package_file
+from ..show import Html, html_table, thumbnail
 from ..interpret.evaluate import Evaluation, evaluate
 from ..verify.report import ImageReport
 

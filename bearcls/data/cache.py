@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
-from ..core import ImageError, cache_folder, expect, expect_all, image_size, load_image, progress, reduced, sha256
+from ..images import ImageError, image_size, load_image, reduced
+from ..core import cache_folder, expect, expect_all, progress, sha256
 from ..similarity import Fingerprint, LaterPrint, Prints, fingerprint
 from ..verify.measure import in_order
 

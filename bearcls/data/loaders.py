@@ -19,11 +19,12 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, ToTensor, parent_label
 from fastai.vision.augment import RandomResizedCrop, Resize
 from fastai.vision.core import imagenet_stats
-from ..core import DataError, ImageRow, cache_folder, expect, expect_all
+from ..core import DataError, cache_folder, expect, expect_all
+from ..manifest import ImageRow, known_rows
 from .cache import OpenImage, Store, Surveyed, survey
 from .split import Split, split_files, split_pictures
 from .transforms import augment_transforms, resize_transforms
-from ..folders import ImageFolder, LabelOf, LeftOutWarning, count_labels, known_rows, refuse_problems, scan_folder, side_of
+from ..folders import ImageFolder, LabelOf, LeftOutWarning, count_labels, refuse_problems, scan_folder, side_of
 from ..verify.balance import site_of
 
 # %% ../../nbs/data/04_loaders.ipynb #23367a42

@@ -16,7 +16,8 @@ from numbers import Real
 from operator import index
 from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
-from ..core import DataError, atomic_write, expect, expect_all, html_table, sha256
+from ..core import DataError, atomic_write, expect, expect_all, sha256
+from ..show import html_table
 from .cache import Store, Surveyed
 from ..folders import LabelOf
 from ..similarity import Prints, joined_copies

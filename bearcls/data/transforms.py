@@ -24,7 +24,9 @@ from fastai.vision.core import PILImage, TensorImage, imagenet_stats
 from fasttransform import Transform
 from PIL import Image
 from torch import from_numpy
-from ..core import DataError, Html, data_uri, expect, image_size, load_image
+from ..core import DataError, expect
+from ..show import Html, data_uri
+from ..images import image_size, load_image
 from ..folders import image_files
 
 # %% ../../nbs/data/03_transforms.ipynb #ee60dac4

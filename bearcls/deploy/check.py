@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..app.notebook import open_here, stop_server, wait_for_server
-from ..core import expect, html_table, sha256
+from ..core import expect, sha256
+from ..show import html_table
 from .targets import DeployError, deploy_targets, read_record
 from ..inference.classifier import Classifier
 from ..sample.bears import draw_bear

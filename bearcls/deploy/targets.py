@@ -42,7 +42,7 @@ class Target:
 
 part_modules = dict(  # What each joined file is made of
     classifier=(
-        'guard', 'greys', 'mend', 'core', 'folders',
+        'core', 'greys', 'mend', 'images', 'show', 'folders',
         'inference.files', 'inference.signature', 'inference.onnxfile', 'inference.confidence', 'inference.bundle',
         'inference.classifier'),
     notebook_app=('app.feedback', 'app.notebook'),

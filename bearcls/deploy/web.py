@@ -18,7 +18,8 @@ from hashlib import sha256 as _sha256
 from pathlib import Path
 from string import Template
 from PIL import Image, ImageDraw
-from ..core import BearclsError, Html, atomic_write, cache_folder, expect, expect_all, html_table, package_file, sha256
+from ..core import BearclsError, atomic_write, cache_folder, expect, expect_all, package_file, sha256
+from ..show import Html, html_table
 from ..inference.bundle import Bundle, bundle_json, model_bytes, read_bundle
 from ..inference.files import facts_file, model_file
 

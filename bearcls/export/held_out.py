@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from fastai.learner import Learner
-from ..core import DataError, ImageError, expect, expect_all
+from ..core import DataError, expect, expect_all
+from ..images import ImageError
 from .ood import ClassHead, Unlikeness, deal_groups, find_groups, fit_unlikeness, held_out_scores
 from .trust import answer_copies, fit_confidence, measure_trust, trust_threshold
-from ..folders import rows_by_path
+from ..manifest import rows_by_path
 from ..inference.classifier import Classifier, min_light
 from ..inference.confidence import confidence_of, evidence_of
 from ..interpret.calibrate import fit_temperature

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
-from ..core import DataError, Html, expect, html_table
+from ..core import DataError, expect
+from ..show import Html, html_table
 
 # %% ../../nbs/export/02_ood.ipynb #764f6cbc
 stranger_kinds = ('thing', 'noise', 'plain', 'stripes', 'blocks', 'text')

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np
-from ..core import DataError, Html, expect, html_table
+from ..core import DataError, expect
+from ..show import Html, html_table
 from .card import change_bundle
 from .ood import alarm_interval, alarm_threshold
 from ..folders import find_pictures

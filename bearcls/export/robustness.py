@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
-from ..core import DataError, Html, ImageError, expect, expect_all, gallery, html_table, load_image, progress
+from ..core import DataError, expect, expect_all, progress
+from ..show import Html, gallery, html_table
+from ..images import ImageError, load_image
 from ..folders import scan_folder
 from ..inference.bundle import prepare
 from ..inference.classifier import Classifier

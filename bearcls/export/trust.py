@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from scipy.optimize import minimize
-from ..core import DataError, Html, ImageError, expect, expect_all, html_table, load_image
+from ..core import DataError, expect, expect_all
+from ..show import Html, html_table
+from ..images import ImageError, load_image
 from .ood import auroc
 from .robustness import apply_stress, reduced_to, stresses
 from ..inference.bundle import prepare

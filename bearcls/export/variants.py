@@ -17,7 +17,9 @@ import numpy as np
 from ..inference.bundle import Bundle, model_bytes, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
 from .card import model_card
 from ..inference.files import BundleError
-from ..core import DataError, Html, ImageError, expect, expect_all, html_table, load_image, optional_import, progress
+from ..core import DataError, expect, expect_all, optional_import, progress
+from ..show import Html, html_table
+from ..images import ImageError, load_image
 from ..inference.classifier import Classifier
 from ..folders import find_pictures
 from ..inference.signature import read_key

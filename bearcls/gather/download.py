@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 from PIL import Image, UnidentifiedImageError
-from ..core import (DataError, ImageError, ImageRow, _open, expect, expect_all, image_size, load_image,
-    manifest_name, progress, read_manifest, sha256, write_manifest)
+from ..core import DataError, expect, expect_all, progress, sha256
+from ..images import ImageError, _open, costly_build, image_size, load_image
+from ..manifest import ImageRow, manifest_name, read_manifest, write_manifest
 from ..greys import FileFlaw
-from ..guard import costly_build
 from .fetch import Fetched, FetchError, FetchLimits, fetch_many, run_aside
 from ..similarity import perceptual_hash, small_grey
 from .results import SearchError, SearchResult, SearchResults, local_path

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from ..core import DataError, optional_import
-from ..folders import image_files, known_rows
+from ..folders import image_files
+from ..manifest import known_rows
 from .fetch import FetchError, FetchLimits, asked_wait, fetch, is_busy, retry_wait
 from .results import SearchError, SearchResult, SearchResults, address_key, clean_result, read_results
 

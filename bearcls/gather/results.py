@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 from fastcore.basics import patch_to
-from ..core import (BearclsError, DataError, Html, ImageError, atomic_write, data_uri, expect, expect_all, html_table, load_image, optional_import,
-                          thumbnail)
+from ..core import BearclsError, DataError, atomic_write, expect, expect_all, optional_import
+from ..show import Html, data_uri, html_table, thumbnail
+from ..images import ImageError, load_image
 from .fetch import Fetched, FetchLimits, fetch_many, run_aside
 
 # %% ../../nbs/gather/03_results.ipynb #eb45172f

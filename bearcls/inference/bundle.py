@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 from .files import BundleError, bundle_names, card_file, checked_file, facts_file, file_content, model_file, opened, short_words, signature_file, weights_file, write_files
 from .confidence import evidence_names
-from ..core import ImageError, expect, max_pixels, optional_import, sha256
+from ..images import ImageError, max_pixels
+from ..core import expect, optional_import, sha256
 from .onnxfile import OnnxFileError, check_model
 from .signature import public_key, read_key, sign_bytes, signature_fits
 

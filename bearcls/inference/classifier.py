@@ -23,8 +23,9 @@ from PIL import Image
 from .bundle import Bundle, model_bytes, prepare, read_bundle
 from .confidence import Confidence, look_at
 from .files import BundleError, short_words
-from ..core import (BearclsError, Html, ImageError, expect, load_image, max_pixels,
-    optional_import, progress)
+from ..core import BearclsError, expect, optional_import, progress
+from ..show import Html
+from ..images import ImageError, load_image, max_pixels
 from ..folders import LeftOut, find_all
 
 # %% ../../nbs/inference/06_classifier.ipynb #4c5b8d22

@@ -12,7 +12,8 @@ __all__ = ['element_types', 'element_bytes', 'max_nodes', 'allowed_operators', '
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ..core import BearclsError, Html, html_table
+from ..core import BearclsError
+from ..show import Html, html_table
 
 # %% ../../nbs/inference/03_onnxfile.ipynb #f1ea28d1
 class OnnxFileError(BearclsError, ValueError):

@@ -15,7 +15,8 @@ from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from ..core import Html, atomic_write, expect, expect_all, html_table, optional_import, thumbnail
+from ..show import Html, html_table, thumbnail
+from ..core import atomic_write, expect, expect_all, optional_import
 from .classifier import PredictionRow, bars_html
 
 # %% ../../nbs/inference/07_predictions.ipynb #f21c7d98

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from PIL import Image
-from ..core import _image_errors, _source_name, ImageError, expect, expect_all, flatten, max_pixels, optional_import, progress, reduced
+from ..images import _image_errors, _source_name, ImageError, flatten, max_pixels, reduced
+from ..core import expect, expect_all, optional_import, progress
 from .classifier import Classifier, Prediction, patch_to
 
 # %% ../../nbs/inference/08_video.ipynb #a6cfe18b

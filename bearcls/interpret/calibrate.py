@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 import numpy as np, pandas as pd
 from scipy.optimize import brentq, minimize_scalar
-from ..core import DataError, Html, expect, html_table
+from ..core import DataError, expect
+from ..show import Html, html_table
 from .evaluate import Evaluation, tabulate
 from ..intervals import wilson
 

@@ -20,8 +20,9 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from ..train.arch import feature_layer, pool_features
-from bearcls.core import (DataError, Html, ImageError, expect, expect_all, gallery, html_table, load_image, progress,
-    sha256)
+from ..core import DataError, expect, expect_all, progress, sha256
+from ..show import Html, gallery, html_table
+from ..images import ImageError, load_image
 from ..folders import refuse_problems, scan_folder
 from ..train.fast import known_answers, label_numbers
 from ..train.log import paced

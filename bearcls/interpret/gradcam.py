@@ -20,7 +20,9 @@ from fastai.learner import Learner
 from fastai.vision.augment import Resize
 from PIL import Image
 from torch import nn
-from ..core import DataError, Html, expect, expect_all, gallery, load_image, thumbnail
+from ..core import DataError, expect, expect_all
+from ..show import Html, gallery, thumbnail
+from ..images import load_image
 from ..data.cache import OpenImage
 from .evaluate import Evaluation, top_losses
 from ..train.arch import TrainError, keep_modes

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from scipy.stats import rankdata
 from torch import nn
-from ..core import DataError, Html, ImageError, expect, expect_all, gallery, image_size
+from ..core import DataError, expect, expect_all
+from ..show import Html, gallery
+from ..images import ImageError, image_size
 from ..data.cache import Surveyed, survey
 from ..data.split import near_groups
 from .evaluate import Evaluation

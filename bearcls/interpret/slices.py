@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd
 from scipy.stats import fisher_exact
-from ..core import DataError, Html, ImageError, expect, html_table, image_size, load_image, progress
-from ..folders import known_rows, manifest_roots
+from ..core import DataError, expect, progress
+from ..show import Html, html_table
+from ..images import ImageError, image_size, load_image
+from ..manifest import known_rows, manifest_roots
 from .evaluate import Evaluation, real_name
 from ..intervals import wilson
 from ..verify.balance import site_of

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
-from ..core import DataError, ImageRow, atomic_write, expect, manifest_name, progress, read_manifest, sha256, write_manifest
+from ..core import DataError, atomic_write, expect, progress, sha256
+from ..manifest import ImageRow, manifest_name, read_manifest, write_manifest
 from .figures import bear_labels, draw_bear, draw_thing, things
 
 # %% ../../nbs/sample/04_bears.ipynb #7595dffe

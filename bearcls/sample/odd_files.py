@@ -20,7 +20,7 @@ class OddFile:
     name: str         # File name; its ending is the true one
     data: bytes = field(repr=False)  # Content
     what: str         # What is odd about it, in words
-    reason: str = ''  # Why it is refused, one of `bearcls.core.image_reasons`; empty if it is answered
+    reason: str = ''  # Why it is refused, one of `bearcls.images.image_reasons`; empty if it is answered
     pixels: np.ndarray | None = field(default=None, repr=False, compare=False)  # What it shows, (height, width, 3)
     within: int = 1   # How far a decoder's pixels may lie from `pixels`, in levels of 255
 

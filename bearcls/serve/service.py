@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from ..core import expect, max_pixels, optional_import, package_file
+from ..core import expect, optional_import, package_file
+from ..images import max_pixels
 from ..inference.bundle import read_bundle
 from ..inference.classifier import Classifier, PredictionRow, patch_to, usable_cores
 from ..inference.files import BundleError

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from PIL import Image
-from ..core import BearclsError, _open, expect, max_pixels
-from ..guard import costly_build
+from ..core import BearclsError, expect
+from ..images import _open, costly_build, max_pixels
 from ..inference.bundle import Bundle, read_bundle
 from ..inference.classifier import Classifier, PredictionRow, patch_to, usable_cores
 from ..inference.files import BundleError, bundle_names, facts_file

@@ -20,7 +20,8 @@ import numpy as np, pandas as pd
 from fastai.learner import Learner
 from fastcore.basics import patch
 from scipy import stats  # fastai needs it too
-from ..core import DataError, atomic_write, expect, expect_all, html_table, progress, sha256
+from ..core import DataError, atomic_write, expect, expect_all, progress, sha256
+from ..show import html_table
 from ..data.loaders import image_dls
 from ..data.split import Split
 from .learner import train

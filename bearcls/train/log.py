@@ -26,7 +26,8 @@ from fastai.data.core import DataLoaders
 from fastai.imports import noop
 from fastai.torch_core import to_float
 from fastcore.basics import patch
-from ..core import expect, html_table, progress
+from ..core import expect, progress
+from ..show import html_table
 from ..threads import Pace, decided_threads
 from .arch import TrainError, keep_modes
 from .fast import fast_dtype

@@ -18,7 +18,8 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, set_random_states
-from ..core import expect, expect_all, html_table
+from ..core import expect, expect_all
+from ..show import html_table
 from .arch import keep_modes
 
 # %% ../../nbs/train/08_profile.ipynb #940cd198

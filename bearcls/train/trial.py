@@ -20,7 +20,8 @@ from fastai.torch_core import TensorImage
 from fasttransform import Pipeline
 from PIL import Image
 from torch import nn
-from ..core import ImageError, image_size, load_image, progress
+from ..images import ImageError, image_size, load_image
+from ..core import progress
 from ..threads import Pace
 from .arch import xresnet18_thin
 from .fast import fast_dtype, image_features, linear_head
@@ -177,7 +178,7 @@ def try_routes(
     good: float = 0.02,      # Training from nothing is not tried where the head errs on a smaller share, 0 to 1
     n_folds: int = 2,        # Folds of five in which training from nothing is tried
     epochs: int = 12,        # Of these trainings
-    threads: int | None = None,  # Threads to calculate with; None: see [threads](../07_threads.ipynb)
+    threads: int | None = None,  # Threads to calculate with; None: see [threads](../09_threads.ipynb)
 ) -> Trial:                  # What both made of images that they had not learnt from
     "Try both routes on images of the training set"
     dls = learn.dls

@@ -17,9 +17,11 @@ from typing import Any
 from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
-from ..core import (DataError, Html, ImageError, ImageRow, expect, html_table, image_size, load_image,
-    optional_import, progress)
-from ..folders import known_rows, scan_folder
+from ..core import DataError, expect, optional_import, progress
+from ..show import Html, html_table
+from ..images import ImageError, image_size, load_image
+from ..manifest import ImageRow, known_rows
+from ..folders import scan_folder
 from .measure import in_order
 
 # %% ../../nbs/verify/04_balance.ipynb #5d1335b2

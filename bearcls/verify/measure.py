@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from ..core import ImageError, _open, load_image, max_pixels, orientation, sha256
+from ..images import ImageError, _open, load_image, max_pixels, orientation
+from ..core import sha256
 from ..folders import file_kind
 from ..similarity import Fingerprint, LaterPrint, Prints, fingerprint, small_grey
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from ..core import DataError, expect, expect_all, sha256, write_manifest
-from ..folders import own_rows
+from ..core import DataError, expect, expect_all, sha256
+from ..manifest import own_rows, write_manifest
 
 # %% ../../nbs/verify/02_quarantine.ipynb #71e120dc
 journal_name = 'journal.jsonl'

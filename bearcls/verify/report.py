@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from ..core import (DataError, Html, ImageError, atomic_write, expect, expect_all, gallery, html_table,
-    load_image, optional_import, progress, thumbnail)
+from ..core import DataError, atomic_write, expect, expect_all, optional_import, progress
+from ..show import Html, gallery, html_table, thumbnail
+from ..images import ImageError, load_image
 from ..folders import LabelOf, scan_folder
 from ..similarity import Prints, near_copies
 from .measure import Measures, MeasuresTable, in_order, measure_file, smallest_side
