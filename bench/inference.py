@@ -76,7 +76,7 @@ from concurrent.futures import ThreadPoolExecutor
 from bearcls.images import load_image
 from bearcls.folders import find_pictures
 from bearcls.inference.bundle import read_bundle
-from bearcls.inference.classifier import usable_cores
+from bearcls.core import usable_cores
 files, min_side = find_pictures('full'), read_bundle('bundle').min_side
 load_image('vga.jpg', min_side)
 start = time.perf_counter()

@@ -16,7 +16,7 @@ from bearcls.core import ArgumentError, BearclsError
 from bearcls.folders import image_files
 from tiny_bundle import make_bundle
 
-machinery = set('images.costly_build gather.providers gather.addresses gather.fetch verify.measure inference.onnxfile inference.signature'.split())  # Modules and functions for other modules rather than for people, although `bearcls.all` has their names
+machinery = set('core.in_order core.is_public images.costly_build gather.providers gather.addresses gather.fetch verify.measure inference.onnxfile inference.signature'.split())  # Modules and functions for other modules rather than for people, although `bearcls.all` has their names
 
 def public():
     "Every function, and every class that is made by hand, of `bearcls.all` and for the service"

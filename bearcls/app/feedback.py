@@ -12,8 +12,8 @@ import contextlib, csv, math, os, re, sqlite3
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from ..core import BearclsError, expect
-from ..inference.classifier import Prediction, patch_to
+from ..core import BearclsError, expect, patch_to
+from ..inference.classifier import Prediction
 
 # %% ../../nbs/app/01_feedback.ipynb #2ebda520
 other_label = 'other'  # What a vote calls right when none of the model's labels is

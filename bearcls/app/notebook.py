@@ -17,12 +17,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-from ..core import BearclsError, expect, package_file, sha256
+from ..core import BearclsError, expect, package_file, patch_to, sha256
 from ..show import Html, data_uri
 from ..images import ImageError, image_reasons, load_image
 from ..inference.bundle import read_bundle
 from .feedback import Feedback, FeedbackError
-from ..inference.classifier import Classifier, Prediction, bars_html, patch_to
+from ..inference.classifier import Classifier, Prediction, bars_html
 
 # %% ../../nbs/app/02_notebook.ipynb #b80397fe
 @dataclass

@@ -15,8 +15,7 @@ from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
 from .moves import cleaning_folder
 from .plans import digest_or_link
-from ..core import DataError, atomic_write, expect
-from ..gather.download import hold_file, release_file
+from ..core import DataError, atomic_write, expect, hold_file, release_file
 from ..verify.quarantine import inside
 
 # %% ../../nbs/clean/03_marks.ipynb #38769ee6

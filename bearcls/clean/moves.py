@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from ..core import DataError, expect, sha256
+from ..core import DataError, expect, hold_file, release_file, sha256
 from ..manifest import manifest_name, own_rows, read_manifest, write_manifest
-from ..gather.download import hold_file, release_file
 from .plans import Change, CleaningPlan, Step, digest_or_link, plan_changes
 from ..verify.quarantine import Move, append_entry, folder_beside, free_name, inside, journal_name, move_file, next_id, quarantine_folder, read_journal
 

@@ -21,9 +21,8 @@ from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
 from ..images import ImageError, image_size, load_image, reduced
-from ..core import cache_folder, expect, expect_all, progress, sha256
+from ..core import cache_folder, expect, expect_all, in_order, progress, sha256
 from ..similarity import Fingerprint, LaterPrint, Prints, fingerprint
-from ..verify.measure import in_order
 
 # %% ../../nbs/data/01_cache.ipynb #9c4b1002
 class Store:

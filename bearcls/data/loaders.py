@@ -20,12 +20,11 @@ from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, T
 from fastai.vision.augment import RandomResizedCrop, Resize
 from fastai.vision.core import imagenet_stats
 from ..core import DataError, cache_folder, expect, expect_all
-from ..manifest import ImageRow, known_rows
+from ..manifest import ImageRow, known_rows, site_of
 from .cache import OpenImage, Store, Surveyed, survey
 from .split import Split, split_files, split_pictures
 from .transforms import augment_transforms, resize_transforms
 from ..folders import ImageFolder, LabelOf, LeftOutWarning, count_labels, refuse_problems, scan_folder, side_of
-from ..verify.balance import site_of
 
 # %% ../../nbs/data/04_loaders.ipynb #23367a42
 def check_labels(

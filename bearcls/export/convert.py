@@ -30,11 +30,10 @@ from ..inference.bundle import Bundle, card_changed, plain_values, prepare, read
 from ..inference.files import BundleError, bundle_names, facts_file
 from ..interpret.calibrate import calibration_error, log_loss_of, with_temperature
 from ..train.arch import feature_layer, keep_modes, pool_features
-from ..verify.balance import site_of
+from ..manifest import rows_by_path, site_of
 from ..core import BearclsError, DataError, expect, expect_all, progress, sha256
 from ..images import ImageError, image_size, load_image
 from ..folders import find_pictures
-from ..manifest import rows_by_path
 from .held_out import choose_temperature, error_by_source, fit_trust, held_out_answers, learner_unlikeness, own_answers
 from ..data.loaders import dls_settings
 from ..inference.classifier import Classifier

@@ -18,14 +18,13 @@ from ..core import DataError, expect, expect_all
 from ..images import ImageError
 from .ood import ClassHead, Unlikeness, deal_groups, find_groups, fit_unlikeness, held_out_scores
 from .trust import answer_copies, fit_confidence, measure_trust, trust_threshold
-from ..manifest import rows_by_path
+from ..manifest import rows_by_path, site_of
 from ..inference.classifier import Classifier, min_light
 from ..inference.confidence import confidence_of, evidence_of
 from ..interpret.calibrate import fit_temperature
 from ..interpret.evaluate import Evaluation, evaluate, tabulate
 from ..train.arch import averages_of, class_head
 from ..train.fast import held_out_logits, is_frozen
-from ..verify.balance import site_of
 
 # %% ../../nbs/export/06_held_out.ipynb #7361bf40
 def own_answers(

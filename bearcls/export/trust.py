@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from scipy.optimize import minimize
-from ..core import DataError, expect, expect_all
+from ..core import DataError, expect, expect_all, usable_cores
 from ..show import Html, html_table
 from ..images import ImageError, load_image
 from .ood import auroc
 from .robustness import apply_stress, reduced_to, stresses
 from ..inference.bundle import prepare
-from ..inference.classifier import Classifier, lightness, usable_cores
+from ..inference.classifier import Classifier, lightness
 from ..inference.confidence import confidence_of
 from ..intervals import wilson
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from PIL import Image
-from .files import BundleError, bundle_names, card_file, checked_file, facts_file, file_content, model_file, opened, short_words, signature_file, weights_file, write_files
+from .files import (BundleError, bundle_names, card_file, checked_file, facts_file, file_content,
+    model_file, opened, signature_file, weights_file, write_files)
+from ..core import expect, optional_import, sha256, short_words
 from .confidence import evidence_names
 from ..images import ImageError, max_pixels
-from ..core import expect, optional_import, sha256
 from .onnxfile import OnnxFileError, check_model
 from .signature import public_key, read_key, sign_bytes, signature_fits
 

@@ -6,8 +6,7 @@ Docs: https://bearcls.github.io/bearcls/inference/classifier.html.md"""
 
 # %% auto #0
 __all__ = ['min_light', 'providers_known', 'max_memory', 'Prediction', 'prediction_html', 'bars_html', 'lightness', 'judge',
-           'ProviderError', 'provider_names', 'Classifier', 'usable_cores', 'fetch_picture', 'PredictionRow',
-           'folder_sources']
+           'ProviderError', 'provider_names', 'Classifier', 'fetch_picture', 'PredictionRow', 'folder_sources']
 
 # %% ../../nbs/inference/06_classifier.ipynb #8f6a82cf
 import math, os, threading
@@ -22,8 +21,8 @@ import numpy as np
 from PIL import Image
 from .bundle import Bundle, model_bytes, prepare, read_bundle
 from .confidence import Confidence, look_at
-from .files import BundleError, short_words
-from ..core import BearclsError, expect, optional_import, progress
+from .files import BundleError
+from ..core import BearclsError, expect, is_public, optional_import, patch_to, progress, short_words, usable_cores
 from ..show import Html
 from ..images import ImageError, load_image, max_pixels
 from ..folders import LeftOut, find_all
@@ -140,15 +139,6 @@ def _check_provider(session, wanted):
     if (missing := [n for n in wanted if n not in session.get_providers()]):
         raise ProviderError(f'`providers`: {missing[0]} is installed, and does not start on this machine; is its device there, with a driver and libraries?')
 
-# %% ../../nbs/inference/06_classifier.ipynb #e54cdf09
-def patch_to(cls):
-    "Make the function below a method of `cls`: fastcore's decorator, where fastcore is not installed"
-    def add(f):
-        f.__qualname__ = f'{cls.__name__}.{f.__name__}'
-        setattr(cls, f.__name__, f)
-        return f.__globals__.get(f.__name__)  # the name keeps what it meant outside the class
-    return add
-
 # %% ../../nbs/inference/06_classifier.ipynb #763e6b13
 class Classifier:
     "A loaded bundle that answers pictures; it may be used from several threads at once"
@@ -175,10 +165,6 @@ class Classifier:
     def __repr__(self): return f'Classifier({", ".join(self.labels[:5])}{"…" if len(self.labels) > 5 else ""}; bundle {self.bundle.path.name})'
 
 _outputs = ('logits', 'probabilities', 'features', 'unlikeness', 'second_opinion')
-
-def usable_cores() -> int:  # At least 1
-    "Cores that this process may use, which a container or a batch system may have limited"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../../nbs/inference/06_classifier.ipynb #71e79dc8
 def _session(bundle, threads, wanted):
@@ -348,7 +334,7 @@ def _web(allow_private, connections):
     import http.client, socket, urllib.request as web
     def connect(address, timeout=None, source=None):
         found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-        if not allow_private and not all(_is_public(f[4][0]) for f in found):
+        if not allow_private and not all(is_public(f[4][0]) for f in found):
             raise ImageError(f'{address[0][:100]} is in a private network; `allow_private` would permit it', 'missing')
         for i, f in enumerate(found, 1):
             try: connection = socket.create_connection(f[4][:2], timeout, source)
@@ -370,13 +356,6 @@ def _web(allow_private, connections):
     opener = web.OpenerDirector()
     for h in (Plain(), Secure(), web.HTTPRedirectHandler(), web.HTTPErrorProcessor(), web.HTTPDefaultErrorHandler(), web.UnknownHandler()): opener.add_handler(h)
     return opener
-
-def _is_public(address):
-    "Is it on the public internet, also where IPv6 wraps IPv4?"
-    import ipaddress
-    ip = ipaddress.ip_address(address.partition('%')[0])
-    if ip.version == 6: ip = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xffff_ffff) if int(ip) >> 32 == 0x64ff9b << 64 else ip)
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 # %% ../../nbs/inference/06_classifier.ipynb #392890fd
 @dataclass

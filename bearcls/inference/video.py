@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from PIL import Image
 from ..images import _image_errors, _source_name, ImageError, flatten, max_pixels, reduced
-from ..core import expect, expect_all, optional_import, progress
-from .classifier import Classifier, Prediction, patch_to
+from ..core import expect, expect_all, optional_import, patch_to, progress
+from .classifier import Classifier, Prediction
 
 # %% ../../nbs/inference/08_video.ipynb #a6cfe18b
 def read_frames(

@@ -20,14 +20,13 @@ import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from ..train.arch import feature_layer, pool_features
-from ..core import DataError, expect, expect_all, progress, sha256
+from ..core import DataError, expect, expect_all, in_order, progress, sha256
 from ..show import Html, gallery, html_table
 from ..images import ImageError, load_image
 from ..folders import refuse_problems, scan_folder
 from ..train.fast import known_answers, label_numbers
 from ..train.log import paced
 from ..intervals import error_interval, wilson
-from ..verify.measure import in_order
 from ..data.split import Split
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #de736387

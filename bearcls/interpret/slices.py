@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd
 from scipy.stats import fisher_exact
-from ..core import DataError, expect, progress
+from ..core import DataError, expect, in_order, progress
 from ..show import Html, html_table
 from ..images import ImageError, image_size, load_image
-from ..manifest import known_rows, manifest_roots
+from ..manifest import known_rows, manifest_roots, site_of
 from .evaluate import Evaluation, real_name
 from ..intervals import wilson
-from ..verify.balance import site_of
-from ..verify.measure import in_order
 
 # %% ../../nbs/interpret/03_slices.ipynb #5805d3f0
 fact_words = {'brightness': 'brightness', 'size': 'shorter side', 'aspect': 'width to height', 'site': 'site', 'term': 'search term'}

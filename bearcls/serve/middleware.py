@@ -10,8 +10,7 @@ __all__ = ['open_paths', 'ServiceMetrics', 'share_metrics', 'ServiceGate', 'Serv
 # %% ../../nbs/serve/04_middleware.ipynb #b1556f50
 import hmac, json, os, time
 from typing import Any
-from ..core import optional_import
-from ..inference.classifier import patch_to
+from ..core import optional_import, patch_to
 from .problems import Problem, problem_body, problem_type, request_name
 from .supervise import service_log
 

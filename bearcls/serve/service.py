@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from ..core import expect, optional_import, package_file
+from ..core import expect, optional_import, package_file, patch_to, usable_cores
 from ..images import max_pixels
 from ..inference.bundle import read_bundle
-from ..inference.classifier import Classifier, PredictionRow, patch_to, usable_cores
+from ..inference.classifier import Classifier, PredictionRow
 from ..inference.files import BundleError
 from .middleware import ServiceGate, ServiceMetrics, share_metrics
 from .problems import BodyBudget, BoundedBody, Problem, Upload, problem_body, problem_type, read_uploads

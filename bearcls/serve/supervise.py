@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from multiprocessing.connection import wait
 from typing import Any
-from ..core import optional_import
-from ..inference.classifier import patch_to
+from ..core import optional_import, patch_to
 from .problems import problem_body, problem_type
 
 # %% ../../nbs/serve/03_supervise.ipynb #62ac0625

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from PIL import Image
-from ..core import BearclsError, expect
+from ..core import BearclsError, expect, patch_to, usable_cores
 from ..images import _open, costly_build, max_pixels
 from ..inference.bundle import Bundle, read_bundle
-from ..inference.classifier import Classifier, PredictionRow, patch_to, usable_cores
+from ..inference.classifier import Classifier, PredictionRow
 from ..inference.files import BundleError, bundle_names, facts_file
 
 # %% ../../nbs/serve/02_workers.ipynb #3e13010e

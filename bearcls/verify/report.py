@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from ..core import DataError, atomic_write, expect, expect_all, optional_import, progress
+from ..core import DataError, atomic_write, expect, expect_all, in_order, optional_import, progress
 from ..show import Html, gallery, html_table, thumbnail
 from ..images import ImageError, load_image
 from ..folders import LabelOf, scan_folder
 from ..similarity import Prints, near_copies
-from .measure import Measures, MeasuresTable, in_order, measure_file, smallest_side
+from .measure import Measures, MeasuresTable, measure_file, smallest_side
 from .quarantine import Move, Suspect, quarantine_files, quarantine_folder, restore, whereabouts
 
 # %% ../../nbs/verify/03_report.ipynb #a3fe379a
