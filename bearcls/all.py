@@ -33,6 +33,7 @@ from .data.split import *
 from .data.transforms import *
 from .data.loaders import *
 from .train.arch import *
+from .train.precision import *
 from .train.fast import *
 from .train.log import *
 from .train.phases import *
@@ -61,7 +62,6 @@ from .inference.confidence import *
 from .inference.predictions import *
 from .inference.video import *
 from .export.card import *
-from .train.rebuild import *
 from .export.recalibrate import *
 from .export.trust import *
 from .export.held_out import *

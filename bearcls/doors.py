@@ -11,11 +11,11 @@ __all__ = ['front_door']
 import importlib, sys
 from collections.abc import Callable, Mapping
 
-# %% ../nbs/10_doors.ipynb #6ad8307d
+# %% ../nbs/10_doors.ipynb #1c851b54
 def front_door(
     package: str,              # The wing, such as `bearcls.gather`
     homes: Mapping[str, str],  # For each module, the names that the wing offers of it, with spaces between them
-    earlier: Mapping[str, str] | None = None,  # Likewise for names that older code imports from here: they work, and are not listed
+    earlier: Mapping[str, str] | None = None,  # Likewise for names of older code: they work, and are not listed; `.export.weights` is of another wing
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:  # `__getattr__`, `__dir__` and `__all__` of the wing
     "The names of a wing, each loaded when it is first asked for"
     pairs = [(name, module) for part in (homes, earlier or {}) for module, names in part.items() for name in names.split()]
@@ -25,7 +25,7 @@ def front_door(
 
     def load(name):
         if name not in home: raise AttributeError(f'module {package!r} has no attribute {name!r}')
-        found = getattr(importlib.import_module(f'{package}.{home[name]}'), name)
+        found = getattr(importlib.import_module(f'.{home[name]}', package), name)
         setattr(sys.modules[package], name, found)
         return found
 

@@ -32,7 +32,7 @@ from bearcls.inference.classifier import Classifier
 from bearcls.interpret.evaluate import evaluate
 from bearcls.inference.onnxfile import check_model
 from bearcls.sample.bears import draw_bears
-from bearcls.train.rebuild import build_network, learner_weights
+from bearcls.export.weights import build_network, learner_weights
 from bearcls.export.recalibrate import recalibrate
 from bearcls.inference.signature import SignatureError, make_keys
 from bearcls.train.learner import train

@@ -19,7 +19,8 @@ from bearcls.train.arch import TrainError
 from bearcls.folders import image_files
 from bearcls.data.loaders import image_dls
 from bearcls.export.convert import export_bundle
-from bearcls.train.fast import feature_kind, fast_dtype
+from bearcls.train.fast import feature_kind
+from bearcls.train.precision import fast_dtype
 from bearcls.inference.classifier import Classifier
 from bearcls.data.cache import OpenImage, Store, survey
 from bearcls.sample.bears import draw_bears

@@ -22,7 +22,8 @@ from bearcls.data.loaders import image_dls
 from bearcls.sample.figures import draw_bear
 from bearcls.train.arch import TrainError, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights, xresnet18_thin
 from bearcls.train.learner import make_learner, plan_training, train
-from bearcls.train.log import Autocast, log_training, plot_training, suggest_lr, training_table
+from bearcls.train.precision import Autocast
+from bearcls.train.log import log_training, plot_training, suggest_lr, training_table
 from bearcls.train.phases import Checkpoint, Phase, run_phases
 
 def folder_of(path, **counts):

@@ -10,9 +10,9 @@ __all__ = []
 # %% ../../nbs/export/index.ipynb #e8536681
 from ..doors import front_door
 
-# %% ../../nbs/export/index.ipynb #d5600cd9
+# %% ../../nbs/export/index.ipynb #69162e09
 __getattr__, __dir__, __all__ = front_door('bearcls.export', dict(
-    weights='bundle_dls learner_from_bundle',
+    weights='bundle_dls build_network learner_from_bundle learner_weights',
     ood='ClassHead Unlikeness alarm_interval alarm_threshold auroc draw_strangers fit_unlikeness measure_unlikeness '
         'plot_unlikeness unlikeness_facts unlikeness_html',
     robustness='Stress apply_stress plot_stress plot_trust show_stress stress stress_facts stress_html stress_words '

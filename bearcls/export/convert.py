@@ -40,7 +40,7 @@ from ..inference.classifier import Classifier
 from ..train.log import paced
 from ..interpret.evaluate import Evaluation, dataset_files, error_rate_of, evaluate, label_metrics
 from ..verify.measure import smallest_side
-from ..train.rebuild import learner_weights
+from .weights import learner_weights
 from ..inference.signature import read_key
 from ..interpret.slices import picture_facts, slice_errors
 from .ood import Unlikeness, draw_strangers, measure_unlikeness, stranger_kinds, unlikeness_facts

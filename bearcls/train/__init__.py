@@ -10,17 +10,18 @@ __all__ = []
 # %% ../../nbs/train/index.ipynb #f233c3e0
 from ..doors import front_door
 
-# %% ../../nbs/train/index.ipynb #9b904c15
+# %% ../../nbs/train/index.ipynb #57e7d2bb
 __getattr__, __dir__, __all__ = front_door('bearcls.train', dict(
     arch='TrainError Weights arch_stats find_weights get_arch torchvision_archs xresnet18_thin',
+    precision='pick_precision',
     fast='FastFit image_features train_head',
-    log='TrainingLog balanced_dls class_weights log_training pick_precision plot_training suggest_lr training_table',
+    log='TrainingLog balanced_dls class_weights log_training plot_training suggest_lr training_table',
     phases='Checkpoint KeepBest OtherTraining Phase fine_tune_phases run_phases training_facts',
     trial='Trial try_routes',
     learner='Plan describe_plan fit make_learner plan_training train',
     experiment='Experiment Run experiment measure_learner read_runs write_runs',
     profile='EpochProfile plot_profiles profile_epoch',
-    rebuild='build_network learner_weights',
-), earlier=dict(
-    learner='fast_plan fine_tune_plan scratch_plan routes light_archs scratch_augment settle_plan',
-))
+), earlier={
+    'learner': 'fast_plan fine_tune_plan scratch_plan routes light_archs scratch_augment settle_plan',
+    '.export.weights': 'build_network learner_weights',
+})
