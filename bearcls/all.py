@@ -16,6 +16,7 @@ from .manifest import *
 from .folders import *
 from .sample.odd_files import OddFile, draw_odd_files
 from .sample.bears import *
+from .sample.standins import colour_model, furs
 from .sample.figures import draw_bear, draw_thing
 from .gather.results import *
 from .gather.providers import *

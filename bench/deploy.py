@@ -33,7 +33,8 @@ def main():
     parser.add_argument('--bundle', type=Path, help='folder of a bundle')
     parser.add_argument('--targets', nargs='+', metavar='TARGET', help='only these')
     args = parser.parse_args()
-    from bearcls.inference.bundle import Bundle, colour_model, furs, write_bundle
+    from bearcls.inference.bundle import Bundle, write_bundle
+    from bearcls.sample.standins import colour_model, furs
     from bearcls.deploy.targets import deploy_targets
     with tempfile.TemporaryDirectory() as tmp:
         work = Path(tmp)

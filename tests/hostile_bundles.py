@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from bearcls.inference.bundle import Bundle, colour_model, furs, sha256, write_bundle
+from bearcls.inference.bundle import Bundle, sha256, write_bundle
+from bearcls.sample.standins import colour_model, furs
 
 strange = [None, True, False, 0, -1, 1, 1.5, 10**9, 2**63, -2**63, 1e308, 10**30, '', 'a', '\0', '../../etc/passwd', 'x'*100_000, [], {}, [[]]*1000, {'a': {}}, [None], ['a']*70_000, [0.5]*3, '\ud800', '🐻'*50,
     {'threshold': 1e29, 'false_alarms': 0, 'pictures': 1}, {str(i): i for i in range(5000)}]

@@ -47,7 +47,8 @@ def test_nothing_of_the_libraries(target, bundle):
 @pytest.mark.parametrize('target', every_target)
 def test_titles_and_labels_of_any_kind(target, tmp_path):
     "Names with quotes, braces, tags and other scripts end up as text"
-    from bearcls.inference.bundle import Bundle, colour_model, write_bundle
+    from bearcls.inference.bundle import Bundle, write_bundle
+    from bearcls.sample.standins import colour_model
     labels = ["it's </script> {{ 7*7 }}", 'ours "brown" #1', 'медведь']
     made = write_bundle(Bundle(labels, (64, 64)), colour_model(dict(zip(labels, [(45, 42, 40), (140, 100, 60), (225, 222, 215)]))), tmp_path/'b')
     dest = deploy(target, made, tmp_path/'d', title='{{ 7*7 }} "Bears"\'s\nsecond line')

@@ -3,7 +3,8 @@ import io, json, os, re, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
 import pytest
 from PIL import Image
-from bearcls.inference.bundle import Bundle, colour_model, furs, write_bundle
+from bearcls.inference.bundle import Bundle, write_bundle
+from bearcls.sample.standins import colour_model, furs
 
 pytest.importorskip('jinja2', reason='jinja2 is not installed')
 from bearcls.deploy.check import ask_page, ask_service, make_environment, oldest_python, started

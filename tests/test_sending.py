@@ -71,7 +71,8 @@ def test_all_cores_of_the_other_machine(bundle, monkeypatch):
 def test_a_bundle_that_is_another_by_now(bundle, tmp_path):
     "The copy answers as its original, or not at all; a change of the facts on the disk does not reach it"
     parcel = pickle.dumps(Classifier(bundle))
-    from bearcls.inference.bundle import Bundle, colour_model, write_bundle
+    from bearcls.inference.bundle import Bundle, write_bundle
+    from bearcls.sample.standins import colour_model
     write_bundle(Bundle(list(furs), (64, 64), threshold=.123), colour_model(), bundle)
     assert pickle.loads(parcel).bundle.threshold == .6
     write_bundle(Bundle(list(furs), (64, 64)), colour_model({**furs, 'brown': (1, 2, 3)}), bundle)

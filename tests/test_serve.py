@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from bearcls.images import ImageError, load_image
-from bearcls.inference.bundle import Bundle, colour_model, write_bundle
+from bearcls.inference.bundle import Bundle, write_bundle
+from bearcls.sample.standins import colour_model
 from hostile import layers, nowhere, tiles
 from tiny_bundle import furs, make_bundle
 

@@ -8,7 +8,8 @@ from bearcls.export.convert import export_bundle
 from bearcls.export.held_out import fit_trust, learner_unlikeness
 from bearcls.export.robustness import apply_stress
 from bearcls.export.trust import answer_copies, fit_confidence, measure_trust, trust_threshold
-from bearcls.inference.bundle import Bundle, bundle_json, colour_model, furs, read_bundle, write_bundle
+from bearcls.inference.bundle import Bundle, bundle_json, read_bundle, write_bundle
+from bearcls.sample.standins import colour_model, furs
 from bearcls.inference.classifier import Classifier, judge
 from bearcls.inference.confidence import Confidence, confidence_of, confidence_words, evidence_of, log_odds, look_at
 from bearcls.inference.files import BundleError

@@ -1,5 +1,6 @@
 "A bundle made by hand: its model finds the nearest of some colours. Needs `onnx`, and no torch"
-from bearcls.inference.bundle import Bundle, colour_model, furs, write_bundle
+from bearcls.inference.bundle import Bundle, write_bundle
+from bearcls.sample.standins import colour_model, furs
 
 def make_bundle(dest, **facts):
     "Write the bundle of three fur colours"

@@ -2,7 +2,7 @@
 import io, os
 import numpy as np
 from PIL import Image
-from bearcls.inference.bundle import furs
+from bearcls.sample.standins import furs
 
 def picture(colour, size=(400, 300), format='JPEG', noise=0, **options):
     "A picture of one colour, or with noise around it, as the bytes of a file"

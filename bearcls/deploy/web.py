@@ -10,7 +10,7 @@ __all__ = ['runtime_name', 'runtime_version', 'runtime_digests', 'page_file', 's
            'single_file', 'WebPage', 'web_files', 'write_web', 'weigh_web']
 
 # %% ../../nbs/deploy/02_web.ipynb #4c82daa9
-import gzip, html, io, json, math, os, re, shutil, subprocess, tarfile, tempfile, zlib
+import gzip, html, io, json, os, re, shutil, subprocess, tarfile, tempfile, zlib
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from pathlib import Path
 from string import Template
 from PIL import Image, ImageDraw
 from ..core import BearclsError, atomic_write, cache_folder, expect, expect_all, package_file, sha256
-from ..show import Html, html_table
+from ..show import html_table
 from ..inference.bundle import Bundle, bundle_json, model_bytes, read_bundle
 from ..inference.files import facts_file, model_file
 
