@@ -57,9 +57,10 @@ from .inference.signature import *
 from .inference.onnxfile import *
 from .inference.files import BundleError
 from .inference.bundle import *
+from .inference.prediction import *
+from .inference.remote import *
 from .inference.classifier import *
 from .export.ood import *
-from .inference.confidence import *
 from .inference.predictions import *
 from .inference.video import *
 from .export.card import *

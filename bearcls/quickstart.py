@@ -36,7 +36,8 @@ from .train.log import plot_training
 from .inference.bundle import can_be_labels, read_bundle
 from .data.loaders import check_labels
 from .train.phases import OtherTraining
-from .inference.classifier import Classifier, Prediction, prediction_html
+from .inference.classifier import Classifier
+from .inference.prediction import Prediction, prediction_html
 from .interpret.evaluate import Evaluation, error_rate_of, evaluate, label_metrics, show_confusion, show_top_losses
 from .interpret.label_issues import WrongLabels, count_wrong_labels
 from .verify.quarantine import quarantine_folder

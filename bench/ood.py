@@ -139,7 +139,7 @@ def look_at_copies(classifier, seen):
     "Lightness and features of the images, and of ten copies of each: position, kind, lightness, features"
     from bearcls.inference.bundle import prepare
     from bearcls.images import load_image
-    from bearcls.inference.classifier import lightness
+    from bearcls.inference.prediction import lightness
     from bearcls.export.robustness import apply_stress, reduced_to, stresses
     bundle, rows = classifier.bundle, []
     for i, file in enumerate(seen.table.file):
@@ -155,11 +155,12 @@ def look_at_copies(classifier, seen):
 
 def trusted(learn, seen, parts, splits):
     "Confidence and trust on disturbed copies of sources held back"
-    from bearcls.inference.confidence import confidence_of, evidence_of
+    from bearcls.inference.prediction import confidence_of, evidence_of
     from bearcls.export.convert import export_bundle
     from bearcls.train.fast import linear_head
     from bearcls.export.held_out import choose_temperature, fit_trust, held_out_answers, learner_unlikeness
-    from bearcls.inference.classifier import Classifier, min_light
+    from bearcls.inference.classifier import Classifier
+    from bearcls.images import min_light
     from bearcls.export.ood import auroc
     first, gain, shift = parts
     averages, rows = seen.features[:, first:]*gain + shift, []

@@ -10,7 +10,8 @@ pytest.importorskip('anywidget', reason='anywidget is not installed')
 from bearcls.app.feedback import Feedback, FeedbackError
 from bearcls.app.notebook import AppDesk, AppError, ClassifierApp, answer_upload, max_answers, max_message, open_here, serve_app, voila_config, write_app
 from bearcls.core import package_file
-from bearcls.inference.classifier import Classifier, Prediction
+from bearcls.inference.classifier import Classifier
+from bearcls.inference.prediction import Prediction
 
 sure = Prediction('grizzly', 0.9, dict(grizzly=0.9, black=0.08, teddy=0.02))
 facts = dict(sha256='0'*64, name='bear.jpg', model='3f1c')

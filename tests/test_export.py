@@ -287,7 +287,7 @@ def test_the_limit_of_small_images_follows_from_the_training_images(tmp_path):
     "Digits of 28 by 28 pixels are no reason to ask a person, if the model has learned from such; crumbs are"
     from bearcls.data.loaders import image_dls
     from bearcls.export.convert import bundle_facts, trained_smallest
-    from bearcls.inference.classifier import judge
+    from bearcls.inference.prediction import judge
     rng, limits = np.random.default_rng(0), {}
     for name, sides in {'digits': [28]*20, 'photographs': [300]*20, 'mixed': [300]*18 + [20]*2}.items():
         for k, side in enumerate(sides):

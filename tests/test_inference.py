@@ -8,9 +8,12 @@ import onnxruntime
 import pytest
 from PIL import Image, ImageDraw, features
 import bearcls.inference.classifier as room
+import bearcls.inference.remote as remote
 from bearcls.images import ImageError, flatten
 from bearcls.inference.bundle import read_bundle
-from bearcls.inference.classifier import Classifier, Prediction, ProviderError, fetch_picture, provider_names
+from bearcls.inference.classifier import Classifier, ProviderError, provider_names
+from bearcls.inference.prediction import Prediction
+from bearcls.inference.remote import fetch_picture
 from bearcls.inference.files import BundleError
 from bearcls.inference.predictions import write_predictions
 from bearcls.inference.signature import make_keys
@@ -337,8 +340,8 @@ def test_redirects(monkeypatch, tmp_path):
         assert fetch_picture(f'{url}/good', allow_private=True) == b'bear'
         for page in ('file', 'ftp', 'round'):
             with pytest.raises(ImageError, match='cannot be fetched'): fetch_picture(f'{url}/{page}', allow_private=True)
-        looked, real = [], room.is_public
-        monkeypatch.setattr(room, 'is_public', lambda address: looked.append(address) or len(looked) == 1 or real(address))
+        looked, real = [], remote.is_public
+        monkeypatch.setattr(remote, 'is_public', lambda address: looked.append(address) or len(looked) == 1 or real(address))
         hits.clear()
         with pytest.raises(ImageError, match='private network'): fetch_picture(f'{url}/good')  # the first host passes for public, the second does not
         assert hits == ['/good']

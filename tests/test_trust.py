@@ -10,8 +10,9 @@ from bearcls.export.robustness import apply_stress
 from bearcls.export.trust import answer_copies, fit_confidence, measure_trust, trust_threshold
 from bearcls.inference.bundle import Bundle, bundle_json, read_bundle, write_bundle
 from bearcls.sample.standins import colour_model, furs
-from bearcls.inference.classifier import Classifier, judge
-from bearcls.inference.confidence import Confidence, confidence_of, confidence_words, evidence_of, log_odds, look_at
+from bearcls.inference.classifier import Classifier
+from bearcls.inference.prediction import (Confidence, confidence_of, confidence_words, evidence_of, judge, log_odds,
+    look_at)
 from bearcls.inference.files import BundleError
 from bearcls.interpret.evaluate import evaluate
 from bearcls.sample.bears import draw_bears

@@ -6,16 +6,22 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 import bearcls.deploy.web as web
-from bearcls.images import ImageError, load_image
+from bearcls.images import ImageError, load_image, max_pixels, min_light
 from bearcls.core import package_file
 from bearcls.deploy.web import WebError, folder_files, join_scripts, single_file, web_facts, web_files, web_runtime, weigh_web, write_web
 from bearcls.inference.bundle import Bundle, read_bundle, write_bundle
-from bearcls.inference.classifier import Classifier, judge
+from bearcls.inference.classifier import Classifier
+from bearcls.inference.prediction import judge
 from bearcls.sample.odd_files import draw_odd_files
 from tiny_bundle import make_bundle
 
 fake = {'ort.wasm.bundle.min.mjs': b'var a=1;export{a as InferenceSession};\n//# sourceMappingURL=x.map\n', 'ort-wasm-simd-threaded.wasm': b'\0asm'}
 labels = ['black', 'brown', 'white']
+
+def test_the_page_has_the_same_limits():
+    "A browser cannot import Python, so two numbers of `bearcls.images` stand in the page's scripts once more"
+    def number(script, name): return float(re.search(rf'const {name} = ([\d_]+);', package_file(f'static/web/{script}').read_text(encoding='utf-8'))[1])
+    assert (number('model.js', 'minLight'), number('files.js', 'limit')) == (min_light, max_pixels)
 
 def texture_bundle(dest, side=96, seed=5, samples=(), **facts):
     "A small network of random weights, whose answers depend on edges and grain as well as on colours; on `samples`, or drawn scenes, all its labels occur"

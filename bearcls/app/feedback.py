@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from ..core import BearclsError, expect, patch_to
-from ..inference.classifier import Prediction
+from ..inference.prediction import Prediction
 
 # %% ../../nbs/app/01_feedback.ipynb #2ebda520
 other_label = 'other'  # What a vote calls right when none of the model's labels is

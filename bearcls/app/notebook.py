@@ -22,7 +22,8 @@ from ..show import Html, data_uri
 from ..images import ImageError, image_reasons, load_image
 from ..inference.bundle import read_bundle
 from .feedback import Feedback, FeedbackError
-from ..inference.classifier import Classifier, Prediction, bars_html
+from ..inference.classifier import Classifier
+from ..inference.prediction import Prediction, bars_html
 
 # %% ../../nbs/app/02_notebook.ipynb #b80397fe
 @dataclass

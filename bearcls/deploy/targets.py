@@ -43,8 +43,8 @@ class Target:
 part_modules = dict(  # What each joined file is made of
     classifier=(
         'core', 'greys', 'mend', 'images', 'show', 'folders',
-        'inference.files', 'inference.signature', 'inference.onnxfile', 'inference.confidence', 'inference.bundle',
-        'inference.classifier'),
+        'inference.files', 'inference.signature', 'inference.onnxfile', 'inference.bundle',
+        'inference.prediction', 'inference.remote', 'inference.classifier'),
     notebook_app=('app.feedback', 'app.notebook'),
     serve=('serve.problems', 'serve.workers', 'serve.supervise', 'serve.middleware', 'serve.service'),
 )

@@ -16,7 +16,7 @@ from typing import Any
 from ..core import expect
 from .ood import alarm_words
 from ..inference.bundle import Bundle, card_changed, colour_rule, model_bytes, plain_values, read_bundle, sign_bundle, weights_bytes, write_bundle
-from ..inference.confidence import confidence_words
+from ..inference.prediction import confidence_words
 from ..inference.files import BundleError, facts_file, weights_file
 from ..inference.signature import public_key, read_key
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from fastai.learner import Learner
 from ..core import DataError, expect, expect_all
-from ..images import ImageError
+from ..images import ImageError, min_light
 from .ood import ClassHead, Unlikeness, deal_groups, find_groups, fit_unlikeness, held_out_scores
 from .trust import answer_copies, fit_confidence, measure_trust, trust_threshold
 from ..manifest import rows_by_path, site_of
-from ..inference.classifier import Classifier, min_light
-from ..inference.confidence import confidence_of, evidence_of
+from ..inference.classifier import Classifier
+from ..inference.prediction import confidence_of, evidence_of
 from ..interpret.calibrate import fit_temperature
 from ..interpret.evaluate import Evaluation, evaluate, tabulate
 from ..train.arch import averages_of, class_head

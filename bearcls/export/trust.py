@@ -20,8 +20,8 @@ from ..images import ImageError, load_image
 from .ood import auroc
 from .robustness import apply_stress, reduced_to, stresses
 from ..inference.bundle import prepare
-from ..inference.classifier import Classifier, lightness
-from ..inference.confidence import confidence_of
+from ..inference.classifier import Classifier
+from ..inference.prediction import confidence_of, lightness
 from ..intervals import wilson
 
 # %% ../../nbs/export/04_trust.ipynb #c2c7bcde

@@ -10,17 +10,20 @@ __all__ = []
 # %% ../../nbs/inference/index.ipynb #d54711f4
 from ..doors import front_door
 
-# %% ../../nbs/inference/index.ipynb #52d0e2e8
+# %% ../../nbs/inference/index.ipynb #c9980063
 __getattr__, __dir__, __all__ = front_door('bearcls.inference', dict(
     files='BundleError',
     signature='SignatureError make_keys read_key',
     onnxfile='OnnxFileError check_model',
-    confidence='Confidence confidence_of confidence_words',
     bundle='Bundle read_bundle sign_bundle write_bundle zip_bundle',
-    classifier='Classifier Prediction PredictionRow ProviderError fetch_picture folder_sources judge '
-        'prediction_html provider_names',
+    prediction='Confidence Prediction confidence_of confidence_words judge prediction_html',
+    remote='fetch_picture',
+    classifier='Classifier PredictionRow ProviderError folder_sources provider_names',
     predictions='by_need rows_html tally write_predictions',
     video='FrameRow Sighting follow read_frames sightings',
-), earlier=dict(
-    classifier='min_light providers_known max_memory bars_html lightness usable_cores patch_to',
-))
+), earlier={
+    'prediction': 'bars_html lightness',
+    'classifier': 'providers_known max_memory',
+    '.images': 'min_light',
+    '.core': 'usable_cores patch_to',
+})

@@ -11,7 +11,7 @@ __all__ = ['issue_words', 'broken_issues', 'Thresholds', 'folder_thresholds', 'F
 # %% ../../nbs/verify/03_report.ipynb #fa5ebe7b
 import hashlib, html, os, warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from fastcore.basics import patch
 from PIL import Image
 from ..core import DataError, atomic_write, expect, expect_all, in_order, optional_import, progress
 from ..show import Html, gallery, html_table, thumbnail
-from ..images import ImageError, load_image
+from ..images import ImageError, load_image, min_light
 from ..folders import LabelOf, scan_folder
 from ..similarity import Prints, near_copies
 from .measure import Measures, MeasuresTable, measure_file, smallest_side
-from .quarantine import Move, Suspect, quarantine_files, quarantine_folder, restore, whereabouts
+from .quarantine import Move, Suspect, quarantine_files, whereabouts
 
 # %% ../../nbs/verify/03_report.ipynb #a3fe379a
 issue_words = {
@@ -61,7 +61,7 @@ class Thresholds:
     min_side: int = 0              # Shorter side in pixels, below it `too_small`; 0: as the folder has it, see `smallest_side`
     max_aspect: float = 4.0        # Longer side over shorter side, above it `extreme_aspect`
     min_contrast: float = 8.0      # Darkest to lightest percent of the pixels, in grey levels; below it `near_constant`
-    min_light: float = 64.0        # Grey level that 95% of the pixels stay under, 0 to 255; below it `too_dark`
+    min_light: float = min_light   # Grey level that 95% of the pixels stay under, 0 to 255; below it `too_dark`
     max_light: float = 200.0       # Grey level that 95% of the pixels stay above, 0 to 255; above it `too_bright`
     min_sharpness: float = 0.10    # Steepest edges relative to the contrast, see `sharpness`; below it `blurred`
     max_distance: int = 11         # Bits of the perceptual hash that may differ before a pair is not even compared, 0 to 15

@@ -1,11 +1,11 @@
 // What a file is, and whether its pixels are whole: the rules of bearcls.mend. A decoder gets what the pixels depend on, and nothing else
 import { reduceTurn } from './classify.js';
 
-export class PictureError extends Error {  // its message is for the visitor; `reason` is one of bearcls.core.image_reasons, or 'unsupported'
+export class PictureError extends Error {  // its message is for the visitor; `reason` is one of bearcls.images.image_reasons, or 'unsupported'
   constructor(message, reason = 'unreadable') { super(message); this.reason = reason; }
 }
 
-export const limit = 100_000_000;  // pixels, as in bearcls.core.max_pixels
+export const limit = 100_000_000;  // pixels, as in bearcls.images.max_pixels
 export const damaged = () => new PictureError('it is damaged');
 export const cutOff = () => new PictureError('the file ends before the picture does', 'truncated');
 export const tooLarge = ({ width, height }) => new PictureError(`it claims ${width}×${height} pixels, and at most ${limit.toLocaleString('en')} are accepted`, 'bomb');

@@ -1,6 +1,6 @@
-// The model in ONNX Runtime, and its word on whether to believe it: the rules of bearcls.inference.classifier.judge
+// The model in ONNX Runtime, and its word on whether to believe it: the rules of bearcls.inference.prediction.judge
 
-const minLight = 64;  // grey level, as bearcls.inference.classifier.min_light
+const minLight = 64;  // grey level, as bearcls.images.min_light
 
 export async function loadModel(ort, wasm, model, facts) {  // a function from what `lookAt` gives to an answer
   Object.assign(ort.env.wasm, { wasmBinary: wasm, numThreads: 1, proxy: false });  // threads would need headers from a server
@@ -20,7 +20,7 @@ export async function loadModel(ort, wasm, model, facts) {  // a function from w
   };
 }
 
-export function answer(facts, values, size, light, unlikeness, overlaps = null) {  // as bearcls.inference.classifier.Prediction
+export function answer(facts, values, size, light, unlikeness, overlaps = null) {  // as bearcls.inference.prediction.Prediction
   const ranked = values.map((p, i) => [facts.labels[i], p]).sort((a, b) => b[1] - a[1]);
   const sure = facts.trust.confidence ? lookAtAnswer(facts.trust.confidence, values, light, unlikeness, overlaps) : null;
   const reason = judge(facts, ranked, size, light, unlikeness, sure);
@@ -30,7 +30,7 @@ export function answer(facts, values, size, light, unlikeness, overlaps = null) 
   };
 }
 
-export function lookAtAnswer(fitted, values, light, unlikeness, overlaps) {  // as bearcls.inference.confidence.look_at
+export function lookAtAnswer(fitted, values, light, unlikeness, overlaps) {  // as bearcls.inference.prediction.look_at
   const best = values.indexOf(Math.max(...values)), p = Math.min(Math.max(values[best], 1e-6), 1 - 1e-6);
   const evidence = { probability: Math.log(p) - Math.log1p(-p), lightness: light / 255 };
   if (unlikeness !== null) evidence.unlikeness = Math.min(Math.max(unlikeness, -1), 6);
@@ -62,7 +62,7 @@ export function judge({ trust, labels }, ranked, size, light, unlikeness, sure =
   return (sure && doubtWords(labels, first, p, sure)) || `it could be ${first} (${two(p)}) or ${second} (${two(q)})`;
 }
 
-function doubtWords(labels, first, p, { value, doubt, other }) {  // as bearcls.inference.classifier._doubt_words
+function doubtWords(labels, first, p, { value, doubt, other }) {  // as bearcls.inference.prediction._doubt_words
   const often = `such answers are right in ${Math.floor(100 * value)} of 100 cases`;
   if (doubt === 'second opinion' && other !== null) return `it looks like ${first} (${two(p)}), and on a second look like ${labels[other]}; ${often}`;
   const words = { 'second opinion': 'a second look is not clear', lightness: 'the picture is rather dark', unlikeness: 'it is somewhat unlike the pictures that the model was trained on' };

@@ -1,4 +1,4 @@
-// A file as what the model sees: opened as bearcls.core.load_image does, shaped as bearcls.inference.bundle.prepare does
+// A file as what the model sees: opened as bearcls.images.load_image does, shaped as bearcls.inference.bundle.prepare does
 import { turned, webpTurn } from './classify.js';
 import { PictureError, checksum, cutOff, damaged, examine, limit, tooLarge } from './files.js';
 import { readTiff } from './tiff.js';
