@@ -20,7 +20,8 @@ from PIL import Image
 from .bundle import Bundle, model_bytes, prepare, read_bundle
 from .prediction import Prediction, judge, lightness, look_at
 from .files import BundleError
-from ..core import BearclsError, expect, optional_import, patch_to, progress, short_words, usable_cores
+from ..core import (BearclsError, expect, expect_all, in_order, optional_import, patch_to, progress,
+    short_words, usable_cores)
 from .remote import fetch_picture
 from ..images import ImageError, load_image, max_pixels
 from ..folders import LeftOut, find_all
@@ -318,6 +319,32 @@ def predict_rows(self,
 ) -> list['PredictionRow']:            # One for each, in their order
     "Classify some pictures in this thread, which the model sees all at once; one that cannot be opened becomes a row with its reason"
     return self._rows(self.session, named)
+
+# %% ../../nbs/inference/07_classifier.ipynb #38c5dc70
+@patch_to(Classifier)
+def features(self,
+    files: Sequence[str | os.PathLike],  # Images
+    bs: int = 16,                        # Images that the model sees at a time
+) -> tuple[list, list[tuple], np.ndarray, np.ndarray]:  # Files that open; the others, each with its reason; probabilities (files, labels); features (files, numbers)
+    "What the model says of files, opened in threads and prepared as `predict` does"
+    files = list(expect_all('files', files, str, os.PathLike))
+    if bs < 1: raise ValueError(f'`bs` must be at least 1, got {bs}')
+    def opened(file):
+        try: return file, self._open(file)[1]
+        except ImageError as e: return file, str(e).replace(str(file), 'the file')
+    good, failed, answers, waiting = [], [], [], []
+    for file, pixels in progress(in_order(opened, files), 'predicting', len(files), 'img'):
+        if isinstance(pixels, str):
+            failed.append((file, pixels))
+            continue
+        good.append(file)
+        waiting.append(pixels)
+        if len(waiting) == bs:
+            answers.append(self.run(np.stack(waiting)))
+            waiting = []
+    if waiting: answers.append(self.run(np.stack(waiting)))
+    def column(name, width): return np.concatenate([a[name] for a in answers]) if answers else np.zeros((0, width), np.float32)
+    return good, failed, column('probabilities', len(self.labels)), column('features', 0)
 
 # %% ../../nbs/inference/07_classifier.ipynb #a70a29ec
 @patch_to(Classifier)

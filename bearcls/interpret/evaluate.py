@@ -11,7 +11,7 @@ __all__ = ['Evaluation', 'tabulate', 'evaluate', 'dataset_files', 'real_name', '
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #667d1b11
 import functools, itertools, os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -192,10 +192,11 @@ class _KeepFeatures(Callback):
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #4570cd21
 def _classifier(source):
-    "A `Classifier`, which may be given as the folder of its bundle"
-    from bearcls.inference.classifier import Classifier
-    if isinstance(source, Classifier): return source
-    if isinstance(source, (str, os.PathLike)): return Classifier(source)
+    "What has `labels` and `features`, as a `Classifier` does; it may be given as the folder of its bundle"
+    if isinstance(source, (str, os.PathLike)):
+        from bearcls.inference.classifier import Classifier  # here, since a Learner is asked without it
+        return Classifier(source)
+    if hasattr(source, 'labels') and callable(getattr(source, 'features', None)): return source
     raise DataError(f'`evaluate` takes a Learner, a Classifier or the folder of a bundle; got a {type(source).__name__}')
 
 def _folder(model, path, known, threads=None):
@@ -221,7 +222,7 @@ def _ask(model, files, threads=None):
     good = [f for f in files if f not in bad]
     if isinstance(model, Learner) and good: return good, problems, *_ask_learner(model, good, threads)
     if isinstance(model, Learner): return good, problems, np.zeros((0, len(model.dls.vocab))), np.zeros((0, 0))
-    return _ask_classifier(model, files)
+    return model.features(files)
 
 def _problem(file):
     "The file with the reason why it cannot be opened; None if it can"
@@ -234,25 +235,6 @@ def _sides(model, files, known):
     parts = {'train': model.dls.train_ds, 'valid': model.dls.valid_ds} if isinstance(model, Learner) else {}
     side = {real_name(f): name for name, ds in parts.items() for f in dataset_files(ds, name)}
     return [side.get(real_name(f), '') for f in files]
-
-# %% ../../nbs/interpret/01_evaluate.ipynb #448dfaef
-def _ask_classifier(classifier, files, bs=16):
-    "The same, of a bundle: files are opened in threads, and prepared as its own `predict` does"
-    from bearcls.inference.bundle import prepare
-    bundle = classifier.bundle
-    def opened(file):
-        try: return file, np.asarray(prepare(load_image(file, bundle.min_side), bundle.size, bundle.method, bundle.pad_mode))
-        except ImageError as e: return file, str(e).replace(str(file), 'the file')
-    good, problems, answers, waiting = [], [], [], []
-    def ask(waiting):
-        if waiting: answers.append(classifier.run(np.stack(waiting)))
-    for file, pixels in progress(in_order(opened, files), 'predicting', len(files), 'img'):
-        if isinstance(pixels, str): problems.append((file, pixels))
-        else: good.append(file), waiting.append(pixels)
-        if len(waiting) == bs: waiting = ask(waiting) or []
-    ask(waiting)
-    def column(name, width): return np.concatenate([a[name] for a in answers]) if answers else np.zeros((0, width), np.float32)
-    return good, problems, column('probabilities', len(classifier.labels)), column('features', 0)
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #be86ea19
 def error_rate_of(
