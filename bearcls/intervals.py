@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 import numpy as np
+from .show import axes_for
 
 # %% ../nbs/08_intervals.ipynb #ac73d32b
 def wilson(
@@ -42,9 +43,7 @@ def plot_error_interval(
     ax: Any = None,        # Matplotlib axes to draw on; None for new ones
 ) -> Any:                  # The axes
     "How the interval of an error shrinks as the validation set grows"
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(7, 3), layout='constrained')[1]
+    ax = axes_for(ax, 7, 3)
     wrong = [round(error * n) for n in sizes]
     bounds = np.array([wilson(k, n) for k, n in zip(wrong, sizes)]) * 100
     middle = np.divide(wrong, sizes) * 100

@@ -11,6 +11,7 @@ __all__ = ['Html', 'data_uri', 'thumbnail', 'gallery', 'html_table']
 import base64, html, io, os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from PIL import Image
 from .core import expect
 from .images import ImageError, flatten, image_reasons, load_image
@@ -85,3 +86,15 @@ def _cell(value):
     if isinstance(value, Html): return value
     if isinstance(value, float): return f'{value:.3g}'
     return html.escape(str(value))
+
+# %% ../nbs/04_show.ipynb #42a27502
+def axes_for(
+    ax: Any,                             # Axes of Matplotlib to draw on, or None
+    width: float,                        # Of new axes, in inches
+    height: float,                       # Likewise
+    layout: str | None = 'constrained',  # How room is made for what stands around them; None: as Matplotlib is set
+) -> Any:                                # `ax`, or new axes
+    "The axes to draw on"
+    if ax is not None: return ax
+    import matplotlib.pyplot as plt  # here, since most programs draw nothing
+    return plt.subplots(figsize=(width, height), layout=layout)[1]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 from ..core import DataError, expect
-from ..show import Html, html_table
+from ..show import Html, axes_for, html_table
 
 # %% ../../nbs/export/02_ood.ipynb #764f6cbc
 stranger_kinds = ('thing', 'noise', 'plain', 'stripes', 'blocks', 'text')
@@ -430,9 +430,7 @@ def plot_unlikeness(
     ax: Any = None,                    # Matplotlib axes to draw on; None for new ones
 ) -> Any:                              # The axes
     "A dot for each picture, a row for each kind, and the threshold"
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(7, .8 + .42*len(values)), layout='constrained')[1]
+    ax = axes_for(ax, 7, .8 + .42*len(values))
     rng = np.random.default_rng(0)
     for y, (kind, v) in enumerate(values.items()):
         ax.scatter(v, y + rng.uniform(-.28, .28, len(v)), s=9, alpha=.7, color='#2f6f8f' if y == 0 else '#b5651d', linewidth=0)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np, pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 from ..core import DataError, expect, expect_all, progress
-from ..show import Html, gallery, html_table
+from ..show import Html, axes_for, gallery, html_table
 from ..images import ImageError, load_image
 from ..folders import scan_folder
 from ..inference.bundle import prepare
@@ -277,9 +277,7 @@ def plot_stress(
 ) -> Any:                 # The axes
     "For each kind and strength: the error, the error among trusted answers, and the share that is trusted"
     expect('table', table, pd.DataFrame)
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(7, .9 + .24*len(table)), layout='constrained')[1]
+    ax = axes_for(ax, 7, .9 + .24*len(table))
     y = np.arange(len(table))
     ax.barh(y, 100*table.trusted, color='#8884', height=.8, label='answers that are trusted')
     ax.errorbar(100*table.error, y, xerr=100*np.array([table.error - table.low, table.high - table.error]).clip(min=0), fmt='o', color='#b5651d', capsize=2, markersize=4, label='error')
@@ -312,9 +310,7 @@ def plot_trust(
 ) -> Any:                 # The axes
     "Error against the share of trusted answers, a line for each kind from undisturbed to strong"
     expect('table', table, pd.DataFrame)
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(6.4, 4.4), layout='constrained')[1]
+    ax = axes_for(ax, 6.4, 4.4)
     first = table[table.strength == 0]
     for i, (kind, rows) in enumerate(table[table.strength > 0].groupby('kind', sort=False)):
         line = pd.concat([first, rows])

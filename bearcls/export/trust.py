@@ -10,18 +10,17 @@ import math, os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 from ..core import DataError, expect, expect_all, usable_cores
-from ..show import Html, html_table
+from ..show import axes_for
 from ..images import ImageError, load_image
 from .ood import auroc
 from .robustness import apply_stress, reduced_to, stresses
 from ..inference.bundle import prepare
 from ..inference.classifier import Classifier
-from ..inference.prediction import confidence_of, lightness
+from ..inference.prediction import lightness
 from ..intervals import wilson
 
 # %% ../../nbs/export/04_trust.ipynb #c2c7bcde
@@ -134,9 +133,7 @@ def plot_risk(
     ax: Any = None,                    # Matplotlib axes to draw on; None for new ones
 ) -> Any:                              # The axes
     "The share of wrong answers among those that are trusted, against the share that is trusted"
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(5, 3.4), layout='constrained')[1]
+    ax = axes_for(ax, 5, 3.4)
     n, wrong = np.arange(1, len(right) + 1), ~np.asarray(right, bool)
     for name, score in scores.items():
         order = np.argsort(-score, kind='stable')

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np, pandas as pd
 from scipy.optimize import brentq, minimize_scalar
 from ..core import DataError, expect
-from ..show import Html, html_table
+from ..show import Html, axes_for, html_table
 from .evaluate import Evaluation, tabulate
 from ..intervals import wilson
 
@@ -51,9 +51,7 @@ def plot_reliability(
 ) -> Any:              # The axes
     "The reliability diagram, with an interval and a number at every point"
     expect('seen', seen, Evaluation)
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(3.6, 3.6), layout='constrained')[1]
+    ax = axes_for(ax, 3.6, 3.6)
     rows = reliability(seen, n_bins).query('n > 0')
     ax.plot([0, 1], [0, 1], color='#999999', linestyle=':')
     ax.errorbar(rows.promised, rows.kept, yerr=[(rows.kept - rows.kept_low).clip(lower=0), (rows.kept_high - rows.kept).clip(lower=0)], fmt='o-', color='#2f6f8f', capsize=3)

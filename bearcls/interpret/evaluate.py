@@ -21,7 +21,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from ..train.arch import feature_layer, pool_features
 from ..core import DataError, expect, expect_all, in_order, progress, sha256
-from ..show import Html, gallery, html_table
+from ..show import Html, axes_for, gallery, html_table
 from ..images import ImageError, load_image
 from ..folders import refuse_problems, scan_folder
 from ..train.fast import known_answers, label_numbers
@@ -263,10 +263,8 @@ def plot_confusion(
     "The confusion matrix as a drawing: shares of each row as colour, counts as numbers"
     expect('seen', seen, Evaluation)
     counts, shares = confusion(seen), confusion(seen, share=True).fillna(0)
-    if ax is None:
-        import matplotlib.pyplot as plt
-        side = 1.2 + 0.5 * len(seen.labels)
-        ax = plt.subplots(figsize=(side, side))[1]
+    side = 1.2 + 0.5 * len(seen.labels)
+    ax = axes_for(ax, side, side, layout=None)
     ax.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     for i, j in np.ndindex(counts.shape): ax.text(j, i, counts.iat[i, j], ha='center', va='center', color='white' if shares.iat[i, j] > .7 else 'black')
     ax.set_xticks(range(len(seen.labels)), seen.labels, rotation=30, ha='right')
@@ -379,9 +377,7 @@ def plot_label_metrics(
     "Precision, recall and F1 of every label as points with their intervals"
     expect('seen', seen, Evaluation)
     metrics, names = label_metrics(seen), ('precision', 'recall', 'f1')
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(5, .8 + .5*len(metrics)), layout='constrained')[1]
+    ax = axes_for(ax, 5, .8 + .5*len(metrics))
     for k, (name, colour) in enumerate(zip(names, ('#2f6f8f', '#b5651d', '#555555'))):
         value, y = metrics[name], np.arange(len(metrics)) + (k - 1)*.22
         ax.errorbar(value, y, xerr=[(value - metrics[f'{name}_low']).clip(lower=0), (metrics[f'{name}_high'] - value).clip(lower=0)], fmt='o', color=colour, capsize=3, label=name)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np, pandas as pd
 from scipy.stats import fisher_exact
 from ..core import DataError, expect, in_order, progress
-from ..show import Html, html_table
+from ..show import Html, axes_for, html_table
 from ..images import ImageError, image_size, load_image
 from ..manifest import known_rows, manifest_roots, site_of
 from .evaluate import Evaluation, real_name
@@ -140,9 +140,7 @@ def plot_slices(
     "The error on each slice with its interval and its number of pictures; what stands out is coloured"
     expect('table', table, pd.DataFrame)
     table = table[table.verdict != 'nothing to compare']
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(7, .9 + .28*len(table)), layout='constrained')[1]
+    ax = axes_for(ax, 7, .9 + .28*len(table))
     for y, r in enumerate(table.itertuples()):
         colour = {'more errors': '#b5651d', 'fewer errors': '#2f6f8f', 'too few': '#bbbbbb'}.get(r.verdict, '#666666')
         ax.errorbar(100*r.error, y, xerr=[[max(0, 100*(r.error - r.low))], [max(0, 100*(r.high - r.error))]], fmt='o', color=colour, capsize=3)

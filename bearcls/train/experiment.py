@@ -21,7 +21,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from scipy import stats  # fastai needs it too
 from ..core import DataError, atomic_write, expect, expect_all, progress, sha256
-from ..show import html_table
+from ..show import axes_for, html_table
 from ..data.loaders import image_dls
 from ..data.split import Split
 from .learner import train
@@ -167,9 +167,7 @@ def plot(self: Experiment,
 ) -> Any:                    # The axes
     "Every run a dot, a line for each seed, a bar for each mean"
     compared, names = self.compare(measure), self.variants
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(max(4, 1.6*len(names) + 1), 3), layout='constrained')[1]
+    ax = axes_for(ax, max(4, 1.6*len(names) + 1), 3)
     scale, seeds = 100 if measure == 'error' else 1, list(dict.fromkeys(r.seed for r in self.rows))
     for i, seed in enumerate(seeds):
         shift = .24 * ((i + .5)/len(seeds) - .5)  # equal results stay visible

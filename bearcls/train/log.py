@@ -24,7 +24,7 @@ from fastai.data.core import DataLoaders
 from fastai.imports import noop
 from fastcore.basics import patch
 from ..core import expect, progress
-from ..show import html_table
+from ..show import axes_for, html_table
 from ..threads import Pace, decided_threads
 from .arch import TrainError, keep_modes
 
@@ -140,9 +140,7 @@ def plot_training(
     expect('learn', learn, Learner)
     table = training_table(learn)
     if not len(table): raise TrainError('This Learner has not been trained yet, so there is no curve to draw')
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(6, 3))[1]
+    ax = axes_for(ax, 6, 3, layout=None)
     lines = dict(train_loss=('training loss', '#8a6642', '-'), valid_loss=('validation loss', '#2f6f8f', '-'), error_rate=('validation error', '#b03a2e', '--'))
     for name in [n for n in lines if n in table]: _line(ax, table, name, *lines[name])
     ax.set(xlabel='epoch', ylim=(0, None))
@@ -220,9 +218,7 @@ class LearningRates:
     losses: list[float]   # Smoothed loss of each batch
     def plot(self, ax: Any = None) -> Any:
         "Loss over learning rate, with the suggestion"
-        if ax is None:
-            import matplotlib.pyplot as plt
-            ax = plt.subplots(figsize=(6, 3))[1]
+        ax = axes_for(ax, 6, 3, layout=None)
         ax.semilogx(self.rates, self.losses, color='#2f6f8f')
         ax.axvline(self.suggested, color='#b03a2e', linestyle='--', label=f'suggested: {self.suggested:.2g}')
         ax.set(xlabel='learning rate', ylabel='training loss', ylim=(min(self.losses)*.9, min(max(self.losses), 1.5*self.losses[0])*1.05))

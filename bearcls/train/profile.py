@@ -19,7 +19,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import get_random_states, set_random_states
 from ..core import expect, expect_all
-from ..show import html_table
+from ..show import axes_for, html_table
 from .arch import keep_modes
 
 # %% ../../nbs/train/09_profile.ipynb #940cd198
@@ -160,9 +160,7 @@ def plot_profiles(
     expect('profiles', profiles, Mapping)
     expect_all('profiles', profiles.values(), EpochProfile)
     if not profiles: raise ValueError('`profiles` is empty; expected names and what `profile_epoch` returns')
-    if ax is None:
-        import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(8, 1.3 + .5*len(profiles)), layout='constrained')[1]
+    ax = axes_for(ax, 8, 1.3 + .5*len(profiles))
     left = np.zeros(len(profiles))
     for stage, words in stages.items():
         width = np.array([p.of(stage) for p in profiles.values()])
