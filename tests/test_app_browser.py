@@ -1,7 +1,6 @@
 "The notebook application, in Voilà, JupyterLab and Notebook 7, in a real browser"
 import io, json, os, time
 from pathlib import Path
-import numpy as np
 import pytest
 from PIL import Image
 from tiny_bundle import furs, make_bundle
@@ -12,15 +11,7 @@ from bearcls.app.feedback import Feedback
 from bearcls.app.notebook import serve_app, write_app
 from test_app import small_server, wait_until
 from test_cleaner_browser import contrasts, fronts, front_url, idle, jupyter, setting
-
-def picture(colour, size=(400, 300), format='JPEG', noise=0, **options):
-    "A picture of one colour, or with noise around it, as the bytes of a file"
-    out, image = io.BytesIO(), Image.new('RGB', size, colour)
-    if noise:
-        grain = np.random.default_rng(0).integers(-noise, noise + 1, (*size[::-1], 3), dtype=np.int16)
-        image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
-    (image if format != 'RGBA' else image.convert('RGBA')).save(out, 'PNG' if format == 'RGBA' else format, **options)
-    return out.getvalue()
+from uploads import picture
 
 sideways = Image.Exif()
 sideways[0x0112] = 6

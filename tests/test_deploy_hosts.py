@@ -1,10 +1,11 @@
 "The hosts' own user interfaces: each from its written folder, in an environment of its own, in a real browser"
-import io, json, os, re, subprocess, sys, tempfile, time, urllib.request
+import json, os, re, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
 import pytest
 from PIL import Image
 from bearcls.inference.bundle import Bundle, write_bundle
 from bearcls.sample.standins import colour_model, furs
+from uploads import picture
 
 pytest.importorskip('jinja2', reason='jinja2 is not installed')
 from bearcls.deploy.check import ask_page, ask_service, make_environment, oldest_python, started
@@ -26,12 +27,6 @@ def guarded_lookup(host, *args, **kwargs):
 def guarded_connect(self, address): return refuse(address[0]) if isinstance(address, tuple) and outside(address[0]) else connect(self, address)
 socket.getaddrinfo, socket.socket.connect = guarded_lookup, guarded_connect
 '''
-
-def picture(colour, size=(400, 300), format='JPEG', mode='RGB', **options):
-    "A picture of one colour as the bytes of a file"
-    out = io.BytesIO()
-    Image.new(mode, size, colour).save(out, format, **options)
-    return out.getvalue()
 
 def rotated():
     "The bytes of a picture that lies on its side, with the note that it has to be turned"
@@ -134,7 +129,7 @@ def test_every_kind_of_file(page):
         ('web.webp', picture(furs['brown'], format='WEBP'), label('brown')),
         ('empty.jpg', b'', 'empty.jpg cannot be looked at: the file holds no bytes.'),
         ('half.jpg', picture('white', (900, 900))[:3000], 'half.jpg cannot be looked at: the file ends before the picture does.'),
-        ('bomb.png', picture(1, (12_000, 12_000), 'PNG', '1'), 'bomb.png cannot be looked at: the picture claims more pixels than allowed.'),
+        ('bomb.png', picture(1, (12_000, 12_000), 'PNG', mode='1'), 'bomb.png cannot be looked at: the picture claims more pixels than allowed.'),
         ('doubt.png', picture(other, format='PNG'), 'None of these? Ask a person\nThe model would rather not decide: it could be '),
         ('a <b>&amp; ${2+2}.jpg', b'text', 'a <b>&amp; ${2+2}.jpg cannot be looked at'),
         ('good.jpg', picture(furs['white']), label('white'))]:

@@ -1,5 +1,5 @@
 "The HTTP service: what it promises to those who mean well, and to the others"
-import base64, contextlib, http.client, io, json, os, random, re, shutil, signal, socket, subprocess, sys, threading, time
+import base64, contextlib, http.client, json, os, random, re, shutil, signal, socket, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 import pytest
@@ -9,6 +9,7 @@ from bearcls.inference.bundle import Bundle, write_bundle
 from bearcls.sample.standins import colour_model
 from hostile import layers, nowhere, tiles
 from tiny_bundle import furs, make_bundle
+from uploads import picture
 
 for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
 from bearcls.inference.classifier import Classifier
@@ -17,12 +18,6 @@ from bearcls.serve.service import Settings, make_app, serving
 from bearcls.serve.workers import BundleWatch, Workers
 
 root = Path(__file__).resolve().parents[1]
-
-def picture(colour, size=(200, 150), format='JPEG', **options):
-    "A picture of one colour as the bytes of a file"
-    out = io.BytesIO()
-    Image.new('RGB', size, colour).save(out, format, **options)
-    return out.getvalue()
 
 def form(*files, boundary='xyz'):
     part = lambda name, content: f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode() + content + b'\r\n'

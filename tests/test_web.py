@@ -23,6 +23,12 @@ def test_the_page_has_the_same_limits():
     def number(script, name): return float(re.search(rf'const {name} = ([\d_]+);', package_file(f'static/web/{script}').read_text(encoding='utf-8'))[1])
     assert (number('model.js', 'minLight'), number('files.js', 'limit')) == (min_light, max_pixels)
 
+def test_both_widgets_follow_the_theme_alike():
+    "Each widget is one file for Jupyter, so they cannot share a third; what is dark differs, since only the application colours the pages of Voilà"
+    found = [re.search(r'^function followTheme.*?^}$', package_file(f'static/{name}.js').read_text(encoding='utf-8'), re.M | re.S)[0]
+             for name in ('classify', 'cleaner')]
+    assert found[0] == found[1]
+
 def texture_bundle(dest, side=96, seed=5, samples=(), **facts):
     "A small network of random weights, whose answers depend on edges and grain as well as on colours; on `samples`, or drawn scenes, all its labels occur"
     import onnx.parser

@@ -4,9 +4,9 @@ import numpy as np
 from PIL import Image
 from bearcls.sample.standins import furs
 
-def picture(colour, size=(400, 300), format='JPEG', noise=0, **options):
+def picture(colour, size=(400, 300), format='JPEG', noise=0, mode='RGB', **options):
     "A picture of one colour, or with noise around it, as the bytes of a file"
-    out, image = io.BytesIO(), Image.new('RGB', size, colour)
+    out, image = io.BytesIO(), Image.new(mode, size, colour)
     if noise:
         grain = np.random.default_rng(0).integers(-noise, noise + 1, (*size[::-1], 3), dtype=np.int16)
         image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))

@@ -177,8 +177,8 @@ function isDark(element) {
 
 /* Keeps `data-theme` of the element in step with the page; returns a function that ends it */
 function followTheme(element) {
-  const look = () => (element.dataset.theme = isDark(element) ? 'dark' : 'light');
   let timer;
+  const look = () => (element.dataset.theme = isDark(element) ? 'dark' : 'light');
   const later = () => { look(); clearTimeout(timer); timer = setTimeout(look, 400); }; // Style sheets of a theme load after its switch
   const attributes = new MutationObserver(later);
   for (const el of [document.documentElement, document.body]) attributes.observe(el, { attributes: true });
@@ -186,6 +186,7 @@ function followTheme(element) {
   attached.observe(element);
   const wish = matchMedia('(prefers-color-scheme: dark)');
   wish.addEventListener('change', later);
+  look();
   return () => { attributes.disconnect(); attached.disconnect(); clearTimeout(timer); wish.removeEventListener('change', later); };
 }
 
