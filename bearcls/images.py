@@ -10,6 +10,7 @@ __all__ = ['image_reasons', 'most_parts', 'most_scanned', 'max_pixels', 'image_f
 
 # %% ../nbs/03_images.ipynb #0d13faa3
 import contextlib, importlib, io, os, struct, warnings
+from collections.abc import Sequence
 from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -296,6 +297,15 @@ def _begins_as(source):
 
 # %% ../nbs/03_images.ipynb #774737b9
 min_light = 64.0  # Grey level, 0 to 255; an image with 95% of its pixels below it is too dark
+
+# %% ../nbs/03_images.ipynb #63331c08
+def levels_under(
+    counts: Sequence[int],       # How many pixels have the level 0, 1, 2, …
+    percents: Sequence[float],   # Shares of the pixels, 0 to 100
+) -> list[int]:                  # A level for each
+    "The levels that these percentages of the pixels stay at or under"
+    under = np.cumsum(counts)
+    return np.searchsorted(under, np.asarray(percents)/100*under[-1]).tolist()
 
 # %% ../nbs/03_images.ipynb #74d144bb
 def image_size(

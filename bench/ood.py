@@ -41,7 +41,8 @@ def look(path, photographs):
     from bearcls.folders import image_files
     from bearcls.interpret.evaluate import evaluate
     from bearcls.train.learner import train
-    from bearcls.export.ood import ClassHead, draw_strangers
+    from bearcls.export.ood import ClassHead
+    from bearcls.sample.strangers import draw_strangers
     learn = train(path, 'fast', arch='squeezenet1_1', quiet=True)
     seen = evaluate(learn, 'all')
     first, gain, shift = averages_of(learn.model)

@@ -422,7 +422,7 @@ def test_files_of_the_server(voila):
 def test_pictures_for_the_site(browser, tmp_path):
     "BEARCLS_PICTURES=nbs/images pytest tests/test_app_browser.py -k site draws the site's app.png and app-phone.png anew, with drawn bears"
     from bearcls.sample.bears import draw_bears
-    from bearcls.export.ood import draw_strangers
+    from bearcls.sample.strangers import draw_strangers
     folder = Path(os.environ['BEARCLS_PICTURES'])
     bundle = os.environ.get('BEARCLS_BUNDLE') or pytest.skip('BEARCLS_BUNDLE names no bundle of bears')
     bears = draw_bears(tmp_path/'bears', n_per_label=4, seed=8, faults=False)

@@ -36,7 +36,7 @@ from bearcls.export.weights import build_network, learner_weights
 from bearcls.export.recalibrate import recalibrate
 from bearcls.inference.signature import SignatureError, make_keys
 from bearcls.train.learner import train
-from bearcls.export.ood import draw_strangers
+from bearcls.sample.strangers import draw_strangers
 from bearcls.export.variants import compare_bundles, compress_bundle
 
 @pytest.fixture(scope='module')

@@ -3,8 +3,10 @@ import json, math, subprocess, sys
 import numpy as np
 import pytest
 from bearcls.core import DataError
-from bearcls.export.ood import (ClassHead, alarm_interval, alarm_threshold, alarm_words, auroc, deal_groups, draw_strangers, find_classes, find_groups,
-    find_neighbours, fit_unlikeness, measure_unlikeness, share_caught, stranger_kinds, unlikeness_facts, unlikeness_html)
+from bearcls.export.ood import (ClassHead, alarm_interval, alarm_threshold, alarm_words, auroc, deal_groups,
+    find_classes, find_groups, find_neighbours, fit_unlikeness, measure_unlikeness, share_caught, unlikeness_facts,
+    unlikeness_html)
+from bearcls.sample.strangers import draw_strangers, stranger_kinds
 
 def made_up(n, d=40, seed=0, kind=0):
     "Features as a rectifier gives them: pictures of one kind share a direction, another kind has another"

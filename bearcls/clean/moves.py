@@ -94,6 +94,10 @@ def _read_batch(path, file):
     for name in (*batch.made, *(n for s in batch.steps for n in (s.file, s.to))): inside(path, name)
     return batch
 
+def _batch_times(path):
+    "What differs once files were moved or brought back, by whomever; no batch is read for it"
+    return {f: f.stat().st_mtime_ns for f in (cleaning_folder(path)/'batches').glob('*/batch.json')}
+
 # %% ../../nbs/clean/02_moves.ipynb #dd8c671d
 def unfinished_moves(
     path: str | os.PathLike,  # Image folder

@@ -20,8 +20,8 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .cleaning import Cleaning, orders
-from .moves import cleaning_folder
-from ..core import BearclsError, DataError, expect, package_file
+from .moves import _batch_times
+from ..core import BearclsError, DataError, expect, package_file, short_words
 from ..show import Html, html_table, thumbnail
 from ..interpret.evaluate import Evaluation, evaluate
 from ..verify.report import ImageReport
@@ -49,12 +49,10 @@ class Query:
     ) -> 'Query':   # Its words, of the right types
         "Check a query; fields that are missing have their defaults"
         known = asdict(cls())
-        if not isinstance(sent, dict) or sent.keys() - known: raise MessageError(f'A query has the fields {", ".join(known)}; got {_short(sent)}')
+        if not isinstance(sent, dict) or sent.keys() - known: raise MessageError(f'A query has the fields {", ".join(known)}; got {short_words(sent)}')
         for k, v in sent.items():
-            if type(v) is not type(known[k]) or len(str(v)) > 255: raise MessageError(f'`{k}` of a query is {"a whole number" if k == "page" else "a word"}; got {_short(v)}')
+            if type(v) is not type(known[k]) or len(str(v)) > 255: raise MessageError(f'`{k}` of a query is {"a whole number" if k == "page" else "a word"}; got {short_words(v)}')
         return cls(**sent)
-
-def _short(value): return repr(value) if len(repr(value)) < 60 else repr(value)[:57] + '…'
 
 # %% ../../nbs/clean/06_widget.ipynb #8002818b
 def _now(_, widget):
@@ -89,10 +87,6 @@ class CleanerWidget(anywidget.AnyWidget):
 def _check_page(n, name):
     "Can a page hold so many pictures?"
     if not isinstance(n, int) or not 1 <= n <= 200: raise ValueError(f'`{name}` must lie between 1 and 200, got {n!r}')
-
-def _batch_times(path):
-    "What differs once files were moved or brought back, by whomever; no batch is read for it"
-    return {f: f.stat().st_mtime_ns for f in (cleaning_folder(path)/'batches').glob('*/batch.json')}
 
 # %% ../../nbs/clean/06_widget.ipynb #f4d9f11a
 _to_browser = {0xDC00 + byte: 0xF700 + byte for byte in range(128, 256)}
@@ -162,7 +156,7 @@ def thumbnails(self: CleanerWidget,
 ) -> list[bytes]:          # JPEG or WebP, in the order of `files`
     "Small versions of pictures of the set"
     known = {i.file for i in self.cleaning.items}
-    if strange := [f for f in files if f not in known]: raise MessageError(f'There is no picture {_short(strange[0])} in the set')
+    if strange := [f for f in files if f not in known]: raise MessageError(f'There is no picture {short_words(strange[0])} in the set')
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(lambda f: self.cleaning.thumbnail(f, side), files))
 
 @patch
@@ -216,12 +210,12 @@ def answer(self: CleanerWidget,
 def _asked(self: CleanerWidget, message):
     "Check a message and call the method that answers it"
     do = message.get('do') if isinstance(message, dict) else None
-    if not isinstance(do, str) or do not in _requests: raise MessageError(f'The cleaner knows the requests {", ".join(_requests)}; got {_short(message)}')
+    if not isinstance(do, str) or do not in _requests: raise MessageError(f'The cleaner knows the requests {", ".join(_requests)}; got {short_words(message)}')
     function, needs = _requests[do]
     for name, kind in needs.items():
         value = message.get(name)
         if not isinstance(value, kind) or kind is list and not all(isinstance(v, str) for v in value):
-            raise MessageError(f'The request {do} needs `{name}` as {"list of names" if kind is list else kind.__name__}; got {_short(value)}')
+            raise MessageError(f'The request {do} needs `{name}` as {"list of names" if kind is list else kind.__name__}; got {short_words(value)}')
     found = function(self, **{name: message[name] for name in needs})
     return found if isinstance(found, tuple) else (found, [])
 

@@ -46,7 +46,7 @@ part_modules = dict(  # What each joined file is made of
         'inference.files', 'inference.signature', 'inference.onnxfile', 'inference.bundle',
         'inference.prediction', 'inference.remote', 'inference.classifier'),
     notebook_app=('app.feedback', 'app.notebook'),
-    serve=('serve.problems', 'serve.workers', 'serve.supervise', 'serve.middleware', 'serve.service'),
+    serve=('serve.problems', 'serve.workers', 'serve.supervise', 'serve.middleware', 'serve.openapi', 'serve.service'),
 )
 
 # %% ../../nbs/deploy/03_targets.ipynb #6e8736b9

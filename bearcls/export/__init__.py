@@ -10,10 +10,10 @@ __all__ = []
 # %% ../../nbs/export/index.ipynb #e8536681
 from ..doors import front_door
 
-# %% ../../nbs/export/index.ipynb #69162e09
+# %% ../../nbs/export/index.ipynb #6c88c96a
 __getattr__, __dir__, __all__ = front_door('bearcls.export', dict(
     weights='bundle_dls build_network learner_from_bundle learner_weights',
-    ood='ClassHead Unlikeness alarm_interval alarm_threshold auroc draw_strangers fit_unlikeness measure_unlikeness '
+    ood='ClassHead Unlikeness alarm_interval alarm_threshold auroc fit_unlikeness measure_unlikeness '
         'plot_unlikeness unlikeness_facts unlikeness_html',
     robustness='Stress apply_stress plot_stress plot_trust show_stress stress stress_facts stress_html stress_words '
         'stresses trust_under_stress',
@@ -24,7 +24,8 @@ __getattr__, __dir__, __all__ = front_door('bearcls.export', dict(
         'validation_files verify_bundle',
     variants='changes_html compare_bundles compress_bundle quantize store_as_float16',
     recalibrate='Recalibration recalibrate',
-), earlier=dict(
-    convert='opset DeployedModel learner_probabilities installed_versions trained_smallest',
-    held_out='error_by_source image_sources choose_temperature',
-))
+), earlier={
+    'convert': 'opset DeployedModel learner_probabilities installed_versions trained_smallest',
+    'held_out': 'error_by_source image_sources choose_temperature',
+    '.sample.strangers': 'draw_strangers',
+})

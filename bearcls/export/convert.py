@@ -43,7 +43,8 @@ from ..verify.measure import smallest_side
 from .weights import learner_weights
 from ..inference.signature import read_key
 from ..interpret.slices import picture_facts, slice_errors
-from .ood import Unlikeness, draw_strangers, measure_unlikeness, stranger_kinds, unlikeness_facts
+from .ood import Unlikeness, measure_unlikeness, unlikeness_facts
+from ..sample.strangers import draw_strangers, stranger_kinds
 
 # %% ../../nbs/export/07_convert.ipynb #337f5f02
 class ExportError(BearclsError, ValueError):

@@ -16,7 +16,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 from ..core import expect
-from ..images import min_light
+from ..images import levels_under, min_light
 from .bundle import Bundle
 from ..show import Html
 
@@ -155,7 +155,7 @@ def lightness(
 ) -> int:                # Grey level, 0 to 255
     "How light the light parts of a picture are: the grey level that 95% of its pixels stay under"
     counts = Image.fromarray(pixels).convert('L').histogram()
-    return int(np.searchsorted(np.cumsum(counts), .95*sum(counts)))
+    return levels_under(counts, [95])[0]
 
 def judge(
     bundle: Bundle,                    # Holds the thresholds

@@ -10,13 +10,14 @@ __all__ = []
 # %% ../../nbs/sample/index.ipynb #9ea0965c
 from ..doors import front_door
 
-# %% ../../nbs/sample/index.ipynb #c0316558
+# %% ../../nbs/sample/index.ipynb #2195e8e7
 __getattr__, __dir__, __all__ = front_door('bearcls.sample', dict(
     figures='bear_labels draw_bear draw_thing things',
     bears='draw_bears plan_bears NotEmptyError',
     odd_files='OddFile draw_odd_files',
     loopback='LoopbackWeb',
     standins='colour_model draw_face furs',
+    strangers='draw_strangers stranger_kinds',
 ), earlier=dict(
     bears='unreadable_faults awkward_faults content_faults fault_kinds fault_counts spoil Item',
 ))

@@ -182,8 +182,7 @@ def _damaged_pngs():
     yield odd('orientation-damaged', 'an EXIF record with a wrong checksum', png(before=[wrong(b'eXIf', exif)]))
     yield odd('exif-damaged', 'an EXIF record that breaks off', png(before=[_chunk(b'eXIf', exif[:15])]))
     yield odd('exif-noise', 'an EXIF record of other bytes', png(before=[_chunk(b'eXIf', b'no EXIF at all')]))
-    yield odd('xmp', 'a turn that stands in XMP alone, where browsers do not look',
-        png(before=[_chunk(b'iTXt', xmp)]))
+    yield odd('xmp', 'a turn that stands in XMP alone, where browsers do not look', png(before=[_chunk(b'iTXt', xmp)]))
     count = _chunk(b'acTL', struct.pack('>II', 2, 0))
     def turn(number): return _chunk(b'fcTL', struct.pack('>I', number) + frame)
     rest = [turn(1), _chunk(b'fdAT', second)]
@@ -191,8 +190,7 @@ def _damaged_pngs():
     yield odd('moving-damaged', 'a moving image whose frames are counted wrongly',
         png(before=[count, turn(7)], after=rest))
     yield odd('moving-hidden', 'a moving image behind a still one', png(before=[count], after=[turn(0), *rest[1:]]))
-    yield odd('hurt', 'one wrong byte among the pixels', png(idat=lambda p: _chunk(b'IDAT', bytes(hurt))),
-        'unreadable')
+    yield odd('hurt', 'one wrong byte among the pixels', png(idat=lambda p: _chunk(b'IDAT', bytes(hurt))), 'unreadable')
     plain = bytearray(zlib.compress(_rows(pixels, 8), 0))
     plain[999] ^= 64
     yield odd('hurt-plain', 'one wrong byte among unpacked pixels', png(idat=lambda p: wrong(b'IDAT', bytes(plain))),
@@ -345,8 +343,7 @@ def _odd_tiffs():
     yield odd('float-dark', 'floats up to 0.5: half as light, whatever the highest of the image is',
         _tiff(grey/2, 32, 3), grey/2)
     yield odd('float-rounding', 'floats up to 1.001, as computing leaves them', _tiff(grey*1.001, 32, 3), grey*1.001)
-    yield odd('float-declared', 'floats up to 3000, and the file says so',
-        _tiff(grey*3000, 32, 3, declared=(0, 3000)))
+    yield odd('float-declared', 'floats up to 3000, and the file says so', _tiff(grey*3000, 32, 3, declared=(0, 3000)))
     yield odd('float-declared-wide', 'floats up to 3000 in a file that says up to 6000',
         _tiff(grey*3000, 32, 3, declared=(0, 6000)), grey/2)
     yield odd('grey16-declared', '12-bit values in 16 bits, and the file says so',

@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/train/arch.html.md"""
 
 # %% auto #0
 __all__ = ['torchvision_archs', 'own_archs', 'TrainError', 'get_arch', 'xresnet18_thin', 'says_if_uncuttable', 'arch_stats',
-           'fixed_size', 'feature_layer', 'pool_features', 'averages_of', 'keep_modes', 'Weights', 'weights_url',
-           'find_weights', 'read_weights', 'load_weights', 'class_head']
+           'fixed_size', 'feature_layer', 'pool_features', 'averages_of', 'FrozenPart', 'frozen_part', 'keep_modes',
+           'Weights', 'weights_url', 'find_weights', 'read_weights', 'load_weights', 'class_head']
 
 # %% ../../nbs/train/01_arch.ipynb #67796316
 import difflib, pickle, threading, urllib.error, urllib.parse, urllib.request
@@ -138,6 +138,27 @@ def averages_of(
         shift = norm.running_mean.cpu() - bias*gain
     if not (torch.isfinite(gain).all() and torch.isfinite(shift).all()): return None
     return first, gain[first:].numpy(), shift[first:].numpy()
+
+# %% ../../nbs/train/01_arch.ipynb #e758ba0c
+@dataclass
+class FrozenPart:
+    "The part of a model that stays as it is, and the layers that follow it"
+    body: nn.Module      # Pictures to maps
+    pool: nn.Module      # Maps to rows of numbers: the features
+    rest: nn.Sequential  # Features to logits: what is trained
+
+    def __call__(self, x): return self.pool(self.body(x)).float()
+
+def frozen_part(
+    model: nn.Module,  # Model of a Learner from `vision_learner`
+) -> FrozenPart:       # Its parts; they share the model's weights
+    "Cut a model where its head has pooled"
+    if not (isinstance(model, nn.Sequential) and len(model) == 2 and isinstance(model[1], nn.Sequential)):
+        raise TrainError(f'`fit_fast` needs a Learner from `vision_learner`, with a body and a head; this model is a {type(model).__name__}')
+    head = list(model[1])
+    ends = [i for i, layer in enumerate(head) if isinstance(layer, (Flatten, nn.Flatten))]
+    if not ends: raise TrainError('`fit_fast` needs a head that begins with pooling and Flatten, as fastai makes them')
+    return FrozenPart(model[0], nn.Sequential(*head[:ends[0] + 1]), nn.Sequential(*head[ends[0] + 1:]))
 
 # %% ../../nbs/train/01_arch.ipynb #d58c5480
 @contextmanager

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from ..images import ImageError, _open, load_image, max_pixels, orientation
+from ..images import ImageError, _open, levels_under, load_image, max_pixels, orientation
 from ..core import sha256
 from ..folders import file_kind
 from ..similarity import Fingerprint, LaterPrint, Prints, fingerprint, small_grey
@@ -53,8 +53,7 @@ def smallest_side(
 # %% ../../nbs/verify/01_measure.ipynb #626045b0
 def _levels(values, percents):
     "Whole numbers that these percentages of `values`, whole numbers from 0 on, stay at or under"
-    under = np.cumsum(np.bincount(values.ravel()))
-    return np.searchsorted(under, np.asarray(percents)/100*under[-1]).tolist()
+    return levels_under(np.bincount(values.ravel()), percents)
 
 # %% ../../nbs/verify/01_measure.ipynb #022ae823
 def sharpness(
