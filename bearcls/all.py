@@ -25,6 +25,7 @@ from .gather.addresses import *
 from .gather.fetch import *
 from .gather.download import *
 from .verify.quarantine import *
+from .fingerprints import *
 from .similarity import *
 from .verify.measure import *
 from .verify.report import *

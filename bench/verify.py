@@ -58,7 +58,8 @@ def work(n):
 ''',
 'copies': '''
 import numpy as np
-from bearcls.similarity import Fingerprint, near_copies, tiny_side
+from bearcls.fingerprints import Fingerprint, tiny_side
+from bearcls.similarity import near_copies
 def work(n, kind):
     rng, n = np.random.default_rng(0), int(n)
     whole = rng.integers(0, 2**64, n, dtype=np.uint64)

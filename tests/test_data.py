@@ -19,7 +19,7 @@ from bearcls.data.loaders import image_dls
 from bearcls.export.convert import export_bundle
 from bearcls.sample.figures import draw_bear
 from bearcls.inference.bundle import prepare, read_bundle
-from bearcls.similarity import fingerprint
+from bearcls.fingerprints import fingerprint
 from bearcls.data.cache import OpenImage, Store, Surveyed, digest_of, survey
 from bearcls.data.transforms import augmentations, compare_resizes, pad_fills, recipes, show_augmentations
 from bearcls.sample.bears import draw_bears

@@ -10,7 +10,7 @@ from bearcls.manifest import read_manifest
 from bearcls.folders import image_files
 from bearcls.gather.download import download_images, gather
 from bearcls.gather.fetch import Fetched, FetchError, FetchLimits, fetch, fetch_many, run_aside
-from bearcls.similarity import fingerprint
+from bearcls.fingerprints import fingerprint
 from bearcls.sample.loopback import Reply, LoopbackWeb, moved
 from bearcls.gather.search import SearchError, SearchResult, search_images
 from bearcls.verify.report import check_images

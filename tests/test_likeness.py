@@ -7,7 +7,8 @@ from bearcls import similarity as likeness
 from bearcls.verify import measure
 from bearcls.images import load_image
 from bearcls.folders import image_files
-from bearcls.similarity import Fingerprint, Prints, fingerprint, joined_copies, near_copies, similarity
+from bearcls.fingerprints import Fingerprint, Prints, fingerprint
+from bearcls.similarity import joined_copies, near_copies, similarity
 from bearcls.verify.measure import MeasuresTable, measure_file
 from bearcls.data.cache import survey
 from bearcls.data.split import near_groups

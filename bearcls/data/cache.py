@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from ..images import ImageError, image_size, load_image, reduced
 from ..core import cache_folder, expect, expect_all, in_order, progress, sha256
-from ..similarity import Fingerprint, LaterPrint, Prints, fingerprint
+from ..fingerprints import Fingerprint, LaterPrint, Prints, fingerprint
 
 # %% ../../nbs/data/01_cache.ipynb #9c4b1002
 class Store:

@@ -20,7 +20,8 @@ from ..core import DataError, atomic_write, expect, expect_all, sha256
 from ..show import html_table
 from .cache import Store, Surveyed
 from ..folders import LabelOf
-from ..similarity import Prints, joined_copies
+from ..fingerprints import Prints
+from ..similarity import joined_copies
 
 # %% ../../nbs/data/02_split.ipynb #29ae2235
 def near_groups(

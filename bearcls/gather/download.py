@@ -21,7 +21,7 @@ from ..images import ImageError, _open, costly_build, image_size, load_image
 from ..manifest import ImageRow, manifest_name, read_manifest, write_manifest
 from ..greys import FileFlaw
 from .fetch import Fetched, FetchError, FetchLimits, fetch_many, run_aside
-from ..similarity import perceptual_hash, small_grey
+from ..fingerprints import perceptual_hash, small_grey
 from .results import SearchError, SearchResult, SearchResults, local_path
 from .search import search_images
 

@@ -282,7 +282,7 @@ def fit_fast(self: Learner,
     weight_decay: float = 1e-3, # Strength of the linear head's penalty
     epochs: int = 20,           # For the head 'concat': times that every view is seen
     dtype: torch.dtype | None = None,  # Precision in which the body looks at training pictures; None: `fast_dtype`
-    threads: int | None = None, # Threads to calculate with, at least 1; None: one for each core, as [threads](../09_threads.ipynb) says
+    threads: int | None = None, # Threads to calculate with, at least 1; None: one for each core, as [threads](../10_threads.ipynb) says
 ) -> Learner:                   # The same Learner, trained; what was done is in its `fast`
     "Train the head of a pretrained network on features that are computed once"
     if head not in ('linear', 'concat'): raise TrainError(f'`head` must be linear or concat, got {head!r}')

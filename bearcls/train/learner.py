@@ -126,7 +126,7 @@ def train(
     plan: Plan | None = None,        # A plan made before; then route, arch, epochs, size and weights are not looked at. An open one is settled
     timeout: float = 3.0,            # Seconds to look for weights on the network
     quiet: bool = False,             # Do not print the one line that says what is done and why
-    threads: int | None = None,      # Threads to calculate with, at least 1; None: the faster of one and all, as [threads](../09_threads.ipynb) says
+    threads: int | None = None,      # Threads to calculate with, at least 1; None: the faster of one and all, as [threads](../10_threads.ipynb) says
     **dls_kwargs: Any,               # For `image_dls`, when `data` is a folder: exclude, pairs, valid_pct, recipe…
 ) -> Learner:                        # Trained Learner, with `plan` and `training_log`
     "Train a classifier on `data`"

@@ -179,7 +179,7 @@ def try_routes(
     good: float = 0.02,      # Training from nothing is not tried where the head errs on a smaller share, 0 to 1
     n_folds: int = 2,        # Folds of five in which training from nothing is tried
     epochs: int = 12,        # Of these trainings
-    threads: int | None = None,  # Threads to calculate with; None: see [threads](../09_threads.ipynb)
+    threads: int | None = None,  # Threads to calculate with; None: see [threads](../10_threads.ipynb)
 ) -> Trial:                  # What both made of images that they had not learnt from
     "Try both routes on images of the training set"
     dls = learn.dls

@@ -18,7 +18,7 @@ from PIL import Image
 from ..images import ImageError, _open, levels_under, load_image, max_pixels, orientation
 from ..core import sha256
 from ..folders import file_kind
-from ..similarity import Fingerprint, LaterPrint, Prints, fingerprint, small_grey
+from ..fingerprints import Fingerprint, LaterPrint, Prints, fingerprint, small_grey
 
 # %% ../../nbs/verify/01_measure.ipynb #4f11c647
 @dataclass

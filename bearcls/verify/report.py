@@ -22,7 +22,8 @@ from ..core import DataError, atomic_write, expect, expect_all, in_order, option
 from ..show import Html, gallery, html_table, thumbnail
 from ..images import ImageError, load_image, min_light
 from ..folders import LabelOf, scan_folder
-from ..similarity import Prints, near_copies
+from ..fingerprints import Prints
+from ..similarity import near_copies
 from .measure import Measures, MeasuresTable, measure_file, smallest_side
 from .quarantine import Move, Suspect, quarantine_files, whereabouts
 
