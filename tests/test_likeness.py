@@ -3,7 +3,7 @@ import io, pickle, tempfile
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
-from bearcls import similarity as likeness
+from bearcls import fingerprints
 from bearcls.verify import measure
 from bearcls.images import load_image
 from bearcls.folders import image_files
@@ -115,7 +115,7 @@ def some_prints(n): return [Fingerprint(k, 2*k, bytes([k % 256])*3072) for k in 
 
 def test_thumbnails_outlive_a_disk_that_is_full(monkeypatch):
     def full(**kwargs): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(likeness.tempfile, 'TemporaryFile', full)
+    monkeypatch.setattr(fingerprints.tempfile, 'TemporaryFile', full)
     many = Prints(some_prints(100), in_memory=10)
     assert list(many) == some_prints(100) and many.hashes[:, 1].tolist() == list(range(0, 200, 2))
 
