@@ -1,4 +1,4 @@
-"""One import for notebooks, and a list of all that bearcls offers
+"""One import for notebooks: the names that you need there, and none of fastai's is hidden by accident
 
 Docs: https://bearcls.github.io/bearcls/all.html.md"""
 
@@ -9,76 +9,64 @@ __all__ = []
 
 # %% ../nbs/19_all.ipynb #eea0d0fe
 from pathlib import Path
-from .core import *
-from .images import *
-from .show import *
-from .manifest import *
-from .folders import *
-from .sample.odd_files import OddFile, draw_odd_files
-from .sample.bears import *
-from .sample.standins import colour_model, furs
+from .core import BearclsError, DataError, sha256
+from .images import ImageError
+from .manifest import ImageRow, read_manifest, write_manifest
+from .show import gallery, html_table, thumbnail
+from .folders import ImageFolder, LeftOutWarning, scan_folder, image_files, count_labels
+from .intervals import error_interval, plot_error_interval
+from .sample.bears import draw_bears
 from .sample.figures import draw_bear, draw_thing
-from .gather.results import *
-from .gather.providers import *
-from .gather.search import *
-from .gather.addresses import *
-from .gather.fetch import *
-from .gather.download import *
-from .verify.quarantine import *
-from .fingerprints import *
-from .similarity import *
-from .verify.measure import *
-from .verify.report import *
-from .verify.balance import *
-from .data.cache import *
-from .data.split import *
-from .data.transforms import *
-from .data.loaders import *
-from .train.arch import *
-from .train.precision import *
-from .train.fast import *
-from .train.log import *
-from .train.phases import *
-from .train.learner import *
-from .intervals import *
-from .train.experiment import *
-from .train.profile import *
-from .interpret.evaluate import *
-from .interpret.calibrate import *
-from .interpret.slices import *
-from .interpret.gradcam import *
-from .interpret.label_issues import *
-from .clean.plans import *
-from .clean.moves import *
-from .clean.marks import *
-from .clean.candidates import *
-from .clean.cleaning import *
-from .clean.widget import *
-from .inference.signature import *
-from .inference.onnxfile import *
+from .sample.odd_files import draw_odd_files
+from .gather.providers import providers
+from .gather.results import SearchError, SearchResult, SearchResults, read_results, write_results
+from .gather.search import search_images
+from .gather.fetch import FetchLimits
+from .gather.download import download_images, gather, reason_counts
+from .verify.quarantine import quarantine_files, restore
+from .verify.report import ImageReport, Thresholds, broken_issues, check_images, verify_images
+from .verify.balance import balance
+from .data.transforms import compare_resizes, model_view, show_augmentations
+from .data.loaders import image_block, image_dls
+from .train.arch import find_weights
+from .train.log import plot_training, suggest_lr
+from .train.learner import describe_plan, make_learner, plan_training, train
+from .train.experiment import experiment, measure_learner
+from .train.profile import plot_profiles, profile_epoch
+from .interpret.evaluate import (Evaluation, error_rate_of, evaluate, label_metrics, most_confused,
+    plot_confusion, plot_label_metrics, show_confusion, show_top_losses, top_losses)
+from bearcls.interpret.calibrate import (calibration_error, fit_temperature, plot_reliability, reliability,
+    with_temperature)
+from .interpret.slices import plot_slices, slice_errors
+from .interpret.gradcam import attend, nearest_pictures, show_attention, show_nearest
+from .interpret.label_issues import count_wrong_labels, label_issues, show_issues
+from .clean.candidates import cleaning_candidates, show_candidates, unsure
+from .clean.moves import apply_plan, redo_moves, undo_moves
+from .clean.cleaning import Cleaning
+from .clean.widget import CleanerWidget, ImageClassifierCleaner, cleaner
 from .inference.files import BundleError
-from .inference.bundle import *
-from .inference.prediction import *
-from .inference.remote import *
-from .inference.classifier import *
-from .export.ood import *
-from .inference.predictions import *
-from .inference.video import *
-from .export.card import *
-from .export.recalibrate import *
-from .export.trust import *
-from .export.held_out import *
-from .export.convert import *
-from .export.variants import *
-from .export.weights import *
-from .export.robustness import Stress, apply_stress, plot_stress, plot_trust, show_stress, stress, stress_facts, stress_html, stress_words, stresses, trust_under_stress
-from .app.feedback import *
-from .app.notebook import *
+from .inference.signature import make_keys
+from .inference.bundle import Bundle, prepare, read_bundle, sign_bundle, zip_bundle
+from .inference.classifier import Classifier, Prediction, PredictionRow
+from .inference.predictions import by_need, rows_html, tally, write_predictions
+from .inference.video import follow, read_frames, sightings
+from .export.weights import learner_from_bundle
+from .export.ood import auroc, fit_unlikeness, plot_unlikeness
+from .sample.strangers import draw_strangers
+from bearcls.export.robustness import (apply_stress, plot_stress, plot_trust, show_stress, stress, stresses,
+    trust_under_stress)
+from .export.trust import plot_risk
+from .export.card import add_metrics, model_card
+from .export.convert import ExportError, export_bundle, verify_bundle
+from .export.variants import changes_html, compare_bundles, compress_bundle
+from .export.recalibrate import recalibrate
+from .app.feedback import Feedback
+from .app.notebook import AppError, ClassifierApp, run_app, write_app
 from .serve.service import run_server
-from .deploy.web import *
-from .deploy.targets import *
+from .deploy.web import weigh_web, write_web
+from .deploy.targets import DeployError, deploy, deploy_targets, read_record
 from .deploy.check import FolderCheck, check_folder
-from .quickstart import *
+from .quickstart import Quickstart, quickstart
 
 # %% ../nbs/19_all.ipynb #9f0e2009
 __all__ = sorted(name for name in globals() if not name.startswith('_'))

@@ -293,3 +293,6 @@ def _fail(words, status=2):
     "One sentence on the error stream"
     print(f'bearcls: {" ".join(words.split())}', file=sys.stderr)
     return status
+
+# %% ../nbs/18_cli.ipynb #10854382
+if __name__ == '__main__' and getattr(__spec__, 'name', '') == 'bearcls.cli': sys.exit(main())  # and not in a notebook, whose name is the same

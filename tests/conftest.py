@@ -7,6 +7,21 @@ from hostile import picture
 flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync '
     '--use-fake-device-for-media-stream --use-fake-ui-for-media-stream').split()  # a camera that shows a moving figure
 
+slow_files = set('app_browser cleaner_browser deploy_hosts serve_browser site quickstart train fast experiment export trust interpret stress sending arguments'.split())  # they train, or start servers and browsers
+slow_tests = ('test_faults_of_five_drawn_sets', 'test_predicts_with_three_packages_only', 'test_every_kind_of_file', 'test_killed', 'test_500_broken_files')  # half a minute each
+
+def pytest_addoption(parser):
+    parser.addoption('--quick', action='store_true', help='leave out what takes longer: browsers, hosts, trainings')
+
+def pytest_collection_modifyitems(config, items):
+    "With --quick, tests of files that train or start servers are left out, those with a browser, and single long ones"
+    if not config.getoption('--quick'): return
+    def is_slow(item):
+        name = item.path.stem.removeprefix('test_')
+        return name in slow_files or 'browser' in getattr(item, 'fixturenames', ()) or item.name.startswith(slow_tests)
+    config.hook.pytest_deselected(items=[i for i in items if is_slow(i)])
+    items[:] = [i for i in items if not is_slow(i)]
+
 @pytest.fixture(scope='session', autouse=True)
 def cache(tmp_path_factory):
     "Opened pictures and answers are kept apart from the user's own"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The one test command: makes its own environment from nothing, then tests notebooks, site and package.
 #
-#   bash tests/run.sh
+#   bash tests/run.sh           everything
+#   bash tests/run.sh --quick   what takes seconds: no notebooks, no site, no browsers, no hosts, no longer trainings
 #
 # PYTHON          interpreter to use (3.10 or newer); otherwise the first one found
 # BEARCLS_VENV    folder of the virtual environment (default .venv-test), used again while the requirements stay the same
@@ -12,6 +13,11 @@ export BEARCLS_SHARED="${BEARCLS_SHARED:-$PWD/../shared}" PYTHONUTF8=1 PIP_DISAB
 export BEARCLS_CACHE; BEARCLS_CACHE=$(mktemp -d) && trap 'rm -rf "$BEARCLS_CACHE"' EXIT  # not the user's own
 venv="${BEARCLS_VENV:-$PWD/.venv-test}"
 passed=0
+case "$*" in
+    '') quick='' ;;
+    --quick) quick=--quick ;;
+    *) echo "tests/run.sh takes --quick or nothing, got: $*" >&2; exit 2 ;;
+esac
 
 step() {  # NAME COMMAND...: run one step, say how long it took; the first failure ends the run
     local name=$1 began=$SECONDS; shift
@@ -62,10 +68,13 @@ programs() {  # a browser, and npm, from which pages that need no server get the
 }
 
 step environment environment
-step programs programs
+[ -n "$quick" ] || step programs programs
 export PATH="$(dirname "$(bin python)"):$PATH"
 step "project in step" python -m pytest -q tests/test_project.py
 step "notebook figures" python tests/notebooks.py
+if [ -n "$quick" ]; then
+    OMP_NUM_THREADS=1 exec python -m pytest tests --quick -q -n 2 --dist loadfile --durations=10 < /dev/null
+fi
 OMP_NUM_THREADS=1 step notebooks nbdev-test --n-workers 2 --timing
 step site python nbs/_sphinx/build.py --out _site
 echo "== pytest ($SECONDS s so far)"

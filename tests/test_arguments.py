@@ -2,7 +2,7 @@
 
 New functions are covered by themselves: what an argument may be is told by its annotation. What `good` cannot make for one fails here; give it a value there.
 """
-import contextlib, dataclasses, importlib, inspect, os, signal, types, typing
+import contextlib, dataclasses, importlib, inspect, os, pkgutil, signal, types, typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 import pytest
@@ -12,21 +12,27 @@ import matplotlib, numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from PIL import Image
+import bearcls
 from bearcls.core import ArgumentError, BearclsError
 from bearcls.folders import image_files
 from tiny_bundle import make_bundle
 
-machinery = set('core.in_order core.is_public images.costly_build gather.providers gather.addresses gather.fetch verify.measure inference.onnxfile inference.signature'.split())  # Modules and functions for other modules rather than for people, although `bearcls.all` has their names
+machinery = set('cli core.in_order core.is_public doors greys images.costly_build mend threads deploy.standalone gather.providers gather.addresses gather.fetch inference.files inference.onnxfile inference.signature sample.drawing sample.loopback '
+    'sample.scenes serve.middleware serve.problems serve.supervise serve.workers train.trial verify.measure'.split())  # modules and functions for other modules rather than for people
+entries = {'serve.service': {'Service', 'make_app', 'serving', 'run_server'}, 'deploy.check': {'check_folder'},
+    'export.robustness': set('apply_stress show_stress stress plot_stress trust_under_stress plot_trust stress_html stress_facts stress_words'.split())}  # what people call there; the rest is machinery
 
 def public():
-    "Every function, and every class that is made by hand, of `bearcls.all` and for the service"
-    serve = vars(importlib.import_module('bearcls.serve.service'))
-    known = vars(importlib.import_module('bearcls.all')) | {name: serve[name] for name in ('Service', 'make_app', 'serving', 'run_server')}
-    for name, found in sorted(known.items()):
-        module = getattr(found, '__module__', '')
-        if name[0] == '_' or not module.startswith('bearcls.') or {module.removeprefix('bearcls.'), f'{module}.{name}'.removeprefix('bearcls.')} & machinery: continue
-        is_made = inspect.isclass(found) and '__init__' in vars(found) and not issubclass(found, Exception) and not dataclasses.is_dataclass(found)
-        if (inspect.isfunction(found) or is_made) and name in getattr(importlib.import_module(module), '__all__', ()): yield f'{module.removeprefix("bearcls.")}.{name}', found
+    "Every function, and every class that is made by hand, that is for people"
+    for info in pkgutil.walk_packages(bearcls.__path__, 'bearcls.'):
+        module = info.name.removeprefix('bearcls.')
+        if module in machinery or module == '__main__': continue
+        room = importlib.import_module(info.name)
+        for name in sorted(getattr(room, '__all__', ())):
+            found = getattr(room, name)
+            if getattr(found, '__module__', '') != info.name or name not in entries.get(module, {name}) or f'{module}.{name}' in machinery: continue
+            is_made = inspect.isclass(found) and '__init__' in vars(found) and not issubclass(found, Exception) and not dataclasses.is_dataclass(found)
+            if inspect.isfunction(found) or is_made: yield f'{module}.{name}', found
 
 functions = dict(public())
 
@@ -67,7 +73,10 @@ def fits(value, hint):
 @pytest.fixture(scope='module')
 def things(tmp_path_factory):
     "One of each noun, made as a user makes them"
-    from bearcls.all import Change, Classifier, Cleaning, Split, Thresholds, check_images, draw_bears, evaluate, image_dls, make_learner, plan_changes, plan_training, split_pictures, survey
+    from bearcls.clean.plans import Change, plan_changes
+    from bearcls.data.cache import survey
+    from bearcls.data.split import Split, split_pictures
+    from bearcls.all import Classifier, Cleaning, Thresholds, check_images, draw_bears, evaluate, image_dls, make_learner, plan_training
     from bearcls.folders import scan_folder
     folder = tmp_path_factory.mktemp('things')
     bears = draw_bears(folder/'bears', 8, 48, faults=False)

@@ -834,7 +834,7 @@ class Stop(KeyboardInterrupt): pass
 
 def interrupted(work, at):
     "Do `work` and interrupt it at the `at`th line that it runs in these rooms; whether it came so far"
-    rooms, n_lines = tuple(f'bearcls{os.sep}{r}.py' for r in ('clean', 'marks', 'moves')), 0
+    rooms, n_lines = tuple(os.path.join('bearcls', 'clean', f'{r}.py') for r in ('cleaning', 'marks', 'moves')), 0
     def line(frame, event, arg):
         nonlocal n_lines
         n_lines += event == 'line'

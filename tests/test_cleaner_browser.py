@@ -43,7 +43,7 @@ for shown in (gallery(files[:20]), seen, show_top_losses(seen), show_confusion(s
 notebooks = dict(
     clean=['from predictions import path, seen\nfrom bearcls.clean.widget import cleaner', 'cleaner(path, seen=seen)'],
     late=['from predictions import Path, path, seen' + late, 'late'],  # four pictures on a page; predictions come with the file `go`
-    galleries=['from predictions import path, seen\nfrom bearcls.all import *', galleries],
+    galleries=['from predictions import path, seen\nfrom bearcls.all import *\nfrom bearcls.clean.plans import Change, plan_changes\nfrom bearcls.interpret.label_issues import find_issues', galleries],
 )
 
 # ---------------------------------------------------------------- two servers

@@ -160,7 +160,7 @@ def test_every_module_has_its_notebook():
     "nbdev-export leaves modules behind whose notebook is gone; `nbs/gather/05_search.ipynb` makes `bearcls/gather/search.py`"
     assert sorted(sources.keys() - homes.keys()) == ['__init__']
     assert sorted(homes.keys() - sources.keys()) == []
-    def exported(notebook): return re.sub(r'\b\d+_', '', notebook.removesuffix('.ipynb')).replace('index', '__init__').replace('/', '.')
+    def exported(notebook): return re.sub(r'\b\d+_', '', notebook.removesuffix('.ipynb')).replace('index', '__init__').replace('main', '__main__').replace('/', '.')
     assert {m: n for m, n in homes.items() if exported(n) != m} == {}
 
 def test_wings_are_folders():

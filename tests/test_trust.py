@@ -126,6 +126,19 @@ def test_without_answers_the_confidence_is_the_probability():
     sure = confidence_of(fit_confidence(evidence, np.array([True, True])), {'probability': np.array([2.]), 'second opinion': evidence['second opinion'].mean(), 'lightness': evidence['lightness'].mean()})
     assert abs(sure[0] - 1/(1 + math.exp(-2))) < .06
 
+def test_no_weight_turns_round():
+    "Evidence that speaks the wrong way by chance counts for nothing"
+    rng = np.random.default_rng(0)
+    right = rng.random(200) < .5
+    evidence = {name: rng.normal(0, 1, 200) - sign*2*right for name, sign in (('probability', 1), ('second opinion', 1), ('lightness', 1), ('unlikeness', -1))}
+    assert [row[2] for row in fit_confidence(evidence, right)['evidence'].values()] == [0]*4
+
+def test_evidence_is_asked_for_where_no_threshold_needs_it(tmp_path):
+    "A bundle whose unlikeness has no threshold, and whose confidence needs it"
+    facts = Bundle(list(furs), (64, 64), confidence=dict(evidence={'unlikeness': [0., 1., -9.]}, bias=0.))
+    classifier = Classifier(write_bundle(facts, colour_model(unlikeness=True), tmp_path/'b'))
+    assert classifier.predict(Image.new('RGB', (80, 80), (255, 0, 255))).confidence < classifier.predict(Image.new('RGB', (80, 80), furs['brown'])).confidence
+
 def test_constant_evidence_does_no_harm():
     evidence, right, _ = answers(500)
     sure = confidence_of(fit_confidence(evidence | {'unlikeness': np.zeros(500)}, right), evidence | {'unlikeness': np.zeros(500)})

@@ -275,6 +275,7 @@ def export_bundle(
     expect('learn', learn, Learner)
     expect('dest', dest, str, os.PathLike)
     expect('seen', seen, Evaluation, None)
+    expect('unlikeness', unlikeness, bool, Unlikeness)
     dest = Path(dest)
     check_dest(dest)
     if key is not None: read_key(key, secret=True)

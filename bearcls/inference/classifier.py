@@ -191,7 +191,8 @@ def _ask(self, session, opened):
     sizes, pixels = zip(*opened)
     out = self._run(session, np.stack(pixels))
     unknown = [None]*len(pixels)
-    unlike = out['unlikeness'] if self.bundle.unlikeness else unknown
+    needed = self.bundle.unlikeness or 'unlikeness' in (self.bundle.confidence or {}).get('evidence', ())
+    unlike = out['unlikeness'] if needed else unknown
     return [self._answer(*one) for one in zip(out['probabilities'], sizes, map(lightness, pixels), unlike, out.get('second_opinion', unknown))]
 
 @patch_to(Classifier)

@@ -110,7 +110,7 @@ def confidence_of(
 class Confidence:
     "How probably an answer is right, and what speaks against it"
     value: float             # 0 to 1
-    doubt: str = ''          # The evidence that lowers it most, one of `evidence_names`; '' if none does
+    doubt: str = ''          # The evidence that lowers it most, one of `evidence_names`; '' if none does noticeably
     other: int | None = None # Index of the label that the second opinion prefers to the answer; None: no other
 
 def look_at(
@@ -135,7 +135,7 @@ def look_at(
     doubt = min(said, key=said.get)
     total = fitted['bias'] + sum(said.values())
     value = 0. if math.isnan(total) else 1/(1 + math.exp(min(max(-total, -500), 500)))  # a forged bundle may hold anything
-    return Confidence(value, doubt if said[doubt] < 0 else '', other)
+    return Confidence(value, doubt if said[doubt] < -.25 else '', other)  # a quarter of a unit of log odds moves 50% to 44%
 
 # %% ../../nbs/inference/05_prediction.ipynb #0bfe2b57
 def confidence_words(

@@ -7,8 +7,9 @@ export async function loadModel(ort, wasm, model, facts) {  // a function from w
   ort.env.logLevel = 'fatal';
   const session = await ort.InferenceSession.create(model, { executionProviders: ['wasm'], logSeverityLevel: 4 });
   const { width, height } = facts.input, wanted = ['probabilities'];
-  if (facts.trust.unlikeness) wanted.push('unlikeness');
-  if (facts.trust.confidence && 'second opinion' in facts.trust.confidence.evidence) wanted.push('second_opinion');
+  const evidence = facts.trust.confidence ? facts.trust.confidence.evidence : {};
+  if (facts.trust.unlikeness || 'unlikeness' in evidence) wanted.push('unlikeness');
+  if ('second opinion' in evidence) wanted.push('second_opinion');
   return async ({ pixels, size }) => {
     const out = await session.run({ image: new ort.Tensor('uint8', pixels, [1, height, width, 3]) }, wanted);
     const values = Array.from(out.probabilities.data), far = out.unlikeness ? out.unlikeness.data[0] : null;
@@ -41,7 +42,7 @@ export function lookAtAnswer(fitted, values, light, unlikeness, overlaps) {  // 
   const said = Object.entries(fitted.evidence).map(([name, [mean, spread, weight]]) => [name, weight * (evidence[name] - mean) / spread]);
   const total = said.reduce((sum, [, v]) => sum + v, fitted.bias), [doubt, least] = said.reduce((a, b) => (b[1] < a[1] ? b : a));
   const preferred = overlaps ? overlaps.indexOf(Math.max(...overlaps)) : best;
-  return { value: Number.isNaN(total) ? 0 : 1 / (1 + Math.exp(-total)), doubt: least < 0 ? doubt : '', other: preferred === best ? null : preferred };
+  return { value: Number.isNaN(total) ? 0 : 1 / (1 + Math.exp(-total)), doubt: least < -0.25 ? doubt : '', other: preferred === best ? null : preferred };
 }
 
 export function lightness(pixels) {  // the grey level that 95% of the pixels stay under
