@@ -205,10 +205,10 @@ def test_python_versions_agree():
 
 @pytest.mark.parametrize('workflow', sorted((root/'.github/workflows').glob('*.yml')), ids=lambda f: f.stem)
 def test_workflows_parse(workflow):
-    "Each workflow has jobs, and every action is pinned to a major version"
+    "Each workflow has jobs, and every action is pinned to a major version, by tag or by a branch of releases"
     jobs = yaml.safe_load(text(workflow))['jobs']
     uses = [s['uses'] for job in jobs.values() for s in job['steps'] if 'uses' in s]
-    assert uses and all(re.fullmatch(r'[\w-]+/[\w/-]+@v\d+', u) for u in uses), uses
+    assert uses and all(re.fullmatch(r'[\w-]+/[\w/-]+@(release/)?v\d+', u) for u in uses), uses
 
 def test_ci_calls_the_test_command():
     lines = text(root/'.ci/run').splitlines()
