@@ -42,15 +42,15 @@ def snapshot(path): return {f.relative_to(path).as_posix(): f.read_bytes() for f
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
-    "What the command leaves behind with no argument but the folder, without cached weights"
+    "What the command leaves behind without cached weights, with fewer images than it would draw: bench/quickstart.py measures all of them"
     cwd = tmp_path_factory.mktemp('drawn')
-    return cwd, bearcls('quickstart', cwd=cwd, TORCH_HOME=str(cwd/'no weights'))
+    return cwd, bearcls('quickstart', '--n-per-label', 200, cwd=cwd, TORCH_HOME=str(cwd/'no weights'))
 
 def test_whole_way(drawn):
     cwd, done = drawn
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads((cwd/'bearcls-quickstart'/'bundle'/'bundle.json').read_text(encoding='utf-8'))['metrics']
-    assert metrics['error'] <= 0.10
+    assert metrics['error'] <= 0.35, 'guesses are wrong in 0.67'
     n, difference = re.search(r'largest difference on (\d+) validation pictures: (\S+)', done.stdout).groups()
     assert int(n) == metrics['n'] and float(difference) <= 0.001
     assert 'Traceback' not in done.stderr and 'Warning' not in done.stderr
