@@ -1,5 +1,5 @@
 "Export on awkward Learners: agreement, what is measured, what is refused; variants and weights"
-import json, shutil, zipfile
+import json, re, shutil, zipfile
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -12,11 +12,12 @@ from fastai.vision.learner import vision_learner
 from torch import nn
 from torchvision.models import resnet18
 import yaml
+from tiny_bundle import make_bundle
 from PIL import Image, ImageEnhance
 import bearcls.export.convert as room
 import bearcls.export.held_out as held_out
 from bearcls.train.arch import TrainError
-from bearcls.inference.bundle import bundle_json, card_text, model_bytes, read_bundle, sign_bundle, weights_bytes, zip_bundle
+from bearcls.inference.bundle import bundle_json, card_text, model_bytes, read_bundle, resize_methods, sign_bundle, weights_bytes, zip_bundle
 from bearcls.interpret.calibrate import fit_temperature, with_temperature
 from bearcls.export.card import model_card
 from bearcls.inference.files import BundleError
@@ -127,6 +128,23 @@ def test_labels_of_any_kind(learned, tmp_path, labels):
     assert sorted(Classifier(bundle).predict(validation_files(learn.dls)[0]).probabilities) == sorted(labels)
     head = yaml.safe_load(model_card(read_bundle(bundle), 'x').split('---\n')[1])
     assert head['library_name'] == 'bearcls'
+
+@pytest.mark.parametrize('method', resize_methods)
+def test_the_card_s_lines_answer_without_bearcls(tmp_path, method, monkeypatch, capsys):
+    "Run as they stand in the card, on an upright photograph that lies on its side in the file"
+    bundle = make_bundle(tmp_path/'furs', method=method)
+    card = model_card(read_bundle(bundle), 'furs')
+    lines = next(block for block in re.findall(r'```python\n(.*?)```', card, re.DOTALL) if 'bearcls' not in block)
+    noise = np.random.default_rng(0).integers(0, 90, (120, 300, 3), dtype=np.uint8)
+    image, turned = Image.fromarray(noise), Image.Exif()
+    turned[0x0112] = 6
+    image.paste((150, 90, 40), (100, 0, 200, 120))
+    image.save(bundle/'photo.jpg', exif=turned)
+    monkeypatch.chdir(bundle)
+    exec(compile(lines, 'card', 'exec'), {})
+    label, probability = capsys.readouterr().out.split()
+    ours = Classifier(bundle).predict(bundle/'photo.jpg')
+    assert label == ours.label and float(probability) == pytest.approx(ours.probability, abs=.01)
 
 def test_book_learner_from_end_to_end(learned, tmp_path):
     "fastai's own DataBlock, and a residual network of vision_learner: bundle, weights, Learner again"
