@@ -1,8 +1,9 @@
 "The site built without Quarto, as a reader meets it, and what its converter refuses"
-import os, subprocess, sys
+import os, re, subprocess, sys
 from pathlib import Path
 import pytest
 from nbdev.showdoc import show_doc
+from bearcls.sample.loopback import LoopbackWeb
 from bearcls.train.learner import train
 from notebooks import notebooks, root
 
@@ -11,7 +12,8 @@ from check import problems
 from convert import api_entry, check_links, quarto_divs
 from build import toctrees
 from pages import SiteError, check_sidebar, docname, earlier_pages, html_page, local_link, sidebar, slug, wings
-from readme import absolute, plain_divs
+from addresses import change, problem
+from readme import in_clone, plain_divs
 
 names = [f.relative_to(root/'nbs').as_posix() for f in notebooks()]
 
@@ -115,8 +117,31 @@ def test_links():
     assert local_link('https://bearcls.github.io/bearcls/gather/search.html#x', 'gather/fetch') == 'search.html#x'
     assert local_link('../03_core.ipynb#flatten', 'gather/search') == '../core.html#flatten'
     assert local_link('../verify/03_report.ipynb', 'gather/search') == '../verify/report.html'
-    assert absolute('[a](tutorials/01_first.ipynb) ![b](images/b.png)') == \
-        '[a](https://bearcls.github.io/bearcls/tutorials/first.html) ![b](nbs/images/b.png)'
+
+def test_readme_leads_into_the_clone():
+    "There may be no published site, and a clone works without a network"
+    line = '[a](gather/05_search.ipynb) ![b](images/b.png) [`c`](https://bearcls.github.io/bearcls/images.html#c) [d](https://nodejs.org)'
+    assert in_clone(line) == '[a](nbs/gather/05_search.ipynb) ![b](nbs/images/b.png) [`c`](nbs/03_images.ipynb) [d](https://nodejs.org)'
+    with pytest.raises(SiteError, match='a page that no notebook makes'): in_clone('[a](gather/01_nothing.ipynb)')
+    text = (root/'README.md').read_text(encoding='utf-8')
+    targets = re.findall(r'\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"', text)
+    paths = [a or b for a, b in targets if not (a or b).startswith('https://')]
+    assert len(paths) > 30 and [p for p in paths if not (root/p).is_file()] == []
+
+def test_addresses_are_changed_everywhere(tmp_path):
+    "From pyproject.toml on; not in what is made of these files, and not where an address only begins alike"
+    texts = {'a.md': 'https://old.example/bears/issues and https://old.example/bears-of-others', 'bearcls/b.py': 'https://old.example/bears', 'c.md': 'none'}
+    for name, text in texts.items():
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_text(text, encoding='utf-8')
+    assert change(tmp_path, list(texts), {'Repository': 'https://old.example/bears'}, {'Repository': r'https://new.example/\1'}) == ['a.md']
+    assert (tmp_path/'a.md').read_text(encoding='utf-8') == r'https://new.example/\1/issues and https://old.example/bears-of-others'
+    assert (tmp_path/'bearcls/b.py').read_text(encoding='utf-8') == texts['bearcls/b.py']
+
+def test_what_is_not_published_is_said():
+    with LoopbackWeb({'/here': b'x'}) as web: assert problem(f'{web.url}/here') == '' and problem(f'{web.url}/gone') == 'answers 404 Not Found'
+    assert problem(web.url).startswith('does not answer: ')
+    assert problem('nonsense').startswith('does not answer: unknown url type')
 
 def test_anchors_are_those_of_quarto():
     assert [slug(t) for t in ('load_image', 'Classifier.predict', 'One way, to open', '3 bears')] == \

@@ -81,6 +81,14 @@ def html_page(
     "Where the page of a notebook stands: where nbdev and Quarto put it"
     return nbpath2html(notebook).as_posix()
 
+def notebook_of(
+    page: str,    # Page from the top of the site, such as `tutorials/first_classifier.html`
+) -> str | None:  # Path below nbs/; None where the page is made from no notebook
+    "The notebook behind a page: `html_page` the other way round"
+    folder = posixpath.dirname(page)
+    found = (f.relative_to(root/'nbs').as_posix() for f in (root/'nbs'/folder).glob('*.ipynb'))
+    return next((n for n in found if html_page(n) == page), None)
+
 def docname(
     notebook: str,  # Path below nbs/
 ) -> str:           # Page without its ending

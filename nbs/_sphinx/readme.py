@@ -3,12 +3,12 @@
 python nbs/_sphinx/readme.py [--check]"""
 import argparse, base64, os, re, sys
 from pathlib import Path
+from urllib.parse import urlsplit
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor
 from nbdev.processors import FilterDefaults
-from nbdev.readme_filter import doc_link
 from convert import CodeBlocks, _div, _options, _outputs, callouts, div_title
-from pages import SiteError, config, root
+from pages import SiteError, config, local_link, notebook_of, root
 
 pictures = 'nbs/images/readme-'
 suffixes = {'image/svg+xml': 'svg', 'image/png': 'png', 'image/jpeg': 'jpg', 'image/gif': 'gif'}
@@ -38,9 +38,9 @@ class Readme:
     def prose(self,
         source: str,  # Markdown of a cell
     ) -> str:         # Markdown that GitHub shows
-        "Names linked to their documentation, links made absolute, callouts as quotations"
+        "Names linked to their notebooks, links from the top of the repository, callouts as quotations"
         source = re.sub(r'<!--.*?-->', '', source, flags=re.DOTALL)
-        return plain_divs(outside_code(self.lookup.linkify(source), absolute))
+        return plain_divs(outside_code(self.lookup.linkify(source), in_clone))
 
     def code(self,
         cell: dict,  # Processed code cell
@@ -92,14 +92,24 @@ def _table(figures, width=6):
 
 def _indented(text): return '\n'.join('    ' + line if line else '' for line in text.rstrip().splitlines())
 
-def absolute(
+def in_clone(
     line: str,  # Line of markdown outside code
-) -> str:       # The line with addresses that work on GitHub
-    "Pages of the site by their full address, pictures by their path in the repository"
-    line = re.sub(r'(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)(\{[^}]*\})?', lambda m: f'[{m[1]}]({doc_link(m[2], config.doc_url)})', line)
+) -> str:       # The line with addresses from the top of the repository
+    "Pages by their notebooks, pictures by their files: they open in a clone, and on the page of the repository"
+    line = re.sub(r'(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)(\{[^}]*\})?', lambda m: f'[{m[1]}]({repository_link(m[2])})', line)
     line = re.sub(r'!\[([^\]]*)\]\((?!\w+:|/)([^)\s]+)\)(\{[^}]*\})?', r'![\1](nbs/\2)', line)
     line = re.sub(r'(<img\b[^>]*\bsrc=")(?!\w+:|/)', r'\1nbs/', line)
-    return re.sub(r'(<a\b[^>]*\bhref=")([^"]+)', lambda m: m[1] + doc_link(m[2], config.doc_url), line)
+    return re.sub(r'(<a\b[^>]*\bhref=")([^"]+)', lambda m: m[1] + repository_link(m[2]), line)
+
+def repository_link(
+    target: str,  # Address as the home page has it, or as nbdev wrote it for a name in backquotes
+) -> str:         # Path from the top of the repository; other addresses as they are
+    "The notebook of a page of the site; without an anchor, which a notebook on a repository's page does not have"
+    page = urlsplit(local_link(target, 'index'))
+    if page.scheme or page.netloc or not page.path.endswith('.html'): return target
+    notebook = notebook_of(page.path)
+    if not notebook: raise SiteError(f'index.ipynb links to {target}, a page that no notebook makes')
+    return f'nbs/{notebook}'
 
 def outside_code(
     source: str,  # Markdown
