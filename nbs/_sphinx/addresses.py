@@ -8,7 +8,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 from pages import config, root
 
-made = ('bearcls/', 'README.md', 'nbs/nbdev.yml', 'nbs/_proc/')  # written by a command, from the files that are changed here
+made = ('bearcls/', 'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'nbs/nbdev.yml', 'nbs/_proc/')  # written by a command, from the files that are changed here
 
 def addresses() -> dict[str, str]:  # Address by its name in pyproject.toml, without a slash at the end
     "The two addresses as pyproject.toml has them"

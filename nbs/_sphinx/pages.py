@@ -42,7 +42,7 @@ def sidebar() -> list[Section]:
         *[_wing_section(wing) for wing in wings],
         Section('All in one', [n for n, roof in zip(top, is_roof) if roof]),
         Section('Explanation', numbered('explain')),
-        Section('', ['about.ipynb'], 'About')]
+        Section('About', ['about.ipynb', 'contributing.ipynb', 'changelog.ipynb'])]
 
 def _wing_section(wing):
     index = f'{wing}/index.ipynb'

@@ -1,4 +1,4 @@
-"""Write README.md and its pictures from nbs/index.ipynb, as `nbdev-readme` would, without Quarto
+"""Write README.md with its pictures, CONTRIBUTING.md and CHANGELOG.md from their notebooks, as `nbdev-readme` would, without Quarto
 
 python nbs/_sphinx/readme.py [--check]"""
 import argparse, base64, os, re, sys
@@ -12,18 +12,19 @@ from pages import SiteError, config, local_link, notebook_of, root
 
 pictures = 'nbs/images/readme-'
 suffixes = {'image/svg+xml': 'svg', 'image/png': 'png', 'image/jpeg': 'jpg', 'image/gif': 'gif'}
-note = '<!-- Made from nbs/index.ipynb by `python nbs/_sphinx/readme.py`; change the notebook, not this file -->'
+texts = {'README.md': config.readme_nb, 'CONTRIBUTING.md': 'contributing.ipynb', 'CHANGELOG.md': 'changelog.ipynb'}  # each made from a notebook in nbs/
+note = '<!-- Made from nbs/{} by `python nbs/_sphinx/readme.py`; change the notebook, not this file -->'
 
-class Readme:
-    "The text of README.md and the pictures it shows"
+class Text:
+    "A page as a text for readers of the repository, and the pictures it shows"
     def __init__(self,
-        notebook: Path,  # Home page as written
+        notebook: Path,  # Page as written
     ):
         os.chdir(root)  # nbdev's processors read the project's settings from the working folder
         self.files, self.lookup = {}, NbdevLookup(incl_libs=config.lib_name)
         nb = self._processed(notebook)
         front = nb.frontmatter_
-        parts = [f'# {front["title"]}', note, front.get('description', '')]
+        parts = [f'# {front["title"]}', note.format(notebook.name), front.get('description', '')]
         for cell in nb.cells:
             if cell.cell_type == 'markdown': parts.append(self.prose(cell.source))
             elif cell.cell_type == 'code': parts += self.code(cell)
@@ -108,7 +109,7 @@ def repository_link(
     page = urlsplit(local_link(target, 'index'))
     if page.scheme or page.netloc or not page.path.endswith('.html'): return target
     notebook = notebook_of(page.path)
-    if not notebook: raise SiteError(f'index.ipynb links to {target}, a page that no notebook makes')
+    if not notebook: raise SiteError(f'A page of the repository links to {target}, a page that no notebook makes')
     return f'nbs/{notebook}'
 
 def outside_code(
@@ -135,32 +136,39 @@ def plain_divs(
         else: lines.append((''.join(depth) + line).rstrip())
     return '\n'.join(lines)
 
+def wanted() -> dict[str, bytes]:  # Content by path from the top of the repository
+    "All that is made from the notebooks"
+    found = {}
+    for name, notebook in texts.items():
+        text = Text(config.nbs_path/notebook)
+        found |= {name: text.text.encode(), **text.files}
+    return found
+
 def outdated(
-    readme: Readme,  # As the notebook says
-) -> list[str]:      # Files that differ on disk
+    want: dict[str, bytes],  # What `wanted` gives
+) -> list[str]:              # Files that differ on disk
     "What a new run would change"
-    want = {'README.md': readme.text.encode(), **readme.files}
     stale = [n for n, data in want.items() if not (root/n).exists() or (root/n).read_bytes().replace(b'\r\n', b'\n') != data.replace(b'\r\n', b'\n')]
     return stale + [f.relative_to(root).as_posix() for f in sorted((root/pictures).parent.glob('readme-*'))
                     if f.relative_to(root).as_posix() not in want]
 
 def write(
-    readme: Readme,  # As the notebook says
+    want: dict[str, bytes],  # What `wanted` gives
 ):
-    "Write README.md and its pictures; pictures of earlier versions go"
+    "Write the texts and their pictures; pictures of earlier versions go"
     for f in (root/pictures).parent.glob('readme-*'): f.unlink()
-    for name, data in {'README.md': readme.text.encode(), **readme.files}.items():
+    for name, data in want.items():
         (root/name).parent.mkdir(parents=True, exist_ok=True)
         (root/name).write_bytes(data)
 
 def main():
-    parser = argparse.ArgumentParser(description='Write README.md from nbs/index.ipynb')
-    parser.add_argument('--check', action='store_true', help='write nothing; exit with status 1 if README.md is not in step')
+    parser = argparse.ArgumentParser(description='Write README.md, CONTRIBUTING.md and CHANGELOG.md from their notebooks')
+    parser.add_argument('--check', action='store_true', help='write nothing; exit with status 1 if one of them is not in step')
     check = parser.parse_args().check
-    readme = Readme(config.nbs_path/config.readme_nb)
-    stale = outdated(readme)
-    if not check: write(readme)
-    print(f'{"Not in step" if check else "Written"}: {", ".join(stale)}' if stale else 'README.md is in step with nbs/index.ipynb')
+    want = wanted()
+    stale = outdated(want)
+    if not check: write(want)
+    print(f'{"Not in step" if check else "Written"}: {", ".join(stale)}' if stale else f'{", ".join(texts)} are in step with their notebooks')
     return bool(check and stale)
 
 if __name__ == '__main__': sys.exit(main())
