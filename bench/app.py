@@ -8,10 +8,11 @@ upload button that can be pressed; `mb_per_visitor` is the memory of the visitor
 `kernels_gone_s` is how long the kernel lives on after its page was closed, and `kernels_gone_killed_s` after the browser was killed, which says no goodbye. null: longer than was waited for.
 Needs Chromium and Playwright.
 """
-import argparse, contextlib, json, os, socket, statistics, subprocess, sys, tempfile, time, urllib.request
+import contextlib, json, os, socket, statistics, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
 import psutil
 from playwright.sync_api import sync_playwright
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(root), str(root/'bench')]
@@ -161,8 +162,7 @@ def figures(runs):
     return out
 
 def main():
-    parser = argparse.ArgumentParser(description="The notebook application beside the book's")
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--rounds', type=int, default=3, help='visits to each side, in turn')
     parser.add_argument('--wait', type=float, default=75, help='seconds to wait for a kernel whose page is closed')
     parser.add_argument('--work', type=Path, help='folder that keeps the models for another run (default: a temporary one)')
@@ -180,7 +180,6 @@ def main():
             with sync_playwright() as p: runs = measure(p, urls, picture, args.rounds, args.wait)
             killed = {k.replace('_bearcls', ''): v for k, v in measure_killed(urls, picture, args.wait).items()}
         result = {**figures(runs), **killed, 'real': real, 'runs': runs}
-    print(json.dumps({k: v for k, v in result.items() if k != 'runs'}, indent=1))
-    args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    save(result, args.out)
 
 if __name__ == '__main__': main()

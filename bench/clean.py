@@ -7,8 +7,9 @@ where everything is imported. The clock runs from the key that runs the cell unt
 `bearcls` is given predictions that exist, as after an evaluation; `learner` is bearcls with nothing but the Learner, which predicts while somebody looks already; fastai's always predicts first.
 A switch is the choice of another label, until all its pictures are drawn; `switch_back` returns to a label that was shown before. Two pictures are marked before the switches, and counted after them (with bearcls among all that are marked, with fastai where they were marked).
 Needs JupyterLab, Playwright and a Chromium."""
-import argparse, contextlib, json, os, shutil, socket, statistics, subprocess, sys, tempfile, time, urllib.request
+import contextlib, json, os, shutil, socket, statistics, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(root))
@@ -118,8 +119,7 @@ def marks(side, page):
     return page.locator('.bc-card[data-mark=delete]').count()
 
 def main():
-    parser = argparse.ArgumentParser(description="bearcls's cleaner beside fastai's")
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--rounds', type=int, default=3)
     args = parser.parse_args()
     from playwright.sync_api import sync_playwright
@@ -152,7 +152,6 @@ def main():
         result |= {f'seconds_first_pictures{of}': middle(side, 'seconds'), f'kilobytes_30{of}': middle(side, 'kilobytes'), f'seconds_switch{of}': middle(side, 'switch'),
                    f'seconds_switch_back{of}': middle(side, 'switch_back'), f'marks_kept{of}': min(r['marks_kept'] for r in runs if r['side'] == side)}
     result['seconds_predictions_learner'] = middle('learner', 'seconds_predictions')
-    print(json.dumps(result, indent=1))
-    args.out.write_text(json.dumps({**result, 'runs': runs}, indent=1) + '\n', encoding='utf-8')
+    save({**result, 'runs': runs}, args.out)
 
 if __name__ == '__main__': main()

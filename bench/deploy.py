@@ -8,8 +8,9 @@ folder_mb     what is pushed
 installed_mb  what its requirements install, and install_s how long that took here, with whatever pip has cached
 start_s       from the command to the first good answer of its server
 page_s        from opening the page in a browser to the answer, the browser's start included"""
-import argparse, json, sys, tempfile
+import sys, tempfile
 from pathlib import Path
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(root))
@@ -28,8 +29,7 @@ def measure(target, bundle, work):
         failed=next((f'{s.name}: {s.words}' for s in check.steps if s.status == 'failed'), ''))
 
 def main():
-    parser = argparse.ArgumentParser(description='Every kind of folder for a host')
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--bundle', type=Path, help='folder of a bundle')
     parser.add_argument('--targets', nargs='+', metavar='TARGET', help='only these')
     args = parser.parse_args()
@@ -41,6 +41,6 @@ def main():
         bundle = args.bundle or write_bundle(Bundle(list(furs), (64, 64)), colour_model(), work/'bundle')
         rows = [measure(t, bundle, work) for t in args.targets or deploy_targets]
     for r in rows: print('  '.join(f'{k} {v}' for k, v in r.items() if v != ''))
-    args.out.write_text(json.dumps(dict(all_ok=all(r['ok'] for r in rows), targets=rows), indent=1) + '\n', encoding='utf-8')
+    save(dict(all_ok=all(r['ok'] for r in rows), targets=rows), args.out, quiet=True)
 
 if __name__ == '__main__': main()

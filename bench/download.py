@@ -8,6 +8,7 @@ loopback addresses as `--hosts` says, since the pictures of a search lie on many
 Each side runs in a process of its own with its imports done, in turn, against a server that has just started."""
 import argparse, json, os, statistics, subprocess, sys, tempfile
 from pathlib import Path
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 fastai = '''
@@ -72,8 +73,7 @@ def drawn(dest):
     return draw_bears(dest, n_per_label=139, faults=False)
 
 def main():
-    parser = argparse.ArgumentParser(description='Downloading from a web that misbehaves, beside fastai')
-    parser.add_argument('--out', type=Path, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--pictures', type=int, default=416)
     parser.add_argument('--hosts', type=int, default=64 if sys.platform == 'linux' else 1)
@@ -96,7 +96,6 @@ def main():
     result = dict(speedup=round(statistics.median(pairs), 2), speedup_lowest=round(min(pairs), 2), good=min(r['good'] for r in ours), good_fastai=max(r['good'] for r in theirs),
         broken_files=max(r['broken_files'] for r in ours), broken_files_fastai=max(r['broken_files'] for r in theirs),
         seconds=round(statistics.median(r['seconds'] for r in ours), 2), seconds_fastai=round(statistics.median(r['seconds'] for r in theirs), 2), runs=runs)
-    print({k: v for k, v in result.items() if k != 'runs'})
-    args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    save(result, args.out)
 
 if __name__ == '__main__': main()

@@ -13,10 +13,11 @@ labels, each crop saved on its own, so none is a copy of another file. Every mea
 done and an empty cache; memory is the most that this process held. A slope is what the images beyond the first few cost, each: it leaves
 out what is paid once. Weights are those of TORCH_HOME, or of BEARCLS_SHARED; without any, the body begins with random ones, which cost
 the same seconds and bytes."""
-import argparse, json, math, os, random, statistics, subprocess, sys, tempfile
+import json, math, os, random, statistics, subprocess, sys, tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 head = '''
@@ -133,8 +134,7 @@ measurements = {'growth': growth, 'train': train, 'evaluation': evaluation, 'com
 targets = {'growth': 1.15, 'bytes_per_image': 1000, 'train_bytes_per_image': 10_000, 'evaluate_share': .05, 'company_loss': 2}  # At most
 
 def main():
-    parser = argparse.ArgumentParser(description='Growth of time and memory with the number of images')
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--only', nargs='+', choices=measurements, default=list(measurements), help='measurements to make; all by default')
     parser.add_argument('--few', type=int, default=5000, help='files in the smaller folder')
     parser.add_argument('--many', type=int, default=40_000, help='files in the larger folder')
@@ -155,6 +155,6 @@ def main():
             result['runs'][name] = figures.pop('runs')
             result |= figures
             for k, v in figures.items(): print(f'{k:24}{v:>12}' + (f'   at most {targets[k]:g}' if k in targets else ''), flush=True)
-    args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    save(result, args.out, quiet=True)
 
 if __name__ == '__main__': main()

@@ -14,9 +14,10 @@ decode    the same folder, only opened, with the same reduced decoding: `load_im
 The full-size photographs are the 416 ones enlarged to 12 megapixels, with a camera's grain, as JPEGs of quality 90; about 4 MB each, in a temporary folder. All ratios are medians of the ratios within a round.
 Then, once: `agreement`, the largest difference between both sides' probabilities where both decode in full; `moved_max`, `moved_mean` and `labels_changed`, what reduced decoding changes, on every photograph
 that is there; `auroc` and `share_caught`, drawn pictures without a bear against photographs that were held back; `calibration_error` of those."""
-import argparse, json, os, statistics, subprocess, sys, tempfile, time
+import json, os, statistics, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 shared = Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared')).resolve()
@@ -201,8 +202,7 @@ def figures(runs):
     return {**out, 'resident_mb': out['resident_mb_bearcls']}
 
 def main():
-    parser = argparse.ArgumentParser(description='A bundle beside load_learner')
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each side, in turn')
     parser.add_argument('--pictures', type=int, default=416, help='full-size photographs in the folder; about 4 MB each')
     parser.add_argument('--work', type=Path, help='folder that keeps model and pictures for another run (default: a temporary one)')
@@ -215,7 +215,6 @@ def main():
         if not real: print(f'No photographs and weights in {shared}: drawn pictures, and a network from nothing')
         runs = measure(work, args.rounds)
         result = {**figures(runs), **agreement(work, path, real), **trust(work), 'pictures': args.pictures, 'real': real, 'runs': runs}
-    print(json.dumps({k: v for k, v in result.items() if k != 'runs'}, indent=1))
-    args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    save(result, args.out)
 
 if __name__ == '__main__': main()

@@ -25,11 +25,12 @@ error_copies      of all answers on the copies
 trusted_error     of the trusted ones, all splits together; at most `trusted_stated`
 trusted_stated    what the bundles state, mean over splits; `trusted_high` is the upper end of their interval
 trusted_copies    share of the answers on the copies that are trusted; `trusted_as_is` on the images as they are"""
-import argparse, json, os, tempfile
+import os, tempfile
 from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from common import arguments, save
 
 targets = {'auroc_left_out': .98, 'auroc_drawn': .995, 'rate_as_stated': 18, 'ece_excess': .005, 'auroc_wrong': .85}
 at_most = ('ece_excess',)
@@ -187,8 +188,7 @@ def trusted(learn, seen, parts, splits):
     return rows
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--photographs', help='folder of images without a bear')
     parser.add_argument('--splits', type=int, default=20, help='splits by source')
     parser.add_argument('--seeds', type=int, default=3, help='splits for each label left out')
@@ -216,6 +216,6 @@ def main():
         trusted_error=round(sum(r['bad'] for r in trust)/n_trusted, 4), trusted_stated=mean(trust, 'stated'), trusted_high=mean(trust, 'high'),
         trusted_copies=round(n_trusted/n, 4), trusted_as_is=mean(trust, 'trusted_as_is'))
     for name, value in result.items(): print(f'{name:22}{value:>10}' + (f'   {"at most" if name in at_most else "at least"} {targets[name]:g}' if name in targets else ''))
-    args.out.write_text(json.dumps(result | dict(labels=labels, splits=splits, trust=trust), indent=1, default=float) + '\n', encoding='utf-8')
+    save(result | dict(labels=labels, splits=splits, trust=trust), args.out, quiet=True)
 
 if __name__ == '__main__': main()

@@ -4,8 +4,9 @@ python bench/quickstart.py --out quickstart.json [--seeds 42 1 2] [--arch NAME] 
 
 The drawn set is made anew for every seed. With a folder of real photographs (BEARCLS_SHARED, default ../shared) the same is
 measured on them, with the cached weights that lie beside them."""
-import argparse, json, os, statistics, subprocess, sys, tempfile
+import json, os, statistics, subprocess, sys, tempfile
 from pathlib import Path
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 child = '''
@@ -42,8 +43,7 @@ def table(runs):
     for r in runs: print(f'{r["name"]:10}{r["seed"]:>6}{r["pictures"]:>10,}{r["error"]["error"]:>9.1%}' + ''.join(f'{r["seconds"][s]:>9.1f}s' for s in stages), flush=True)
 
 def main():
-    parser = argparse.ArgumentParser(description='Seconds per stage and validation error of the quickstart')
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--seeds', type=int, nargs='+', default=[42, 1, 2])
     parser.add_argument('--arch', default='squeezenet1_1', help='architecture for the photographs')
     parser.add_argument('--no-photos', action='store_true', help='measure the drawn set only')
@@ -57,6 +57,6 @@ def main():
         if with_photos: photos.append(run('photos', shared/'torch', seed=seed, data=str(shared/'data'/'bears'), arch=args.arch))
     table(drawn + photos)
     result = {**figures(drawn), **(figures(photos, 'photos_') if photos else {}), 'runs': drawn + photos}
-    args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    save(result, args.out, quiet=True)
 
 if __name__ == '__main__': main()

@@ -12,9 +12,10 @@ Both servers are up all the time and take turns every two seconds, so what else 
 
 --minutes: then ours alone is sent twice the requests that it answered in its best round, at a fixed rate whatever comes back. `overload` tells how many were answered (200), refused (503) or anything else, the seconds of the answers, and how the
 memory of all its processes grew from the first minute to the last."""
-import argparse, asyncio, json, os, random, signal, socket, statistics, subprocess, sys, tempfile, time, urllib.request
+import asyncio, json, os, random, signal, socket, statistics, subprocess, sys, tempfile, time, urllib.request
 from collections import Counter
 from pathlib import Path
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 shared = Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared')).resolve()
@@ -220,8 +221,7 @@ def figures(runs):
     return out
 
 def main():
-    parser = argparse.ArgumentParser(description='bearcls serve beside FastAPI with load_learner')
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each side, in turn')
     parser.add_argument('--seconds', type=float, default=16, help='of each side in a round')
     parser.add_argument('--clients', type=int, default=8, help='connections that ask at the same time')
@@ -240,7 +240,6 @@ def main():
         runs, agree = measure(work, requests, args)
         result = {**figures(runs), 'same_label': round(agree, 4), 'clients': args.clients, 'workers': args.workers, 'pictures': len(requests), 'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}
         if args.minutes: result['overload'] = overload(work, requests, args, max(r['requests_per_second_bearcls'] for r in runs))
-    print(json.dumps(result, indent=1))
-    args.out.write_text(json.dumps({**result, 'runs': runs}, indent=1) + '\n', encoding='utf-8')
+    save({**result, 'runs': runs}, args.out)
 
 if __name__ == '__main__': main()

@@ -14,8 +14,9 @@ fine_tune  train(route='fine_tune', epochs=4, recipe='random_crop', min_scale=0.
 cache      the book's recipe once more, with nothing changed but that opened pictures are kept
 
 An epoch's seconds are those of the epochs that train all layers, without the first of them. Errors and log losses are of each Learner's own `validate`."""
-import argparse, json, os, statistics, subprocess, sys, tempfile
+import json, os, statistics, subprocess, sys, tempfile
 from pathlib import Path
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 shared = Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared')).resolve()
@@ -125,8 +126,7 @@ def figures(runs):
     return out
 
 def main():
-    parser = argparse.ArgumentParser(description="Training beside the book's recipe")
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--rounds', type=int, default=3, help='splits of the photographs')
     parser.add_argument('--sides', default='book,fit_fast,retrain,fine_tune,cache', help='of the photographs, with commas; fit_fast before those that use its cache')
     parser.add_argument('--scratch-rounds', type=int, default=3, help='seeds of the training from nothing; 0 leaves it out')
@@ -135,7 +135,6 @@ def main():
     if not there: print(f'No photographs and weights in {shared}: only the training from nothing is measured')
     runs = (photographs(args.rounds, args.sides.split(',')) if there and args.rounds else []) + drawn(args.scratch_rounds)
     result = {**figures(runs), 'runs': runs}
-    print(json.dumps({k: v for k, v in result.items() if k != 'runs'}, indent=1))
-    args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    save(result, args.out)
 
 if __name__ == '__main__': main()

@@ -6,9 +6,10 @@ Two sets are checked: photographs as they lie in BEARCLS_SHARED (default ../shar
 the same enlarged to sizes as web pages have them. Enlarged files keep their formats, since WebP and PNG cannot be decoded at reduced size.
 Sides run in turn, each in a process of its own with its imports done; memory is that of this process, without workers it starts.
 cleanvision is no part of bearcls: PYTHON is the interpreter of an environment that has it (`pip install cleanvision`); without one that side is left out."""
-import argparse, json, os, random, statistics, subprocess, sys, tempfile
+import json, os, random, statistics, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 sizes = [(1280, 1199), (5272, 3648), (840, 882), (900, 600), (7487, 4991), (4921, 2780), (4344, 2896), (4000, 4000), (4000, 4000), (847, 913)]  # Ten bears as downloaded
@@ -125,8 +126,7 @@ def figures(runs, prefix=''):
     return {prefix + k: v for k, v in out.items()}
 
 def main():
-    parser = argparse.ArgumentParser(description='Checking photographs, beside cleanvision and beside merely decoding them')
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--cleanvision', metavar='PYTHON', help='interpreter of an environment with cleanvision')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--full', type=Path, help='keep the enlarged set in this folder, and use what lies there')
@@ -153,7 +153,6 @@ def main():
         'seconds_100k_hashes': round(hashes['seconds'], 2), 'peak_mb_100k_hashes': round(hashes['peak_mb']),
         **{f'{figure}_100k_{kind.replace(" ", "_")}': round(r[figure], 2) for kind, r in crowds.items() for figure in ('seconds', 'peak_mb')},
         'runs': [*runs, doubled, hashes, *({'kind': kind, **r} for kind, r in crowds.items())]}
-    print(json.dumps({k: v for k, v in result.items() if k != 'runs'}, indent=1))
-    args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    save(result, args.out)
 
 if __name__ == '__main__': main()

@@ -12,8 +12,9 @@ answer_s            from choosing a photograph to its answer on the page; the me
 answer_12mp_s       the same for one of 12 megapixels as a phone takes them
 largest_difference  between the probabilities of page and Python, over all photographs and both models; `moved_mean` is the mean
 other_hosts         requests to anything but the page itself, of the file and of the folder served on this machine"""
-import argparse, functools, http.server, json, os, re, statistics, sys, tempfile, threading, time
+import functools, http.server, os, re, statistics, sys, tempfile, threading, time
 from pathlib import Path
+from common import arguments, save
 
 root = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(root), str(root/'tests')]
@@ -116,8 +117,7 @@ def camera(work, file):
     return work/'camera.jpg'
 
 def main():
-    parser = argparse.ArgumentParser(description='A page without a server')
-    parser.add_argument('--out', type=Path, required=True, help='JSON file to write')
+    parser = arguments(__doc__)
     parser.add_argument('--bundle', type=Path, help='bundle to make the page of (default: one is trained)')
     parser.add_argument('--runtime', type=Path, help='folder or .tgz of onnxruntime-web (default: from the cache, or through npm)')
     parser.add_argument('--rounds', type=int, default=5, help='how often the page is opened in a new browser')
@@ -135,7 +135,6 @@ def main():
         grain = measure(write_web(texture, work/'other', args.runtime), texture, files, files[0], 1)
         result |= dict(largest_difference_texture=grain['largest_difference'], largest_difference=max(result['largest_difference'], grain['largest_difference']),
             other_hosts=result['other_hosts'] + grain['other_hosts'], pictures=len(files), real=real)
-    print(json.dumps(result, indent=1))
-    args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    save(result, args.out)
 
 if __name__ == '__main__': main()

@@ -1,5 +1,5 @@
 "The project keeps its promises about itself: generated files in step, clean notebooks, one version, light imports"
-import ast, configparser, importlib, importlib.metadata, os, re, shutil, subprocess, sys, types
+import ast, configparser, importlib, importlib.metadata, os, re, runpy, shutil, subprocess, sys, types
 from pathlib import Path
 import pytest, yaml
 from packaging.requirements import Requirement
@@ -223,3 +223,13 @@ def test_a_public_name_has_one_home():
         for name in {n.removeprefix(f'{module}.') for n in names}:
             if '.' not in name: homes.setdefault(name, []).append(module)  # a class may get methods in other modules
     assert {name: where for name, where in homes.items() if len(where) > 1 and not name.startswith('_')} == {}
+
+@pytest.mark.parametrize('file', sorted((root/'bench').glob('*.py')), ids=lambda f: f.stem)
+def test_benchmarks_say_what_they_measure(file, monkeypatch, capsys):
+    "Each one's `--help` begins with its own docstring, and names its options"
+    if file.stem == 'common': pytest.skip('what the others share')
+    monkeypatch.setattr(sys, 'argv', [file.name, '--help'])
+    monkeypatch.syspath_prepend(str(root/'bench'))
+    with pytest.raises(SystemExit) as ended: runpy.run_path(str(file), run_name='__main__')
+    said, doc = capsys.readouterr().out, ast.get_docstring(ast.parse(file.read_text(encoding='utf-8')))
+    assert ended.value.code == 0 and doc.splitlines()[0] in said and f'python bench/{file.name} --out' in said and '--out' in said.split(doc.splitlines()[-1])[1]
