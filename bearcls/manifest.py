@@ -6,11 +6,11 @@ Docs: https://bearcls.github.io/bearcls/manifest.html.md"""
 
 # %% auto #0
 __all__ = ['manifest_name', 'ImageRow', 'ForeignManifest', 'write_manifest', 'read_manifest', 'describe_file', 'site_of',
-           'known_rows', 'manifest_roots', 'rows_by_path', 'manifest_note', 'own_rows']
+           'known_rows', 'manifest_roots', 'rows_by_path', 'manifest_note', 'source_names', 'own_rows']
 
 # %% ../nbs/05_manifest.ipynb #bd736042
 import csv, os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,24 @@ def manifest_note(
     try: read_manifest(path)
     except DataError as e: return f'{e}; it is left as it is, so nothing is known about where the images come from'
     return ''
+
+# %% ../nbs/05_manifest.ipynb #a7c30002
+def source_names(
+    files: Iterable[str | os.PathLike],  # Images
+    group_by: str | Callable,            # 'site', another column of the manifest, or a function from a file to a name, '' if it is not known
+) -> list[str]:                          # A name for each image, empty where it is not known; a `DataError` says so if none is
+    "The source of each image"
+    files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
+    if callable(group_by): names = [str(group_by(f) or '') for f in files]
+    elif isinstance(group_by, str):
+        columns = ['site', *(name for name in _columns if name not in ('file', 'status', 'reason'))]
+        if group_by not in columns: raise ValueError(f'`group_by` must be a function or one of {", ".join(columns)}; got {group_by!r}')
+        rows = rows_by_path(files)
+        found = [rows.get(f, ImageRow()) for f in files]
+        names = [site_of(r) if group_by == 'site' else str(getattr(r, group_by) or '') for r in found]
+    else: raise ValueError(f'`group_by` must be a column of the manifest or a function, got {group_by!r}')
+    if not any(names): raise DataError(f'`group_by`: of none of the {len(names):,} images the source is known by {group_by!r}')
+    return names
 
 # %% ../nbs/05_manifest.ipynb #f8059b65
 def own_rows(

@@ -20,7 +20,7 @@ from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, T
 from fastai.vision.augment import RandomResizedCrop, Resize
 from fastai.vision.core import imagenet_stats
 from ..core import DataError, cache_folder, expect, expect_all
-from ..manifest import ImageRow, known_rows, site_of
+from ..manifest import source_names
 from .cache import OpenImage, Store, Surveyed, survey
 from .split import Split, split_files, split_pictures
 from .transforms import augment_transforms, resize_transforms
@@ -176,18 +176,9 @@ def source_pairs(
     expect('folder', folder, ImageFolder)
     files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
     if any(side_of(folder, name) == 'valid' for name in folder.names): raise DataError(f'`group_by`: {folder.path} has its own split, which decides what is held back')
-    if isinstance(group_by, str):
-        columns = ['site', *(f for f in ImageRow.__dataclass_fields__ if f not in ('file', 'status', 'reason'))]
-        if group_by not in columns: raise ValueError(f'`group_by` must be a function or one of {", ".join(columns)}; got {group_by!r}')
-        rows = {r.file: r for r in known_rows(folder.path) if r.file}
-        found = {f: rows.get(f.relative_to(folder.path).as_posix(), ImageRow()) for f in files}
-        names = {f: site_of(r) if group_by == 'site' else str(getattr(r, group_by) or '') for f, r in found.items()}
-    elif callable(group_by): names = {f: str(group_by(f) or '') for f in files}
-    else: raise ValueError(f'`group_by` must be a column of the manifest or a function, got {group_by!r}')
-    sources = {}
+    names, sources = dict(zip(files, source_names(files, group_by))), {}
     for f, name in names.items():
         if name: sources.setdefault(name, []).append(f)
-    if not sources: raise DataError(f'`group_by`: of none of the {len(names):,} images in {folder.path} the source is known by {group_by!r}')
     for label in sorted(set(map(folder.label_of, files))):
         mine = {names[f] or str(f) for f in files if folder.label_of(f) == label}
         if len(mine) == 1: raise DataError(f'`group_by`: all images of {label} come from one source ({next(iter(mine))}), so none can be held back from training')

@@ -10,7 +10,7 @@ __all__ = ['own_answers', 'image_sources', 'at_most', 'body_averages', 'error_by
 
 # %% ../../nbs/export/06_held_out.ipynb #c959faa0
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from ..core import DataError, expect, expect_all
 from ..images import ImageError, min_light
 from .ood import ClassHead, Unlikeness, deal_groups, find_groups, fit_unlikeness, held_out_scores
 from .trust import answer_copies, fit_confidence, measure_trust, trust_threshold
-from ..manifest import rows_by_path, site_of
+from ..manifest import rows_by_path, site_of, source_names
 from ..inference.classifier import Classifier
 from ..inference.prediction import confidence_of, evidence_of
 from ..interpret.calibrate import fit_temperature
 from ..interpret.evaluate import Evaluation, evaluate, tabulate
 from ..train.arch import averages_of, class_head
-from ..train.fast import held_out_logits, is_frozen
+from ..train.fast import can_cross_fit, held_out_logits, is_frozen
 
 # %% ../../nbs/export/06_held_out.ipynb #7361bf40
 def own_answers(
@@ -86,13 +86,14 @@ def error_by_source(
     seen: Evaluation,   # What it says about its own images, from `evaluate(learn, 'all')`
     max_n: int = 4000,  # Images that take part, at most
     threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all
+    group_by: str | Callable | None = None,  # What a source is: 'site', another column of the manifest, or a function from a file to a name; None: what `image_sources` finds
 ) -> dict[str, Any]:    # error, low, high (95% interval), wrong, n, groups, grouped_by; `random`: the error of the same images with folds by chance. Empty where the body was trained
     "The error on images of sources that a head has not seen, beside that on images chosen by chance"
     expect('learn', learn, Learner)
     expect('seen', seen, Evaluation)
-    if not is_frozen(learn) or learn.fast.head != 'linear' or len(seen) < 20: return {}
+    if not can_cross_fit(learn) or len(seen) < 20: return {}
     some = at_most(seen, max_n)
-    groups, words = image_sources(some.table.file, body_averages(learn, some), some.targets)
+    groups, words = _sources(learn, some, group_by)
     by_chance = np.random.default_rng(0).permutation(len(some)) % 5
     wrong, wrong_random = (held_out_logits(learn, some.features, some.targets, f, threads).argmax(1) != some.targets for f in (deal_groups(groups, some.targets), by_chance))
     mine, sizes = (np.bincount(groups, weights) for weights in (wrong, None))  # of each group
@@ -100,6 +101,14 @@ def error_by_source(
     low, high = np.quantile(mine[draws].sum(1)/np.maximum(sizes[draws].sum(1), 1), [.025, .975])
     return dict(error=float(wrong.mean()), low=float(low), high=float(high), wrong=int(wrong.sum()), n=len(some), groups=int((sizes > 0).sum()), grouped_by=words,
         random=float(wrong_random.mean()))
+
+def _sources(learn, some, group_by):
+    "A number for each image's source, and what it stands for; images whose source you do not know are each their own"
+    if group_by is None: return image_sources(some.table.file, body_averages(learn, some), some.targets)
+    names = source_names(some.table.file, group_by)
+    each = [name or f'unknown {i}' for i, name in enumerate(names)]
+    words = f'images of one {group_by}' if isinstance(group_by, str) else 'your function'
+    return np.unique(each, return_inverse=True)[1], words
 
 # %% ../../nbs/export/06_held_out.ipynb #b9a4b5bd
 def held_out_answers(
@@ -112,7 +121,7 @@ def held_out_answers(
     expect('learn', learn, Learner)
     expect('seen', seen, Evaluation)
     held, inside = seen.only('valid'), seen.only('train')
-    if not is_frozen(learn) or learn.fast.head != 'linear' or len(inside) < 20: return held
+    if not can_cross_fit(learn) or len(inside) < 20: return held
     inside = at_most(inside, max_n)
     groups, _ = image_sources(inside.table.file, body_averages(learn, inside), inside.targets)
     logits = held_out_logits(learn, inside.features, inside.targets, deal_groups(groups, inside.targets), threads)
@@ -174,7 +183,7 @@ def fit_trust(
     expect('classifier', classifier, Classifier)
     expect('seen', seen, Evaluation)
     known = at_most(seen, 4000)
-    again = is_frozen(learn) and learn.fast.head == 'linear'  # heads can be trained again
+    again = can_cross_fit(learn)
     asked = np.flatnonzero(again | (known.table.split == 'valid').to_numpy())
     if len(asked) < 20: return None
     groups, words = image_sources(known.table.file.iloc[asked], body_averages(learn, known)[asked], known.targets[asked])

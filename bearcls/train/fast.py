@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/train/fast.html.md"""
 
 # %% auto #0
 __all__ = ['check_dls', 'view_names', 'feature_kind', 'image_features', 'linear_head', 'train_head', 'FastFit', 'label_numbers',
-           'known_features', 'known_answers', 'is_frozen', 'held_out_logits']
+           'known_features', 'known_answers', 'is_frozen', 'can_cross_fit', 'held_out_logits']
 
 # %% ../../nbs/train/03_fast.ipynb #f9b3cbe0
 import hashlib, inspect, json, os, time
@@ -431,6 +431,12 @@ def is_frozen(
     expect('learn', learn, Learner)
     fast = getattr(learn, 'fast', None)
     return bool(fast and fast.body) and fast.body == _weights_digest(frozen_part(learn.model))
+
+def can_cross_fit(
+    learn: Learner,  # Learner of any kind
+) -> bool:           # False also where the head was trained by steps, or the body with it
+    "Can heads like the Learner's be trained again on parts of the images, for `held_out_logits`?"
+    return is_frozen(learn) and learn.fast.head == 'linear'
 
 def held_out_logits(
     learn: Learner,       # Learner that `fit_fast` has trained, with its linear head
