@@ -38,7 +38,7 @@ from .interpret.evaluate import (Evaluation, error_rate_of, evaluate, label_metr
 from bearcls.interpret.calibrate import (calibration_error, fit_temperature, plot_reliability, reliability,
     with_temperature)
 from .interpret.slices import plot_slices, slice_errors
-from .interpret.gradcam import attend, nearest_pictures, show_attention, show_nearest
+from .interpret.gradcam import attend, nearest_images, show_attention, show_nearest
 from .interpret.label_issues import count_wrong_labels, label_issues, show_issues
 from .clean.candidates import cleaning_candidates, show_candidates, unsure
 from .clean.moves import apply_plan, redo_moves, undo_moves

@@ -21,7 +21,7 @@ def _quickstart(args):
     return 0
 
 def _gather(args):
-    "From words to an image folder; status 1 if a label got no picture"
+    "From words to an image folder; status 1 if a label got no image"
     from bearcls.gather.download import gather
     labels = _labels(args.labels)
     search = {k: v for k, v in dict(license=args.license, source=args.source).items() if v is not None}
@@ -43,17 +43,17 @@ def _labels(arguments):
 def _gathered(label, rows):
     "What became of a label's addresses, in a few lines; rows without an address tell of a provider that could not answer"
     from bearcls.gather.download import reason_counts
-    head = f"{label}: {sum(r.status == 'ok' for r in rows):,} pictures from {sum(bool(r.url) for r in rows):,} addresses"
+    head = f"{label}: {sum(r.status == 'ok' for r in rows):,} images from {sum(bool(r.url) for r in rows):,} addresses"
     return '\n'.join([head, *(f'  {n:5,}  {why}' for why, n in reason_counts(rows).items()), *(f'  {r.reason}' for r in rows if not r.url)])
 
 # %% ../nbs/18_cli.ipynb #fb5b17db
 def _check(args):
-    "What is wrong with the pictures of a folder; status 1 while some cannot be opened"
+    "What is wrong with the images of a folder; status 1 while some cannot be opened"
     from bearcls.verify.quarantine import quarantine_folder, restore
     from bearcls.verify.report import broken_issues, check_images, issue_words
     if args.restore: return _moved(restore(args.folder), 'restored')
     report = check_images(args.folder)
-    print(f'{len(report.measures):,} pictures checked')
+    print(f'{len(report.measures):,} images checked')
     for problem in report.problems: print(f'To be settled before training: {problem}')
     for issue, n in report.counts.items(): print(f'  {n:5,}  {issue}: {issue_words[issue]}')
     for row in report.rows:
@@ -117,8 +117,8 @@ def _predict(args):
         return _fail(f'there are no images in {", ".join(args.files)}{what}')
     rows, seen = classifier.predict_stream(files, n_workers=args.threads), _Rows()
     if args.out:
-        write_predictions(_noted(progress(rows, 'predicting', len(files), 'picture'), seen), args.out, classifier.labels)
-        for c in tally(seen): print(f'{c["pictures"]:6,}  {c["label"]}' + (f', {c["ask"]:,} to ask a person about' if c['ask'] else ''))
+        write_predictions(_noted(progress(rows, 'predicting', len(files), 'image'), seen), args.out, classifier.labels)
+        for c in tally(seen): print(f'{c["images"]:6,}  {c["label"]}' + (f', {c["ask"]:,} to ask a person about' if c['ask'] else ''))
     elif args.json: print(json.dumps([r.as_dict() for r in _noted(rows, seen)], indent=1, ensure_ascii=False))
     elif args.csv: _print_csv(_noted(rows, seen), classifier.labels)
     else:
@@ -157,10 +157,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser('bearcls', description='From an idea to an image classifier in other people\'s hands.')
     parser.add_argument('--version', action='version', version=f'bearcls {bearcls.__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    _add_quickstart(commands.add_parser('quickstart', help='pictures, checks, training, mistakes, a bundle and a report in one go'))
-    _add_gather(commands.add_parser('gather', help='find and download pictures for words, a row for each address'))
-    _add_check(commands.add_parser('check', help='find broken files, copies, dark and blurred pictures; move them aside on request'))
-    _add_predict(commands.add_parser('predict', help='classify pictures with a bundle'))
+    _add_quickstart(commands.add_parser('quickstart', help='images, checks, training, mistakes, a bundle and a report in one go'))
+    _add_gather(commands.add_parser('gather', help='find and download images for words, a row for each address'))
+    _add_check(commands.add_parser('check', help='find broken files, copies, dark and blurred images; move them aside on request'))
+    _add_predict(commands.add_parser('predict', help='classify images with a bundle'))
     _add_recalibrate(commands.add_parser('recalibrate', help='choose the threshold of a bundle by images of the place where it is used'))
     _add_app(commands.add_parser('app', help='open a bundle as an application in the browser'))
     _add_serve(commands.add_parser('serve', help='answer programs and people over HTTP'))
@@ -171,25 +171,25 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_quickstart(parser):
     "Arguments of `bearcls quickstart`"
     parser.set_defaults(run=_quickstart)
-    parser.add_argument('--dest', default='bearcls-quickstart', help='folder for pictures, bundle and report (default: %(default)s)')
+    parser.add_argument('--dest', default='bearcls-quickstart', help='folder for images, bundle and report (default: %(default)s)')
     source = parser.add_mutually_exclusive_group()
-    source.add_argument('--data', metavar='FOLDER', help='your own pictures, one folder per label; they stay as they are')
-    source.add_argument('--search', nargs='+', metavar='WORDS', help='gather pictures from the web: one label for each, quoted, "grizzly bear" "black bear"; or with terms, as for gather')
+    source.add_argument('--data', metavar='FOLDER', help='your own images, one folder per label; they stay as they are')
+    source.add_argument('--search', nargs='+', metavar='WORDS', help='gather images from the web: one label for each, quoted, "grizzly bear" "black bear"; or with terms, as for gather')
     parser.add_argument('--arch', metavar='NAME', help='architecture of torchvision or timm, such as resnet18 (default: one whose weights are at hand)')
-    parser.add_argument('--epochs', type=int, metavar='N', help='times that every picture is seen (default: as the route needs)')
+    parser.add_argument('--epochs', type=int, metavar='N', help='times that every image is seen (default: as the route needs)')
     parser.add_argument('--seed', type=int, default=42, metavar='N', help='decides drawing, split and training (default: %(default)s)')
-    parser.add_argument('--n-per-label', type=int, metavar='N', help='pictures per label to draw or gather (default: as training needs)')
+    parser.add_argument('--n-per-label', type=int, metavar='N', help='images per label to draw or gather (default: as training needs)')
 
 def _add_gather(parser):
     "Arguments of `bearcls gather`"
     parser.set_defaults(run=_gather)
     parser.add_argument('dest', metavar='DEST', help='image folder to make or to add to')
     parser.add_argument('labels', nargs='+', metavar='LABEL=WORDS', help='a label and its search terms, such as "grizzly=grizzly bear,grizzly bear snow"; words alone are label and term')
-    parser.add_argument('--enough', type=int, metavar='N', help='stop once a label has this many pictures (default: fetch all that is found)')
+    parser.add_argument('--enough', type=int, metavar='N', help='stop once a label has this many images (default: fetch all that is found)')
     parser.add_argument('--max-images', type=int, default=150, metavar='N', help='addresses to ask for with each term (default: %(default)s)')
     parser.add_argument('--provider', metavar='NAME', help='who is asked: duckduckgo, bing, bing_api, google or local (default: one after the other)')
     parser.add_argument('--source', metavar='PATH', help='image folder or JSON file that the provider local searches')
-    parser.add_argument('--license', metavar='NAME', help='only pictures under a licence: any, share, share_commercially, modify, modify_commercially or public_domain')
+    parser.add_argument('--license', metavar='NAME', help='only images under a licence: any, share, share_commercially, modify, modify_commercially or public_domain')
 
 # %% ../nbs/18_cli.ipynb #dcd8969a
 def _add_check(parser):
@@ -197,7 +197,7 @@ def _add_check(parser):
     parser.set_defaults(run=_check)
     parser.add_argument('folder', metavar='FOLDER', help='image folder: one folder for each label')
     parser.add_argument('--all', action='store_true', help='a line for every finding, not only for files that cannot be opened')
-    parser.add_argument('--html', metavar='FILE', help='write the report with its pictures to this page')
+    parser.add_argument('--html', metavar='FILE', help='write the report with its images to this page')
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--quarantine', action='store_true', help='move files that cannot be opened out of the folder')
     what.add_argument('--restore', action='store_true', help='bring back all that was ever moved')
@@ -206,14 +206,14 @@ def _add_predict(parser):
     "Arguments of `bearcls predict`"
     parser.set_defaults(run=_predict)
     parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
-    parser.add_argument('files', nargs='+', metavar='FILES', help='pictures, or folders of them; addresses with --url')
-    parser.add_argument('--url', action='store_true', help='also fetch pictures from http and https addresses')
+    parser.add_argument('files', nargs='+', metavar='FILES', help='images, or folders of them; addresses with --url')
+    parser.add_argument('--url', action='store_true', help='also fetch images from http and https addresses')
     parser.add_argument('--threads', type=int, metavar='N', help='cores to use (default: all)')
     parser.add_argument('--key', metavar='FILE', help='public key: refuse a bundle that was not signed with its secret counterpart')
     parser.add_argument('--provider', default='cpu', metavar='NAME', help='who computes: cpu, cuda, openvino or a name of ONNX Runtime (default: %(default)s)')
     form = parser.add_mutually_exclusive_group()
-    form.add_argument('--json', action='store_true', help='a JSON list, an object for each picture')
-    form.add_argument('--csv', action='store_true', help='a CSV table, a line for each picture')
+    form.add_argument('--json', action='store_true', help='a JSON list, an object for each image')
+    form.add_argument('--csv', action='store_true', help='a CSV table, a line for each image')
     form.add_argument('--out', metavar='FILE', type=_table_file, help='write a table to this file, .csv, .jsonl or .parquet, and print how many of each label there are')
 
 def _recalibrate(args):
@@ -254,7 +254,7 @@ def _add_app(parser):
 def _add_serve(parser):
     "Arguments of `bearcls serve`"
     parser.set_defaults(run=_serve)
-    parser.description = 'Answers pictures at POST /predict, and shows a small page. The environment variable BEARCLS_API_KEY, if set, holds a key that every question must bring.'
+    parser.description = 'Answers images at POST /predict, and shows a small page. The environment variable BEARCLS_API_KEY, if set, holds a key that every question must bring.'
     parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a bundle, or a bundle as one .zip; another one put into its place is taken over (default: %(default)s)')
     parser.add_argument('--host', default='127.0.0.1', metavar='ADDRESS', help='where to listen; 0.0.0.0 for all addresses of this machine (default: %(default)s)')
     parser.add_argument('--port', type=int, default=8000, metavar='N', help='port to listen on; 0 for a free one (default: %(default)s)')
@@ -262,8 +262,8 @@ def _add_serve(parser):
     parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
     parser.add_argument('--origin', action='append', default=[], metavar='URL', help='another site whose pages may ask, such as https://example.org; may be given several times')
     parser.add_argument('--frame', action='append', default=[], metavar='URL', help='another site that may show the page in a frame; may be given several times')
-    parser.add_argument('--threads', type=int, metavar='N', help='pictures answered at the same time by each process (default: one for each core, shared among the processes)')
-    parser.add_argument('--max-waiting', type=int, default=64, metavar='N', help='pictures that may wait in a process; more are told to come back (default: %(default)s)')
+    parser.add_argument('--threads', type=int, metavar='N', help='images answered at the same time by each process (default: one for each core, shared among the processes)')
+    parser.add_argument('--max-waiting', type=int, default=64, metavar='N', help='images that may wait in a process; more are told to come back (default: %(default)s)')
     parser.add_argument('--max-bytes', type=int, default=32 << 20, metavar='N', help='largest request (default: %(default)s)')
 
 # %% ../nbs/18_cli.ipynb #706aee2b
@@ -276,12 +276,12 @@ def _add_deploy(parser):
     parser.add_argument('--title', default='', help='heading of the page (default: that of an earlier deploy to DEST, otherwise the labels)')
     parser.add_argument('--repo', default='', metavar='USER/REPO', help='on GitHub or Hugging Face, for the links in the README (default: that of an earlier deploy to DEST)')
     parser.add_argument('--runtime', metavar='PATH', help='for web and space-static: folder or .tgz of the npm package onnxruntime-web (default: npm fetches it)')
-    parser.add_argument('--check', action='store_true', help='start the folder in a fresh environment and ask it about a picture')
+    parser.add_argument('--check', action='store_true', help='start the folder in a fresh environment and ask it about an image')
 
 # %% ../nbs/18_cli.ipynb #39fba15f
 def main(
     argv: Sequence[str] | None = None,  # Arguments; None for those of the process
-) -> int:                               # Exit status: 0 done, 1 some pictures failed, 2 wrong input, 130 interrupted
+) -> int:                               # Exit status: 0 done, 1 some images failed, 2 wrong input, 130 interrupted
     "Run a command"
     args = make_parser().parse_args(argv)
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')  # names of files may hold anything

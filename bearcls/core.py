@@ -48,7 +48,7 @@ class ArgumentError(BearclsError, TypeError):
 
 sources_of = dict(Evaluation='evaluate(learn)', Learner='train(path)', DataLoaders='image_dls(path)', Plan='plan_training()', ImageReport='check_images(path)',
     Bundle='read_bundle(path)', Classifier='Classifier(path)', PredictionRow='classifier.predict_batch(files)', CleaningPlan='Cleaning(path).plan()',
-    Prediction='classifier.predict(file)', Surveyed='survey(files)', Split='split_pictures(survey(files))')  # What returns an object of this class
+    Prediction='classifier.predict(file)', Surveyed='survey(files)', Split='split_images(survey(files))')  # What returns an object of this class
 
 def expect(
     name: str,           # The argument's name in the signature

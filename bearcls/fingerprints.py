@@ -21,27 +21,27 @@ _n = np.arange(32)
 _dct = np.cos(np.pi * (2*_n[None] + 1) * _n[:8, None] / 64)
 
 def perceptual_hash(
-    image: Image.Image,  # Picture of any mode and size
-) -> int:                # 64 bits, alike for pictures that look alike
-    "Hash of what the picture looks like, not of its bytes"
+    image: Image.Image,  # Image of any mode and size
+) -> int:                # 64 bits, alike for images that look alike
+    "Hash of what the image looks like, not of its bytes"
     expect('image', image, Image.Image)
     g = np.asarray(image.convert('L').resize((32, 32), Image.Resampling.BOX), np.float64)
     low = (_dct @ g @ _dct.T).ravel()
     return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), 'big')
 
 # %% ../nbs/07_fingerprints.ipynb #066cce7b
-tiny_side = 32  # Width and height of the thumbnail that is kept of a picture, in pixels
+tiny_side = 32  # Width and height of the thumbnail that is kept of an image, in pixels
 
 @dataclass(frozen=True)
 class Fingerprint:
-    "What is kept of a picture to recognise its copies"
-    whole: int                      # Perceptual hash of the picture
+    "What is kept of an image to recognise its copies"
+    whole: int                      # Perceptual hash of the image
     middle: int                     # Perceptual hash of its middle, 5% trimmed at every edge
     tiny: bytes = field(repr=False) # RGB pixels, `tiny_side` by `tiny_side`
 
 # %% ../nbs/07_fingerprints.ipynb #03d6846c
 def small_grey(
-    image: Image.Image,  # Picture of any mode and size
+    image: Image.Image,  # Image of any mode and size
     side: int = 256,     # Longer side of the copy at most, in pixels
 ) -> Image.Image:        # Grey; never larger than `image`
     "A small grey copy, for measures that need neither colour nor detail"
@@ -52,16 +52,16 @@ def small_grey(
 
 # %% ../nbs/07_fingerprints.ipynb #b0ce568b
 def _middle(image, part=0.05):
-    "The picture without `part` of its width and height at every edge"
+    "The image without `part` of its width and height at every edge"
     w, h = image.size
     return image.crop((round(w*part), round(h*part), round(w*(1-part)), round(h*(1-part))))
 
 # %% ../nbs/07_fingerprints.ipynb #1faecd9d
 def fingerprint(
-    image: Image.Image,               # RGB picture of any size
+    image: Image.Image,               # RGB image of any size
     grey: Image.Image | None = None,  # Its `small_grey`, if that is already at hand
 ) -> Fingerprint:                     # Less than 4 kB, whatever the size of `image`
-    "What is needed to recognise copies of a picture"
+    "What is needed to recognise copies of an image"
     expect('image', image, Image.Image)
     expect('grey', grey, Image.Image, None)
     grey = small_grey(image) if grey is None else grey

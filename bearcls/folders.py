@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/folders.html.md"""
 # %% auto #0
 __all__ = ['image_suffixes', 'unread_suffixes', 'left_out_kinds', 'side_names', 'FileKind', 'file_kind', 'LeftOut', 'LabelOf',
            'ImageFolder', 'scan_folder', 'folder_html', 'image_files', 'LeftOutWarning', 'count_labels',
-           'refuse_problems', 'side_of', 'find_all', 'find_pictures']
+           'refuse_problems', 'side_of', 'find_all', 'find_images']
 
 # %% ../nbs/06_folders.ipynb #e601c6f8
 import os, unicodedata
@@ -423,7 +423,7 @@ def find_all(
     for e in entries: _read_entry(path, e.name, e, tree, (_identity(path),))
     return sorted(path/name for name in tree.images), tree.left_out
 
-def find_pictures(
+def find_images(
     path: str | os.PathLike | Iterable,  # Folder, a file, or several files
 ) -> list[Path]:              # Images by name; files that were named are given back whatever they are
     "The images below a folder, or the files themselves"

@@ -20,7 +20,7 @@ from PIL import Image
 class FileFlaw(ValueError):
     "What is wrong with an image file, in words that go on after its name"
     def __init__(self,
-        words: str,                  # Such as 'ends before the picture does'
+        words: str,                  # Such as 'ends before the image does'
         reason: str = 'unreadable',  # One of `bearcls.images.image_reasons`
     ):
         super().__init__(words)
@@ -175,7 +175,7 @@ def _sample_rows(image, parts, offsets, counts):
         some = slice(k*n_across, (k + at_once)*n_across)
         sizes = counts[some] or [row*high]*len(offsets[some])
         places = list(zip(offsets[some], sizes))
-        if len(places) < -(-rows//high)*n_across: raise FileFlaw('ends before the picture does', 'truncated')
+        if len(places) < -(-rows//high)*n_across: raise FileFlaw('ends before the image does', 'truncated')
         raw = _unpacked_parts(image, places, row, rows, high, n_across, tiled)
         values = _as_samples(raw.reshape(-1, row), across*parts, parts, image.bits, image.form, image.order, predictor)
         yield values.reshape(rows, n_across*across, parts)[:, :image.width]

@@ -20,7 +20,7 @@ from .mend import exif_turn, load_png, mended
 
 # %% ../nbs/03_images.ipynb #25c34f04
 class ImageError(BearclsError, ValueError):
-    "A file or an upload cannot be opened as a picture"
+    "A file or an upload cannot be opened as an image"
     def __init__(self,
         message: str,                # Sentence for the user, naming the file
         reason: str = 'unreadable',  # One of `image_reasons`
@@ -32,20 +32,20 @@ class ImageError(BearclsError, ValueError):
 image_reasons = {
     'missing': 'the file does not exist',
     'empty': 'the file holds no bytes',
-    'not_an_image': 'the file is no picture of a known format',
-    'truncated': 'the file ends before the picture does',
-    'bomb': 'the picture claims more pixels than allowed',
-    'unreadable': 'the picture cannot be decoded',
+    'not_an_image': 'the file is no image of a known format',
+    'truncated': 'the file ends before the image does',
+    'bomb': 'the image claims more pixels than allowed',
+    'unreadable': 'the image cannot be decoded',
 }
 
 # %% ../nbs/03_images.ipynb #610beea7
 most_parts = 10_000              # Segments, chunks or hundreds of bytes for a strip, beyond what is in proportion to the file's size
-most_scanned = 2_000_000_000     # Pixels that all layers of a JPEG go over; ten layers of the largest accepted picture are half of that
+most_scanned = 2_000_000_000     # Pixels that all layers of a JPEG go over; ten layers of the largest accepted image are half of that
 
 def costly_build(
     source: str | os.PathLike | bytes | BinaryIO,  # Path, bytes, or a binary file that can seek, which is left where it was
 ) -> str:                                          # Why not to open it, in words; empty if nothing speaks against it
-    "Look at how a picture file is built, before a decoder does"
+    "Look at how an image file is built, before a decoder does"
     if isinstance(source, (str, os.PathLike)):
         with open(source, 'rb') as f: return costly_build(f)
     f = io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source
@@ -106,11 +106,11 @@ def _costly_tiff(f):
     return _costly_words if any(e.tag in lists and e.count > limit for e in tiff_entries(f)) else ''
 
 # %% ../nbs/03_images.ipynb #eb8fa0ae
-max_pixels = 100_000_000  # Largest picture accepted, in pixels: about 300 MB once decoded
+max_pixels = 100_000_000  # Largest image accepted, in pixels: about 300 MB once decoded
 
 def flatten(
-    image: Image.Image,  # Picture in any of Pillow's modes
-) -> Image.Image:        # The same picture in mode RGB
+    image: Image.Image,  # Image in any of Pillow's modes
+) -> Image.Image:        # The same image in mode RGB
     "RGB without surprises: transparency on white, deep greys scaled instead of clipped"
     expect('image', image, Image.Image)
     if image.mode.startswith('I') or image.mode == 'F': return _scale_grey(image).convert('RGB')
@@ -118,7 +118,7 @@ def flatten(
     return _on_white(image) if image.has_transparency_data else image.convert('RGB')
 
 def _on_white(image, rows=1024):
-    "Some rows at a time, since with transparency a picture takes four times the memory and more"
+    "Some rows at a time, since with transparency an image takes four times the memory and more"
     out = Image.new('RGB', image.size, 'white')
     for y in range(0, image.height, rows):
         part = image.crop((0, y, image.width, min(y + rows, image.height))).convert('RGBA')
@@ -143,10 +143,10 @@ def _scale_grey(image, rows=1024):
 
 # %% ../nbs/03_images.ipynb #c3e37557
 def load_image(
-    source: str | os.PathLike | bytes | BinaryIO | Image.Image,  # Path, bytes, open binary file or Pillow picture
-    min_side: int | None = None,  # Large pictures may be opened smaller, but not below this many pixels a side; None: full size
-    limit: int = max_pixels,      # Refuse pictures that claim more pixels than this
-) -> Image.Image:                 # Upright RGB picture
+    source: str | os.PathLike | bytes | BinaryIO | Image.Image,  # Path, bytes, open binary file or Pillow image
+    min_side: int | None = None,  # Large images may be opened smaller, but not below this many pixels a side; None: full size
+    limit: int = max_pixels,      # Refuse images that claim more pixels than this
+) -> Image.Image:                 # Upright RGB image
     "Open `source` the way every room of bearcls does: upright, RGB, transparency on white"
     if isinstance(source, Image.Image):
         with _image_errors(_source_name(source), b'.'): return reduced(flatten(_upright(source)), min_side)
@@ -162,10 +162,10 @@ def load_image(
             return reduced(flatten(_turned(_decoded(image), turn)), min_side)
 
 def reduced(
-    image: Image.Image,           # Picture of any size
-    min_side: int | None = None,  # Fewest pixels that the shorter side may keep; None: leave the picture as it is
+    image: Image.Image,           # Image of any size
+    min_side: int | None = None,  # Fewest pixels that the shorter side may keep; None: leave the image as it is
 ) -> Image.Image:                 # A half, a third… of `image`, or `image` itself
-    "A picture at the smallest whole fraction of its size that still has `min_side` pixels a side"
+    "An image at the smallest whole fraction of its size that still has `min_side` pixels a side"
     factor = min(image.size)//min_side if min_side else 1
     return image.reduce(factor) if factor > 1 else image
 
@@ -251,19 +251,19 @@ def _image_errors(name, source):
     "Pillow's many exceptions as one `ImageError` with a reason"
     try: yield
     except FileNotFoundError as e: raise ImageError(f'{name} does not exist', 'missing') from e
-    except IsADirectoryError as e: raise ImageError(f'{name} is a folder, not a picture', 'not_an_image') from e
+    except IsADirectoryError as e: raise ImageError(f'{name} is a folder, not an image', 'not_an_image') from e
     except PermissionError as e: raise ImageError(f'{name} cannot be read: permission denied', 'unreadable') from e
     except Image.DecompressionBombError as e: raise ImageError(f'{name} claims more pixels than are accepted', 'bomb') from e
     except UnidentifiedImageError as e:
         if _is_empty(source): raise ImageError(f'{name} is empty', 'empty') from e
         if kind := _begins_as(source):
             raise ImageError(f'{name} cannot be decoded: it is damaged, or a kind of {kind} that is not read') from e
-        heif = f'{name} is a HEIF picture, as phones take them: pip install pillow-heif'
-        raise ImageError(heif if _is_heif(source) else f'{name} is no picture of a known format', 'not_an_image') from e
+        heif = f'{name} is a HEIF image, as phones take them: pip install pillow-heif'
+        raise ImageError(heif if _is_heif(source) else f'{name} is no image of a known format', 'not_an_image') from e
     except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, AttributeError, struct.error, TypeError) as e:
         if isinstance(e, ImageError): raise
         if isinstance(e, FileFlaw): raise ImageError(f'{name} {e}', e.reason) from e
-        if 'truncated' in str(e).lower(): raise ImageError(f'{name} ends before the picture does', 'truncated') from e
+        if 'truncated' in str(e).lower(): raise ImageError(f'{name} ends before the image does', 'truncated') from e
         raise ImageError(f'{name} cannot be decoded: {e}') from e
 
 # %% ../nbs/03_images.ipynb #8a03efc6
@@ -309,8 +309,8 @@ def levels_under(
 
 # %% ../nbs/03_images.ipynb #74d144bb
 def image_size(
-    source: str | os.PathLike | bytes,  # Picture file or its bytes
+    source: str | os.PathLike | bytes,  # Image file or its bytes
 ) -> tuple[int, int]:                   # Width and height in pixels, as displayed
-    "Size of a picture from its header, without decoding the pixels"
+    "Size of an image from its header, without decoding the pixels"
     with _image_errors(_source_name(source), source):
         with _open(source, pixels=False) as image: return image.size[::-1] if orientation(image) > 4 else image.size

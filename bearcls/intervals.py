@@ -16,7 +16,7 @@ from .show import axes_for
 
 # %% ../nbs/09_intervals.ipynb #ac73d32b
 def wilson(
-    k: int,            # Cases counted, such as wrong pictures
+    k: int,            # Cases counted, such as wrong images
     n: int,            # Out of so many
     z: float = 1.96,   # Width in standard deviations; 1.96 for 95%
 ) -> tuple[float, float]:  # Lowest and highest plausible share
@@ -29,7 +29,7 @@ def wilson(
 
 # %% ../nbs/09_intervals.ipynb #8a73f12b
 def error_interval(
-    wrong: int,  # Pictures on which the model erred
+    wrong: int,  # Images on which the model erred
     n: int,      # Out of so many, none of which it was trained on
 ) -> dict[str, float]: # error, low, high, wrong, n
     "An error with its 95% interval"
@@ -38,8 +38,8 @@ def error_interval(
 
 # %% ../nbs/09_intervals.ipynb #e189edf4
 def plot_error_interval(
-    error: float = 0.05,   # Share of wrong pictures, 0 to 1, that is supposed to have been seen
-    sizes: Sequence[int] = (40, 80, 160, 320, 640, 1280, 2560),  # Numbers of validation pictures
+    error: float = 0.05,   # Share of wrong images, 0 to 1, that is supposed to have been seen
+    sizes: Sequence[int] = (40, 80, 160, 320, 640, 1280, 2560),  # Numbers of validation images
     ax: Any = None,        # Matplotlib axes to draw on; None for new ones
 ) -> Any:                  # The axes
     "How the interval of an error shrinks as the validation set grows"
@@ -50,5 +50,5 @@ def plot_error_interval(
     ax.errorbar(range(len(sizes)), middle, yerr=np.abs(bounds.T - middle), fmt='o', color='#2f6f8f', capsize=5)
     for i, (low, high) in enumerate(bounds): ax.text(i, high + .3, f'{low:.1f} to {high:.1f}', ha='center', fontsize=8)
     ax.set_xticks(range(len(sizes)), [f'{k} of {n:,}' for k, n in zip(wrong, sizes)], fontsize=8)
-    ax.set(xlabel='wrong, of so many validation pictures', ylabel='error in %', ylim=(0, bounds.max() * 1.12), xlim=(-.6, len(sizes) - .4))
+    ax.set(xlabel='wrong, of so many validation images', ylabel='error in %', ylim=(0, bounds.max() * 1.12), xlim=(-.6, len(sizes) - .4))
     return ax

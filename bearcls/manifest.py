@@ -21,17 +21,17 @@ from .images import ImageError, image_size
 # %% ../nbs/05_manifest.ipynb #a4b5e8ea
 @dataclass
 class ImageRow:
-    "What is known about one picture; every field may be empty"
+    "What is known about one image; every field may be empty"
     file: str = ''       # Path relative to the image folder, with forward slashes; empty if nothing was saved
-    label: str = ''      # Label the picture was gathered or drawn for
+    label: str = ''      # Label the image was gathered or drawn for
     url: str = ''        # Address the bytes came from
-    page: str = ''       # Page that shows the picture
+    page: str = ''       # Page that shows the image
     title: str = ''      # Title given by the provider
     term: str = ''       # Words that were searched for
     provider: str = ''   # Who found it: duckduckgo, bing, local, bearcls.sample…
     license: str = ''    # Licence, where the provider tells it
     sha256: str = ''     # Digest of the file's bytes, in hexadecimal
-    phash: str = ''      # Perceptual hash, in hexadecimal: alike for pictures that look alike
+    phash: str = ''      # Perceptual hash, in hexadecimal: alike for images that look alike
     width: int | None = None   # Pixels, as displayed: after EXIF orientation
     height: int | None = None  # Pixels, as displayed
     bytes: int | None = None   # Size of the file
@@ -49,7 +49,7 @@ _columns = [c.name for c in fields(ImageRow) if c.name != 'more']
 
 def write_manifest(
     path: str | os.PathLike,   # Image folder
-    rows: Iterable[ImageRow],  # One for each picture or address, kept or not
+    rows: Iterable[ImageRow],  # One for each image or address, kept or not
 ) -> Path:                     # The file written
     "Write the manifest of an image folder"
     expect('path', path, str, os.PathLike)
@@ -90,7 +90,7 @@ def _image_row(cells, file):
 
 # %% ../nbs/05_manifest.ipynb #3cf99e34
 def describe_file(
-    file: str | os.PathLike,  # Picture
+    file: str | os.PathLike,  # Image
     root: str | os.PathLike,  # Image folder that holds it
     **known: Any,             # Further fields of `ImageRow`, such as `url` and `term`
 ) -> ImageRow:                # Row with label, digest and sizes; status `failed` if it cannot be opened
@@ -108,7 +108,7 @@ def describe_file(
 def site_of(
     row: ImageRow,  # Row of the manifest
 ) -> str:           # Host name without www; empty if the row names none
-    "The site that shows a picture, or else the one that its bytes came from"
+    "The site that shows an image, or else the one that its bytes came from"
     expect('row', row, ImageRow)
     for address in (row.page, row.url):
         try: host = urlsplit(address).hostname or ''

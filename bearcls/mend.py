@@ -36,7 +36,7 @@ def mended(
     if out is not f and f is not source: f.close()
     return out
 
-_ends_early = 'ends before the picture does'
+_ends_early = 'ends before the image does'
 
 # %% ../nbs/02_mend.ipynb #3b9dc619
 _png_depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # Bits, by kind of colour

@@ -23,11 +23,11 @@ class Html(str):
     def __repr__(self): return f'<Html, {len(self):,} characters>'
 
 def data_uri(
-    image: Image.Image,  # Picture to embed
-    side: int = 128,     # Longer side of the embedded picture, in pixels; smaller ones stay as they are
+    image: Image.Image,  # Image to embed
+    side: int = 128,     # Longer side of the embedded image, in pixels; smaller ones stay as they are
     quality: int = 80,   # JPEG quality, 1 to 95
-) -> str:                # Address that holds the picture itself
-    "A picture as an address, for pages without other files"
+) -> str:                # Address that holds the image itself
+    "An image as an address, for pages without other files"
     expect('image', image, Image.Image)
     image = flatten(image)
     image.thumbnail((side, side))
@@ -37,11 +37,11 @@ def data_uri(
 
 # %% ../nbs/04_show.ipynb #b192723b
 def thumbnail(
-    source: str | os.PathLike | Image.Image,  # Picture, or the path of one
+    source: str | os.PathLike | Image.Image,  # Image, or the path of one
     side: int = 128,                          # Longer side, in pixels
     alt: str = '',                            # What screen readers say
 ) -> Html:                                    # An `<img>` element, or a box with the reason if it cannot be opened
-    "A small picture for a table or a gallery; a broken file shows its reason"
+    "A small image for a table or a gallery; a broken file shows its reason"
     try: image = load_image(source, min_side=side)
     except ImageError as e:
         words = image_reasons.get(e.reason, e.reason)
@@ -51,15 +51,15 @@ def thumbnail(
 
 # %% ../nbs/04_show.ipynb #e8f3f34f
 def gallery(
-    sources: Iterable,                     # Pictures or their paths
+    sources: Iterable,                     # Images or their paths
     captions: Iterable[str] | None = None, # A line under each, also read by screen readers; the file's label otherwise
     side: int = 112,                       # Longer side of a thumbnail, in pixels
     max_n: int = 48,                       # Show at most this many
-) -> Html:                                 # A wall of pictures that wraps to the width of the page
-    "Pictures side by side, with a caption each"
+) -> Html:                                 # A wall of images that wraps to the width of the page
+    "Images side by side, with a caption each"
     sources = list(sources)
     captions = list(captions) if captions is not None else [_label_of(s) for s in sources]
-    if len(captions) != len(sources): raise ValueError(f'`captions` has {len(captions)} lines for {len(sources)} pictures')
+    if len(captions) != len(sources): raise ValueError(f'`captions` has {len(captions)} lines for {len(sources)} images')
     cells = [f'<figure style="margin:0;width:{side}px">{thumbnail(s, side, c)}<figcaption style="font-size:12px;line-height:1.3;'
              f'overflow-wrap:anywhere">{html.escape(c)}</figcaption></figure>' for s, c in zip(sources[:max_n], captions)]
     more = f'<p>… and {len(sources) - max_n} more</p>' if len(sources) > max_n else ''

@@ -1,4 +1,4 @@
-"""Which of many pictures show the same thing, however they were rescaled, saved again or trimmed, without comparing every pair
+"""Which of many images show the same thing, however they were rescaled, saved again or trimmed, without comparing every pair
 
 Docs: https://bearcls.github.io/bearcls/similarity.html.md"""
 
@@ -135,9 +135,9 @@ def _best_crop(a, b):
 
 # %% ../nbs/08_similarity.ipynb #4b7c8e84
 def similarity(
-    a: bytes,  # RGB pixels, the `tiny` of one picture
+    a: bytes,  # RGB pixels, the `tiny` of one image
     b: bytes,  # The same of the other
-) -> float:    # -1 to 1; 1 for the same picture, whatever its brightness and contrast
+) -> float:    # -1 to 1; 1 for the same image, whatever its brightness and contrast
     "Likeness of two thumbnails, best of many crops of either"
     if a == b: return 1.0
     a, b = _pixels(a), _pixels(b)

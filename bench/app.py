@@ -82,20 +82,20 @@ def quiet(side, n=0, seconds=1.5, limit=60):
         time.sleep(.25)
     return set(now)
 
-def visit(browser, side, url, picture):
-    "A visitor who comes, chooses a picture and reads the answer: the page, its kernel, seconds until the page could be used, and from the picture to its answer"
+def visit(browser, side, url, image):
+    "A visitor who comes, chooses an image and reads the answer: the page, its kernel, seconds until the page could be used, and from the image to its answer"
     before = quiet(side, 1 if side == 'bearcls' else 0)
     context = browser.new_context(viewport=dict(width=1200, height=900))
     page = context.new_page()
     start = time.perf_counter()
     page.goto(url, wait_until='commit', timeout=120_000)
-    button = page.get_by_role('button', name='Choose pictures' if side == 'bearcls' else 'Upload')
+    button = page.get_by_role('button', name='Choose images' if side == 'bearcls' else 'Upload')
     button.wait_for(timeout=120_000)
     button.click(trial=True)  # nothing lies over it
     usable = time.perf_counter() - start
     with page.expect_file_chooser() as chooser: button.click()
     start = time.perf_counter()
-    chooser.value.set_files(str(picture))
+    chooser.value.set_files(str(image))
     if side == 'bearcls': page.locator('.bq-head').wait_for(timeout=60_000)
     else:
         page.get_by_role('button', name='Upload (1)').wait_for(timeout=60_000)
@@ -125,14 +125,14 @@ def kill_browser():
         with contextlib.suppress(psutil.Error):
             if '--remote-debugging-pipe' in child.cmdline(): child.kill()
 
-def measure(p, urls, picture, rounds, wait):
+def measure(p, urls, image, rounds, wait):
     "All rounds; the sides take turns in being first"
     browser, runs = launch(p), []
     with contextlib.closing(browser.new_page()) as page: page.goto('about:blank')  # the browser itself is warm for both
     for number in range(rounds):
         row = dict(round=number)
         for side in ('bearcls', 'book') if number % 2 == 0 else ('book', 'bearcls'):
-            page, own, row[f'seconds_usable_{side}'], row[f'seconds_answer_{side}'] = visit(browser, side, urls[side], picture)
+            page, own, row[f'seconds_usable_{side}'], row[f'seconds_answer_{side}'] = visit(browser, side, urls[side], image)
             row[f'mb_per_visitor_{side}'] = sum(map(megabytes, own))
             page.close(run_before_unload=True)
             row[f'kernels_gone_s_{side}'] = gone(side, own, wait)
@@ -142,12 +142,12 @@ def measure(p, urls, picture, rounds, wait):
     browser.close()
     return runs
 
-def measure_killed(urls, picture, wait):
+def measure_killed(urls, image, wait):
     "How long a kernel lives on when its browser is killed"
     out = {}
     for side in urls:
         with sync_playwright() as p:
-            _, own, *_ = visit(launch(p), side, urls[side], picture)
+            _, own, *_ = visit(launch(p), side, urls[side], image)
             kill_browser()
             out[f'kernels_gone_killed_s_{side}'] = gone(side, own, wait)
     return out
@@ -174,11 +174,11 @@ def main():
         work.mkdir(parents=True, exist_ok=True)
         os.environ['BEARCLS_CACHE'] = str(work/'cache')
         _, real = prepare(work, 1)
-        if not real: print(f'No photographs and weights in {shared}: drawn pictures, and a network from nothing')
+        if not real: print(f'No photographs and weights in {shared}: drawn images, and a network from nothing')
         with serve_app(work/'bundle', feedback=work/'feedback.sqlite') as ours, serve_book(work) as theirs:
-            urls, picture = dict(bearcls=ours, book=theirs), work/'vga.jpg'
-            with sync_playwright() as p: runs = measure(p, urls, picture, args.rounds, args.wait)
-            killed = {k.replace('_bearcls', ''): v for k, v in measure_killed(urls, picture, args.wait).items()}
+            urls, image = dict(bearcls=ours, book=theirs), work/'vga.jpg'
+            with sync_playwright() as p: runs = measure(p, urls, image, args.rounds, args.wait)
+            killed = {k.replace('_bearcls', ''): v for k, v in measure_killed(urls, image, args.wait).items()}
         result = {**figures(runs), **killed, 'real': real, 'runs': runs}
     save(result, args.out)
 

@@ -2,10 +2,10 @@
 
 python bench/clean.py --out clean.json [--rounds 3]
 
-Both sides get the same Learner and the same pictures (a copy of data/bears from BEARCLS_SHARED, default ../shared; otherwise drawn ones), show thirty at a time, and begin in a kernel
-where everything is imported. The clock runs from the key that runs the cell until the last of the thirty pictures is drawn; kilobytes are what comes through the page's WebSockets until then.
+Both sides get the same Learner and the same images (a copy of data/bears from BEARCLS_SHARED, default ../shared; otherwise drawn ones), show thirty at a time, and begin in a kernel
+where everything is imported. The clock runs from the key that runs the cell until the last of the thirty images is drawn; kilobytes are what comes through the page's WebSockets until then.
 `bearcls` is given predictions that exist, as after an evaluation; `learner` is bearcls with nothing but the Learner, which predicts while somebody looks already; fastai's always predicts first.
-A switch is the choice of another label, until all its pictures are drawn; `switch_back` returns to a label that was shown before. Two pictures are marked before the switches, and counted after them (with bearcls among all that are marked, with fastai where they were marked).
+A switch is the choice of another label, until all its images are drawn; `switch_back` returns to a label that was shown before. Two images are marked before the switches, and counted after them (with bearcls among all that are marked, with fastai where they were marked).
 Needs JupyterLab, Playwright and a Chromium."""
 import contextlib, json, os, shutil, socket, statistics, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
@@ -72,7 +72,7 @@ def write_notebook(file, *sources):
     file.write_text(json.dumps(dict(cells=body, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
 
 def run(side, browser, folder, url, number):
-    "One side in a fresh kernel: seconds and kilobytes until the pictures are there, seconds of switches, marks kept"
+    "One side in a fresh kernel: seconds and kilobytes until the images are there, seconds of switches, marks kept"
     prepare, show, images, choice = sides[side]
     name = f'{side}-{number}.ipynb'
     write_notebook(folder/name, prepare + "\nprint('pre' + 'pared')", show)
@@ -102,7 +102,7 @@ def run(side, browser, folder, url, number):
             switches=forth, switch=statistics.median(forth), switch_back=back, marks_kept=marks(side, page))
 
 def mark(side, page):
-    "Mark the first two pictures of the first label to be deleted"
+    "Mark the first two images of the first label to be deleted"
     if side == 'fastai':
         for k in (2, 3): page.locator('.jp-OutputArea-output .widget-dropdown select').nth(k).select_option('<Delete>')
         return
@@ -131,7 +131,7 @@ def main():
         folder, photos = Path(tmp), Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared'))/'data'/'bears'
         if photos.is_dir(): shutil.copytree(photos, folder/'bears')
         else:
-            print(f'No photographs in {photos}: drawn pictures are shown')
+            print(f'No photographs in {photos}: drawn images are shown')
             from bearcls.sample.bears import draw_bears
             draw_bears(folder/'bears', n_per_label=139, faults=False)
         settings = folder/'jupyter'/'jupyterlab_settings_dir'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'
@@ -149,7 +149,7 @@ def main():
     result = {}
     for side in sides:
         of = '' if side == 'bearcls' else f'_{side}'
-        result |= {f'seconds_first_pictures{of}': middle(side, 'seconds'), f'kilobytes_30{of}': middle(side, 'kilobytes'), f'seconds_switch{of}': middle(side, 'switch'),
+        result |= {f'seconds_first_images{of}': middle(side, 'seconds'), f'kilobytes_30{of}': middle(side, 'kilobytes'), f'seconds_switch{of}': middle(side, 'switch'),
                    f'seconds_switch_back{of}': middle(side, 'switch_back'), f'marks_kept{of}': min(r['marks_kept'] for r in runs if r['side'] == side)}
     result['seconds_predictions_learner'] = middle('learner', 'seconds_predictions')
     save({**result, 'runs': runs}, args.out)

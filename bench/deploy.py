@@ -2,7 +2,7 @@
 
 python bench/deploy.py --out deploy.json [--bundle FOLDER] [--targets fastapi streamlit]
 
-Without a bundle, one that knows three colours stands in. Each folder is started by `check_folder`: a fresh environment, its own command, a picture through its own front door (a page in Chromium).
+Without a bundle, one that knows three colours stands in. Each folder is started by `check_folder`: a fresh environment, its own command, an image through its own front door (a page in Chromium).
 
 folder_mb     what is pushed
 installed_mb  what its requirements install, and install_s how long that took here, with whatever pip has cached

@@ -1,19 +1,19 @@
-"""A bundle's answers beside those of fastai's `load_learner` and `predict`: one model, the same pictures, in turn
+"""A bundle's answers beside those of fastai's `load_learner` and `predict`: one model, the same images, in turn
 
-python bench/inference.py --out inference.json [--rounds 3] [--pictures 416]
+python bench/inference.py --out inference.json [--rounds 3] [--images 416]
 
 A SqueezeNet 1.1 is trained once, on the 416 photographs of BEARCLS_SHARED (default ../shared; drawn ones and random weights where it is not there). `fastai` gets it as the book would have it: a Learner
-with Resize and Normalize, exported and loaded with `load_learner`; `bearcls` gets it as a bundle, with the reduced decoding that it was trained with. Both stretch a picture to 224 by 224.
+with Resize and Normalize, exported and loaded with `load_learner`; `bearcls` gets it as a bundle, with the reduced decoding that it was trained with. Both stretch an image to 224 by 224.
 
-cold      a fresh process with nothing imported: from its start to the first answer, about a picture of 640×480, and what it then holds of the memory (resident at its peak)
-vga, 12mp one answer in a process where everything is loaded and warm; pictures of 640×480 and 4000×3000, the latter as large ones from the web are (about 1 MB)
+cold      a fresh process with nothing imported: from its start to the first answer, about an image of 640×480, and what it then holds of the memory (resident at its peak)
+vga, 12mp one answer in a process where everything is loaded and warm; images of 640×480 and 4000×3000, the latter as large ones from the web are (about 1 MB)
 camera    the same with a camera's grain in it, about 3.5 MB: what it takes to read a JPEG grows with its bytes, and cannot be had for less
 folder    all answers about a folder of full-size photographs: `get_preds` with the DataLoaders' own workers, and `predict_batch`
 decode    the same folder, only opened, with the same reduced decoding: `load_image`, in as many threads as `predict_batch` has
 
 The full-size photographs are the 416 ones enlarged to 12 megapixels, with a camera's grain, as JPEGs of quality 90; about 4 MB each, in a temporary folder. All ratios are medians of the ratios within a round.
 Then, once: `agreement`, the largest difference between both sides' probabilities where both decode in full; `moved_max`, `moved_mean` and `labels_changed`, what reduced decoding changes, on every photograph
-that is there; `auroc` and `share_caught`, drawn pictures without a bear against photographs that were held back; `calibration_error` of those."""
+that is there; `auroc` and `share_caught`, drawn images without a bear against photographs that were held back; `calibration_error` of those."""
 import json, os, statistics, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,8 +55,8 @@ print(json.dumps({name: seconds(name + '.jpg', 15) for name in ('vga', '12mp', '
 '''
 folder = dict(bearcls='''
 import json, time
-from bearcls.folders import find_pictures
-files = find_pictures('full')
+from bearcls.folders import find_images
+files = find_images('full')
 ask('vga.jpg')
 start = time.perf_counter()
 rows = model.predict_batch(files, quiet=True)
@@ -75,10 +75,10 @@ if __name__ == '__main__':
 import json, time
 from concurrent.futures import ThreadPoolExecutor
 from bearcls.images import load_image
-from bearcls.folders import find_pictures
+from bearcls.folders import find_images
 from bearcls.inference.bundle import read_bundle
 from bearcls.core import usable_cores
-files, min_side = find_pictures('full'), read_bundle('bundle').min_side
+files, min_side = find_images('full'), read_bundle('bundle').min_side
 load_image('vga.jpg', min_side)
 start = time.perf_counter()
 with ThreadPoolExecutor(usable_cores()) as pool: n = sum(image.width > 0 for image in pool.map(lambda f: load_image(f, min_side), files))
@@ -86,7 +86,7 @@ print(json.dumps(dict(seconds=time.perf_counter() - start, n=n)))
 ''')
 
 def prepare(work, n):
-    "Learner, bundle and pictures"
+    "Learner, bundle and images"
     import warnings
     warnings.filterwarnings('ignore')
     from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, Normalize, RandomSplitter, Resize, ResizeMethod, get_image_files,
@@ -176,13 +176,13 @@ def agreement(work, path, real):
     whole, small = values(None, [*files, *more]), values(bundle.min_side, [*files, *more])
     moved = np.abs(whole - small).max(1)
     return dict(agreement=float(np.abs(whole[:len(plain)] - theirs/theirs.sum(1, keepdims=True)).max()), moved_max=float(moved.max()), moved_mean=float(moved.mean()),
-        labels_changed=int((whole.argmax(1) != small.argmax(1)).sum()), pictures_compared=len(moved))
+        labels_changed=int((whole.argmax(1) != small.argmax(1)).sum()), images_compared=len(moved))
 
 def trust(work):
     "How well strangers are told apart, and how well the probabilities keep their promise, on photographs that were held back; nothing for bundles without statistics"
     from bearcls.interpret.calibrate import calibration_error
     from bearcls.inference.classifier import Classifier
-    from bearcls.folders import find_pictures
+    from bearcls.folders import find_images
     from bearcls.interpret.evaluate import evaluate
     classifier = Classifier(work/'bundle')
     out = dict(calibration_error=round(calibration_error(evaluate(classifier, path=work/'held'))['error'], 4), temperature=classifier.bundle.temperature)
@@ -190,7 +190,7 @@ def trust(work):
     from bearcls.export.ood import auroc, share_caught
     from bearcls.sample.strangers import draw_strangers
     score = lambda sources: [r.prediction.unlikeness for r in classifier.predict_batch(sources, quiet=True)]
-    known, strangers = score(find_pictures(work/'held')), score([image for _, image in draw_strangers(120)])
+    known, strangers = score(find_images(work/'held')), score([image for _, image in draw_strangers(120)])
     return out | dict(auroc=round(auroc(known, strangers), 4), share_caught=round(share_caught(strangers, classifier.bundle.unlikeness['threshold']), 4))
 
 def figures(runs):
@@ -204,17 +204,17 @@ def figures(runs):
 def main():
     parser = arguments(__doc__)
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each side, in turn')
-    parser.add_argument('--pictures', type=int, default=416, help='full-size photographs in the folder; about 4 MB each')
-    parser.add_argument('--work', type=Path, help='folder that keeps model and pictures for another run (default: a temporary one)')
+    parser.add_argument('--images', type=int, default=416, help='full-size photographs in the folder; about 4 MB each')
+    parser.add_argument('--work', type=Path, help='folder that keeps model and images for another run (default: a temporary one)')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         work = (args.work or Path(tmp)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         os.environ['BEARCLS_CACHE'] = str(work/'cache')
-        path, real = prepare(work, args.pictures)
-        if not real: print(f'No photographs and weights in {shared}: drawn pictures, and a network from nothing')
+        path, real = prepare(work, args.images)
+        if not real: print(f'No photographs and weights in {shared}: drawn images, and a network from nothing')
         runs = measure(work, args.rounds)
-        result = {**figures(runs), **agreement(work, path, real), **trust(work), 'pictures': args.pictures, 'real': real, 'runs': runs}
+        result = {**figures(runs), **agreement(work, path, real), **trust(work), 'images': args.images, 'real': real, 'runs': runs}
     save(result, args.out)
 
 if __name__ == '__main__': main()

@@ -17,7 +17,7 @@ from bearcls.quickstart import quickstart
 loaded = time.perf_counter() - start
 q = quickstart(**json.loads(sys.argv[1]), quiet=True)
 print(json.dumps(dict(seconds={'import': loaded, **q.seconds, 'total': time.perf_counter() - start}, error=q.error, difference=q.difference,
-    route=q.learn.plan.route, arch=q.learn.plan.arch, epochs=q.learn.plan.epochs, pictures=len(q.learn.dls.train_ds) + len(q.learn.dls.valid_ds))))
+    route=q.learn.plan.route, arch=q.learn.plan.arch, epochs=q.learn.plan.epochs, images=len(q.learn.dls.train_ds) + len(q.learn.dls.valid_ds))))
 '''
 
 def run(name, torch_home=None, **arguments):
@@ -39,8 +39,8 @@ def figures(runs, prefix=''):
 def table(runs):
     "A line for each run"
     stages = list(runs[0]['seconds'])
-    print(f'{"run":10}{"seed":>6}{"pictures":>10}{"error":>9}' + ''.join(f'{s:>10}' for s in stages))
-    for r in runs: print(f'{r["name"]:10}{r["seed"]:>6}{r["pictures"]:>10,}{r["error"]["error"]:>9.1%}' + ''.join(f'{r["seconds"][s]:>9.1f}s' for s in stages), flush=True)
+    print(f'{"run":10}{"seed":>6}{"images":>10}{"error":>9}' + ''.join(f'{s:>10}' for s in stages))
+    for r in runs: print(f'{r["name"]:10}{r["seed"]:>6}{r["images"]:>10,}{r["error"]["error"]:>9.1%}' + ''.join(f'{r["seconds"][s]:>9.1f}s' for s in stages), flush=True)
 
 def main():
     parser = arguments(__doc__)

@@ -1,10 +1,10 @@
-"""`bearcls serve` beside FastAPI with fastai's `load_learner`: one model, the same pictures, the same clients, in turn
+"""`bearcls serve` beside FastAPI with fastai's `load_learner`: one model, the same images, the same clients, in turn
 
 python bench/serve.py --out serve.json [--rounds 3] [--minutes 10]
 
 The plain side is what people write: `load_learner` when the module is loaded, an endpoint `def predict(file: UploadFile)` with `learn.predict`, started with `uvicorn app:app`. FastAPI runs such an endpoint in a pool of threads, and nobody
 promises that a Learner may be asked by several of them, so wrong answers are counted; `--locked` gives the endpoint a lock.
-Each side has one process. That is what both commands start, and both use all cores with it, ours by threads that each take a picture, the other by the threads of torch. A second process would cost the plain side as much memory
+Each side has one process. That is what both commands start, and both use all cores with it, ours by threads that each take a photo, the other by the threads of torch. A second process would cost the plain side as much memory
 again; `--workers` gives both as many as wanted.
 
 The clients are one program for both sides: connections that are kept, each of which sends a form with one of the photographs (at most 512 pixels; drawn ones where BEARCLS_SHARED has none), waits for the answer, and sends the next.
@@ -154,7 +154,7 @@ async def steady(port, requests, rate, seconds, look):
 def percentile(values, p): return sorted(values)[min(len(values) - 1, int(len(values)*p))] if values else float('nan')
 
 def prepare(work, args):
-    "Model and pictures; `args` may name them"
+    "Model and images; `args` may name them"
     import shutil
     if args.bundle and args.learner:
         shutil.copytree(args.bundle, work/'bundle', dirs_exist_ok=True)
@@ -230,7 +230,7 @@ def main():
     parser.add_argument('--minutes', type=float, default=0, help='of twice the load that ours can answer')
     parser.add_argument('--bundle', type=Path, help='a bundle that is there already (with --learner)')
     parser.add_argument('--learner', type=Path, help='the same model as an exported Learner')
-    parser.add_argument('--work', type=Path, help='folder that keeps model and pictures for another run (default: a temporary one)')
+    parser.add_argument('--work', type=Path, help='folder that keeps model and images for another run (default: a temporary one)')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         work = (args.work or Path(tmp)).resolve()
@@ -238,7 +238,7 @@ def main():
         os.environ['BEARCLS_CACHE'] = str(work/'cache')
         requests = list(map(form, prepare(work, args)))
         runs, agree = measure(work, requests, args)
-        result = {**figures(runs), 'same_label': round(agree, 4), 'clients': args.clients, 'workers': args.workers, 'pictures': len(requests), 'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}
+        result = {**figures(runs), 'same_label': round(agree, 4), 'clients': args.clients, 'workers': args.workers, 'images': len(requests), 'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}
         if args.minutes: result['overload'] = overload(work, requests, args, max(r['requests_per_second_bearcls'] for r in runs))
     save({**result, 'runs': runs}, args.out)
 

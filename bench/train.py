@@ -9,9 +9,9 @@ stratified and with copies together, made with the round's number as its seed:
 book       the chapter's DataBlock and fine_tune(4): fastai's own decoding, four-byte numbers, no cache
 fit_fast   train(route='fast') with an empty cache
 retrain    the same once more, in a new process, from the cache that it left
-fine_tune  train(route='fine_tune', epochs=4, recipe='random_crop', min_scale=0.5): the book's epochs and transforms, on opened pictures that are kept, with
+fine_tune  train(route='fine_tune', epochs=4, recipe='random_crop', min_scale=0.5): the book's epochs and transforms, on opened images that are kept, with
            the memory format and precision that suit the processor
-cache      the book's recipe once more, with nothing changed but that opened pictures are kept
+cache      the book's recipe once more, with nothing changed but that opened images are kept
 
 An epoch's seconds are those of the epochs that train all layers, without the first of them. Errors and log losses are of each Learner's own `validate`."""
 import json, os, statistics, subprocess, sys, tempfile

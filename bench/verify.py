@@ -64,9 +64,9 @@ from bearcls.similarity import near_copies
 def work(n, kind):
     rng, n = np.random.default_rng(0), int(n)
     whole = rng.integers(0, 2**64, n, dtype=np.uint64)
-    if kind == 'one picture': whole[:] = whole[0]
+    if kind == 'one image': whole[:] = whole[0]
     if kind == 'one crowd': whole = whole[0] ^ np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (n, 5)).astype(np.uint64), axis=1)
-    tiny = [rng.integers(0, 256, tiny_side**2*3, dtype=np.uint8).tobytes() for _ in range(1 if kind == 'one picture' else n)]
+    tiny = [rng.integers(0, 256, tiny_side**2*3, dtype=np.uint8).tobytes() for _ in range(1 if kind == 'one image' else n)]
     prints = [Fingerprint(w, w, tiny[k % len(tiny)]) for k, w in enumerate(whole.tolist())]
     return {'copies': sum(1 for _ in near_copies(prints))}
 '''}
@@ -140,7 +140,7 @@ def main():
     with tempfile.TemporaryDirectory(dir=args.full.parent if args.full else None) as tmp:
         tmp, photos = Path(tmp), Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared'))/'data'/'bears'
         if not photos.is_dir():
-            print(f'No photographs in {photos}: drawn pictures are checked')
+            print(f'No photographs in {photos}: drawn images are checked')
             from bearcls.sample.bears import draw_bears
             photos = draw_bears(tmp/'drawn', n_per_label=139, faults=False)
         full = args.full or tmp/'full'
@@ -148,7 +148,7 @@ def main():
         runs = measure('full size', full, args.rounds, python) + measure('512 px', photos, args.rounds, python)
         doubled = run('bearcls', twice(full, tmp/'twice'))
     hashes = run('pairs', 100_000)
-    crowds = {kind: run('copies', 100_000, kind) for kind in ('one picture', 'one crowd')}
+    crowds = {kind: run('copies', 100_000, kind) for kind in ('one image', 'one crowd')}
     result = {**figures([r for r in runs if r['set'] == 'full size']), **figures([r for r in runs if r['set'] == '512 px'], 'small_'), 'peak_mb_twice_as_many': round(doubled['peak_mb']),
         'seconds_100k_hashes': round(hashes['seconds'], 2), 'peak_mb_100k_hashes': round(hashes['peak_mb']),
         **{f'{figure}_100k_{kind.replace(" ", "_")}': round(r[figure], 2) for kind, r in crowds.items() for figure in ('seconds', 'peak_mb')},

@@ -1,6 +1,6 @@
 """A bundle as a page without a server: how large, how soon ready, how fast, and how near to Python
 
-python bench/web.py --out web.json [--bundle FOLDER] [--rounds 5] [--pictures 100]
+python bench/web.py --out web.json [--bundle FOLDER] [--rounds 5] [--images 100]
 
 The page is opened as one file from the disk, in Chromium, with the network off. `--bundle` is any bundle; without it a SqueezeNet 1.1 is trained on the photographs of BEARCLS_SHARED (default ../shared; drawn ones
 and random weights where it is not there), and a small network of random weights, whose answers hang on edges and grain, is asked as well, since a good model is so sure of its answers that differences do not show.
@@ -121,20 +121,20 @@ def main():
     parser.add_argument('--bundle', type=Path, help='bundle to make the page of (default: one is trained)')
     parser.add_argument('--runtime', type=Path, help='folder or .tgz of onnxruntime-web (default: from the cache, or through npm)')
     parser.add_argument('--rounds', type=int, default=5, help='how often the page is opened in a new browser')
-    parser.add_argument('--pictures', type=int, default=100, help='photographs to ask about')
+    parser.add_argument('--images', type=int, default=100, help='photographs to ask about')
     args = parser.parse_args()
     from test_web import texture_bundle
     from bearcls.deploy.web import write_web
     with tempfile.TemporaryDirectory() as tmp:
         work = Path(tmp)
-        path, files, real = photographs(work, args.pictures)
-        if not real: print(f'No photographs in {shared}: drawn pictures')
+        path, files, real = photographs(work, args.images)
+        if not real: print(f'No photographs in {shared}: drawn images')
         bundle = args.bundle or trained(work, path, real)
         result = measure(write_web(bundle, work/'page', args.runtime), bundle, files, camera(work, files[0]), args.rounds)
         texture = texture_bundle(work/'texture', side=224, samples=files[::5])
         grain = measure(write_web(texture, work/'other', args.runtime), texture, files, files[0], 1)
         result |= dict(largest_difference_texture=grain['largest_difference'], largest_difference=max(result['largest_difference'], grain['largest_difference']),
-            other_hosts=result['other_hosts'] + grain['other_hosts'], pictures=len(files), real=real)
+            other_hosts=result['other_hosts'] + grain['other_hosts'], images=len(files), real=real)
     save(result, args.out)
 
 if __name__ == '__main__': main()

@@ -2,7 +2,7 @@
 import os
 from pathlib import Path
 import pytest
-from hostile import picture
+from hostile import image_bytes
 
 flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync '
     '--use-fake-device-for-media-stream --use-fake-ui-for-media-stream').split()  # a camera that shows a moving figure
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope='session', autouse=True)
 def cache(tmp_path_factory):
-    "Opened pictures and answers are kept apart from the user's own"
+    "Opened images and answers are kept apart from the user's own"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('BEARCLS_CACHE', str(tmp_path_factory.mktemp('cache')))
         yield
@@ -54,7 +54,7 @@ def bears(tmp_path):
     folder = tmp_path/'bears'
     for k, label in enumerate(('black', 'grizzly')):
         (folder/label).mkdir(parents=True)
-        for n in range(3): (folder/label/f'{n}.jpg').write_bytes(picture(10*k + n))
-    (folder/'black'/'broken.jpg').write_bytes(picture(1)[:-200])
+        for n in range(3): (folder/label/f'{n}.jpg').write_bytes(image_bytes(10*k + n))
+    (folder/'black'/'broken.jpg').write_bytes(image_bytes(1)[:-200])
     (folder/'grizzly'/'page.jpg').write_bytes(b'<html>')
     return folder

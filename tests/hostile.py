@@ -1,4 +1,4 @@
-"What the hostile tests share: small pictures, a bomb, a server that answers as it is told"
+"What the hostile tests share: small images, a bomb, a server that answers as it is told"
 import io, struct, sys, threading, time, zlib
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +10,7 @@ LOCAL = ['127.0.0.1']
 several_hosts = pytest.mark.skipif(sys.platform == 'darwin', reason='macOS answers at 127.0.0.1 and at no other loopback address')
 
 
-def picture(n=0, size=(96, 80), fmt='JPEG'):
+def image_bytes(n=0, size=(96, 80), fmt='JPEG'):
     image = Image.new('RGB', size, (30 + 40*n % 200, 120, 90))
     draw = ImageDraw.Draw(image)
     for i in range(6): draw.rectangle([7*i + n, 9*i, 7*i + 20 + n, 9*i + 11], fill=(255 - 30*i, 40*i % 255, (60 + 50*n) % 255))

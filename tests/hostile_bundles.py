@@ -8,7 +8,7 @@ from bearcls.inference.bundle import Bundle, sha256, write_bundle
 from bearcls.sample.standins import colour_model, furs
 
 strange = [None, True, False, 0, -1, 1, 1.5, 10**9, 2**63, -2**63, 1e308, 10**30, '', 'a', '\0', '../../etc/passwd', 'x'*100_000, [], {}, [[]]*1000, {'a': {}}, [None], ['a']*70_000, [0.5]*3, '\ud800', '🐻'*50,
-    {'threshold': 1e29, 'false_alarms': 0, 'pictures': 1}, {str(i): i for i in range(5000)}]
+    {'threshold': 1e29, 'false_alarms': 0, 'images': 1}, {str(i): i for i in range(5000)}]
 
 def sound(dest, model=None): return write_bundle(Bundle(list(furs), (64, 64)), colour_model() if model is None else model, dest, '# Furs')
 
@@ -210,11 +210,11 @@ def ask(paths):
     from PIL import Image
     from bearcls.inference.bundle import BundleError
     from bearcls.inference.classifier import Classifier
-    picture = Image.new('RGB', (80, 80), furs['brown'])
+    image = Image.new('RGB', (80, 80), furs['brown'])
     for path in paths:
         print(json.dumps(dict(path=path)), flush=True)  # so that it is known which one ended the process
         start = time.perf_counter()
-        try: p = Classifier(path, threads=1).predict(picture); said = dict(label=p.label, probability=p.probability, probabilities=p.probabilities)
+        try: p = Classifier(path, threads=1).predict(image); said = dict(label=p.label, probability=p.probability, probabilities=p.probabilities)
         except BundleError as e: said = dict(refused=str(e))
         except BaseException as e: said = dict(failed=f'{type(e).__name__}: {str(e)[:500]}')
         print(json.dumps(dict(path=path, seconds=time.perf_counter() - start, megabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024, **said)), flush=True)

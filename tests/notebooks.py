@@ -19,7 +19,7 @@ def cells(
 
 def output_text(
     cell: dict,
-) -> str:  # Everything but pictures
+) -> str:  # Everything but images
     "What the outputs of a cell say in words"
     parts = []
     for out in cell.get('outputs', []):

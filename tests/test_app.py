@@ -3,7 +3,7 @@ import contextlib, json, logging, multiprocessing, os, random, re, sqlite3, stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pytest
-from hostile import picture
+from hostile import image_bytes
 from tiny_bundle import make_bundle
 
 pytest.importorskip('anywidget', reason='anywidget is not installed')
@@ -32,7 +32,7 @@ def test_forged_messages(desk):
     dice = random.Random(0)
     values = [None, True, 0, -1, 1e400, float('nan'), '', 'ask', 'tell', 'x'*100_000, '\0', '\ud800', [], {}, [[]]*3, dict(a=1), b'bytes', object()]
     buffers = [[], [b''], [b'x', b'y'], [None], ['text'], [bytearray(10)], [memoryview(b'abcd')], [7], None, [os.urandom(1000)]]
-    answer = ask(desk, picture(1))
+    answer = ask(desk, image_bytes(1))
     assert answer.get('label'), answer
     try:
         for _ in range(3000):
@@ -55,12 +55,12 @@ def test_no_path_in_any_reply(bundle, tmp_path, monkeypatch):
         for error in (KeyError(place), OSError(2, 'no', place), MemoryError(place), RuntimeError(place), RecursionError(place), UnicodeDecodeError('utf-8', place.encode(), 0, 1, 'x')):
             classifier = Classifier(bundle, threads=1)
             monkeypatch.setattr(classifier, 'predict', lambda source, error=error: (_ for _ in ()).throw(error))
-            said = ask(AppDesk(classifier), picture(1))
+            said = ask(AppDesk(classifier), image_bytes(1))
             assert said['problem'].endswith('.') and place not in json.dumps(said)
     finally: logging.getLogger('bearcls.app').removeHandler(handler)
     assert records and not any(place in r or str(Path(__file__).parent) in r for r in records), records
     blocked = AppDesk(Classifier(bundle, threads=1), Feedback(tmp_path/'nowhere'/'f.sqlite'))
-    vote = blocked.reply(dict(do='tell', number='2', answer=ask(blocked, picture(1))['answer'], right=True))
+    vote = blocked.reply(dict(do='tell', number='2', answer=ask(blocked, image_bytes(1))['answer'], right=True))
     assert vote == dict(number='2', problem='This could not be kept: the file for feedback cannot be written.')
 
 def test_limits(desk):
@@ -69,19 +69,19 @@ def test_limits(desk):
     assert len(desk.answers) == max_answers and desk.answers[-1].name == f'{max_answers + 4}.jpg'
     long = desk.classify('n'*5000 + '\n\x1b[0m', b'x')
     assert len(long.name) == 200 and long.name.isprintable()
-    assert desk.classify('a\nb\x00c', b'x').name == 'a b c' and desk.classify('', b'x').name == 'The picture'
+    assert desk.classify('a\nb\x00c', b'x').name == 'a b c' and desk.classify('', b'x').name == 'The image'
 
 def test_kinds_that_only_some_programs_open(bundle):
     classifier = Classifier(bundle, threads=1)
     assert 'Please save it as JPEG' in answer_upload(classifier, 'IMG_1.HEIC', b'\0\0\0\x18ftypheic' + bytes(100)).problem
 
-def test_picture_only_where_it_is_wanted(desk):
-    "The browser has what it could open, and gets a small picture of what it could not"
-    assert 'picture' not in ask(desk, picture(1)) and ask(desk, picture(1), unseen=True)['picture'].startswith('data:image/jpeg;base64,')
+def test_image_only_where_it_is_wanted(desk):
+    "The browser has what it could open, and gets a small image of what it could not"
+    assert 'image' not in ask(desk, image_bytes(1)) and ask(desk, image_bytes(1), unseen=True)['image'].startswith('data:image/jpeg;base64,')
 
 def test_votes_on_what_was_said(desk):
     "The label, the probability and the digest come from the server, whatever the page says"
-    answer = ask(desk, picture(1))
+    answer = ask(desk, image_bytes(1))
     assert desk.reply(dict(do='tell', number='2', answer=answer['answer'], right=True, label='', probability=1, sha256='f'*64, name='other')) == dict(number='2', kept=True)
     vote, = desk.feedback.rows()
     assert (vote.label, vote.probability, vote.name, vote.model) == (answer['label'], answer['probability'], 'bear.png', desk.classifier.bundle.digest) and vote.sha256 != 'f'*64
@@ -92,13 +92,13 @@ def test_votes_on_what_was_said(desk):
 
 def test_widget(bundle, tmp_path):
     "Passes messages on, both ways; nobody is asked where no file is given"
-    app, sent = ClassifierApp(bundle, feedback=None, note='Pictures stay here.'), []
+    app, sent = ClassifierApp(bundle, feedback=None, note='Images stay here.'), []
     app.send = sent.append
-    assert app.facts['feedback'] is False and app.facts['labels'] == app.classifier.labels and app.facts['note'] == 'Pictures stay here.'
-    app._handle_custom_msg(dict(do='ask', number='7', name='bear.png'), [memoryview(picture(1))])
+    assert app.facts['feedback'] is False and app.facts['labels'] == app.classifier.labels and app.facts['note'] == 'Images stay here.'
+    app._handle_custom_msg(dict(do='ask', number='7', name='bear.png'), [memoryview(image_bytes(1))])
     app._handle_custom_msg(None, [])
     assert sent[0]['number'] == '7' and sent[0]['label'] == app.answers[-1].prediction.label and 'problem' in sent[1]
-    assert app.classify('bear.png', picture(1)).prediction and len(app.answers) == 2
+    assert app.classify('bear.png', image_bytes(1)).prediction and len(app.answers) == 2
     assert not list(tmp_path.iterdir())
 
 def test_script_is_made_for_strangers():

@@ -11,7 +11,7 @@ from bearcls.app.feedback import Feedback
 from bearcls.app.notebook import serve_app, write_app
 from test_app import small_server, wait_until
 from test_cleaner_browser import contrasts, fronts, front_url, idle, jupyter, setting
-from uploads import picture
+from uploads import image_bytes
 
 sideways = Image.Exif()
 sideways[0x0112] = 6
@@ -23,19 +23,19 @@ def files(tmp_path_factory):
     folder, veil = tmp_path_factory.mktemp('files'), io.BytesIO()
     Image.new('RGBA', (300, 300), (0, 0, 0, 0)).save(veil, 'PNG')
     for name, content in {
-        'brown.jpg': picture(furs['brown']), 'white.png': picture('white', format='PNG'), 'sideways.jpg': picture('white', (900, 400), exif=sideways),
-        'twelve.jpg': picture(furs['brown'], (4000, 3000), noise=60, quality=95), 'large.png': picture(furs['brown'], (3700, 2950), 'PNG', noise=60, compress_level=1),
-        'alpha.png': veil.getvalue(), 'web.webp': picture('white', format='WEBP'), 'new.avif': picture(furs['brown'], format='AVIF'), 'doubt.png': picture(between, format='PNG'),
-        'text.jpg': b'this is text', 'empty.jpg': b'', 'half.jpg': picture('white', (2000, 1500), noise=30)[:250_000], 'scan.tif': picture('white', (1600, 1640), 'TIFF'),
-        'huge.bin.jpg': os.urandom(9_000_000), '<img src=x onerror=alert(1)>.png': picture('white', format='PNG'),
+        'brown.jpg': image_bytes(furs['brown']), 'white.png': image_bytes('white', format='PNG'), 'sideways.jpg': image_bytes('white', (900, 400), exif=sideways),
+        'twelve.jpg': image_bytes(furs['brown'], (4000, 3000), noise=60, quality=95), 'large.png': image_bytes(furs['brown'], (3700, 2950), 'PNG', noise=60, compress_level=1),
+        'alpha.png': veil.getvalue(), 'web.webp': image_bytes('white', format='WEBP'), 'new.avif': image_bytes(furs['brown'], format='AVIF'), 'doubt.png': image_bytes(between, format='PNG'),
+        'text.jpg': b'this is text', 'empty.jpg': b'', 'half.jpg': image_bytes('white', (2000, 1500), noise=30)[:250_000], 'scan.tif': image_bytes('white', (1600, 1640), 'TIFF'),
+        'huge.bin.jpg': os.urandom(9_000_000), '<img src=x onerror=alert(1)>.png': image_bytes('white', format='PNG'),
     }.items(): (folder/name).write_bytes(content)
     assert 7_800_000 < (folder/'scan.tif').stat().st_size < 8_000_000  # close to the most that is sent as it is
     assert (folder/'large.png').stat().st_size > 29_000_000 and (folder/'twelve.jpg').stat().st_size > 5_000_000
     return folder
 
 expected = {'brown.jpg': 'brown', 'white.png': 'white', 'sideways.jpg': 'white', 'twelve.jpg': 'brown', 'large.png': 'brown', 'alpha.png': 'white', 'web.webp': 'white', 'new.avif': 'brown',
-    'scan.tif': 'white', 'doubt.png': 'None of these? Ask a person', 'text.jpg': 'the file is no picture of a known format', 'empty.jpg': 'the file holds no bytes',
-    'half.jpg': 'ends before the picture does', 'huge.bin.jpg': 'too much to send', '<img src=x onerror=alert(1)>.png': 'white'}
+    'scan.tif': 'white', 'doubt.png': 'None of these? Ask a person', 'text.jpg': 'the file is no image of a known format', 'empty.jpg': 'the file holds no bytes',
+    'half.jpg': 'ends before the image does', 'huge.bin.jpg': 'too much to send', '<img src=x onerror=alert(1)>.png': 'white'}
 
 # ---------------------------------------------------------------- two places
 
@@ -74,7 +74,7 @@ class Place:
         if self.is_voila: self.kernel = json.loads(self.tab.locator('#jupyter-config-data').text_content())['kernelId']
 
     @property
-    def button(self): return self.tab.get_by_role('button', name='Choose pictures')
+    def button(self): return self.tab.get_by_role('button', name='Choose images')
     @property
     def cards(self): return self.tab.locator('.bq-card')
     @property
@@ -95,7 +95,7 @@ class Place:
     def names(self): return self.cards.evaluate_all('cards => cards.map((card) => card.dataset.name)')
 
     def answers(self):
-        "Name of each picture, and what stands beside it"
+        "Name of each image, and what stands beside it"
         return {card.get_attribute('data-name'): card.locator('.bq-head strong, .bq-problem').inner_text() for card in self.cards.all()}
 
 @pytest.fixture(params=['voila', 'lab', 'notebook'])
@@ -126,9 +126,9 @@ def test_every_kind_of_file(place, files):
         sent = place.sent[before:]
         if name not in ('half.jpg', 'scan.tif'): assert max(sent, default=0) <= 200_000, (name, sent)
         assert sent or name in ('empty.jpg', 'huge.bin.jpg'), name
-        size = place.tab.locator('.bq-picture canvas').evaluate_all('c => c.map(c => [c.width, c.height])')
+        size = place.tab.locator('.bq-image canvas').evaluate_all('c => c.map(c => [c.width, c.height])')
         if name == 'sideways.jpg': assert size[0][0] < size[0][1], 'it lies on its side'
-        if 'problem' in place.cards.first.get_attribute('data-state'): assert not size, 'a picture stands beside a problem'
+        if 'problem' in place.cards.first.get_attribute('data-state'): assert not size, 'an image stands beside a problem'
     assert place.tab.locator('.bq-bars li').count() == 3
     html = place.tab.locator('.bearcls-classify').inner_html()
     assert 'Traceback' not in html and 'site-packages' not in html and str(place.folder) not in html and not place.errors
@@ -140,11 +140,11 @@ def test_several_at_once(place, files):
     place.choose(*[files/name for name in names])
     found = place.answers()
     assert list(found) == names and all(expected[name] in found[name] for name in names), found
-    assert place.status == 'All 12 pictures are done.'
+    assert place.status == 'All 12 images are done.'
 
 @two_places
 def test_no_stale_answer(place, files):
-    "New pictures are chosen while many old ones are worked on: these are gone at once, and stay away"
+    "New images are chosen while many old ones are worked on: these are gone at once, and stay away"
     place.choose(files/'white.png')
     place.choose(*[files/'large.png']*5, *[files/'sideways.jpg']*30, wait=False)
     assert 'white.png' not in place.names(), 'the old answer is still there'
@@ -162,7 +162,7 @@ def test_same_file_twice(place, files):
         place.choose(files/'white.png')
         assert place.answers() == {'white.png': 'white'}
         place.choose(files/'text.jpg')
-        assert 'no picture' in place.answers()['text.jpg']
+        assert 'no image' in place.answers()['text.jpg']
 
 # ---------------------------------------------------------------- other ways in
 
@@ -184,7 +184,7 @@ def test_paste_and_drop(place, files, kind):
     assert place.answers() == {'brown.jpg': 'brown'}
     if kind == 'paste':
         place.tab.evaluate(give, dict(kind=kind, name='', content=''))
-        assert place.status == 'There is no picture in the clipboard.' and not place.cards.count()
+        assert place.status == 'There is no image in the clipboard.' and not place.cards.count()
 
 def test_pasted_with_keys(page, files):
     "As people do: copied elsewhere, then Ctrl+V on the page"
@@ -201,7 +201,7 @@ def test_pasted_with_keys(page, files):
     assert list(page.answers().values()) == ['white']
 
 def test_camera(place):
-    take = place.tab.get_by_role('button', name='Take a picture')
+    take = place.tab.get_by_role('button', name='Take a photo')
     take.click()
     window = place.tab.get_by_role('dialog', name='Camera')
     window.get_by_role('button', name='Cancel').click()
@@ -209,21 +209,21 @@ def test_camera(place):
     assert not place.tab.locator('.bq-video').evaluate('v => Boolean(v.srcObject)'), 'the camera stays on'
     take.click()
     place.tab.wait_for_function("document.querySelector('.bq-video').videoWidth")
-    window.get_by_role('button', name='Take the picture').click()
+    window.get_by_role('button', name='Take the photo').click()
     place.wait(1)
     assert list(place.answers()) == ['camera.jpg'] and place.tab.locator('.bq-bars li').count() == 3
 
 def test_no_camera(page):
     "Where there is none, nothing offers one; where it is refused, a sentence says so"
-    page.tab.get_by_role('button', name='Take a picture').wait_for()  # it appears once the browser has named its cameras
+    page.tab.get_by_role('button', name='Take a photo').wait_for()  # it appears once the browser has named its cameras
     page.tab.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('no', 'NotAllowedError'); }; }")
-    page.tab.get_by_role('button', name='Take a picture').click()
+    page.tab.get_by_role('button', name='Take a photo').click()
     page.tab.get_by_text('The camera may not be used here.').wait_for()
     page.tab.evaluate("""() => {
       navigator.mediaDevices.enumerateDevices = async () => [];
       navigator.mediaDevices.dispatchEvent(new Event('devicechange'));
     }""")
-    page.tab.get_by_role('button', name='Take a picture').wait_for(state='hidden')
+    page.tab.get_by_role('button', name='Take a photo').wait_for(state='hidden')
 
 # ---------------------------------------------------------------- votes
 
@@ -262,7 +262,7 @@ def test_keyboard_alone(place, files):
     with tab.expect_file_chooser() as chooser: tab.keyboard.press('Enter')
     chooser.value.set_files(str(files/'brown.jpg'))
     place.wait(1)
-    assert tab.evaluate('document.activeElement.textContent') == 'Choose pictures', 'the focus has gone'
+    assert tab.evaluate('document.activeElement.textContent') == 'Choose images', 'the focus has gone'
     for _ in range(4):
         tab.keyboard.press('Tab')
         if tab.evaluate("document.activeElement.getAttribute('aria-label')") == 'Wrong': break
@@ -273,13 +273,13 @@ def test_keyboard_alone(place, files):
     tab.keyboard.press('ArrowDown')
     place.cards.get_by_text('Thank you.', exact=True).wait_for()
     assert Feedback(place.folder/'feedback.sqlite').rows()[-1].correct == 'black'
-    take = tab.get_by_role('button', name='Take a picture')
+    take = tab.get_by_role('button', name='Take a photo')
     focus(take)
     tab.keyboard.press('Enter')
     tab.get_by_role('dialog', name='Camera').wait_for()
     tab.keyboard.press('Escape')
     tab.get_by_role('dialog', name='Camera').wait_for(state='hidden')
-    tab.wait_for_function("document.activeElement.textContent == 'Take a picture'")  # a dialog says that it has closed a moment after it vanishes
+    tab.wait_for_function("document.activeElement.textContent == 'Take a photo'")  # a dialog says that it has closed a moment after it vanishes
 
 def test_told_to_screen_readers(page, files):
     "A heading, names for all controls, and a status that is read aloud"
@@ -355,8 +355,8 @@ def test_no_key_reaches_the_notebook(browser, lab, files, front):
         wait_until(lambda: notebook.stat().st_mtime_ns > written, 'Ctrl+S does not save the notebook')
 
 def snap(tab, name):
-    "Keep a picture of the page in the folder that BEARCLS_PICTURES names, if it names one"
-    if os.environ.get('BEARCLS_PICTURES'): tab.screenshot(path=f'{os.environ["BEARCLS_PICTURES"]}/{name}.png')
+    "Keep an image of the page in the folder that BEARCLS_IMAGES names, if it names one"
+    if os.environ.get('BEARCLS_IMAGES'): tab.screenshot(path=f'{os.environ["BEARCLS_IMAGES"]}/{name}.png')
 
 # ---------------------------------------------------------------- kernels
 
@@ -393,7 +393,7 @@ def test_goodbye(browser, bundle, monkeypatch):
         assert not place.errors
 
 def test_lost_kernel(browser, hasty, files):
-    "The card says so; nothing old stands beside the new picture"
+    "The card says so; nothing old stands beside the new image"
     psutil = pytest.importorskip('psutil')
     folder, url, ours = hasty
     with browser.new_page() as tab:
@@ -416,14 +416,14 @@ def test_files_of_the_server(voila):
         except urllib.error.HTTPError as e: assert e.code in (403, 404) and b'Traceback' not in e.read()
         else: raise AssertionError(f'{path} was given: {content[:80]}')
 
-# ---------------------------------------------------------------- pictures of it
+# ---------------------------------------------------------------- images of it
 
-@pytest.mark.skipif('BEARCLS_PICTURES' not in os.environ, reason='BEARCLS_PICTURES names no folder for pictures of the page')
-def test_pictures_for_the_site(browser, tmp_path):
-    "BEARCLS_PICTURES=nbs/images pytest tests/test_app_browser.py -k site draws the site's app.png and app-phone.png anew, with drawn bears"
+@pytest.mark.skipif('BEARCLS_IMAGES' not in os.environ, reason='BEARCLS_IMAGES names no folder for images of the page')
+def test_images_for_the_site(browser, tmp_path):
+    "BEARCLS_IMAGES=nbs/images pytest tests/test_app_browser.py -k site draws the site's app.png and app-phone.png anew, with drawn bears"
     from bearcls.sample.bears import draw_bears
     from bearcls.sample.strangers import draw_strangers
-    folder = Path(os.environ['BEARCLS_PICTURES'])
+    folder = Path(os.environ['BEARCLS_IMAGES'])
     bundle = os.environ.get('BEARCLS_BUNDLE') or pytest.skip('BEARCLS_BUNDLE names no bundle of bears')
     bears = draw_bears(tmp_path/'bears', n_per_label=4, seed=8, faults=False)
     chosen = [sorted((bears/label).iterdir())[1] for label in ('grizzly', 'teddy')]

@@ -75,7 +75,7 @@ def things(tmp_path_factory):
     "One of each noun, made as a user makes them"
     from bearcls.clean.plans import Change, plan_changes
     from bearcls.data.cache import survey
-    from bearcls.data.split import Split, split_pictures
+    from bearcls.data.split import Split, split_images
     from bearcls.all import Classifier, Cleaning, Thresholds, check_images, draw_bears, evaluate, image_dls, make_learner, plan_training
     from bearcls.folders import scan_folder
     folder = tmp_path_factory.mktemp('things')
@@ -86,7 +86,7 @@ def things(tmp_path_factory):
     classifier = Classifier(make_bundle(folder/'furs'))
     surveyed = survey(files)
     yield types.SimpleNamespace(folder=folder, bears=bears, dls=dls, learn=learn, seen=seen, files=files, classifier=classifier, bundle=classifier.bundle, report=check_images(bears),
-        thresholds=Thresholds(), surveyed=surveyed, split=split_pictures(surveyed), plan=learn.plan, rows=classifier.predict_batch(files[:3], quiet=True), image=Image.open(files[0]).convert('RGB'),
+        thresholds=Thresholds(), surveyed=surveyed, split=split_images(surveyed), plan=learn.plan, rows=classifier.predict_batch(files[:3], quiet=True), image=Image.open(files[0]).convert('RGB'),
         cleaning=Cleaning(bears), changes=plan_changes(bears, [Change('/'.join(files[0].parts[-2:]), 'delete')]), table=seen.table, model=learn.model, text='resnet18',
         scanned=scan_folder(bears))
 

@@ -48,7 +48,7 @@ wrong_values = {
     'temperature': [0, -1, None, '1', float('nan'), float('inf'), True, 10**400],
     'trust.threshold': [-0.1, 1.1, None, 'high', float('nan')],
     'trust.smallest': [-1, 0.5, None],
-    'trust.unlikeness': [{}, 'later', 0, {'threshold': .5}, dict(threshold='a', false_alarms=.05, pictures=9), dict(threshold=.5, false_alarms=2, pictures=9), dict(threshold=.5, false_alarms=.05, pictures=0)],
+    'trust.unlikeness': [{}, 'later', 0, {'threshold': .5}, dict(threshold='a', false_alarms=.05, images=9), dict(threshold=.5, false_alarms=2, images=9), dict(threshold=.5, false_alarms=.05, images=0)],
     'trust.confidence': [{}, 'later', 0, dict(bias=0), dict(bias=0, evidence={}), dict(bias='x', evidence={'probability': [0, 1, 1]}), dict(bias=0, evidence={'probability': [0, 0, 1]}),
         dict(bias=0, evidence={'probability': [0, 1]}), dict(bias=0, evidence={'weather': [0, 1, 1]}), dict(bias=0, evidence=['probability']), dict(bias=float('nan'), evidence={'probability': [0, 1, 1]})],
     'metrics': [None, [], 'good'],
@@ -311,7 +311,7 @@ def test_operators_that_no_classifier_needs(tmp_path):
     import onnx
     proto = onnx.load_from_string(colour_model())
     proto.graph.node[1].op_type = 'Unique'
-    with pytest.raises(OnnxFileError, match='uses the operator Unique, which classifiers of pictures have no need of'): check_model(proto.SerializeToString())
+    with pytest.raises(OnnxFileError, match='uses the operator Unique, which classifiers of images have no need of'): check_model(proto.SerializeToString())
 
 def test_nothing_of_others_is_replaced(tmp_path):
     for name in ('README.md', 'weights.safetensors'):

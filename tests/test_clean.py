@@ -3,7 +3,7 @@ import errno, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
-from hostile import bomb, picture
+from hostile import bomb, image_bytes
 from bearcls.clean import marks as marks_room, moves as moves_room
 from bearcls.clean.cleaning import Cleaning, orders
 from bearcls.clean.marks import Mark, Marks
@@ -34,7 +34,7 @@ def contents(folder): return sorted(f.read_bytes() for f in Path(folder).rglob('
 
 
 def predicted(path, **changes):
-    "An Evaluation whose model says `changes[file]`, and else what the picture is filed as"
+    "An Evaluation whose model says `changes[file]`, and else what the image is filed as"
     labels, files = sorted(d.name for d in path.iterdir() if d.is_dir()), image_files(path)
     rows, probabilities, rng = [], [], np.random.default_rng(0)
     for n, f in enumerate(files):
@@ -55,7 +55,7 @@ def folder(tmp_path):
     for k, label in enumerate(('black', 'grizzly')):
         (path/label).mkdir(parents=True)
         for n in range(4):
-            (path/label/f'{n}.jpg').write_bytes(picture(10*k + n))
+            (path/label/f'{n}.jpg').write_bytes(image_bytes(10*k + n))
             os.utime(path/label/f'{n}.jpg', ns=(10**18 + n, 10**18 + 7*n + 1))
     rows = [describe_file(f, path, url=f'http://x.test/{f.name}', more={'mine': 'kept'}) for f in image_files(path)]
     rows[1].status, rows[1].reason = 'duplicate', 'of old'
@@ -111,7 +111,7 @@ def apply_changes(path): return apply_plan(plan_changes(path, changes))
 
 
 def lying_about(path):
-    "What lies beside the image folder and would be in somebody's way: pictures in quarantine, half-written files"
+    "What lies beside the image folder and would be in somebody's way: images in quarantine, half-written files"
     return sorted(f.name for f in path.parent.rglob('*') if f.is_file() and (f.suffix == '.jpg' and '.quarantine' in f.parts or f.name.endswith('.cleaning') or f.parent == path and f.name.endswith('.part')))
 
 
@@ -126,7 +126,7 @@ def test_killed_at_every_step_of_apply(folder, tmp_path):
     for step in range(n_steps):
         path = next(copy)
         assert count_steps(lambda: apply_changes(path), step) is None
-        assert contents(path.parent) == contents(tmp_path), 'a picture was lost, or is there twice'
+        assert contents(path.parent) == contents(tmp_path), 'an image was lost, or is there twice'
         half = path.parent.with_name(f'{path.parent.name}-half')
         shutil.copytree(path.parent, half, symlinks=True)
         seen.add(bool(unfinished_moves(path)))
@@ -237,12 +237,12 @@ def test_the_batch_and_the_manifest_are_on_the_disk_before_the_first_file_moves(
 
 # --- names, links, rights, disks
 
-def test_names_that_collide_keep_every_picture(folder):
+def test_names_that_collide_keep_every_image(folder):
     before, kept = files_of(folder), contents(folder)
-    (folder/'grizzly'/'0-1.jpg').write_bytes(picture(77))
+    (folder/'grizzly'/'0-1.jpg').write_bytes(image_bytes(77))
     before, kept = files_of(folder), contents(folder)
     (folder/'sun').mkdir()
-    (folder/'sun'/'0.jpg').write_bytes(picture(78))
+    (folder/'sun'/'0.jpg').write_bytes(image_bytes(78))
     before, kept = files_of(folder), contents(folder)
     plan = plan_changes(folder, [Change('black/0.jpg', 'relabel', 'grizzly'), Change('sun/0.jpg', 'relabel', 'grizzly'), Change('grizzly/0.jpg', 'relabel', 'black')])
     assert [s.to for s in plan.steps] == ['grizzly/0-2.jpg', 'grizzly/0-3.jpg', 'black/0-1.jpg']
@@ -256,27 +256,27 @@ def test_names_that_collide_keep_every_picture(folder):
 def test_a_name_taken_between_plan_and_apply(folder):
     plan = plan_changes(folder, [Change('black/0.jpg', 'relabel', 'sun bear')])
     (folder/'sun bear').mkdir()
-    (folder/'sun bear'/'0.jpg').write_bytes(picture(50))
+    (folder/'sun bear'/'0.jpg').write_bytes(image_bytes(50))
     [move] = apply_plan(plan)
-    assert move.to == 'sun bear/0-1.jpg' and (folder/'sun bear'/'0.jpg').read_bytes() == picture(50)
+    assert move.to == 'sun bear/0-1.jpg' and (folder/'sun bear'/'0.jpg').read_bytes() == image_bytes(50)
 
 
 def test_a_name_taken_at_the_last_moment(folder, monkeypatch):
     real, before = moves_room._begin, files_of(folder)
     def slow(path, steps):
         batch = real(path, steps)
-        (folder/'grizzly'/'0-1.jpg').write_bytes(picture(50))
+        (folder/'grizzly'/'0-1.jpg').write_bytes(image_bytes(50))
         return batch
     monkeypatch.setattr(moves_room, '_begin', slow)
     first, second = apply_plan(plan_changes(folder, [Change('black/0.jpg', 'relabel', 'grizzly'), Change('black/1.jpg', 'delete')]))
     assert (first.status, second.status) == ('skipped', 'moved') and 'at the last moment' in first.reason
-    assert (folder/'grizzly'/'0-1.jpg').read_bytes() == picture(50)
+    assert (folder/'grizzly'/'0-1.jpg').read_bytes() == image_bytes(50)
     (folder/'grizzly'/'0-1.jpg').unlink()
     undo_moves(folder)
     assert files_of(folder) == before
 
 
-@pytest.mark.parametrize('action, to, meddle', [('delete', '', lambda f: f.write_bytes(picture(60))), ('relabel', 'grizzly', lambda f: f.unlink()), ('relabel', 'grizzly', lambda f: f.rename(f.with_name('other.jpg')))])
+@pytest.mark.parametrize('action, to, meddle', [('delete', '', lambda f: f.write_bytes(image_bytes(60))), ('relabel', 'grizzly', lambda f: f.unlink()), ('relabel', 'grizzly', lambda f: f.rename(f.with_name('other.jpg')))])
 def test_a_file_that_changed_or_went_since_it_was_marked_is_left_alone(folder, action, to, meddle):
     cleaning = Cleaning(folder)
     cleaning.mark('black/0.jpg', action, to)
@@ -296,20 +296,20 @@ def test_a_file_that_changes_during_apply_is_left_alone(folder, monkeypatch):
     real = moves_room._begin
     def slow(path, steps):
         batch = real(path, steps)
-        (folder/'black'/'0.jpg').write_bytes(picture(60))
+        (folder/'black'/'0.jpg').write_bytes(image_bytes(60))
         return batch
     monkeypatch.setattr(moves_room, '_begin', slow)
     moves = apply_changes(folder)
     assert [m.status for m in moves] == ['skipped', 'moved', 'moved', 'moved'] and 'changed' in moves[0].reason
-    assert (folder/'black'/'0.jpg').read_bytes() == picture(60)
+    assert (folder/'black'/'0.jpg').read_bytes() == image_bytes(60)
     undo_moves(folder)
-    assert (folder/'black'/'0.jpg').read_bytes() == picture(60) and (folder/'black'/'1.jpg').exists()
+    assert (folder/'black'/'0.jpg').read_bytes() == image_bytes(60) and (folder/'black'/'1.jpg').exists()
 
 
 @posix
 def test_links_move_as_links_or_stay(folder, tmp_path):
     (tmp_path/'store').mkdir()
-    (tmp_path/'store'/'a.jpg').write_bytes(picture(90))
+    (tmp_path/'store'/'a.jpg').write_bytes(image_bytes(90))
     os.symlink('../../store/a.jpg', folder/'black'/'outside.jpg')
     os.symlink('0.jpg', folder/'black'/'beside.jpg')
     os.symlink(tmp_path/'store'/'a.jpg', folder/'black'/'absolute.jpg')
@@ -320,7 +320,7 @@ def test_links_move_as_links_or_stay(folder, tmp_path):
     assert [s.action for s in plan.steps] == ['relabel', 'leave', 'relabel', 'delete', 'leave']
     assert 'lead elsewhere' in plan.steps[1].note and 'already' in plan.steps[4].note
     apply_plan(plan)
-    assert (folder/'grizzly'/'outside.jpg').is_symlink() and (folder/'grizzly'/'outside.jpg').read_bytes() == picture(90) and (tmp_path/'store'/'a.jpg').exists()
+    assert (folder/'grizzly'/'outside.jpg').is_symlink() and (folder/'grizzly'/'outside.jpg').read_bytes() == image_bytes(90) and (tmp_path/'store'/'a.jpg').exists()
     assert os.path.lexists(quarantine_folder(folder)/'black'/'broken.jpg')
     undo_moves(folder)
     assert files_of(folder) == before
@@ -330,7 +330,7 @@ def test_links_move_as_links_or_stay(folder, tmp_path):
 def test_odd_names_are_marked_moved_and_brought_back(folder):
     odd = ['bär ☃.jpg', 'a\\b.jpg', 'new\nline.jpg', os.fsdecode(b'caf\xe9.jpg'), ' space .jpg', '-rf.jpg', '<b>&.jpg', 'e\u0301.jpg', '\u00e9.jpg', "quote'\".jpg"]
     if sys.platform == 'darwin': odd = [n for n in odd if n.isascii() or '☃' in n]  # there, two spellings of é are one name, and bytes that are no UTF-8 none
-    for n, name in enumerate(odd): (folder/'black'/name).write_bytes(picture(20 + n))
+    for n, name in enumerate(odd): (folder/'black'/name).write_bytes(image_bytes(20 + n))
     cleaning, before = Cleaning(folder, labels=['Bär ☃']), files_of(folder)
     cleaning.mark([f'black/{n}' for n in odd[::2]], 'delete')
     cleaning.mark([f'black/{n}' for n in odd[1::2]], 'relabel', 'Bär ☃')
@@ -501,18 +501,18 @@ def test_restore_between_apply_and_undo_loses_nothing_and_is_told(folder):
 def test_restore_under_a_number_is_found_by_the_undo(folder):
     held = (folder/'black'/'0.jpg').read_bytes()
     apply_changes(folder)
-    (folder/'black'/'0.jpg').write_bytes(picture(99))
+    (folder/'black'/'0.jpg').write_bytes(image_bytes(99))
     restore(folder)
     [m] = [m for m in undo_moves(folder) if m.file == 'black/0.jpg']
     assert (m.status, m.to) == ('restored', 'black/0-1.jpg') and (folder/m.to).read_bytes() == held
-    assert (folder/'black'/'0.jpg').read_bytes() == picture(99) and 'black/0-1.jpg' in {r.file for r in read_manifest(folder)}
+    assert (folder/'black'/'0.jpg').read_bytes() == image_bytes(99) and 'black/0-1.jpg' in {r.file for r in read_manifest(folder)}
 
 
 def test_the_quarantine_knows_what_was_deleted(folder):
     quarantine_files(folder, [Suspect('grizzly/0.jpg', 'mine', 'set aside before')])
     between = files_of(folder)
     apply_changes(folder)
-    assert whereabouts(folder, 'black/0.jpg').read_bytes() == picture(0)
+    assert whereabouts(folder, 'black/0.jpg').read_bytes() == image_bytes(0)
     undo_moves(folder)
     assert files_of(folder) == between and whereabouts(folder, 'grizzly/0.jpg').exists()
     (folder/'black'/'0.jpg').unlink()  # by its owner; the quarantine has nothing to do with it any more
@@ -524,7 +524,7 @@ def test_undo_after_other_hands(folder, where):
     apply_changes(folder)
     moved = folder/'grizzly'/'1-1.jpg'
     if where == 'elsewhere': moved.rename(folder/'grizzly'/'mine.jpg')
-    if where == 'edited': moved.write_bytes(picture(70))
+    if where == 'edited': moved.write_bytes(image_bytes(70))
     if where == 'removed': moved.unlink()
     if where == 'quarantine emptied': shutil.rmtree(quarantine_folder(folder)/'black')
     between = contents(folder.parent)
@@ -545,9 +545,9 @@ def test_a_file_put_back_by_hand_is_told(folder):
 
 def test_an_old_place_taken_meanwhile_is_not_overwritten(folder):
     apply_changes(folder)
-    (folder/'black'/'1.jpg').write_bytes(picture(88))
+    (folder/'black'/'1.jpg').write_bytes(image_bytes(88))
     back = {m.file: m for m in undo_moves(folder)}
-    assert back['black/1.jpg'].to == 'black/1-1.jpg' and (folder/'black'/'1.jpg').read_bytes() == picture(88) and (folder/'black'/'1-1.jpg').read_bytes() == picture(1)
+    assert back['black/1.jpg'].to == 'black/1-1.jpg' and (folder/'black'/'1.jpg').read_bytes() == image_bytes(88) and (folder/'black'/'1-1.jpg').read_bytes() == image_bytes(1)
     assert undo_moves(folder) == []
 
 
@@ -820,7 +820,7 @@ def test_an_undo_gives_the_marks_of_its_own_batch(folder):
     cleaning = Cleaning(folder)
     cleaning.mark('black/0.jpg', 'relabel', 'grizzly')
     cleaning.apply()
-    (folder/'black'/'0.jpg').write_bytes(picture(50))
+    (folder/'black'/'0.jpg').write_bytes(image_bytes(50))
     cleaning.refresh()
     cleaning.mark('black/0.jpg', 'delete')
     cleaning.apply()
@@ -894,19 +894,19 @@ def test_a_mark_that_cannot_be_kept_is_not_made(folder, monkeypatch):
 
 def test_marks_refuse_what_is_not_there(folder):
     cleaning = Cleaning(folder)
-    for args, words in ((('black/9.jpg', 'delete'), "'black/9.jpg' is none of the pictures"), ((['black/0.jpg', 'x', 'y'], 'keep'), "'x' is none.*nor are 1 others"), (('black/0.jpg', 'erase'), "got 'erase'"),
-                        (('black/0.jpg', 'relabel', 'panda'), "`to` must be one of black, grizzly; got 'panda'"), (('../bears/black/0.jpg', 'delete'), 'is none of the pictures')):
+    for args, words in ((('black/9.jpg', 'delete'), "'black/9.jpg' is none of the images"), ((['black/0.jpg', 'x', 'y'], 'keep'), "'x' is none.*nor are 1 others"), (('black/0.jpg', 'erase'), "got 'erase'"),
+                        (('black/0.jpg', 'relabel', 'panda'), "`to` must be one of black, grizzly; got 'panda'"), (('../bears/black/0.jpg', 'delete'), 'is none of the images')):
         with pytest.raises(DataError, match=words): cleaning.mark(*args)
     (folder/'black'/'0.jpg').unlink()
     with pytest.raises(DataError, match='cannot be marked'): cleaning.mark(['black/0.jpg', 'black/1.jpg'], 'delete')
     assert cleaning.marks == {} and not cleaning.state.exists()
     with pytest.raises(DataError, match='holds one folder, bears, with the folders black, grizzly'): Cleaning(folder.parent)
     (folder.parent/'empty').mkdir()
-    with pytest.raises(DataError, match='holds no pictures'): Cleaning(folder.parent/'empty')
+    with pytest.raises(DataError, match='holds no images'): Cleaning(folder.parent/'empty')
     with pytest.raises(DataError, match='There is no folder'): Cleaning(folder/'none')
 
 
-# --- pictures, orders, predictions
+# --- images, orders, predictions
 
 def test_a_folder_of_weights_is_no_label(folder):
     (folder/'models').mkdir()
@@ -919,7 +919,7 @@ def test_a_folder_of_weights_is_no_label(folder):
 
 def test_filters_orders_and_pages_agree_with_a_plain_loop(folder):
     for label, first in (('black', 0), ('grizzly', 10)):
-        for n in range(4, 16): (folder/label/f'{n}.jpg').write_bytes(picture(first + n))
+        for n in range(4, 16): (folder/label/f'{n}.jpg').write_bytes(image_bytes(first + n))
     seen = predicted(folder, **{'black/1.jpg': ('grizzly', .97), 'grizzly/0.jpg': ('grizzly', .55), 'grizzly/3.jpg': ('black', .7)})
     cleaning = Cleaning(folder, seen)
     cleaning.mark(['black/0.jpg', 'grizzly/3.jpg'], 'delete')
@@ -975,7 +975,7 @@ def test_marks_that_cannot_follow_are_told_and_the_moves_are_not_lost(folder, mo
     assert [m.status for m in cleaning.undo()] == ['restored'] and cleaning.notes == [] and files_of(folder) == before
 
 
-def test_predictions_follow_a_picture_that_moved_also_after_a_restart(folder):
+def test_predictions_follow_a_image_that_moved_also_after_a_restart(folder):
     seen = predicted(folder, **{'black/1.jpg': ('grizzly', .97)})
     cleaning = Cleaning(folder, seen)
     cleaning.mark('black/1.jpg', 'relabel', 'grizzly')
@@ -987,9 +987,9 @@ def test_predictions_follow_a_picture_that_moved_also_after_a_restart(folder):
     assert cleaning.items == Cleaning(folder, seen).items and cleaning.items[1].loss == pytest.approx(-np.log(.03))
 
 
-def test_ten_thousand_pictures_turn_pages_at_once(tmp_path):
-    "The bound is a multiple of what it takes here: what it must not be is a search per picture"
-    data = picture()
+def test_ten_thousand_images_turn_pages_at_once(tmp_path):
+    "The bound is a multiple of what it takes here: what it must not be is a search per image"
+    data = image_bytes()
     for label in ('a', 'b', 'c', 'd'):
         (tmp_path/'many'/label).mkdir(parents=True)
         for n in range(2500): (tmp_path/'many'/label/f'{n}.jpg').write_bytes(data)
@@ -1017,7 +1017,7 @@ def test_thumbnails_are_upright_small_on_white_and_never_fail(folder):
     Image.new('RGBA', (300, 300), (0, 0, 0, 0)).save(folder/'black'/'clear.png')
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (900, 1200, 3), dtype=np.uint8)).save(folder/'black'/'noise.png')
-    for name, data in (('page.jpg', b'<html>'), ('empty.jpg', b''), ('bomb.png', bomb()), ('cut.jpg', picture()[:-200])): add(name, data)
+    for name, data in (('page.jpg', b'<html>'), ('empty.jpg', b''), ('bomb.png', bomb()), ('cut.jpg', image_bytes()[:-200])): add(name, data)
     cleaning = Cleaning(folder)
     def thumb(name): return load_image(cleaning.thumbnail(f'black/{name}'))
     assert thumb('turned.jpg').size == (80, 160) and min(thumb('clear.png').getpixel((9, 9))) > 250
@@ -1025,11 +1025,11 @@ def test_thumbnails_are_upright_small_on_white_and_never_fail(folder):
     cards = {cleaning.thumbnail(f'black/{n}') for n in ('page.jpg', 'empty.jpg', 'bomb.png')}
     assert len(cards) == 3, 'each card says its own reason'
     before = cleaning.thumbnail('black/0.jpg')
-    add('0.jpg', picture(50))
+    add('0.jpg', image_bytes(50))
     assert cleaning.thumbnail('black/0.jpg') != before
     (folder/'black'/'1.jpg').unlink()
     assert load_image(cleaning.thumbnail('black/1.jpg')).size == (160, 120)
-    with pytest.raises(DataError, match='none of the pictures'): cleaning.thumbnail('../secret.jpg')
+    with pytest.raises(DataError, match='none of the images'): cleaning.thumbnail('../secret.jpg')
 
 
 def test_a_report_proposes_and_the_reason_goes_into_quarantine(bears):

@@ -57,7 +57,7 @@ def names(widget): return [i.file for i in widget.cleaning.view(order='name', pe
 @pytest.mark.parametrize('message', [None, 7, 'delete', [], {}, {'do': None}, {'do': ['page']}, {'do': '__init__'}, {'do': 'cleaning'}, {'do': 'page'},
     {'do': 'page', 'query': []}, {'do': 'page', 'query': {'page': 1.5}}, {'do': 'page', 'query': {'page': True}}, {'do': 'page', 'query': {'page': -1}}, {'do': 'page', 'query': {'label': None}},
     {'do': 'page', 'query': {'order': 'random'}}, {'do': 'page', 'query': {'show': '<script>'}}, {'do': 'page', 'query': {'per_page': 10**9}}, {'do': 'page', 'query': {'label': 'x'*100_000}},
-    {'do': 'pictures', 'files': 'black'}, {'do': 'pictures', 'files': [None]}, {'do': 'pictures', 'files': [{}]}, {'do': 'pictures', 'files': [['black/a.jpg']]}, {'do': 'pictures', 'files': ['../../etc/passwd']}, {'do': 'pictures', 'files': ['/etc/passwd']},
+    {'do': 'images', 'files': 'black'}, {'do': 'images', 'files': [None]}, {'do': 'images', 'files': [{}]}, {'do': 'images', 'files': [['black/a.jpg']]}, {'do': 'images', 'files': ['../../etc/passwd']}, {'do': 'images', 'files': ['/etc/passwd']},
     {'do': 'large', 'file': '..'}, {'do': 'large', 'file': 3}, {'do': 'mark', 'files': ['manifest.csv'], 'action': 'delete', 'to': ''}, {'do': 'mark', 'files': [None], 'action': 'delete', 'to': ''},
     {'do': 'mark', 'files': [['a']], 'action': 'delete', 'to': ''}, {'do': 'mark', 'files': [], 'action': 'burn', 'to': ''}, {'do': 'mark', 'files': []}, {'do': 'mark', 'files': ['black/black_0000.jpg'], 'action': 'relabel', 'to': '../..'},
     {'do': 'apply'}, {'do': 'apply', 'token': 1}, {'do': 'apply', 'token': ''}], ids=lambda m: str(m)[:60])
@@ -96,18 +96,18 @@ def test_everything_sent_is_json(widget):
     json.dumps({k: v for k, v in bare.now_answer().items() if k != 'bytes'}, allow_nan=False)
 
 def test_light_on_the_wire(widget):
-    "The state that opens the widget: thirty pictures, their words, and the widget's own code"
+    "The state that opens the widget: thirty images, their words, and the widget's own code"
     state = widget.get_state()
-    pictures = sum(map(len, state['now'].pop('bytes')))
+    images = sum(map(len, state['now'].pop('bytes')))
     words = len(json.dumps(state, default=str))
-    assert len(state['now']['pictures']) == 30 and 50_000 < pictures + words <= 200_000, (pictures, words)
+    assert len(state['now']['images']) == 30 and 50_000 < images + words <= 200_000, (images, words)
 
 def test_marks_are_those_of_the_disk(widget, path):
     "Another object, as after a restarted kernel, shows the same marks; and so does a reloaded page"
     a, b, c = names(widget)[:3]
     ask(widget, 'mark', files=[a, b], action='delete', to='')
     said = ask(widget, 'mark', files=[c], action='relabel', to='teddy')
-    assert said['state']['summary'] == dict(keep=0, delete=2, relabel=1, undecided=42) and said['said'] == '1 picture to be relabelled to teddy.'
+    assert said['state']['summary'] == dict(keep=0, delete=2, relabel=1, undecided=42) and said['said'] == '1 image to be relabelled to teddy.'
     after = cleaner(path)
     shown = {i['file']: i['mark'] for i in after.get_state()['now']['page']['items'] if i['mark']}
     assert shown == {a: dict(action='delete', to=''), b: dict(action='delete', to=''), c: dict(action='relabel', to='teddy')}
@@ -169,7 +169,7 @@ def test_names_of_strangers_are_text(path):
     assert '<img src=x' not in shown and '&lt;img src=x' in shown
 
 def test_names_that_are_not_utf8(path):
-    "They reach the browser as text that it can send back, and take no other picture with them"
+    "They reach the browser as text that it can send back, and take no other image with them"
     if os.name == 'nt': pytest.skip('names are Unicode there')
     try: os.makedirs(os.fsencode(path/'na')+b'\xefve')
     except OSError: pytest.skip('this disk keeps no such names')
@@ -186,7 +186,7 @@ def test_names_that_are_not_utf8(path):
     json.dumps({k: v for k, v in shown.items() if k != 'bytes'}, ensure_ascii=False).encode()
     [label] = [l for l in wire('undo')['state']['labels'] if l.startswith('na')]
     [file] = [i['file'] for i in wire('page', query=dict(label=label))['page']['items']]
-    assert wire('pictures', files=[file, 'black/black_0000.jpg'])['pictures'][0] == file and wire('large', file=file)['large'] == file
+    assert wire('images', files=[file, 'black/black_0000.jpg'])['images'][0] == file and wire('large', file=file)['large'] == file
     assert wire('mark', files=[file, 'black/black_0001.jpg'], action='relabel', to='teddy')['marks'][file] and name in widget.cleaning.marks
     assert wire('mark', files=['black/black_0000.jpg'], action='relabel', to=label)['marks']
     plan = wire('plan')['plan']
@@ -196,7 +196,7 @@ def test_names_that_are_not_utf8(path):
     str(widget._repr_mimebundle_()[0]).encode()
 
 def test_a_label_that_goes(path):
-    "Its last picture moves while it is the filter, and the page is loaded anew"
+    "Its last image moves while it is the filter, and the page is loaded anew"
     widget, other = cleaner(path), Cleaning(path, labels=['polar'])
     [file] = names(widget)[:1]
     other.mark(file, 'relabel', 'polar')
@@ -206,7 +206,7 @@ def test_a_label_that_goes(path):
     now = widget.get_state()['now']
     assert (now['page']['query']['label'], now['page']['total'], now['state']['filters'][0]['name']) == ('', 45, 'label')
 
-def test_an_offered_label_without_pictures(path):
+def test_an_offered_label_without_images(path):
     widget = cleaner(path, labels=['polar'])
     assert ask(widget, 'page', query=dict(label='polar'))['page']['total'] == 0
     assert ['polar', 'polar (0)'] in widget.state_answer()['filters'][0]['options']
@@ -218,7 +218,7 @@ def test_told_what_another_window_moved(widget, path):
     ask(widget, 'mark', files=[a], action='delete', to='')
     ask(other, 'apply', token=ask(other, 'plan')['plan']['token'])
     told = ask(widget, 'mark', files=[b], action='keep', to='')
-    assert told['forget'] and told['said'] == '1 picture to be kept.' and told['marks'] == {b: dict(action='keep', to='')}
+    assert told['forget'] and told['said'] == '1 image to be kept.' and told['marks'] == {b: dict(action='keep', to='')}
     assert (told['state']['revision'], told['state']['can_undo'], told['state']['summary']['undecided']) == (1, True, 43)
     assert 'forget' not in ask(widget, 'page', query={}) and a not in names(widget)
     ask(other, 'undo')
@@ -233,15 +233,15 @@ def test_suggestions_are_one_stroke(widget):
     ask(widget, 'mark', files=suggested[:1], action='keep', to='')
     others = [f for f in names(widget) if f not in suggested][:2]
     said = ask(widget, 'accept', files=[*suggested, *others])
-    assert len(suggested) >= 3 and said['said'] == f'{len(suggested)} pictures marked as suggested.'
+    assert len(suggested) >= 3 and said['said'] == f'{len(suggested)} images marked as suggested.'
     assert {f: m and m['to'] for f, m in said['marks'].items()} == {i.file: i.to if i.proposal == 'relabel' else None for i in widget.cleaning.items if i.file in said['marks']}
     ask(widget, 'undo_mark')
     assert {f: m.action for f, m in widget.cleaning.marks.items()} == {suggested[0]: 'keep'}
-    assert 'Nothing is suggested' in ask(widget, 'accept', files=others)['said'] and 'is none of the pictures' in ask(widget, 'accept', files=['a.jpg'])['refused']
+    assert 'Nothing is suggested' in ask(widget, 'accept', files=others)['said'] and 'is none of the images' in ask(widget, 'accept', files=['a.jpg'])['refused']
 
 # ---------------------------------------------------------------- predictions, and where they come from
 
-def test_pictures_at_once_predictions_later(path, learn):
+def test_images_at_once_predictions_later(path, learn):
     free = threading.Event()
     widget = cleaner(path)
     def work():
@@ -266,7 +266,7 @@ def test_from_a_learner(path, learn):
     assert widget.predictions == '' and {i.split for i in widget.cleaning.items} == {'train', 'valid'} and all(i.predicted for i in widget.cleaning.items)
     assert all((a == b).all() for a, b in zip(weights, learn.model.parameters())) and widget.cleaning.path == path
 
-def test_slow_suspicions_do_not_keep_pictures_waiting(path, monkeypatch):
+def test_slow_suspicions_do_not_keep_images_waiting(path, monkeypatch):
     free, add = threading.Event(), Cleaning.add_predictions
     def slowly(self, seen, report=None):
         free.wait(30)
@@ -278,9 +278,9 @@ def test_slow_suspicions_do_not_keep_pictures_waiting(path, monkeypatch):
     widget.thread.join(30)
     assert widget.predictions == '' and widget.page_answer(Query())['items'][0]['predicted']
 
-def test_predictions_about_other_pictures(path):
+def test_predictions_about_other_images(path):
     seen = predictions(path)
-    seen.table['file'] = [f'elsewhere/pictures/{k}/{k}.jpg' for k in range(len(seen))]
+    seen.table['file'] = [f'elsewhere/images/{k}/{k}.jpg' for k in range(len(seen))]
     with pytest.raises(DataError, match='None of the 45 predictions'): cleaner(path, seen=seen)
 
 def test_a_failing_model_is_told(path, learn):
@@ -330,7 +330,7 @@ def test_called_as_fastais(path, learn):
     with pytest.raises(ValueError, match='`max_n` must lie between 1 and 200, got 500'): ImageClassifierCleaner(learn, max_n=500, seen=seen)
 
 def test_positions_are_not_worked_out_again(path, learn, monkeypatch):
-    "The book's loop asks for them once for each deleted picture"
+    "The book's loop asks for them once for each deleted image"
     book = ImageClassifierCleaner(learn, seen=predictions(path))
     first = list(book.fns)
     with monkeypatch.context() as patched:

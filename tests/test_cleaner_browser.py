@@ -9,7 +9,7 @@ from bearcls.clean.plans import Change, plan_changes
 from bearcls.sample.bears import draw_bears
 
 predictions = '''
-"Made-up predictions: the model contradicts the label of five pictures and agrees with all others"
+"Made-up predictions: the model contradicts the label of five images and agrees with all others"
 import numpy as np
 from pathlib import Path
 from bearcls.folders import image_files
@@ -42,7 +42,7 @@ for shown in (gallery(files[:20]), seen, show_top_losses(seen), show_confusion(s
 '''
 notebooks = dict(
     clean=['from predictions import path, seen\nfrom bearcls.clean.widget import cleaner', 'cleaner(path, seen=seen)'],
-    late=['from predictions import Path, path, seen' + late, 'late'],  # four pictures on a page; predictions come with the file `go`
+    late=['from predictions import Path, path, seen' + late, 'late'],  # four images on a page; predictions come with the file `go`
     galleries=['from predictions import path, seen\nfrom bearcls.all import *\nfrom bearcls.clean.plans import Change, plan_changes\nfrom bearcls.interpret.label_issues import find_issues', galleries],
 )
 
@@ -131,7 +131,7 @@ def idle(page):
     page.locator('.jp-Notebook-ExecutionIndicator[data-status=idle]').first.wait_for(timeout=120_000, state='attached')
 
 def run_cells(page):
-    "Run both cells, and wait for the pictures"
+    "Run both cells, and wait for the images"
     idle(page)
     page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
     page.keyboard.press('Shift+Enter')
@@ -140,7 +140,7 @@ def run_cells(page):
     idle(page)
 
 def shown(page):
-    "Wait until every picture of the page is there, and what the model says"
+    "Wait until every image of the page is there, and what the model says"
     trouble = page.locator('[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]')
     page.locator('.bc-card').first.or_(trouble.first).first.wait_for(timeout=120_000)
     assert not trouble.count(), trouble.first.inner_text()
@@ -177,7 +177,7 @@ class Mouse:
     def begin(self): pass
     def delete(self, first, second):
         self.card(first).get_by_role('button', name='Delete').click()
-        self.card(second).locator('.bc-picture').click()
+        self.card(second).locator('.bc-image').click()
         self.page.locator('.bc-bar').get_by_role('button', name='Delete', exact=True).click()
     def relabel(self, file, label): self.card(file).get_by_role('combobox').select_option(label)
     def choose(self, name, value): self.page.locator(f'select[name={name}]').select_option(value)
@@ -225,7 +225,7 @@ def walk(page, folder, hand, reload):
     for name, value, wrong in (('label', label, lambda f: not f.startswith(label)), ('split', 'valid', lambda f: False)):
         hand.choose(name, value)
         page.wait_for_function('([l, n]) => document.querySelector(`select[name=${n}]`).value == l', arg=[value, name])
-        wait_until(lambda: files(page) and not any(map(wrong, files(page))), f'the filter {name} shows other pictures')
+        wait_until(lambda: files(page) and not any(map(wrong, files(page))), f'the filter {name} shows other images')
         shown(page)
     wait_until(lambda: 0 < len(files(page)) < 20, 'the filter split shows as many as before')
     shown(page)
@@ -249,13 +249,13 @@ def walk(page, folder, hand, reload):
     after = snapshot(folder)
     moved = 'bears/' + new + '/' + third.split('/')[1]
     assert after[moved] == before[f'bears/{third}'] and not {f'bears/{f}' for f in (first, second, third)} & after.keys()
-    wait_until(lambda: not set(expected) & set(files(page)), 'moved pictures are still shown')
+    wait_until(lambda: not set(expected) & set(files(page)), 'moved images are still shown')
     assert page.evaluate("document.activeElement.matches('.bc-main')"), 'the focus has gone from the button that cannot be pressed now'
 
     hand.begin()
     hand.press('Undo last apply')
     wait_until(lambda: snapshot(folder) == before, 'undo did not bring back every byte')
-    wait_until(lambda: set(expected) <= set(files(page)), 'pictures that came back are not shown')
+    wait_until(lambda: set(expected) <= set(files(page)), 'images that came back are not shown')
 
 @pytest.fixture(autouse=True)
 def unmarked(request):
@@ -270,7 +270,7 @@ def test_in_jupyter(browser, lab, front, hand, theme):
     with browser.new_page(viewport=dict(width=1280, height=900)) as page:
         open_lab(page, folder, url, theme, front)
         assert page.locator('.bearcls-cleaner').get_attribute('data-theme') == theme.split()[1].lower()
-        picture(page, f'cleaner-{front}-{hand.__name__.lower()}')
+        image_bytes(page, f'cleaner-{front}-{hand.__name__.lower()}')
         n_cells = page.locator('.jp-Notebook .jp-Cell').count()
         def reload():
             page.locator('.bc-face').first.focus()
@@ -309,13 +309,13 @@ def test_a_kernel_that_restarts(browser, lab, front):
         first, second = files(page)[:2]
         page.locator('.bc-face').first.click()
         page.keyboard.press('d')
-        status(page).get_by_text('1 picture to be deleted').wait_for()
+        status(page).get_by_text('1 image to be deleted').wait_for()
         page.locator('.jp-NotebookPanel-toolbar [data-command="notebook:restart-kernel"]').first.click()
         page.locator('.jp-Dialog .jp-mod-accept').click()
         page.locator('.jp-Dialog').wait_for(state='detached')
         idle(page)
         if page.locator(f'.bc-card[data-file="{second}"]').count():  # JupyterLab may also take the widget away
-            page.locator(f'.bc-card[data-file="{second}"] .bc-picture').click()
+            page.locator(f'.bc-card[data-file="{second}"] .bc-image').click()
             page.keyboard.press('d')
             page.locator('.bc-trouble').get_by_text('Python has not answered').wait_for()
         run_cells(page)
@@ -333,7 +333,7 @@ def test_in_voila(browser, voila, hand):
 # ---------------------------------------------------------------- galleries and tables
 
 def look_at_galleries(page, theme, name):
-    "Pictures are there, words can be read, nothing is cut off or pushes the page wider"
+    "Images are there, words can be read, nothing is cut off or pushes the page wider"
     trouble = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
     page.locator('.jp-RenderedHTMLCommon').nth(13).or_(trouble.first).first.wait_for(timeout=120_000)
     assert not trouble.count(), trouble.first.inner_text()
@@ -348,7 +348,7 @@ def look_at_galleries(page, theme, name):
         .filter(e => e.checkVisibility() && (e.scrollHeight > e.clientHeight + 2 || e.scrollWidth > e.clientWidth + 2)).map(e => e.textContent.trim().slice(0, 60))''')
     assert not cut, cut
     for k, output in enumerate(page.locator('.jp-RenderedHTMLCommon').all()):
-        if os.environ.get('BEARCLS_PICTURES'): output.screenshot(path=f'{os.environ["BEARCLS_PICTURES"]}/gallery-{name}-{k}.png')
+        if os.environ.get('BEARCLS_IMAGES'): output.screenshot(path=f'{os.environ["BEARCLS_IMAGES"]}/gallery-{name}-{k}.png')
 
 @pytest.mark.parametrize('front, theme', [('lab', 'Light'), ('notebook', 'Light'), ('notebook', 'Dark'), ('voila', 'Light')], ids=lambda v: v.lower())
 def test_galleries(request, browser, front, theme):
@@ -397,7 +397,7 @@ def test_themes_and_sizes(board):
     for theme, page in (('light', 'white'), ('dark', '#111')):
         paint(board, page)
         board.locator(f'.bearcls-cleaner[data-theme={theme}]').wait_for()
-        picture(board, f'cleaner-{theme}')
+        image_bytes(board, f'cleaner-{theme}')
         low = [found for found in board.evaluate(contrasts) if found[0] < 4.5]
         assert not low and len(board.evaluate(contrasts)) > 100, low
     paint(board, 'transparent')
@@ -406,7 +406,7 @@ def test_themes_and_sizes(board):
         board.locator(f'.bearcls-cleaner[data-theme={wish}]').wait_for()
     board.set_viewport_size(dict(width=360, height=800))
     assert board.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
-    picture(board, 'cleaner-360')
+    image_bytes(board, 'cleaner-360')
     for button in board.locator('.bc-card').first.get_by_role('button').all(): assert button.is_visible()
 
 def paint(page, colour):
@@ -415,30 +415,30 @@ def paint(page, colour):
       for (let el = document.querySelector('.bearcls-cleaner').parentElement; el; el = el.parentElement) el.style.background = colour;
     }""", colour)
 
-def picture(page, name):
-    "Keep a picture of the page in the folder that BEARCLS_PICTURES names, if it names one"
-    folder = os.environ.get('BEARCLS_PICTURES')
+def image_bytes(page, name):
+    "Keep an image of the page in the folder that BEARCLS_IMAGES names, if it names one"
+    folder = os.environ.get('BEARCLS_IMAGES')
     if folder: page.screenshot(path=f'{folder}/{name}.png')
 
-@pytest.mark.skipif('BEARCLS_PICTURES' not in os.environ, reason='BEARCLS_PICTURES names no folder for pictures of the page')
-def test_picture_for_the_site(board):
-    "BEARCLS_PICTURES=nbs/images pytest tests/test_cleaner_browser.py -k site draws the site's cleaner.png anew"
+@pytest.mark.skipif('BEARCLS_IMAGES' not in os.environ, reason='BEARCLS_IMAGES names no folder for images of the page')
+def test_image_for_the_site(board):
+    "BEARCLS_IMAGES=nbs/images pytest tests/test_cleaner_browser.py -k site draws the site's cleaner.png anew"
     from PIL import Image
     board.set_viewport_size(dict(width=1000, height=690))
     board.locator('.bc-face').first.click()
     for key in ('k', 'ArrowRight', '2', 'ArrowRight', 'd', 'ArrowRight', 'Shift+ArrowRight'): board.keyboard.press(key)
-    file = Path(os.environ['BEARCLS_PICTURES'])/'cleaner.png'
+    file = Path(os.environ['BEARCLS_IMAGES'])/'cleaner.png'
     board.screenshot(path=file)
     with Image.open(file) as image: image.convert('RGB').quantize(256, kmeans=2).save(file, optimize=True)
     assert file.stat().st_size < 200_000
 
 def test_light_on_the_wire(board):
-    "Thirty pictures, with the widget's own code and all that Voilà sends beside"
+    "Thirty images, with the widget's own code and all that Voilà sends beside"
     assert len(files(board)) == 30 and 20_000 < board.bytes <= 200_000
 
 def test_several_at_once_and_undo(board):
     first, second, third, fourth, *_ = files(board)
-    face = lambda file: board.locator(f'.bc-card[data-file="{file}"] .bc-picture')
+    face = lambda file: board.locator(f'.bc-card[data-file="{file}"] .bc-image')
     face(first).click()
     face(third).click(modifiers=['Shift'])
     face(second).click(modifiers=['ControlOrMeta'])
@@ -454,23 +454,23 @@ def test_several_at_once_and_undo(board):
     wait_until(lambda: not marks(board), 'a mark is left')
 
 def test_nothing_is_exchanged_under_the_hand(browser, voila):
-    "Predictions wait for who is at work on a page; a key means the picture that the large window shows"
+    "Predictions wait for who is at work on a page; a key means the image that the large window shows"
     folder, url = voila
     with browser.new_page(viewport=dict(width=1280, height=900)) as page:
         page.goto(url.replace('clean', 'late'), timeout=120_000)
         page.locator('.bc-card').first.wait_for(timeout=120_000)
         first, second, third, _ = before = files(page)
         title = page.locator('.bc-dialog h2')
-        page.locator('.bc-picture').nth(0).click()
-        page.locator('.bc-picture').nth(2).click(modifiers=['Shift'])
+        page.locator('.bc-image').nth(0).click()
+        page.locator('.bc-image').nth(2).click(modifiers=['Shift'])
         page.keyboard.press('Enter')
         title.get_by_text(third).wait_for()
         (folder/'go').touch()
         status(page).get_by_text('Predictions are there').wait_for()
         status(page).get_by_text('stays as it is').wait_for()
-        assert files(page) == before and title.inner_text() == third, 'the picture was exchanged'
+        assert files(page) == before and title.inner_text() == third, 'the image was exchanged'
         page.keyboard.press('d')
-        assert marks(page) == {third: '✕ Delete'}, 'a key meant pictures behind the window'
+        assert marks(page) == {third: '✕ Delete'}, 'a key meant images behind the window'
         page.keyboard.press('Escape')
         page.locator('.bc-dialog').wait_for(state='hidden')
         for _ in range(2): page.keyboard.down('k')  # the second is what a key held down sends
@@ -490,22 +490,22 @@ def test_nothing_is_exchanged_under_the_hand(browser, voila):
         wait_until(lambda: marks(page) == kept, 'one undo does not take back what one press accepted')
 
         Mouse(page).choose('show', 'undecided')
-        page.locator('.bc-paging').get_by_text('17 pictures, page 1 of 5').wait_for()
+        page.locator('.bc-paging').get_by_text('17 images, page 1 of 5').wait_for()
         for left in (13, 9, 5, 1):
             page.locator('.bc-face').first.focus()
             page.keyboard.press('Control+a')
             page.keyboard.press('k')
             page.locator('.bc-paging').get_by_role('button', name='Next').press('Enter')
-            page.locator('.bc-paging').get_by_text(f'{left} picture').wait_for()
-        assert len(files(page)) == 1 and page.evaluate('document.activeElement.textContent') == 'Next', 'pictures were skipped, or the focus went'
+            page.locator('.bc-paging').get_by_text(f'{left} image').wait_for()
+        assert len(files(page)) == 1 and page.evaluate('document.activeElement.textContent') == 'Next', 'images were skipped, or the focus went'
 
 def test_told_what_others_moved(board, voila):
-    "Another program has moved a picture under a new label; the next answer tells, and the label may go again"
+    "Another program has moved an image under a new label; the next answer tells, and the label may go again"
     path, (first, second, *_) = voila[0]/'bears', files(board)
     apply_plan(plan_changes(path, [Change(first, 'relabel', 'polar')]))
-    board.locator(f'.bc-card[data-file="{second}"] .bc-picture').click()
+    board.locator(f'.bc-card[data-file="{second}"] .bc-image').click()
     board.keyboard.press('k')
-    wait_until(lambda: first not in files(board), 'a picture that has moved is still shown')
+    wait_until(lambda: first not in files(board), 'an image that has moved is still shown')
     assert marks(board) == {second: '✓ Keep'} and board.locator('.bc-chosen').inner_text() == '1 selected'
     Mouse(board).choose('label', 'polar')
     wait_until(lambda: [f.split('/')[0] for f in files(board)] == ['polar'], 'the new label cannot be chosen')
@@ -514,8 +514,8 @@ def test_told_what_others_moved(board, voila):
     assert board.locator('select[name=label]').input_value() == ''
 
 def test_told_to_screen_readers(board):
-    "A grid with one tab stop, a name for every control, words for every picture, and a status that is read aloud"
-    grid = board.get_by_role('grid', name='Pictures')
+    "A grid with one tab stop, a name for every control, words for every image, and a status that is read aloud"
+    grid = board.get_by_role('grid', name='Images')
     assert grid.get_attribute('aria-rowcount') == '60' and grid.get_by_role('row').count() == 30
     assert board.locator('.bc-grid [tabindex="0"]').count() == 1
     first = files(board)[0]
@@ -537,7 +537,7 @@ def test_told_to_screen_readers(board):
     assert set(marks(board)) == {files(board)[1]} and board.evaluate('document.activeElement.closest(".bc-card").dataset.file') == files(board)[1]
 
 def test_seen_pages_come_from_memory(board):
-    "Switching back asks for no picture again, and takes no 0.3 seconds"
+    "Switching back asks for no image again, and takes no 0.3 seconds"
     choose = Mouse(board).choose
     choose('label', 'teddy')
     wait_until(lambda: all(f.startswith('teddy') for f in files(board)), 'no teddies')

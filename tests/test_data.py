@@ -8,7 +8,7 @@ from fastai.vision.augment import Flip
 from fastai.vision.core import imagenet_stats
 from PIL import Image
 from torch import nn
-from hostile import bomb, picture
+from hostile import bomb, image_bytes
 from bearcls.data import loaders as data, cache as opening, split as split_module
 from bearcls import similarity as likeness
 from bearcls.core import DataError, cache_folder, sha256
@@ -23,7 +23,7 @@ from bearcls.fingerprints import fingerprint
 from bearcls.data.cache import OpenImage, Store, Surveyed, digest_of, survey
 from bearcls.data.transforms import augmentations, compare_resizes, pad_fills, recipes, show_augmentations
 from bearcls.sample.bears import draw_bears
-from bearcls.data.split import Split, near_groups, split_files, split_pictures
+from bearcls.data.split import Split, near_groups, split_files, split_images
 
 every_recipe = [(r, p) for r in recipes for p in (pad_fills if r == 'pad' else ['zeros'])]
 mean, std = (torch.tensor(s)[:, None, None] for s in imagenet_stats)
@@ -33,7 +33,7 @@ def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('BEARCLS_CACHE', str(tm
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
-    "Twelve bears of each label in wide and tall pictures"
+    "Twelve bears of each label in wide and tall images"
     folder = draw_bears(tmp_path_factory.mktemp('drawn')/'bears', n_per_label=12, side=200, seed=3, faults=False)
     for n, f in enumerate(image_files(folder)): load_image(f).crop((0, 0, 200, 150) if n % 2 else (20, 0, 150, 200)).save(f, quality=90)
     return folder
@@ -66,7 +66,7 @@ def turned(image, orientation):
 @pytest.mark.parametrize('recipe,pad_mode', every_recipe)
 def test_all_orientations_reach_training_as_they_reach_prediction(tmp_path, recipe, pad_mode):
     image = Image.new('RGB', (150, 100), '#3060c0')
-    image.paste('#e04020', (0, 0, 75, 50))  # the upper left quarter tells how a picture lies
+    image.paste('#e04020', (0, 0, 75, 50))  # the upper left quarter tells how an image lies
     for label in ('left', 'right'):
         (tmp_path/'all'/label).mkdir(parents=True)
         for o in range(1, 9):
@@ -89,8 +89,8 @@ def test_every_kind_of_file_reaches_the_model(tmp_path):
     saved = dict(jpg='JPEG', jfif='JPEG', png='PNG', webp='WEBP', gif='GIF', bmp='BMP', tiff='TIFF')
     for k, label in enumerate(('one', 'two')):
         (folder/label).mkdir(parents=True)
-        for n, (suffix, fmt) in enumerate(saved.items()): (folder/label/f'{n}.{suffix}').write_bytes(picture(10*k + n, fmt=fmt))
-        image = Image.open(io.BytesIO(picture(30 + k)))
+        for n, (suffix, fmt) in enumerate(saved.items()): (folder/label/f'{n}.{suffix}').write_bytes(image_bytes(10*k + n, fmt=fmt))
+        image = Image.open(io.BytesIO(image_bytes(30 + k)))
         for n, mode in enumerate(('L', 'P', 'RGBA', 'LA', '1', 'CMYK', 'I;16')):
             (Image.fromarray(np.asarray(image.convert('L')).astype(np.uint16)*257) if mode == 'I;16' else image.convert(mode)).save(folder/label/f'm{n}.{"tif" if mode == "CMYK" else "png"}')
     dls = image_dls(folder, size=32, bs=4, near_copies=False)
@@ -118,7 +118,7 @@ def test_hostile_files_are_named_before_training(bears):
     (bears/'black'/'random.jpg').write_bytes(b'\xff\xd8\xff' + os.urandom(3000))
     with pytest.raises(DataError) as e: image_dls(bears, size=32, min_per_label=2)
     for name in ('black/bomb.png', 'black/empty.gif', 'black/random.jpg', 'black/broken.jpg', 'grizzly/page.jpg'): assert name in str(e.value)
-    assert '5 of 11 pictures' in str(e.value) and 'exclude' in str(e.value)
+    assert '5 of 11 images' in str(e.value) and 'exclude' in str(e.value)
     left_out = ['black/bomb.png', 'black/empty.gif', 'black/random.jpg', 'black/broken.jpg', 'grizzly/page.jpg']
     dls = image_dls(bears, size=32, exclude=left_out, min_per_label=2)
     assert len(dls.train_ds) + len(dls.valid_ds) == 6 and len(dls.survey) == 6
@@ -126,34 +126,34 @@ def test_hostile_files_are_named_before_training(bears):
 def test_many_broken_files_are_counted(drawn, tmp_path):
     folder = shuffled_copy(drawn, tmp_path/'b')
     for n in range(9): (folder/'black'/f'broken{n}.jpg').write_bytes(b'<html>')
-    with pytest.raises(DataError, match='9 of 45 pictures.*and 4 more'): image_dls(folder, size=32)
+    with pytest.raises(DataError, match='9 of 45 images.*and 4 more'): image_dls(folder, size=32)
 
 @pytest.mark.parametrize('spoil,message', [
     (lambda p: shutil.rmtree(p/'grizzly') or shutil.rmtree(p/'teddy'), 'one label only, black'),
-    (lambda p: [f.unlink() for f in (p/'teddy').iterdir()], 'without usable pictures: teddy'),
-    (lambda p: (p/'polar').mkdir(), 'without usable pictures: polar'),
+    (lambda p: [f.unlink() for f in (p/'teddy').iterdir()], 'without usable images: teddy'),
+    (lambda p: (p/'polar').mkdir(), 'without usable images: polar'),
     (lambda p: [f.unlink() for f in sorted((p/'teddy').iterdir())[1:]], 'teddy has 1'),
-    (lambda p: [shutil.rmtree(d) for d in p.iterdir() if d.is_dir()], 'holds no pictures in label folders'),
-    (lambda p: [shutil.copy(min((p/'teddy').iterdir()), f) for f in sorted((p/'teddy').iterdir())[1:]], 'All 12 pictures of teddy are copies'),
+    (lambda p: [shutil.rmtree(d) for d in p.iterdir() if d.is_dir()], 'holds no images in label folders'),
+    (lambda p: [shutil.copy(min((p/'teddy').iterdir()), f) for f in sorted((p/'teddy').iterdir())[1:]], 'All 12 images of teddy are copies'),
 ])
 def test_label_problems_name_the_label(drawn, tmp_path, spoil, message):
     spoil(folder := shuffled_copy(drawn, tmp_path/'spoilt'))
     with pytest.raises(DataError, match=message): image_dls(folder, size=32)
 
 def test_everything_left_out_of_a_label_names_it(drawn):
-    with pytest.raises(DataError, match='without usable pictures: teddy'): image_dls(drawn, size=32, exclude=[f for f in image_files(drawn) if f.parent.name == 'teddy'])
+    with pytest.raises(DataError, match='without usable images: teddy'): image_dls(drawn, size=32, exclude=[f for f in image_files(drawn) if f.parent.name == 'teddy'])
 
 @pytest.mark.parametrize('kept', ['models/best.pth', 'bundle/model.onnx', 'notes/read me.txt'])
 def test_folders_of_other_things_are_no_labels(drawn, tmp_path, kept):
     folder = shuffled_copy(drawn, tmp_path/'b')
     (folder/kept).parent.mkdir()
-    (folder/kept).write_bytes(b'not a picture')
+    (folder/kept).write_bytes(b'not an image')
     assert list(image_dls(folder, size=32).vocab) == ['black', 'grizzly', 'teddy']
 
-def test_settings_are_refused_before_pictures_are_opened(bears):
+def test_settings_are_refused_before_images_are_opened(bears):
     for settings in (dict(recipe='stretch'), dict(augment='rotation'), dict(pad_mode='white'), dict(size=4), dict(min_scale=2)):
         with pytest.raises(ValueError) as e: image_dls(bears, min_per_label=2, **settings)
-        assert 'pictures in' not in str(e.value)
+        assert 'images in' not in str(e.value)
 
 
 # The split
@@ -177,10 +177,10 @@ def test_split_and_batches_repeat_in_a_fresh_process_and_in_a_copied_folder(draw
 def test_order_of_the_files_does_not_matter(drawn):
     files = image_files(drawn)
     looked = survey(files)
-    valid = set(split_pictures(looked).valid)
+    valid = set(split_images(looked).valid)
     for seed in range(5):
         random.Random(seed).shuffle(looked)
-        assert set(split_pictures(looked).valid) == valid
+        assert set(split_images(looked).valid) == valid
 
 def test_near_copies_never_fall_on_both_sides(drawn, tmp_path):
     folder, kin = shuffled_copy(drawn, tmp_path/'b'), []
@@ -193,7 +193,7 @@ def test_near_copies_never_fall_on_both_sides(drawn, tmp_path):
     looked = survey(image_files(folder))
     assert len(set(near_groups(looked))) == 36
     for seed in range(10):
-        split = split_pictures(looked, seed=seed)
+        split = split_images(looked, seed=seed)
         for family in kin: assert len({f in split.valid for f in family}) == 1
         assert {label: bool(n['train'] and n['valid']) for label, n in split.counts.items()} == dict.fromkeys(('black', 'grizzly', 'teddy'), True)
 
@@ -221,7 +221,7 @@ def test_uneven_groups_leave_both_sides_to_every_label():
         assert not {groups[i] for i in train} & {groups[i] for i in valid}
         for label in count_labels(files): assert all(any(files[i].parent.name == label for i in part) for part in (train, valid))
 
-def test_an_added_picture_moves_no_other_of_a_saved_split(drawn, tmp_path):
+def test_an_added_image_moves_no_other_of_a_saved_split(drawn, tmp_path):
     folder = shuffled_copy(drawn, tmp_path/'b')
     split = image_dls(folder, size=32).split
     saved = split.save(tmp_path/'split.json')
@@ -253,7 +253,7 @@ def test_a_saved_split_that_lost_a_side_names_the_label(drawn, tmp_path):
     split = image_dls(folder, size=32).split
     for f in split.valid:
         if f.parent.name == 'teddy': f.unlink()
-    with pytest.raises(DataError, match='no picture of teddy to validate with'): image_dls(folder, size=32, split=split)
+    with pytest.raises(DataError, match='no image of teddy to validate with'): image_dls(folder, size=32, split=split)
 
 def broken_splits(good):
     yield b'', 'Expecting value'
@@ -264,7 +264,7 @@ def broken_splits(good):
                    dict(train={'g'*64: 'x'}), dict(train={'a'*64: 3}), dict(train=good['valid'])):
         yield json.dumps({**good, **change}).encode(), 'is not a split that bearcls saved'
     without = {k: v for k, v in good.items() if k != 'valid'}
-    yield json.dumps(without).encode(), 'valid holds no pictures'
+    yield json.dumps(without).encode(), 'valid holds no images'
 
 def test_bad_split_files_are_named(drawn, tmp_path):
     saved = image_dls(drawn, size=32).split.save(tmp_path/'split.json')
@@ -288,7 +288,7 @@ def test_an_interrupted_save_leaves_the_old_split(drawn, tmp_path, monkeypatch):
 # Recipes
 
 def tiny_learner(dls):
-    "A network that answers differently for pictures that differ"
+    "A network that answers differently for images that differ"
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 3))
     with torch.no_grad(): model[-1].weight.mul_(20)
@@ -327,7 +327,7 @@ def test_galleries_of_photographs_are_small_and_whole(shared):
     assert len(show_augmentations(files[0])._repr_html_()) < 600_000
 
 def test_hostile_names_do_not_break_a_gallery(tmp_path):
-    with pytest.raises(DataError, match='holds no pictures'): compare_resizes(tmp_path)
+    with pytest.raises(DataError, match='holds no images'): compare_resizes(tmp_path)
     for size in ((1, 1), (1, 300), (400, 2)):
         for view in compare_resizes(Image.new('RGB', size, 'teal'), size=32).views: assert view.valid.image.size == (32, 32)
 
@@ -335,10 +335,10 @@ def test_hostile_names_do_not_break_a_gallery(tmp_path):
 # What only comes up with other people's files, folders and machines
 
 def blocky(seed, size=(120, 90), cells=12):
-    "A picture that no other is like"
+    "An image that no other is like"
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (cells, cells, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
-def test_a_picture_that_pillow_opened_is_opened_as_its_file_is(tmp_path):
+def test_a_image_that_pillow_opened_is_opened_as_its_file_is(tmp_path):
     "`Image.open` decodes nothing yet, and must stay what it was"
     (tmp_path/'phone.jpg').write_bytes(turned(blocky(1), 6))
     opened = Image.open(tmp_path/'phone.jpg')
@@ -347,7 +347,7 @@ def test_a_picture_that_pillow_opened_is_opened_as_its_file_is(tmp_path):
     assert type(opened) is kind
 
 def test_fingerprints_do_not_depend_on_the_size_that_is_trained_with(tmp_path):
-    "A phone's photograph with a second picture in the file is not decoded at a part of its size, and a very large one is reduced twice"
+    "A phone's photograph with a second image in the file is not decoded at a part of its size, and a very large one is reduced twice"
     blocky(1, (2000, 1500)).save(tmp_path/'two.jpg', 'MPO', save_all=True, append_images=[blocky(2)])
     blocky(3, (6400, 6400)).save(tmp_path/'large.jpg', quality=60)
     blocky(4, (500, 400)).save(tmp_path/'small.jpg')
@@ -384,7 +384,7 @@ def test_files_that_change_places_are_opened_anew_though_their_times_are_the_sam
     assert [np.array_equal(np.asarray(opener(f)), x) for f, x in zip(two_files, before[::-1])] == [True, True]
 
 def test_memory_is_counted_as_pillow_uses_it(two_files):
-    opener = OpenImage(keep_mb=120*90*4*1.5/1e6)  # room for one picture and a half
+    opener = OpenImage(keep_mb=120*90*4*1.5/1e6)  # room for one image and a half
     for f in two_files: opener(f)
     assert len(opener.kept) == 1 and opener.kept_bytes == 120*90*4
 
@@ -397,8 +397,8 @@ def test_a_store_counts_each_value_once_and_keeps_what_is_used(tmp_path):
     store.put('new', {'x': bytes(500)})
     assert {kind for kind, _ in store.kinds()} == {'often', 'new'}
 
-def test_pictures_are_the_same_with_workers_and_after_a_change(drawn, tmp_path):
-    "Kept or not, in this process or in others, between two epochs a picture changes and is seen as it is now"
+def test_images_are_the_same_with_workers_and_after_a_change(drawn, tmp_path):
+    "Kept or not, in this process or in others, between two epochs an image changes and is seen as it is now"
     folder = shuffled_copy(drawn, tmp_path/'b')
     def seen(dls): return torch.cat([x.cpu() for x, _ in dls.valid])
     how = dict(size=32, bs=8, augment='none')
@@ -417,10 +417,10 @@ def test_a_folder_that_lr_find_has_used_can_be_used_again(drawn, tmp_path):
     assert (folder/'models').is_dir()
     assert list(image_dls(folder, size=32).vocab) == ['black', 'grizzly', 'teddy']
 
-def test_pictures_of_one_name_from_two_folders_keep_their_sides(drawn, tmp_path):
+def test_images_of_one_name_from_two_folders_keep_their_sides(drawn, tmp_path):
     "The file has names for people only; two on different sides may share one"
     other = draw_bears(tmp_path/'other', n_per_label=12, side=96, seed=9, faults=False)
-    split = split_pictures(survey([*image_files(drawn), *image_files(other)]))
+    split = split_images(survey([*image_files(drawn), *image_files(other)]))
     again = Split.load(split.save(tmp_path/'split.json'))
     assert again.sides == split.sides and (len(again.train), len(again.valid)) == (len(split.train), len(split.valid))
 
@@ -441,7 +441,7 @@ def test_copies_that_are_alike_through_a_third_stay_together(monkeypatch):
     assert len(set(near_groups([Surveyed(Path('a')/d, d, p) for d, p in prints.items()]))) == 1
 
 def test_no_near_copy_is_left_alone_in_large_families():
-    "Of many trims of one picture, each that is like any other is in its group"
+    "Of many trims of one image, each that is like any other is in its group"
     rng = np.random.default_rng(0)
     looked = []
     for n in range(12):
@@ -459,8 +459,8 @@ def test_no_near_copy_is_left_alone_in_large_families():
     (dict(recipe=['crop']), '`recipe` must be one of'), (dict(valid_pct='0.2'), '`valid_pct` must lie'), (dict(valid_pct=float('nan')), '`valid_pct` must lie'), (dict(valid_pct=0), '`valid_pct` must lie'),
     (dict(valid_pct=True), '`valid_pct` must lie'), (dict(seed=None), '`seed` must be a whole number, got None'), (dict(seed=1.5), '`seed` must be'), (dict(seed='1'), '`seed` must be'),
     (dict(bs=0), '`bs` must be at least 1'), (dict(augment=False), '`augment` must be made of'), (dict(pairs=('a.jpg', 'b.jpg')), '`pairs` must hold pairs'), (dict(split='none.json'), 'none.json cannot be read')])
-def test_wrong_arguments_are_named_before_pictures_are_opened(drawn, wrong, message, monkeypatch):
-    monkeypatch.setattr(opening, '_look', lambda *args, **kwargs: pytest.fail('a picture was opened'))
+def test_wrong_arguments_are_named_before_images_are_opened(drawn, wrong, message, monkeypatch):
+    monkeypatch.setattr(opening, '_look', lambda *args, **kwargs: pytest.fail('an image was opened'))
     with pytest.raises(ValueError, match=message): image_dls(drawn, **{**dict(size=32), **wrong})
 
 def test_what_people_naturally_pass(drawn, tmp_path):
@@ -472,7 +472,7 @@ def test_what_people_naturally_pass(drawn, tmp_path):
     assert len(dls.train.one_batch()[0]) == 8 and [view.name for view in compare_resizes(first, only='squish').views] == ['squish']
 
 def test_an_exif_record_that_pillow_trips_over_costs_nothing():
-    "Pillow raises an AttributeError while it writes the record of the upright picture; its pixels and its orientation are whole"
+    "Pillow raises an AttributeError while it writes the record of the upright image; its pixels and its orientation are whole"
     exif = Image.Exif()
     exif[0x0112], exif[0x010f] = 6, 'Maker'
     out = io.BytesIO()
@@ -485,14 +485,14 @@ def test_an_iphones_photographs_say_what_they_need(drawn, tmp_path):
     if 'HEIF' in Image.OPEN: pytest.skip('this Pillow reads HEIF')
     folder = shuffled_copy(drawn, tmp_path/'b')
     (folder/'black'/'IMG_1.HEIC').write_bytes(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(500))
-    with pytest.raises(DataError, match='black/IMG_1.HEIC is a HEIF picture.*pip install pillow-heif'): image_dls(folder, size=32)
+    with pytest.raises(DataError, match='black/IMG_1.HEIC is a HEIF image.*pip install pillow-heif'): image_dls(folder, size=32)
 
-def test_pictures_with_holes_in_the_cache_are_opened_from_their_files(drawn, tmp_path):
+def test_images_with_holes_in_the_cache_are_opened_from_their_files(drawn, tmp_path):
     "A power cut leaves blocks of zeros, and a training must not see them"
     how = dict(size=32, bs=8, augment='none', cache=tmp_path/'kept', keep_mb=0)
     def seen(dls): return torch.cat([x.cpu() for x, _ in dls.valid])
     whole = seen(image_dls(drawn, **how))
-    with contextlib.closing(sqlite3.connect(tmp_path/'kept'/'pictures.sqlite')) as db, db:
+    with contextlib.closing(sqlite3.connect(tmp_path/'kept'/'images.sqlite')) as db, db:
         rows = db.execute("SELECT rowid, value FROM entries").fetchall()
         assert len(rows) > 36
         for row, value in rows: db.execute('UPDATE entries SET value=? WHERE rowid=?', (value[:len(value)//2] + bytes(200) + value[len(value)//2 + 200:], row))

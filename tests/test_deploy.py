@@ -270,7 +270,7 @@ def test_every_kind_of_file(target, bundle, tmp_path, browser, environment):
             hosts = set()
             tab.on('response', lambda r: hosts.add(r.url.split('/')[2]) if r.url.startswith('http') else None)
             tab.goto(url + deploy_targets[target].page, timeout=120_000)
-            tab.get_by_role('button', name='Choose pictures').wait_for(timeout=60_000)
+            tab.get_by_role('button', name='Choose images').wait_for(timeout=60_000)
             for name, label in labels_expected.items() if width == 1200 else list(labels_expected.items())[:1]:
                 tab.locator('input[type=file]').first.set_input_files(files/name)
                 card = tab.locator(f'article[data-name="{name}"]:not([data-state=waiting])')

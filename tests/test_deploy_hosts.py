@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from bearcls.inference.bundle import Bundle, write_bundle
 from bearcls.sample.standins import colour_model, furs
-from uploads import picture
+from uploads import image_bytes
 
 pytest.importorskip('jinja2', reason='jinja2 is not installed')
 from bearcls.deploy.check import ask_page, ask_service, make_environment, oldest_python, started
@@ -29,10 +29,10 @@ socket.getaddrinfo, socket.socket.connect = guarded_lookup, guarded_connect
 '''
 
 def rotated():
-    "The bytes of a picture that lies on its side, with the note that it has to be turned"
+    "The bytes of an image that lies on its side, with the note that it has to be turned"
     exif = Image.Exif()
     exif[0x0112] = 6
-    return picture(furs['brown'], (400, 200), exif=exif)
+    return image_bytes(furs['brown'], (400, 200), exif=exif)
 
 class Environments:
     "Environments by target, made once and kept for all tests; nothing in them can reach another host without its name being written down"
@@ -120,31 +120,31 @@ def test_every_kind_of_file(page):
     assert page.tab.get_by_role('heading', name=title).count() == 1
     other = tuple((a + b)//2 for a, b in zip(furs['white'], furs['brown']))
     for name, content, expected in [
-        ('good.jpg', picture(furs['brown']), label('brown')),
+        ('good.jpg', image_bytes(furs['brown']), label('brown')),
         ('phone.jpg', rotated(), label('brown')),
-        ('twelve.jpg', picture(furs['white'], (4000, 3000)), label('white')),
-        ('text.jpg', b'this is text', 'text.jpg cannot be looked at: the file is no picture of a known format.'),
-        ('large.png', picture(furs['brown'], (3200, 3030), 'PNG', compress_level=0), label('brown')),
-        ('alpha.png', picture((0, 0, 0, 0), format='PNG', mode='RGBA'), label('white')),
-        ('web.webp', picture(furs['brown'], format='WEBP'), label('brown')),
+        ('twelve.jpg', image_bytes(furs['white'], (4000, 3000)), label('white')),
+        ('text.jpg', b'this is text', 'text.jpg cannot be looked at: the file is no image of a known format.'),
+        ('large.png', image_bytes(furs['brown'], (3200, 3030), 'PNG', compress_level=0), label('brown')),
+        ('alpha.png', image_bytes((0, 0, 0, 0), format='PNG', mode='RGBA'), label('white')),
+        ('web.webp', image_bytes(furs['brown'], format='WEBP'), label('brown')),
         ('empty.jpg', b'', 'empty.jpg cannot be looked at: the file holds no bytes.'),
-        ('half.jpg', picture('white', (900, 900))[:3000], 'half.jpg cannot be looked at: the file ends before the picture does.'),
-        ('bomb.png', picture(1, (12_000, 12_000), 'PNG', mode='1'), 'bomb.png cannot be looked at: the picture claims more pixels than allowed.'),
-        ('doubt.png', picture(other, format='PNG'), 'None of these? Ask a person\nThe model would rather not decide: it could be '),
+        ('half.jpg', image_bytes('white', (900, 900))[:3000], 'half.jpg cannot be looked at: the file ends before the image does.'),
+        ('bomb.png', image_bytes(1, (12_000, 12_000), 'PNG', mode='1'), 'bomb.png cannot be looked at: the image claims more pixels than allowed.'),
+        ('doubt.png', image_bytes(other, format='PNG'), 'None of these? Ask a person\nThe model would rather not decide: it could be '),
         ('a <b>&amp; ${2+2}.jpg', b'text', 'a <b>&amp; ${2+2}.jpg cannot be looked at'),
-        ('good.jpg', picture(furs['white']), label('white'))]:
+        ('good.jpg', image_bytes(furs['white']), label('white'))]:
         words = page.choose(name, content)
         if 'cannot be looked at' in expected: assert words.startswith(expected), name
         else: assert words.startswith(f'{name}\n{expected}') and all(f'{l}\n' in words for l in labels), name
         shown = page.cards.locator('img')
         assert shown.count() == ('cannot be looked at' not in expected)
-        if name == 'phone.jpg': assert shown.evaluate('i => i.naturalHeight == 2*i.naturalWidth'), 'the picture lies on its side'
+        if name == 'phone.jpg': assert shown.evaluate('i => i.naturalHeight == 2*i.naturalWidth'), 'the image lies on its side'
     background = page.tab.evaluate('getComputedStyle(document.querySelector(".stApp") ?? document.body).backgroundColor')
     assert (sum(map(int, re.findall(r'\d+', background)[:3])) < 300) == (page.tab.viewport_size['width'] == 360), 'light or dark, as the visitor has it'
 
 def test_several_and_too_large(page):
-    "Several pictures have a card each; one that is refused says why, and the old answers are gone"
-    kinds = {'one.jpg': picture(furs['white']), 'two.jpg': b'text', 'three.webp': picture(furs['black'], format='WEBP')}
+    "Several images have a card each; one that is refused says why, and the old answers are gone"
+    kinds = {'one.jpg': image_bytes(furs['white']), 'two.jpg': b'text', 'three.webp': image_bytes(furs['black'], format='WEBP')}
     page.files.set_input_files([dict(name=n, mimeType='image/jpeg', buffer=c) for n, c in kinds.items()])
     page.cards.nth(2).wait_for()
     words = page.cards.all_inner_texts()
@@ -152,12 +152,12 @@ def test_several_and_too_large(page):
     page.put('giant.png', bytes(34_000_000))
     page.tab.get_by_text(re.compile(r'32\.0 ?Mb', re.I)).first.wait_for()
     assert not any(card.is_visible() for card in page.cards.all()), 'old answers beside a file that was refused'
-    assert page.choose('good.jpg', picture(furs['brown'])).startswith(f'good.jpg\n{label("brown")}')
+    assert page.choose('good.jpg', image_bytes(furs['brown'])).startswith(f'good.jpg\n{label("brown")}')
 
 def test_camera(page):
-    "A picture from the camera, which is asked for only when a visitor wants it; here it shows a moving figure"
+    "An image from the camera, which is asked for only when a visitor wants it; here it shows a moving figure"
     if page.site.target == 'space-gradio':
-        page.tab.get_by_text('Take or paste a picture').click()
+        page.tab.get_by_text('Take or paste an image').click()
         page.tab.get_by_text('Click to Access Webcam').click()
     else: page.tab.get_by_text('Use the camera').click()
     page.tab.wait_for_function('document.querySelector("video")?.videoWidth > 0 && document.querySelector("video").currentTime > 0')
@@ -167,9 +167,9 @@ def test_camera(page):
 
 @pytest.mark.parametrize('site', ['space-gradio'], indirect=True)
 def test_gradio_answers_programs(site):
-    "The same over Gradio's client, with a sentence for what is no picture"
+    "The same over Gradio's client, with a sentence for what is no image"
     files = {n: site.folder.parent/n for n in ('good.png', 'text.jpg')}
-    files['good.png'].write_bytes(picture(furs['brown'], format='PNG'))
+    files['good.png'].write_bytes(image_bytes(furs['brown'], format='PNG'))
     files['text.jpg'].write_text('this is text')
     code = f'''import json
 from gradio_client import Client, handle_file
@@ -178,13 +178,13 @@ print(json.dumps([client.predict(handle_file(f), api_name='/predict') for f in {
     done = subprocess.run([site.programs/'python', '-c', code], capture_output=True, text=True, check=True, env={**os.environ, 'HF_HUB_DISABLE_TELEMETRY': '1', 'GRADIO_ANALYTICS_ENABLED': 'False'})
     good, bad = json.loads(done.stdout.splitlines()[-1])
     assert good['label'] == label('brown') and good['trusted'] and set(good['probabilities']) == set(labels)
-    assert bad == {'error': 'The file cannot be looked at: the file is no picture of a known format.'}
+    assert bad == {'error': 'The file cannot be looked at: the file is no image of a known format.'}
 
 @pytest.mark.parametrize('site', ['space-gradio'], indirect=True)
 def test_gradio_opens_only_what_was_uploaded(site, tmp_path):
     "The path of a file comes from the visitor, who may write any"
     secret = tmp_path/'secret.png'
-    secret.write_bytes(picture(furs['brown'], format='PNG'))
+    secret.write_bytes(image_bytes(furs['brown'], format='PNG'))
     def post(path, data):
         request = urllib.request.Request(f'{site.url}/gradio_api/{path}', json.dumps(data).encode(), {'Content-Type': 'application/json'})
         with urllib.request.urlopen(request, timeout=30) as answer: return json.loads(answer.read())
@@ -200,12 +200,12 @@ def test_gradio_opens_only_what_was_uploaded(site, tmp_path):
         assert label('brown') not in said and 'known format' not in said
 
 @pytest.mark.parametrize('site', ['streamlit'], indirect=True)
-def test_streamlit_keeps_no_pictures(site, browser):
+def test_streamlit_keeps_no_images(site, browser):
     "What was answered is no longer held"
     psutil = pytest.importorskip('psutil')
     server = next(p for p in psutil.process_iter(['cmdline']) if 'streamlit' in ' '.join(p.info['cmdline'] or []) and site.url.split(':')[-1] in p.info['cmdline'])
     held = lambda: server.memory_info().rss/1e6
-    page, large = Page(browser, site, viewport=dict(width=900, height=800)), picture(furs['brown'], (3000, 2400), 'PNG', compress_level=0)
+    page, large = Page(browser, site, viewport=dict(width=900, height=800)), image_bytes(furs['brown'], (3000, 2400), 'PNG', compress_level=0)
     files, after = [site.folder.parent/f'{k}.png' for k in range(8)], []
     for file in files: file.write_bytes(large)
     for turn in range(12):
@@ -217,14 +217,14 @@ def test_streamlit_keeps_no_pictures(site, browser):
     assert max(after[6:]) - max(after[:6]) < 2*8*len(large)/1e6, f'MB after each turn: {after}'  # kept, it would be six turns' worth
 
 slow = {  # pages that take their time, with room for one or two visitors
-    'space-gradio': {'max_waiting = 64': 'max_waiting = 1', 'answers, pictures, photo], concurrency_limit=usable_cores()': 'answers, pictures, photo], concurrency_limit=1'},
+    'space-gradio': {'max_waiting = 64': 'max_waiting = 1', 'answers, images, photo], concurrency_limit=usable_cores()': 'answers, images, photo], concurrency_limit=1'},
     'streamlit': {'patience = 20': 'patience = .5', 'BoundedSemaphore(usable_cores())': 'BoundedSemaphore(1)'}}
 
 def test_streamlit_takes_a_new_model(browser, bundle, environments, tmp_path, monkeypatch):
     "Without being started again"
     programs, _ = environments(folder := deploy('streamlit', bundle, tmp_path/'furs'), 'streamlit')
     night = write_bundle(Bundle(['night', 'brown', 'white'], (64, 64)), colour_model({'night': furs['black'], 'brown': furs['brown'], 'white': furs['white']}), tmp_path/'night', '# Night')
-    (tmp_path/'dark.png').write_bytes(picture(furs['black'], format='PNG'))
+    (tmp_path/'dark.png').write_bytes(image_bytes(furs['black'], format='PNG'))
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     with started(folder, programs) as url:
         ask_page(url, tmp_path/'dark.png', label('black'), 180)
@@ -237,28 +237,28 @@ def test_too_many(target, browser, bundle, environments, tmp_path):
     folder, begun, go = deploy(target, bundle, tmp_path/'furs', title), tmp_path/'begun', tmp_path/'go'
     app = (folder/'app.py').read_text(encoding='utf-8')
     wait = f'    import pathlib, time\n    pathlib.Path({str(begun)!r}).touch()\n    while not pathlib.Path({str(go)!r}).exists(): time.sleep(.05)\n'
-    for old, new in {**slow[target], '    found, picture, problem = look(content)': f'{wait}    found, picture, problem = look(content)'}.items():
+    for old, new in {**slow[target], '    found, image, problem = look(content)': f'{wait}    found, image, problem = look(content)'}.items():
         assert old in app
         app = app.replace(old, new)
     (folder/'app.py').write_text(app, encoding='utf-8')
     programs, log = environments(folder, target)
     with started(folder, programs) as url:
         pages = [Page(browser, Site(target, folder, url, programs, log), viewport=dict(width=700, height=700)) for _ in range(3 if target == 'space-gradio' else 2)]
-        pages[0].put('good.jpg', picture(furs['brown']))
+        pages[0].put('good.jpg', image_bytes(furs['brown']))
         end = time.monotonic() + 180
         while not begun.exists():
-            assert time.monotonic() < end, 'the first picture is not looked at'
+            assert time.monotonic() < end, 'the first image is not looked at'
             time.sleep(.1)
         for page in pages[1:-1]:
-            with page.tab.expect_response(lambda answer: 'queue/join' in answer.url) as joined: page.put('good.jpg', picture(furs['brown']))
+            with page.tab.expect_response(lambda answer: 'queue/join' in answer.url) as joined: page.put('good.jpg', image_bytes(furs['brown']))
             assert joined.value.ok
-        pages[-1].put('good.jpg', picture(furs['brown']))
+        pages[-1].put('good.jpg', image_bytes(furs['brown']))
         pages[-1].cards.filter(has_text=re.compile('[Tt]oo many are asking just now')).wait_for()
         go.touch()
         for page in pages[:-1]:
             page.cards.filter(has_text='good.jpg').wait_for()
             assert page.cards.inner_text().startswith(f'good.jpg\n{label("brown")}')
-        assert pages[-1].choose('again.jpg', picture(furs['white'])).startswith(f'again.jpg\n{label("white")}')
+        assert pages[-1].choose('again.jpg', image_bytes(furs['white'])).startswith(f'again.jpg\n{label("white")}')
         for page in pages: page.close()
 
 def lines_of(folder, word): return [l.split(maxsplit=1)[1] for l in (folder/'Dockerfile').read_text(encoding='utf-8').replace('\\\n', ' ').splitlines() if l.split(maxsplit=1)[:1] == [word]]
@@ -285,7 +285,7 @@ def test_docker_runs(docker_folder, environments):
     with started(docker_folder, programs) as url:
         port = url.split(':')[-1]
         assert subprocess.run([programs/check[0], *(w.replace('7860', port) for w in check[1:])]).returncode == 0
-        assert ask_service(url, picture(furs['brown'], format='PNG'))['label'] == label('brown')
+        assert ask_service(url, image_bytes(furs['brown'], format='PNG'))['label'] == label('brown')
     assert subprocess.run([programs/check[0], *(w.replace('7860', port) for w in check[1:])], stderr=subprocess.DEVNULL).returncode != 0
     assert log.read_text() == '', 'the server looked for other hosts'
 
@@ -320,7 +320,7 @@ def test_notebook(place, bundle, environments, browser, tmp_path):
         assert (framed, tunnel) == (str(place == 'colab'), 'False')
         page = Page(browser, Site('space-gradio', folder, f'http://{address}/', programs, log))
         assert page.tab.get_by_role('heading', name=title).count() == 1
-        assert page.choose('good.jpg', picture(furs['brown'])).startswith(f'good.jpg\n{label("brown")}')
+        assert page.choose('good.jpg', image_bytes(furs['brown'])).startswith(f'good.jpg\n{label("brown")}')
         assert 'cannot be looked at' in page.choose('text.jpg', b'text')
         page.close()
         process.communicate('\n')

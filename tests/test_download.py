@@ -2,7 +2,7 @@
 import asyncio, errno, os, signal, socket, subprocess, sys, threading, time, zlib
 import pytest
 import bearcls.gather.fetch as fetching
-from hostile import LOCAL, bomb, dripping, endless, nowhere, picture, redirect, serving, several_hosts, snapshot
+from hostile import LOCAL, bomb, dripping, endless, nowhere, image_bytes, redirect, serving, several_hosts, snapshot
 from bearcls.gather import addresses, download
 from bearcls.core import DataError, sha256
 from bearcls.images import load_image
@@ -16,7 +16,7 @@ from bearcls.gather.search import SearchError, SearchResult, search_images
 from bearcls.verify.report import check_images
 
 def test_hostile_answers_become_rows(tmp_path):
-    pages = {'/good': picture(), '/bomb.png': bomb(), '/endless': endless, '/drip': dripping, '/text.jpg': b'hello', '/eps.jpg': b'%!PS-Adobe-3.0 EPSF-3.0\n',
+    pages = {'/good': image_bytes(), '/bomb.png': bomb(), '/endless': endless, '/drip': dripping, '/text.jpg': b'hello', '/eps.jpg': b'%!PS-Adobe-3.0 EPSF-3.0\n',
              '/empty.jpg': b'', '/loop': redirect('/loop'), '/file': redirect('file:///etc/hostname'), '/long': redirect('/x' * 40000)}
     with serving(pages) as (site, hits):
         start = time.monotonic()
@@ -25,19 +25,19 @@ def test_hostile_answers_become_rows(tmp_path):
     got = {r.url.removeprefix(site): (r.status, r.reason) for r in rows}
     assert got.pop('/good') == ('ok', '')
     assert {s for s, _ in got.values()} == {'failed'} and all(reason for _, reason in got.values())
-    for path, words in {'/bomb.png': 'pixels', '/endless': 'more than 500,000 bytes', '/drip': 'within 2 seconds', '/text.jpg': 'no picture', '/eps.jpg': 'no picture',
+    for path, words in {'/bomb.png': 'pixels', '/endless': 'more than 500,000 bytes', '/drip': 'within 2 seconds', '/text.jpg': 'no image', '/eps.jpg': 'no image',
                         '/empty.jpg': 'empty', '/loop': 'redirects', '/file': 'only http and https'}.items(): assert words in got[path][1], (path, got[path])
-    assert [f.name for f in (tmp_path/'d'/'a').iterdir()] == [sha256(picture())[:16] + '.jpg']
+    assert [f.name for f in (tmp_path/'d'/'a').iterdir()] == [sha256(image_bytes())[:16] + '.jpg']
 
 
-def test_one_picture_ends_no_run_whatever_a_decoder_raises(tmp_path, monkeypatch):
+def test_one_image_ends_no_run_whatever_a_decoder_raises(tmp_path, monkeypatch):
     plain = download.load_image
     def odd(data, **more):
-        if data == picture(1): raise zlib.error('a surprise')
-        if data == picture(2): raise MemoryError
+        if data == image_bytes(1): raise zlib.error('a surprise')
+        if data == image_bytes(2): raise MemoryError
         return plain(data, **more)
     monkeypatch.setattr(download, 'load_image', odd)
-    pages = {'/0': picture(0), '/1': picture(1), '/2': picture(2), '/nowhere': nowhere(), '/3': picture(3)}
+    pages = {'/0': image_bytes(0), '/1': image_bytes(1), '/2': image_bytes(2), '/nowhere': nowhere(), '/3': image_bytes(3)}
     with serving(pages) as (site, _): rows = download_images(tmp_path/'d', [site + p for p in pages], 'a', allow_private=LOCAL)
     assert [r.status for r in rows] == ['ok', 'failed', 'failed', 'failed', 'ok'] and all(r.reason for r in rows if r.status == 'failed')
 
@@ -52,12 +52,12 @@ def test_unwanted_addresses_are_refused_unvisited(tmp_path, url):
 
 
 def test_long_address_on_an_allowed_host(tmp_path):
-    with serving({'/' + 'a'*10_000: picture()}) as (site, hits): [row] = download_images(tmp_path, [f'{site}/{"a"*10_000}'], 'a', allow_private=LOCAL)
+    with serving({'/' + 'a'*10_000: image_bytes()}) as (site, hits): [row] = download_images(tmp_path, [f'{site}/{"a"*10_000}'], 'a', allow_private=LOCAL)
     assert row.status == 'ok' or row.reason
 
 
 def test_redirect_into_a_private_network_is_refused(tmp_path):
-    with serving({'/secret': picture()}) as (inner, inner_hits):
+    with serving({'/secret': image_bytes()}) as (inner, inner_hits):
         with serving({'/a': redirect(inner.replace('127.0.0.1', 'localhost') + '/secret')}) as (site, _):
             [row] = download_images(tmp_path, [f'{site}/a'], 'a', allow_private=LOCAL)
         assert row.status == 'failed' and 'private network' in row.reason and inner_hits == []
@@ -84,7 +84,7 @@ def test_a_name_that_answers_differently_the_second_time_reaches_nothing(tmp_pat
 
 
 def test_a_private_answer_of_a_name_server_is_refused(tmp_path, monkeypatch):
-    with LoopbackWeb({'/a': picture()}) as web:
+    with LoopbackWeb({'/a': image_bytes()}) as web:
         monkeypatch.setattr(socket, 'getaddrinfo', lambda host, port, *args: [(socket.AF_INET, socket.SOCK_STREAM, 6, '', (ip, web.port)) for ip in ('93.184.215.14', '127.0.0.1')])
         [row] = download_images(tmp_path, [f'http://innocent.test:{web.port}/a'], 'a')
         assert web.hits.total() == 0
@@ -98,14 +98,14 @@ def test_labels_cannot_leave_the_folder(tmp_path, label):
 
 
 def test_names_from_the_web_never_reach_the_disk(tmp_path):
-    with serving({'/../../evil.jpg': picture(), '/%2e%2e%2fevil.jpg': picture(1)}) as (site, _):
+    with serving({'/../../evil.jpg': image_bytes(), '/%2e%2e%2fevil.jpg': image_bytes(1)}) as (site, _):
         rows = download_images(tmp_path/'d'/'e', [f'{site}/../../evil.jpg', f'{site}/%2e%2e%2fevil.jpg'], 'a', allow_private=LOCAL)
     assert sorted(snapshot(tmp_path)) == sorted(['d/e/manifest.csv', *{f'd/e/{r.file}' for r in rows if r.file}])
 
 
 @pytest.mark.parametrize('what', ['aside', 'note', 'finish'])
 def test_no_space_is_one_clear_error_and_leaves_no_half_file(tmp_path, monkeypatch, what):
-    pages = {f'/{n}': picture(n) for n in range(6)}
+    pages = {f'/{n}': image_bytes(n) for n in range(6)}
     real, calls = getattr(download._Workplace, what), []
     def full(self, *args):
         calls.append(args)
@@ -132,7 +132,7 @@ def test_no_permission_is_one_clear_error(tmp_path):
 def test_a_label_that_cannot_be_written_is_one_clear_error(tmp_path, monkeypatch):
     def denied(source, to): raise PermissionError(errno.EACCES, 'Permission denied')
     monkeypatch.setattr(download.os, 'replace', denied)
-    with serving({'/a': picture()}) as (site, _), pytest.raises(DataError, match='Permission denied'): download_images(tmp_path/'d', [f'{site}/a'], 'a', allow_private=LOCAL)
+    with serving({'/a': image_bytes()}) as (site, _), pytest.raises(DataError, match='Permission denied'): download_images(tmp_path/'d', [f'{site}/a'], 'a', allow_private=LOCAL)
     monkeypatch.undo()
     assert list((tmp_path/'d'/'a').iterdir()) == []
 
@@ -149,9 +149,9 @@ def test_unfinished_work_is_never_cleared_through_a_link(tmp_path):
 
 def test_files_of_others_are_left_alone(tmp_path):
     (tmp_path/'a').mkdir()
-    mine = {'a/notes.txt': b'1', 'a/.x.part': b'2', '.hidden.part': b'3', 'a/photo.jpg': picture(3)}
+    mine = {'a/notes.txt': b'1', 'a/.x.part': b'2', '.hidden.part': b'3', 'a/photo.jpg': image_bytes(3)}
     for name, data in mine.items(): (tmp_path/name).write_bytes(data)
-    with serving({'/a': picture()}) as (site, _): [row] = download_images(tmp_path, [f'{site}/a'], 'a', allow_private=LOCAL)
+    with serving({'/a': image_bytes()}) as (site, _): [row] = download_images(tmp_path, [f'{site}/a'], 'a', allow_private=LOCAL)
     after = snapshot(tmp_path)
     assert {k: after[k] for k in mine} == mine and set(after) == {*mine, row.file, 'manifest.csv'}
 
@@ -176,7 +176,7 @@ holder = download.os if name in ('replace', 'unlink') else download if name == '
 setattr(holder, name, deadly(getattr(holder, name), when == 'before'))
 download.download_images(dest, urls, 'a', allow_private=True, n_connections=4, tries=1)
 """
-mixed = {**{f'/{n}': picture(n) for n in range(20)}, '/copy': picture(3), '/gone': Reply(404), '/moved': moved('/5'), '/cut': Reply(body=picture(30), send=300), '/text': b'<html>', '/21': picture(21)}
+mixed = {**{f'/{n}': image_bytes(n) for n in range(20)}, '/copy': image_bytes(3), '/gone': Reply(404), '/moved': moved('/5'), '/cut': Reply(body=image_bytes(30), send=300), '/text': b'<html>', '/21': image_bytes(21)}
 posix = pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGKILL')
 
 @posix
@@ -227,20 +227,20 @@ def test_a_left_over_of_another_label_is_kept(tmp_path):
 # --- enough, deadline, copies
 
 def test_a_satisfied_label_is_not_fetched_again(tmp_path):
-    pages = {f'/{n}': picture(n) for n in range(12)} | {'/gone': Reply(404)}
+    pages = {f'/{n}': image_bytes(n) for n in range(12)} | {'/gone': Reply(404)}
     with LoopbackWeb(pages, delay=(0.01, 0.01)) as web:
         urls = [f'{web.url}/gone', *(web.url + path for path in pages)]
         first = download_images(tmp_path, urls, 'a', enough=4, n_connections=2, allow_private=LOCAL)
         before, n = snapshot(tmp_path), web.hits.total()
         assert 4 <= sum(r.status == 'ok' for r in first) <= 6 and first[0].reason == 'HTTP 404 Not Found'
-        assert {r.reason for r in first if r.status == 'failed'} == {'HTTP 404 Not Found', 'not fetched: enough pictures had come'}
+        assert {r.reason for r in first if r.status == 'failed'} == {'HTTP 404 Not Found', 'not fetched: enough images had come'}
         download_images(tmp_path, urls, 'a', enough=4, allow_private=LOCAL)
         assert web.hits.total() == n and snapshot(tmp_path) == before
         assert {r.status for r in download_images(tmp_path, urls[1:13], 'a', enough=12, allow_private=LOCAL)} == {'ok'}
 
 
 def test_a_deadline_ends_the_whole_run(tmp_path):
-    pages = {f'/{n}': Reply(body=picture(n), wait=0 if n < 3 else 30) for n in range(40)}
+    pages = {f'/{n}': Reply(body=image_bytes(n), wait=0 if n < 3 else 30) for n in range(40)}
     start = time.monotonic()
     with LoopbackWeb(pages) as web: rows = download_images(tmp_path, [web.url + p for p in pages], 'a', deadline=1, allow_private=LOCAL)
     assert time.monotonic() - start < 5
@@ -249,7 +249,7 @@ def test_a_deadline_ends_the_whole_run(tmp_path):
 
 
 def test_new_bytes_that_are_known_under_another_name_get_no_second_file(tmp_path):
-    with LoopbackWeb({'/a': picture(1), '/b': picture(1), '/c': picture(2)}) as web:
+    with LoopbackWeb({'/a': image_bytes(1), '/b': image_bytes(1), '/c': image_bytes(2)}) as web:
         [first] = download_images(tmp_path, [f'{web.url}/a'], 'a', allow_private=LOCAL)
         rows = download_images(tmp_path, [f'{web.url}/b', f'{web.url}/c'], 'a', allow_private=LOCAL)
         [other] = download_images(tmp_path, [f'{web.url}/a'], 'b', allow_private=LOCAL)
@@ -259,13 +259,13 @@ def test_new_bytes_that_are_known_under_another_name_get_no_second_file(tmp_path
 
 
 def test_rows_carry_the_hash_that_verify_would_compute(tmp_path):
-    data = picture(7, (900, 700))
+    data = image_bytes(7, (900, 700))
     with LoopbackWeb({'/a': data}) as web: [row] = download_images(tmp_path, [f'{web.url}/a'], 'a', allow_private=LOCAL)
     assert row.phash == f'{fingerprint(load_image(data, min_side=256)).whole:016x}' and read_manifest(tmp_path) == [row]
 
 
 def test_bytes_in_quarantine_do_not_come_back_under_another_address(tmp_path):
-    with LoopbackWeb({'/a': picture(1), '/b': picture(1)}) as web:
+    with LoopbackWeb({'/a': image_bytes(1), '/b': image_bytes(1)}) as web:
         [row] = download_images(tmp_path, [f'{web.url}/a'], 'a', allow_private=LOCAL)
         check_images(tmp_path).adjust(min_side=1000).quarantine(['too_small'], files=[row.file])
         [copy] = download_images(tmp_path, [f'{web.url}/b'], 'a', allow_private=LOCAL)
@@ -458,22 +458,22 @@ def test_keys_stay_with_their_host():
 def test_robots_that_cannot_be_read_refuse(tmp_path):
     for answer, n_hits, status in [(Reply(404), 1, 'ok'), (Reply(500), 0, 'failed'), (Reply(body=b'', stall=0, send=0, headers={'Content-Length': '9'}), 0, 'failed'), (moved('/robots.txt'), 0, 'failed'),
                                    (b'User-agent: bearcls\nDisallow: /', 0, 'failed'), (b'\xff\xfe\0garbage', 1, 'ok')]:
-        with LoopbackWeb({'/robots.txt': answer, '/a': picture()}) as web:
+        with LoopbackWeb({'/robots.txt': answer, '/a': image_bytes()}) as web:
             [row] = download_images(tmp_path/str(len(list(tmp_path.iterdir()))), [f'{web.url}/a'], 'a', respect_robots=True, allow_private=LOCAL, tries=1)
             assert (web.hits['/a'], row.status) == (n_hits, status), answer
             assert status == 'ok' or 'robots.txt' in row.reason
 
 
 def test_a_proxy_is_used_and_numbers_are_refused_all_the_same(tmp_path, monkeypatch):
-    with serving({'http://pictures.test/a': picture()}) as (site, hits):
+    with serving({'http://images.test/a': image_bytes()}) as (site, hits):
         monkeypatch.setenv('http_proxy', site)
         monkeypatch.setenv('no_proxy', '')
-        rows = download_images(tmp_path, ['http://pictures.test/a', 'http://169.254.169.254/', 'http://10.0.0.1/'], 'a')
-    assert [r.status for r in rows] == ['ok', 'failed', 'failed'] and hits == ['http://pictures.test/a']
+        rows = download_images(tmp_path, ['http://images.test/a', 'http://169.254.169.254/', 'http://10.0.0.1/'], 'a')
+    assert [r.status for r in rows] == ['ok', 'failed', 'failed'] and hits == ['http://images.test/a']
 
 
-def test_quarantined_pictures_do_not_come_back(tmp_path):
-    with serving({'/a': picture(1), '/b': picture(2)}) as (site, hits):
+def test_quarantined_images_do_not_come_back(tmp_path):
+    with serving({'/a': image_bytes(1), '/b': image_bytes(2)}) as (site, hits):
         urls = [f'{site}/a', f'{site}/b']
         rows = download_images(tmp_path/'d', urls, 'a', allow_private=LOCAL)
         report = check_images(tmp_path/'d').adjust(min_side=1000)
@@ -486,7 +486,7 @@ def test_quarantined_pictures_do_not_come_back(tmp_path):
 def test_works_inside_a_running_loop(tmp_path):
     import asyncio
     async def cell(): return download_images(tmp_path, [f'{site}/a'], 'a', allow_private=LOCAL)
-    with serving({'/a': picture()}) as (site, _): [row] = asyncio.run(cell())
+    with serving({'/a': image_bytes()}) as (site, _): [row] = asyncio.run(cell())
     assert row.status == 'ok'
 
 
@@ -507,7 +507,7 @@ def test_gather_tells_of_a_failed_search_and_goes_on(tmp_path, bears):
     assert len(image_files(tmp_path/'d')) == 6
 
 
-def test_enough_counts_the_pictures_of_all_terms_of_a_label(tmp_path, bears):
+def test_enough_counts_the_images_of_all_terms_of_a_label(tmp_path, bears):
     asked = []
     def provider(term, max_images, **options):
         asked.append(term)
@@ -527,7 +527,7 @@ def test_gather_refuses_a_bad_label_before_it_asks_anybody(tmp_path):
 
 def test_two_runs_do_not_mix(tmp_path):
     "The second run into a folder is refused while the first lasts"
-    pages = {f'/{n}': picture(n) for n in range(6)}
+    pages = {f'/{n}': image_bytes(n) for n in range(6)}
     with LoopbackWeb(pages, delay=(0.3, 0)) as web:
         urls, told = [web.url + p for p in pages], {}
         def run(label):
@@ -541,16 +541,16 @@ def test_two_runs_do_not_mix(tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ['a', 'b', 'manifest.csv']
 
 
-def test_a_picture_that_was_edited_is_kept(tmp_path):
-    with LoopbackWeb({'/a': picture(1)}) as web:
+def test_a_image_that_was_edited_is_kept(tmp_path):
+    with LoopbackWeb({'/a': image_bytes(1)}) as web:
         [row] = download_images(tmp_path, [f'{web.url}/a'], 'a', allow_private=True)
-        (tmp_path/row.file).write_bytes(mine := picture(2, size=(40, 40)))
+        (tmp_path/row.file).write_bytes(mine := image_bytes(2, size=(40, 40)))
         download_images(tmp_path, [f'{web.url}/a'], 'a', allow_private=True)
         assert (tmp_path/row.file).read_bytes() == mine and web.hits['/a'] == 1
 
 
 def test_columns_of_the_user_survive(tmp_path):
-    with LoopbackWeb({'/a': picture(1), '/b': picture(2)}) as web:
+    with LoopbackWeb({'/a': image_bytes(1), '/b': image_bytes(2)}) as web:
         download_images(tmp_path, [f'{web.url}/a'], 'a', allow_private=True)
         table = tmp_path/'manifest.csv'
         head, line = table.read_text(encoding='utf-8').splitlines()
@@ -571,15 +571,15 @@ def test_an_endless_address_leaves_a_readable_manifest(tmp_path):
 
 
 def test_a_damaged_avif_is_a_row(tmp_path):
-    damaged = picture(1, fmt='AVIF').replace(b'iloc', b'free')
-    with LoopbackWeb({'/a': damaged, '/b': picture(2)}) as web:
+    damaged = image_bytes(1, fmt='AVIF').replace(b'iloc', b'free')
+    with LoopbackWeb({'/a': damaged, '/b': image_bytes(2)}) as web:
         rows = download_images(tmp_path, [f'{web.url}/a', f'{web.url}/b'], 'a', allow_private=True)
     assert [r.status for r in rows] == ['failed', 'ok'] and rows[0].reason
 
 
 def test_an_address_is_sent_as_it_was_signed(tmp_path):
     signed = '/s?url=https%3A%2F%2Fa.b%2Fc.jpg&name=it%27s%2C'
-    with LoopbackWeb({'/s': picture(1)}) as web:
+    with LoopbackWeb({'/s': image_bytes(1)}) as web:
         download_images(tmp_path, [web.url + signed], 'a', allow_private=True)
         assert list(web.hits) == [signed]
 

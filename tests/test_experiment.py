@@ -25,7 +25,7 @@ from bearcls.sample.bears import draw_bears
 def path(tmp_path): return draw_bears(tmp_path/'bears', n_per_label=6, seed=1, faults=False)
 
 class Fake:
-    "What `experiment` asks of a Learner: it is right, except about the first `wrong` validation pictures"
+    "What `experiment` asks of a Learner: it is right, except about the first `wrong` validation images"
     def __init__(self, dls, wrong=0, p=.8): self.dls, self.wrong, self.p = dls, wrong, p
     no_bar = no_logging = staticmethod(contextlib.nullcontext)
     def get_preds(self):
@@ -35,7 +35,7 @@ class Fake:
         return torch.full((n, 3), (1 - self.p)/2).scatter(1, given[:, None], self.p), targets
 
 def trainer(calls, **wrong):
-    "Trains nothing; the variant named by `name` errs on as many pictures as `wrong` says, and raises what is no number"
+    "Trains nothing; the variant named by `name` errs on as many images as `wrong` says, and raises what is no number"
     def train(path, seed, valid_pct, name, **kwargs):
         calls.append((name, seed))
         what = wrong[name]
@@ -111,10 +111,10 @@ def test_another_split_is_a_problem(path):
     "A trainer that splits as it likes is not compared"
     def train(path, seed, **kwargs): return Fake(image_dls(path, size=16, cache=False, seed=seed + 1))
     row = experiment(path, {'a': {}}, seeds=(0,), trainer=train).rows[0]
-    assert 'other pictures' in row.problem and math.isnan(row.error)
+    assert 'other images' in row.problem and math.isnan(row.error)
 
 def test_changes_are_run_again(path, tmp_path):
-    "Another argument, another share, another picture or another label make another run; another place does not"
+    "Another argument, another share, another image or another label make another run; another place does not"
     file, calls = tmp_path/'runs.csv', []
     def again(where=path, args=None, **kwargs):
         calls.clear()
@@ -178,7 +178,7 @@ def made(name, wrong, seeds=None):
     return [Run(name, s, 80, 20, w, w/20, w/10, 2.) for s, w in zip(seeds or range(9), wrong)]
 
 def test_differences_are_paired_by_seed_and_not_by_place():
-    "Every run of b is one picture better; the seeds stand in another order, and each variant has one that the other lacks"
+    "Every run of b is one image better; the seeds stand in another order, and each variant has one that the other lacks"
     tried = Experiment(made('a', [9, 1, 5, 3], [0, 1, 2, 7]) + made('b', [4, 8, 0, 6], [2, 0, 1, 8]))
     row = tried.compare().iloc[1]
     assert row.difference == pytest.approx(-1/20) and row.runs == 4
@@ -234,7 +234,7 @@ def test_profile_leaves_no_trace(path, when):
     values = list(profiled.recorder.values) if when == 'between' else None
     callbacks = sorted(type(cb).__name__ for cb in profiled.cbs)
     profile = profile_epoch(profiled, n_batches=2)
-    assert profile.n_pictures == 8
+    assert profile.n_images == 8
     assert sorted(type(cb).__name__ for cb in profiled.cbs) == callbacks
     if when == 'between': assert profiled.recorder.values == values
     for _ in range(1 if when == 'between' else 2): train_one(profiled)
@@ -270,9 +270,9 @@ def test_profile_knows_where_the_time_is(path):
 def test_profile_of_few_batches(path):
     "As many batches are timed as asked for, over several epochs if need be; without a whole batch there is nothing to time"
     one = profile_epoch(book_learner(path, bs=8), n_batches=5)
-    assert one.n_pictures == 40 and list(stages) == [r['stage'] for r in one.rows]
+    assert one.n_images == 40 and list(stages) == [r['stage'] for r in one.rows]
     many = profile_epoch(book_learner(path, bs=2), n_batches=20, warm_up=0)
-    assert many.n_pictures == 40 > many.n_train and many.seconds == pytest.approx(many.ms*many.n_train/1000)
+    assert many.n_images == 40 > many.n_train and many.seconds == pytest.approx(many.ms*many.n_train/1000)
     learn = book_learner(path)
     learn.dls.loaders[0] = learn.dls.train.new(bs=64, drop_last=True)
     with pytest.raises(ValueError, match='no whole batch'): profile_epoch(learn)
@@ -285,14 +285,14 @@ def test_a_learner_that_answers_with_logits_is_a_problem(path):
     row = experiment(path, {'a': {}}, seeds=(0,), trainer=train).rows[0]
     assert 'no probabilities' in row.problem and math.isnan(row.log_loss)
 
-def test_few_pictures_are_allowed_for_all_variants(tmp_path):
+def test_few_images_are_allowed_for_all_variants(tmp_path):
     "What `train` accepts for small labels, the split of an experiment accepts as well"
     small = draw_bears(tmp_path/'small', n_per_label=4, seed=1, faults=False)
     def train(path, seed, **kwargs): return Fake(image_dls(path, size=16, cache=False, seed=seed, min_per_label=3))
     assert experiment(small, {'a': {}}, seeds=(0,), trainer=train, min_per_label=3).rows[0].problem == ''
 
-def test_the_split_leaves_pictures_on_disk_as_training_opens_them(path, tmp_path):
+def test_the_split_leaves_images_on_disk_as_training_opens_them(path, tmp_path):
     "Not another set of them, which would push those that are used out of the cache"
     def train(path, seed, **kwargs): return Fake(image_dls(path, seed=seed, size=64, recipe='squish', cache=kwargs['cache']))
     experiment(path, {'a': {}}, seeds=(0,), trainer=train, size=64, cache=tmp_path/'kept')
-    assert len([kind for kind, _ in Store(tmp_path/'kept'/'pictures.sqlite').kinds() if kind.startswith('opened')]) == 1
+    assert len([kind for kind, _ in Store(tmp_path/'kept'/'images.sqlite').kinds() if kind.startswith('opened')]) == 1

@@ -42,7 +42,7 @@ from bearcls.export.variants import compare_bundles, compress_bundle
 
 @pytest.fixture(scope='module')
 def learned(tmp_path_factory):
-    "A Learner with sixty held-back pictures, everything that it says, and its bundle with weights"
+    "A Learner with sixty held-back images, everything that it says, and its bundle with weights"
     path = draw_bears(tmp_path_factory.mktemp('learned')/'bears', n_per_label=100, seed=8, faults=False)
     learn = train(path, 'scratch', epochs=5, size=48, quiet=True)
     seen = evaluate(learn, 'all')
@@ -71,7 +71,7 @@ def test_strangers_are_less_alike_than_bears(learned):
     learn, path, seen, bundle = learned
     classifier = Classifier(bundle)
     bears = [r.prediction.unlikeness for r in classifier.predict_batch(validation_files(learn.dls))]
-    strangers = [classifier.predict(picture).unlikeness for _, picture in draw_strangers(30)]
+    strangers = [classifier.predict(image).unlikeness for _, image in draw_strangers(30)]
     assert np.median(strangers) > np.median(bears)
 
 def test_metrics_of_your_own_stay(learned, tmp_path):
@@ -79,26 +79,26 @@ def test_metrics_of_your_own_stay(learned, tmp_path):
     facts = read_bundle(export_bundle(learn, tmp_path/'b', metrics={'error_rate': np.float32(.25)}, temperature=2, unlikeness=False, seen=seen))
     assert (facts.metrics['error_rate'], facts.temperature, facts.unlikeness) == (.25, 2, None) and 'log_loss' not in facts.metrics
 
-def test_pictures_are_asked_once(learned, tmp_path, monkeypatch):
+def test_images_are_asked_once(learned, tmp_path, monkeypatch):
     "With `seen` at hand, the Learner is not asked again"
     learn, _, seen, _ = learned
     monkeypatch.setattr(learn, 'get_preds', lambda *args, **kwargs: pytest.fail('the Learner was asked again'))
     export_bundle(learn, tmp_path/'b', seen=seen)
 
-def test_lost_pictures_are_told(learned, tmp_path):
-    "Where training pictures are gone, the rest is measured, and the card says so"
+def test_lost_images_are_told(learned, tmp_path):
+    "Where training images are gone, the rest is measured, and the card says so"
     _, path, _, _ = learned
     copy = shutil.copytree(path, tmp_path/'bears')
     learn = train(copy, 'scratch', epochs=1, size=32, quiet=True)
     for f in learn.dls.train_ds.items[:9]: Path(f).unlink()
     bundle = export_bundle(learn, tmp_path/'without')
     facts = read_bundle(bundle)
-    assert facts.data['fingerprint'] == '' and facts.unlikeness['pictures'] == len(learn.dls.train_ds) + len(learn.dls.valid_ds) - 9
-    assert '9 of its pictures could not be found any more' in (bundle/'README.md').read_text(encoding='utf-8')
+    assert facts.data['fingerprint'] == '' and facts.unlikeness['images'] == len(learn.dls.train_ds) + len(learn.dls.valid_ds) - 9
+    assert '9 of its images could not be found any more' in (bundle/'README.md').read_text(encoding='utf-8')
     Path(learn.dls.valid_ds.items[0]).unlink()
-    assert read_bundle(export_bundle(learn, tmp_path/'some', unlikeness=False)).metrics['pictures_compared'] == len(learn.dls.valid_ds) - 1
+    assert read_bundle(export_bundle(learn, tmp_path/'some', unlikeness=False)).metrics['images_compared'] == len(learn.dls.valid_ds) - 1
     for f in learn.dls.valid_ds.items: Path(f).unlink(missing_ok=True)
-    with pytest.raises(ExportError, match='None of the validation pictures is where it was'): export_bundle(learn, tmp_path/'none')
+    with pytest.raises(ExportError, match='None of the validation images is where it was'): export_bundle(learn, tmp_path/'none')
     assert not (tmp_path/'none').exists() and not list(tmp_path.glob('.none*'))
 
 def test_sources_come_into_the_card(tmp_path):
@@ -279,7 +279,7 @@ def test_refused_before_the_work(learned, tmp_path, monkeypatch, how, error, wor
 
 def test_half_an_evaluation_is_not_enough(learned, tmp_path):
     learn, path, seen, bundle = learned
-    with pytest.raises(ExportError, match='holds no training pictures'): export_bundle(learn, tmp_path/'b', seen=seen.only('valid'))
+    with pytest.raises(ExportError, match='holds no training images'): export_bundle(learn, tmp_path/'b', seen=seen.only('valid'))
     assert compare_bundles(bundle, bundle, path/'teddy')['changed'] == 0  # a folder is taken too
 
 @pytest.mark.parametrize('recipe,arch', [(dict(builder='vision_learner', head=[]), 'regnet_y_128gf'), (dict(builder='vision_learner', head=[['Linear', dict(in_features=1000, out_features=1000)]]*2000), 'resnet18'),
@@ -317,7 +317,7 @@ def test_the_limit_of_small_images_follows_from_the_training_images(tmp_path):
     facts = bundle_facts(Learner(image_dls(tmp_path/'digits', size=32, bs=4), torch.nn.Identity(), torch.nn.CrossEntropyLoss()))
     assert facts.smallest == 14 and bundle_json(facts, '0'*64, 1)['trust']['smallest'] == 14
     sure = dict(a=.99, b=.01)
-    assert judge(facts, sure, (28, 28)) == judge(facts, sure, (14, 20)) == '' and judge(facts, sure, (28, 13)) == 'the picture is only 28 by 13 pixels'
+    assert judge(facts, sure, (28, 28)) == judge(facts, sure, (14, 20)) == '' and judge(facts, sure, (28, 13)) == 'the image is only 28 by 13 pixels'
 
 # OOD score with the classes of ImageNet
 

@@ -1,4 +1,4 @@
-"Opened pictures and features that are kept: by several programs at once, killed, damaged; and fast training on what others have made"
+"Opened images and features that are kept: by several programs at once, killed, damaged; and fast training on what others have made"
 import os, pickle, signal, sqlite3, subprocess, sys, threading, time
 from pathlib import Path
 import numpy as np
@@ -101,15 +101,15 @@ def test_a_store_in_the_place_of_a_folder(path, tmp_path):
 
 def test_another_database_is_left_alone(tmp_path):
     "A file that is SQLite, and somebody else's"
-    db = sqlite3.connect(tmp_path/'pictures.sqlite')
+    db = sqlite3.connect(tmp_path/'images.sqlite')
     db.execute('CREATE TABLE entries (mine TEXT)')
     db.execute("INSERT INTO entries VALUES ('precious')")
     db.commit()
-    store = Store(tmp_path/'pictures.sqlite')
+    store = Store(tmp_path/'images.sqlite')
     with pytest.warns(UserWarning, match='is not used'): store.put('kind', {'a': b'x'})
     assert db.execute('SELECT mine FROM entries').fetchall() == [('precious',)]
 
-# --- opened pictures
+# --- opened images
 
 def test_the_store_changes_no_pixel(path, tmp_path):
     files = image_files(path)[:12]
@@ -121,7 +121,7 @@ def test_the_store_changes_no_pixel(path, tmp_path):
         for f in files: assert np.array_equal(opener(f), OpenImage(96, squish)(f))
         assert not opener.kept
 
-def test_a_picture_that_was_replaced_is_opened_anew(tmp_path):
+def test_a_image_that_was_replaced_is_opened_anew(tmp_path):
     file = tmp_path/'a.png'
     Image.new('RGB', (50, 50), 'brown').save(file)
     opener = OpenImage(store=Store(tmp_path/'s.sqlite'), keep_mb=10)
@@ -130,7 +130,7 @@ def test_a_picture_that_was_replaced_is_opened_anew(tmp_path):
     os.utime(file, ns=(1, 1))
     assert opener(file).getpixel((0, 0)) == (255, 255, 255)
 
-def test_survey_of_what_is_no_picture(tmp_path):
+def test_survey_of_what_is_no_image(tmp_path):
     (tmp_path/'page.jpg').write_text('<html>')
     (tmp_path/'empty.png').write_bytes(b'')
     found = survey([tmp_path/'page.jpg', tmp_path/'empty.png', tmp_path/'gone.jpg'], OpenImage(32, store=Store(tmp_path/'s.sqlite')))
@@ -175,7 +175,7 @@ def test_features_do_not_outlive_what_they_depend_on(path, tmp_path):
     assert vision_learner(image_dls(path, size=64, recipe='crop', seed=1, cache=tmp_path), resnet18, pretrained=False).fit_fast().fast.n_kept == 0
 
 def test_class_weights_count(path):
-    "The Learner's own loss is used: a label that counts a thousand times is what most pictures are taken for"
+    "The Learner's own loss is used: a label that counts a thousand times is what most images are taken for"
     learn = learner(path)
     learn.loss_func = CrossEntropyLossFlat(weight=torch.tensor([1000., 1., 1.]))
     learn.fit_fast(weight_decay=1.)
@@ -184,7 +184,7 @@ def test_class_weights_count(path):
 
 def table(path): return pd.DataFrame([dict(name=f.relative_to(path).as_posix(), label=f.parent.name, labels=f'{f.parent.name} bear') for f in image_files(path)])
 
-def test_fit_fast_on_pictures_in_a_table(path):
+def test_fit_fast_on_images_in_a_table(path):
     "What fastai makes of a DataFrame or a csv file trains as the folder does"
     frame = table(path)
     dls = ImageDataLoaders.from_df(frame, path, valid_pct=.3, seed=1, item_tfms=Resize(64), num_workers=0)
@@ -203,7 +203,7 @@ def test_several_labels_are_refused_in_words(path):
 
 @pytest.mark.parametrize('loss', [CrossEntropyLossFlat(weight=torch.tensor([9., 1., .2])), FocalLossFlat(), torch.nn.functional.cross_entropy], ids=['cross entropy', 'focal', 'function'])
 def test_what_was_measured_is_what_validates(path, loss):
-    "The body looks at validation pictures as the Learner will, whatever precision it trains in; and the loss is the Learner's own"
+    "The body looks at validation images as the Learner will, whatever precision it trains in; and the loss is the Learner's own"
     learn = learner(path)
     learn.loss_func = loss
     learn.fit_fast(dtype=torch.bfloat16)
@@ -211,7 +211,7 @@ def test_what_was_measured_is_what_validates(path, loss):
     assert learn.fast.valid_loss == pytest.approx(found, rel=1e-3) and learn.fast.error_rate == pytest.approx(error)
 
 def test_drawn_more_often_counts_more_with_a_plain_function(path):
-    "F.cross_entropy has no `reduction` to set, and still gives one number for each picture"
+    "F.cross_entropy has no `reduction` to set, and still gives one number for each image"
     shares = []
     for weighted in (False, True):
         learn = learner(path)
@@ -228,7 +228,7 @@ class OwnLoss(torch.nn.Module):
 
 @pytest.mark.parametrize('loss', [own_loss, OwnLoss()], ids=['function', 'module'])
 def test_a_loss_of_ones_own(path, loss):
-    "Without a `reduction` it trains as well; it cannot weigh pictures, which is said"
+    "Without a `reduction` it trains as well; it cannot weigh images, which is said"
     learn = learner(path)
     learn.loss_func = loss
     learn.fit_fast()
@@ -294,7 +294,7 @@ def test_photographs(shared, monkeypatch, tmp_path):
     with learn.no_bar(), learn.no_logging(): loss, error = learn.validate()
     assert error < .15 and loss < .5
     assert learn.fast.dtype == str(fast_dtype()).removeprefix('torch.')
-    assert len(pickle.dumps(learn.dls.valid_ds.tfms[0].fs[0])) < 1e6  # the pictures stay behind
+    assert len(pickle.dumps(learn.dls.valid_ds.tfms[0].fs[0])) < 1e6  # the images stay behind
 
 # --- what was seen is known
 

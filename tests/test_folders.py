@@ -7,7 +7,7 @@ from fastai.learner import load_learner
 from fastai.vision.learner import vision_learner
 from PIL import Image
 from torchvision.models import squeezenet1_1
-from hostile import picture
+from hostile import image_bytes
 from bearcls import quickstart as quickstart_module
 from bearcls.clean.cleaning import Cleaning
 from bearcls.core import DataError
@@ -81,7 +81,7 @@ def test_a_file_is_what_it_holds(tmp_path):
     dls = image_dls(tmp_path, size=32)
     assert used <= {f.name for f in [*dls.split.train, *dls.split.valid]}
     assert {r.file for r in dls.folder.left_out} == {'black/page.php', 'teddy/readme'}
-    assert sum(l.pictures for l in balance(tmp_path).labels) == 16
+    assert sum(l.images for l in balance(tmp_path).labels) == 16
 
 def test_image_dls_names_what_it_does_not_use(tmp_path):
     put(labelled(tmp_path, 'black', 'teddy'), 'black/page.php', content=b'<html>')
@@ -211,7 +211,7 @@ def test_folders_that_programs_make_are_no_labels(tmp_path):
 def test_a_label_with_nothing_but_hidden_files_and_pages_is_an_error(tmp_path, name, content):
     "A download that failed leaves such folders"
     put(labelled(tmp_path, 'black', 'grizzly'), name, content=content)
-    with pytest.raises(DataError, match='without usable pictures: teddy'): image_dls(tmp_path, size=32)
+    with pytest.raises(DataError, match='without usable images: teddy'): image_dls(tmp_path, size=32)
 
 def test_an_empty_folder_of_weights_is_no_label(tmp_path):
     labelled(tmp_path, 'black', 'grizzly')
@@ -256,7 +256,7 @@ def test_predicting_a_folder_names_what_is_no_image(tmp_path):
     labelled(tmp_path/'set', 'black')
     put(tmp_path/'set', 'black/x.jpg?v=1', 'loose')
     put(tmp_path/'set', 'black/page.html', content=b'<html>')
-    put(tmp_path/'set', 'black/broken.jpg', content=picture(1)[:200])
+    put(tmp_path/'set', 'black/broken.jpg', content=image_bytes(1)[:200])
     bundle = make_bundle(tmp_path/'bundle')
     rows = {Path(r.file).name: r for r in Classifier(bundle).predict_batch(tmp_path/'set', quiet=True)}
     assert rows['x.jpg?v=1'].status == rows['loose'].status == 'ok'

@@ -13,7 +13,7 @@ from bearcls.images import ImageError, flatten
 from bearcls.inference.bundle import read_bundle
 from bearcls.inference.classifier import Classifier, ProviderError, provider_names
 from bearcls.inference.prediction import Prediction
-from bearcls.inference.remote import fetch_picture
+from bearcls.inference.remote import fetch_image
 from bearcls.inference.files import BundleError
 from bearcls.inference.predictions import write_predictions
 from bearcls.inference.signature import make_keys
@@ -42,7 +42,7 @@ def turned(image, orientation=6):
     return saved(image, 'JPEG', exif=exif)
 
 def detailed(seed=0, size=(96, 72)):
-    "A picture with something in every corner"
+    "An image with something in every corner"
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (9, 12, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 # Formats
@@ -56,7 +56,7 @@ formats = {
     'jpeg in cmyk': (lambda: saved(brown.convert('CMYK'), 'JPEG'), 'brown'),
     'jpeg in grey': (lambda: saved(white.convert('L'), 'JPEG'), 'white'),
     'progressive jpeg': (lambda: saved(brown, 'JPEG', progressive=True), 'brown'),
-    'two pictures in a jpeg': (lambda: saved(brown, 'MPO', save_all=True, append_images=[white]), 'brown'),
+    'two images in a jpeg': (lambda: saved(brown, 'MPO', save_all=True, append_images=[white]), 'brown'),
     'png': (lambda: saved(brown, 'PNG'), 'brown'),
     'png with a palette': (lambda: saved(brown.quantize(8), 'PNG'), 'brown'),
     'png with a see-through palette': (lambda: saved(see_through.quantize(4), 'PNG', transparency=0), 'white'),
@@ -78,7 +78,7 @@ formats = {
 def test_format(classifier, tmp_path, name):
     if name == 'avif' and not features.check('avif'): pytest.skip('this Pillow has no AVIF')
     content, label = formats[name][0](), formats[name][1]
-    file = tmp_path/'picture'
+    file = tmp_path/'image'
     file.write_bytes(content)
     answers = [classifier.predict(source) for source in (content, bytearray(content), memoryview(content), io.BytesIO(content), file, str(file))]
     assert answers[0].label == label and answers[0].probability > .9
@@ -107,7 +107,7 @@ def test_heif_says_what_to_install_and_works_once_it_is_there(bundle, tmp_path):
 @pytest.mark.parametrize('source', [None, 5, 1.5, [], {}, object(), brown.tobytes(), '', b'', 'x'*300, '\0', Path('no-such-file'), np.zeros((2, 2)), np.zeros((0, 0, 3), np.uint8),
     np.zeros((4, 4, 7), np.uint8), io.StringIO('text'), b'<svg xmlns="http://www.w3.org/2000/svg"/>', b'%!PS-Adobe', b'%PDF-1.4', b'\x89PNG\r\n\x1a\n', bomb()],
     ids=lambda s: type(s).__name__)
-def test_what_is_no_picture(classifier, source):
+def test_what_is_no_image(classifier, source):
     with pytest.raises(ImageError) as e: classifier.predict(source)
     assert len(str(e.value)) < 800 and e.value.reason
 
@@ -163,7 +163,7 @@ def test_broken_files_in_a_batch(classifier):
     rows = classifier.predict_batch([*files, brown], bs=7, n_workers=4)
     assert len(rows) == 121 and rows[-1].prediction.label == 'brown'
     for n, (row, data) in enumerate(zip(rows, files), 1):
-        assert row.file == f'picture {n}' and (row.status == 'ok') == (row.prediction is not None) and bool(row.reason) == (row.status == 'failed')
+        assert row.file == f'image {n}' and (row.status == 'ok') == (row.prediction is not None) and bool(row.reason) == (row.status == 'failed')
 
 def test_broken_animations(classifier):
     whole = saved(detailed(1), 'GIF', save_all=True, append_images=[detailed(k) for k in range(2, 6)], duration=200)
@@ -186,14 +186,14 @@ class Stream(io.RawIOBase):
     def readable(self): return True
     def readinto(self, buffer): return self.content.readinto(buffer)
 
-def test_opened_pictures_and_streams_may_be_broken_too(classifier, tmp_path):
+def test_opened_images_and_streams_may_be_broken_too(classifier, tmp_path):
     (tmp_path/'cut.jpg').write_bytes(saved(Image.effect_noise((300, 300), 90).convert('RGB'), 'JPEG')[:9000])
     closed = Image.open(io.BytesIO(saved(brown, 'PNG')))
     closed.close()
     rows = classifier.predict_batch([brown, Image.open(tmp_path/'cut.jpg'), closed, Stream(b'<html>'), Stream(b''), Stream(saved(brown, 'PNG')), brown])
     assert [r.status for r in rows][:1] + [r.status for r in rows][-1:] == ['ok', 'ok'] and {r.status for r in rows[1:5]} == {'failed'}
 
-def test_a_picture_in_memory_is_opened_as_its_file_is(bundle):
+def test_a_image_in_memory_is_opened_as_its_file_is(bundle):
     image = Image.effect_noise((1000, 900), 90).convert('RGB')
     classifier = Classifier(replace(read_bundle(bundle), min_side=128))
     one, other = (classifier._open(source)[1] for source in (image, saved(image, 'PNG')))
@@ -242,8 +242,8 @@ def test_the_command_line(bundle, tmp_path):
 
 def test_2000_requests_of_8_threads(bundle):
     classifier, colours = Classifier(bundle, threads=1), list(furs.items())
-    pictures = [(label, form, saved(Image.new('RGB', (64 + 3*n, 64), colour), form)) for n, (label, colour) in enumerate(colours*3) for form in ('PNG', 'JPEG')]
-    questions = [pictures[n*7 % len(pictures)] for n in range(2000)]
+    images = [(label, form, saved(Image.new('RGB', (64 + 3*n, 64), colour), form)) for n, (label, colour) in enumerate(colours*3) for form in ('PNG', 'JPEG')]
+    questions = [images[n*7 % len(images)] for n in range(2000)]
     with ThreadPoolExecutor(8) as pool: answers = list(pool.map(lambda q: classifier.predict(q[2]), questions))
     assert [a.label for a in answers] == [label for label, _, _ in questions]
 
@@ -273,7 +273,7 @@ def test_the_source_may_fail(classifier):
         raise ZeroDivisionError('of the caller')
     with pytest.raises(ZeroDivisionError): list(classifier.predict_stream(source(), bs=1))
 
-def test_no_memory_for_one_picture(classifier, monkeypatch):
+def test_no_memory_for_one_image(classifier, monkeypatch):
     def load(source, *args):
         if source == b'large': raise MemoryError
         return brown
@@ -330,20 +330,20 @@ def test_addresses_only_if_asked(bundle):
 
 @pytest.mark.parametrize('host', ['127.0.0.1', 'localhost', '[::1]', '10.1.2.3', '192.168.0.1', '169.254.169.254', '0.0.0.0', '[::ffff:127.0.0.1]', '2130706433', '0x7f.1', '100.64.0.1', '[fe80::1]', '[64:ff9b::7f00:1]'])
 def test_private_hosts(host):
-    with pytest.raises(ImageError): fetch_picture(f'http://{host}:9/bear.png', timeout=3)
+    with pytest.raises(ImageError): fetch_image(f'http://{host}:9/bear.png', timeout=3)
 
 def test_redirects(monkeypatch, tmp_path):
     secret = tmp_path/'secret'
     secret.write_bytes(b'secret')
     pages = {'/file': redirect(secret.as_uri()), '/ftp': redirect('ftp://127.0.0.1/x'), '/round': redirect('/round'), '/good': redirect('/bear'), '/bear': b'bear'}
     with serving(pages) as (url, hits):
-        assert fetch_picture(f'{url}/good', allow_private=True) == b'bear'
+        assert fetch_image(f'{url}/good', allow_private=True) == b'bear'
         for page in ('file', 'ftp', 'round'):
-            with pytest.raises(ImageError, match='cannot be fetched'): fetch_picture(f'{url}/{page}', allow_private=True)
+            with pytest.raises(ImageError, match='cannot be fetched'): fetch_image(f'{url}/{page}', allow_private=True)
         looked, real = [], remote.is_public
         monkeypatch.setattr(remote, 'is_public', lambda address: looked.append(address) or len(looked) == 1 or real(address))
         hits.clear()
-        with pytest.raises(ImageError, match='private network'): fetch_picture(f'{url}/good')  # the first host passes for public, the second does not
+        with pytest.raises(ImageError, match='private network'): fetch_image(f'{url}/good')  # the first host passes for public, the second does not
         assert hits == ['/good']
 
 def test_a_server_that_drips():
@@ -356,19 +356,19 @@ def test_a_server_that_drips():
     with socket.create_server(('127.0.0.1', 0)) as server:
         threading.Thread(target=lambda: drip(server.accept()[0]), daemon=True).start()
         start = time.monotonic()
-        with pytest.raises(ImageError, match='takes longer than 1 seconds'): fetch_picture(f'http://127.0.0.1:{server.getsockname()[1]}/', timeout=1, allow_private=True)
+        with pytest.raises(ImageError, match='takes longer than 1 seconds'): fetch_image(f'http://127.0.0.1:{server.getsockname()[1]}/', timeout=1, allow_private=True)
         assert time.monotonic() - start < 4
 
 def test_answers_without_end():
     with serving({'/endless': endless, '/dripping': dripping}) as (url, _):
-        with pytest.raises(ImageError, match='more than 1,000,000 bytes'): fetch_picture(f'{url}/endless', 1_000_000, allow_private=True)
+        with pytest.raises(ImageError, match='more than 1,000,000 bytes'): fetch_image(f'{url}/endless', 1_000_000, allow_private=True)
         start = time.perf_counter()
-        with pytest.raises(ImageError, match='longer than 0.5 seconds'): fetch_picture(f'{url}/dripping', timeout=.5, allow_private=True)
+        with pytest.raises(ImageError, match='longer than 0.5 seconds'): fetch_image(f'{url}/dripping', timeout=.5, allow_private=True)
         assert time.perf_counter() - start < 5
 
 @pytest.mark.parametrize('address', ['http://', 'http://[', 'https://exa mple/', 'http://a:b:c/', 'http://\x00/', 'http://' + 'a'*300 + '.example/', 'HTTP://127.0.0.1:99999/'])
 def test_addresses_that_are_none(address):
-    with pytest.raises(ImageError): fetch_picture(address, timeout=3, allow_private=True)
+    with pytest.raises(ImageError): fetch_image(address, timeout=3, allow_private=True)
 
 # Files of answers
 

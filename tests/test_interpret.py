@@ -6,7 +6,7 @@ from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoa
 from PIL import Image
 from torch import nn
 from bearcls.train.arch import TrainError, get_arch
-from bearcls.interpret.gradcam import attend, grad_cam, map_layer, nearest_pictures, show_attention, show_nearest
+from bearcls.interpret.gradcam import attend, grad_cam, map_layer, nearest_images, show_attention, show_nearest
 from bearcls.inference.bundle import read_bundle
 from bearcls.interpret.calibrate import calibration_error, calibration_html, fit_temperature, log_loss_of, reliability, temperature_html, with_temperature
 from bearcls.core import DataError
@@ -22,7 +22,7 @@ from bearcls.interpret.evaluate import (certain, confusion, error_rate_of, evalu
 from bearcls.data.cache import OpenImage, survey
 from bearcls.data.split import Split
 from bearcls.interpret.label_issues import WrongLabels, count_wrong_labels, copy_issues, find_issues, issue_columns, judge_labels, label_issues, likeness_to_label, out_of_fold, show_issues
-from bearcls.interpret.slices import coverage, cut_slices, picture_facts, slice_errors, slice_words, slices_html
+from bearcls.interpret.slices import coverage, cut_slices, image_facts, slice_errors, slice_words, slices_html
 from bearcls.sample.bears import draw_bears
 from bearcls.train.learner import train
 from bearcls.verify.report import broken_issues, check_images
@@ -59,12 +59,12 @@ def test_confusion_by_hand(seven):
 
 def test_label_metrics_by_hand(seven):
     m = label_metrics(seven)
-    assert m.pictures.tolist() == [4, 3, 0]
+    assert m.images.tolist() == [4, 3, 0]
     assert m.loc['black', ['precision', 'recall', 'f1']].tolist() == pytest.approx([2/3, 1/2, 4/7])
     assert m.loc['grizzly', ['precision', 'recall', 'f1']].tolist() == pytest.approx([2/3, 2/3, 2/3])
     assert m.loc['teddy', ['precision', 'recall', 'f1']].tolist() == [0, 0, 0]
     assert m.loc['teddy', ['recall_low', 'recall_high', 'f1_low']].tolist() == [0, 1, 0]  # nothing is known of its recall
-    assert m.loc['teddy', 'f1_high'] == pytest.approx(2*.7935/1.7935, abs=1e-3)  # but one picture was called teddy that is none
+    assert m.loc['teddy', 'f1_high'] == pytest.approx(2*.7935/1.7935, abs=1e-3)  # but one image was called teddy that is none
     for name in ('precision', 'recall', 'f1'): assert (m[f'{name}_low'] <= m[name]).all() and (m[name] <= m[f'{name}_high']).all()
 
 def test_f1_interval_by_hand():
@@ -85,10 +85,10 @@ def test_a_label_of_probability_zero_has_a_finite_loss():
     assert seen.table.loss.item() == pytest.approx(-math.log(1e-12)) and math.isfinite(log_loss_of(seen))
 
 def test_nothing_at_all(nothing):
-    "Each view of no pictures says so in its own way, and none fails"
+    "Each view of no images says so in its own way, and none fails"
     assert confusion(nothing).to_numpy().sum() == 0 and len(most_confused(nothing)) == 0 and len(top_losses(nothing)) == 0
     assert set(label_metrics(nothing).f1_high) == {1} and error_rate_of(nothing)['n'] == 0
-    assert 'no pictures' in nothing._repr_html_() and '<input' not in show_confusion(nothing) and '<figure' not in show_top_losses(nothing)
+    assert 'no images' in nothing._repr_html_() and '<input' not in show_confusion(nothing) and '<figure' not in show_top_losses(nothing)
     assert reliability(nothing).n.sum() == 0 and math.isnan(calibration_error(nothing)['error']) and math.isnan(log_loss_of(nothing))
     assert 'Too few' in calibration_html(nothing)
     assert len(slice_errors(nothing)) == len(coverage(nothing)) == 0 and 'too few' in slice_words(slice_errors(nothing))[0]
@@ -96,7 +96,7 @@ def test_nothing_at_all(nothing):
     assert list(find_issues(nothing).columns) == issue_columns
     with pytest.raises(DataError, match='got 0'): fit_temperature(nothing)
 
-def test_one_picture():
+def test_one_image():
     one = said([1], [1])
     assert label_metrics(one).loc['grizzly', 'recall'] == 1
     assert reliability(one).n.sum() == 1 and len(label_issues(one)) == 0 and confusion(one).to_numpy().sum() == 1
@@ -149,19 +149,19 @@ def test_what_cannot_be_asked_is_told(learned, tmp_path):
         assert {Path(f).name for f in seen.failed.file} == {'1.png', 'page.jpg', 'empty.png'} and (seen.failed.reason != '').all()
         assert 'panda, which the model does not know' in seen._repr_html_()
     (tmp_path/'teddy'/'good.png').unlink()
-    for source in (learn, bundle): assert len(evaluate(source, path=tmp_path)) == 0  # no picture that opens, and no error
+    for source in (learn, bundle): assert len(evaluate(source, path=tmp_path)) == 0  # no image that opens, and no error
 
 def test_wrong_questions(learned, tmp_path):
     learn, path, bundle = learned
     with pytest.raises(ValueError, match='must be valid, train or all'): evaluate(learn, 'test')
     with pytest.raises(DataError, match='give `path`'): evaluate(bundle)
     with pytest.raises(DataError, match='There is no folder'): evaluate(learn, path=tmp_path/'nowhere')
-    with pytest.raises(DataError, match='holds no pictures'): evaluate(learn, path=tmp_path)
+    with pytest.raises(DataError, match='holds no images'): evaluate(learn, path=tmp_path)
     with pytest.raises(BundleError, match='There is no bundle'): evaluate(tmp_path/'nowhere', path=path)
     with pytest.raises(DataError, match='takes a Learner, a Classifier or the folder'): evaluate(None, path=path)
     (tmp_path/'panda').mkdir()
     draw_bear('teddy', seed=0, side=64).save(tmp_path/'panda'/'1.png')
-    with pytest.raises(DataError, match='pictures of panda, and the model knows black, grizzly, teddy'): evaluate(bundle, path=tmp_path)
+    with pytest.raises(DataError, match='images of panda, and the model knows black, grizzly, teddy'): evaluate(bundle, path=tmp_path)
 
 def test_learner_of_a_table(learned):
     "fastai's DataLoaders may hold rows of a table instead of files"
@@ -189,7 +189,7 @@ def test_probabilities_under_losses_of_pytorch(learned, loss):
     ours, theirs = evaluate(Learner(learn.dls, learn.model, loss_func=loss)), evaluate(learn)
     assert np.allclose(ours.probabilities, theirs.probabilities, atol=1e-5) and np.allclose(ours.table.loss, theirs.table.loss, atol=1e-4)
 
-def test_pictures_that_are_gone(learned, tmp_path):
+def test_images_that_are_gone(learned, tmp_path):
     "Somebody cleaned between training and looking"
     path = draw_bears(tmp_path/'bears', n_per_label=6, faults=False)
     learn = Learner(image_dls(path, size=32, recipe='squish', bs=4), get_arch('xresnet18_thin')(3))
@@ -200,44 +200,44 @@ def test_pictures_that_are_gone(learned, tmp_path):
         assert seen.failed.values.tolist() == [[str(gone), 'it is not there any more']] and str(gone) not in set(seen.table.file)
         assert (seen.table.actual == [Path(f).parent.name for f in seen.table.file]).all()
     for f in learn.dls.valid_ds.items[1:]: f.unlink()
-    with pytest.raises(DataError, match='pictures of this Learner is where it was'): evaluate(learn)
+    with pytest.raises(DataError, match='images of this Learner is where it was'): evaluate(learn)
 
 def test_the_folder_through_a_link(learned, tmp_path):
-    "The same pictures under another path are on the side of the split where they were"
+    "The same images under another path are on the side of the split where they were"
     learn, path, _ = learned
     try: (tmp_path/'link').symlink_to(path, target_is_directory=True)
     except OSError: pytest.skip('links cannot be made here')
     seen = evaluate(learn, path=tmp_path/'link')
     assert seen.table.split.value_counts().to_dict() == {'train': len(learn.dls.train_ds), 'valid': len(learn.dls.valid_ds)}
-    assert not seen.only('valid').table.empty and set(picture_facts(seen, path).columns) == {'brightness', 'size', 'aspect', 'site', 'term'}
+    assert not seen.only('valid').table.empty and set(image_facts(seen, path).columns) == {'brightness', 'size', 'aspect', 'site', 'term'}
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 def test_a_model_that_diverged(bad):
     "An error rate of nothing but nan would look like a result"
     with pytest.raises(DataError, match='its training has diverged'): tabulate(['a.jpg'], ['valid'], np.array([[.5, .4, bad]]), [0], labels, np.zeros((1, 2)))
-    with pytest.raises(DataError, match='1 pictures have features that are nan'): judge_labels(tabulate([f'{i}.jpg' for i in range(20)], ['']*20, np.eye(3)[np.arange(20) % 3], np.arange(20) % 3, labels, np.where(np.arange(20)[:, None] == 7, bad, np.ones((20, 4)))))
+    with pytest.raises(DataError, match='1 images have features that are nan'): judge_labels(tabulate([f'{i}.jpg' for i in range(20)], ['']*20, np.eye(3)[np.arange(20) % 3], np.arange(20) % 3, labels, np.where(np.arange(20)[:, None] == 7, bad, np.ones((20, 4)))))
 
-def test_several_labels_and_no_pictures_are_refused(learned):
+def test_several_labels_and_no_images_are_refused(learned):
     _, path, _ = learned
     block = DataBlock((ImageBlock, MultiCategoryBlock), get_items=image_files, get_y=lambda f: [f.parent.name, 'bear'], item_tfms=Resize(32))
     several = block.dataloaders(path, bs=8, num_workers=0)
     with pytest.raises(DataError, match='must have one label'): evaluate(Learner(several, get_arch('xresnet18_thin')(4), loss_func=nn.BCEWithLogitsLoss()))
     block = DataBlock((ImageBlock, CategoryBlock), get_items=image_files, get_y=lambda f: f.parent.name, item_tfms=Resize(32), splitter=lambda items: (list(range(len(items))), []))
     unsplit = block.dataloaders(path, bs=8, num_workers=0)
-    with pytest.raises(DataError, match='no pictures to validate with'): evaluate(Learner(unsplit, get_arch('xresnet18_thin')(3), loss_func=nn.CrossEntropyLoss()))
+    with pytest.raises(DataError, match='no images to validate with'): evaluate(Learner(unsplit, get_arch('xresnet18_thin')(3), loss_func=nn.CrossEntropyLoss()))
 
-def test_a_label_without_validation_pictures(learned):
+def test_a_label_without_validation_images(learned):
     learn, _, _ = learned
     seen = evaluate(learn)
     part = seen.where(seen.table.actual != 'teddy')
-    assert label_metrics(part).loc['teddy', 'pictures'] == 0 and confusion(part).loc['teddy'].sum() == 0
+    assert label_metrics(part).loc['teddy', 'images'] == 0 and confusion(part).loc['teddy'].sum() == 0
     assert 'teddy' in show_confusion(part) and coverage(part, by=['brightness'])['teddy'].sum() == 0
     assert fit_temperature(part).n == len(part)
 
 # The confusion matrix in a browser
 
-def test_confusion_opens_its_pictures(browser, learned, tmp_path):
-    "A click on a number shows its pictures and hides the others; so do the arrow keys; two matrices on a page mind their own business"
+def test_confusion_opens_its_images(browser, learned, tmp_path):
+    "A click on a number shows its images and hides the others; so do the arrow keys; two matrices on a page mind their own business"
     learn, _, _ = learned
     seen = evaluate(learn, 'all')
     page, file = browser.new_page(), tmp_path/'page.html'
@@ -251,9 +251,9 @@ def test_confusion_opens_its_pictures(browser, learned, tmp_path):
     for i in range(numbers.count()):
         numbers.nth(i).click()
         assert shown() == [i, start[1]]
-        pictures = panels.nth(i).locator('img')
+        images = panels.nth(i).locator('img')
         n = int(numbers.nth(i).inner_text())
-        assert pictures.count() == min(4, n) and f': {n}' in panels.nth(i).inner_text()
+        assert images.count() == min(4, n) and f': {n}' in panels.nth(i).inner_text()
     page.keyboard.press('ArrowLeft')
     assert shown() == [numbers.count() - 2, start[1]]
     assert page.locator('input').first.get_attribute('aria-label')
@@ -307,7 +307,7 @@ def test_temperature_by_hand():
 def test_no_such_temperature(seven, value):
     with pytest.raises(ValueError, match='must be positive'): with_temperature(seven, value)
 
-def test_temperature_is_not_fitted_to_training_pictures(seven):
+def test_temperature_is_not_fitted_to_training_images(seven):
     with pytest.raises(DataError, match='trained on'): fit_temperature(said([0, 1], [0, 0], split='train'))
     for part in (seven.where(seven.table.correct), seven.where(~seven.table.correct)): assert fit_temperature(part, prior=None).value == 1
 
@@ -325,7 +325,7 @@ def test_few_answers_leave_the_temperature_to_the_prior(seven):
     with pytest.raises(ValueError, match='`prior` must be'): fit_temperature(many, prior=(0, 0))
 
 def test_temperature_of_a_bundle(learned, tmp_path):
-    "What was fitted to the Learner's validation pictures is what the bundle then says"
+    "What was fitted to the Learner's validation images is what the bundle then says"
     learn, path, _ = learned
     seen = evaluate(learn)
     warm = export_bundle(learn, tmp_path/'warm', temperature=2.)
@@ -336,7 +336,7 @@ def test_temperature_of_a_bundle(learned, tmp_path):
 # Slices
 
 def test_interval_ends_where_the_likelihood_says():
-    "The ends are those of the likelihood itself, however many pictures there are"
+    "The ends are those of the likelihood itself, however many images there are"
     rng, n = np.random.default_rng(0), 5000
     logits = rng.normal(size=(n, 3))*2
     p = np.exp(logits)/np.exp(logits).sum(1, keepdims=True)
@@ -351,7 +351,7 @@ def test_no_bins(seven, n_bins):
         with pytest.raises(ValueError, match='`n_bins` must be at least 1'): f(seven, n_bins)
 
 def test_slices_by_hand():
-    "Ten dark pictures of which eight are wrong, thirty bright ones of which three are: Fisher's test worked out with binomial coefficients"
+    "Ten dark images of which eight are wrong, thirty bright ones of which three are: Fisher's test worked out with binomial coefficients"
     wrong = np.array([1]*8 + [0]*2 + [1]*3 + [0]*27, bool)
     seen = said([0]*40, np.where(wrong, 1, 0))
     facts = pd.DataFrame(dict(light=['dark']*10 + ['bright']*30))
@@ -367,7 +367,7 @@ def test_small_slices_are_not_judged():
     seen, facts = said([0]*40, np.where(wrong, 1, 0)), pd.DataFrame(dict(camera=['a']*5 + ['b']*35))
     table = slice_errors(seen, facts).set_index('slice')
     assert table.verdict['a'] == 'too few' and math.isnan(table.p['a'])
-    assert any('too few pictures to be judged: camera a (5)' in w for w in slice_words(slice_errors(seen, facts)))
+    assert any('too few images to be judged: camera a (5)' in w for w in slice_words(slice_errors(seen, facts)))
 
 def test_a_term_is_held_against_its_own_label():
     "All black bears are wrong, whatever was searched for: no term stands out"
@@ -381,14 +381,14 @@ def test_gaps_are_named():
     facts = pd.DataFrame(dict(site=['a.example']*25 + ['b.example']*15))
     counted = coverage(seen, facts)
     assert counted.loc[('site', 'b.example')].tolist() == [0, 15, 0]
-    assert any('No picture of black has site b.example' in w for w in slice_words(slice_errors(seen, facts), counted))
+    assert any('No image of black has site b.example' in w for w in slice_words(slice_errors(seen, facts), counted))
 
 def test_facts_of_broken_files_and_folders_without_manifest(tmp_path):
     (tmp_path/'black').mkdir()
     draw_bear('black', seed=0, side=64).save(tmp_path/'black'/'0.png')
-    (tmp_path/'black'/'1.png').write_bytes(b'no picture')
+    (tmp_path/'black'/'1.png').write_bytes(b'no image')
     seen = said([0, 0], [0, 1], names=[str(tmp_path/'black'/f'{i}.png') for i in range(2)])
-    facts = picture_facts(seen)
+    facts = image_facts(seen)
     assert facts['size'].tolist()[0] == 64 and facts.iloc[1][['brightness', 'size', 'aspect']].isna().all() and set(facts.site) == {''}
     assert 'not known' in slice_errors(seen, facts).slice.tolist() and 'too few' in slices_html(seen, facts)
 
@@ -430,7 +430,7 @@ def test_attention_agrees_with_predict(learned):
     found = attend(learn, file)
     assert found.label == found.predicted == label and found.probability == pytest.approx(float(probabilities.max()), abs=1e-4)
 
-def test_no_maps_and_no_picture(learned, tmp_path):
+def test_no_maps_and_no_image(learned, tmp_path):
     learn, path, _ = learned
     with pytest.raises(TrainError, match='no layer that gives maps'): map_layer(nn.Sequential(nn.Flatten(), nn.Linear(27, 2)), torch.zeros(1, 3, 3, 3))
     with pytest.raises(DataError, match="got 'panda'"): attend(learn, image_files(path)[0], 'panda')
@@ -444,7 +444,7 @@ def test_transformers_have_no_maps(learned):
     with pytest.raises(TrainError, match='no maps'): attend(former, image_files(path)[0])
 
 def test_maps_with_their_features_last_are_refused():
-    "Some networks keep (height, width, features); read as (features, height, width) they would give a picture of nothing"
+    "Some networks keep (height, width, features); read as (features, height, width) they would give an image of nothing"
     class Last(nn.Module):
         def __init__(self):
             super().__init__()
@@ -461,28 +461,28 @@ def test_a_layer_used_for_maps_and_for_numbers():
     heat, logits = grad_cam(Reused(), torch.randn(1, 3, 16, 16))
     assert heat.shape == (16, 16) and logits.shape == (3,)
 
-def test_the_picture_under_the_map_lies_as_the_network_saw_it(learned, tmp_path):
+def test_the_image_under_the_map_lies_as_the_network_saw_it(learned, tmp_path):
     "fastai's own opening does not turn a photograph that was taken upright; the map must not lie across it"
     _, path, _ = learned
-    picture = draw_bear('teddy', seed=0, side=96).crop((0, 0, 96, 48))
-    exif = picture.getexif()
+    image = draw_bear('teddy', seed=0, side=96).crop((0, 0, 96, 48))
+    exif = image.getexif()
     exif[0x112] = 6
-    picture.save(tmp_path/'turned.jpg', exif=exif)
+    image.save(tmp_path/'turned.jpg', exif=exif)
     block = DataBlock((ImageBlock, CategoryBlock), get_items=image_files, get_y=lambda f: f.parent.name, item_tfms=Resize(64, 'squish'))
     theirs = attend(Learner(block.dataloaders(path, bs=8, num_workers=0), get_arch('xresnet18_thin')(3)), tmp_path/'turned.jpg')
     ours = attend(Learner(image_dls(path, size=64, recipe='squish', bs=8), get_arch('xresnet18_thin')(3)), tmp_path/'turned.jpg')
-    assert theirs.picture.size == (64, 64) and ours.picture.size == (48, 96)
+    assert theirs.image.size == (64, 64) and ours.image.size == (48, 96)
     with Image.open(tmp_path/'turned.jpg') as opened: assert attend(Learner(image_dls(path, size=64, recipe='squish', bs=8), get_arch('xresnet18_thin')(3)), opened).heat.ndim == 2
 
 def test_nearest_by_hand():
     x = np.array([[1., 0], [.9, .1], [-1, 0], [0, -1], [-1, -.1]])
     seen = tabulate([f'{i}.jpg' for i in range(5)], ['valid'] + ['train']*4, np.tile([.8, .1, .1], (5, 1)), [0, 1, 0, 2, 0], labels, x)
-    near = nearest_pictures(seen, '0.jpg', 10)
+    near = nearest_images(seen, '0.jpg', 10)
     centred = x - x.mean(0)
     cosines = [centred[0] @ c/np.linalg.norm(centred[0])/np.linalg.norm(c) for c in centred[1:]]
     assert near.file.tolist() == [f'{i + 1}.jpg' for i in np.argsort([-c for c in cosines])] and near.likeness.tolist() == pytest.approx(sorted(cosines, reverse=True))
-    with pytest.raises(DataError, match='none of the 5'): nearest_pictures(seen, 'x.jpg')
-    with pytest.raises(DataError, match='evaluate'): nearest_pictures(seen.only('valid'), '0.jpg')
+    with pytest.raises(DataError, match='none of the 5'): nearest_images(seen, 'x.jpg')
+    with pytest.raises(DataError, match='evaluate'): nearest_images(seen.only('valid'), '0.jpg')
 
 def test_attention_and_neighbours_are_shown(learned):
     learn, _, _ = learned
@@ -528,7 +528,7 @@ def test_judging_is_the_same_every_time_and_blind_to_order():
     assert out_of_fold(x, y, seed=1).argmax(1).tolist() == out_of_fold(x, y, seed=2).argmax(1).tolist()
 
 def test_rare_labels_and_dead_features():
-    "A label of three pictures is not judged, a feature that never changes does no harm"
+    "A label of three images is not judged, a feature that never changes does no harm"
     x, y = clouds()
     x[:, 5] = 7.
     keep = (y != 2) | (np.cumsum(y == 2) <= 3)
@@ -552,7 +552,7 @@ def test_copies_across_labels_and_split(tmp_path):
     with pytest.raises(DataError, match='`surveyed` lacks'): copy_issues(seen, survey(files[:2]))
 
 def test_a_file_listed_twice_is_no_copy(tmp_path):
-    "Whoever lists a rare picture several times must not be told to delete it"
+    "Whoever lists a rare image several times must not be told to delete it"
     file = tmp_path/'teddy'/'1.png'
     file.parent.mkdir()
     draw_bear('teddy', seed=0, side=64).save(file)
@@ -560,7 +560,7 @@ def test_a_file_listed_twice_is_no_copy(tmp_path):
     assert len(copy_issues(seen.only('valid'))) == 0 and 'filed as teddy, called teddy' in show_nearest(seen, [file], 1, 40)
 
 def test_a_rare_label_is_not_called_wrong():
-    "Eight pictures beside two clouds of a hundred and fifty"
+    "Eight images beside two clouds of a hundred and fifty"
     rng = np.random.default_rng(1)
     y = np.repeat([0, 1, 2], [150, 150, 8])
     x = rng.normal(size=(len(y), 16))

@@ -1,4 +1,4 @@
-"The command line as a stranger meets it: the whole way on drawn and on real pictures, and every wrong input in one sentence"
+"The command line as a stranger meets it: the whole way on drawn and on real images, and every wrong input in one sentence"
 import csv, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
@@ -32,7 +32,7 @@ def bearcls_here(monkeypatch, capsys, *arguments, cwd):
     return subprocess.CompletedProcess(arguments, code, out, err)
 
 def draw_folder(path, **counts):
-    "An image folder with so many drawn pictures of each label"
+    "An image folder with so many drawn images of each label"
     for label, n in counts.items():
         (path/label).mkdir(parents=True)
         for i in range(n): draw_bear(label, seed=i, side=64).save(path/label/f'{i}.jpg')
@@ -51,7 +51,7 @@ def test_whole_way(drawn):
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads((cwd/'bearcls-quickstart'/'bundle'/'bundle.json').read_text(encoding='utf-8'))['metrics']
     assert metrics['error'] <= 0.35, 'guesses are wrong in 0.67'
-    n, difference = re.search(r'largest difference on (\d+) validation pictures: (\S+)', done.stdout).groups()
+    n, difference = re.search(r'largest difference on (\d+) validation images: (\S+)', done.stdout).groups()
     assert int(n) == metrics['n'] and float(difference) <= 0.001
     assert 'Traceback' not in done.stderr and 'Warning' not in done.stderr
 
@@ -104,7 +104,7 @@ def test_real_photographs(tmp_path, shared):
 
 def test_own_folder_is_left_as_it_is(tmp_path):
     "A broken file is named and left out; nothing is moved, added or changed"
-    data = draw_folder(tmp_path/'my pictures', black=12, teddy=12)
+    data = draw_folder(tmp_path/'my images', black=12, teddy=12)
     (data/'teddy'/'page.jpg').write_text('<html>', encoding='utf-8')
     before = snapshot(data)
     done = bearcls('quickstart', '--data', data, '--epochs', '1', '--arch', 'xresnet18_thin', '--dest', 'out', cwd=tmp_path)
@@ -123,10 +123,10 @@ def test_again_into_the_same_folder(tmp_path):
 wrong = {
     'no such folder': (['--data', 'nowhere'], 'There is no folder nowhere'),
     'a file, not a folder': (['--data', 'file.txt'], 'file.txt is not a folder'),
-    'no labels': (['--data', 'flat'], 'holds no pictures in label folders'),
+    'no labels': (['--data', 'flat'], 'holds no images in label folders'),
     'one label': (['--data', 'one'], 'has one label only, teddy'),
-    'few pictures': (['--data', 'few'], 'black has 4'),
-    'few usable pictures': (['--data', 'broken'], 'black has 4'),
+    'few images': (['--data', 'few'], 'black has 4'),
+    'few usable images': (['--data', 'broken'], 'black has 4'),
     'unknown arch': (['--arch', 'resnt18'], 'did you mean resnet18'),
     'arch that cannot be cut': (['--data', 'good', '--arch', 'vit_b_16'], 'cannot cut vit_b_16'),
     'no epochs': (['--epochs', '0'], '`epochs` must be at least 1'),
@@ -183,7 +183,7 @@ def test_no_write_permission(tmp_path, monkeypatch, capsys):
     assert (done.returncode, done.stderr.count('\n')) == (2, 1) and f'{locked/"out"} cannot be written to' in done.stderr, done.stderr
 
 def test_search_goes_the_whole_way(tmp_path, monkeypatch):
-    "Words to pictures to a model, with a provider that finds them on this machine"
+    "Words to images to a model, with a provider that finds them on this machine"
     source = draw_bears(tmp_path/'web', n_per_label=24, seed=1, faults=False)
     for name in ('duckduckgo', 'bing'): monkeypatch.setitem(providers, name, lambda term, max_images, **options: providers['local'](term, max_images, source=source))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'no weights'))
@@ -217,11 +217,11 @@ def test_predict_is_light(tmp_path):
     assert answer.startswith(f'{bear}: ') and 'onnxruntime' in modules.split() and light & set(modules.split()) == set()
 
 def test_search_trains_on_what_was_asked_for_only(tmp_path, monkeypatch):
-    "A word without pictures is named, and pictures of an earlier search are not trained on"
+    "A word without images is named, and images of an earlier search are not trained on"
     source = draw_bears(tmp_path/'web', n_per_label=6, seed=1, faults=False)
     for name in ('duckduckgo', 'bing'): monkeypatch.setitem(providers, name, lambda term, max_images, **options: providers['local'](term, max_images, source=source))
-    with pytest.raises(DataError, match="No pictures came for 'unicorn'"): quickstart(tmp_path/'out', search=['teddy', 'unicorn'], quiet=True)
-    with pytest.raises(DataError, match="already holds pictures of 'teddy'"): quickstart(tmp_path/'out', search=['grizzly', 'black'], quiet=True)
+    with pytest.raises(DataError, match="No images came for 'unicorn'"): quickstart(tmp_path/'out', search=['teddy', 'unicorn'], quiet=True)
+    with pytest.raises(DataError, match="already holds images of 'teddy'"): quickstart(tmp_path/'out', search=['grizzly', 'black'], quiet=True)
 
 def test_excluded_files_may_be_named_from_here(tmp_path, monkeypatch):
     "`verify_images(get_image_files('bears'))` names files from the current folder, a report from the image folder"

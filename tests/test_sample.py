@@ -23,7 +23,7 @@ def test_loads_no_heavy_library():
     assert heavy == '[]'
 
 def test_same_bytes_in_every_process(tmp_path):
-    "Neither the process nor the order of sets and dictionaries (PYTHONHASHSEED) may reach the pictures"
+    "Neither the process nor the order of sets and dictionaries (PYTHONHASHSEED) may reach the images"
     assert run(DIGEST, tmp_path/'a', PYTHONHASHSEED='1') == run(DIGEST, tmp_path/'b', PYTHONHASHSEED='2')
 
 def test_works_in_a_plain_script(tmp_path):

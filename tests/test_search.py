@@ -3,7 +3,7 @@ import asyncio, base64, html, json, logging, subprocess, sys, threading, time, t
 from contextlib import suppress
 from urllib.parse import quote
 import pytest
-from hostile import bomb, picture, several_hosts
+from hostile import bomb, image_bytes, several_hosts
 from bearcls.gather.fetch import FetchLimits
 from bearcls.sample.loopback import Reply, LoopbackWeb, moved
 from bearcls.gather.providers import licenses, provider, provider_facts, providers, search_bing, search_bing_api, search_duckduckgo, search_google
@@ -315,19 +315,19 @@ class ToLoopback:
 
 
 def duckduckgo_pages(n_all=150):
-    def pictures(request):
+    def images(request):
         start = int(request.query.get('s', 0))
         return json.dumps(dict(results=[dict(image=f'https://example.org/a%20bear.jpg?id={n}&u=%26', title=f'Bear {n}', url='https://example.org/', width=640, height=480)
                                         for n in range(start, min(start + 100, n_all))])).encode()
-    return {'/': b'<html><script>vqd="4-123"</script>', '/i.js': pictures}
+    return {'/': b'<html><script>vqd="4-123"</script>', '/i.js': images}
 
 
 def bing_pages(n_all=50):
-    def pictures(request):
+    def images(request):
         start = int(request.query['first']) - 1
         links = (json.dumps(dict(murl=f'https://example.org/a%20bear.jpg?id={n}&u=%26', t=f'Bear {n}', purl='https://example.org/')) for n in range(start, min(start + 35, n_all)))
         return '<ul>{}</ul>'.format(''.join(f'<li><div class="imgpt"><a class="iusc" m="{html.escape(m)}"></a></div><div class="img_info"><span class="nowrap">640 × 480 · jpeg</span></div></li>' for m in links)).encode()
-    return {'/images/async': pictures}
+    return {'/images/async': images}
 
 
 free = {'duckduckgo': (search_duckduckgo, duckduckgo_pages, '/i.js'), 'bing': (search_bing, bing_pages, '/images/async')}
@@ -503,7 +503,7 @@ def test_the_default_chain(monkeypatch):
     assert len(search_images('bear', 3)) == 3 and asked == ['duckduckgo']
 
 
-def test_one_picture_from_two_providers_counts_once():
+def test_one_image_from_two_providers_counts_once():
     one = lambda term, max_images: [SearchResult('http://Example.org/a.jpg?x=1#top'), SearchResult('https://example.org/a.jpg?x=2')]
     two = lambda term, max_images: [SearchResult('https://example.org:443/a.jpg?x=1'), SearchResult('https://example.org/b.jpg')]
     two.__name__ = 'two'
@@ -520,7 +520,7 @@ def test_a_key_is_told_to_its_own_provider_only():
 # ---- results
 
 def test_thumbnails_from_hostile_servers(tmp_path):
-    pages = {'/good': picture(), '/html': b'<html>', '/bomb': bomb(), '/gone': Reply(404), '/cut': picture()[:300], '/large': b'\xff'*6_000_000, '/late': Reply(wait=9)}
+    pages = {'/good': image_bytes(), '/html': b'<html>', '/bomb': bomb(), '/gone': Reply(404), '/cut': image_bytes()[:300], '/large': b'\xff'*6_000_000, '/late': Reply(wait=9)}
     limits = FetchLimits(allow_private=True, tries=1, timeout=1, max_bytes=5_000_000)
     with LoopbackWeb(pages) as web:
         found = SearchResults([SearchResult(f'https://example.org/{p}', thumbnail=web.url + p) for p in pages] + [SearchResult('file:///etc/hostname'), SearchResult('data:,x'), SearchResult('::')])
@@ -534,7 +534,7 @@ def test_thumbnails_from_hostile_servers(tmp_path):
 
 def test_only_the_local_provider_opens_files(tmp_path):
     file = tmp_path/'a.jpg'
-    file.write_bytes(picture())
+    file.write_bytes(image_bytes())
     for name, shows in [('local', True), ('google', False), ('', False)]:
         assert ('<img' in results_html([SearchResult(file.as_uri(), provider=name)])) == shows
 

@@ -9,7 +9,7 @@ from bearcls.inference.bundle import Bundle, write_bundle
 from bearcls.sample.standins import colour_model
 from hostile import layers, nowhere, tiles
 from tiny_bundle import furs, make_bundle
-from uploads import picture
+from uploads import image_bytes
 
 for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
 from bearcls.inference.classifier import Classifier
@@ -37,7 +37,7 @@ def ask(url, body=None, kind='image/jpeg', path='/predict', method=None, timeout
     finally: connection.close()
 
 def label(url, colour='brown'):
-    status, _, said = ask(url, picture(furs[colour]))
+    status, _, said = ask(url, image_bytes(furs[colour]))
     assert status == 200, said
     return said['results'][0]['label']
 
@@ -98,7 +98,7 @@ class Held(Classifier):
 # --- what it does
 
 def test_three_ways(url):
-    two = [('brown.jpg', picture(furs['brown'])), ('white.png', picture('white', format='PNG'))]
+    two = [('brown.jpg', image_bytes(furs['brown'])), ('white.png', image_bytes('white', format='PNG'))]
     for body, kind in (form(*two), as_json(*two)):
         status, headers, said = ask(url, body, kind)
         assert status == 200 and [r['name'] for r in said['results']] == ['brown.jpg', 'white.png']
@@ -106,21 +106,21 @@ def test_three_ways(url):
         assert set(said['results'][0]['probabilities']) == set(furs) and len(headers['x-request-id']) == 32
     for kind in ('image/png', 'application/octet-stream'): assert ask(url, two[1][1], kind)[2]['results'][0]['label'] == 'white'
 
-def test_one_bad_picture_among_good_ones(url):
-    status, _, said = ask(url, *form(('a.jpg', picture('white')), ('notes.jpg', b'these are words'), ('empty.jpg', b''), ('b.jpg', picture(furs['brown']))))
+def test_one_bad_image_among_good_ones(url):
+    status, _, said = ask(url, *form(('a.jpg', image_bytes('white')), ('notes.jpg', b'these are words'), ('empty.jpg', b''), ('b.jpg', image_bytes(furs['brown']))))
     assert status == 200 and [r['status'] for r in said['results']] == ['ok', 'failed', 'failed', 'ok']
     assert said['results'][1]['reason'] and said['results'][3]['label'] == 'brown'
-    status, _, said = ask(url, json.dumps(dict(images=[dict(data='§'), dict(data=base64.b64encode(picture('white')).decode())])).encode(), 'application/json')
+    status, _, said = ask(url, json.dumps(dict(images=[dict(data='§'), dict(data=base64.b64encode(image_bytes('white')).decode())])).encode(), 'application/json')
     assert status == 200 and [r['status'] for r in said['results']] == ['failed', 'ok']
 
 def test_a_data_address_is_taken(url):
-    data = 'data:image/jpeg;base64,' + base64.b64encode(picture(furs['black'])).decode()
+    data = 'data:image/jpeg;base64,' + base64.b64encode(image_bytes(furs['black'])).decode()
     assert ask(url, json.dumps(dict(images=[dict(data=data)])).encode(), 'application/json')[2]['results'][0]['label'] == 'black'
 
 def test_what_phones_send(url):
     sideways = Image.Exif()
     sideways[0x0112] = 6
-    for content in (picture('white', exif=sideways), picture('white', format='WEBP'), picture('white', (4000, 3000)), picture('white', format='BMP')): assert ask(url, content)[2]['results'][0]['label'] == 'white'
+    for content in (image_bytes('white', exif=sideways), image_bytes('white', format='WEBP'), image_bytes('white', (4000, 3000)), image_bytes('white', format='BMP')): assert ask(url, content)[2]['results'][0]['label'] == 'white'
 
 def test_the_other_addresses(url, bundle):
     assert ask(url, path='/healthz')[2] == ask(url, path='/readyz')[2] == dict(status='ok')
@@ -138,11 +138,11 @@ def test_the_examples_of_the_description_work(url):
 def test_metrics(bundle):
     with serving(bundle) as address:
         for _ in range(3): label(address)
-        ask(address, b'no picture')
+        ask(address, b'no image')
         ask(address, path='/nothing/here')
         text = ask(address, path='/metrics')[2].decode()
     assert 'bearcls_requests_total{path="/predict",status="200"} 3.0' in text and 'bearcls_requests_total{path="/predict",status="422"} 1.0' in text
-    assert 'bearcls_requests_total{path="other",status="404"} 1.0' in text and 'bearcls_pictures_total{result="trusted"} 3.0' in text
+    assert 'bearcls_requests_total{path="other",status="404"} 1.0' in text and 'bearcls_images_total{result="trusted"} 3.0' in text
     assert 'bearcls_request_seconds_count{path="/predict"} 4.0' in text
 
 def test_names_of_requests(url):
@@ -151,15 +151,15 @@ def test_names_of_requests(url):
 
 # --- what is wrong is said
 
-said_wrong = {'no_type': (b'x', None, 415), 'text': (b'x', 'text/plain', 415), 'curl_default': (b'x', 'application/x-www-form-urlencoded', 415), 'no_picture': (b'these are words', 'image/jpeg', 422), 'empty': (b'', 'image/png', 422),
-    'half': (picture('white', (900, 900), 'PNG')[:900], 'image/png', 422), 'form_without_boundary': (b'x', 'multipart/form-data', 400), 'other_boundary': (form(('a', b'x'))[0], 'multipart/form-data; boundary=other', 400),
+said_wrong = {'no_type': (b'x', None, 415), 'text': (b'x', 'text/plain', 415), 'curl_default': (b'x', 'application/x-www-form-urlencoded', 415), 'no_image': (b'these are words', 'image/jpeg', 422), 'empty': (b'', 'image/png', 422),
+    'half': (image_bytes('white', (900, 900), 'PNG')[:900], 'image/png', 422), 'form_without_boundary': (b'x', 'multipart/form-data', 400), 'other_boundary': (form(('a', b'x'))[0], 'multipart/form-data; boundary=other', 400),
     'form_cut': (form(('a', b'x'))[0][:-12], 'multipart/form-data; boundary=xyz', 400), 'form_with_a_field': (b'--xyz\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--xyz--', 'multipart/form-data; boundary=xyz', 422),
     'empty_form': (b'--xyz--\r\n', 'multipart/form-data; boundary=xyz', 422), 'many_parts': (form(*[('a', b'')]*5000)[0], 'multipart/form-data; boundary=xyz', 413), 'parts_without_headers': (b'--xyz\r\n'*5000, 'multipart/form-data; boundary=xyz', 400),
     'no_json': (b'{', 'application/json', 400), 'nan': (b'{"images": NaN}', 'application/json', 400), 'deep': (b'['*1500, 'application/json', 400), 'very_deep': (b'{"a":'*400_000, 'application/json', 413), 'list': (b'[]', 'application/json', 422),
     'no_images': (b'{"images": []}', 'application/json', 422), 'other_field': (b'{"images": [{"data": "", "more": ""}]}', 'application/json', 422), 'number': (b'{"images": [{"data": 3}]}', 'application/json', 422),
     'no_base64': (b'{"images": [{"data": "%%%"}]}', 'application/json', 422), 'latin1': ('{"images": [{"data": "ä"}]}'.encode('latin-1'), 'application/json', 400), 'too_many': (as_json(*[('a', b'')]*33)[0], 'application/json', 413),
     'odd_boundary': (b'x', 'multipart/form-data; boundary*' + '9'*5000 + '=x', 400), 'long_name': (b'{"images": [{"name": "' + b'a'*3_000_000 + b'", "data": "AAAA"}]}', 'application/json', 422),
-    'too_large': (b'x'*5_000_000, 'image/jpeg', 413), 'bomb': (picture('white', (12_000, 10_000), 'PNG', compress_level=1), 'image/png', 422)}
+    'too_large': (b'x'*5_000_000, 'image/jpeg', 413), 'bomb': (image_bytes('white', (12_000, 10_000), 'PNG', compress_level=1), 'image/png', 422)}
 
 @pytest.mark.parametrize('name', said_wrong)
 def test_problems(url, name):
@@ -175,17 +175,17 @@ def test_wrong_addresses_and_methods(url):
         answer = ask(url, path='/predict', method=method)
         is_problem(answer, 405)
         assert answer[1]['allow'] == 'POST'
-    is_problem(ask(url, picture('white'), content_encoding='gzip'), 415)
+    is_problem(ask(url, image_bytes('white'), content_encoding='gzip'), 415)
 
 def test_a_fault_inside_is_a_problem_too(bundle):
     class Faulty(Classifier):
         def predict_rows(self, named): raise KeyError('/srv/secret')
     with serving(Faulty(bundle, threads=1)) as address:
-        is_problem(ask(address, picture('white')), 500)
+        is_problem(ask(address, image_bytes('white')), 500)
         assert ask(address, path='/healthz')[0] == 200
 
 def test_words_of_decoders_stay_inside(url):
-    assert is_problem(ask(url, picture('white', (900, 900), 'PNG')[:900], 'image/png'), 422) == 'the file ends before the picture does'
+    assert is_problem(ask(url, image_bytes('white', (900, 900), 'PNG')[:900], 'image/png'), 422) == 'the file ends before the image does'
 
 def test_probes_that_only_want_the_head(url):
     for path in ('/healthz', '/readyz', '/'): assert ask(url, path=path, method='HEAD')[0] == 200
@@ -196,7 +196,7 @@ def test_keys_that_no_header_carries_are_refused(key):
 
 # --- files that are built to harm
 
-harmful = {'comments': b'P1 1450 1450\n' + b'1#\n'*1_000_000, 'segments': picture('white')[:2] + b'\xff\xe1\0\x09Exif\0\0x'*300_000 + picture('white')[2:], 'tiles': tiles(600_000), 'layers': layers(4000, 60_000), 'nowhere': nowhere(), 'nowhere_either': nowhere('>')}
+harmful = {'comments': b'P1 1450 1450\n' + b'1#\n'*1_000_000, 'segments': image_bytes('white')[:2] + b'\xff\xe1\0\x09Exif\0\0x'*300_000 + image_bytes('white')[2:], 'tiles': tiles(600_000), 'layers': layers(4000, 60_000), 'nowhere': nowhere(), 'nowhere_either': nowhere('>')}
 
 @pytest.mark.parametrize('name', harmful)
 def test_files_that_would_take_minutes(url, name):
@@ -217,10 +217,10 @@ def test_whatever_a_model_raises_the_thread_lives_on(bundle, error):
             if any(name == 'bad' for name, _ in named): raise error
             return super().predict_rows(named)
     with serving(Faulty(bundle, threads=1), Settings(threads=1)) as address:
-        for _ in range(3): is_problem(ask(address, *form(('bad', picture('white')))), 500)
+        for _ in range(3): is_problem(ask(address, *form(('bad', image_bytes('white')))), 500)
         assert label(address) == 'brown' and ask(address, path='/healthz')[0] == 200
 
-def test_who_waits_beside_a_bad_picture_is_answered(bundle):
+def test_who_waits_beside_a_bad_image_is_answered(bundle):
     class Faulty(Slow):
         def predict_rows(self, named):
             rows = super().predict_rows(named)
@@ -228,7 +228,7 @@ def test_who_waits_beside_a_bad_picture_is_answered(bundle):
             return rows[:-1] if any(name == 'short' for name, _ in named) else rows
     workers = Workers(Faulty(bundle, threads=1), 1, max_batch=8)
     try:
-        futures = workers.ask([(name, picture('white')) for name in ('good', 'bad', 'short', 'fine')])
+        futures = workers.ask([(name, image_bytes('white')) for name in ('good', 'bad', 'short', 'fine')])
         wait(futures, 60)
         assert [f.exception() is None for f in futures] == [True, False, False, True] and [futures[k].result()[0].prediction.label for k in (0, 3)] == ['white', 'white']
     finally: assert workers.close()
@@ -315,7 +315,7 @@ def test_expect_continue_is_refused_before_anything_is_sent(url):
 
 def test_clients_who_leave(url):
     host, port = url.split('//')[1].split(':')
-    for sent in (b'', b'POST', head + b'Content-Length: 50\r\n\r\n' + b'x'*20, head + b'Content-Length: %d\r\n\r\n' % len(picture('white')) + picture('white')):
+    for sent in (b'', b'POST', head + b'Content-Length: 50\r\n\r\n' + b'x'*20, head + b'Content-Length: %d\r\n\r\n' % len(image_bytes('white')) + image_bytes('white')):
         for _ in range(20):
             with socket.create_connection((host, int(port))) as s: s.sendall(sent)
     assert label(url) == 'brown'
@@ -352,9 +352,9 @@ def test_too_many_connections(bundle):
 def test_answers_that_come_too_late_leave_no_bytes_behind(bundle):
     with serving(held := Held(bundle, threads=1), Settings(threads=1, seconds_answer=.5)) as address, ThreadPoolExecutor(4) as pool:
         try:
-            answers = list(pool.map(lambda _: ask(address, picture(furs['brown'])), range(4)))
+            answers = list(pool.map(lambda _: ask(address, image_bytes(furs['brown'])), range(4)))
             assert {status for status, *_ in answers} <= {503, 504} and 504 in {status for status, *_ in answers}
-            wait_for(lambda: b'bearcls_waiting_pictures 0.0' in ask(address, path='/metrics')[2])
+            wait_for(lambda: b'bearcls_waiting_images 0.0' in ask(address, path='/metrics')[2])
         finally: held.gate.set()
 
 def test_bodies_together_are_bounded(bundle, services):
@@ -362,7 +362,7 @@ def test_bodies_together_are_bounded(bundle, services):
         host, port = address.split('//')[1].split(':')
         held = [socket.create_connection((host, int(port))) for _ in range(2)]
         for s in held: s.sendall(head + b'Content-Length: 900000\r\n\r\n' + b'x'*700_000)
-        body = b'no picture'*20_000
+        body = b'no image'*20_000
         wait_for(lambda: services[-1].budget.held == 1_400_000)
         answer = ask(address, body)
         assert is_problem(answer, 503) and answer[1]['retry-after'] == '1'
@@ -379,14 +379,14 @@ def test_no_answer_goes_to_the_wrong_question(url):
         order, seen = random.Random(k), []
         for _ in range(12):
             asked = [order.choice(names) for _ in range(order.randint(1, 3))]
-            while (answer := ask(url, *form(*[(n, picture(furs[n], (64 + k, 64))) for n in asked])))[0] == 503: time.sleep(.05)
+            while (answer := ask(url, *form(*[(n, image_bytes(furs[n], (64 + k, 64))) for n in asked])))[0] == 503: time.sleep(.05)
             seen.append([r['label'] for r in answer[2]['results']] == asked == [r['name'] for r in answer[2]['results']])
         return all(seen)
     with ThreadPoolExecutor(12) as pool: assert all(pool.map(visitor, range(12)))
 
 def test_busy(bundle):
-    with serving(Slow(bundle, threads=1), Settings(threads=1, max_waiting=3, max_pictures=3)) as address, ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: ask(address, picture('white')), range(20)))
+    with serving(Slow(bundle, threads=1), Settings(threads=1, max_waiting=3, max_images=3)) as address, ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: ask(address, image_bytes('white')), range(20)))
         assert {a[0] for a in answers} == {200, 503}
         for a in answers:
             if a[0] == 503: assert is_problem(a, 503) and int(a[1]['retry-after']) >= 1
@@ -395,13 +395,13 @@ def test_busy(bundle):
 
 def test_answers_that_take_too_long(bundle):
     with serving(held := Held(bundle, threads=1), Settings(threads=1, seconds_answer=.5)) as address:
-        try: is_problem(ask(address, picture('white')), 504)  # while the model is still at it
+        try: is_problem(ask(address, image_bytes('white')), 504)  # while the model is still at it
         finally: held.gate.set()
 
 def test_a_thread_that_hangs_turns_the_health_red(bundle):
     with serving(held := Held(bundle, threads=1), Settings(threads=1, seconds_answer=.3, seconds_stuck=4)) as address:
         try:
-            is_problem(ask(address, picture('white')), 504)
+            is_problem(ask(address, image_bytes('white')), 504)
             wait_for(lambda: health(address) == 503)
             for path in ('/healthz', '/readyz'): assert 'taking longer' in is_problem(ask(address, path=path), 503)
         finally: held.gate.set()
@@ -411,13 +411,13 @@ def test_a_thread_that_hangs_turns_the_health_red(bundle):
 def test_key(bundle):
     with serving(bundle, Settings(api_key='Open-Sesame.1')) as address:
         for headers in ({}, dict(X_API_Key='wrong'), dict(Authorization='Bearer wrong'), dict(Authorization='Basic x')):
-            answer = ask(address, picture('white'), **headers)
+            answer = ask(address, image_bytes('white'), **headers)
             assert is_problem(answer, 401) and answer[1]['www-authenticate'] == 'Bearer'
         for path in ('/labels', '/metrics', '/nothing'): is_problem(ask(address, path=path), 401)
         for path in ('/healthz', '/readyz', '/', '/static/service.js', '/openapi.json'): assert ask(address, path=path)[0] == 200
         key = 'Open-Sesame.1'
-        is_problem(ask(address, picture('white'), X_API_Key='Grüße'.encode().decode('latin-1')), 401)
-        assert ask(address, picture('white'), X_API_Key=key)[0] == ask(address, picture('white'), Authorization=f'Bearer {key}')[0] == 200
+        is_problem(ask(address, image_bytes('white'), X_API_Key='Grüße'.encode().decode('latin-1')), 401)
+        assert ask(address, image_bytes('white'), X_API_Key=key)[0] == ask(address, image_bytes('white'), Authorization=f'Bearer {key}')[0] == 200
     assert 'Sesame' not in repr(Settings(api_key='Open-Sesame.1'))
 
 def test_other_sites(url, bundle):
@@ -425,7 +425,7 @@ def test_other_sites(url, bundle):
     with serving(bundle, Settings(origins=('https://example.org',), api_key='k')) as address:
         answer = ask(address, path='/predict', method='OPTIONS', Origin='https://example.org', Access_Control_Request_Method='POST', Access_Control_Request_Headers='x-api-key')
         assert answer[0] == 200 and answer[1]['access-control-allow-origin'] == 'https://example.org'
-        assert ask(address, picture('white'), Origin='https://example.org')[1]['access-control-allow-origin'] == 'https://example.org'
+        assert ask(address, image_bytes('white'), Origin='https://example.org')[1]['access-control-allow-origin'] == 'https://example.org'
         assert 'access-control-allow-origin' not in ask(address, path='/healthz', Origin='https://example.com')[1]
 
 # --- a new bundle
@@ -444,7 +444,7 @@ def test_a_bundle_is_exchanged_under_load(tmp_path):
     shutil.copytree(place, first)
     seen, over = [], threading.Event()
     def visitor(_):
-        while not over.is_set(): seen.append(ask(url, picture(furs['black'])))
+        while not over.is_set(): seen.append(ask(url, image_bytes(furs['black'])))
     with serving(place, Settings(seconds_watch=.1)) as url, ThreadPoolExecutor(4) as pool:
         visitors = [pool.submit(visitor, k) for k in range(4)]
         try:
@@ -514,20 +514,20 @@ def test_processes_that_are_killed_come_back(bundle, tmp_path):
 @posix
 def test_one_process_comes_back_too_and_nothing_secret_is_logged(bundle, tmp_path):
     with running(bundle, tmp_path, 1, settings='api_key="sesame"') as (url, process, lines):
-        assert ask(url, *form(('private-name.jpg', picture('white'))), X_API_Key='sesame')[0] == 200
+        assert ask(url, *form(('private-name.jpg', image_bytes('white'))), X_API_Key='sesame')[0] == 200
         wait_for(lambda: lines('request'))
         os.kill(lines('process_started')[0]['pid'], signal.SIGKILL)
-        assert ask(url, picture('white'), X_API_Key='sesame', timeout=120)[0] == 200  # waits until it is back
-        assert ask(url, b'no picture', X_API_Key='sesame')[0] == 422
-        wait_for(lambda: [line['pictures'] for line in lines('request')] == [1, 1, 1])
+        assert ask(url, image_bytes('white'), X_API_Key='sesame', timeout=120)[0] == 200  # waits until it is back
+        assert ask(url, b'no image', X_API_Key='sesame')[0] == 422
+        wait_for(lambda: [line['images'] for line in lines('request')] == [1, 1, 1])
     log = (tmp_path/'log').read_text()
-    assert 'private-name' not in log and 'sesame' not in log and '"pictures": 1' in log
+    assert 'private-name' not in log and 'sesame' not in log and '"images": 1' in log
 
 @posix
 def test_what_was_begun_is_answered_before_the_end(bundle, tmp_path):
     with running(bundle, tmp_path, settings='seconds_leaving=10, seconds_body=120') as (url, process, lines):
         host, port = url.split('//')[1].split(':')
-        content = picture('white')
+        content = image_bytes('white')
         with socket.create_connection((host, int(port)), timeout=60) as s:
             s.sendall(head + b'Content-Length: %d\r\n\r\n' % len(content) + content[:200])
             time.sleep(.3)
@@ -555,7 +555,7 @@ def rows(self, named):
     return plain(self, named)
 inference.Classifier.predict_rows = rows'''
     with running(bundle, tmp_path, before=slow, settings='seconds_leaving=.2') as (url, process, lines), ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(ask, url, picture('white'))
+        answer = pool.submit(ask, url, image_bytes('white'))
         wait_for((tmp_path/'begun').exists)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
         assert answer.result()[0] == 200 and process.wait(60) == 0
@@ -571,7 +571,7 @@ def rows(self, named):
     return plain(self, named)
 inference.Classifier.predict_rows = rows'''
     with running(bundle, tmp_path, before=hangs, settings='seconds_stuck=4, seconds_answer=3, seconds_leaving=.2, threads=2') as (url, process, lines):
-        is_problem(ask(url, *form(('hang', picture('white')))), 504)
+        is_problem(ask(url, *form(('hang', image_bytes('white')))), 504)
         assert label(url) == 'brown'
         wait_for(lambda: len(lines('ready')) == 2, 120)
         assert label(url) == 'brown' and ask(url, path='/healthz')[0] == 200
@@ -622,7 +622,7 @@ def test_the_room_needs_no_training_libraries():
 
 # --- what a machine tries
 
-accepted = '[checks]\npositive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "422", "503"]\n'  # 422: whether bytes are a picture, no schema can say
+accepted = '[checks]\npositive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "422", "503"]\n'  # 422: whether bytes are an image, no schema can say
 
 @pytest.mark.parametrize('key', ['', 'sesame'], ids=['open', 'key'])
 def test_schemathesis_finds_nothing(bundle, tmp_path, key):

@@ -1,10 +1,10 @@
-"The page of the HTTP service in a real browser: the pictures of the notebook application's test, answers in their own cards, and nothing from other hosts"
+"The page of the HTTP service in a real browser: the images of the notebook application's test, answers in their own cards, and nothing from other hosts"
 import io, os, threading, time
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_bundle import furs, make_bundle
-from uploads import picture
+from uploads import image_bytes
 
 for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
 from bearcls.images import load_image
@@ -25,14 +25,14 @@ def files(tmp_path_factory):
     Image.new('RGBA', (300, 300), (0, 0, 0, 0)).save(veil, 'PNG')
     sideways[0x0112] = 6
     between = tuple((a + b)//2 for a, b in zip(furs['black'], furs['brown']))
-    for name, content in {'brown.jpg': picture(furs['brown']), 'white.png': picture('white', format='PNG'), 'sideways.jpg': picture('white', (900, 400), exif=sideways),
-        'twelve.jpg': picture(furs['brown'], (4000, 3000), noise=60, quality=95), 'large.png': picture(furs['brown'], (3700, 2950), 'PNG', noise=60, compress_level=1), 'alpha.png': veil.getvalue(),
-        'web.webp': picture('white', format='WEBP'), 'doubt.png': picture(between, format='PNG'), 'text.jpg': b'this is text', 'empty.jpg': b'', 'scan.tif': picture('white', format='TIFF'),
-        'huge.bin.jpg': os.urandom(9_000_000), '<img src=x onerror=alert(1)>.png': picture('white', format='PNG')}.items(): (folder/name).write_bytes(content)
+    for name, content in {'brown.jpg': image_bytes(furs['brown']), 'white.png': image_bytes('white', format='PNG'), 'sideways.jpg': image_bytes('white', (900, 400), exif=sideways),
+        'twelve.jpg': image_bytes(furs['brown'], (4000, 3000), noise=60, quality=95), 'large.png': image_bytes(furs['brown'], (3700, 2950), 'PNG', noise=60, compress_level=1), 'alpha.png': veil.getvalue(),
+        'web.webp': image_bytes('white', format='WEBP'), 'doubt.png': image_bytes(between, format='PNG'), 'text.jpg': b'this is text', 'empty.jpg': b'', 'scan.tif': image_bytes('white', format='TIFF'),
+        'huge.bin.jpg': os.urandom(9_000_000), '<img src=x onerror=alert(1)>.png': image_bytes('white', format='PNG')}.items(): (folder/name).write_bytes(content)
     assert (folder/'large.png').stat().st_size > 29_000_000
     return folder
 
-expected = {'brown.jpg': 'brown', 'sideways.jpg': 'white', 'twelve.jpg': 'brown', 'web.webp': 'white', 'large.png': 'brown', 'alpha.png': 'white', 'doubt.png': 'Ask a person', 'text.jpg': 'no picture of a known format',
+expected = {'brown.jpg': 'brown', 'sideways.jpg': 'white', 'twelve.jpg': 'brown', 'web.webp': 'white', 'large.png': 'brown', 'alpha.png': 'white', 'doubt.png': 'Ask a person', 'text.jpg': 'no image of a known format',
     'empty.jpg': '', 'scan.tif': 'white', 'huge.bin.jpg': 'too much to send', '<img src=x onerror=alert(1)>.png': 'white'}
 
 class Page:
@@ -46,15 +46,15 @@ class Page:
         tab.goto(url)
 
     @property
-    def sent(self): return self.tab.evaluate('() => window.bodies.map((body) => body.size)')  # bytes of each picture since the page was opened
+    def sent(self): return self.tab.evaluate('() => window.bodies.map((body) => body.size)')  # bytes of each image since the page was opened
 
-    def last(self): return load_image(bytes(self.tab.evaluate('async () => Array.from(new Uint8Array(await window.bodies.at(-1).arrayBuffer()))')))  # the picture that was sent last
+    def last(self): return load_image(bytes(self.tab.evaluate('async () => Array.from(new Uint8Array(await window.bodies.at(-1).arrayBuffer()))')))  # the image that was sent last
 
     @property
     def cards(self): return self.tab.locator('.bq-card')
 
     def give(self, *paths):
-        with self.tab.expect_file_chooser() as chooser: self.tab.get_by_role('button', name='Choose pictures').click()
+        with self.tab.expect_file_chooser() as chooser: self.tab.get_by_role('button', name='Choose images').click()
         chooser.value.set_files([str(p) for p in paths])
 
     def choose(self, *paths):
@@ -93,7 +93,7 @@ def test_every_kind_of_file(page, files):
 def test_several_at_once(page, files):
     names = ['brown.jpg', 'white.png', 'doubt.png', 'text.jpg', 'sideways.jpg', 'alpha.png']
     found = page.choose(*[files/name for name in names])
-    assert list(found) == names and [found[n] for n in ('brown.jpg', 'white.png', 'sideways.jpg')] == ['brown', 'white', 'white'] and 'no picture' in found['text.jpg']
+    assert list(found) == names and [found[n] for n in ('brown.jpg', 'white.png', 'sideways.jpg')] == ['brown', 'white', 'white'] and 'no image' in found['text.jpg']
     shot(page.tab, f'several_{page.tab.viewport_size["width"]}')
 
 def test_key(browser, bundle, files):
@@ -121,7 +121,7 @@ def test_key_that_changes_or_cannot_be_one(browser, bundle, files):
         field.fill(' sesame ')
         field.press('Enter')
         tab.locator('.bq-drop').wait_for()
-        assert focused() == 'Choose pictures' and not tab.locator('#trouble').inner_text()
+        assert focused() == 'Choose images' and not tab.locator('#trouble').inner_text()
         tab.route('**/predict', lambda route: route.fulfill(status=401, content_type='application/problem+json', body='{"detail": "a key is needed"}'))
         found = page.choose(files/'brown.jpg', files/'white.png')
         assert set(found.values()) == {'This service asks for a key.'} and field.is_visible() and focused() == 'key'
@@ -130,11 +130,11 @@ def test_key_that_changes_or_cannot_be_one(browser, bundle, files):
         field.fill('sesame')
         field.press('Enter')
         field.wait_for(state='hidden')
-        assert tab.locator('.bq-drop').count() == 1 and focused() == 'Choose pictures'
+        assert tab.locator('.bq-drop').count() == 1 and focused() == 'Choose images'
         assert page.choose(files/'brown.jpg') == {'brown.jpg': 'brown'} and not page.trouble
 
 def noise(size):
-    "A picture that does not pack well, darker above and to the left"
+    "An image that does not pack well, darker above and to the left"
     grain = np.random.default_rng(0).integers(0, 100, (size[1], size[0], 3))
     return Image.fromarray((grain + np.linspace(0, 100, size[1])[:, None, None] + np.linspace(0, 50, size[0])[None, :, None]).astype(np.uint8))
 
@@ -150,9 +150,9 @@ def test_turned_webp(browser, url, tmp_path):
             page.choose(tmp_path/f'{k}.webp')
             theirs, ours = page.last(), load_image(tmp_path/f'{k}.webp')
             assert theirs.size == ours.size and np.abs(np.subtract(*[np.asarray(i.resize((16, 16)), int) for i in (theirs, ours)])).max() < 12, k
-            assert tab.locator('.bq-picture canvas').evaluate('c => c.width > c.height') == (k < 5)
+            assert tab.locator('.bq-image canvas').evaluate('c => c.width > c.height') == (k < 5)
 
-def test_long_narrow_pictures_stay_as_wide_as_they_are(browser, url, tmp_path):
+def test_long_narrow_images_stay_as_wide_as_they_are(browser, url, tmp_path):
     with browser.new_page() as tab:
         page = Page(tab, url)
         for size in ((12_000, 50), (50, 12_000), (20_000, 300)):
@@ -170,7 +170,7 @@ def test_busy_and_gone(browser, bundle, files):
         def predict_rows(self, named):
             gate.wait(60)
             return super().predict_rows(named)
-    with serving(Held(bundle, threads=1), Settings(threads=1, max_waiting=1, max_pictures=1)) as url, browser.new_page() as tab:
+    with serving(Held(bundle, threads=1), Settings(threads=1, max_waiting=1, max_images=1)) as url, browser.new_page() as tab:
         try:
             page = Page(tab, url)
             page.give(*[files/'white.png']*5)

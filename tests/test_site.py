@@ -68,7 +68,7 @@ def test_tables_of_contents():
     assert '\n/gather/search\n' in toctrees('gather/index.ipynb') and toctrees('about.ipynb') == ''
 
 def test_pages_fit_the_screen(site, browser):
-    "On a phone and on a desk, light and dark: no page is wider than the screen, none has an error in its console, and every picture shows"
+    "On a phone and on a desk, light and dark: no page is wider than the screen, none has an error in its console, and every image shows"
     context = browser.new_context()
     page, errors = context.new_page(), []
     page.on('pageerror', lambda e: errors.append(str(e)))

@@ -1,4 +1,4 @@
-"Disturbances on odd pictures, and the table they lead to"
+"Disturbances on odd images, and the table they lead to"
 import json, shutil
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tiny_bundle import furs, make_bundle
 
 @pytest.fixture
 def asked(tmp_path):
-    "A classifier of fur colours, and two pictures of each colour"
+    "A classifier of fur colours, and two images of each colour"
     rng = np.random.default_rng(0)
     for label, colour in furs.items():
         (tmp_path/'furs'/label).mkdir(parents=True)
@@ -21,7 +21,7 @@ def asked(tmp_path):
 
 @pytest.mark.parametrize('size', [(1, 1), (3, 200), (200, 3), (97, 61)])
 @pytest.mark.parametrize('kind', stresses)
-def test_any_picture_keeps_its_size(kind, size):
+def test_any_image_keeps_its_size(kind, size):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     before = image.tobytes()
     for strength in (0, 1, 2, 3):
@@ -31,7 +31,7 @@ def test_any_picture_keeps_its_size(kind, size):
 
 @pytest.mark.parametrize('kind', [k for k in stresses if k not in ('far away', 'tilt')])  # these two move everything at once
 def test_stronger_is_stronger(kind):
-    "On a picture with shapes, the strongest is further from the picture than the weakest"
+    "On an image with shapes, the strongest is further from the image than the weakest"
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).resize((200, 160), Image.Resampling.NEAREST)
     far = [np.abs(np.asarray(apply_stress(image, kind, s), float) - np.asarray(image)).mean() for s in (1, 2, 3)]
     assert far[0] > .5 and far[0] < far[1] < far[2]
@@ -48,18 +48,18 @@ def test_columns_and_first_row(asked):
     assert table.error[1:4].max() > 0  # by night all furs are black
     assert ((table.low <= table.error + 1e-9) & (table.error <= table.high + 1e-9)).all()
 
-def test_pictures_come_from_all_labels(asked):
+def test_images_come_from_all_labels(asked):
     classifier, path = asked
     for i in range(2, 30): (path/'black'/f'{i}.png').write_bytes((path/'black'/'0.png').read_bytes())
-    from bearcls.export.robustness import _stress_pictures
-    assert sorted(_stress_pictures(classifier, path, 6, 0)[1]) == ['black']*2 + ['brown']*2 + ['white']*2
+    from bearcls.export.robustness import _stress_images
+    assert sorted(_stress_images(classifier, path, 6, 0)[1]) == ['black']*2 + ['brown']*2 + ['white']*2
 
 def test_broken_files_are_passed_over(asked):
     classifier, path = asked
     (path/'black'/'0.png').write_bytes(b'<html>')
     assert stress(classifier, path, ['rain'], [1]).n.tolist() == [5, 5]
     for f in path.rglob('*.png'): f.write_bytes(b'<html>')
-    with pytest.raises(DataError, match='None of the 6 pictures'): stress(classifier, path, ['rain'])
+    with pytest.raises(DataError, match='None of the 6 images'): stress(classifier, path, ['rain'])
 
 def test_one_of_ones_own(asked, monkeypatch):
     monkeypatch.setitem(stresses, 'mud', Stress(lambda image, share, rng: Image.new('RGB', image.size, 'brown'), (.5,), '{:.0%} of the lens'))

@@ -27,7 +27,7 @@ from bearcls.train.log import log_training, plot_training, suggest_lr, training_
 from bearcls.train.phases import Checkpoint, Phase, run_phases
 
 def folder_of(path, **counts):
-    "An image folder with so many drawn pictures of each label"
+    "An image folder with so many drawn images of each label"
     for label, n in counts.items():
         (path/label).mkdir(parents=True)
         for i in range(n): draw_bear(label, seed=i, side=64).save(path/label/f'{i}.png')
@@ -126,10 +126,10 @@ def test_other_arguments_are_refused(change, word, bears, finished):
     with pytest.raises(TrainError, match='is of another training') as e: train(bears, checkpoint=folder, **{**scratch, **change})
     assert word in str(e.value) and (folder/'checkpoint.pth').read_bytes() == before
 
-def test_other_pictures_are_refused(finished, tmp_path):
+def test_other_images_are_refused(finished, tmp_path):
     other = folder_of(tmp_path/'bears', black=12, grizzly=20, teddy=20)
     (other/'teddy'/'19.png').unlink()
-    with pytest.raises(TrainError, match='pictures was'): train(other, checkpoint=finished[0], **scratch)
+    with pytest.raises(TrainError, match='images was'): train(other, checkpoint=finished[0], **scratch)
 
 def test_a_moved_folder_is_the_same(finished, tmp_path):
     moved = folder_of(tmp_path/'elsewhere', black=12, grizzly=20, teddy=20)
@@ -251,11 +251,11 @@ def table_of(bears):
     return pd.DataFrame(dict(name=[f.relative_to(bears).as_posix() for f in files], label=[f.parent.name for f in files],
         labels=[f'{f.parent.name} bear' for f in files], number=[float(i) for i, _ in enumerate(files)]))
 
-def test_checkpoint_of_pictures_in_a_table(bears, tmp_path):
+def test_checkpoint_of_images_in_a_table(bears, tmp_path):
     dls = [ImageDataLoaders.from_df(t, bears, seed=1, item_tfms=Resize(32), bs=12, num_workers=0) for t in (table_of(bears), table_of(bears)[::-1])]
     first = train(dls[0], 'scratch', epochs=1, quiet=True, checkpoint=tmp_path)
     assert same(weights_of(first), weights_of(train(dls[0], 'scratch', epochs=1, quiet=True, checkpoint=tmp_path)))
-    with pytest.raises(TrainError, match='pictures was'): train(dls[1], 'scratch', epochs=1, quiet=True, checkpoint=tmp_path)
+    with pytest.raises(TrainError, match='images was'): train(dls[1], 'scratch', epochs=1, quiet=True, checkpoint=tmp_path)
 
 # ---- the same again
 
@@ -333,20 +333,20 @@ def test_other_tasks_are_refused_in_words(route, bears, squeezenet):
     no_label = DataBlock((ImageBlock,), get_items=get_image_files, item_tfms=Resize(32))
     all_train = block_of(CategoryBlock, get_y=parent_label, splitter=IndexSplitter([]))
     how = dict(arch='squeezenet1_1', weights=squeezenet) if route != 'scratch' else {}
-    for block, words in [(several, 'must have one label'), (number, 'must have one label'), (no_label, 'pictures and their labels'), (all_train, 'lack pictures')]:
+    for block, words in [(several, 'must have one label'), (number, 'must have one label'), (no_label, 'images and their labels'), (all_train, 'lack images')]:
         with pytest.raises(TrainError, match=words): train(block.dataloaders(bears, bs=12, num_workers=0), route, quiet=True, **how)
 
 def test_a_batch_larger_than_the_set(bears, tmp_path):
     "fastai would train on nothing, and the checkpoint would say that it is done"
     dls = ImageDataLoaders.from_folder(bears, valid_pct=.2, seed=1, item_tfms=Resize(32), bs=600, num_workers=0)
     for work in (lambda: train(dls, 'scratch', epochs=1, checkpoint=tmp_path, quiet=True), lambda: suggest_lr(Learner(dls, xresnet18_thin(3)))):
-        with pytest.raises(TrainError, match='42 pictures to train on and a batch takes 600'): work()
+        with pytest.raises(TrainError, match='42 images to train on and a batch takes 600'): work()
     assert not list(tmp_path.iterdir())
 
-def test_a_last_picture_that_is_alone(bears):
+def test_a_last_image_that_is_alone(bears):
     dls = block_of(CategoryBlock, get_y=parent_label, splitter=IndexSplitter(list(range(10)))).dataloaders(bears, bs=41, num_workers=0)
     dls.train.drop_last = False
-    with pytest.raises(TrainError, match='Of 42 pictures in batches of 41, one would be alone'): train(dls, 'scratch', epochs=1, quiet=True)
+    with pytest.raises(TrainError, match='Of 42 images in batches of 41, one would be alone'): train(dls, 'scratch', epochs=1, quiet=True)
 
 # ---- weights in files
 
@@ -412,7 +412,7 @@ def test_timm(bears, tmp_path):
         assert learn.predict(bears/'teddy'/'0.png')[0] in learn.dls.vocab
         mean = next(t.mean for t in learn.dls.valid.after_batch.fs if hasattr(t, 'mean'))
         assert mean.flatten().tolist() == [.5, .5, .5]
-    with pytest.raises(TrainError, match='takes pictures of 224 pixels'): plan_training('scratch', 'vit_tiny_patch16_224', size=64)
+    with pytest.raises(TrainError, match='takes images of 224 pixels'): plan_training('scratch', 'vit_tiny_patch16_224', size=64)
     with pytest.raises(TrainError, match='did you mean'): get_arch('timm/resnt18')
     assert find_weights('test_resnet', timeout=.1).url.startswith('http')
 
@@ -447,12 +447,12 @@ def test_a_copy_of_the_model_in_training_is_a_copy(bears):
         def before_fit(self): self.copied = copy.deepcopy(self.learn.model)
     learn = Learner(image_dls(bears, size=32, bs=12), xresnet18_thin(3), cbs=[Autocast(), Copies()])
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     copied = learn.copies.copied.eval()
-    before = copied(pictures)
+    before = copied(images)
     with torch.no_grad():
         for p in learn.model.parameters(): p.zero_()
-    assert torch.equal(copied(pictures), before) and copied.forward.model is copied
+    assert torch.equal(copied(images), before) and copied.forward.model is copied
 
 @pytest.mark.parametrize('metrics,n_lines', [([], 2), ([accuracy], 2), ([accuracy, error_rate], 3)])
 def test_a_curve_of_any_metrics(metrics, n_lines, bears):

@@ -260,8 +260,8 @@ def test_wrong_answers_on_photographs_are_noticed(shared, tmp_path, monkeypatch)
     assert set(facts.confidence['evidence']) == set(weights) and facts.confidence['error'] < .1
     others = [f for i, f in enumerate(image_files(shared/'data'/'bears')) if i % 3 == 1]
     from bearcls.images import load_image
-    pictures = [apply_stress(load_image(f, 280), kind, 2, i) for i, f in enumerate(others) for kind in ('night', 'motion blur', 'occlusion')]
-    answers = [r.prediction for r in classifier.predict_batch(pictures, quiet=True)]
+    images = [apply_stress(load_image(f, 280), kind, 2, i) for i, f in enumerate(others) for kind in ('night', 'motion blur', 'occlusion')]
+    answers = [r.prediction for r in classifier.predict_batch(images, quiet=True)]
     right = np.array([a.label == f.parent.name for a, f in zip(answers, [f for f in others for _ in range(3)])])
     from bearcls.export.ood import auroc
     by = {name: auroc(-v[right], -v[~right]) for name, v in dict(confidence=np.array([a.confidence for a in answers]), probability=np.array([a.probability for a in answers])).items()}

@@ -9,7 +9,7 @@ from bearcls.export.ood import (ClassHead, alarm_interval, alarm_threshold, alar
 from bearcls.sample.strangers import draw_strangers, stranger_kinds
 
 def made_up(n, d=40, seed=0, kind=0):
-    "Features as a rectifier gives them: pictures of one kind share a direction, another kind has another"
+    "Features as a rectifier gives them: images of one kind share a direction, another kind has another"
     rng = np.random.default_rng(seed)
     at = np.random.default_rng(100 + kind).gamma(.5, 2, d)
     return np.maximum(0, at*rng.gamma(4, .25, (n, 1)) + rng.normal(0, .4, (n, d))).astype(np.float32)
@@ -62,7 +62,7 @@ def test_features_before_the_first_are_left_out():
     plain, behind = (fit_unlikeness(f, None, averages=a) for f, a in ((averages, (0, 1., 0.)), (features, (8, 2., 3.))))
     np.testing.assert_allclose(plain.usual, behind.usual, atol=1e-3)
 
-def test_one_wrong_training_picture_vouches_for_nobody():
+def test_one_wrong_training_image_vouches_for_nobody():
     train, strange = made_up(300), made_up(50, seed=3, kind=1)
     fitted = fit_unlikeness(np.concatenate([train, strange[:1]]), None)
     assert share_caught(fitted.score(strange[1:]), fitted.threshold) > .9
@@ -161,7 +161,7 @@ def test_facts_are_json():
     fitted = fit_unlikeness(made_up(60), np.arange(60) % 2)
     fitted.measured = {r.pop('kind'): r for r in measure_unlikeness(fitted.usual, {'other <b>': fitted.score(made_up(9, kind=1))})}
     facts = json.loads(json.dumps(unlikeness_facts(fitted, ['black', 'teddy']), allow_nan=False))
-    assert facts['pictures'] == 60 and facts['held_back'] == 60 and facts['measured']['other <b>']['n'] == 9
+    assert facts['images'] == 60 and facts['held_back'] == 60 and facts['measured']['other <b>']['n'] == 9
     assert set(facts['left_out']) == {'black', 'teddy'} and 'depending on the source' in alarm_words(facts)
     assert '<b>' not in unlikeness_html(fitted).replace('<b>Ask', '')
 

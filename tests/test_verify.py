@@ -3,7 +3,7 @@ import csv, errno, io, json, os, shutil, struct
 from collections import Counter
 import pytest
 from PIL import Image
-from hostile import bomb, picture, snapshot
+from hostile import bomb, image_bytes, snapshot
 from bearcls.verify import measure, quarantine, report as verify
 from bearcls.core import DataError
 from bearcls.manifest import describe_file, read_manifest, write_manifest
@@ -31,7 +31,7 @@ def test_hostile_files_become_findings(bears):
 
 
 def test_a_file_that_goes_away_is_a_finding(bears):
-    (bears/'black'/'gone.jpg').write_bytes(picture())
+    (bears/'black'/'gone.jpg').write_bytes(image_bytes())
     files = image_files(bears)
     (bears/'black'/'gone.jpg').unlink()
     [m] = [measure_file(f, bears) for f in files if f.name == 'gone.jpg']
@@ -81,7 +81,7 @@ def test_a_file_that_changes_while_it_is_read_is_a_finding_and_stays(bears, monk
 
 def test_a_file_replaced_after_the_check_is_not_moved(bears):
     report = check_images(bears)
-    (bears/'black'/'broken.jpg').write_bytes(picture(4))
+    (bears/'black'/'broken.jpg').write_bytes(image_bytes(4))
     assert [(m.file, m.status) for m in report.quarantine()] == [('grizzly/page.jpg', 'moved'), ('black/broken.jpg', 'skipped')]
 
 
@@ -103,7 +103,7 @@ def test_a_folder_where_a_file_was_is_a_finding(bears):
 
 
 def jpeg_claiming(width, height):
-    data = bytearray(picture())
+    data = bytearray(image_bytes())
     at = data.index(b'\xff\xc0')
     data[at + 5:at + 9] = struct.pack('>HH', height, width)
     return bytes(data)
@@ -159,13 +159,13 @@ def test_looking_changes_nothing_and_a_link_is_moved_instead_of_what_it_leads_to
     assert os.path.islink(bears/'black'/'link.jpg')
 
 
-def test_pictures_that_training_does_not_see_are_findings(bears):
+def test_images_that_training_does_not_see_are_findings(bears):
     for name in ('black/saved', 'black/saved.jpg_large', 'black/more/3.jpg', 'top.png'):
         (bears/name).parent.mkdir(exist_ok=True)
-        (bears/name).write_bytes(picture(7))
+        (bears/name).write_bytes(image_bytes(7))
     for name in ('black/.hidden', '.cache/1.jpg', 'black/notes.txt'):
         (bears/name).parent.mkdir(exist_ok=True)
-        (bears/name).write_bytes(b'' if name.endswith('txt') else picture(8))
+        (bears/name).write_bytes(b'' if name.endswith('txt') else image_bytes(8))
     report = check_images(bears)
     assert report.files('overlooked') == ['top.png'] and report.files('left_out') == ['black/notes.txt']
     assert {'black/more/3.jpg', 'black/saved', 'black/saved.jpg_large'} <= {m.file for m in report.measures if not m.issue}
@@ -272,10 +272,10 @@ def test_collisions_on_both_sides_keep_every_file(bears):
     report = check_images(bears)
     first = (bears/'black'/'broken.jpg').read_bytes()
     report.quarantine()
-    second = picture(2)[:-300]
+    second = image_bytes(2)[:-300]
     (bears/'black'/'broken.jpg').write_bytes(second)
     assert [m.to for m in check_images(bears).quarantine()] == ['black/broken-1.jpg']
-    third = picture(5)
+    third = image_bytes(5)
     (bears/'black'/'broken.jpg').write_bytes(third)
     restore(bears)
     assert {f.read_bytes() for f in (bears/'black').glob('broken*')} == {first, second, third}
@@ -315,7 +315,7 @@ def test_a_move_that_fails_is_a_row(bears, monkeypatch):
     assert snapshot(bears) == before
 
 
-def test_a_hundred_identical_and_blank_pictures_stay_quick(tmp_path):
+def test_a_hundred_identical_and_blank_images_stay_quick(tmp_path):
     (tmp_path/'b'/'x').mkdir(parents=True)
     for n in range(100): Image.new('RGB', (64, 64), (n, n, n)).save(tmp_path/'b'/'x'/f'{n:03}.png')
     report = check_images(tmp_path/'b')
@@ -340,9 +340,9 @@ def test_odd_names_and_links_come_back(tmp_path):
     label.mkdir(parents=True)
     (label/'a\\b.jpg').write_bytes(b'<html>')
     (label/os.fsdecode(b'caf\xe9.jpg')).write_bytes(b'<html>')
-    (label/'note.txt').write_text('no picture')
+    (label/'note.txt').write_text('no image')
     os.symlink('note.txt', label/'link.jpg')
-    (label/'bear.jpg').write_bytes(picture(1))
+    (label/'bear.jpg').write_bytes(image_bytes(1))
     os.symlink('bear.jpg', label/'again.jpg')
     os.symlink(label, tmp_path/'b'/'twin')
     before = sorted(os.listdir(label))
@@ -374,6 +374,6 @@ def test_a_journal_of_nonsense_stops_nothing(bears):
 
 
 def test_a_damaged_avif_is_a_finding(bears):
-    (bears/'black'/'a.avif').write_bytes(picture(1, fmt='AVIF').replace(b'iloc', b'free'))
+    (bears/'black'/'a.avif').write_bytes(image_bytes(1, fmt='AVIF').replace(b'iloc', b'free'))
     assert 'black/a.avif' in check_images(bears).files('unreadable')
     assert [f.name for f in verify_images([bears/'black'/'a.avif'])] == ['a.avif']

@@ -46,7 +46,7 @@ g (uint8[n,{side},{side},3] image) => (float[n,3] logits, float[n,3] probabiliti
    a = Conv<strides=[2,2], pads=[2,2,2,2]>(t, w1)  b = Relu(a)  e = Conv<strides=[2,2], pads=[1,1,1,1]>(b, w2)  f = Relu(e)
    features = ReduceMean<axes=[2,3], keepdims=0>(f)  g3 = Gemm<transB=1>(features, w3)  h = Sub(g3, middle)  logits = Mul(h, sharp)  probabilities = Softmax<axis=1>(logits)
    unlikeness = ReduceL2<axes=[1], keepdims=0>(features) }}'''
-        given = dict(method='squish', min_side=2*side, unlikeness=dict(threshold=threshold, false_alarms=.05, pictures=90)) | facts
+        given = dict(method='squish', min_side=2*side, unlikeness=dict(threshold=threshold, false_alarms=.05, images=90)) | facts
         return write_bundle(Bundle(labels, (side, side), **given), onnx.parser.parse_model(text).SerializeToString(), dest, '# Texture\n')
     raw = Classifier(write(made, [0]*3, [1]*3, 9))
     out = raw.run(np.stack([raw._open(s)[1] for s in samples or [scene(k) for k in range(100, 124)]]))
@@ -61,7 +61,7 @@ def parts(tmp_path, **facts):
 
 def test_nothing_private_travels(tmp_path):
     facts, model, _ = parts(tmp_path, metrics={'by': 'Ann'}, data={'sources': {'/srv/ann/bears': 3}}, versions={'python': '/srv/ann'},
-        unlikeness=dict(threshold=.3, false_alarms=.05, pictures=9, measured={'file': '/srv/ann/x.jpg'}))
+        unlikeness=dict(threshold=.3, false_alarms=.05, images=9, measured={'file': '/srv/ann/x.jpg'}))
     files = folder_files(facts, model, fake, 'Bears') | {'single': single_file(facts, model, fake, 'Bears')}
     assert not [name for name, content in files.items() if b'/srv' in content or b'Ann' in content]
 
@@ -179,7 +179,7 @@ def test_words_of_judgement_are_those_of_python(tmp_path):
     "Numbers that lie in the middle between two roundings, too"
     if shutil.which('node') is None: pytest.skip('node is not installed')
     rng = np.random.default_rng(0)
-    bundle = Bundle(labels, (64, 64), unlikeness=dict(threshold=.375, false_alarms=.1, pictures=9), threshold=.9, smallest=32)
+    bundle = Bundle(labels, (64, 64), unlikeness=dict(threshold=.375, false_alarms=.1, images=9), threshold=.9, smallest=32)
     cases = [dict(p=sorted(map(float, p), reverse=True), size=[int(s), 80], light=int(light), far=far) for p, s, light, far in zip(
         [[k/8, 1 - k/8, 0] for k in range(9)] + rng.dirichlet([1]*3, 300).round(3).tolist(), rng.integers(20, 200, 309), rng.integers(40, 250, 309),
         [None, .125, .625, 1.125, .374999, .37501] + rng.uniform(0, .6, 303).tolist())]
@@ -282,7 +282,7 @@ def compare(page, classifier, file):
     return apart
 
 def scene(seed, size=(480, 360)):
-    "A drawn picture with edges and grain"
+    "A drawn image with edges and grain"
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
@@ -301,9 +301,9 @@ def swapped_profile():
     return bytes(profile)
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    "Pictures of all kinds, by name"
-    folder, exif = tmp_path_factory.mktemp('pictures'), Image.Exif()
+def images(tmp_path_factory):
+    "Images of all kinds, by name"
+    folder, exif = tmp_path_factory.mktemp('images'), Image.Exif()
     big, small = scene(1, (4000, 3000)), scene(2)
     small.save(folder/'good.jpg', quality=92)
     for k in range(2, 9):
@@ -336,34 +336,34 @@ def pictures(tmp_path_factory):
     return folder
 
 def broken_files(folder):
-    "Files that are no pictures, and what is said about them"
+    "Files that are no images, and what is said about them"
     jpeg, png, webp, gif, bmp = ((folder/name).read_bytes() for name in ('good.jpg', 'alpha.png', 'photo.webp', 'moving.gif', 'windows.bmp'))
     claims, hurt = bytearray(png), bytearray(png)
     hurt[len(png)//2] ^= 255
     claims[16:24] = (60_000).to_bytes(4, 'big')*2
-    wrong = {'text.jpg': (b'This is no picture at all.', 'no picture of a known format'), 'empty.jpg': (b'', 'empty'), 'page.jpg': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'no picture of a known format'),
-        'half.jpg': (jpeg[:len(jpeg)//2], 'ends before the picture does'), 'half.png': (png[:len(png)//2], 'ends before the picture does'), 'half.webp': (webp[:len(webp)//2], 'ends before the picture does'),
-        'half.gif': (gif[:len(gif)//3], 'ends before the picture does'), 'half.bmp': (bmp[:-2000], 'ends before the picture does'), 'hurt.png': (bytes(hurt), 'damaged'),
+    wrong = {'text.jpg': (b'This is no image at all.', 'no image of a known format'), 'empty.jpg': (b'', 'empty'), 'page.jpg': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'no image of a known format'),
+        'half.jpg': (jpeg[:len(jpeg)//2], 'ends before the image does'), 'half.png': (png[:len(png)//2], 'ends before the image does'), 'half.webp': (webp[:len(webp)//2], 'ends before the image does'),
+        'half.gif': (gif[:len(gif)//3], 'ends before the image does'), 'half.bmp': (bmp[:-2000], 'ends before the image does'), 'hurt.png': (bytes(hurt), 'damaged'),
         'claims.png': (bytes(claims), '60000×60000 pixels, and at most 100,000,000'), 'phone.heic': (b'\0\0\0\x18ftypheic' + bytes(80), 'HEIC'), 'scan.tif': (b'II*\0' + bytes(80), 'damaged'),
-        'head.jpg': (jpeg[:3], 'ends before the picture does'), 'noise.jpg': (b'\xff\xd8\xff' + bytes(range(256))*9, 'damaged'), 'raw.ppm': (b'P6 2 2 255 ' + bytes(12), 'no picture of a known format')}
+        'head.jpg': (jpeg[:3], 'ends before the image does'), 'noise.jpg': (b'\xff\xd8\xff' + bytes(range(256))*9, 'damaged'), 'raw.ppm': (b'P6 2 2 255 ' + bytes(12), 'no image of a known format')}
     for name, (content, _) in wrong.items(): (folder/name).write_bytes(content)
     return {name: words for name, (_, words) in wrong.items()}
 
-def test_single_file_answers_as_python_does(browser, texture, pictures):
-    "From the disk, without a network: pictures of all kinds, and files that are none between them"
+def test_single_file_answers_as_python_does(browser, texture, images):
+    "From the disk, without a network: images of all kinds, and files that are none between them"
     bundle, page = texture
-    classifier, wrong = Classifier(bundle), broken_files(pictures)
-    assert (pictures/'heavy.png').stat().st_size > 29_000_000
-    good = [f for f in sorted(pictures.iterdir()) if f.name not in wrong]
+    classifier, wrong = Classifier(bundle), broken_files(images)
+    assert (images/'heavy.png').stat().st_size > 29_000_000
+    good = [f for f in sorted(images.iterdir()) if f.name not in wrong]
     bad, apart = [*wrong.items()], {}
     with opened(browser, page.single.as_uri(), offline=True) as tab:
         for k, file in enumerate(good):
             apart[file.name] = compare(tab, classifier, file)
             if k >= len(bad): continue
-            theirs, words = ask(tab, pictures/bad[k][0])
+            theirs, words = ask(tab, images/bad[k][0])
             assert theirs is None and bad[k][1] in words and bad[k][0] in words and '%' not in words
-            with pytest.raises(ImageError): classifier.predict(pictures/bad[k][0])
-        assert compare(tab, classifier, pictures/'good.jpg') < .01
+            with pytest.raises(ImageError): classifier.predict(images/bad[k][0])
+        assert compare(tab, classifier, images/'good.jpg') < .01
     assert {classifier.predict(f).label for f in good} == set(labels)
     print({name: round(v, 5) for name, v in sorted(apart.items(), key=lambda item: -item[1])})
     assert max(apart.values()) < .01 and len(bad) < len(good)
@@ -380,7 +380,7 @@ def test_turned_webp(browser, texture, tmp_path):
         for file in sorted(tmp_path.glob('*.webp')):
             apart[file.name] = compare(tab, classifier, file)
             width, height = Image.open(file).size
-            shown = tab.locator('.bq-picture canvas').evaluate('c => c.width > c.height')
+            shown = tab.locator('.bq-image canvas').evaluate('c => c.width > c.height')
             assert shown == ((width > height) == (int(file.stem[-1]) < 5)), file.name
     assert len(apart) == 24 and max(apart.values()) < .01, apart
 
@@ -393,11 +393,11 @@ def test_more_pixels_in_a_row_than_a_browser_draws(browser, texture, tmp_path):
             assert theirs is None and f'it has {size[0]}×{size[1]} pixels, and browsers draw at most 65,535 in a row' in words
 
 @pytest.mark.parametrize('method', ['crop', 'pad', 'random_crop'])
-def test_other_shapes(browser, tmp_path, runtime, pictures, method):
+def test_other_shapes(browser, tmp_path, runtime, images, method):
     bundle = texture_bundle(tmp_path/'bundle', method=method, pad_mode='reflection', min_side=None)
     page, classifier = write_web(bundle, tmp_path/'page', runtime=runtime), Classifier(bundle)
     with opened(browser, page.single.as_uri(), offline=True) as tab:
-        assert max(compare(tab, classifier, pictures/name) for name in ('good.jpg', 'alpha.png', 'turned6.jpg', 'twelve.jpg', 'strip.png')) < .01
+        assert max(compare(tab, classifier, images/name) for name in ('good.jpg', 'alpha.png', 'turned6.jpg', 'twelve.jpg', 'strip.png')) < .01
 
 def test_photographs(browser, tmp_path, runtime, shared):
     "A hundred real ones, and the originals up to 37 megapixels"
@@ -409,7 +409,7 @@ def test_photographs(browser, tmp_path, runtime, shared):
     print(f'{len(apart)} photographs, largest difference {max(apart):.5f}')
     assert len(apart) >= 100 and max(apart) < .01
 
-def test_pixels_agree(browser, texture, pictures):
+def test_pixels_agree(browser, texture, images):
     "What the model sees, byte by byte, where Pillow does not decode a JPEG smaller than it is"
     from bearcls.inference.bundle import prepare
     from bearcls.images import load_image
@@ -418,10 +418,10 @@ def test_pixels_agree(browser, texture, pictures):
     with serving(page.dest) as address, opened(browser, address) as tab:
         tab.evaluate("() => document.body.append(Object.assign(document.createElement('input'), { type: 'file', id: 'one' }))")
         for method, size, name in [(m, s, n) for m, s in (('squish', (96, 96)), ('crop', (80, 50)), ('pad', (64, 64)), ('random_crop', (64, 64))) for n in exact]:
-            tab.set_input_files('#one', str(pictures/name))
+            tab.set_input_files('#one', str(images/name))
             given = dict(width=size[0], height=size[1], method=method, pad_mode='border', min_side=200)
             theirs = tab.evaluate("async (input) => { const { lookAt } = await import('./pixels.js'); return Array.from((await lookAt(document.querySelector('#one').files[0], input)).pixels); }", given)
-            ours = np.asarray(prepare(load_image(pictures/name, 200), size, method, 'border')).astype(int).ravel()
+            ours = np.asarray(prepare(load_image(images/name, 200), size, method, 'border')).astype(int).ravel()
             assert np.abs(ours - theirs).max() <= 1, (name, method)
 
 def test_files_that_are_not_what_they_seem(browser, texture):
@@ -446,7 +446,7 @@ def test_files_that_are_not_what_they_seem(browser, texture):
             if not fine: differ.append((odd.name, odd.reason or 'answered', reason or 'answered'))
     assert differ == [] and len(files) > 200
 
-def test_served_folder_and_without_a_network_afterwards(browser, texture, pictures):
+def test_served_folder_and_without_a_network_afterwards(browser, texture, images):
     bundle, page = texture
     classifier = Classifier(bundle)
     context = patient(browser.new_context())
@@ -463,18 +463,18 @@ def test_served_folder_and_without_a_network_afterwards(browser, texture, pictur
             tab.goto(address + path)
             wait_ready(tab)
             tab.evaluate("() => { window.answers = []; document.querySelector('main').addEventListener('bearcls:answer', (e) => window.answers.push(e.detail)); }")
-            assert compare(tab, classifier, pictures/'good.jpg') < .01
+            assert compare(tab, classifier, images/'good.jpg') < .01
     finally: context.close()
 
-def test_packed_files_may_come_unpacked(browser, texture, pictures):
+def test_packed_files_may_come_unpacked(browser, texture, images):
     "Some hosts say of them that they are packed, and the browser unpacks; the page answers all the same"
     bundle, page = texture
     with serving(page.dest, 'unpack') as address, opened(browser, address) as tab:
         first = "async (name) => [...new Uint8Array(await (await fetch(name, { cache: 'no-store' })).arrayBuffer()).slice(0, 4)]"
         assert bytes(tab.evaluate(first, web.packed_name)) == b'\0asm', 'the host has no such habit'
-        assert compare(tab, Classifier(bundle), pictures/'good.jpg') < .01
+        assert compare(tab, Classifier(bundle), images/'good.jpg') < .01
 
-def test_kept_from_a_host_that_writes_into_pages(browser, texture, pictures):
+def test_kept_from_a_host_that_writes_into_pages(browser, texture, images):
     "It opens without a network all the same"
     bundle, page = texture
     context = patient(browser.new_context())
@@ -486,7 +486,7 @@ def test_kept_from_a_host_that_writes_into_pages(browser, texture, pictures):
         tab.goto(address)
         wait_ready(tab)
         tab.evaluate("() => { window.answers = []; document.querySelector('main').addEventListener('bearcls:answer', (e) => window.answers.push(e.detail)); }")
-        assert compare(tab, Classifier(bundle), pictures/'good.jpg') < .01
+        assert compare(tab, Classifier(bundle), images/'good.jpg') < .01
     finally: context.close()
 
 @pytest.mark.parametrize('changed', ['page.css', 'index.html'])
@@ -506,7 +506,7 @@ def test_of_half_a_version_nothing_is_kept(browser, texture, tmp_path, changed):
             assert tab.locator('#state').inner_text() == 'Ready.'
     finally: context.close()
 
-def test_a_new_version_takes_over_whole(browser, tmp_path, runtime, pictures):
+def test_a_new_version_takes_over_whole(browser, tmp_path, runtime, images):
     "The page of today's model never meets yesterday's"
     def deploy(seed): return write_web(texture_bundle(tmp_path/f'bundle{seed}', seed=seed), tmp_path/'page', runtime=runtime, title=f'Version {seed}', single=False)
     page, context = deploy(5), patient(browser.new_context())
@@ -532,7 +532,7 @@ def test_a_new_version_takes_over_whole(browser, tmp_path, runtime, pictures):
         tab.reload()
         wait_ready(tab)
         tab.evaluate("() => { window.answers = []; document.querySelector('main').addEventListener('bearcls:answer', (e) => window.answers.push(e.detail)); }")
-        assert compare(tab, Classifier(tmp_path/'bundle6'), pictures/'good.jpg') < .01
+        assert compare(tab, Classifier(tmp_path/'bundle6'), images/'good.jpg') < .01
         assert len(tab.evaluate('() => caches.keys()')) == 1
     finally: context.close()
 
@@ -554,7 +554,7 @@ def test_damaged_model_is_told(browser, texture, tmp_path):
             assert 'did not come complete' in tab.locator('.bq-card').inner_text()
     finally: context.close()
 
-def test_hostile_words_in_a_browser(browser, tmp_path, runtime, pictures):
+def test_hostile_words_in_a_browser(browser, tmp_path, runtime, images):
     words, title = ['</script><img src=x onerror=alert(1)>', '__proto__', '7'], '"></title><script>alert(1)</script>'
     bundle = write_bundle(Bundle(words, (64, 64)), (make_bundle(tmp_path/'b')/'model.onnx').read_bytes(), tmp_path/'bundle')
     page = write_web(bundle, tmp_path/'page', runtime=runtime, title=title)
@@ -562,40 +562,40 @@ def test_hostile_words_in_a_browser(browser, tmp_path, runtime, pictures):
         for place in (page.single.as_uri(), address):
             with opened(browser, place) as tab:
                 tab.on('dialog', lambda dialog: pytest.fail('a script of the title ran'))
-                theirs, shown = ask(tab, pictures/'good.jpg')
+                theirs, shown = ask(tab, images/'good.jpg')
                 assert tab.title() == title and title in tab.locator('h1').inner_text() and all(w in shown for w in words)
-                assert theirs['label'] == Classifier(bundle).predict(pictures/'good.jpg').label
+                assert theirs['label'] == Classifier(bundle).predict(images/'good.jpg').label
                 assert tab.locator('img[src=x]').count() == 0
 
-def test_several_pictures_at_once_each_in_its_own_card(browser, texture, pictures):
+def test_several_images_at_once_each_in_its_own_card(browser, texture, images):
     bundle, page = texture
     classifier, names = Classifier(bundle), ['good.jpg', 'twelve.jpg', 'text.jpg', 'alpha.png', 'moving.gif', 'tiny.png']
-    broken_files(pictures)
+    broken_files(images)
     with opened(browser, page.single.as_uri(), offline=True) as tab:
-        tab.set_input_files('input[multiple]', [str(pictures/'heavy.png'), str(pictures/'middle.jpg')])
-        tab.set_input_files('input[multiple]', [str(pictures/name) for name in names])  # another choice while the first is worked on
+        tab.set_input_files('input[multiple]', [str(images/'heavy.png'), str(images/'middle.jpg')])
+        tab.set_input_files('input[multiple]', [str(images/name) for name in names])  # another choice while the first is worked on
         for k, name in enumerate(names):
             card = tab.locator('.bq-card').nth(k)
             tab.wait_for_selector(f'.bq-card[data-name="{name}"]:not([data-state=waiting])')
             if name == 'text.jpg':
-                assert 'no picture' in card.inner_text()
+                assert 'no image' in card.inner_text()
                 continue
-            ours = classifier.predict(pictures/name)
+            ours = classifier.predict(images/name)
             bars = card.locator('.bq-label').all_inner_texts()
             assert bars[0] == ours.label and card.locator('canvas').count() == 1
         assert tab.locator('.bq-card').count() == len(names)
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_narrow_screen_and_keyboard(browser, texture, pictures, scheme, tmp_path):
+def test_narrow_screen_and_keyboard(browser, texture, images, scheme, tmp_path):
     _, page = texture
     with opened(browser, page.single.as_uri(), offline=True, viewport=dict(width=360, height=740), color_scheme=scheme) as tab:
         tab.on('filechooser', lambda chooser: None)  # from now on no window of the system opens
         for _ in range(5):
             tab.keyboard.press('Tab')
-            if 'Choose pictures' in (name := tab.evaluate('() => document.activeElement.textContent')): break
-        assert name == 'Choose pictures'
+            if 'Choose images' in (name := tab.evaluate('() => document.activeElement.textContent')): break
+        assert name == 'Choose images'
         with tab.expect_file_chooser() as chooser: tab.keyboard.press('Enter')
-        chooser.value.set_files([str(pictures/'good.jpg'), str(pictures/'strip.png')])
+        chooser.value.set_files([str(images/'good.jpg'), str(images/'strip.png')])
         tab.wait_for_selector('.bq-card:not([data-state=waiting]) >> nth=1')
         assert tab.evaluate('() => document.documentElement.scrollWidth') <= 360
         level = tab.evaluate('() => Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])')

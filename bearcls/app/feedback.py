@@ -23,8 +23,8 @@ class Vote:
     "What one person thinks of one answer"
     answer: str        # Identifies the answer; a second vote on it takes the place of the first
     time: str          # When, as UTC in ISO 8601
-    sha256: str        # Of the picture's bytes as they were received
-    name: str          # The picture's name, as the visitor knows it
+    sha256: str        # Of the image's bytes as they were received
+    name: str          # The image's name, as the visitor knows it
     label: str         # What the model said
     probability: float # How sure it was, 0 to 1
     trusted: bool      # Was the label shown as the answer? Otherwise a person was asked for
@@ -131,8 +131,8 @@ def vote(self,
     right: bool,             # Is it right?
     correct: str = '',       # If not, what would have been: one of the model's labels, `other`, or empty
     *,
-    sha256: str,             # Of the picture's bytes
-    name: str = '',          # The picture's name
+    sha256: str,             # Of the image's bytes
+    name: str = '',          # The image's name
     model: str = '',         # SHA-256 of the model that answered
 ) -> Vote:                   # What was kept
     "Keep what somebody thinks of an answer; a `FeedbackError` says why not"

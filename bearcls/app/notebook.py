@@ -1,4 +1,4 @@
-"""A notebook application around a bundle: choose, drop, paste or photograph a picture, and read the answer, or learn why there is none
+"""A notebook application around a bundle: choose, drop, paste or photograph an image, and read the answer, or learn why there is none
 
 Docs: https://bearcls.github.io/bearcls/app/notebook.html.md"""
 
@@ -28,11 +28,11 @@ from ..inference.prediction import Prediction, bars_html
 # %% ../../nbs/app/02_notebook.ipynb #b80397fe
 @dataclass
 class Answer:
-    "What the application says about one picture"
+    "What the application says about one image"
     name: str                            # The file's name, as the visitor knows it
     prediction: Prediction | None = None # The answer; None if there is a problem
     problem: str = ''                    # Otherwise one sentence that says why there is none
-    picture: str = ''                    # The picture, small, as an address that holds its data
+    image: str = ''                    # The image, small, as an address that holds its data
     sha256: str = ''                     # Of the bytes that were received
     id: str = field(default_factory=lambda: uuid4().hex)  # By which a vote finds it
 
@@ -49,20 +49,20 @@ def answer_upload(
 ) -> Answer:                 # A prediction or a sentence
     "Classify an uploaded file, whatever it is"
     expect('classifier', classifier, Classifier)
-    name = ''.join(letter if letter.isprintable() else ' ' for letter in name[:200]) or 'The picture'
+    name = ''.join(letter if letter.isprintable() else ' ' for letter in name[:200]) or 'The image'
     if len(content) > limit: return Answer(name, problem=f'{name} has {len(content)/1e6:.0f} MB; up to {limit/1e6:.0f} MB can be looked at.')
     content = bytes(content)
     try:
         image = load_image(content, classifier.bundle.min_side)
         shown = load_image(content, 320) if max(image.size) < 320 else image
-        return Answer(name, classifier.predict(image), picture=data_uri(shown, 320), sha256=sha256(content))
+        return Answer(name, classifier.predict(image), image=data_uri(shown, 320), sha256=sha256(content))
     except ImageError as e: return Answer(name, problem=_upload_problem(name, content, e.reason), sha256=sha256(content))
-    except MemoryError: return Answer(name, problem=f'{name} is too large a picture for this computer.', sha256=sha256(content))
+    except MemoryError: return Answer(name, problem=f'{name} is too large an image for this computer.', sha256=sha256(content))
 
 def _upload_problem(name, content, reason):
     "What the visitor reads about a file that cannot be opened"
     if reason == 'not_an_image' and content[4:8] == b'ftyp': return f'{name} is of a kind that only some programs can open (HEIC). Please save it as JPEG, and choose that.'
-    return f'{name} cannot be looked at: {image_reasons.get(reason, image_reasons["unreadable"])}. Please choose another picture.'
+    return f'{name} cannot be looked at: {image_reasons.get(reason, image_reasons["unreadable"])}. Please choose another image.'
 
 # %% ../../nbs/app/02_notebook.ipynb #ab1379ad
 def answer_html(
@@ -75,15 +75,15 @@ def answer_html(
     p = answer.prediction
     head = escape(p.label) if p.trusted else 'None of these? Ask a person'
     why = '' if p.trusted else f'<div>The model would rather not decide: {escape(p.reason)}.</div>'
-    picture = f'<img src="{answer.picture}" alt="{escape(answer.name, quote=True)}" style="max-width:100%;max-height:320px;margin:0">'
-    return Html(f'<div style="{_answer_box}">{picture}<div style="flex:1 1 15em;min-width:0">'
+    image = f'<img src="{answer.image}" alt="{escape(answer.name, quote=True)}" style="max-width:100%;max-height:320px;margin:0">'
+    return Html(f'<div style="{_answer_box}">{image}<div style="flex:1 1 15em;min-width:0">'
         f'<div style="font-size:1.5em;margin-bottom:.2em">{head}</div>{why}{bars_html(p.probabilities, max_n)}</div></div>')
 
 _answer_box = 'display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start;line-height:1.6;max-width:44em;overflow-wrap:anywhere'
 
 # %% ../../nbs/app/02_notebook.ipynb #8fa7fcf2
-max_shrunk = 198_000     # Bytes of a picture that the page has made small; with what is around it, the message stays below 200 kB
-max_message = 8_000_000  # Bytes of a picture that the page sends as it is, since the browser cannot make it smaller
+max_shrunk = 198_000     # Bytes of an image that the page has made small; with what is around it, the message stays below 200 kB
+max_message = 8_000_000  # Bytes of an image that the page sends as it is, since the browser cannot make it smaller
 max_answers = 100        # That are remembered, so that they can be voted on
 
 class AppDesk:
@@ -124,7 +124,7 @@ def reply(self,
     except (_AppRefusal, FeedbackError) as e: return dict(number=number[:80], problem=str(e))
     except Exception as e:  # the visitor gets a sentence whatever it is, and the log learns its kind
         _log_app_trouble(e)
-        return dict(number=number, problem='Something went wrong on our side. Please try again, or choose another picture.')
+        return dict(number=number, problem='Something went wrong on our side. Please try again, or choose another image.')
 
 class _AppRefusal(BearclsError, ValueError): "A message that is not answered; its words are for the visitor"
 
@@ -137,28 +137,28 @@ def _log_app_trouble(error):
 # %% ../../nbs/app/02_notebook.ipynb #676dc432
 @patch_to(AppDesk)
 def _asked(self, message, buffers):
-    "One picture"
+    "One image"
     if len(buffers) != 1 or not isinstance(message.get('name'), str): raise _AppRefusal('The page has sent something that is not understood. Please reload it.')
     content = memoryview(buffers[0])
-    if content.nbytes > max_message: raise _AppRefusal(f'The picture has {content.nbytes/1e6:.0f} MB; up to {max_message/1e6:.0f} MB can be looked at.')
+    if content.nbytes > max_message: raise _AppRefusal(f'The image has {content.nbytes/1e6:.0f} MB; up to {max_message/1e6:.0f} MB can be looked at.')
     answer = self.classify(message['name'], content)
     if answer.problem: return dict(problem=answer.problem)
-    picture = dict(picture=answer.picture) if message.get('unseen') is True else {}  # which the browser could not open itself
-    return dict(answer=answer.id, **asdict(answer.prediction), **picture)
+    image = dict(image=answer.image) if message.get('unseen') is True else {}  # which the browser could not open itself
+    return dict(answer=answer.id, **asdict(answer.prediction), **image)
 
 @patch_to(AppDesk)
 def _told(self, message):
     "A vote on one of the answers that were given here"
     with self._lock: answer = next((a for a in self.answers if a.id == message.get('answer')), None)
     if self.feedback is None or not answer or not answer.prediction:
-        raise _AppRefusal('This could not be kept, because the answer is no longer known here. Please choose the picture again.')
+        raise _AppRefusal('This could not be kept, because the answer is no longer known here. Please choose the image again.')
     self.feedback.vote(answer.id, answer.prediction, message.get('right'), message.get('label', ''),
         sha256=answer.sha256, name=answer.name, model=self.classifier.bundle.digest)
     return dict(kept=True)
 
 # %% ../../nbs/app/02_notebook.ipynb #abd02f27
 class ClassifierApp(anywidget.AnyWidget):
-    "A place to put pictures, and a bundle's answers; shows itself in a notebook"
+    "A place to put images, and a bundle's answers; shows itself in a notebook"
     _esm, _css = package_file('static/classify.js'), package_file('static/classify.css')
     facts = traitlets.Dict().tag(sync=True)
 
@@ -167,7 +167,7 @@ class ClassifierApp(anywidget.AnyWidget):
         title: str = '',                         # Heading; empty for the labels
         threads: int | None = None,              # Threads that the model may use
         feedback: str | os.PathLike | None = 'feedback.sqlite',  # File that keeps votes, made with the first; None: nobody is asked
-        note: str = '',                          # A line below the heading, such as what happens to the pictures
+        note: str = '',                          # A line below the heading, such as what happens to the images
     ):
         expect('bundle', bundle, str, os.PathLike, Classifier)
         expect('feedback', feedback, str, os.PathLike, None)

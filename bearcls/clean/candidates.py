@@ -1,4 +1,4 @@
-"""Broken files, copies, wrong labels and pictures of nothing known on one pile: each once, with a proposal and a reason
+"""Broken files, copies, wrong labels and images of nothing known on one pile: each once, with a proposal and a reason
 
 Docs: https://bearcls.github.io/bearcls/clean/candidates.html.md"""
 
@@ -41,13 +41,13 @@ def unsure(
     seen: Evaluation,        # Predictions
     threshold: float = 0.5,  # A highest probability below this is unsure; 1 / labels is the least possible
 ) -> pd.DataFrame:           # Rows of `seen.table`, the least certain first
-    "Pictures of which the model is sure of nothing"
+    "Images of which the model is sure of nothing"
     expect('seen', seen, Evaluation)
     return seen.table[seen.table.probability < threshold].sort_values('probability', kind='stable')
 
 # %% ../../nbs/clean/04_candidates.ipynb #3c16fe6e
 def cleaning_candidates(
-    seen: Evaluation,                   # Predictions on the pictures to clean, best those of both splits
+    seen: Evaluation,                   # Predictions on the images to clean, best those of both splits
     report: ImageReport | None = None,  # From `check_images`; without it, only what the model finds
     judged: pd.DataFrame | None = None, # From `judge_labels(seen)`, if at hand
 ) -> pd.DataFrame:                      # Columns `candidate_columns`, most certain first
@@ -69,8 +69,8 @@ def show_candidates(
     action: str | None = None,  # Only those with this action
     n: int = 12,                # How many
     side: int = 110,            # Longer side of a thumbnail, in pixels
-) -> Html:                      # Gallery with the proposal and its reason under each picture
-    "Cleaning candidates as pictures"
+) -> Html:                      # Gallery with the proposal and its reason under each image
+    "Cleaning candidates as images"
     expect('candidates', candidates, pd.DataFrame)
     if action is not None and action not in actions: raise ValueError(f'`action` must be one of {", ".join(actions)}; got {action!r}')
     chosen = candidates[candidates.action == action] if action else candidates

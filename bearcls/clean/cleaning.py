@@ -1,4 +1,4 @@
-"""What should happen to each picture, and why: decisions that survive a restart, and a cleaning that can be taken back
+"""What should happen to each image, and why: decisions that survive a restart, and a cleaning that can be taken back
 
 Docs: https://bearcls.github.io/bearcls/clean/cleaning.html.md"""
 
@@ -32,7 +32,7 @@ from ..verify.report import ImageReport
 # %% ../../nbs/clean/05_cleaning.ipynb #04bc0fe0
 @dataclass(frozen=True)
 class CleaningItem:
-    "One picture to decide about"
+    "One image to decide about"
     file: str                          # Path relative to the image folder, with forward slashes
     label: str                         # Label that it is filed under
     split: str = ''                    # 'train', 'valid', or empty where that is not known
@@ -48,15 +48,15 @@ class CleaningItem:
 
 @dataclass(frozen=True)
 class View:
-    "One page of pictures"
+    "One page of images"
     items: list[CleaningItem]  # Those on this page
     page: int          # Its number, from 0
     pages: int         # How many there are, at least 1
-    total: int         # Pictures on all pages
+    total: int         # Images on all pages
 
 # %% ../../nbs/clean/05_cleaning.ipynb #6fa00298
 class Cleaning:
-    "Decisions about the pictures of an image folder, kept as they are made, applied and taken back together"
+    "Decisions about the images of an image folder, kept as they are made, applied and taken back together"
     def __init__(self,
         path: str | os.PathLike,             # Image folder: one folder per label
         seen: Evaluation | None = None,      # Predictions; None: they come later, or never
@@ -73,14 +73,14 @@ class Cleaning:
         self._lock, self._thumbnails, self._facts, self._rows, self._seen, self._report = threading.RLock(), {}, {}, {}, None, None
         refuse_problems(self.refresh())
         self._first_labels = [check_label(l, self._folders) for l in labels or ()]
-        if not self._files and not self._batches and not self.unfinished: raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
+        if not self._files and not self._batches and not self.unfinished: raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
         self._marks = Marks(self.path, state)
         self._forget_carried_out()
         if seen is not None or report is not None: self.add_predictions(seen, report)
 
     def __len__(self): return len(self._files)
     def __reduce__(self): return type(self), (self.path, self._seen, self._report, self._first_labels, self._marks.file if self._marks.is_own_file else None)
-    def __repr__(self): return f'Cleaning({self.path.name!r}, {len(self):,} pictures, ' + ', '.join(f'{n:,} {k}' for k, n in self.summary().items()) + ')'
+    def __repr__(self): return f'Cleaning({self.path.name!r}, {len(self):,} images, ' + ', '.join(f'{n:,} {k}' for k, n in self.summary().items()) + ')'
 
 # %% ../../nbs/clean/05_cleaning.ipynb #50fa2263
 @patch
@@ -98,12 +98,12 @@ def refresh(self: Cleaning) -> ImageFolder:
 
 @patch(as_prop=True)
 def labels(self: Cleaning) -> list[str]:
-    "Labels to choose from: those asked for, then folders that hold pictures or nothing, then the model's"
+    "Labels to choose from: those asked for, then folders that hold images or nothing, then the model's"
     return list(dict.fromkeys([*self._first_labels, *self._folders, *(self._seen.labels if self._seen is not None else ())]))
 
 @patch(as_prop=True)
 def items(self: Cleaning) -> list[CleaningItem]:
-    "One for each picture, ordered by label and name"
+    "One for each image, ordered by label and name"
     with self._lock:
         if self._items is None: self._items = [self._item(f) for f in self._files]
         return self._items
@@ -127,7 +127,7 @@ def _loss(self: Cleaning, file, label):
 # %% ../../nbs/clean/05_cleaning.ipynb #25c6a072
 @patch
 def add_predictions(self: Cleaning,
-    seen: Evaluation | None,            # Predictions on pictures of this folder; None: those given before, if any
+    seen: Evaluation | None,            # Predictions on images of this folder; None: those given before, if any
     report: ImageReport | None = None,  # From `check_images`; None: the one given before, if any
 ):
     "Order and proposals by a model and a report; marks stay as they are"
@@ -138,7 +138,7 @@ def add_predictions(self: Cleaning,
     for n, r in enumerate(seen.table.itertuples() if seen is not None else ()):
         if name := self._name(r.file):
             facts[name], rows[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability), float(r.loss), doubt=doubts[n]), n
-    if seen is not None and len(seen) and not facts: raise DataError(f'None of the {len(seen):,} predictions is about a picture in {self.path}; the first is about {seen.table.file.iloc[0]}')
+    if seen is not None and len(seen) and not facts: raise DataError(f'None of the {len(seen):,} predictions is about an image in {self.path}; the first is about {seen.table.file.iloc[0]}')
     for r in self._pile(seen, report, judged):
         name = self._name(r['file'])
         if not name or facts.get(name, CleaningItem('', '')).proposal: continue  # the first proposal counts
@@ -155,7 +155,7 @@ def _pile(self: Cleaning, seen, report, judged):
 
 @patch
 def _name(self: Cleaning, file):
-    "How a picture of this folder is called here; empty if it lies elsewhere. `file` is a path, or a name as it is called here"
+    "How an image of this folder is called here; empty if it lies elsewhere. `file` is a path, or a name as it is called here"
     if (name := Path(file).as_posix()) in self._known_files: return name
     file = Path(os.path.abspath(file))
     if file.parent not in self._roots: self._roots[file.parent] = self._place(file.parent)
@@ -210,15 +210,15 @@ _keys = {'suspicious': lambda i: (-max(i.score, i.doubt), -(i.loss or 0)), 'loss
 # %% ../../nbs/clean/05_cleaning.ipynb #55ae0d56
 @patch
 def view(self: Cleaning,
-    label: str = '',            # Only pictures filed under this label
+    label: str = '',            # Only images filed under this label
     split: str = '',            # Only this side: 'train' or 'valid'
     reason: str = '',           # Only this kind of reason: a key of `reasons`
     show: str = 'all',          # 'all', 'undecided' or 'marked'
     order: str = 'suspicious',  # Key of `orders`
     page: int = 0,              # From 0; beyond the last, the last
-    per_page: int = 30,         # Pictures on a page
-) -> View:                      # The pictures of that page, and how many there are
-    "One page of the pictures that a question is about"
+    per_page: int = 30,         # Images on a page
+) -> View:                      # The images of that page, and how many there are
+    "One page of the images that a question is about"
     for name, value, known in (('show', show, ('all', 'undecided', 'marked')), ('order', order, orders), ('label', label, ['', *self.labels]), ('split', split, ('', 'train', 'valid'))):
         if value not in known: raise DataError(f'`{name}` must be one of {", ".join(k for k in known if k)}; got {value!r}')
     if page < 0 or per_page < 1: raise DataError(f'`page` is counted from 0 and `per_page` from 1; got {page} and {per_page}')
@@ -238,7 +238,7 @@ def _ordered(self: Cleaning, order):
 
 @patch(as_prop=True)
 def reasons(self: Cleaning) -> dict[str, int]:
-    "Kinds of reasons that occur, each with its number of pictures"
+    "Kinds of reasons that occur, each with its number of images"
     return dict(Counter(i.kind for i in self.items if i.kind).most_common())
 
 # %% ../../nbs/clean/05_cleaning.ipynb #24797550
@@ -246,9 +246,9 @@ def reasons(self: Cleaning) -> dict[str, int]:
 def mark(self: Cleaning,
     files: str | Iterable[str],  # One file or several, named as in `items`
     action: str,                 # 'keep', 'delete', 'relabel', or '' for no mark
-    to: str = '',                # The right label, for relabel; a picture that has it already is marked to keep
+    to: str = '',                # The right label, for relabel; an image that has it already is marked to keep
 ) -> list[str]:                  # The files
-    "Decide about pictures; the decision is saved before this returns"
+    "Decide about images; the decision is saved before this returns"
     if action not in ('', *mark_actions): raise DataError(f'`action` must be {", ".join(mark_actions)} or empty; got {action!r}')
     if action == 'relabel' and to not in self.labels: raise DataError(f'`to` must be one of {", ".join(self.labels)}; got {to!r}')
     if action == 'relabel': check_label(to, self._folders)
@@ -261,7 +261,7 @@ def _named(self: Cleaning, files, others=()):
     "Files of the folder, or among `others`, each once"
     files = [files] if isinstance(files, str) else list(dict.fromkeys(files))
     if unknown := [f for f in files if f not in self._known_files and f not in others]:
-        raise DataError(f'{unknown[0]!r} is none of the pictures in {self.path}' + (f', nor are {len(unknown) - 1:,} others' if len(unknown) > 1 else ''))
+        raise DataError(f'{unknown[0]!r} is none of the images in {self.path}' + (f', nor are {len(unknown) - 1:,} others' if len(unknown) > 1 else ''))
     return files
 
 @patch
@@ -274,7 +274,7 @@ def _decided(self: Cleaning, file, action, to):
 def accept(self: Cleaning,
     files: str | Iterable[str],  # One file or several, named as in `items`
 ) -> list[str]:                  # Those that are marked now; a proposal to look decides nothing
-    "Mark pictures as was proposed, in one stroke"
+    "Mark images as was proposed, in one stroke"
     files = set(self._named(files))
     proposed = {i.file: Mark(i.proposal, i.to) for i in self.items if i.file in files and i.proposal in ('delete', 'relabel')}
     if proposed: self._marks.set(proposed)
@@ -287,7 +287,7 @@ def undo_mark(self: Cleaning) -> list[str]:  # The files that it touched; empty 
 
 @patch
 def summary(self: Cleaning) -> dict[str, int]:  # keep, delete, relabel, undecided
-    "How many pictures are marked in which way"
+    "How many images are marked in which way"
     counts = Counter(m.action for f, m in self.marks.items() if f in self._known_files)
     return {**{a: counts[a] for a in mark_actions}, 'undecided': len(self) - counts.total()}
 
@@ -325,8 +325,8 @@ def thumbnail(self: Cleaning,
     file: str,        # Named as in `items`
     side: int = 160,  # Longer side at most, in pixels
 ) -> bytes:           # JPEG
-    "A small upright picture on white; a card with the reason where the file cannot be opened"
-    if file not in self._known_files and file not in self._facts: raise DataError(f'{file!r} is none of the pictures in {self.path}')
+    "A small upright image on white; a card with the reason where the file cannot be opened"
+    if file not in self._known_files and file not in self._facts: raise DataError(f'{file!r} is none of the images in {self.path}')
     try: found = os.stat(self.path/file)
     except OSError: found = None
     key = file, side, found and (found.st_mtime_ns, found.st_size)
@@ -336,7 +336,7 @@ def thumbnail(self: Cleaning,
     return self._thumbnails[key]
 
 def _thumbnail(file, side):
-    "A picture as a small JPEG"
+    "An image as a small JPEG"
     try:
         image = load_image(file, min_side=side)
         image.thumbnail((side, side))
@@ -346,7 +346,7 @@ def _thumbnail(file, side):
     return out.getvalue()
 
 def _card(words, side):
-    "A grey card with a cross and a few words, in place of a picture"
+    "A grey card with a cross and a few words, in place of an image"
     card = Image.new('RGB', (side, side*3//4), '#f2f2f2')
     draw, lines = ImageDraw.Draw(card), ['']
     width, height = card.size
@@ -359,20 +359,20 @@ def _card(words, side):
 # %% ../../nbs/clean/05_cleaning.ipynb #fd3bc38b
 @patch
 def show(self: Cleaning,
-    per_page: int = 12,  # Pictures on a page
+    per_page: int = 12,  # Images on a page
     side: int = 112,     # Longer side of a thumbnail, in pixels
     **view: str | int,   # As for `view`
-) -> Html:               # Pictures with mark, prediction and reason
-    "A view as pictures"
+) -> Html:               # Images with mark, prediction and reason
+    "A view as images"
     page, marks = self.view(per_page=per_page, **view), self.marks
-    pictures = [Image.open(io.BytesIO(self.thumbnail(i.file, side))) for i in page.items]
-    pictures = [ImageOps.expand(p, 4, _colours[marks[i.file].action]) if i.file in marks else p for i, p in zip(page.items, pictures)]
-    return gallery(pictures, [_caption(i, marks.get(i.file)) for i in page.items], side, per_page)
+    images = [Image.open(io.BytesIO(self.thumbnail(i.file, side))) for i in page.items]
+    images = [ImageOps.expand(p, 4, _colours[marks[i.file].action]) if i.file in marks else p for i, p in zip(page.items, images)]
+    return gallery(images, [_caption(i, marks.get(i.file)) for i in page.items], side, per_page)
 
-_colours = {'keep': '#2e7d32', 'delete': '#b03030', 'relabel': '#1f5fbf'}  # Frames; the words under a picture say the same
+_colours = {'keep': '#2e7d32', 'delete': '#b03030', 'relabel': '#1f5fbf'}  # Frames; the words under an image say the same
 
 def _caption(item, mark):
-    "What stands under a picture"
+    "What stands under an image"
     said = f'{item.predicted} {item.probability:.0%}' if item.predicted else ''
     decided = f'→ {mark.action} {mark.to}'.strip() if mark else ''
     return '; '.join(filter(None, (item.label, said, item.reason if item.proposal else '', decided)))

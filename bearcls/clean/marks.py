@@ -1,4 +1,4 @@
-"""What a person decides about each picture, saved the moment it is decided, and found again after a page is loaded anew or a kernel restarted
+"""What a person decides about each image, saved the moment it is decided, and found again after a page is loaded anew or a kernel restarted
 
 Docs: https://bearcls.github.io/bearcls/clean/marks.html.md"""
 
@@ -23,7 +23,7 @@ mark_actions = ('keep', 'delete', 'relabel')
 
 @dataclass(frozen=True)
 class Mark:
-    "What a person decided about one picture"
+    "What a person decided about one image"
     action: str   # One of `mark_actions`
     to: str = ''  # The right label, for relabel
 
@@ -33,7 +33,7 @@ class Mark:
 
 # %% ../../nbs/clean/03_marks.ipynb #f117512d
 class Marks:
-    "What was decided about the pictures of an image folder"
+    "What was decided about the images of an image folder"
     def __init__(self,
         path: str | os.PathLike,                # Image folder
         file: str | os.PathLike | None = None,  # Where the marks are kept; None: `marks.json` in `cleaning_folder(path)`
@@ -92,7 +92,7 @@ def _take(self: Marks, known):
 
 @patch
 def _entry(self: Marks, name, known):
-    "One mark as the file has it, and what its picture held"
+    "One mark as the file has it, and what its image held"
     inside(self.path, name)
     return Mark(known['action'], known['to']), (int(known['size']), int(known['time']), str(known['sha256']))
 

@@ -95,7 +95,7 @@ def plan_html(
     max_n: int = 30,     # Rows at most
     side: int = 64,      # Longer side of a thumbnail, in pixels
 ) -> Html:               # A sentence and a table
-    "A plan with its pictures"
+    "A plan with its images"
     expect('plan', plan, CleaningPlan)
     counts = ', '.join(f'{n:,} to {action}' for action, n in plan.counts.items()) or 'nothing to do'
     rows = [{'': thumbnail(plan.path/r['file'], side, r['file']), **r} for r in plan.rows[:max_n]]

@@ -1,4 +1,4 @@
-"""Pictures with what the model thinks of them, to be kept, deleted or relabelled by mouse or keyboard; nothing is lost on the way
+"""Images with what the model thinks of them, to be kept, deleted or relabelled by mouse or keyboard; nothing is lost on the way
 
 Docs: https://bearcls.github.io/bearcls/clean/widget.html.md"""
 
@@ -35,10 +35,10 @@ class MessageError(BearclsError, ValueError):
 
 @dataclass(frozen=True)
 class Query:
-    "Which pictures the cleaner shows"
+    "Which images the cleaner shows"
     label: str = ''            # Only this label; empty for all
     split: str = ''            # Only 'train' or 'valid'; empty for both
-    reason: str = ''           # Only pictures shown for this reason; empty for all
+    reason: str = ''           # Only images shown for this reason; empty for all
     show: str = 'all'          # 'all', 'undecided' or 'marked'
     order: str = 'suspicious'  # Key of `bearcls.clean.cleaning.orders`
     page: int = 0              # Number of the page, from 0
@@ -61,13 +61,13 @@ def _now(_, widget):
     except (BearclsError, ValueError, OSError) as e: return dict(refused=str(e))
 
 class CleanerWidget(anywidget.AnyWidget):
-    "A `Cleaning` as a grid of pictures in the notebook; shows itself"
+    "A `Cleaning` as a grid of images in the notebook; shows itself"
     _esm, _css = _static/'cleaner.js', _static/'cleaner.css'
     now = traitlets.Any().tag(sync=True, to_json=_now)
 
     def __init__(self,
         cleaning: Cleaning,   # What is to be decided, and what is known about it
-        per_page: int = 30,   # Pictures on a page
+        per_page: int = 30,   # Images on a page
         query: Query = Query(),  # What to show first
     ):
         expect('query', query, Query)
@@ -81,11 +81,11 @@ class CleanerWidget(anywidget.AnyWidget):
 
     def send(self, content, buffers=None): super().send(_spelled(content, _to_browser), buffers)
 
-    def __repr__(self): return f'CleanerWidget({len(self.cleaning)} pictures of {self.cleaning.path.name}, {len(self.cleaning.marks)} marked)'
+    def __repr__(self): return f'CleanerWidget({len(self.cleaning)} images of {self.cleaning.path.name}, {len(self.cleaning.marks)} marked)'
 
 # %% ../../nbs/clean/06_widget.ipynb #8c2eb411
 def _check_page(n, name):
-    "Can a page hold so many pictures?"
+    "Can a page hold so many images?"
     if not isinstance(n, int) or not 1 <= n <= 200: raise ValueError(f'`{name}` must lie between 1 and 200, got {n!r}')
 
 # %% ../../nbs/clean/06_widget.ipynb #f4d9f11a
@@ -103,14 +103,14 @@ def _spelled(value, letters):
 def page_answer(self: CleanerWidget,
     query: Query,  # What to show
 ) -> dict:         # The part `page`
-    "One page of pictures as words"
+    "One page of images as words"
     view = self.cleaning.view(**{**asdict(query), 'per_page': self.per_page})
     return dict(query=asdict(query), page=view.page, pages=view.pages, total=view.total, first=view.page*self.per_page,
         items=[self._item(i) for i in view.items])
 
 @patch
 def _item(self: CleanerWidget, item):
-    "A picture as the browser needs it"
+    "An image as the browser needs it"
     numbers = {k: _number(getattr(item, k)) for k in ('probability', 'loss')}
     words = {k: getattr(item, k) or '' for k in ('file', 'label', 'split', 'predicted', 'reason', 'proposal', 'to')}
     return {**words, **numbers, 'mark': self._mark_of(item.file)}
@@ -154,9 +154,9 @@ def thumbnails(self: CleanerWidget,
     files: Iterable[str],  # Names relative to the image folder
     side: int = 136,       # Longer side, in pixels; the grid shows them at most this large
 ) -> list[bytes]:          # JPEG or WebP, in the order of `files`
-    "Small versions of pictures of the set"
+    "Small versions of images of the set"
     known = {i.file for i in self.cleaning.items}
-    if strange := [f for f in files if f not in known]: raise MessageError(f'There is no picture {short_words(strange[0])} in the set')
+    if strange := [f for f in files if f not in known]: raise MessageError(f'There is no image {short_words(strange[0])} in the set')
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(lambda f: self.cleaning.thumbnail(f, side), files))
 
 @patch
@@ -175,7 +175,7 @@ def now_answer(self: CleanerWidget) -> dict:  # An answer with `bytes`, since a 
         if self.query.label not in ('', *self.cleaning.labels): self.query = replace(self.query, label='', page=0)  # its folder has gone
         page = self.page_answer(self.query)
         names = [i['file'] for i in page['items']]
-        return dict(page=page, state=self.state_answer(), pictures=names, bytes=self.thumbnails(names))
+        return dict(page=page, state=self.state_answer(), images=names, bytes=self.thumbnails(names))
 
 # %% ../../nbs/clean/06_widget.ipynb #1faf8cdd
 _requests = {}
@@ -242,10 +242,10 @@ def _stay(widget, query):
     widget.query = Query.of(query)
     return {}
 
-@_request('pictures', files=list)
-def _pictures(widget, files):
+@_request('images', files=list)
+def _images(widget, files):
     files = list(dict.fromkeys(files))
-    return dict(pictures=files), widget.thumbnails(files)
+    return dict(images=files), widget.thumbnails(files)
 
 @_request('large', file=str)
 def _large(widget, file): return dict(large=file), widget.thumbnails([file], 720)
@@ -272,7 +272,7 @@ def _marked(self: CleanerWidget, files, said):
     "The marks of these files as they are now"
     return dict(marks={f: self._mark_of(f) for f in files}, state=dict(summary=self.cleaning.summary()), said=said)
 
-def _plural(n, word='picture'): return f'{n:,} {word}{"" if n == 1 else "s"}'
+def _plural(n, word='image'): return f'{n:,} {word}{"" if n == 1 else "s"}'
 
 # %% ../../nbs/clean/06_widget.ipynb #f963a022
 _shown_rows = 200  # Rows of a plan that are sent to the browser; of the others only the number
@@ -285,7 +285,7 @@ def plan_answer(self: CleanerWidget) -> dict:  # The part `plan`
     token = hashlib.sha256(json.dumps(plan.rows).encode()).hexdigest()[:16]
     counts = [f'{plan.counts.get("delete", 0)} to the quarantine', f'{plan.counts.get("relabel", 0)} to another label']
     return dict(token=token, rows=rows[:_shown_rows], more=max(0, len(rows) - _shown_rows), words=f'{" and ".join(counts)}.',
-        note='No file is destroyed. Deleted pictures wait in the quarantine beside the image folder, and "Undo last apply" brings everything back.')
+        note='No file is destroyed. Deleted images wait in the quarantine beside the image folder, and "Undo last apply" brings everything back.')
 
 def _what(row): return {'delete': 'delete', 'relabel': f'relabel, to {row["to"]}', 'leave': 'leave where it is'}[row['action']]
 
@@ -354,7 +354,7 @@ def _predict(self: CleanerWidget, work):
     finally:
         with self.lock:
             self.predictions = ended
-            self.send(self._news('' if ended else 'Predictions are there; the most suspicious pictures come first.'))
+            self.send(self._news('' if ended else 'Predictions are there; the most suspicious images come first.'))
 
 # %% ../../nbs/clean/06_widget.ipynb #b1efe262
 def cleaner(
@@ -364,8 +364,8 @@ def cleaner(
     report: ImageReport | None = None,     # From `check_images`
     labels: Iterable[str] | None = None,   # Labels to offer first, also new ones
     state: str | os.PathLike | None = None,# File that keeps the marks; None: beside the image folder
-    per_page: int = 30,                    # Pictures on a page
-) -> CleanerWidget:                        # Shows itself; pictures at once, predictions when they are there
+    per_page: int = 30,                    # Images on a page
+) -> CleanerWidget:                        # Shows itself; images at once, predictions when they are there
     "Look through an image folder and decide what to keep, delete and relabel"
     expect('path', path, str, os.PathLike, None)
     expect('seen', seen, Evaluation, None)
@@ -382,9 +382,9 @@ def cleaner(
 
 # %% ../../nbs/clean/06_widget.ipynb #d9aefef1
 def _image_folder(learn):
-    "The folder that holds the Learner's pictures"
+    "The folder that holds the Learner's images"
     roots = {str(Path(str(f)).parent.parent) for ds in (learn.dls.train_ds, learn.dls.valid_ds) for f in ds.items}
-    if len(roots) != 1: raise DataError(f'The pictures of this Learner lie in {len(roots)} folders; give `path`, the image folder to clean')
+    if len(roots) != 1: raise DataError(f'The images of this Learner lie in {len(roots)} folders; give `path`, the image folder to clean')
     return roots.pop()
 
 def _added(cleaning, seen, patience=1):
@@ -403,14 +403,14 @@ def _later(model, path):
 # %% ../../nbs/clean/06_widget.ipynb #35ca631b
 @patch
 def table_html(self: CleanerWidget,
-    n: int = 5,  # Pictures to show
+    n: int = 5,  # Images to show
 ) -> Html:       # A sentence, a table, and what to type
-    "The first pictures as a table, for places without widgets"
+    "The first images as a table, for places without widgets"
     c = self.cleaning
     rows = [{'': thumbnail(c.path/i.file, 56, i.file), 'file': i.file, 'model says': f'{i.predicted} {i.probability:.0%}' if i.predicted else '', 'reason': i.reason,
         'suggested': f'{i.proposal} {i.to}', 'marked': c.marks[i.file].action if i.file in c.marks else ''} for i in c.view(per_page=n).items]
     counts = ', '.join(f'{n:,} {name}' for name, n in c.summary().items())
-    return Html(_spelled(f'<p>{len(c):,} pictures: {counts}. The cleaner itself needs a notebook with widgets. Without them, with <code>c = widget.cleaning</code>: '
+    return Html(_spelled(f'<p>{len(c):,} images: {counts}. The cleaner itself needs a notebook with widgets. Without them, with <code>c = widget.cleaning</code>: '
         '<code>c.mark([file, …], "delete")</code>, <code>c.plan()</code>, <code>c.apply()</code>, <code>c.undo()</code>.</p>' + html_table(rows), _to_browser))
 
 @patch
@@ -427,9 +427,9 @@ class ImageClassifierCleaner(CleanerWidget):
     def __init__(self,
         learn: Learner,                        # Trained image classifier
         opts: Iterable[str] = (),              # Further labels to offer
-        height: int = 128,                     # Without effect; fastai's height of a picture
-        width: int = 256,                      # Without effect; fastai's width of a picture
-        max_n: int = 30,                       # Pictures on a page, at most 200
+        height: int = 128,                     # Without effect; fastai's height of an image
+        width: int = 256,                      # Without effect; fastai's width of an image
+        max_n: int = 30,                       # Images on a page, at most 200
         path: str | os.PathLike | None = None, # Image folder; None: that of the Learner
         seen: Evaluation | None = None,        # Predictions, if there are some
     ):
@@ -446,7 +446,7 @@ class ImageClassifierCleaner(CleanerWidget):
 
     @property
     def fns(self) -> L:
-        "All pictures, highest loss first; a picture keeps its position"
+        "All images, highest loss first; an image keeps its position"
         if getattr(self, 'thread', None): self.thread.join()
         items = self.cleaning.items
         if items is not self._ordered_items:  # others since predictions came or the folder was looked at again
@@ -458,16 +458,16 @@ class ImageClassifierCleaner(CleanerWidget):
 # %% ../../nbs/clean/06_widget.ipynb #8634b48c
 @patch
 def delete(self: ImageClassifierCleaner) -> L:  # Positions in `fns` of those that are still there
-    "Pictures marked to be deleted"
+    "Images marked to be deleted"
     return L(k for k, action, _ in self._marked_fns() if action == 'delete')
 
 @patch
 def change(self: ImageClassifierCleaner) -> L:  # Pairs of a position in `fns` and the new label
-    "Pictures marked to be relabelled"
+    "Images marked to be relabelled"
     return L((k, to) for k, action, to in self._marked_fns() if action == 'relabel')
 
 @patch
 def _marked_fns(self: ImageClassifierCleaner):
-    "Position, action and label of every marked picture that is still there"
+    "Position, action and label of every marked image that is still there"
     marks, fns = self.cleaning.marks, self.fns
     return [(k, marks[f].action, marks[f].to) for k, f in enumerate(self.order) if f in marks and fns[k].exists()]

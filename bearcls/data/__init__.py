@@ -13,7 +13,7 @@ from ..doors import front_door
 # %% ../../nbs/data/index.ipynb #bdc8a990
 __getattr__, __dir__, __all__ = front_door('bearcls.data', dict(
     cache='OpenImage Store Surveyed survey',
-    split='Split split_files split_pictures',
+    split='Split split_files split_images',
     transforms='augment_transforms augmentations compare_resizes model_view resize_transforms show_augmentations',
     loaders='check_labels check_readable dls_settings image_block image_dls image_opener source_pairs writable_place',
 ))

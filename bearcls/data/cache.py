@@ -1,4 +1,4 @@
-"""Pictures are decoded once, looked at once, and kept: every later epoch, size of batch, seed and run begins where the decoding ended
+"""Images are decoded once, looked at once, and kept: every later epoch, size of batch, seed and run begins where the decoding ended
 
 Docs: https://bearcls.github.io/bearcls/data/cache.html.md"""
 
@@ -28,11 +28,11 @@ from ..fingerprints import Fingerprint, LaterPrint, Prints, fingerprint
 class Store:
     "Values by kind and key, in one file that may be deleted at any time"
     def __init__(self,
-        file: str | os.PathLike | None = None,  # SQLite file; None: `pictures.sqlite` in `cache_folder()`
+        file: str | os.PathLike | None = None,  # SQLite file; None: `images.sqlite` in `cache_folder()`
         max_mb: float = 4000,                   # Megabytes at most; then the kinds that were unused for longest go
     ):
         expect('file', file, str, os.PathLike, None)
-        self.file, self.max_mb = Path(file) if file else cache_folder()/'pictures.sqlite', max_mb
+        self.file, self.max_mb = Path(file) if file else cache_folder()/'images.sqlite', max_mb
         self.usable, self.local, self.lock, self.used = True, threading.local(), threading.RLock(), set()
 
     def __repr__(self): return f'Store({self.file.name!r}, {self.size_mb:.1f} MB)'
@@ -150,13 +150,13 @@ def clear(self: Store) -> None:
 
 # %% ../../nbs/data/01_cache.ipynb #42f0e676
 class OpenImage(Transform):
-    "Opens pictures as every room of bearcls does: upright, RGB, transparency on white"
+    "Opens images as every room of bearcls does: upright, RGB, transparency on white"
     input_types = (Path, str, bytes, Image.Image, np.ndarray, Tensor)  # What `learn.predict` may be given
     def __init__(self,
-        min_side: int | None = None,            # Passed to `load_image`: pictures may be opened smaller, but not below this
-        squish: tuple[int, int] | None = None,  # Width and height to bring every picture to at once, in pixels; None: leave its size
+        min_side: int | None = None,            # Passed to `load_image`: images may be opened smaller, but not below this
+        squish: tuple[int, int] | None = None,  # Width and height to bring every image to at once, in pixels; None: leave its size
         keep_mb: float = 0,                     # Megabytes of opened files to keep in memory for later epochs
-        store: 'Store | None' = None,           # Where opened pictures of surveyed files are kept on disk
+        store: 'Store | None' = None,           # Where opened images of surveyed files are kept on disk
     ):
         self.min_side, self.squish, self.keep_mb, self.store = min_side, squish, keep_mb, store
         self.kept, self.kept_bytes, self.digests = {}, 0, {}
@@ -172,7 +172,7 @@ class OpenImage(Transform):
 # %% ../../nbs/data/01_cache.ipynb #4d4646b5
 @patch
 def shape(self: OpenImage,
-    image: Image.Image,  # RGB picture, opened with `min_side`
+    image: Image.Image,  # RGB image, opened with `min_side`
 ) -> PILImage:           # What the item transforms get
     "The last step of opening: `squish`, if there is one"
     return PILImage(image.resize(self.squish, Image.Resampling.BILINEAR) if self.squish else image)
@@ -199,19 +199,19 @@ def _keep(self: OpenImage, key, image):
     self.kept_bytes += size
 
 # %% ../../nbs/data/01_cache.ipynb #1d89fab0
-_largest = 4_000_000  # Bytes of one opened picture
+_largest = 4_000_000  # Bytes of one opened image
 
 def _as_bytes(image): return struct.pack('<II', *image.size) + image.tobytes()
 
 def _as_image(value):
-    "An opened picture again; None if its bytes are not all there"
+    "An opened image again; None if its bytes are not all there"
     width, height = struct.unpack_from('<II', value) if len(value) >= 8 else (0, 0)
     if not width or len(value) != 8 + 3*width*height: return None
     return PILImage(Image.frombytes('RGB', (width, height), value[8:]))
 
 @patch
 def _stored(self: OpenImage, key):
-    "The opened picture from the store, if its file was surveyed and is still the same"
+    "The opened image from the store, if its file was surveyed and is still the same"
     if not self.store or (digest := self.digests.get(key)) is None: return None
     value = self.store.get(self.kind, [digest]).get(digest)
     return None if value is None else _as_image(value)
@@ -226,7 +226,7 @@ class Surveyed:
     problem: str = ''                           # Why it cannot be opened, in words
     key: tuple | None = field(default=None, repr=False)  # What the file was when it was read: its name, times and size
     is_new: bool = field(default=False, repr=False)  # Was the fingerprint made now, or found in the store?
-    opened: Image.Image | None = field(default=None, repr=False)  # The opened picture, until the survey has passed it on
+    opened: Image.Image | None = field(default=None, repr=False)  # The opened image, until the survey has passed it on
 
     @property
     def ok(self) -> bool:  # False: `problem` says why
@@ -235,8 +235,8 @@ class Surveyed:
 
 # %% ../../nbs/data/01_cache.ipynb #f0d2e6e0
 def survey(
-    files: Sequence[Path],            # Picture files
-    opener: OpenImage | None = None,  # Gets the opened pictures for its memory and its store; None: they are only looked at
+    files: Sequence[Path],            # Image files
+    opener: OpenImage | None = None,  # Gets the opened images for its memory and its store; None: they are only looked at
     store: Store | None = None,       # For the fingerprints; None: the opener's, if it has one
 ) -> list[Surveyed]:                  # One for each file, in their order
     "Read and open every file once"
@@ -246,7 +246,7 @@ def survey(
     store = store or (opener.store if opener else None)
     found, waiting, prints = [], [], Prints()
     look = partial(_look, opener=opener, store=store)
-    for s in progress(in_order(look, files), 'looking', total=len(files), unit='picture'):
+    for s in progress(in_order(look, files), 'looking', total=len(files), unit='image'):
         found.append(s)
         waiting.append(s)
         if len(waiting) == 64: waiting = _pass_on(waiting, opener, store, prints)
@@ -257,7 +257,7 @@ def survey(
 _prints = f'fingerprint 1 Pillow {PIL.__version__}'
 
 def _look(file, opener, store):
-    "One file: digest, fingerprint, opened picture; from the store what is there"
+    "One file: digest, fingerprint, opened image; from the store what is there"
     s = Surveyed(Path(file), key=_file_key(file))  # before it is read: what changes from now on is opened anew
     try: data = s.file.read_bytes()
     except OSError as e:
@@ -283,7 +283,7 @@ def _open(s, data, opener):
 
 # %% ../../nbs/data/01_cache.ipynb #e44c30be
 def _pass_on(surveyed, opener, store, prints):
-    "Fingerprints and pictures to the store, pictures and digests to the opener, fingerprints together; returns an empty list"
+    "Fingerprints and images to the store, images and digests to the opener, fingerprints together; returns an empty list"
     if store: store.put(_prints, {s.digest: _from_fingerprint(s.fingerprint) for s in surveyed if s.is_new})
     for s in surveyed if opener else ():
         if s.key: opener.digests[s.key] = s.digest

@@ -1,4 +1,4 @@
-"""From an image folder to the DataLoaders that fastai trains on: one call, the same pictures in the same order everywhere, opened as the application will open them
+"""From an image folder to the DataLoaders that fastai trains on: one call, the same images in the same order everywhere, opened as the application will open them
 
 Docs: https://bearcls.github.io/bearcls/data/loaders.html.md"""
 
@@ -22,16 +22,16 @@ from fastai.vision.core import imagenet_stats
 from ..core import DataError, cache_folder, expect, expect_all
 from ..manifest import source_names
 from .cache import OpenImage, Store, Surveyed, survey
-from .split import Split, split_files, split_pictures
+from .split import Split, split_files, split_images
 from .transforms import augment_transforms, resize_transforms
 from ..folders import ImageFolder, LabelOf, LeftOutWarning, count_labels, refuse_problems, scan_folder, side_of
 
 # %% ../../nbs/data/04_loaders.ipynb #23367a42
 def check_labels(
-    files: Sequence[Path],  # Usable pictures, each in its label's folder
+    files: Sequence[Path],  # Usable images, each in its label's folder
     path: str | Path | ImageFolder,  # Image folder, or what `scan_folder` says of it
-    min_per_label: int = 5, # Fewest pictures with which a label can be split and learnt
-) -> dict[str, int]:        # Number of pictures by label
+    min_per_label: int = 5, # Fewest images with which a label can be split and learnt
+) -> dict[str, int]:        # Number of images by label
     "Refuse an image folder that cannot be trained on"
     files = expect_all('files', files, str, os.PathLike)
     expect('path', path, str, os.PathLike, ImageFolder)
@@ -39,14 +39,14 @@ def check_labels(
     path = folder.path
     refuse_problems(folder)
     counts = count_labels(files, folder.label_of)
-    if not counts: raise DataError(f'{path} holds no pictures in label folders; expected {path}/<label>/<picture>{_table_hint(folder)}')
+    if not counts: raise DataError(f'{path} holds no images in label folders; expected {path}/<label>/<image>{_table_hint(folder)}')
     if empty := [label for label in folder.labels if label not in counts]:
-        raise DataError(f'{path} has label folders without usable pictures: {", ".join(empty)}; fill them, or remove them')
+        raise DataError(f'{path} has label folders without usable images: {", ".join(empty)}; fill them, or remove them')
     if len(counts) == 1:
         only = next(iter(counts))
-        raise DataError(f'{path} has one label only, {only}; a classifier needs at least two folders of pictures{_table_hint(folder)}')
+        raise DataError(f'{path} has one label only, {only}; a classifier needs at least two folders of images{_table_hint(folder)}')
     few = [f'{label} has {n}' for label, n in counts.items() if n < max(2, min_per_label)]
-    if few: raise DataError(f'Each label needs at least {max(2, min_per_label)} usable pictures: {", ".join(few)}')
+    if few: raise DataError(f'Each label needs at least {max(2, min_per_label)} usable images: {", ".join(few)}')
     return counts
 
 def _table_hint(folder):
@@ -59,13 +59,13 @@ def check_readable(
     surveyed: Sequence[Surveyed],  # From `survey`
     path: str | Path,              # Image folder, for the message
 ) -> None:
-    "Refuse pictures that cannot be opened, by name"
+    "Refuse images that cannot be opened, by name"
     surveyed = expect_all('surveyed', surveyed, Surveyed)
     broken = [s for s in surveyed if not s.ok]
     if not broken: return
     named = '; '.join(s.problem.replace(str(s.file), '/'.join(s.file.parts[-2:])) for s in broken[:5])
     more = f'; and {len(broken) - 5} more' if len(broken) > 5 else ''
-    raise DataError(f'{len(broken)} of {len(surveyed)} pictures in {path} cannot be used: {named}{more}. '
+    raise DataError(f'{len(broken)} of {len(surveyed)} images in {path} cannot be used: {named}{more}. '
         'Leave them out with `exclude=`, or set them aside with `check_images(path).quarantine()`')
 
 # %% ../../nbs/data/04_loaders.ipynb #82e65eaa
@@ -126,32 +126,32 @@ def _can_write(folder):
 # %% ../../nbs/data/04_loaders.ipynb #aeacd6d0
 def image_opener(
     size: int,               # Width and height of what the model sees, in pixels
-    recipe: str = 'crop',    # How pictures get their shape
-    keep_mb: float = 0,      # Megabytes of opened pictures to keep in memory
+    recipe: str = 'crop',    # How images get their shape
+    keep_mb: float = 0,      # Megabytes of opened images to keep in memory
     cache: bool | str | Path = False,  # Keep them on disk: in `cache_folder()`, in this folder, or not
-) -> OpenImage:              # Opens pictures as the application does
-    "How pictures are opened for a recipe"
+) -> OpenImage:              # Opens images as the application does
+    "How images are opened for a recipe"
     expect('cache', cache, bool, str, os.PathLike)
-    store = Store() if cache is True else Store(Path(cache)/'pictures.sqlite') if cache else None
+    store = Store() if cache is True else Store(Path(cache)/'images.sqlite') if cache else None
     return OpenImage(2*size, (size, size) if recipe == 'squish' else None, keep_mb, store)
 
 # %% ../../nbs/data/04_loaders.ipynb #89ec551a
 def image_block(
     size: int,               # Width and height of what the model sees, in pixels
-    valid_idx: Sequence[int],# Positions of the pictures held back
-    recipe: str = 'crop',    # How pictures get their shape, one of `recipes`
+    valid_idx: Sequence[int],# Positions of the images held back
+    recipe: str = 'crop',    # How images get their shape, one of `recipes`
     augment: str | Sequence | None = None,  # As in `image_dls`
     pad_mode: str = 'zeros', # How the recipe `pad` fills its bars
-    min_scale: float | None = None,    # Smallest share of a picture that `random_crop` and `presize` show
+    min_scale: float | None = None,    # Smallest share of an image that `random_crop` and `presize` show
     opener: OpenImage | None = None,   # From `image_opener`; None: keeps nothing
     label_of: LabelOf | None = None,   # The folder's rule for labels; None: fastai's `parent_label`
-) -> DataBlock:              # The book's DataBlock with bearcls's way of opening pictures
+) -> DataBlock:              # The book's DataBlock with bearcls's way of opening images
     "The DataBlock behind `image_dls`"
     expect('label_of', label_of, LabelOf, None)
     expect('opener', opener, OpenImage, None)
     items, batch = resize_transforms(recipe, size, pad_mode, min_scale)
-    pictures = TransformBlock(type_tfms=[opener or image_opener(size, recipe)], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
-    return DataBlock(blocks=(pictures, CategoryBlock), get_y=label_of or parent_label, splitter=IndexSplitter(list(valid_idx)), item_tfms=items,
+    images = TransformBlock(type_tfms=[opener or image_opener(size, recipe)], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
+    return DataBlock(blocks=(images, CategoryBlock), get_y=label_of or parent_label, splitter=IndexSplitter(list(valid_idx)), item_tfms=items,
         batch_tfms=[*batch, *augment_transforms(augment), Normalize.from_stats(*imagenet_stats)])
 
 # %% ../../nbs/data/04_loaders.ipynb #7ef8defd
@@ -164,7 +164,7 @@ def _split(folder, looked, split, valid_pct, seed, pairs, near_copies, store):
     "The split asked for: an earlier one that goes on, the folder's own, or a new one"
     if split is not None: return split.place(looked, pairs, near_copies, store, folder.label_of)
     if own := _own_split(folder, looked, valid_pct, seed): return own
-    return split_pictures(looked, valid_pct, seed, pairs, near_copies, store=store, label_of=folder.label_of)
+    return split_images(looked, valid_pct, seed, pairs, near_copies, store=store, label_of=folder.label_of)
 
 # %% ../../nbs/data/04_loaders.ipynb #67585e96
 def source_pairs(
@@ -190,8 +190,8 @@ def image_dls(
     size: int = 224,            # Width and height of what the model sees, in pixels
     valid_pct: float = 0.2,     # Share of each label held back for validation
     seed: int = 42,             # Decides the split and the order of the batches
-    recipe: str = 'crop',       # How pictures get their shape, one of `recipes`
-    bs: int = 64,               # Pictures in a batch
+    recipe: str = 'crop',       # How images get their shape, one of `recipes`
+    bs: int = 64,               # Images in a batch
     augment: str | Sequence | None = None,  # A family of `augmentations`, several, or fastai's transforms; None for `aug_transforms()`
     exclude: str | Path | Iterable = (),  # A file to leave out, or several, such as those `check_images` found broken; whole paths or relative to `path`
     pairs: Iterable[tuple] = (),# Pairs of files that must fall on the same side of the split; likewise
@@ -199,16 +199,16 @@ def image_dls(
     near_copies: bool = True,   # Keep near copies on one side of the split, and not only exact ones
     num_workers: int | None = None,  # Processes that load; None: a few with a GPU on Linux, otherwise none
     pad_mode: str = 'zeros',    # How the recipe `pad` fills its bars: zeros, border or reflection
-    min_scale: float | None = None,  # Smallest share of a picture that `random_crop` and `presize` show; None: 0.35 and 0.75
+    min_scale: float | None = None,  # Smallest share of an image that `random_crop` and `presize` show; None: 0.35 and 0.75
     keep_mb: float = 250,       # Megabytes of opened images to keep in memory between epochs; those beyond come from `cache` each time
-    cache: bool | str | Path = True,  # Keep opened pictures on disk for the next time: in `cache_folder()`, in a folder of yours, or not
-    min_per_label: int = 5,     # Fewest pictures of a label
+    cache: bool | str | Path = True,  # Keep opened images on disk for the next time: in `cache_folder()`, in a folder of yours, or not
+    min_per_label: int = 5,     # Fewest images of a label
     group_by: str | Callable | None = None,  # Hold back whole sources: 'site', another column of the manifest, or your function from a file to a name, '' if it is not known
-) -> DataLoaders:               # Ready for `vision_learner`; `split`, `survey` and `folder` tell which pictures went where, what they are, and what is left out
+) -> DataLoaders:               # Ready for `vision_learner`; `split`, `survey` and `folder` tell which images went where, what they are, and what is left out
     "DataLoaders of an image folder"
     expect('path', path, str, os.PathLike)
     expect('split', split, str, os.PathLike, Split, None)
-    resize_transforms(recipe, size, pad_mode, min_scale), augment_transforms(augment), split_files((), valid_pct, seed)  # refused before any picture is opened
+    resize_transforms(recipe, size, pad_mode, min_scale), augment_transforms(augment), split_files((), valid_pct, seed)  # refused before any image is opened
     if bs < 1: raise ValueError(f'`bs` must be at least 1, got {bs}')
     folder = scan_folder(path)
     files, pairs = _chosen(folder, exclude, pairs)
@@ -234,10 +234,10 @@ def image_dls(
 def dls_settings(
     dls: DataLoaders,  # DataLoaders of an image classifier
 ) -> dict[str, Any]:   # labels, size (width, height), method, pad_mode, min_side, mean, std
-    "What the application must know to prepare pictures as validation did"
+    "What the application must know to prepare images as validation did"
     expect('dls', dls, DataLoaders)
     resize = next((t for t in dls.valid.after_item.fs if isinstance(t, (Resize, RandomResizedCrop)) and t.split_idx != 0), None)
-    if resize is None: raise DataError('These DataLoaders have no Resize among their item transforms, so pictures cannot be prepared alike')
+    if resize is None: raise DataError('These DataLoaders have no Resize among their item transforms, so images cannot be prepared alike')
     if isinstance(resize, RandomResizedCrop): method, pad_mode = 'random_crop', 'zeros'
     else: method, pad_mode = str(getattr(resize.method, 'value', resize.method)), str(getattr(resize.pad_mode, 'value', resize.pad_mode))
     opener = next((t for t in dls.valid_ds.tfms[0].fs if isinstance(t, OpenImage)), None)

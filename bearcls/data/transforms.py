@@ -1,4 +1,4 @@
-"""How a picture of any shape becomes the square that the model sees, and what training may do to it on the way: by name, with a picture of each
+"""How an image of any shape becomes the square that the model sees, and what training may do to it on the way: by name, with an image of each
 
 Docs: https://bearcls.github.io/bearcls/data/transforms.html.md"""
 
@@ -30,21 +30,21 @@ from ..images import image_size, load_image
 from ..folders import image_files
 
 # %% ../../nbs/data/03_transforms.ipynb #ee60dac4
-recipes = {  # Ways to bring a picture into the model's shape, with what each does
-    'crop': 'the largest square of the picture',
-    'squish': 'the whole picture, bent into the square',
-    'pad': 'the whole picture, with bars beside it',
-    'random_crop': 'another part of the picture in every epoch',
+recipes = {  # Ways to bring an image into the model's shape, with what each does
+    'crop': 'the largest square of the image',
+    'squish': 'the whole image, bent into the square',
+    'pad': 'the whole image, with bars beside it',
+    'random_crop': 'another part of the image in every epoch',
     'presize': 'a large square first, another part of it in every epoch, cut on the whole batch at once',
 }
-pad_fills = {'zeros': 'black bars', 'border': 'bars that repeat its edge', 'reflection': 'bars that mirror it'}  # What `pad` puts beside a picture
+pad_fills = {'zeros': 'black bars', 'border': 'bars that repeat its edge', 'reflection': 'bars that mirror it'}  # What `pad` puts beside an image
 
 # %% ../../nbs/data/03_transforms.ipynb #e64211b8
 def resize_transforms(
     recipe: str = 'crop',        # One of `recipes`
     size: int = 224,             # Width and height of what the model sees, in pixels
     pad_mode: str = 'zeros',     # How `pad` fills its bars, one of `pad_fills`
-    min_scale: float | None = None,  # Smallest share of the picture that `random_crop` and `presize` show; None: 0.35 and 0.75
+    min_scale: float | None = None,  # Smallest share of the image that `random_crop` and `presize` show; None: 0.35 and 0.75
 ) -> tuple[list[Transform], list[Transform]]:  # Item transforms, and batch transforms that come before any augmentation
     "fastai's transforms of a recipe"
     _check_recipe(recipe, size, pad_mode, min_scale)
@@ -73,25 +73,25 @@ def _check_recipe(recipe, size, pad_mode, min_scale):
 # %% ../../nbs/data/03_transforms.ipynb #975fb9f7
 @dataclass(frozen=True)
 class Seen:
-    "What a model sees of a picture"
+    "What a model sees of an image"
     image: Image.Image = field(repr=False)   # The square
-    frame: tuple[float, float, float, float] # Left, top, right, bottom of what became the square, in pixels of the picture
-    size: tuple[int, int]                    # Width and height of the picture
+    frame: tuple[float, float, float, float] # Left, top, right, bottom of what became the square, in pixels of the image
+    size: tuple[int, int]                    # Width and height of the image
 
     @cached_property
     def overlap(self) -> float:  # In square pixels
-        "Area of the frame that lies inside the picture"
+        "Area of the frame that lies inside the image"
         left, top, right, bottom = self.frame
         return (min(right, self.size[0]) - max(left, 0)) * (min(bottom, self.size[1]) - max(top, 0))
 
     @property
     def lost(self) -> float:  # 0 to 1
-        "Share of the picture that the model does not see"
+        "Share of the image that the model does not see"
         return 1 - self.overlap/(self.size[0]*self.size[1])
 
     @property
     def bars(self) -> float:  # 0 to 1
-        "Share of the square that lies outside the picture"
+        "Share of the square that lies outside the image"
         return 1 - self.overlap/((self.frame[2] - self.frame[0])*(self.frame[3] - self.frame[1]))
 
     @property
@@ -101,27 +101,27 @@ class Seen:
 
 # %% ../../nbs/data/03_transforms.ipynb #1dadafac
 def model_view(
-    image: Image.Image,       # RGB picture
+    image: Image.Image,       # RGB image
     recipe: str = 'crop',     # One of `recipes`
     size: int = 224,          # Width and height of what the model sees, in pixels
     pad_mode: str = 'zeros',  # How `pad` fills its bars
     min_scale: float | None = None,  # As in `resize_transforms`
     training: bool = False,   # As in training, with chance, or as in validation
 ) -> Seen:                    # The square and its frame
-    "What the model sees of a picture"
+    "What the model sees of an image"
     expect('image', image, Image.Image)
     items, batch = resize_transforms(recipe, size, pad_mode, min_scale)
     item = next(t for t in items if t.split_idx in (None, 0 if training else 1))
     square = item(PILImage(image.convert('RGB')), split_idx=0 if training else 1)
     left, top, w, h = _frame(item, image.size, training)
     for part in batch if training else ():
-        square, scale = _as_picture(part(_as_batch(square), split_idx=0)), w/square.width
+        square, scale = _as_image(part(_as_batch(square), split_idx=0)), w/square.width
         left, top, w, h = left + part.tl[1]*scale, top + part.tl[0]*scale, part.cp_size[1]*scale, part.cp_size[0]*scale
     return Seen(Image.fromarray(np.asarray(square)), (left, top, left + w, top + h), image.size)
 
 # %% ../../nbs/data/03_transforms.ipynb #89a4694f
 def _frame(item, size, training):
-    "Left, top, width and height of what an item transform used of a picture, after it was called"
+    "Left, top, width and height of what an item transform used of an image, after it was called"
     w, h = size
     if isinstance(item, RandomResizedCrop):
         if training: return (*item.tl, *item.cp_size)
@@ -133,12 +133,12 @@ def _frame(item, size, training):
 
 def _as_batch(image): return TensorImage(from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(255))
 
-def _as_picture(batch): return Image.fromarray(batch[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).byte().numpy())
+def _as_image(batch): return Image.fromarray(batch[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).byte().numpy())
 
 # %% ../../nbs/data/03_transforms.ipynb #892add80
 @dataclass(frozen=True)
 class ResizeView:
-    "One recipe on one picture"
+    "One recipe on one image"
     name: str         # Recipe, with the filling of its bars
     about: str        # What it does
     valid: Seen       # What the model sees in validation, and when it is asked
@@ -149,11 +149,11 @@ class ResizeView:
         "What it costs, from the frame's numbers"
         parts = [v for v in (self.valid, *self.train)]
         lost, words = [v.lost for v in parts], []
-        if self.train and max(lost) > .005: words.append(f'{_range(lost)} of the picture is lost each time')
-        elif max(lost) > .005: words.append(f'{max(lost):.0%} of the picture is lost')
+        if self.train and max(lost) > .005: words.append(f'{_range(lost)} of the image is lost each time')
+        elif max(lost) > .005: words.append(f'{max(lost):.0%} of the image is lost')
         if self.valid.bars > .005: words.append(f'{self.valid.bars:.0%} of the square is bars')
         if abs(self.valid.stretch - 1) > .02: words.append(_bent(self.valid.stretch) + (' in validation' if self.train else ''))
-        return ', '.join(words)[:1].upper() + ', '.join(words)[1:] if words else 'Costs nothing on this picture'
+        return ', '.join(words)[:1].upper() + ', '.join(words)[1:] if words else 'Costs nothing on this image'
 
 def _range(shares): return f'{min(shares):.0%} to {max(shares):.0%}' if max(shares) - min(shares) > .01 else f'{max(shares):.0%}'
 
@@ -163,36 +163,36 @@ def _bent(stretch):
 # %% ../../nbs/data/03_transforms.ipynb #04b28677
 @dataclass
 class ResizeComparison:
-    "What the recipes do to one picture"
-    picture: Image.Image = field(repr=False)  # The picture itself
+    "What the recipes do to one image"
+    image: Image.Image = field(repr=False)  # The image itself
     views: list[ResizeView]                   # One for each recipe
     def _repr_html_(self): return comparison_html(self)
 
 def compare_resizes(
-    source: str | os.PathLike | Image.Image,  # A picture, its file, or an image folder, of which the longest or tallest picture is taken
+    source: str | os.PathLike | Image.Image,  # An image, its file, or an image folder, of which the longest or tallest image is taken
     size: int = 224,           # Width and height of what the model sees, in pixels
     only: str | Sequence[str] = tuple(recipes),  # This recipe, or these
     seed: int = 42,            # For those that show another part each time
 ) -> ResizeComparison:         # Shows itself as a gallery
-    "What each recipe keeps, loses and bends of a picture"
+    "What each recipe keeps, loses and bends of an image"
     if not isinstance(source, Image.Image) and Path(source).is_dir(): source = _most_oblong(source)
-    picture, only = load_image(source), [only] if isinstance(only, str) else only
+    image, only = load_image(source), [only] if isinstance(only, str) else only
     with no_random(seed):
-        views = [_view(picture, r, size, p) for r in only for p in (pad_fills if r == 'pad' else ('zeros',))]
-    return ResizeComparison(picture, views)
+        views = [_view(image, r, size, p) for r in only for p in (pad_fills if r == 'pad' else ('zeros',))]
+    return ResizeComparison(image, views)
 
 # %% ../../nbs/data/03_transforms.ipynb #4cab3a6a
-def _view(picture, recipe, size, pad_mode):
-    "A recipe on a picture"
-    draws = [model_view(picture, recipe, size, pad_mode, training=True) for _ in range(9)] if recipe in ('random_crop', 'presize') else []
+def _view(image, recipe, size, pad_mode):
+    "A recipe on an image"
+    draws = [model_view(image, recipe, size, pad_mode, training=True) for _ in range(9)] if recipe in ('random_crop', 'presize') else []
     train = tuple(sorted(draws, key=lambda v: v.overlap)[::4])  # the smallest part, the middle one and the largest
-    name, about = (recipe, recipes.get(recipe, '')) if recipe != 'pad' else (f'pad, {pad_mode}', f'the whole picture, with {pad_fills[pad_mode]}')
-    return ResizeView(name, about, model_view(picture, recipe, size, pad_mode), train)
+    name, about = (recipe, recipes.get(recipe, '')) if recipe != 'pad' else (f'pad, {pad_mode}', f'the whole image, with {pad_fills[pad_mode]}')
+    return ResizeView(name, about, model_view(image, recipe, size, pad_mode), train)
 
 def _most_oblong(folder):
-    "The picture of an image folder for which the choice matters most"
+    "The image of an image folder for which the choice matters most"
     files = image_files(folder)
-    if not files: raise DataError(f'{folder} holds no pictures in label folders')
+    if not files: raise DataError(f'{folder} holds no images in label folders')
     def oblong(file):
         try: w, h = image_size(file)
         except (OSError, ValueError): return 0
@@ -204,28 +204,28 @@ _orange, _tints = '#e8792b', ('#2f86d6', '#b05cc8', '#2f9e6e')
 
 def _rect(x, y, w, h, style): return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" {style}/>'
 
-def _picture(uri, x, y, w, h): return f'<image href="{uri}" x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" preserveAspectRatio="none"/>'
+def _image(uri, x, y, w, h): return f'<image href="{uri}" x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" preserveAspectRatio="none"/>'
 
 def _outline(shape, colour, width=2.5):
-    "A shape's outline with a dark edge, to be seen on light and dark pictures"
+    "A shape's outline with a dark edge, to be seen on light and dark images"
     return shape('fill="none" stroke="#000" stroke-opacity=".35" stroke-width="%s"' % (width + 1.4)) + shape(f'fill="none" stroke="{colour}" stroke-width="{width}"')
 
 _hatch = ('<defs><pattern id="bearcls-hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
           '<path d="M0 0V7" stroke="#fff" stroke-opacity=".38" stroke-width="2.2"/></pattern></defs>')
 
 # %% ../../nbs/data/03_transforms.ipynb #0c89c2de
-def _frames_svg(picture, uri, view, width=190, height=150):
-    "The picture with its frames, as large as fits"
+def _frames_svg(image, uri, view, width=190, height=150):
+    "The image with its frames, as large as fits"
     frames = [view.valid.frame] if not view.train else [v.frame for v in view.train]
     left, top = (min(0, *(f[i] for f in frames)) for i in (0, 1))
-    right, bottom = (max(picture.size[i], *(f[i + 2] for f in frames)) for i in (0, 1))
+    right, bottom = (max(image.size[i], *(f[i + 2] for f in frames)) for i in (0, 1))
     k = min((width - 4)/(right - left), (height - 4)/(bottom - top))
     x0, y0 = (width - k*(right + left))/2, (height - k*(bottom + top))/2
     def place(f): return x0 + k*f[0], y0 + k*f[1], k*(f[2] - f[0]), k*(f[3] - f[1])
-    whole = place((0, 0, *picture.size))
-    parts = [_rect(*place(view.valid.frame), 'fill="currentColor" fill-opacity=".13"') if view.valid.bars > .005 else '', _picture(uri, *whole)]
+    whole = place((0, 0, *image.size))
+    parts = [_rect(*place(view.valid.frame), 'fill="currentColor" fill-opacity=".13"') if view.valid.bars > .005 else '', _image(uri, *whole)]
     if not view.train:
-        parts += [_shade(whole, place(view.valid.frame)) if view.valid.lost > .005 else '', _disc(*whole, picture.size[1]/picture.size[0], view)]
+        parts += [_shade(whole, place(view.valid.frame)) if view.valid.lost > .005 else '', _disc(*whole, image.size[1]/image.size[0], view)]
         parts += [_outline(lambda style: _rect(*place(view.valid.frame), style), _orange)]
     for f, tint, n in zip(frames if view.train else (), _tints, '123'):
         x, y, w, h = place(f)
@@ -234,13 +234,13 @@ def _frames_svg(picture, uri, view, width=190, height=150):
 
 # %% ../../nbs/data/03_transforms.ipynb #637f4f54
 def _shade(whole, frame):
-    "What lies in the picture and outside the frame"
+    "What lies in the image and outside the frame"
     def path(x, y, w, h): return f'M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z'
     both = path(*whole) + path(*frame)
     return f'<path d="{both}" fill="#101418" fill-opacity=".68" fill-rule="evenodd"/><path d="{both}" fill="url(#bearcls-hatch)" fill-rule="evenodd"/>'
 
 def _disc(x, y, w, h, shape, view):
-    "A circle on the picture, or what became of it, where shapes are bent"
+    "A circle on the image, or what became of it, where shapes are bent"
     if abs(view.valid.stretch - 1) < .02: return ''
     r = .36*min(w, h)
     return _outline(lambda style: f'<ellipse cx="{x + w/2:.1f}" cy="{y + h/2:.1f}" rx="{r:.1f}" ry="{r:.1f}" {style}/>', '#fff', 2)
@@ -256,7 +256,7 @@ def _squares_svg(view, x, y, side):
     if not view.train: return _square_svg(view, x, y, side, _orange)
     half = (side - 8)/2
     spots = [(x + dx*(half + 8), y + dy*(half + 8)) for dy in (0, 1) for dx in (0, 1)]
-    squares = [_picture(data_uri(v.image, 160), *spot, half, half) + _outline(lambda s: _rect(*spot, half, half, s), tint) + _tag(*spot, n, tint)
+    squares = [_image(data_uri(v.image, 160), *spot, half, half) + _outline(lambda s: _rect(*spot, half, half, s), tint) + _tag(*spot, n, tint)
                for v, spot, tint, n in zip(view.train, spots, _tints, '123')]
     return ''.join(squares) + _square_svg(view, *spots[3], half, _orange) + _tag(spots[3][0], spots[3][1] + half - 16, 'validation', _orange)
 
@@ -266,29 +266,29 @@ def _square_svg(view, x, y, side, colour):
     r = .36*min(view.valid.size)*side
     def ellipse(style): return f'<ellipse cx="{x + side/2:.1f}" cy="{y + side/2:.1f}" rx="{r/(right - left):.1f}" ry="{r/(bottom - top):.1f}" {style}/>'
     bent = _outline(ellipse, '#fff', 2) if abs(view.valid.stretch - 1) > .02 and not view.train else ''
-    return _picture(data_uri(view.valid.image, 300), x, y, side, side) + bent + _outline(lambda s: _rect(x, y, side, side, s), colour)
+    return _image(data_uri(view.valid.image, 300), x, y, side, side) + bent + _outline(lambda s: _rect(x, y, side, side, s), colour)
 
 # %% ../../nbs/data/03_transforms.ipynb #45c8433e
 def comparison_html(
     comparison: ResizeComparison,  # From `compare_resizes`
 ) -> Html:                         # A gallery that wraps to the width of the page
-    "A card for each recipe: the picture with what is used and lost, and what the model sees"
+    "A card for each recipe: the image with what is used and lost, and what the model sees"
     expect('comparison', comparison, ResizeComparison)
-    uri = data_uri(comparison.picture, 300, 75)
-    cards = [_card(comparison.picture, uri, v) for v in comparison.views]
+    uri = data_uri(comparison.image, 300, 75)
+    cards = [_card(comparison.image, uri, v) for v in comparison.views]
     return Html('<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1.6rem 1.8rem">' + ''.join(cards) + '</div>')
 
-def _card(picture, uri, view):
+def _card(image, uri, view):
     "One recipe"
     words = f'{view.about[:1].upper()}{view.about[1:]}. {view.cost}.'
     arrow = '<path d="M199 75h14m-5-5l5 5l-5 5" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round"/>'
-    drawing = _hatch + _frames_svg(picture, uri, view) + arrow + _squares_svg(view, 223, 2, 146)
+    drawing = _hatch + _frames_svg(image, uri, view) + arrow + _squares_svg(view, 223, 2, 146)
     return (f'<figure style="margin:0"><div style="font-weight:600;margin-bottom:.35rem"><code>{html.escape(view.name)}</code></div>'
             f'<svg viewBox="0 0 372 150" style="width:100%;height:auto;display:block" role="img" aria-label="{html.escape(f"{view.name}: {words}", quote=True)}">{drawing}</svg>'
             f'<figcaption style="font-size:.86rem;line-height:1.4;margin-top:.4rem">{html.escape(words)}</figcaption></figure>')
 
 # %% ../../nbs/data/03_transforms.ipynb #aee35e47
-augmentations = {  # Families, with what each does to a picture in training
+augmentations = {  # Families, with what each does to an image in training
     'default': 'all of the next six, each now and then',
     'flip': 'mirrored, in half of the cases',
     'rotate': 'turned, by up to 10 degrees either way',
@@ -345,62 +345,62 @@ def _draws(name, n):
 # %% ../../nbs/data/03_transforms.ipynb #b5e06713
 @dataclass(frozen=True)
 class Augmented:
-    "One picture after an augmentation"
+    "One image after an augmentation"
     family: str      # One of `augmentations`
     setting: str     # Where in its range, in words; empty where chance decided
     image: Image.Image = field(repr=False)  # What the model sees
 
 def apply_augment(
-    image: Image.Image,             # RGB picture, already in the model's shape
+    image: Image.Image,             # RGB image, already in the model's shape
     transforms: Iterable[Transform],# Batch transforms
-) -> Image.Image:                   # The picture after them
-    "A picture after batch transforms, as in training"
+) -> Image.Image:                   # The image after them
+    "An image after batch transforms, as in training"
     expect('image', image, Image.Image)
     batch, norm = _as_batch(image), Normalize.from_stats(*imagenet_stats, cuda=False)
     for t in transforms:
         batch = norm_apply_denorm(batch, lambda x: t(x, split_idx=0), norm) if isinstance(t, RandomErasing) else t(batch, split_idx=0)
-    return _as_picture(batch)
+    return _as_image(batch)
 
 # %% ../../nbs/data/03_transforms.ipynb #ea327722
 @dataclass
 class AugmentationGallery:
-    "What augmentations do to one picture"
-    picture: Image.Image = field(repr=False)  # The picture in the model's shape, before
+    "What augmentations do to one image"
+    image: Image.Image = field(repr=False)  # The image in the model's shape, before
     views: list[Augmented]                    # After, family by family
     def _repr_html_(self): return augmentations_html(self)
 
 def show_augmentations(
-    source: str | os.PathLike | Image.Image,  # A picture or its file
+    source: str | os.PathLike | Image.Image,  # An image or its file
     only: str | Sequence[str] = tuple(a for a in augmentations if a != 'none'),  # These families
     size: int = 160,       # Width and height of what the model sees, in pixels
-    recipe: str = 'squish',# How the picture gets this shape
-    n: int = 5,            # Pictures of each family at most
+    recipe: str = 'squish',# How the image gets this shape
+    n: int = 5,            # Images of each family at most
     seed: int = 42,        # For what is left to chance
 ) -> AugmentationGallery:  # Shows itself as a gallery
-    "What each family of augmentations does to a picture, from one end of its range to the other"
+    "What each family of augmentations does to an image, from one end of its range to the other"
     only = [only] if isinstance(only, str) else list(only)
     for name in only: augment_transforms(name)
     with no_random(seed):
-        picture = model_view(load_image(source), recipe, size).image
-        return AugmentationGallery(picture, [view for name in only for view in _augmented(picture, name, n)])
+        image = model_view(load_image(source), recipe, size).image
+        return AugmentationGallery(image, [view for name in only for view in _augmented(image, name, n)])
 
-def _augmented(picture, name, n):
-    "The pictures of one family"
-    if settings := _draws(name, n): return [Augmented(name, words, apply_augment(picture, [_families[name](**draw, p=1.)])) for words, draw in settings[:n]]
+def _augmented(image, name, n):
+    "The images of one family"
+    if settings := _draws(name, n): return [Augmented(name, words, apply_augment(image, [_families[name](**draw, p=1.)])) for words, draw in settings[:n]]
     always = [_families['erase'](p=1.)] if name == 'erase' else augment_transforms(name)
-    return [Augmented(name, '', apply_augment(picture, always)) for _ in range(1 if name == 'none' else n)]
+    return [Augmented(name, '', apply_augment(image, always)) for _ in range(1 if name == 'none' else n)]
 
 # %% ../../nbs/data/03_transforms.ipynb #43e72829
 def augmentations_html(
     gallery: AugmentationGallery,  # From `show_augmentations`
 ) -> Html:                         # A row for each family, which shrinks with the page
-    "A row of pictures for each family"
+    "A row of images for each family"
     expect('gallery', gallery, AugmentationGallery)
     rows = [_family_row(name, [v for v in gallery.views if v.family == name]) for name in dict.fromkeys(v.family for v in gallery.views)]
     return Html(f'<div style="display:grid;gap:1.3rem;max-width:46rem">{"".join(rows)}</div>')
 
 def _family_row(name, views):
-    "One family: its name, what it does, and its pictures from one end to the other"
+    "One family: its name, what it does, and its images from one end to the other"
     cells = [f'<figure style="margin:0;min-width:0"><img src="{data_uri(v.image, 200, 85)}" alt="{html.escape(f"{name}: {v.setting or augmentations[name]}", quote=True)}" '
              f'style="width:100%;height:auto;display:block;margin:0;border-radius:4px"><figcaption style="font-size:.75rem;line-height:1.3;text-align:center">'
              f'{html.escape(v.setting)}</figcaption></figure>' for v in views]

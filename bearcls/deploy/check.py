@@ -1,4 +1,4 @@
-"""Starts a deployed folder as its host would, asks it about a picture through its own front door, and compares the answer
+"""Starts a deployed folder as its host would, asks it about an image through its own front door, and compares the answer
 
 Docs: https://bearcls.github.io/bearcls/deploy/check.html.md"""
 
@@ -112,22 +112,22 @@ def _any_port():
 # %% ../../nbs/deploy/04_check.ipynb #2e6aeac6
 def ask_service(
     url: str,        # Address of a service, without a path
-    picture: bytes,  # A picture file
+    image: bytes,  # An image file
 ) -> dict:           # The answer
-    "What an HTTP service says about a picture"
-    request = urllib.request.Request(f'{url}/predict', picture, {'Content-Type': 'image/png'})
+    "What an HTTP service says about an image"
+    request = urllib.request.Request(f'{url}/predict', image, {'Content-Type': 'image/png'})
     with open_here(request, timeout=60) as answer: return json.load(answer)['results'][0]
 
 def ask_page(
     url: str,                # Address of a page, of a server or of a file
-    picture: str | os.PathLike, # File to choose
+    image: str | os.PathLike, # File to choose
     label: str,              # The label to wait for
     timeout: float = 60,     # Seconds to wait for it
 ) -> tuple[str, set[str]]:   # The number that stands beside the label, and the hosts that the page talked to
-    "What a page shows about a picture, in a real browser"
-    with ThreadPoolExecutor(1) as pool: return pool.submit(_in_browser, url, str(picture), label, timeout).result()  # a thread has no event loop, as Playwright needs
+    "What a page shows about an image, in a real browser"
+    with ThreadPoolExecutor(1) as pool: return pool.submit(_in_browser, url, str(image), label, timeout).result()  # a thread has no event loop, as Playwright needs
 
-def _in_browser(url, picture, label, timeout):
+def _in_browser(url, image, label, timeout):
     from playwright.sync_api import sync_playwright
     asked, said = [], '(label) => [...document.body.innerText.matchAll(/[<>]?\\d+(\\.\\d+)? ?%|\\b[01]\\.\\d+\\b/g)].find(m => document.body.innerText.slice(0, m.index).trimEnd().endsWith(label))?.[0]'
     with sync_playwright() as p:
@@ -136,7 +136,7 @@ def _in_browser(url, picture, label, timeout):
         page = browser.new_page()
         page.on('request', lambda r: asked.append(r))
         page.goto(url, timeout=1000*timeout)
-        page.locator('input[type=file]').first.set_input_files(picture, timeout=1000*timeout)
+        page.locator('input[type=file]').first.set_input_files(image, timeout=1000*timeout)
         number = page.wait_for_function(said, arg=label, timeout=1000*timeout).json_value()
         hosts = {r.url.split('/')[2] for r in asked if r.url.startswith(('http', 'ws')) and 'csp' not in str(r.failure).lower()}  # what the page's own policy stops goes nowhere
         browser.close()
@@ -155,7 +155,7 @@ def check_folder(
     environment: str | os.PathLike = '',    # Where to make its environment, or where one made for the same requirements is; empty for a temporary one
     quiet: bool = False,                    # Print nothing while at work?
 ) -> FolderCheck:                           # What was tried, and what was found
-    "Start a deployed folder in a fresh environment and ask it about a picture"
+    "Start a deployed folder in a fresh environment and ask it about an image"
     expect('path', path, str, os.PathLike)
     path, record = Path(path), read_record(path)
     if not record: raise DeployError(f'{path} is no folder that `bearcls deploy` has written')
@@ -165,13 +165,13 @@ def check_folder(
         with _step(check, 'files', quiet) as step: step.words = _same_files(path, record)
         with _step(check, 'environment', quiet) as step: programs, step.words = _environment_for(path, Path(environment or Path(tmp)/'env'))
         with _step(check, 'question', quiet) as step:
-            picture, expected = _question_for(bundle or path/'bundle', record, Path(tmp))
+            image, expected = _question_for(bundle or path/'bundle', record, Path(tmp))
             step.words = f'a drawn bear; the library says {expected.label} ({expected.probability:.2f})'
         with contextlib.ExitStack() as running:
             with _step(check, 'start', quiet) as step:
                 url = running.enter_context(started(path, programs))
                 step.words = f'`{" ".join(deploy_targets[check.target].command).replace("{port}", url.rpartition(":")[2])}` answers'
-            for name, ask in _questions(path, deploy_targets[check.target], url, picture, expected):
+            for name, ask in _questions(path, deploy_targets[check.target], url, image, expected):
                 with _step(check, name, quiet) as step: step.status, step.words = ask()
     return check
 
@@ -205,27 +205,27 @@ def _environment_for(path, dest):
     return programs, f'{size/1e6:,.0f} MB installed'
 
 def _question_for(bundle, record, tmp):
-    "A drawn picture, and what the library says about it"
+    "A drawn image, and what the library says about it"
     file, classifier = tmp/'bear.png', Classifier(bundle)
     if classifier.bundle.digest != record['model']: raise DeployError(f'{bundle} holds another model than the folder was written with')
     draw_bear('grizzly', seed=1).save(file)
     return file, classifier.predict(file)
 
-def _questions(path, target, url, picture, expected):
+def _questions(path, target, url, image, expected):
     "What can be asked through the front door of a target: names, and functions that give status and words"
-    if target.service: yield 'service', lambda: _compared(expected, **{k: v for k, v in ask_service(url, picture.read_bytes()).items() if k in ('label', 'probability')})
-    yield 'page', lambda: _page_compared(url + target.page, picture, expected)
+    if target.service: yield 'service', lambda: _compared(expected, **{k: v for k, v in ask_service(url, image.read_bytes()).items() if k in ('label', 'probability')})
+    yield 'page', lambda: _page_compared(url + target.page, image, expected)
 
 def _compared(expected, label, probability, unit=.01):
     "Is this what the library says?"
     if label != expected.label or abs(probability - expected.probability) > unit: raise DeployError(f'it says {label} ({probability:.2f}), and the library {expected.label} ({expected.probability:.2f})')
     return 'ok', f'{label} ({probability:.2f}), as the library says'
 
-def _page_compared(url, picture, expected):
+def _page_compared(url, image, expected):
     "What a browser shows beside the label that the library gives"
-    try: number, hosts = ask_page(url, picture, expected.label)
+    try: number, hosts = ask_page(url, image, expected.label)
     except (ImportError, _NoBrowser):
-        with open_here(url, timeout=60) as answer: return 'not checked', f'the page is there ({len(answer.read())/1000:.0f} kB); asking it about a picture takes a browser: pip install playwright && playwright install chromium'
+        with open_here(url, timeout=60) as answer: return 'not checked', f'the page is there ({len(answer.read())/1000:.0f} kB); asking it about an image takes a browser: pip install playwright && playwright install chromium'
     if strange := hosts - {url.split('/')[2]}: raise DeployError(f'the page talks to {", ".join(sorted(strange))}')
     value = float(number.strip('<>% '))/(100 if '%' in number else 1)
     return _compared(expected, expected.label, value, .015)

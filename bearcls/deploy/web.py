@@ -95,7 +95,7 @@ def web_facts(
 ) -> dict:            # What `bundle.json` of the page says
     "The facts that decide an answer, and none of how the model came about"
     expect('bundle', bundle, Bundle)
-    unlike = bundle.unlikeness and {k: bundle.unlikeness[k] for k in ('threshold', 'false_alarms', 'pictures')}
+    unlike = bundle.unlikeness and {k: bundle.unlikeness[k] for k in ('threshold', 'false_alarms', 'images')}
     sure = bundle.confidence and {k: bundle.confidence[k] for k in ('evidence', 'bias')}
     return bundle_json(replace(bundle, unlikeness=unlike, confidence=sure, metrics={}, data={}, versions={}, weights=None, card=''), sha256(model), len(model))
 
@@ -242,7 +242,7 @@ def write_web(
     title: str = '',                           # Heading of the page; empty: the labels as a question
     single: bool = True,                       # Also write the page as one file?
 ) -> WebPage:                                  # What was written, and how much a visit loads
-    "Write a page that classifies pictures in the visitor's browser"
+    "Write a page that classifies images in the visitor's browser"
     expect('bundle', bundle, str, os.PathLike, Bundle)
     expect('dest', dest, str, os.PathLike)
     expect('runtime', runtime, str, os.PathLike, None)

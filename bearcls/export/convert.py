@@ -1,4 +1,4 @@
-"""From a Learner to a bundle that answers alike, checked on real pictures before anyone can use it
+"""From a Learner to a bundle that answers alike, checked on real images before anyone can use it
 
 Docs: https://bearcls.github.io/bearcls/export/convert.html.md"""
 
@@ -33,7 +33,7 @@ from ..train.arch import feature_layer, keep_modes, pool_features
 from ..manifest import rows_by_path, site_of
 from ..core import BearclsError, DataError, expect, expect_all, progress, sha256
 from ..images import ImageError, image_size, load_image
-from ..folders import find_pictures
+from ..folders import find_images
 from .held_out import choose_temperature, error_by_source, fit_trust, held_out_answers, learner_unlikeness, own_answers
 from ..data.loaders import dls_settings
 from ..inference.classifier import Classifier
@@ -42,7 +42,7 @@ from ..interpret.evaluate import Evaluation, dataset_files, error_rate_of, evalu
 from ..verify.measure import smallest_side
 from .weights import learner_weights
 from ..inference.signature import read_key
-from ..interpret.slices import picture_facts, slice_errors
+from ..interpret.slices import image_facts, slice_errors
 from .ood import Unlikeness, measure_unlikeness, unlikeness_facts
 from ..sample.strangers import draw_strangers, stranger_kinds
 
@@ -54,11 +54,11 @@ class ExportError(BearclsError, ValueError):
 class DeployedModel(nn.Module):
     "A classifier with all that stands before and after it: bytes in; logits, probabilities, features and perhaps unlikeness out"
     def __init__(self,
-        model: nn.Module,        # Takes normalised pictures, gives logits
+        model: nn.Module,        # Takes normalised images, gives logits
         mean: list[float],       # Of red, green and blue, on a scale of 0 to 1
         std: list[float],        # Likewise
         temperature: float = 1.0,# Logits are divided by this before the softmax
-        unlikeness: Unlikeness | None = None,  # What tells how unlike the training pictures one is; None: that output is left out
+        unlikeness: Unlikeness | None = None,  # What tells how unlike the training images one is; None: that output is left out
     ):
         expect('unlikeness', unlikeness, Unlikeness, None)
         super().__init__()
@@ -109,14 +109,14 @@ class DeployedModel(nn.Module):
 opset = 18  # Of ONNX's operators; see above
 
 def onnx_model(
-    model: nn.Module,       # Model that takes normalised pictures and gives logits; left as it is
+    model: nn.Module,       # Model that takes normalised images and gives logits; left as it is
     size: tuple[int, int],  # (width, height) that the model sees, in pixels
     mean: list[float],      # Of red, green and blue, on a scale of 0 to 1
     std: list[float],       # Likewise
     temperature: float = 1.0, # Logits are divided by this before the softmax
     unlikeness: Unlikeness | None = None,  # Calculated inside, where it is given
 ) -> bytes:                 # The ONNX model, with its weights
-    "A model in ONNX, from bytes to probabilities, for any number of pictures at once"
+    "A model in ONNX, from bytes to probabilities, for any number of images at once"
     expect('unlikeness', unlikeness, Unlikeness, None)
     whole = DeployedModel(copy.deepcopy(model).cpu().float(), mean, std, temperature, unlikeness).eval()
     example = torch.zeros(2, size[1], size[0], 3, dtype=torch.uint8)
@@ -145,11 +145,11 @@ def _bare(proto):
 # %% ../../nbs/export/07_convert.ipynb #c008912a
 def learner_probabilities(
     learn: Learner,             # Trained Learner
-    files: list[Path],          # Pictures
-    min_side: int | None = None,# Reduced decoding of its DataLoaders; None if it opens pictures in fastai's way
+    files: list[Path],          # Images
+    min_side: int | None = None,# Reduced decoding of its DataLoaders; None if it opens images in fastai's way
     temperature: float = 1.0,   # Logits are divided by this before the softmax
     threads: int | None = None, # Threads to calculate with, at least 1; None: the faster of one and all
-) -> np.ndarray:                # (pictures, labels)
+) -> np.ndarray:                # (images, labels)
     "What a Learner says about files, through its own validation pipeline"
     expect('learn', learn, Learner)
     files = expect_all('files', files, str, os.PathLike)
@@ -160,23 +160,23 @@ def learner_probabilities(
     return (logits.float()/temperature).softmax(1).cpu().numpy()
 
 class _Opened(list):
-    "Opened pictures as a dataset"
+    "Opened images as a dataset"
     split_idx = 1  # tells fastai's transforms that this is validation
 
 # %% ../../nbs/export/07_convert.ipynb #c84f87c3
 def verify_bundle(
     learn: Learner,                  # The Learner that the bundle was made of
     bundle: str | os.PathLike,       # Folder of the bundle, or its zip
-    files: Iterable | str | os.PathLike | None = None,  # Pictures to ask both about, or their folder; None for the Learner's validation set
+    files: Iterable | str | os.PathLike | None = None,  # Images to ask both about, or their folder; None for the Learner's validation set
     seen: Evaluation | None = None,  # What the Learner has said already, from `evaluate`
     threads: int | None = None,      # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> float:                          # Largest difference between two probabilities, 0 to 1
-    "How far a bundle is from its Learner, on real pictures"
+    "How far a bundle is from its Learner, on real images"
     expect('learn', learn, Learner)
     expect('bundle', bundle, str, os.PathLike)
     expect('seen', seen, Evaluation, None)
     classifier = Classifier(bundle)
-    if not (files := validation_files(learn.dls) if files is None else find_pictures(files)): raise ExportError('`files` is empty; at least one picture is needed to check the bundle')
+    if not (files := validation_files(learn.dls) if files is None else find_images(files)): raise ExportError('`files` is empty; at least one image is needed to check the bundle')
     temperature, min_side, worst = classifier.bundle.temperature, dls_settings(learn.dls)['min_side'], 0.
     known = _said(seen, temperature) if seen is not None and min_side else {}
     for start in progress(range(0, len(files), 16), 'comparing', unit='batch'):
@@ -200,16 +200,16 @@ def _in_order(row, labels):
 def validation_files(
     dls: DataLoaders,  # DataLoaders of a Learner
 ) -> list[Path]:       # Files of the validation set
-    "The pictures that a Learner was validated on"
+    "The images that a Learner was validated on"
     expect('dls', dls, DataLoaders)
     files = dataset_files(dls.valid_ds)
     if files and all(isinstance(f, Path) for f in files): return files
-    raise ExportError('The Learner knows no validation files to check the bundle on: pass some pictures as `files`')
+    raise ExportError('The Learner knows no validation files to check the bundle on: pass some images as `files`')
 
 # %% ../../nbs/export/07_convert.ipynb #cedd36d8
 def data_facts(
     dls: DataLoaders,  # DataLoaders of a Learner
-) -> dict[str, Any]:   # fingerprint, train, valid, labels with the number of pictures in both, and sources
+) -> dict[str, Any]:   # fingerprint, train, valid, labels with the number of images in both, and sources
     "What a model was trained on, in numbers, and where it came from; empty for a Learner without its data"
     expect('dls', dls, DataLoaders)
     parts = {name: _labelled(ds) for name, ds in (('train', dls.train_ds), ('valid', dls.valid_ds))}
@@ -218,7 +218,7 @@ def data_facts(
     files = [(f, label) for part in parts.values() for f, label in part]
     known = all(isinstance(f, Path) for f, _ in files)
     try: lines = sorted(f'{sha256(f)} {label}' for f, label in files) if known else []
-    except OSError: lines = []  # without all pictures there is no fingerprint
+    except OSError: lines = []  # without all images there is no fingerprint
     return dict(fingerprint=sha256('\n'.join(lines).encode()) if lines else '', train=len(parts['train']), valid=len(parts['valid']),
         labels={str(v): dict(train=counts['train'][str(v)], valid=counts['valid'][str(v)]) for v in dls.vocab}, sources=_sources([f for f, _ in files]) if known else {})
 
@@ -227,7 +227,7 @@ def _labelled(dataset):
     return [(f, str(dataset.vocab[int(y)])) for f, y in zip(dataset_files(dataset), dataset.tls[1])]
 
 def _sources(files, max_n=12):
-    "Sites, providers, terms and licences with their numbers of pictures, as far as manifests tell"
+    "Sites, providers, terms and licences with their numbers of images, as far as manifests tell"
     files = [Path(f) for f in files]
     rows = rows_by_path(files)
     found = [rows[f] for f in files if f in rows]
@@ -242,31 +242,31 @@ def installed_versions() -> dict[str, str]:  # Version by name
 
 # %% ../../nbs/export/07_convert.ipynb #657e7965
 def bundle_metrics(
-    held: Evaluation,        # Predictions on held-back pictures, at the Learner's own temperature
+    held: Evaluation,        # Predictions on held-back images, at the Learner's own temperature
     temperature: float = 1., # Of the bundle
 ) -> dict[str, Any]:         # error with low, high, wrong, n; log_loss; calibration_error with calibration_by_chance; labels; slices
     "What `bundle.json` and the card tell about a model's quality"
     expect('held', held, Evaluation)
     if not len(held): return {}
     held = with_temperature(held, temperature)
-    calibration, slices = calibration_error(held), slice_errors(held, picture_facts(held))
+    calibration, slices = calibration_error(held), slice_errors(held, image_facts(held))
     rows = slices[slices.verdict != 'nothing to compare'][['by', 'slice', 'n', 'wrong', 'error', 'low', 'high', 'verdict']]
     return plain_values(dict(error_rate_of(held), log_loss=log_loss_of(held), calibration_error=calibration['error'], calibration_by_chance=calibration['chance'],
         labels=label_metrics(held).to_dict('index'), slices=rows.to_dict('records')))
 
 # %% ../../nbs/export/07_convert.ipynb #21c41548
 def export_bundle(
-    learn: Learner,                 # Trained Learner that gives each picture one label
+    learn: Learner,                 # Trained Learner that gives each image one label
     dest: str | os.PathLike,        # Folder to make, or a file that ends in .zip; an older bundle there is replaced, anything else is refused
     metrics: dict | None = None,    # What was measured on the validation set, such as {'error_rate': 0.04}; None: it is measured now
     temperature: float | None = None, # Calibrates the probabilities: logits are divided by it; None: fitted, see `choose_temperature`
     threshold: float | None = None, # Answers with a smaller confidence are not trusted, 0 to 1; None: chosen by `max_error`
     max_error: float = 0.05,        # Accepted share of wrong answers among the trusted, on disturbed images
-    unlikeness: bool | Unlikeness = True, # Tell pictures unlike the training data: fitted now, as you fitted it, or not at all
-    seen: Evaluation | None = None, # What the Learner says about all its pictures, if it was asked: `evaluate(learn, 'all')`
+    unlikeness: bool | Unlikeness = True, # Tell images unlike the training data: fitted now, as you fitted it, or not at all
+    seen: Evaluation | None = None, # What the Learner says about all its images, if it was asked: `evaluate(learn, 'all')`
     weights: bool = False,          # Also write the weights as safetensors, to train further
     key: str | os.PathLike | None = None, # Secret key from `make_keys`, to sign with
-    files: Iterable | str | os.PathLike | None = None,  # Pictures to compare both sides on, or their folder; None for the validation set
+    files: Iterable | str | os.PathLike | None = None,  # Images to compare both sides on, or their folder; None for the validation set
     max_check: int = 256,           # Compare at most this many, spread evenly
     tolerance: float = 0.001,       # Largest difference between two probabilities that is accepted
     threads: int | None = None,     # Threads that the Learner calculates with, at least 1; None: the faster of one and all
@@ -279,7 +279,7 @@ def export_bundle(
     dest = Path(dest)
     check_dest(dest)
     if key is not None: read_key(key, secret=True)
-    if seen is not None and unlikeness is True and not len(seen.only('train')): raise ExportError("`seen` holds no training pictures, which unlikeness is measured against: pass `evaluate(learn, 'all')`, or `unlikeness=False`")
+    if seen is not None and unlikeness is True and not len(seen.only('train')): raise ExportError("`seen` holds no training images, which unlikeness is measured against: pass `evaluate(learn, 'all')`, or `unlikeness=False`")
     if not 0 < max_error < 1: raise ValueError(f'`max_error` must be between 0 and 1, got {max_error}')
     facts = bundle_facts(learn, metrics, 1. if temperature is None else temperature, .6 if threshold is None else threshold)
     files = _to_compare(learn, files, max_check)
@@ -292,7 +292,7 @@ def export_bundle(
         new = write_bundle(facts, model, Path(aside)/'new', weights=table)
         difference = verify_bundle(learn, new, files, seen, threads)
         if not difference <= tolerance: raise ExportError(_disagreement(difference, tolerance, len(files)))
-        facts.metrics |= dict(pictures_compared=len(files), largest_difference=difference)
+        facts.metrics |= dict(images_compared=len(files), largest_difference=difference)
         if seen is not None: _measure_answers(facts, learn, new, far, seen, threshold, max_error, threads)
         write_bundle(facts, model, new, model_card(facts, dest.name), table)
         if key is not None: sign_bundle(new, key)
@@ -301,10 +301,10 @@ def export_bundle(
 
 # %% ../../nbs/export/07_convert.ipynb #c8c55550
 def _to_compare(learn, files, max_check):
-    "The pictures to ask both sides about"
+    "The images to ask both sides about"
     if max_check < 1: raise ValueError(f'`max_check` must be at least 1, got {max_check}')
-    if files is None and not (files := [f for f in validation_files(learn.dls) if f.exists()]): raise ExportError('None of the validation pictures is where it was; pass some pictures as `files` to check the bundle on')
-    if not (files := find_pictures(files)): raise ExportError('`files` is empty; at least one picture is needed to check the bundle')
+    if files is None and not (files := [f for f in validation_files(learn.dls) if f.exists()]): raise ExportError('None of the validation images is where it was; pass some images as `files` to check the bundle on')
+    if not (files := find_images(files)): raise ExportError('`files` is empty; at least one image is needed to check the bundle')
     return [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), max_check)).round().astype(int)]
 
 def _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness, threads):
@@ -323,7 +323,7 @@ def _fit_unlikeness(learn, seen, notes):
     "From the features of all images; None, and a note, where that cannot be"
     if seen is None: return None
     try: return learner_unlikeness(learn, seen)
-    except DataError as e: notes.append(f'It cannot tell pictures unlike its training data: {e}.')
+    except DataError as e: notes.append(f'It cannot tell images unlike its training data: {e}.')
 
 def _measure_answers(facts, learn, bundle, far, seen, threshold, max_error, threads):
     "What the bundle's own answers tell: whether strangers are noticed, and when an answer can be trusted"
@@ -332,7 +332,7 @@ def _measure_answers(facts, learn, bundle, far, seen, threshold, max_error, thre
     if trust: facts.confidence, facts.threshold = plain_values(trust.confidence, 'confidence'), trust.threshold
 
 def _measure_strangers(bundle, far, seen):
-    "How well drawn pictures of other things are told from held-back ones, by kind"
+    "How well drawn images of other things are told from held-back ones, by kind"
     drawn = draw_strangers(60)
     rows = Classifier(bundle).predict_batch([image for _, image in drawn], quiet=True)
     by_kind = {kind: [row.prediction.unlikeness for (k, _), row in zip(drawn, rows) if k == kind] for kind in stranger_kinds}
@@ -362,7 +362,7 @@ def bundle_facts(
     if not 0 < temperature < np.inf: raise ValueError(f'`temperature` must be positive, got {temperature}')
     if not 0 <= threshold <= 1: raise ValueError(f'`threshold` must lie between 0 and 1, got {threshold}')
     if isinstance(getattr(learn.loss_func, 'func', learn.loss_func), (nn.BCELoss, nn.BCEWithLogitsLoss)):
-        raise ExportError('This Learner gives a picture several labels; a bundle holds a model that gives each picture one')
+        raise ExportError('This Learner gives an image several labels; a bundle holds a model that gives each image one')
     settings = dls_settings(learn.dls)
     arch = getattr(learn, 'arch', None)
     return Bundle(settings['labels'], settings['size'], settings['method'], settings['pad_mode'], settings['min_side'], settings['mean'],
@@ -400,5 +400,5 @@ def _move(new, dest, old):
         raise
 
 def _disagreement(difference, tolerance, n):
-    return (f'The bundle would not answer as the Learner does: on {n} pictures the largest difference of a probability is {difference:.4f}, at most '
-        f'{tolerance:g} is accepted. Are there transforms that change pictures in validation, such as `aug_transforms(size=...)`?')
+    return (f'The bundle would not answer as the Learner does: on {n} images the largest difference of a probability is {difference:.4f}, at most '
+        f'{tolerance:g} is accepted. Are there transforms that change images in validation, such as `aug_transforms(size=...)`?')

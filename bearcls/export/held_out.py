@@ -31,18 +31,18 @@ from ..train.fast import can_cross_fit, held_out_logits, is_frozen
 # %% ../../nbs/export/06_held_out.ipynb #7361bf40
 def own_answers(
     learn: Learner,                   # Trained Learner
-    seen: Evaluation | None = None,   # What it says about its own pictures, from `evaluate(learn, 'all')`; None: it is asked
-    unlikeness: bool = True,          # Ask about the training pictures too, if it has to be asked
+    seen: Evaluation | None = None,   # What it says about its own images, from `evaluate(learn, 'all')`; None: it is asked
+    unlikeness: bool = True,          # Ask about the training images too, if it has to be asked
     threads: int | None = None,       # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> tuple[Evaluation | None, list[str]]:  # The evaluation, or None, and notes on what is missing
-    "A Learner's answers on its own pictures, as far as they can be had"
+    "A Learner's answers on its own images, as far as they can be had"
     expect('learn', learn, Learner)
     expect('seen', seen, Evaluation, None)
     if seen is None:
         try: seen = evaluate(learn, 'all' if unlikeness else 'valid', threads=threads)
         except (DataError, ImageError) as e: return None, [f'Nothing was measured: {e}.']
     lost = len(seen.failed)
-    return seen, [f'{lost:,} of its pictures could not be found any more when the model was exported.'] if lost else []
+    return seen, [f'{lost:,} of its images could not be found any more when the model was exported.'] if lost else []
 
 # %% ../../nbs/export/06_held_out.ipynb #05c048aa
 def image_sources(

@@ -20,18 +20,18 @@ from ..show import Html, axes_for, html_table
 
 # %% ../../nbs/export/02_ood.ipynb #1b873961
 def alarm_threshold(
-    held: np.ndarray,           # Unlikeness of pictures that were held back
-    false_alarms: float = .05,  # Accepted share of such pictures above the threshold, 0 to 1
-) -> tuple[float, float]:       # Threshold, and the share that it promises: `false_alarms`, or more where there are too few pictures
-    "The value that new pictures of the same kind exceed no more often than accepted"
+    held: np.ndarray,           # Unlikeness of images that were held back
+    false_alarms: float = .05,  # Accepted share of such images above the threshold, 0 to 1
+) -> tuple[float, float]:       # Threshold, and the share that it promises: `false_alarms`, or more where there are too few images
+    "The value that new images of the same kind exceed no more often than accepted"
     if not 0 < false_alarms < 1: raise ValueError(f'`false_alarms` must be between 0 and 1, got {false_alarms}')
-    if not (n := len(held)): raise DataError('A threshold is chosen by pictures that were held back from the training; got none')
+    if not (n := len(held)): raise DataError('A threshold is chosen by images that were held back from the training; got none')
     place = min(n, math.ceil((n + 1)*(1 - false_alarms) - 1e-9))
     return float(np.sort(held)[place - 1]), max(false_alarms, 1/(n + 1))
 
 # %% ../../nbs/export/02_ood.ipynb #0b7fbd6d
 def alarm_interval(
-    n_held: int,                # Pictures that the threshold was chosen by
+    n_held: int,                # Images that the threshold was chosen by
     false_alarms: float = .05,  # The share that was asked for
 ) -> tuple[float, float]:       # 95% interval of the share of false alarms
     "Between which bounds the true rate of false alarms of one threshold probably lies"
@@ -41,16 +41,16 @@ def alarm_interval(
 
 # %% ../../nbs/export/02_ood.ipynb #1bb6b544
 def auroc(
-    known: Sequence[float],      # Values of pictures like the training's
-    strangers: Sequence[float],  # Values of pictures unlike them
+    known: Sequence[float],      # Values of images like the training's
+    strangers: Sequence[float],  # Values of images unlike them
 ) -> float:                      # 0 to 1; ties count half; nan if either is empty
-    "The probability that a stranger has a larger value than a known picture"
+    "The probability that a stranger has a larger value than a known image"
     known, strangers = np.sort(np.asarray(known, float)), np.asarray(strangers, float)
     if not len(known) or not len(strangers): return math.nan
     return float((np.searchsorted(known, strangers, 'left') + np.searchsorted(known, strangers, 'right')).mean()/(2*len(known)))
 
 def share_caught(
-    strangers: Sequence[float],  # Values of pictures unlike the training's
+    strangers: Sequence[float],  # Values of images unlike the training's
     threshold: float,            # From `alarm_threshold`
 ) -> float:                      # 0 to 1; nan if there are none
     "The share of strangers above the threshold"
@@ -58,11 +58,11 @@ def share_caught(
 
 # %% ../../nbs/export/02_ood.ipynb #680b871f
 def measure_unlikeness(
-    known: np.ndarray,                      # Values of held-back pictures
+    known: np.ndarray,                      # Values of held-back images
     strangers: Mapping[str, np.ndarray],    # Values of strangers, by kind
     false_alarms: float = .05,              # For the share that is caught
 ) -> list[dict[str, Any]]:                  # A row for each kind: kind, n, auroc, caught
-    "How well each kind of stranger is told from the known pictures, by any score that is larger for strangers"
+    "How well each kind of stranger is told from the known images, by any score that is larger for strangers"
     threshold = alarm_threshold(known, false_alarms)[0]
     return [dict(kind=kind, n=len(v), auroc=auroc(known, v), caught=share_caught(v, threshold)) for kind, v in strangers.items()]
 
@@ -393,11 +393,11 @@ def held_out_scores(
 
 # %% ../../nbs/export/02_ood.ipynb #430b9987
 def plot_unlikeness(
-    values: Mapping[str, np.ndarray],  # Unlikeness by kind; the known pictures first
+    values: Mapping[str, np.ndarray],  # Unlikeness by kind; the known images first
     threshold: float,                  # Drawn as a line
     ax: Any = None,                    # Matplotlib axes to draw on; None for new ones
 ) -> Any:                              # The axes
-    "A dot for each picture, a row for each kind, and the threshold"
+    "A dot for each image, a row for each kind, and the threshold"
     ax = axes_for(ax, 7, .8 + .42*len(values))
     rng = np.random.default_rng(0)
     for y, (kind, v) in enumerate(values.items()):
@@ -411,13 +411,13 @@ def plot_unlikeness(
 def unlikeness_facts(
     fitted: Unlikeness,           # From `fit_unlikeness`
     labels: Sequence[str] = (),   # Name of each label
-) -> dict[str, Any]:     # threshold, false_alarms with its range by source, pictures, held_back, groups, grouped_by, score, left_out, measured; ready for JSON
+) -> dict[str, Any]:     # threshold, false_alarms with its range by source, images, held_back, groups, grouped_by, score, left_out, measured; ready for JSON
     "The numbers that describe it, without its arrays"
     expect('fitted', fitted, Unlikeness)
     low, high = fitted.sources
     left_out = {labels[t] if t < len(labels) else str(t): row for t, row in fitted.left_out.items()}
     return dict(threshold=fitted.threshold, false_alarms=fitted.false_alarms, false_alarms_low=low, false_alarms_high=high,
-        pictures=fitted.n, held_back=fitted.n_held, groups=fitted.n_groups, grouped_by=fitted.grouped_by, k=fitted.neighbours.k,
+        images=fitted.n, held_back=fitted.n_held, groups=fitted.n_groups, grouped_by=fitted.grouped_by, k=fitted.neighbours.k,
         score='neighbours and ImageNet classes' if fitted.classes else 'neighbours', left_out=left_out, measured=fitted.measured)
 
 def alarm_words(

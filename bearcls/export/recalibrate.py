@@ -18,7 +18,7 @@ from ..core import DataError, expect
 from ..show import Html, html_table
 from .card import change_bundle
 from .ood import alarm_interval, alarm_threshold
-from ..folders import find_pictures
+from ..folders import find_images
 from ..inference.bundle import read_bundle
 from ..inference.classifier import Classifier, PredictionRow
 from ..inference.files import BundleError
@@ -56,7 +56,7 @@ def recalibrate(
     if not 0 < false_alarms < 1: raise ValueError(f'`false_alarms` must be between 0 and 1, got {false_alarms}')
     facts = read_bundle(bundle)
     if not facts.unlikeness: raise BundleError(f'{bundle} does not tell how unlike an image is, so there is no threshold to choose')
-    rows = Classifier(facts, threads).predict_batch(find_pictures(files))
+    rows = Classifier(facts, threads).predict_batch(find_images(files))
     scores = np.array([r.prediction.unlikeness for r in rows if r.status == 'ok'])
     fewest = int(np.ceil(1/false_alarms)) - 1
     if len(scores) < fewest: raise DataError(f'{len(scores)} images can be opened; for {false_alarms:.0%} at least {fewest} are needed, and a few hundred are better')

@@ -28,10 +28,10 @@ from ..intervals import wilson
 
 # %% ../../nbs/export/03_robustness.ipynb #6c692442
 def night(
-    image: Image.Image,        # RGB picture
+    image: Image.Image,        # RGB image
     light: float,              # Share of the light that is left, 0 to 1
     rng: np.random.Generator,  # Draws the noise
-) -> Image.Image:              # The picture by dusk: darker, noisier, and a little blue
+) -> Image.Image:              # The image by dusk: darker, noisier, and a little blue
     "Little light, and the noise of a sensor that amplifies it"
     seen = np.asarray(image, np.float32)*light*np.float32([.9, .95, 1.1])
     noise = rng.standard_normal(seen.shape, np.float32)*(2 + 6*(1 - light) + np.sqrt(seen)*.5)
@@ -39,10 +39,10 @@ def night(
 
 # %% ../../nbs/export/03_robustness.ipynb #3cc47e19
 def infrared(
-    image: Image.Image,        # RGB picture
-    reach: float,              # How far the lamp reaches, in half diagonals of the picture
+    image: Image.Image,        # RGB image
+    reach: float,              # How far the lamp reaches, in half diagonals of the image
     rng: np.random.Generator,  # Draws where the lamp points, and the noise
-) -> Image.Image:              # Grey picture in RGB
+) -> Image.Image:              # Grey image in RGB
     "The look of an infrared lamp by night"
     grey = np.asarray(image, np.float32) @ np.float32([.55, .5, -.05])
     (h, w), (cy, cx) = grey.shape, rng.normal(.5, .06, 2)
@@ -53,7 +53,7 @@ def infrared(
 
 # %% ../../nbs/export/03_robustness.ipynb #aafb6dcc
 def low_resolution(
-    image: Image.Image,        # RGB picture
+    image: Image.Image,        # RGB image
     side: float,               # Shorter side of what the camera gave, in pixels
     rng: np.random.Generator,  # Not used
 ) -> Image.Image:              # As large as before, without its details
@@ -64,7 +64,7 @@ def low_resolution(
 
 # %% ../../nbs/export/03_robustness.ipynb #7a6a7aac
 def motion_blur(
-    image: Image.Image,        # RGB picture
+    image: Image.Image,        # RGB image
     length: float,             # Of the movement, as a share of the shorter side
     rng: np.random.Generator,  # Draws the direction
 ) -> Image.Image:              # Blurred in one direction
@@ -79,7 +79,7 @@ def motion_blur(
 
 # %% ../../nbs/export/03_robustness.ipynb #64b54314
 def compression(
-    image: Image.Image,        # RGB picture
+    image: Image.Image,        # RGB image
     quality: float,            # JPEG's quality, 1 to 95
     rng: np.random.Generator,  # Not used
 ) -> Image.Image:              # With JPEG's blocks
@@ -90,8 +90,8 @@ def compression(
 
 # %% ../../nbs/export/03_robustness.ipynb #35f8e427
 def rain(
-    image: Image.Image,        # RGB picture
-    n_streaks: float,          # How many in the picture
+    image: Image.Image,        # RGB image
+    n_streaks: float,          # How many in the image
     rng: np.random.Generator,  # Draws streaks and wind
 ) -> Image.Image:              # Streaks and a veil of grey
     "Rain before the lens"
@@ -105,8 +105,8 @@ def rain(
 
 # %% ../../nbs/export/03_robustness.ipynb #9aee4f2a
 def occlusion(
-    image: Image.Image,        # RGB picture
-    share: float,              # Of the picture that is hidden, 0 to 1
+    image: Image.Image,        # RGB image
+    share: float,              # Of the image that is hidden, 0 to 1
     rng: np.random.Generator,  # Draws the leaves
 ) -> Image.Image:              # Partly behind leaves
     "Leaves in front of the bear"
@@ -125,10 +125,10 @@ def occlusion(
 
 # %% ../../nbs/export/03_robustness.ipynb #2b27e9c7
 def far_away(
-    image: Image.Image,        # RGB picture
-    size: float,               # Of what was the whole picture, as a share of its sides
+    image: Image.Image,        # RGB image
+    size: float,               # Of what was the whole image, as a share of its sides
     rng: np.random.Generator,  # Draws the place
-) -> Image.Image:              # As large as before, with the picture small in it
+) -> Image.Image:              # As large as before, with the image small in it
     "The same, from further away"
     small = image.resize([max(1, round(s*size)) for s in image.size], Image.Resampling.LANCZOS)
     x, y = (int(rng.uniform(.2, .8)*(a - b)) for a, b in zip(image.size, small.size))
@@ -140,12 +140,12 @@ def far_away(
     return wide
 
 def _backdrop(image):
-    "What may lie around a picture: its own colours without its shapes"
+    "What may lie around an image: its own colours without its shapes"
     return image.filter(ImageFilter.GaussianBlur(min(image.size)/6))
 
 # %% ../../nbs/export/03_robustness.ipynb #c841e10c
 def tilt(
-    image: Image.Image,        # RGB picture
+    image: Image.Image,        # RGB image
     degrees: float,            # Angle, to the left or to the right
     rng: np.random.Generator,  # Draws the side
 ) -> Image.Image:              # Turned, with its own colours in the corners
@@ -158,7 +158,7 @@ def tilt(
 @dataclass(frozen=True)
 class Stress:
     "One kind of disturbance"
-    apply: Callable            # Takes an RGB picture, a level and a random generator, and gives a picture of the same size
+    apply: Callable            # Takes an RGB image, a level and a random generator, and gives an image of the same size
     levels: tuple[float, ...]  # What the strengths 1, 2, 3 mean to it
     words: str                 # How a level is told, a format such as 'quality {:g}'
 
@@ -175,12 +175,12 @@ stresses = {
 }
 
 def apply_stress(
-    image: Image.Image,  # RGB picture, as `load_image` gives it
+    image: Image.Image,  # RGB image, as `load_image` gives it
     kind: str,           # One of `stresses`
     strength: int = 2,   # 1 to 3; 0 changes nothing
     seed: int | Sequence[int] = 42,  # The same seed disturbs in the same way
-) -> Image.Image:        # RGB picture of the same size
-    "A picture under one disturbance"
+) -> Image.Image:        # RGB image of the same size
+    "An image under one disturbance"
     expect('image', image, Image.Image)
     if kind not in stresses: raise ValueError(f'`kind` must be one of {", ".join(stresses)}; got {kind!r}')
     if strength not in range((n := len(stresses[kind].levels)) + 1): raise ValueError(f'`strength` must be from 0 to {n}, got {strength}')
@@ -188,12 +188,12 @@ def apply_stress(
 
 # %% ../../nbs/export/03_robustness.ipynb #21fa32d7
 def show_stress(
-    image: Image.Image | str | os.PathLike,  # Picture or its path
+    image: Image.Image | str | os.PathLike,  # Image or its path
     kinds: Iterable[str] | None = None,      # Some of `stresses`; None: all
     strengths: Iterable[int] = (2,),         # 1 to 3
     side: int = 112,                         # Longer side of a thumbnail, in pixels
-) -> Html:                                   # A gallery that begins with the picture as it is
-    "One picture under all disturbances"
+) -> Html:                                   # A gallery that begins with the image as it is
+    "One image under all disturbances"
     image, views = reduced_to(load_image(image), 2*side), [(k, s) for k in _several(stresses if kinds is None else kinds) for s in _several(strengths)]
     return gallery([image, *(apply_stress(image, k, s) for k, s in views)], ['as it is', *(f'{k}, {_level_words(k, s)}' for k, s in views)], side, len(views) + 1)
 
@@ -219,12 +219,12 @@ stress_columns = ['kind', 'strength', 'level', 'n', 'wrong', 'error', 'low', 'hi
 
 def stress(
     classifier: Classifier | str | os.PathLike,   # A classifier, or the folder of a bundle
-    path: str | os.PathLike | Iterable,           # Image folder, or files in folders named after labels; best pictures that were held back
+    path: str | os.PathLike | Iterable,           # Image folder, or files in folders named after labels; best images that were held back
     kinds: Iterable[str] | None = None,           # Some of `stresses`; None: all
     strengths: Iterable[int] = (1, 2, 3),         # Some of 1, 2, 3
-    max_n: int = 60,                              # Pictures at most, taken from the labels in turns
-    seed: int = 42,                               # Decides which pictures, and how they are disturbed
-) -> pd.DataFrame:                                # Columns `stress_columns`, the first row for undisturbed pictures
+    max_n: int = 60,                              # Images at most, taken from the labels in turns
+    seed: int = 42,                               # Decides which images, and how they are disturbed
+) -> pd.DataFrame:                                # Columns `stress_columns`, the first row for undisturbed images
     "Error and trust under what a camera outdoors adds"
     if not isinstance(path, (str, os.PathLike)): path = expect_all('path', path)
     expect('classifier', classifier, str, os.PathLike, Classifier)
@@ -232,36 +232,36 @@ def stress(
     kinds, strengths = _several(stresses if kinds is None else kinds), _several(strengths)
     for kind in kinds:
         for strength in strengths: apply_stress(Image.new('RGB', (8, 8)), kind, strength)  # refuses before anything is opened
-    pictures, labels = _stress_pictures(classifier, path, max_n, seed)
+    images, labels = _stress_images(classifier, path, max_n, seed)
     ways = [('none', 0)] + [(k, s) for k in kinds for s in strengths if s]
-    return pd.DataFrame([_stress_row(classifier, pictures, labels, *way, seed) for way in progress(ways, 'stress', unit='way')], columns=stress_columns)
+    return pd.DataFrame([_stress_row(classifier, images, labels, *way, seed) for way in progress(ways, 'stress', unit='way')], columns=stress_columns)
 
 # %% ../../nbs/export/03_robustness.ipynb #893b5eeb
-def _stress_pictures(classifier, path, max_n, seed):
-    "Opened pictures with their labels"
+def _stress_images(classifier, path, max_n, seed):
+    "Opened images with their labels"
     if max_n < 1: raise ValueError(f'`max_n` must be at least 1, got {max_n}')
     folder = scan_folder(path) if isinstance(path, (str, os.PathLike)) else None
     files, label_of = (folder.files, folder.label_of) if folder else ([Path(f) for f in path], lambda f: f.parent.name)
     files = [f for f in files if label_of(f) in classifier.labels]
-    if not files: raise DataError(f'`path` holds no pictures in folders named {", ".join(classifier.labels[:10])}')
+    if not files: raise DataError(f'`path` holds no images in folders named {", ".join(classifier.labels[:10])}')
     rng, turns = np.random.default_rng(seed), {}
     order = [files[i] for i in rng.permutation(len(files))]
     queue = sorted(order, key=lambda f: turns.update({label_of(f): turns.get(label_of(f), 0) + 1}) or turns[label_of(f)])
-    pictures, labels, side = [], [], round(1.25*min(classifier.bundle.size))
+    images, labels, side = [], [], round(1.25*min(classifier.bundle.size))
     for f in queue:
-        if len(pictures) == max_n: break
+        if len(images) == max_n: break
         try:
-            picture = reduced_to(load_image(f, classifier.bundle.min_side), side)
-            prepare(picture, classifier.bundle.size, classifier.bundle.method, classifier.bundle.pad_mode)
+            image = reduced_to(load_image(f, classifier.bundle.min_side), side)
+            prepare(image, classifier.bundle.size, classifier.bundle.method, classifier.bundle.pad_mode)
         except ImageError: continue
-        pictures.append(picture)
+        images.append(image)
         labels.append(label_of(f))
-    if not pictures: raise DataError(f'None of the {len(files)} pictures in `path` can be opened')
-    return pictures, labels
+    if not images: raise DataError(f'None of the {len(files)} images in `path` can be opened')
+    return images, labels
 
-def _stress_row(classifier, pictures, labels, kind, strength, seed):
+def _stress_row(classifier, images, labels, kind, strength, seed):
     "One kind in one strength"
-    disturbed = (apply_stress(p, kind, strength, (seed, i)) if strength else p for i, p in enumerate(pictures))
+    disturbed = (apply_stress(p, kind, strength, (seed, i)) if strength else p for i, p in enumerate(images))
     answers = [row.prediction for row in classifier.predict_batch(disturbed)]
     wrong, trusted = np.array([a.label != label for a, label in zip(answers, labels)]), np.array([a.trusted for a in answers])
     n, n_trusted, bad = len(answers), int(trusted.sum()), int((wrong & trusted).sum())
@@ -290,11 +290,11 @@ def plot_stress(
 # %% ../../nbs/export/03_robustness.ipynb #12158041
 def trust_under_stress(
     table: pd.DataFrame,  # From `stress`, with at least two rows
-) -> dict[str, Any]:      # correlation, error and trusted_error over all disturbed pictures, trusted (share), harmful: (kind, strength) of ways in which trusted answers are wrong clearly more often than undisturbed ones
+) -> dict[str, Any]:      # correlation, error and trusted_error over all disturbed images, trusted (share), harmful: (kind, strength) of ways in which trusted answers are wrong clearly more often than undisturbed ones
     "Does trust fall where errors rise?"
     expect('table', table, pd.DataFrame)
     rest, first = table[table.strength > 0], table.iloc[0]
-    if not len(rest): raise DataError('`table` has no disturbed pictures')
+    if not len(rest): raise DataError('`table` has no disturbed images')
     ranks = table[['error', 'trusted']].rank()
     correlation = float(ranks.error.corr(ranks.trusted)) if table.error.nunique() > 1 and table.trusted.nunique() > 1 else math.nan
     bad, n_trusted = int(round((rest.trusted_error.fillna(0)*rest.n_trusted).sum())), int(rest.n_trusted.sum())
@@ -347,8 +347,8 @@ def stress_words(
     expect('table', table, pd.DataFrame)
     first, t = table.iloc[0], trust_under_stress(table)
     worst = table[table.strength > 0].sort_values('error', ascending=False, kind='stable').iloc[0]
-    words = (f'On {first.n} pictures {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under {table.kind.nunique() - 1} disturbances; the worst is {worst.kind} ({worst.level}) with {worst.error:.0%}. '
-        f'Of the disturbed pictures {t["trusted"]:.0%} are answered with trust, and {t["trusted_error"]:.0%} of these answers are wrong.' if t['trusted'] else
-        f'On {first.n} pictures {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under {table.kind.nunique() - 1} disturbances, none of which are answered with trust.')
-    if not t['harmful']: return words + ' In no way are trusted answers clearly more often wrong than those on undisturbed pictures.'
-    return words + f' Trusted answers are clearly more often wrong than on undisturbed pictures under {", ".join(f"{k} ({_level_words(k, s)})" for k, s in t["harmful"])}: do not rely on the model there.'
+    words = (f'On {first.n} images {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under {table.kind.nunique() - 1} disturbances; the worst is {worst.kind} ({worst.level}) with {worst.error:.0%}. '
+        f'Of the disturbed images {t["trusted"]:.0%} are answered with trust, and {t["trusted_error"]:.0%} of these answers are wrong.' if t['trusted'] else
+        f'On {first.n} images {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under {table.kind.nunique() - 1} disturbances, none of which are answered with trust.')
+    if not t['harmful']: return words + ' In no way are trusted answers clearly more often wrong than those on undisturbed images.'
+    return words + f' Trusted answers are clearly more often wrong than on undisturbed images under {", ".join(f"{k} ({_level_words(k, s)})" for k, s in t["harmful"])}: do not rely on the model there.'

@@ -21,7 +21,7 @@ from ..core import DataError, expect, expect_all, optional_import, progress
 from ..show import Html, html_table
 from ..images import ImageError, load_image
 from ..inference.classifier import Classifier
-from ..folders import find_pictures
+from ..folders import find_images
 from ..inference.signature import read_key
 
 # %% ../../nbs/export/08_variants.ipynb #b57abf0f
@@ -48,13 +48,13 @@ def store_as_float16(
 # %% ../../nbs/export/08_variants.ipynb #5f749cba
 def quantize(
     model: bytes,                  # ONNX, with the outputs of a bundle
-    pixels: Iterable[np.ndarray],  # Prepared pictures to calibrate on: bytes as (pictures, height, width, 3)
+    pixels: Iterable[np.ndarray],  # Prepared images to calibrate on: bytes as (images, height, width, 3)
 ) -> bytes:                        # ONNX that calculates in whole numbers where it looks
     "The same model in 8 bits, by static quantization"
     onnx, tool = (optional_import(m, m.partition('.')[0], 'Quantizing a bundle') for m in ('onnx', 'onnxruntime.quantization'))
-    pictures = iter(pixels)
+    images = iter(pixels)
     class Reader(tool.CalibrationDataReader):
-        def get_next(self): return next(({'image': p} for p in pictures), None)
+        def get_next(self): return next(({'image': p} for p in images), None)
     with tempfile.TemporaryDirectory() as folder, _silent():
         before, after = Path(folder)/'before.onnx', Path(folder)/'after.onnx'
         before.write_bytes(model)
@@ -84,7 +84,7 @@ class _silent:
 
 # %% ../../nbs/export/08_variants.ipynb #86e63bcb
 def _prepared(files, bundle, bs=8):
-    "Pictures as the model sees them, in batches"
+    "Images as the model sees them, in batches"
     batch, found = [], 0
     for file in progress(files, 'calibrating', unit='img'):
         try: batch.append(np.asarray(prepare(load_image(file, bundle.min_side), bundle.size, bundle.method, bundle.pad_mode)))
@@ -92,22 +92,22 @@ def _prepared(files, bundle, bs=8):
         if len(batch) == bs: yield np.stack(batch); batch = []
         found += 1
     if batch: yield np.stack(batch)
-    if not found: raise DataError('None of the pictures in `files` can be opened, so int8 cannot be calibrated')
+    if not found: raise DataError('None of the images in `files` can be opened, so int8 cannot be calibrated')
 
 # %% ../../nbs/export/08_variants.ipynb #58dc0cdb
 def compare_bundles(
     before: str | os.PathLike | Bundle,  # Bundle, its zip or folder
     after: str | os.PathLike | Bundle,   # Another with the same labels
-    files: Iterable | str | os.PathLike, # Pictures, or their folder; those in folders named after labels also tell the error
+    files: Iterable | str | os.PathLike, # Images, or their folder; those in folders named after labels also tell the error
 ) -> dict[str, Any]:                     # n, changed, largest_change and mean_change of a probability; error_before, error_after, n_labelled; bytes_before, bytes_after; unlikeness_moved
     "How differently two bundles answer"
     if not isinstance(files, (str, os.PathLike)): files = expect_all('files', files)
     expect('before', before, str, os.PathLike, Bundle)
     expect('after', after, str, os.PathLike, Bundle)
-    files, sides = find_pictures(files), [Classifier(b) for b in (before, after)]
+    files, sides = find_images(files), [Classifier(b) for b in (before, after)]
     if sides[0].labels != sides[1].labels: raise BundleError('The two bundles have different labels, so their answers cannot be compared')
     rows = [(a.prediction, b.prediction, Path(a.file).parent.name) for a, b in zip(*(c.predict_batch(files) for c in sides)) if a.prediction and b.prediction]
-    if not rows: raise DataError('None of the pictures in `files` can be opened, so nothing can be compared')
+    if not rows: raise DataError('None of the images in `files` can be opened, so nothing can be compared')
     labels = sides[0].labels
     p, q = (np.array([[row[i].probabilities[label] for label in labels] for row in rows]) for i in (0, 1))
     named = [(a.label != label, b.label != label) for a, b, label in rows if label in labels]
@@ -124,7 +124,7 @@ def changes_html(
     "What changed between two bundles, for people"
     def share(v): return 'not known' if v is None else f'{v:.1%}'
     rows = [{'': 'size', 'before': f'{changes["bytes_before"]/1e6:.2f} MB', 'after': f'{changes["bytes_after"]/1e6:.2f} MB'},
-        {'': f'error on {changes["n_labelled"]:,} pictures', 'before': share(changes['error_before']), 'after': share(changes['error_after'])}]
+        {'': f'error on {changes["n_labelled"]:,} images', 'before': share(changes['error_before']), 'after': share(changes['error_after'])}]
     return Html(f'{html_table(rows)}<p>{changes["changed"]:,} of {changes["n"]:,} answers changed; a probability moved by {changes["mean_change"]:.4f} on average and by {changes["largest_change"]:.4f} at most.</p>')
 
 # %% ../../nbs/export/08_variants.ipynb #337be791
@@ -132,22 +132,22 @@ def compress_bundle(
     bundle: str | os.PathLike,            # Folder of a bundle, or its zip, with weights in float32
     dest: str | os.PathLike,              # Folder or zip to write, which must not exist
     kind: str = 'float16',                # 'float16' stores weights in half the bytes; 'int8' also calculates in whole numbers
-    files: Iterable | str | os.PathLike = (),     # Pictures to calibrate int8 on, or their folder, best some hundred that the model was trained on
-    held: Iterable | str | os.PathLike | None = None, # Pictures to compare on, or their folder, best held back from training and in folders named after labels; None: every fourth of `files`, not calibrated on
+    files: Iterable | str | os.PathLike = (),     # Images to calibrate int8 on, or their folder, best some hundred that the model was trained on
+    held: Iterable | str | os.PathLike | None = None, # Images to compare on, or their folder, best held back from training and in folders named after labels; None: every fourth of `files`, not calibrated on
     max_changed: float = .05,             # Refuse if a larger share of answers changes
     key: str | os.PathLike | None = None, # Secret key to sign with; the old signature does not fit the new model
 ) -> Path:                                # `dest`
     "A smaller bundle that says itself how differently it answers"
     expect('bundle', bundle, str, os.PathLike)
     expect('dest', dest, str, os.PathLike)
-    dest, source, files = Path(dest), read_bundle(bundle), find_pictures(files)
+    dest, source, files = Path(dest), read_bundle(bundle), find_images(files)
     if key is not None: read_key(key, secret=True)
     kind = dict(fp16='float16').get(kind, kind)
     if kind not in ('float16', 'int8'): raise ValueError(f'`kind` must be float16 or int8, got {kind!r}')
     if source.variant != 'float32': raise BundleError(f'{bundle} is stored as {source.variant} already; compress the original')
     if dest.exists(): raise BundleError(f'{dest} exists already')
-    held, files = (files[::4], [f for i, f in enumerate(files) if i % 4]) if held is None else (find_pictures(held), files)
-    if not held or kind == 'int8' and not files: raise DataError(f'`files` holds {len(files)} pictures and `held` {len(held)}; pictures are needed to compare on' + (', and to calibrate on' if kind == 'int8' else ''))
+    held, files = (files[::4], [f for i, f in enumerate(files) if i % 4]) if held is None else (find_images(held), files)
+    if not held or kind == 'int8' and not files: raise DataError(f'`files` holds {len(files)} images and `held` {len(held)}; images are needed to compare on' + (', and to calibrate on' if kind == 'int8' else ''))
     model = model_bytes(source)
     model = store_as_float16(model) if kind == 'float16' else quantize(model, _prepared(files, source))
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def _write_compared(facts, model, aside, source, held, max_changed, key, dest):
     "Compare, and put the new bundle in place if it answers alike"
     changes = compare_bundles(source, write_bundle(facts, model, aside), held)
     if changes['changed'] > max_changed*changes['n']:
-        raise BundleError(f'As {facts.variant} the model would answer differently: {changes["changed"]} of {changes["n"]} answers change, and at most {max_changed:.0%} are accepted. Other pictures to calibrate on may help')
+        raise BundleError(f'As {facts.variant} the model would answer differently: {changes["changed"]} of {changes["n"]} answers change, and at most {max_changed:.0%} are accepted. Other images to calibrate on may help')
     facts = replace(facts, metrics=facts.metrics | dict(compressed=changes))
     if facts.unlikeness and changes['unlikeness_moved'] is not None: facts.unlikeness = facts.unlikeness | dict(threshold=facts.unlikeness['threshold'] + changes['unlikeness_moved'])
     new = write_bundle(facts, model, aside, model_card(facts, dest.name))

@@ -114,20 +114,20 @@ def _head_words(model):
 # %% ../../nbs/export/01_weights.ipynb #f315de7f
 def bundle_dls(
     bundle: Bundle,  # From `read_bundle`
-) -> DataLoaders:    # Without pictures: for `test_dl` and `learn.predict`
-    "DataLoaders that prepare pictures as a bundle's model was validated"
+) -> DataLoaders:    # Without images: for `test_dl` and `learn.predict`
+    "DataLoaders that prepare images as a bundle's model was validated"
     expect('bundle', bundle, Bundle)
     opener = OpenImage(bundle.min_side) if bundle.min_side else PILImage.create
-    pictures = TransformBlock(type_tfms=[opener], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
+    images = TransformBlock(type_tfms=[opener], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
     plain = (bundle.mean, bundle.std) == ([0.]*3, [1.]*3)
-    block = DataBlock(blocks=(pictures, CategoryBlock(vocab=bundle.labels, sort=False)), get_x=_shown, get_y=parent_label, splitter=IndexSplitter([0]),
+    block = DataBlock(blocks=(images, CategoryBlock(vocab=bundle.labels, sort=False)), get_x=_shown, get_y=parent_label, splitter=IndexSplitter([0]),
         item_tfms=_resize(bundle), batch_tfms=[] if plain else [Normalize.from_stats(bundle.mean, bundle.std)])
-    return block.dataloaders([_NoPicture(f'{i}/none.jpg') for i in bundle.labels], bs=8, num_workers=0).new_empty()
+    return block.dataloaders([_NoImage(f'{i}/none.jpg') for i in bundle.labels], bs=8, num_workers=0).new_empty()
 
-class _NoPicture(str):
-    "Stands for a picture while the DataLoaders are made, since fastai opens one to try"
+class _NoImage(str):
+    "Stands for an image while the DataLoaders are made, since fastai opens one to try"
 
-def _shown(item): return Image.new('RGB', (64, 64)) if isinstance(item, _NoPicture) else item
+def _shown(item): return Image.new('RGB', (64, 64)) if isinstance(item, _NoImage) else item
 
 def _resize(bundle):
     "fastai's transform for the bundle's rule"
@@ -138,7 +138,7 @@ def _resize(bundle):
 # %% ../../nbs/export/01_weights.ipynb #f9fa67fb
 def learner_from_bundle(
     path: str | os.PathLike,              # Folder of a bundle with weights, or its zip
-    dls: DataLoaders | None = None,       # To train further with; None: such as prepare pictures alike, without any
+    dls: DataLoaders | None = None,       # To train further with; None: such as prepare images alike, without any
     model: nn.Module | None = None,       # An untrained network of the same form, where bearcls cannot build it
     key: str | os.PathLike | None = None, # Public key that the bundle must be signed with; None: signatures are not looked at
 ) -> Learner:                             # As it was exported; `temperature` is the bundle's, which its own answers do not include

@@ -1,4 +1,4 @@
-"""Addresses to pictures on disk: each one decoded before it is accepted, each one with a row that says what became of it
+"""Addresses to images on disk: each one decoded before it is accepted, each one with a row that says what became of it
 
 Docs: https://bearcls.github.io/bearcls/gather/download.html.md"""
 
@@ -29,8 +29,8 @@ from .search import search_images
 _suffixes = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif', 'HEIF': '.heic'}
 
 @dataclass(frozen=True)
-class _Picture:
-    "What is known of bytes that were accepted as a picture"
+class _Image:
+    "What is known of bytes that were accepted as an image"
     sha256: str
     suffix: str
     width: int
@@ -42,10 +42,10 @@ class _Picture:
     def name(self): return self.sha256[:16] + self.suffix
 
 # %% ../../nbs/gather/06_download.ipynb #dc741573
-_one_large = threading.Lock()  # A picture of 100 million pixels takes 300 MB; of such only one is decoded at a time
+_one_large = threading.Lock()  # An image of 100 million pixels takes 300 MB; of such only one is decoded at a time
 
 def _accept(data):
-    "The picture in these bytes, or an `ImageError`"
+    "The image in these bytes, or an `ImageError`"
     if not data: raise ImageError('the answer is empty', 'empty')
     if why := costly_build(data): raise ImageError(f'it cannot be decoded: {why}')
     try:
@@ -57,12 +57,12 @@ def _accept(data):
     except Exception as e: raise ImageError(f'it cannot be opened: {e}') from e  # decoders know many ways to fail, and none of them may end a run
     with _one_large if n_pixels > 20_000_000 else contextlib.nullcontext(): small = small_grey(load_image(data, min_side=256))
     phash = f'{perceptual_hash(small):016x}'
-    return _Picture(sha256(data), suffix, *image_size(data), len(data), phash)
+    return _Image(sha256(data), suffix, *image_size(data), len(data), phash)
 
 def _what_it_is(data):
-    "Words for bytes that are no picture"
+    "Words for bytes that are no image"
     page = data[:200].lstrip().lower().startswith((b'<!doctype', b'<html', b'<head', b'<?xml'))
-    return 'a web page, not a picture' if page else 'no picture of an accepted format'
+    return 'a web page, not an image' if page else 'no image of an accepted format'
 
 # %% ../../nbs/gather/06_download.ipynb #64dcdd50
 class _Workplace:
@@ -109,7 +109,7 @@ class _Workplace:
 
 # %% ../../nbs/gather/06_download.ipynb #60a55770
 def _left_over(file, dest):
-    "Rows that an interrupted run had settled; neither a line that broke off nor a picture that never moved is one"
+    "Rows that an interrupted run had settled; neither a line that broke off nor an image that never moved is one"
     if not file.is_file(): return []
     names, rows = {f.name for f in fields(ImageRow)}, []
     for line in file.read_bytes().splitlines():
@@ -140,16 +140,16 @@ def _label_from(rows, dest, label):
     return _Label(label, settled, {r.url: r for r in mine if r.url and r.url not in settled}, files, banned)
 
 def _is_whole(file, n_bytes):
-    "Is the file there, as long as it was, or a picture that somebody has worked on since?"
+    "Is the file there, as long as it was, or an image that somebody has worked on since?"
     try: return file.is_file() and (n_bytes in (None, file.stat().st_size) or bool(load_image(file, min_side=64)))
     except (OSError, ValueError): return False
 
 # %% ../../nbs/gather/06_download.ipynb #2e1a301b
 def _row(state, result, got):
-    "The row of one result: a picture, or the reason why there is none"
+    "The row of one result: an image, or the reason why there is none"
     row = ImageRow(label=state.name, url=result.image, page=result.page, title=result.title, term=result.term,
                    provider=result.provider, license=result.license)
-    if not isinstance(got, _Picture): return replace(row, status='failed', reason=got)
+    if not isinstance(got, _Image): return replace(row, status='failed', reason=got)
     row = replace(row, sha256=got.sha256, phash=got.phash, width=got.width, height=got.height, bytes=got.bytes)
     if file := state.banned.get(got.sha256):
         return replace(row, status='duplicate', reason=f'the same bytes as {file}, which is in quarantine')
@@ -167,17 +167,17 @@ def _mark_duplicates(rows, state):
     return rows
 
 # %% ../../nbs/gather/06_download.ipynb #3ea38874
-_n_decoders = max(2, min(4, os.cpu_count() or 2))  # Threads that decode: more would only hold more pictures in memory
+_n_decoders = max(2, min(4, os.cpu_count() or 2))  # Threads that decode: more would only hold more images in memory
 
 def _take(place, state, data):
-    "A picture and the file it was written to, or the reason why it was not accepted"
-    try: picture = _accept(data)
+    "An image and the file it was written to, or the reason why it was not accepted"
+    try: image = _accept(data)
     except ImageError as e: return str(e).replace('the file ', 'it ', 1), None
     except Exception as e: return f'it cannot be decoded: {e or type(e).__name__}', None  # one file must not end the run, whatever is wrong with it
-    return picture, None if picture.sha256 in state.files or picture.sha256 in state.banned else place.aside(data)
+    return image, None if image.sha256 in state.files or image.sha256 in state.banned else place.aside(data)
 
 def _settle(place, state, result, got, part=None):
-    "Note what became of an address, then move its picture into place"
+    "Note what became of an address, then move its image into place"
     row = _row(state, result, got)
     place.note(row)
     if part: os.replace(part, place.dest/row.file)
@@ -186,7 +186,7 @@ def _settle(place, state, result, got, part=None):
 
 # %% ../../nbs/gather/06_download.ipynb #53d7e4de
 async def _fetch_all(place, state, todo, limits, told, **run):
-    "Fetch every result, accept what is a picture, settle each as it comes"
+    "Fetch every result, accept what is an image, settle each as it comes"
     results, loop = {r.image: r for r in todo}, asyncio.get_running_loop()
     with ThreadPoolExecutor(_n_decoders, thread_name_prefix='bearcls-decode') as pool:
         async def settle(url, got):
@@ -241,10 +241,10 @@ def _storable(text):
 
 # %% ../../nbs/gather/06_download.ipynb #4df81ce8
 def download_images(
-    dest: str | os.PathLike,              # Image folder; the pictures go to `dest/label`
+    dest: str | os.PathLike,              # Image folder; the images go to `dest/label`
     results: Iterable[SearchResult | str],# Search results, or bare addresses
-    label: str,                           # Label of all these pictures
-    enough: int | None = None,            # Stop once the label has this many distinct pictures, earlier runs included; which ones, is a matter of who answers first
+    label: str,                           # Label of all these images
+    enough: int | None = None,            # Stop once the label has this many distinct images, earlier runs included; which ones, is a matter of who answers first
     deadline: float | None = None,        # Seconds for the whole; None: until every address has been tried
     timeout: float = 60.0,                # Seconds for one file; generous, because 64 files share the line
     max_bytes: int = 25_000_000,          # Longer files are refused; `n_connections` times this is the most that can be in memory
@@ -254,7 +254,7 @@ def download_images(
     respect_robots: bool = False,         # Ask each site's robots.txt first?
     **limits: Any,                        # Further fields of `FetchLimits`: idle, max_redirects, tries, max_wait
 ) -> list[ImageRow]:                      # A row for each distinct address, in their order: ok, duplicate, failed or quarantined
-    "Download pictures into an image folder, with a row for each address; `limits` are further fields of `FetchLimits`"
+    "Download images into an image folder, with a row for each address; `limits` are further fields of `FetchLimits`"
     if not isinstance(results, str): expect_all('results', results)
     expect('dest', dest, str, os.PathLike)
     dest, label = Path(dest), _plain_name(label)
@@ -282,7 +282,7 @@ def _download(place, label, results, limits, enough, **run):
             n['failed' if why_skipped or state.rows[result.image].status == 'failed' else 'good'] += 1
             bar.set_postfix_str(f"{n['good']} good, {n['failed']} failed", refresh=False)
             bar.update(1)
-        def stop(): return 'not fetched: enough pictures had come' if enough is not None and len(state.files) >= enough else ''
+        def stop(): return 'not fetched: enough images had come' if enough is not None and len(state.files) >= enough else ''
         try: run_aside(lambda: _fetch_all(place, state, todo, limits, told, stop=stop, **run))
         finally:
             place.clear()
@@ -308,7 +308,7 @@ def _merge(old, new):
 def reason_counts(
     rows: Iterable[ImageRow],  # From `download_images` or `gather`
 ) -> dict[str, int]:           # How many addresses have each reason, the most frequent first; what is ok is not counted
-    "Why addresses gave no picture, in short"
+    "Why addresses gave no image, in short"
     rows = expect_all('rows', rows, ImageRow)
     short = [r.reason.partition(':')[0].partition(' as ')[0] for r in rows if r.status != 'ok' and r.url]
     return dict(Counter(short).most_common())
@@ -322,7 +322,7 @@ def gather(
     search: Mapping[str, Any] | None = None,    # More for `search_images`: license, or what a provider takes
     **download: Any,                            # Passed to `download_images` for each label: enough, deadline, respect_robots…
 ) -> list[ImageRow]:                            # A row for each address, and one for each provider that could not answer
-    "Search, download and keep what decodes as a picture, for several labels; `download` goes to `download_images`, such as `enough`"
+    "Search, download and keep what decodes as an image, for several labels; `download` goes to `download_images`, such as `enough`"
     rows, failures = [], []
     for label in labels: _plain_name(label)
     for label, terms in labels.items():

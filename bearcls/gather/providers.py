@@ -1,4 +1,4 @@
-"""Who can be asked for pictures: a folder of your own, DuckDuckGo, Bing with and without a key, Google
+"""Who can be asked for images: a folder of your own, DuckDuckGo, Bing with and without a key, Google
 
 Docs: https://bearcls.github.io/bearcls/gather/providers.html.md"""
 
@@ -99,7 +99,7 @@ def search_local(
     max_images: int,            # At most this many
     source: str | os.PathLike,  # Image folder, or JSON file with a list of results
 ) -> SearchResults:             # In the order of the folder or the file
-    "Search a folder of pictures or a file of results"
+    "Search a folder of images or a file of results"
     source, wanted = Path(source), _stems(term)
     if not source.exists(): raise SearchError('local', f'there is no folder or file {source}', 'Pass `source=` the path of an image folder or of a JSON file')
     known = _folder_results(source) if source.is_dir() else _file_results(source)
@@ -107,7 +107,7 @@ def search_local(
 
 # %% ../../nbs/gather/04_providers.ipynb #ebfd1cea
 def _folder_results(folder):
-    "Text to match and result of each picture of an image folder"
+    "Text to match and result of each image of an image folder"
     rows = {r.file: r for r in known_rows(folder)}
     for f in image_files(folder):
         row = rows.get(name := f.relative_to(folder).as_posix())
@@ -169,7 +169,7 @@ def with_retries(
 
 def _words(error):
     "Why there is no answer, and what to do about it"
-    if error.busy: return error.why, 'Wait some minutes, ask for fewer pictures, or try another provider'
+    if error.busy: return error.why, 'Wait some minutes, ask for fewer images, or try another provider'
     return error.why, 'Try another provider, or provider="local" with a folder of your own'
 
 # %% ../../nbs/gather/04_providers.ipynb #73187415
@@ -206,7 +206,7 @@ def search_duckduckgo(
     wait: float = 2.0,          # Seconds before the second attempt
     client: Any = None,         # Object with the `request` method of ddgs's client; None: that client
 ) -> SearchResults:             # In the provider's order
-    "Search DuckDuckGo for pictures, through ddgs"
+    "Search DuckDuckGo for images, through ddgs"
     engine, name = _engine('duckduckgo_images', 'DuckduckgoImages', client), _license_name(license, _duckduckgo_licenses)
     more = {**(filters or {}), **({'license_image': name} if name else {})}
     def page(n):
@@ -217,7 +217,7 @@ def search_duckduckgo(
 
 # %% ../../nbs/gather/04_providers.ipynb #333672e6
 def _ask_duckduckgo(engine, term, region, safe, n, more):
-    "One page: ddgs first asks for a token, then for the pictures"
+    "One page: ddgs first asks for a token, then for the images"
     failed = optional_import('ddgs.exceptions', 'ddgs').DDGSException
     try: payload = engine.build_payload(term, region, safe, None, n, **more)
     except failed: raise FetchError('duckduckgo.com', 'duckduckgo.com gave no token for a search', 'broken', busy=True) from None
@@ -225,7 +225,7 @@ def _ask_duckduckgo(engine, term, region, safe, n, more):
 
 # %% ../../nbs/gather/04_providers.ipynb #02bd3dc3
 class _BingPage(HTMLParser):
-    "The entries of a page of pictures"
+    "The entries of a page of images"
     def __init__(self, text):
         super().__init__()
         self.entries, self.near = [], False
@@ -257,7 +257,7 @@ def search_bing(
     wait: float = 2.0,           # Seconds before the second attempt
     client: Any = None,          # Object with the `request` method of ddgs's client; None: that client
 ) -> SearchResults:              # In the provider's order
-    "Search Bing for pictures without a key, through ddgs"
+    "Search Bing for images without a key, through ddgs"
     engine, name = _engine('bing_images', 'BingImages', client), _license_name(license, _bing_licenses)
     wanted = ' '.join(f'filterui:{f}' for f in [*filters, *([name] if name else [])])
     more = {'adlt': 'strict' if safe else 'off', **({'qft': wanted} if wanted else {})}
@@ -280,7 +280,7 @@ _refused = ('the key was refused', 'Look whether it is whole and meant for this 
 _refusals = {  # What stands in the body of a refusal: what it means, what to do
     'SERVICE_DISABLED|accessNotConfigured': ('the interface is not switched on for this key', "Switch it on in the key's project"),
     'API_KEY_INVALID|keyInvalid|invalid subscription key': _refused,
-    'quota|rate_?limit|dailylimit': ('its quota is used up', 'Wait until it is renewed, ask for fewer pictures, or try another provider'),
+    'quota|rate_?limit|dailylimit': ('its quota is used up', 'Wait until it is renewed, ask for fewer images, or try another provider'),
 }
 
 def _key_words(error):

@@ -25,8 +25,8 @@ from .fetch import Fetched, FetchLimits, fetch_many, run_aside
 # %% ../../nbs/gather/03_results.ipynb #eb45172f
 @dataclass(frozen=True)
 class SearchResult:
-    "One picture that a provider found"
-    image: str                 # Address of the picture
+    "One image that a provider found"
+    image: str                 # Address of the image
     page: str = ''             # Page that shows it
     title: str = ''            # Title given by the provider
     thumbnail: str = ''        # Address of a small version
@@ -61,8 +61,8 @@ def _pixels(value):
 
 # %% ../../nbs/gather/03_results.ipynb #fad0e746
 def address_key(
-    address: str,  # Address of a picture
-) -> str:          # Equal for addresses that lead to the same picture
+    address: str,  # Address of an image
+) -> str:          # Equal for addresses that lead to the same image
     "An address without what makes no difference: scheme, default port, fragment, the host's capitals"
     try: parts, host = urlsplit(address), urlsplit(address).netloc.lower()
     except ValueError: return address
@@ -116,7 +116,7 @@ class SearchResults(list):
 
     def __repr__(self):
         failed = ''.join(f'; {e.provider} failed' for e in self.errors)
-        return f'<SearchResults, {len(self):,} pictures{failed}; .table has them all>'
+        return f'<SearchResults, {len(self):,} images{failed}; .table has them all>'
 
     def _repr_html_(self): return results_html(self)
 
@@ -134,7 +134,7 @@ _book_names = {'contentUrl': 'image', 'content_url': 'image', 'hostPageUrl': 'pa
 def results_html(
     results: Iterable[SearchResult],  # What a search found
     max_rows: int = 12,               # Show at most this many
-) -> Html:                            # Table with pictures where they are at hand
+) -> Html:                            # Table with images where they are at hand
     "Search results as a page"
     results = expect_all('results', results, SearchResult)
     failed = ''.join(f'<li>{html.escape(str(e))}</li>' for e in getattr(results, 'errors', ()))
@@ -152,7 +152,7 @@ def _short(text):
     return text if len(text) < 100 else text[:97] + '…'
 
 def _preview(result):
-    "A picture if it needs no network"
+    "An image if it needs no network"
     for address in (result.thumbnail, result.image):
         if address.startswith('data:image/'): return Html(f'<img src="{html.escape(address, quote=True)}" alt="" style="max-width:96px;max-height:96px">')
         if result.provider == 'local' and (file := local_path(address)) and file.is_file(): return thumbnail(file, 96, result.title)
@@ -168,14 +168,14 @@ def fetch_thumbnails(
     expect('limits', limits, FetchLimits, None)
     results = expect_all('results', results, SearchResult)
     results, small = list(results), {}
-    async def keep(address, answer): small[address] = await asyncio.to_thread(_small_picture, answer, side)
+    async def keep(address, answer): small[address] = await asyncio.to_thread(_small_image, answer, side)
     wanted = {a: None for r in results if (a := r.thumbnail or r.image).lower().startswith(('http://', 'https://'))}
     limits = limits or FetchLimits(timeout=10.0, max_bytes=5_000_000, tries=1)
     if wanted: run_aside(lambda: fetch_many(wanted, keep, limits, deadline=30.0))
     return [replace(r, thumbnail=small.get(r.thumbnail or r.image) or r.thumbnail) for r in results]
 
-def _small_picture(answer, side):
-    "A fetched picture as a `data:` address; empty if it is none"
+def _small_image(answer, side):
+    "A fetched image as a `data:` address; empty if it is none"
     try: return data_uri(load_image(answer.data, min_side=side, limit=25_000_000), side) if isinstance(answer, Fetched) else ''
     except ImageError: return ''
 

@@ -1,4 +1,4 @@
-"""From words to a list of picture addresses: several providers in turn, safe search, a licence filter, and answers that are kept
+"""From words to a list of image addresses: several providers in turn, safe search, a licence filter, and answers that are kept
 
 Docs: https://bearcls.github.io/bearcls/gather/search.html.md"""
 
@@ -124,13 +124,13 @@ def search_images(
     term: str,                         # Words to search for
     max_images: int = 150,             # At most this many; providers may know fewer
     provider: str | Callable | Iterable[str | Callable] | None = None,  # A name in `providers`, a function, or several in the order of asking; None: `default_providers`
-    license: str | None = None,        # Only pictures that the provider holds to be under such a licence: a name in `licenses`
+    license: str | None = None,        # Only images that the provider holds to be under such a licence: a name in `licenses`
     safe: bool = True,                 # Leave out what is not for children
     cache: bool | str | os.PathLike = True,  # Keep answers and use them again; a path: there
     refresh: bool = False,             # Ask again, and keep the new answer
     **options: Any,                    # What providers take, such as `source=` for 'local'; for one of several: `google={...}`
 ) -> SearchResults:                    # Distinct results in the order they were found; `errors` tells who failed
-    "Search for pictures; `options` are what providers take, such as `source=` for 'local', or `google={...}` for one of several"
+    "Search for images; `options` are what providers take, such as `source=` for 'local', or `google={...}` for one of several"
     term, chain = ' '.join(term.split()), _chain(provider)
     if not term: raise DataError('`term` is empty; give one or more words to search for')
     if max_images < 1: raise DataError(f'`max_images` must be at least 1, got {max_images}')

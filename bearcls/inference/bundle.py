@@ -29,12 +29,12 @@ resize_methods = ('crop', 'squish', 'pad', 'random_crop')
 pad_modes = dict(zeros='constant', border='edge', reflection='reflect')  # fastai's names, and NumPy's
 
 def prepare(
-    image: Image.Image,           # Upright RGB picture, as `load_image` returns it
+    image: Image.Image,           # Upright RGB image, as `load_image` returns it
     size: int | tuple[int, int],  # Side of the square that the model sees, or (width, height), in pixels
     method: str = 'crop',         # One of `resize_methods`
-    pad_mode: str = 'zeros',      # What `pad` puts beside the picture: zeros (black), border or reflection
-) -> Image.Image:                 # RGB picture of exactly this size
-    "Bring a picture into the model's shape as fastai does in validation, to the last bit"
+    pad_mode: str = 'zeros',      # What `pad` puts beside the image: zeros (black), border or reflection
+) -> Image.Image:                 # RGB image of exactly this size
+    "Bring an image into the model's shape as fastai does in validation, to the last bit"
     expect('image', image, Image.Image)
     width, height = (size, size) if isinstance(size, int) else size
     if method not in resize_methods: raise ValueError(f'`method` must be one of {", ".join(resize_methods)}; got {method!r}')
@@ -45,11 +45,11 @@ def prepare(
 
 # %% ../../nbs/inference/04_bundle.ipynb #2728660c
 def _box_of(image, width, height, method, pad_mode):
-    "The part of the picture, or the frame around it, that has the wanted shape"
+    "The part of the image, or the frame around it, that has the wanted shape"
     factor = (min if method == 'crop' else max)(image.width/width, image.height/height)
     w, h = max(1, int(factor*width)), max(1, int(factor*height))
     left, top = int(0.5*(image.width - w)), int(0.5*(image.height - h))
-    if w*h > max_pixels: raise ImageError(f'a picture of {image.width}×{image.height} pixels is too long and thin to be padded', 'bomb')
+    if w*h > max_pixels: raise ImageError(f'an image of {image.width}×{image.height} pixels is too long and thin to be padded', 'bomb')
     x, y = max(left, 0), max(top, 0)
     part = image.crop((x, y, min(left + w, image.width), min(top + h, image.height)))
     before = max(-top, 0), max(-left, 0)
@@ -77,18 +77,18 @@ class Bundle:
     "The facts of a bundle: what `bundle.json` holds"
     labels: list[str]              # One for each output of the model, in the model's order
     size: tuple[int, int]          # (width, height) that the model sees, in pixels
-    method: str = 'crop'           # How a picture gets this shape, one of `resize_methods`
-    pad_mode: str = 'zeros'        # What `pad` puts beside the picture
+    method: str = 'crop'           # How an image gets this shape, one of `resize_methods`
+    pad_mode: str = 'zeros'        # What `pad` puts beside the image
     min_side: int | None = None    # JPEGs may be decoded smaller, but not below this; None: full size
     mean: list[float] = field(default_factory=lambda: [0., 0., 0.])  # Subtracted from red, green and blue on a scale of 0 to 1, inside the model
     std: list[float] = field(default_factory=lambda: [1., 1., 1.])   # Then divided by, inside the model
     temperature: float = 1.0       # Logits are divided by this before the softmax, inside the model
     threshold: float = 0.6         # Answers with a smaller confidence are not trusted, 0 to 1; where `confidence` is None, with a smaller probability
     smallest: int = 32             # Nor are those on images with a side below this, in pixels; export takes it from the training images
-    unlikeness: dict | None = None # Nor on pictures unlike any it was trained on: `threshold`, `false_alarms` (the rate it was chosen for), `pictures` and more; None: the model does not tell
+    unlikeness: dict | None = None # Nor on images unlike any it was trained on: `threshold`, `false_alarms` (the rate it was chosen for), `images` and more; None: the model does not tell
     confidence: dict | None = None # How probably an answer is right: `evidence`, `bias` and what was measured, see [prediction](05_prediction.ipynb); None: not known
     metrics: dict = field(default_factory=dict)   # What was measured on the validation set
-    data: dict = field(default_factory=dict)      # Fingerprint of the training data, numbers of pictures
+    data: dict = field(default_factory=dict)      # Fingerprint of the training data, numbers of images
     versions: dict = field(default_factory=dict)  # Of the libraries that made the bundle
     created: str = ''              # Date and time in ISO 8601, UTC
     arch: str = ''                 # Name of the architecture, such as resnet18
@@ -102,7 +102,7 @@ class Bundle:
     @property
     def question(self) -> str:
         "What an application asks that was given no title"
-        if len(self.labels) > 6 or sum(map(len, self.labels)) > 60: return 'What does the picture show?'
+        if len(self.labels) > 6 or sum(map(len, self.labels)) > 60: return 'What does the image show?'
         return f'{", ".join(self.labels[:-1])} or {self.labels[-1]}?'
 
 # %% ../../nbs/inference/04_bundle.ipynb #8f768680
@@ -168,7 +168,7 @@ def can_be_labels(
 def _digest(v): return isinstance(v, str) and len(v) == 64 and not set(v.lower()) - set('0123456789abcdef')
 def _file(v): return isinstance(v, dict) and _digest(v.get('sha256')) and _whole(v.get('bytes'), 1, 1 << 31)
 def _unlikeness(v):
-    return v is None or (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_alarms'), 0, 1) and _whole(v.get('pictures'), 1, 10**9))
+    return v is None or (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_alarms'), 0, 1) and _whole(v.get('images'), 1, 10**9))
 
 def _confidence(v):
     if v is None: return True
@@ -190,7 +190,7 @@ _fields = {
     'temperature': (lambda v: _number(v, 1e-6, 1e6), 'a positive number'),
     'trust.threshold': (lambda v: _number(v, 0, 1), 'a number from 0 to 1'),
     'trust.smallest': (lambda v: _whole(v, 0, 100_000), 'a whole number'),
-    'trust.unlikeness': (_unlikeness, 'null or an object with `threshold`, `false_alarms` and `pictures`'),
+    'trust.unlikeness': (_unlikeness, 'null or an object with `threshold`, `false_alarms` and `images`'),
     'trust.confidence': (_confidence, 'null or an object with `bias` and, by name, three numbers for each `evidence`'),
     'metrics': (lambda v: isinstance(v, dict), 'an object'),
     'data': (lambda v: isinstance(v, dict), 'an object'),

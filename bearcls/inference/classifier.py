@@ -22,7 +22,7 @@ from .prediction import Prediction, judge, lightness, look_at
 from .files import BundleError
 from ..core import (BearclsError, expect, expect_all, in_order, optional_import, patch_to, progress,
     short_words, usable_cores)
-from .remote import fetch_picture
+from .remote import fetch_image
 from ..images import ImageError, load_image, max_pixels
 from ..folders import LeftOut, find_all
 
@@ -57,14 +57,14 @@ def _check_provider(session, wanted):
 
 # %% ../../nbs/inference/07_classifier.ipynb #763e6b13
 class Classifier:
-    "A loaded bundle that answers pictures; it may be used from several threads at once"
+    "A loaded bundle that answers images; it may be used from several threads at once"
     def __init__(self,
         bundle: str | os.PathLike | Bundle,     # Folder or .zip of a bundle, or what `read_bundle` returned
         threads: int | None = None,             # Cores that one answer may use; None: all that this process may use
         providers: str | Sequence[str] = 'cpu', # Who computes: cpu, cuda, openvino, or names of ONNX Runtime, the preferred first
         allow_url: bool = False,                # Also take http and https addresses?
         allow_private: bool = False,            # Also those of hosts in private networks?
-        max_pixels: int = max_pixels,           # Refuse pictures that claim more pixels than this
+        max_pixels: int = max_pixels,           # Refuse images that claim more pixels than this
     ):
         expect('bundle', bundle, str, os.PathLike, Bundle)
         if threads is not None and threads < 1: raise ValueError(f'`threads` must be at least 1, got {threads}')
@@ -105,7 +105,7 @@ def _session(bundle, threads, wanted):
     if not {'logits', 'probabilities', 'features'} <= set(outputs) or outputs['probabilities'][1:] != [len(bundle.labels)]:
         raise BundleError(f'{where} gives {short_words(outputs)}; logits, probabilities and features for {len(bundle.labels)} labels are expected')
     if bundle.unlikeness and len(outputs.get('unlikeness', ())) != 1:
-        raise BundleError(f'{where} gives {short_words(outputs)}; the facts promise `unlikeness`, one number for each picture')
+        raise BundleError(f'{where} gives {short_words(outputs)}; the facts promise `unlikeness`, one number for each image')
     evidence = bundle.confidence['evidence'] if bundle.confidence else {}
     for name, output, shape in (('unlikeness', 'unlikeness', []), ('second opinion', 'second_opinion', [len(bundle.labels)])):
         if name in evidence and outputs.get(output, [None, None, None])[1:] != shape:
@@ -138,18 +138,18 @@ def _as_image(source, bundle, allow_url=False, allow_private=False, limit=max_pi
         source = Image.fromarray(source)
     elif isinstance(source, str) and source[:8].lower().startswith(('http://', 'https://')):
         if not allow_url: raise ImageError(f'{source[:200]} is an address, which is visited only if that is asked for: `allow_url=True`, or --url', 'missing')
-        source = fetch_picture(source, allow_private=allow_private)
+        source = fetch_image(source, allow_private=allow_private)
     elif isinstance(source, (memoryview, bytearray)): source = bytes(source)
     elif not isinstance(source, (str, os.PathLike, bytes, Image.Image)) and not hasattr(source, 'read'):
-        raise ImageError(f'a path, bytes, an open binary file, a Pillow picture or an array of bytes is expected; got a {type(source).__name__}', 'not_an_image')
+        raise ImageError(f'a path, bytes, an open binary file, a Pillow image or an array of bytes is expected; got a {type(source).__name__}', 'not_an_image')
     return load_image(source, bundle.min_side, limit)
 
 # %% ../../nbs/inference/07_classifier.ipynb #2db1d810
 @patch_to(Classifier)
 def run(self,
-    pixels: np.ndarray,       # Prepared pictures: bytes as (pictures, height, width, 3), RGB
+    pixels: np.ndarray,       # Prepared images: bytes as (images, height, width, 3), RGB
     release: bool = False,    # Give the memory for intermediate results back afterwards?
-) -> dict[str, np.ndarray]:   # `logits` and `probabilities` as (pictures, labels), `features` as (pictures, numbers), `unlikeness` and `second_opinion` if the bundle knows them
+) -> dict[str, np.ndarray]:   # `logits` and `probabilities` as (images, labels), `features` as (images, numbers), `unlikeness` and `second_opinion` if the bundle knows them
     "What the model itself says"
     return self._run(self.session, pixels, release)
 
@@ -161,7 +161,7 @@ def _run(self, session, pixels, release=False):
     if release: options.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
     try: out = dict(zip(self.outputs, session.run(self.outputs, {'image': pixels}, options)))
     except _runtime_errors() as e: raise BundleError(f'The model of {self.bundle.path} cannot answer: {short_words(str(e), 200)}') from e
-    if not _are_answers(out, len(pixels), len(self.labels)): raise BundleError(f'The model of {self.bundle.path} gives no probabilities for {len(pixels)} pictures and {len(self.labels)} labels')
+    if not _are_answers(out, len(pixels), len(self.labels)): raise BundleError(f'The model of {self.bundle.path} gives no probabilities for {len(pixels)} images and {len(self.labels)} labels')
     return out
 
 def _are_answers(out, n, n_labels):
@@ -174,20 +174,20 @@ def _are_answers(out, n, n_labels):
 
 @patch_to(Classifier)
 def predict(self,
-    source: Any,     # Path, bytes, open binary file, Pillow picture or array of bytes; an address where `allow_url` is set
+    source: Any,     # Path, bytes, open binary file, Pillow image or array of bytes; an address where `allow_url` is set
 ) -> Prediction:     # The answer
-    "Classify one picture; an `ImageError` says why if it cannot be opened"
+    "Classify one image; an `ImageError` says why if it cannot be opened"
     return self._ask(self.session, [self._open(source)])[0]
 
 @patch_to(Classifier)
 def _open(self, source):
-    "The picture's size, and what the model sees of it"
+    "The image's size, and what the model sees of it"
     image = _as_image(source, self.bundle, self.allow_url, self.allow_private, self.max_pixels)
     return image.size, np.asarray(prepare(image, self.bundle.size, self.bundle.method, self.bundle.pad_mode))
 
 @patch_to(Classifier)
 def _ask(self, session, opened):
-    "Predictions for opened pictures"
+    "Predictions for opened images"
     sizes, pixels = zip(*opened)
     out = self._run(session, np.stack(pixels))
     unknown = [None]*len(pixels)
@@ -210,8 +210,8 @@ def _answer(self, values, size, light, unlike, overlaps):
 @dataclass
 class PredictionRow:
     "One input of `predict_batch`, answered or not"
-    file: str                             # Path as it was given, or `picture 3` for what has none
-    prediction: Prediction | None = None  # The answer; None if the picture could not be opened
+    file: str                             # Path as it was given, or `image 3` for what has none
+    prediction: Prediction | None = None  # The answer; None if the image could not be opened
     status: str = 'ok'                    # ok, failed, or skipped: a file of a folder that holds no image
     reason: str = ''                      # Why there is no answer, in words
 
@@ -226,10 +226,10 @@ class PredictionRow:
 @patch_to(Classifier)
 def predict_stream(self,
     sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, also from an iterator without end; or a folder, which is searched with its subfolders
-    bs: int | None = None,                  # Pictures that the model sees at a time; None: 1 on the CPU, 32 elsewhere
+    bs: int | None = None,                  # Images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
     n_workers: int | None = None,           # Threads, each of which takes a batch from the files to the answers; None: one for each core
 ) -> Iterator['PredictionRow']:             # One for each source, in their order
-    "Classify pictures as they come"
+    "Classify images as they come"
     for name, value in dict(bs=bs, n_workers=n_workers).items():
         if value is not None and value < 1: raise ValueError(f'`{name}` must be at least 1, got {value}')
     bs = bs or (1 if self.providers == ['CPUExecutionProvider'] else 32)
@@ -252,7 +252,7 @@ def _stream(self, sources, bs, n_workers):
 
 @patch_to(Classifier)
 def _session_for(self, n_workers):
-    "Where every core has a picture of its own, an answer takes one core"
+    "Where every core has an image of its own, an answer takes one core"
     if n_workers == 1 or self.threads == 1 or self.providers != ['CPUExecutionProvider']: return self.session
     with self._lock:
         try: self._lean = self._lean or _session(self.bundle, 1, self.providers)
@@ -283,14 +283,14 @@ def _unanswered(name, why):
 @patch_to(Classifier)
 def predict_batch(self,
     sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, or a folder, which is searched with its subfolders
-    bs: int | None = None,                  # Pictures that the model sees at a time; None: 1 on the CPU, 32 elsewhere
+    bs: int | None = None,                  # Images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
     n_workers: int | None = None,           # Threads, each of which takes a batch from the files to the answers; None: one for each core
     quiet: bool = False,                    # No progress bar?
 ) -> list['PredictionRow']:                 # One for each source, in their order
-    "Classify many pictures; one that cannot be opened becomes a row with its reason"
+    "Classify many images; one that cannot be opened becomes a row with its reason"
     sources = _sources(sources)
     rows = self.predict_stream(sources, bs, n_workers)
-    return list(rows if quiet else progress(rows, 'predicting', len(sources) if hasattr(sources, '__len__') else None, 'picture'))
+    return list(rows if quiet else progress(rows, 'predicting', len(sources) if hasattr(sources, '__len__') else None, 'image'))
 
 # %% ../../nbs/inference/07_classifier.ipynb #8e1870ca
 def folder_sources(
@@ -311,14 +311,14 @@ def _name(source, position):
     "What a row calls its source"
     if isinstance(source, (str, os.PathLike)): return str(source)
     if isinstance(source, LeftOut): return source.file
-    return str(getattr(source, 'name', None) or getattr(source, 'filename', None) or f'picture {position}')
+    return str(getattr(source, 'name', None) or getattr(source, 'filename', None) or f'image {position}')
 
 # %% ../../nbs/inference/07_classifier.ipynb #0e4bd209
 @patch_to(Classifier)
 def predict_rows(self,
     named: Sequence[tuple[str, Any]],  # Name and source of each; any sources that `predict` takes
 ) -> list['PredictionRow']:            # One for each, in their order
-    "Classify some pictures in this thread, which the model sees all at once; one that cannot be opened becomes a row with its reason"
+    "Classify some images in this thread, which the model sees all at once; one that cannot be opened becomes a row with its reason"
     return self._rows(self.session, named)
 
 # %% ../../nbs/inference/07_classifier.ipynb #38c5dc70

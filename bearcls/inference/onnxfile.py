@@ -72,7 +72,7 @@ HardSigmoid HardSwish Hardmax Identity InstanceNormalization LRN LayerNormalizat
 Mod Mul Neg Not Or PRelu Pad Pow QLinearConv QLinearMatMul QuantizeLinear RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
 ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
-""".split())  # Those that calculate with pictures and features; not those that loop, draw lots, read texts, or take memory of their own
+""".split())  # Those that calculate with images and features; not those that loop, draw lots, read texts, or take memory of their own
 
 # %% ../../nbs/inference/03_onnxfile.ipynb #5c3754d3
 def check_model(
@@ -113,7 +113,7 @@ def _node(record, found):
         if number == 7: domain = _word(value)
         if number == 5: _attribute(value, found)
     if domain not in ('', 'ai.onnx'): raise OnnxFileError(f'it uses the operator {name} of {domain}, which is not in the standard')
-    if name not in allowed_operators: raise OnnxFileError(f'it uses the operator {name}, which classifiers of pictures have no need of')
+    if name not in allowed_operators: raise OnnxFileError(f'it uses the operator {name}, which classifiers of images have no need of')
     found.operators[name] += 1
 
 def _attribute(record, found):

@@ -23,11 +23,11 @@ from ..show import Html
 # %% ../../nbs/inference/05_prediction.ipynb #4c5b8d22
 @dataclass
 class Prediction:
-    "What the model says about one picture"
+    "What the model says about one image"
     label: str                      # The most probable label
     probability: float              # Its probability, calibrated by the bundle's temperature, 0 to 1
     probabilities: dict[str, float] # All of them, the largest first
-    unlikeness: float | None = None # How unlike the training pictures this one is; None where the bundle has no statistics for it
+    unlikeness: float | None = None # How unlike the training images this one is; None where the bundle has no statistics for it
     trusted: bool = True            # May the label be used without asking a person?
     reason: str = ''                # Why not, in words; empty if trusted
     confidence: float | None = None # How probably the label is right, from all that is known of the answer, 0 to 1; None where the bundle does not tell
@@ -153,25 +153,25 @@ def confidence_words(
 def lightness(
     pixels: np.ndarray,  # What the model sees: bytes as (height, width, 3), RGB
 ) -> int:                # Grey level, 0 to 255
-    "How light the light parts of a picture are: the grey level that 95% of its pixels stay under"
+    "How light the light parts of an image are: the grey level that 95% of its pixels stay under"
     counts = Image.fromarray(pixels).convert('L').histogram()
     return levels_under(counts, [95])[0]
 
 def judge(
     bundle: Bundle,                    # Holds the thresholds
     probabilities: dict[str, float],   # By label, the largest first
-    size: tuple[int, int],             # Width and height of the picture, in pixels
+    size: tuple[int, int],             # Width and height of the image, in pixels
     light: float = 255,                # What `lightness` says of it
-    unlikeness: float | None = None,   # How unlike the training pictures it is; None where the bundle has no statistics for it
+    unlikeness: float | None = None,   # How unlike the training images it is; None where the bundle has no statistics for it
     confidence: Confidence | None = None, # How probably the answer is right; None where the bundle does not tell, so that the probability decides
 ) -> str:                              # Why the answer should not be trusted; empty if it may be
     "The reason to ask a person, in words"
     expect('bundle', bundle, Bundle)
     expect('confidence', confidence, Confidence, None)
-    if min(size) < bundle.smallest: return f'the picture is only {size[0]} by {size[1]} pixels'
-    if light < min_light: return f'the picture is too dark: 95% of it is at {light:.0f} of 255 or darker'
+    if min(size) < bundle.smallest: return f'the image is only {size[0]} by {size[1]} pixels'
+    if light < min_light: return f'the image is too dark: 95% of it is at {light:.0f} of 255 or darker'
     if unlikeness is not None and bundle.unlikeness and not unlikeness <= (usual := bundle.unlikeness['threshold']):
-        return f'it is unlike the pictures that the model was trained on ({unlikeness:.2f}, where up to {usual:.2f} is usual)'
+        return f'it is unlike the images that the model was trained on ({unlikeness:.2f}, where up to {usual:.2f} is usual)'
     (first, p), (second, q) = list(probabilities.items())[:2]
     if (p if confidence is None else confidence.value) >= bundle.threshold: return ''
     if confidence is not None and (words := _doubt_words(bundle, first, p, confidence)): return words
@@ -182,5 +182,5 @@ def _doubt_words(bundle, first, p, confidence):
     sure = f'such answers are right in {math.floor(100*confidence.value)} of 100 cases'
     if confidence.doubt == 'second opinion' and confidence.other is not None:
         return f'it looks like {first} ({p:.2f}), and on a second look like {bundle.labels[confidence.other]}; {sure}'
-    words = {'second opinion': 'a second look is not clear', 'lightness': 'the picture is rather dark', 'unlikeness': 'it is somewhat unlike the pictures that the model was trained on'}
+    words = {'second opinion': 'a second look is not clear', 'lightness': 'the image is rather dark', 'unlikeness': 'it is somewhat unlike the images that the model was trained on'}
     return f'{words[confidence.doubt]}; {sure}' if confidence.doubt in words else ''

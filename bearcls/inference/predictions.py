@@ -23,17 +23,17 @@ from .prediction import bars_html
 # %% ../../nbs/inference/08_predictions.ipynb #f21c7d98
 def tally(
     rows: Iterable[PredictionRow],  # From `predict_batch` or `predict_stream`
-) -> list[dict[str, Any]]:          # label, pictures, trusted, ask; the most frequent first, and last, if there are any, rows for files that failed and for those that hold no image
-    "How many pictures got each label, and how many of these answers may be used"
+) -> list[dict[str, Any]]:          # label, images, trusted, ask; the most frequent first, and last, if there are any, rows for files that failed and for those that hold no image
+    "How many images got each label, and how many of these answers may be used"
     rows = expect_all('rows', rows, PredictionRow)
     counts, failed, skipped = {}, 0, 0
     for r in rows:
         if r.status == 'skipped': skipped += 1
         elif (p := r.prediction) is None: failed += 1
         else: counts.setdefault(p.label, [0, 0])[not p.trusted] += 1
-    out = [dict(label=label, pictures=good + ask, trusted=good, ask=ask) for label, (good, ask) in sorted(counts.items(), key=lambda c: (-sum(c[1]), c[0]))]
-    out += [dict(label='(not opened)', pictures=failed, trusted=0, ask=failed)] if failed else []
-    return out + ([dict(label='(no image)', pictures=skipped, trusted=0, ask=0)] if skipped else [])
+    out = [dict(label=label, images=good + ask, trusted=good, ask=ask) for label, (good, ask) in sorted(counts.items(), key=lambda c: (-sum(c[1]), c[0]))]
+    out += [dict(label='(not opened)', images=failed, trusted=0, ask=failed)] if failed else []
+    return out + ([dict(label='(no image)', images=skipped, trusted=0, ask=0)] if skipped else [])
 
 # %% ../../nbs/inference/08_predictions.ipynb #15fed176
 def by_need(
@@ -45,19 +45,19 @@ def by_need(
 
 def rows_html(
     rows: Iterable[PredictionRow],     # From `predict_batch`
-    pictures: Sequence | None = None,  # What was asked, in the order of `rows`, where the rows do not name files
+    images: Sequence | None = None,  # What was asked, in the order of `rows`, where the rows do not name files
     max_rows: int = 24,                # Show at most this many
     side: int = 72,                    # Longer side of a thumbnail, in pixels
-) -> Html:                             # A table: picture, answer, what stands against it
-    "Answers beside their pictures"
+) -> Html:                             # A table: image, answer, what stands against it
+    "Answers beside their images"
     rows = expect_all('rows', rows, PredictionRow)
     rows = list(rows)
-    if pictures is not None and len(pictures) != len(rows): raise ValueError(f'`pictures` holds {len(pictures)} for {len(rows)} rows')
-    sources = pictures if pictures is not None else [r.file if os.path.isfile(r.file) else None for r in rows]
-    table = [dict(picture='' if s is None else thumbnail(s, side, Path(r.file).name), file=Path(r.file).name, answer=_answer_html(r),
+    if images is not None and len(images) != len(rows): raise ValueError(f'`images` holds {len(images)} for {len(rows)} rows')
+    sources = images if images is not None else [r.file if os.path.isfile(r.file) else None for r in rows]
+    table = [dict(image='' if s is None else thumbnail(s, side, Path(r.file).name), file=Path(r.file).name, answer=_answer_html(r),
         note=r.reason or (r.prediction.reason if r.prediction else '')) for r, s in zip(rows[:max_rows], sources)]
     more = f'<p>… and {len(rows) - max_rows:,} more rows</p>' if len(rows) > max_rows else ''
-    return Html(f'{html_table(table, ["picture", "file", "answer", "note"], max_rows)}{more}')
+    return Html(f'{html_table(table, ["image", "file", "answer", "note"], max_rows)}{more}')
 
 def _answer_html(row):
     "Label and bars of a row"
@@ -70,7 +70,7 @@ def write_predictions(
     dest: str | os.PathLike,               # File to write: its ending is .csv, .jsonl or .parquet
     labels: Iterable[str] | None = None,   # The model's labels; None: those of the first row that was answered
 ) -> int:                                  # Number of rows written
-    "Write a row for each picture, those that failed included"
+    "Write a row for each image, those that failed included"
     rows = expect_all('rows', rows, PredictionRow)
     expect('dest', dest, str, os.PathLike)
     dest = Path(dest)

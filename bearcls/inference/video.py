@@ -31,7 +31,7 @@ def read_frames(
     return _at_rate(_animation(source, rate) or _video(source), rate)
 
 def _at_rate(frames, rate):
-    "Of (seconds, function that makes the picture), the pictures that come when the next is due"
+    "Of (seconds, function that makes the image), the images that come when the next is due"
     due = -math.inf
     for at, make in frames:
         if at < due - 1e-6: continue
@@ -74,7 +74,7 @@ def _video(source):
     name = source if isinstance(source, (str, os.PathLike)) else 'the video'
     try:
         with av.open(source if hasattr(source, 'read') else os.path.abspath(source), options=dict(protocol_whitelist='file,pipe', format_whitelist=_containers)) as video:
-            if not video.streams.video: raise ImageError(f'{name} has no pictures in it', 'not_an_image')
+            if not video.streams.video: raise ImageError(f'{name} has no images in it', 'not_an_image')
             stream = video.streams.video[0]
             _check_size(getattr(stream, 'width', 0) or 0, getattr(stream, 'height', 0) or 0)
             stream.thread_type = 'AUTO'
@@ -127,13 +127,13 @@ def watch(self,
     "Answer frames as they come"
     if not smoothing >= 0: raise ValueError(f'`smoothing` must be 0 or more seconds, got {smoothing}')
     times, problem, level, before = deque(), [], {}, None
-    def pictures():
+    def images():
         try:
             for at, image in frames:
                 times.append(at)
                 yield reduced(image, self.bundle.min_side) if isinstance(image, Image.Image) else image
         except ImageError as e: problem.append(str(e))
-    for row in self.predict_stream(pictures(), bs, n_workers):
+    for row in self.predict_stream(images(), bs, n_workers):
         at = times.popleft()
         if row.prediction is None:
             yield FrameRow(at, None, level, row.reason)

@@ -23,7 +23,7 @@ from ..intervals import wilson
 reliability_columns = ['low', 'high', 'n', 'promised', 'kept', 'kept_low', 'kept_high']
 
 def reliability(
-    seen: Evaluation,  # Predictions on pictures that the model was not trained on
+    seen: Evaluation,  # Predictions on images that the model was not trained on
     n_bins: int = 10,  # Bins of equal width from 0 to 1
 ) -> pd.DataFrame:     # A row per bin: low, high, n, promised (mean probability), kept (share of right answers), kept_low, kept_high (95% interval)
     "What the probabilities promise, and what they keep; nan in a bin without answers"
@@ -44,7 +44,7 @@ def _bins(seen, n_bins):
 
 # %% ../../nbs/interpret/02_calibrate.ipynb #4a0478e0
 def plot_reliability(
-    seen: Evaluation,  # Predictions on pictures that the model was not trained on
+    seen: Evaluation,  # Predictions on images that the model was not trained on
     n_bins: int = 10,  # Bins of equal width from 0 to 1
     ax: Any = None,    # Matplotlib axes to draw on; None for new ones
     title: str = '',   # Above the drawing; the calibration error otherwise
@@ -61,7 +61,7 @@ def plot_reliability(
 
 # %% ../../nbs/interpret/02_calibrate.ipynb #d9634f6e
 def calibration_error(
-    seen: Evaluation,   # Predictions on pictures that the model was not trained on
+    seen: Evaluation,   # Predictions on images that the model was not trained on
     n_bins: int = 10,   # Bins of equal width from 0 to 1
     n_draws: int = 1000,# Draws for `chance`; the same every time
 ) -> dict[str, float]:  # error; chance: mean error of a perfectly calibrated model with these probabilities; chance_high: exceeded by one such in twenty; n
@@ -95,7 +95,7 @@ def _heated(p, temperature):
 
 def log_loss_of(
     seen: Evaluation,  # Predictions
-) -> float:            # Mean of -log p of the given label; nan if there are no pictures
+) -> float:            # Mean of -log p of the given label; nan if there are no images
     "The log loss, the measure that temperatures are fitted by"
     expect('seen', seen, Evaluation)
     p = seen.probabilities[np.arange(len(seen)), seen.targets]
@@ -108,16 +108,16 @@ class Temperature:
     value: float            # What logits are to be divided by
     low: float              # 95% interval; 0 or inf where nothing sets a bound
     high: float
-    before: float           # Log loss of the pictures as they were
+    before: float           # Log loss of the images as they were
     after: float            # Log loss at the temperature
-    cross_validated: float  # Log loss of pictures that the temperature was not fitted to
+    cross_validated: float  # Log loss of images that the temperature was not fitted to
     error_before: float     # Expected calibration error
     error_after: float      # The same at the temperature
-    n: int                  # Pictures it was fitted to
+    n: int                  # Images it was fitted to
     note: str = ''          # What to bear in mind; '' if nothing
 
     @property
-    def helps(self) -> bool:  # On pictures that the temperature was not fitted to
+    def helps(self) -> bool:  # On images that the temperature was not fitted to
         "Is the log loss lower with it?"
         return self.cross_validated < self.before
 
@@ -128,15 +128,15 @@ usual_temperature = (.2, .25)  # Mean and deviation of the logarithm of temperat
 _range = (-3., 3.)  # of the temperature's logarithm: 0.05 to 20
 
 def fit_temperature(
-    seen: Evaluation,   # Predictions on pictures that the model was not trained on
+    seen: Evaluation,   # Predictions on images that the model was not trained on
     n_bins: int = 10,   # For the calibration error before and after
     prior: tuple[float, float] | None = usual_temperature,  # Mean and deviation of the temperature's logarithm; None: the images alone decide
 ) -> Temperature:       # `value` is for `export_bundle(learn, dest, temperature=...)`
     "The most probable temperature, and what it changes"
     expect('seen', seen, Evaluation)
     if prior is not None and not prior[1] > 0: raise ValueError(f'`prior` must be a mean and a deviation above 0, got {prior}')
-    if (seen.table.split == 'train').any(): raise DataError('These predictions hold pictures that the model was trained on, of which it is too sure; pass `seen.only("valid")`')
-    if len(seen) < 2: raise DataError(f'A temperature is fitted to pictures; got {len(seen)}')
+    if (seen.table.split == 'train').any(): raise DataError('These predictions hold images that the model was trained on, of which it is too sure; pass `seen.only("valid")`')
+    if len(seen) < 2: raise DataError(f'A temperature is fitted to images; got {len(seen)}')
     p, y = np.asarray(seen.probabilities, float), seen.targets
     before, ece = log_loss_of(seen), calibration_error(seen, n_bins, 1)['error']
     if prior is None and (seen.table.correct.all() or not seen.table.correct.any()):
@@ -144,7 +144,7 @@ def fit_temperature(
     value = _best(p, y, prior)
     cooled = with_temperature(seen, value)
     low, high = _interval(p, y, value, prior)
-    note = '' if not low <= 1 <= high else 'These pictures do not tell the temperature from 1'
+    note = '' if not low <= 1 <= high else 'These images do not tell the temperature from 1'
     return Temperature(value, low, high, before, log_loss_of(cooled), _cross_validated(p, y, prior), ece, calibration_error(cooled, n_bins, 1)['error'], len(y), note)
 
 # %% ../../nbs/interpret/02_calibrate.ipynb #62c4ce5f
@@ -177,22 +177,22 @@ def temperature_html(
 ) -> Html:                # A table and a sentence
     "A temperature and its effect in a notebook or a report"
     expect('fitted', fitted, Temperature)
-    rows = [{'': 'log loss', 'before': fitted.before, 'after': fitted.after, 'on pictures it was not fitted to': fitted.cross_validated},
+    rows = [{'': 'log loss', 'before': fitted.before, 'after': fitted.after, 'on images it was not fitted to': fitted.cross_validated},
         {'': 'expected calibration error', 'before': fitted.error_before, 'after': fitted.error_after}]
     high = 'no bound' if math.isinf(fitted.high) else f'{fitted.high:.2f}'
     what = 'surer than it should be' if fitted.value > 1 else 'less sure than it might be'
     words = fitted.note or f'The model is {what}.'
-    return Html(f'<p>Temperature {fitted.value:.2f} (95% interval {fitted.low:.2f} to {high}, from {fitted.n:,} pictures). {words}{"" if fitted.note.endswith(".") or not fitted.note else "."}</p>{html_table(rows)}')
+    return Html(f'<p>Temperature {fitted.value:.2f} (95% interval {fitted.low:.2f} to {high}, from {fitted.n:,} images). {words}{"" if fitted.note.endswith(".") or not fitted.note else "."}</p>{html_table(rows)}')
 
 def calibration_html(
-    seen: Evaluation,  # Predictions on pictures that the model was not trained on
+    seen: Evaluation,  # Predictions on images that the model was not trained on
     n_bins: int = 10,  # Bins of equal width from 0 to 1
 ) -> Html:             # The table of `reliability` without empty bins, the calibration error, and the temperature
     "Calibration as a section of a report"
     expect('seen', seen, Evaluation)
-    if len(seen) < 2: return Html('<p>Too few pictures to tell whether the probabilities can be believed.</p>')
+    if len(seen) < 2: return Html('<p>Too few images to tell whether the probabilities can be believed.</p>')
     e, rows = calibration_error(seen, n_bins), reliability(seen, n_bins).query('n > 0')
     table = [{'probability': f'{r.low:.1f} to {r.high:.1f}', 'answers': r.n, 'promised': f'{r.promised:.0%}', 'kept': f'{r.kept:.0%}', '95% interval': f'{r.kept_low:.0%} to {r.kept_high:.0%}'} for r in rows.itertuples()]
     verdict = 'no more than chance gives' if e['error'] <= e['chance_high'] else 'more than chance explains'
-    return Html(f'<p>Expected calibration error {e["error"]:.3f}, {verdict}: a perfectly calibrated model would have {e["chance"]:.3f} on average on {e["n"]:,} pictures.</p>'
+    return Html(f'<p>Expected calibration error {e["error"]:.3f}, {verdict}: a perfectly calibrated model would have {e["chance"]:.3f} on average on {e["n"]:,} images.</p>'
         f'{html_table(table)}{temperature_html(fit_temperature(seen))}')

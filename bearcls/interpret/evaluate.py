@@ -1,4 +1,4 @@
-"""Where a model errs and how sure one may be of it: predictions computed once, and every view of them as a table first and a picture second
+"""Where a model errs and how sure one may be of it: predictions computed once, and every view of them as a table first and an image second
 
 Docs: https://bearcls.github.io/bearcls/interpret/evaluate.html.md"""
 
@@ -32,30 +32,30 @@ from ..data.split import Split
 # %% ../../nbs/interpret/01_evaluate.ipynb #de736387
 @dataclass(repr=False)
 class Evaluation:
-    "A model's predictions on labelled pictures"
-    table: pd.DataFrame        # A row per picture: file, split, actual, predicted, probability, loss, correct
+    "A model's predictions on labelled images"
+    table: pd.DataFrame        # A row per image: file, split, actual, predicted, probability, loss, correct
     labels: list[str]          # Labels in the order of the columns of `probabilities`
-    probabilities: np.ndarray  # (pictures, labels), each row sums to 1
-    features: np.ndarray       # (pictures, features): what the body of the network makes of each picture
+    probabilities: np.ndarray  # (images, labels), each row sums to 1
+    features: np.ndarray       # (images, features): what the body of the network makes of each image
     failed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=['file', 'reason']))  # Files without a prediction, and why
 
     def __len__(self): return len(self.table)
 
     @property
-    def targets(self) -> np.ndarray:  # Index of the given label, for each picture
+    def targets(self) -> np.ndarray:  # Index of the given label, for each image
         "The given labels as positions in `labels`"
         place = {label: i for i, label in enumerate(self.labels)}
         return np.array([place[a] for a in self.table.actual], int)
 
     def where(self,
-        mask: Sequence[bool],  # True for each picture to keep
+        mask: Sequence[bool],  # True for each image to keep
     ) -> 'Evaluation':
-        "Some of the pictures"
+        "Some of the images"
         mask = np.asarray(mask, bool)
         return Evaluation(self.table[mask].reset_index(drop=True), self.labels, self.probabilities[mask], self.features[mask], self.failed)
 
     def only(self,
-        split: str,     # 'train', 'valid', or '' for pictures of which it is not known
+        split: str,     # 'train', 'valid', or '' for images of which it is not known
     ) -> 'Evaluation':
         "The part on one side of the split"
         return self.where(self.table.split == split)
@@ -68,19 +68,19 @@ class Evaluation:
 
 def _summary_words(seen):
     "The error in a line"
-    if not len(seen): return 'no pictures'
+    if not len(seen): return 'no images'
     e = error_interval(int((~seen.table.correct.astype(bool)).sum()), len(seen))
-    return f'{e["n"]:,} pictures, {e["wrong"]:,} wrong: {e["error"]:.1%}, probably {e["low"]:.1%} to {e["high"]:.1%}'
+    return f'{e["n"]:,} images, {e["wrong"]:,} wrong: {e["error"]:.1%}, probably {e["low"]:.1%} to {e["high"]:.1%}'
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #abef36b8
 def tabulate(
     files: Sequence[Path],      # One for each row of `probabilities`
     splits: Sequence[str],      # 'train' or 'valid' for each; '' if it is not known
-    probabilities: np.ndarray,  # (pictures, labels)
+    probabilities: np.ndarray,  # (images, labels)
     targets: np.ndarray,        # Index of the given label, for each
     labels: list[str],          # Names of the labels
-    features: np.ndarray,       # (pictures, features)
-) -> Evaluation:                # One row for each picture, in their order
+    features: np.ndarray,       # (images, features)
+) -> Evaluation:                # One row for each image, in their order
     "Predictions from any source as an `Evaluation`"
     files = expect_all('files', files, str, os.PathLike)
     if not np.isfinite(probabilities).all(): raise DataError('The model gives nan or infinity instead of probabilities: its training has diverged, as with a learning rate that is too high')
@@ -94,30 +94,30 @@ def tabulate(
 # %% ../../nbs/interpret/01_evaluate.ipynb #ecde9224
 def evaluate(
     source: Any,                           # Trained Learner, `Classifier`, or the folder of a bundle
-    split: str | None = None,              # 'valid', 'train' or 'all'; None: 'valid' of a Learner's own pictures, all of a folder's
-    path: str | os.PathLike | None = None, # Image folder to ask about; None for the Learner's own pictures
-    known: Split | None = None,            # Tells which pictures of `path` were trained on; None: the Learner's, if it is one
+    split: str | None = None,              # 'valid', 'train' or 'all'; None: 'valid' of a Learner's own images, all of a folder's
+    path: str | os.PathLike | None = None, # Image folder to ask about; None for the Learner's own images
+    known: Split | None = None,            # Tells which images of `path` were trained on; None: the Learner's, if it is one
     threads: int | None = None,            # Threads that a Learner calculates with; None: the faster of one and all. A `Classifier` has its own
-) -> Evaluation:                           # Predictions on pictures as validation sees them, without augmentation
-    "Ask a model about labelled pictures, once"
+) -> Evaluation:                           # Predictions on images as validation sees them, without augmentation
+    "Ask a model about labelled images, once"
     expect('path', path, str, os.PathLike, None)
     expect('known', known, Split, None)
     if split not in (None, 'valid', 'train', 'all'): raise ValueError(f'`split` must be valid, train or all, got {split!r}')
     model = source if isinstance(source, Learner) else _classifier(source)
-    if path is None and isinstance(model, Learner): return _own_pictures(model, split or 'valid', threads)
-    if path is None: raise DataError('A bundle knows no pictures; give `path`, an image folder')
+    if path is None and isinstance(model, Learner): return _own_images(model, split or 'valid', threads)
+    if path is None: raise DataError('A bundle knows no images; give `path`, an image folder')
     seen = _folder(model, Path(path), known, threads)
     return seen if split in (None, 'all') else seen.only(split)
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #abe95050
-def _own_pictures(learn, split, threads=None):
-    "A Learner's predictions on its own pictures"
+def _own_images(learn, split, threads=None):
+    "A Learner's predictions on its own images"
     parts = {'train': learn.dls.train_ds, 'valid': learn.dls.valid_ds}
     chosen = {name: ds for name, ds in parts.items() if split in (name, 'all') and len(ds)}
-    if not chosen: raise DataError(f'This Learner has no pictures to {"validate with" if split == "valid" else "ask about"}; give `path`, an image folder, or another `split` than {split!r}')
+    if not chosen: raise DataError(f'This Learner has no images to {"validate with" if split == "valid" else "ask about"}; give `path`, an image folder, or another `split` than {split!r}')
     rows = [(name, f, t) for name, ds in chosen.items() for f, t in zip(dataset_files(ds, name), _targets(learn, ds))]
     there = [not isinstance(f, Path) or f.exists() for _, f, _ in rows]
-    if not any(there): raise DataError(f'None of the {len(rows):,} pictures of this Learner is where it was; the first was {rows[0][1]}')
+    if not any(there): raise DataError(f'None of the {len(rows):,} images of this Learner is where it was; the first was {rows[0][1]}')
     items = itertools.chain.from_iterable(_each(ds.items) for ds in chosen.values())
     probabilities, features = _ask_learner(learn, [i for i, ok in zip(items, there) if ok], threads)
     splits, files, targets = zip(*itertools.compress(rows, there))
@@ -126,9 +126,9 @@ def _own_pictures(learn, split, threads=None):
     return seen
 
 def _targets(learn, ds):
-    "The label of every picture as a number"
+    "The label of every image as a number"
     first = torch.as_tensor(ds.tls[-1][0])
-    if len(ds.tls) != 2 or first.dim() or first.is_floating_point(): raise DataError('Each picture must have one label, as with `CategoryBlock`; these DataLoaders hold something else')
+    if len(ds.tls) != 2 or first.dim() or first.is_floating_point(): raise DataError('Each image must have one label, as with `CategoryBlock`; these DataLoaders hold something else')
     return label_numbers(learn, ds).tolist()
 
 def _each(items):
@@ -138,9 +138,9 @@ def _each(items):
 def dataset_files(
     ds: Any,                 # Of a Learner: `learn.dls.valid_ds`
     name: str = 'dataset',   # For what comes from no file
-) -> list[Path | str]:       # Paths; 'dataset picture 3' for what comes from no file
+) -> list[Path | str]:       # Paths; 'dataset image 3' for what comes from no file
     "The file of each item of a dataset, also where items are rows of a table"
-    return [_file_name(item, ds.tls[0].tfms.fs) or f'{name} picture {i + 1}' for i, item in enumerate(_each(ds.items))]
+    return [_file_name(item, ds.tls[0].tfms.fs) or f'{name} image {i + 1}' for i, item in enumerate(_each(ds.items))]
 
 def _file_name(item, tfms):
     "The file that an item stands for: the first that its transforms make of it"
@@ -178,7 +178,7 @@ def _ask_network(learn, items, threads=None):
     return probabilities.float().cpu().numpy(), torch.cat(kept.features).numpy()
 
 def _fast_batches(learn):
-    "On a processor eight pictures at a time, which its cache holds; see the page on fast training"
+    "On a processor eight images at a time, which its cache holds; see the page on fast training"
     return dict(bs=8) if learn.dls.device.type == 'cpu' else {}
 
 class _KeepFeatures(Callback):
@@ -200,13 +200,13 @@ def _classifier(source):
     raise DataError(f'`evaluate` takes a Learner, a Classifier or the folder of a bundle; got a {type(source).__name__}')
 
 def _folder(model, path, known, threads=None):
-    "Predictions on the pictures of a folder"
+    "Predictions on the images of a folder"
     folder, labels = scan_folder(path), [str(v) for v in (model.dls.vocab if isinstance(model, Learner) else model.labels)]
     refuse_problems(folder)
     files, label_of = folder.files, folder.label_of
-    if not files: raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
+    if not files: raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
     answerable = [f for f in files if label_of(f) in labels]
-    if not answerable: raise DataError(f'{path} has pictures of {label_of(files[0])}, and the model knows {", ".join(labels[:10])}: no picture has a label that it knows')
+    if not answerable: raise DataError(f'{path} has images of {label_of(files[0])}, and the model knows {", ".join(labels[:10])}: no image has a label that it knows')
     failed = [(f, f'filed as {label_of(f)}, which the model does not know') for f in files if label_of(f) not in labels]
     failed += [(path/r.file, r.reason) for r in folder.left_out if r.kind in ('not_an_image', 'outside', 'unreadable')]
     good, problems, probabilities, features = _ask(model, answerable, threads)
@@ -247,7 +247,7 @@ def error_rate_of(
 # %% ../../nbs/interpret/01_evaluate.ipynb #ab5ec2f5
 def confusion(
     seen: Evaluation,     # Predictions
-    share: bool = False,  # Shares of each row, 0 to 1, instead of counts; a label without pictures has none
+    share: bool = False,  # Shares of each row, 0 to 1, instead of counts; a label without images has none
 ) -> pd.DataFrame:        # Index: actual label, columns: predicted label
     "The confusion matrix"
     expect('seen', seen, Evaluation)
@@ -277,10 +277,10 @@ _number = itertools.count()  # two matrices on one page must not share the names
 
 def show_confusion(
     seen: Evaluation,  # Predictions
-    max_n: int = 8,    # Pictures shown for each number
+    max_n: int = 8,    # Images shown for each number
     side: int = 84,    # Longer side of a thumbnail, in pixels
-) -> Html:             # Matrix whose numbers open their pictures
-    "The confusion matrix with its pictures"
+) -> Html:             # Matrix whose numbers open their images
+    "The confusion matrix with its images"
     expect('seen', seen, Evaluation)
     counts = confusion(seen)
     name = f'confusion-{sha256(seen.probabilities.tobytes() + repr(seen.table.file.tolist()).encode())[:8]}-{next(_number)}'
@@ -296,7 +296,7 @@ def _cell_words(seen, counts, i, j):
     return f'filed as {seen.labels[i]}, called {seen.labels[j]}: {counts.iat[i, j]}'
 
 def _cell_gallery(seen, i, j, max_n, side):
-    "The pictures behind a number, highest loss first"
+    "The images behind a number, highest loss first"
     rows = seen.table[(seen.table.actual == seen.labels[i]) & (seen.table.predicted == seen.labels[j])].sort_values('loss', ascending=False, kind='stable')
     more = f'<p>… and {len(rows) - max_n} more</p>' if len(rows) > max_n else ''
     return gallery(rows.file[:max_n], [f'{r.predicted} {r.probability:.2f}' for r in rows[:max_n].itertuples()], side) + more
@@ -318,7 +318,7 @@ def _shade(share):
     return f'background:rgb({" ".join(f"{255 - share*(255 - c):.0f}" for c in (70, 150, 210))});color:#000;'
 
 def _confusion_style(name, cells):
-    "Shows the pictures of the chosen number, and marks it"
+    "Shows the images of the chosen number, and marks it"
     shown = ', '.join(f'.{name}:has(#{i}:checked) .{i}' for i in cells.values())
     return (f'<style>.{name} .panel {{ display: none }} .{name} td span {{ display: block; padding: .5em 1em; outline-offset: -3px }} .{name} label {{ display: block; position: relative; cursor: pointer }} '
         f'.{name} input {{ position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: pointer }} '
@@ -328,7 +328,7 @@ def _confusion_style(name, cells):
 def most_confused(
     seen: Evaluation,  # Predictions
     min_n: int = 1,    # Leave out pairs with fewer mistakes
-) -> pd.DataFrame:     # actual, predicted, wrong, of (pictures filed as `actual`), share, low, high (95% interval)
+) -> pd.DataFrame:     # actual, predicted, wrong, of (images filed as `actual`), share, low, high (95% interval)
     "Pairs of labels by the number of mistakes, the most confused first"
     expect('seen', seen, Evaluation)
     counts, rows = confusion(seen), []
@@ -342,10 +342,10 @@ def most_confused(
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #83a610dd
 def f1_interval(
-    hits: int,      # Pictures of the label that are called it
-    false: int,     # Pictures called it that are none
-    missed: int,    # Pictures of the label that are called something else
-) -> tuple[float, float, float]:  # F1 and its 95% interval; 0 and (0, 1) where no picture concerns the label
+    hits: int,      # Images of the label that are called it
+    false: int,     # Images called it that are none
+    missed: int,    # Images of the label that are called something else
+) -> tuple[float, float, float]:  # F1 and its 95% interval; 0 and (0, 1) where no image concerns the label
     "F1 of a label, and how sure one may be of it"
     concerned = hits + false + missed
     def f1(share): return 2*share/(1 + share)
@@ -355,14 +355,14 @@ def f1_interval(
 # %% ../../nbs/interpret/01_evaluate.ipynb #e01277ad
 def label_metrics(
     seen: Evaluation,  # Predictions
-) -> pd.DataFrame:     # Index: label; pictures, then precision, recall and f1, each with _low and _high (95% interval)
+) -> pd.DataFrame:     # Index: label; images, then precision, recall and f1, each with _low and _high (95% interval)
     "Precision, recall and F1 of every label; 0 with an interval from 0 to 1 where there is nothing to count"
     expect('seen', seen, Evaluation)
     rows = []
     for label in seen.labels:
         actual, predicted = seen.table.actual == label, seen.table.predicted == label
         hits, n, called = int((actual & predicted).sum()), int(actual.sum()), int(predicted.sum())
-        row = dict(label=label, pictures=n)
+        row = dict(label=label, images=n)
         for name, of in (('precision', called), ('recall', n)):
             low, high = wilson(hits, of)
             row |= {name: hits/max(1, of), f'{name}_low': low, f'{name}_high': high}
@@ -391,7 +391,7 @@ def top_losses(
     seen: Evaluation,  # Predictions
     n: int = 9,        # How many
 ) -> pd.DataFrame:     # Rows of `seen.table`, highest loss first
-    "The pictures on which model and label disagree most"
+    "The images on which model and label disagree most"
     expect('seen', seen, Evaluation)
     return seen.table.sort_values('loss', ascending=False, kind='stable').head(n)
 
@@ -400,7 +400,7 @@ def show_top_losses(
     n: int = 9,        # How many
     side: int = 120,   # Longer side of a thumbnail, in pixels
 ) -> Html:             # Gallery with prediction, actual label, loss and probability
-    "The worst mistakes as pictures"
+    "The worst mistakes as images"
     expect('seen', seen, Evaluation)
     return show_rows(top_losses(seen, n), side)
 
@@ -408,7 +408,7 @@ def show_rows(
     rows: pd.DataFrame,  # Rows of `Evaluation.table`, such as `seen.table[seen.table.actual == 'teddy']`
     side: int = 120,     # Longer side of a thumbnail, in pixels
 ) -> Html:               # Gallery with prediction, actual label, loss and probability
-    "Predictions as pictures"
+    "Predictions as images"
     expect('rows', rows, pd.DataFrame)
     lines = [f'{r.predicted}, filed as {r.actual}; loss {r.loss:.2f}, probability {r.probability:.2f}' for r in rows.itertuples()]
     return gallery(rows.file, lines, side)
@@ -419,6 +419,6 @@ def certain(
     n: int = 9,           # How many
     least: bool = False,  # The least certain instead of the most certain
 ) -> pd.DataFrame:        # Rows of `seen.table`, by the probability of what the model says
-    "The pictures of which the model is surest, or least sure"
+    "The images of which the model is surest, or least sure"
     expect('seen', seen, Evaluation)
     return seen.table.sort_values('probability', ascending=least, kind='stable').head(n)

@@ -1,4 +1,4 @@
-"""Which labels are probably wrong, which pictures probably show none of the labels, and which are copies: one table, the most suspicious first
+"""Which labels are probably wrong, which images probably show none of the labels, and which are copies: one table, the most suspicious first
 
 Docs: https://bearcls.github.io/bearcls/interpret/label_issues.html.md"""
 
@@ -26,13 +26,13 @@ from ..similarity import similarity
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #c1a6d0e9
 def out_of_fold(
-    x: np.ndarray,         # (pictures, features)
+    x: np.ndarray,         # (images, features)
     y: np.ndarray,         # Index of the given label, for each
     n_folds: int = 5,      # Parts that the set is cut into, each with its share of every label
     weight_decay: float = .1,    # Strength of the regularisation
     seed: int = 42,        # Decides the parts
     n_labels: int | None = None, # How many labels there are; None: the highest index and one
-) -> np.ndarray:           # (pictures, labels): probabilities from a classifier that has not seen the picture
+) -> np.ndarray:           # (images, labels): probabilities from a classifier that has not seen the image
     "Probabilities by cross-validation"
     if n_folds < 2: raise ValueError(f'`n_folds` must be at least 2, got {n_folds}')
     n_labels = n_labels or int(max(y, default=0)) + 1
@@ -44,7 +44,7 @@ def out_of_fold(
     return result
 
 def _folds(y, n_folds, seed):
-    "The part of each picture; every label is dealt out evenly"
+    "The part of each image; every label is dealt out evenly"
     fold, rng = np.empty(len(y), int), np.random.default_rng(seed)
     for label in np.unique(y):
         mine = rng.permutation(np.flatnonzero(y == label))
@@ -54,7 +54,7 @@ def _folds(y, n_folds, seed):
 # %% ../../nbs/interpret/05_label_issues.ipynb #38840c14
 def _softmax_regression(x, y, n_labels, weight_decay):
     "Fit by L-BFGS; returns a function from features to probabilities"
-    weight = 1/torch.bincount(y)[y]  # every label counts the same, however many pictures it has
+    weight = 1/torch.bincount(y)[y]  # every label counts the same, however many images it has
     w = torch.zeros(x.shape[1], n_labels, requires_grad=True)
     b = torch.zeros(n_labels, requires_grad=True)
     opt = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn='strong_wolfe')
@@ -68,12 +68,12 @@ def _softmax_regression(x, y, n_labels, weight_decay):
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #3916bbbd
 def likeness_to_label(
-    x: np.ndarray,         # (pictures, features)
+    x: np.ndarray,         # (images, features)
     y: np.ndarray,         # Index of the given label, for each
-    n_neighbours: int = 10,# Pictures of the same label that count; fewer where there are fewer
+    n_neighbours: int = 10,# Images of the same label that count; fewer where there are fewer
     shrinkage: float = .5, # Part of the assumption that all features vary alike, above 0 and up to 1
-) -> np.ndarray:           # Mean cosine to them, -1 to 1, for each; 0 for the only picture of a label
-    "How alike each picture is to the most alike pictures of its own label"
+) -> np.ndarray:           # Mean cosine to them, -1 to 1, for each; 0 for the only image of a label
+    "How alike each image is to the most alike images of its own label"
     if not 0 < shrinkage <= 1: raise ValueError(f'`shrinkage` must lie above 0 and at most at 1, got {shrinkage}')
     x, result = _whiten(x, y, shrinkage), np.zeros(len(y))
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -96,15 +96,15 @@ def _whiten(x, y, shrinkage):
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #a357a061
 def judge_labels(
-    seen: Evaluation,   # Predictions on the pictures to examine, best those of both splits
+    seen: Evaluation,   # Predictions on the images to examine, best those of both splits
     seed: int = 42,     # Decides the parts of the cross-validation
-) -> pd.DataFrame:      # file, split, actual, fit, other, other_fit, likeness, score (0 to 1): a row for each picture, in the order of `seen`
-    "How well every label fits its picture, judged without having seen it"
+) -> pd.DataFrame:      # file, split, actual, fit, other, other_fit, likeness, score (0 to 1): a row for each image, in the order of `seen`
+    "How well every label fits its image, judged without having seen it"
     expect('seen', seen, Evaluation)
     table = seen.table[['file', 'split', 'actual']].reset_index(drop=True)
     y, rows = seen.targets, np.arange(len(seen))
     judged = np.bincount(y, minlength=len(seen.labels))[y] >= 5
-    if (bad := ~np.isfinite(seen.features).all(1)).any(): raise DataError(f'{bad.sum():,} pictures have features that are nan or infinite, the first {seen.table.file[bad.argmax()]}: the training has diverged')
+    if (bad := ~np.isfinite(seen.features).all(1)).any(): raise DataError(f'{bad.sum():,} images have features that are nan or infinite, the first {seen.table.file[bad.argmax()]}: the training has diverged')
     if seen.features.shape[1] == 0 and len(seen): raise DataError('These predictions came without features, and labels are judged by features')
     if len(set(y[judged])) < 2: return table.assign(fit=np.nan, other='', other_fit=np.nan, likeness=np.nan, score=np.nan)
     p = out_of_fold(seen.features, y, seed=seed, n_labels=len(seen.labels))
@@ -118,19 +118,19 @@ def judge_labels(
 # %% ../../nbs/interpret/05_label_issues.ipynb #3e6dab47
 issue_kinds = {
     'wrong_label': 'another label fits better',
-    'no_label': 'unlike all pictures of its label: perhaps none of the labels',
-    'copy': 'the same picture as another',
+    'no_label': 'unlike all images of its label: perhaps none of the labels',
+    'copy': 'the same image as another',
     'doubtful': 'suspicious, without a clear reason',
 }
 issue_columns = ['file', 'split', 'actual', 'suggested', 'margin', 'kind', 'score', 'reason']
 
 def label_issues(
-    seen: Evaluation,      # Predictions on the pictures to examine, best those of both splits
-    share: float = .1,     # Part of the pictures to list, 0 to 1; confident contradictions are listed in any case
+    seen: Evaluation,      # Predictions on the images to examine, best those of both splits
+    share: float = .1,     # Part of the images to list, 0 to 1; confident contradictions are listed in any case
     seed: int = 42,        # Decides the parts of the cross-validation
     judged: pd.DataFrame | None = None,  # From `judge_labels(seen)`, if at hand; None: judged now
 ) -> pd.DataFrame:         # Columns `issue_columns`, the most suspicious first; margin: lead of the suggested label, 0 to 1
-    "Pictures whose label is suspicious, with the kind of suspicion and a reason"
+    "Images whose label is suspicious, with the kind of suspicion and a reason"
     expect('seen', seen, Evaluation)
     expect('judged', judged, pd.DataFrame, None)
     if not 0 <= share <= 1: raise ValueError(f'`share` must lie between 0 and 1, got {share}')
@@ -145,7 +145,7 @@ def label_issues(
     return table.assign(reason=[_reason(r) for r in table.itertuples()])[issue_columns].reset_index(drop=True)
 
 def _is_outlier(judged):
-    "Two robust deviations less alike to its label than the middle of the label's pictures"
+    "Two robust deviations less alike to its label than the middle of the label's images"
     groups = judged.groupby('actual').likeness
     away = judged.likeness - groups.transform('median')
     return away < -2*1.4826*away.abs().groupby(judged.actual).transform('median')
@@ -153,7 +153,7 @@ def _is_outlier(judged):
 def _reason(r):
     "The suspicion in words"
     if r.kind == 'wrong_label': return f'looks like {r.other} ({r.other_fit:.0%} against {r.fit:.0%})'
-    if r.kind == 'no_label': return f'unlike the other pictures of {r.actual}; best guess {r.other if r.suggested else r.actual} ({max(r.fit, r.other_fit):.0%})'
+    if r.kind == 'no_label': return f'unlike the other images of {r.actual}; best guess {r.other if r.suggested else r.actual} ({max(r.fit, r.other_fit):.0%})'
     if r.suggested: return f'perhaps {r.other} ({r.other_fit:.0%} against {r.fit:.0%})'
     return f'an unusual {r.actual} ({r.fit:.0%})'
 
@@ -163,8 +163,8 @@ def show_issues(
     kind: str | None = None,   # Only this kind; None: all
     n: int = 12,               # How many
     side: int = 110,           # Longer side of a thumbnail, in pixels
-) -> Html:                     # Gallery with the label and the reason under each picture
-    "Suspicious labels as pictures"
+) -> Html:                     # Gallery with the label and the reason under each image
+    "Suspicious labels as images"
     expect('issues', issues, pd.DataFrame)
     if kind is not None and kind not in issue_kinds: raise ValueError(f'`kind` must be one of {", ".join(issue_kinds)}; got {kind!r}')
     rows = (issues if kind is None else issues[issues.kind == kind]).head(n)
@@ -266,17 +266,17 @@ def _by_habit(p, y, some, listed, seed, n_draws=20):
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #c50ea862
 def copy_issues(
-    seen: Evaluation,                           # Predictions on the pictures to examine; only files, labels and splits are used
-    surveyed: Sequence[Surveyed] | None = None, # The same pictures from `survey`, if at hand; None: they are opened now
-) -> pd.DataFrame:                              # Columns `issue_columns`, kind 'copy', score: likeness to the picture that is kept
-    "Pictures that are copies of others"
+    seen: Evaluation,                           # Predictions on the images to examine; only files, labels and splits are used
+    surveyed: Sequence[Surveyed] | None = None, # The same images from `survey`, if at hand; None: they are opened now
+) -> pd.DataFrame:                              # Columns `issue_columns`, kind 'copy', score: likeness to the image that is kept
+    "Images that are copies of others"
     if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('seen', seen, Evaluation)
     seen = seen.where(~seen.table.file.duplicated())  # a file that was listed twice, to be seen more often, is no copy
     surveyed = survey([Path(f) for f in seen.table.file]) if surveyed is None else surveyed
     known = {os.path.abspath(s.file): s for s in surveyed}
     looks = [known.get(os.path.abspath(f)) for f in seen.table.file]
-    if None in looks: raise DataError(f'`surveyed` lacks {seen.table.file.iloc[looks.index(None)]}; survey the same pictures')
+    if None in looks: raise DataError(f'`surveyed` lacks {seen.table.file.iloc[looks.index(None)]}; survey the same images')
     groups, rows = pd.Series(near_groups(looks), dtype=int), []
     for _, places in groups.groupby(groups).groups.items():
         if len(places) < 2: continue
@@ -300,11 +300,11 @@ def _copy_row(copy, kept, a, b):
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #beef001f
 def find_issues(
-    seen: Evaluation,                           # Predictions on the pictures to examine, best those of both splits
-    surveyed: Sequence[Surveyed] | None = None, # The same pictures from `survey`, if at hand, for the copies
-    share: float = .1,                          # Part of the pictures to list for their labels
+    seen: Evaluation,                           # Predictions on the images to examine, best those of both splits
+    surveyed: Sequence[Surveyed] | None = None, # The same images from `survey`, if at hand, for the copies
+    share: float = .1,                          # Part of the images to list for their labels
     seed: int = 42,                             # Decides the parts of the cross-validation
-) -> pd.DataFrame:                              # Columns `issue_columns`, the most suspicious first; a picture may stand there as a copy and for its label
+) -> pd.DataFrame:                              # Columns `issue_columns`, the most suspicious first; an image may stand there as a copy and for its label
     "Suspicious labels and copies together"
     if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('seen', seen, Evaluation)

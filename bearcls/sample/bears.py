@@ -21,29 +21,29 @@ from .figures import bear_labels, draw_bear, draw_thing, things
 # %% ../../nbs/sample/04_bears.ipynb #7595dffe
 unreadable_faults = {  # No program can show these
     'truncated_jpeg': 'a JPEG whose second half is missing, as after a broken download',
-    'html_page': 'a web page saved under the name of a picture',
+    'html_page': 'a web page saved under the name of an image',
     'empty_file': 'a file without a single byte',
     'bomb_png': 'a PNG of a few bytes whose header claims 60000×60000 pixels',
 }
 awkward_faults = {     # These open, but not in every program, or not as they should
-    'webp_as_jpg': 'a WebP picture under the name of a JPEG',
+    'webp_as_jpg': 'a WebP image under the name of a JPEG',
     'rgba_png': 'a PNG with transparent corners',
     'palette_png': 'a PNG that stores 64 colours and an index for each pixel',
     'cmyk_jpeg': 'a JPEG in the four inks of a printer',
     'exif_rotated': 'a JPEG stored on its side, with the note in EXIF to turn it back',
-    'one_pixel': 'a picture of one pixel, as pages use to count their visitors',
+    'one_pixel': 'an image of one pixel, as pages use to count their visitors',
 }
 
 # %% ../../nbs/sample/04_bears.ipynb #ed2e9ca7
 content_faults = {     # Good files that spoil a training set
     'exact_copy': 'the same bytes again under another name',
-    'rescaled_copy': 'another picture again, smaller',
-    'reencoded_copy': 'another picture again, saved with a low quality',
-    'cropped_copy': 'another picture again, with a little cut off at the edges',
+    'rescaled_copy': 'another image again, smaller',
+    'reencoded_copy': 'another image again, saved with a low quality',
+    'cropped_copy': 'another image again, with a little cut off at the edges',
     'swapped_label': 'a bear filed under the label of another bear',
     'not_a_bear': 'a car, a house, a tree, a cup, a cat or a boat',
-    'too_dark': 'a picture that shows next to nothing but black',
-    'blurred': 'a picture so far out of focus that no edge is left',
+    'too_dark': 'an image that shows next to nothing but black',
+    'blurred': 'an image so far out of focus that no edge is left',
 }
 fault_kinds = {**unreadable_faults, **awkward_faults, **content_faults}  # Every fault by name, with its meaning
 
@@ -75,7 +75,7 @@ def _png(image):
     return out.getvalue()
 
 # %% ../../nbs/sample/04_bears.ipynb #d5d67ffe
-_page = b'<!doctype html>\n<html><head><title>404 Not Found</title></head>\n<body><h1>Not Found</h1><p>This picture has moved.</p></body></html>\n'
+_page = b'<!doctype html>\n<html><head><title>404 Not Found</title></head>\n<body><h1>Not Found</h1><p>This image has moved.</p></body></html>\n'
 
 def _bomb():
     "The first bytes of a PNG that would need 10 GB of memory"
@@ -93,7 +93,7 @@ def _webp(image):
     return out.getvalue()
 
 def _cut_out(image):
-    "The picture on a disc, transparent around it"
+    "The image on a disc, transparent around it"
     alpha = Image.radial_gradient('L').resize(image.size).point(lambda v: 255 if v < 190 else 0)
     image = image.copy()
     image.putalpha(alpha)
@@ -117,7 +117,7 @@ def _blur(image): return image.filter(ImageFilter.GaussianBlur(max(image.size)/2
 
 # %% ../../nbs/sample/04_bears.ipynb #5f26be19
 def spoil(
-    image: Image.Image,           # RGB picture
+    image: Image.Image,           # RGB image
     fault: str,                   # One of `fault_kinds`, or '' for a good file
     rng: np.random.Generator,     # Source of chance
 ) -> bytes:                       # What goes into the file
@@ -140,7 +140,7 @@ class Item:
     label: str           # Folder it is filed under
     number: int          # Its number within the label
     subject: str         # What is drawn: a bear's label, or one of `things`
-    source: int          # Number of the picture that is drawn; another item's in a copy
+    source: int          # Number of the image that is drawn; another item's in a copy
     fault: str = ''      # One of `fault_kinds`, or empty
     suffix: str = '.jpg' # Ending of the name
 
@@ -150,8 +150,8 @@ class Item:
         return f'{self.label}/{self.label}_{self.number:04d}{self.suffix}'
 
     @property
-    def term(self) -> str:  # As if the picture had been searched for
-        "Words that ask for such a picture"
+    def term(self) -> str:  # As if the image had been searched for
+        "Words that ask for such an image"
         return f'{self.label} bear'
 
 # %% ../../nbs/sample/04_bears.ipynb #7e777be4
@@ -186,7 +186,7 @@ def _plant(item, fault, good, rng):
 _subjects = [*bear_labels, *sorted(things)]
 
 def _draw_item(item, side, seed):
-    "The picture of an item before its fault"
+    "The image of an item before its fault"
     own = [seed, _subjects.index(item.subject), bear_labels.index(item.label), item.source]
     if item.subject in things: return draw_thing(item.subject, own, side)
     return draw_bear(item.subject, own, side)
@@ -225,7 +225,7 @@ def _write_faults(dest, items):
 # %% ../../nbs/sample/04_bears.ipynb #8348735b
 _provider = 'bearcls.sample'  # How the manifest calls the painter
 
-def _write_set(dest, items, content, unit='picture'):
+def _write_set(dest, items, content, unit='image'):
     "Write the files of `items`, whose bytes `content` makes, and the manifest"
     rows = [ImageRow(file=o.file, label=o.label, term=o.term, provider=_provider, license='Apache-2.0') for o in items]
     for label in dict.fromkeys(o.label for o in items): (dest/label).mkdir(parents=True, exist_ok=True)
@@ -247,7 +247,7 @@ def _check_whole(name, value, low, high=None):
 def draw_bears(
     dest: str | Path,         # New or empty folder; gets a folder per label, `manifest.csv` and `faults.csv`
     n_per_label: int = 700,   # Files per label, faulty ones included; the default is what training from scratch needs
-    side: int = 256,          # Width and height of a picture, in pixels
+    side: int = 256,          # Width and height of an image, in pixels
     seed: int = 42,           # The same seed draws the same bytes
     faults: bool = True,      # Plant known faults and list them in `faults.csv`?
 ) -> Path:                    # The image folder, `dest`

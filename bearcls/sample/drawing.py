@@ -1,4 +1,4 @@
-"""The brushes and the light with which the sample pictures are made
+"""The brushes and the light with which the sample images are made
 
 Docs: https://bearcls.github.io/bearcls/sample/drawing.html.md"""
 
@@ -118,10 +118,10 @@ def frame(
 _over = 2  # Colour is painted this many times larger, for smooth edges
 
 class Canvas:
-    "A picture in the making: flat colour, and the light that falls on it"
+    "An image in the making: flat colour, and the light that falls on it"
     def __init__(self,
-        side: int,                                 # Width and height of the finished picture, in pixels
-        rng: np.random.Generator,                  # Source of chance for this picture
+        side: int,                                 # Width and height of the finished image, in pixels
+        rng: np.random.Generator,                  # Source of chance for this image
         light: tuple[float, float] = (-.6, -.7),   # Where the light comes from: left of and above the middle
     ):
         self.side, self.size, self.rng = side, side*_over, rng
@@ -131,7 +131,7 @@ class Canvas:
         self.ball, self.in_front = _ball(light), False
 
     def fill(self, points, colour):
-        "Fill an outline, given in pixels of the large picture"
+        "Fill an outline, given in pixels of the large image"
         self.draw.polygon(np.rint(points).astype(int).ravel().tolist(), fill=colour)
 
 # %% ../../nbs/sample/01_drawing.ipynb #a46421b4
@@ -144,7 +144,7 @@ def _ball(light):
 
 def round_off(
     canvas: Canvas,         # Canvas to light
-    points: np.ndarray,     # Outline, in pixels of the large picture
+    points: np.ndarray,     # Outline, in pixels of the large image
     strength: float = 1.0,  # 0 leaves the shape flat, 1 makes a ball of it
 ) -> None:
     "Light a shape as if it were round"
@@ -159,7 +159,7 @@ def round_off(
 # %% ../../nbs/sample/01_drawing.ipynb #a2cca207
 def cast_shadow(
     canvas: Canvas,         # Canvas to darken
-    points: np.ndarray,     # Outline of the shadow, in pixels of the large picture
+    points: np.ndarray,     # Outline of the shadow, in pixels of the large image
     strength: float = .45,  # 0 for none, 1 for black
 ) -> None:
     "A soft shadow"
@@ -178,7 +178,7 @@ def fill_gradient(
     y0: float = 0.0,    # Upper edge, as part of the height
     y1: float = 1.0,    # Lower edge
 ) -> None:
-    "A band across the picture whose colour changes downwards"
+    "A band across the image whose colour changes downwards"
     a, b = round(y0*canvas.size), round(min(y1, 1)*canvas.size)
     t = np.linspace(0, 1, b - a)[:, None, None]
     rows = np.rint(np.array(top) + (np.array(bottom) - np.array(top))*t).astype(np.uint8)
@@ -200,8 +200,8 @@ lights = {  # Strength of red, green and blue in the light
 def finish(
     canvas: Canvas,      # Canvas with everything on it
     light: str = 'day',  # One of `lights`
-) -> Image.Image:        # RGB picture, `side` by `side`
-    "The finished picture"
+) -> Image.Image:        # RGB image, `side` by `side`
+    "The finished image"
     tables = [[min(255, int(v*t)) for v in range(256)] for t in lights[light]]
     tinted = Image.merge('RGB', [canvas.light.point(t) for t in tables])
     return ImageChops.hard_light(canvas.image.reduce(_over), tinted)

@@ -325,7 +325,7 @@ def _toy_lying(pen, c, rng):
 # %% ../../nbs/sample/03_figures.ipynb #3467631e
 @dataclass(frozen=True)
 class _Pose:
-    "How a bear is drawn, how often, and how much of the picture's height it takes"
+    "How a bear is drawn, how often, and how much of the image's height it takes"
     draw: object
     share: float
     low: float
@@ -343,7 +343,7 @@ def _check_one_of(name, value, choices):
     if value is not None and value not in choices: raise ValueError(f'`{name}` must be one of {", ".join(choices)}, got {value!r}')
 
 def _rng(seed, side):
-    "The picture's source of chance"
+    "The image's source of chance"
     if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or not 32 <= side <= 2048:
         raise ValueError(f'`side` must be a whole number between 32 and 2048, got {side!r}')
     try: return np.random.default_rng(seed)
@@ -357,14 +357,14 @@ def _light_for(scene, rng):
 # %% ../../nbs/sample/03_figures.ipynb #ffc33f20
 def draw_bear(
     label: str = 'grizzly',            # One of `bear_labels`
-    seed: int | Sequence[int] = 42,    # The same seed draws the same picture
+    seed: int | Sequence[int] = 42,    # The same seed draws the same image
     side: int = 256,                   # Width and height, in pixels
     pose: str | None = None,           # One of the label's `poses`; chosen by the seed if None
     scene: str | None = None,          # One of `bearcls.sample.scenes.scenes`; chosen by the seed if None
     coat: str | None = None,           # One of `coats`; chosen by the seed among those of the label if None
     light: str | None = None,          # One of `bearcls.sample.drawing.lights`; chosen by the seed if None
-) -> Image.Image:                      # RGB picture
-    "A picture of one bear"
+) -> Image.Image:                      # RGB image
+    "An image of one bear"
     _check_one_of('label', label, bear_labels)
     for name, value, choices in (('pose', pose, poses[label]), ('scene', scene, scenes), ('coat', coat, coats), ('light', light, lights)): _check_one_of(name, value, choices)
     rng, styles = _rng(seed, side), _toy if label == 'teddy' else _wild
@@ -454,11 +454,11 @@ things = tuple(_things)  # What can be drawn that is no bear
 
 def draw_thing(
     thing: str = 'car',              # One of `things`
-    seed: int | Sequence[int] = 42,  # The same seed draws the same picture
+    seed: int | Sequence[int] = 42,  # The same seed draws the same image
     side: int = 256,                 # Width and height, in pixels
     scene: str | None = None,        # One of `bearcls.sample.scenes.scenes`; chosen by the seed if None
-) -> Image.Image:                    # RGB picture
-    "A picture of something that is no bear"
+) -> Image.Image:                    # RGB image
+    "An image of something that is no bear"
     _check_one_of('thing', thing, things)
     _check_one_of('scene', scene, scenes)
     rng = _rng(seed, side)

@@ -177,7 +177,7 @@ def _shelf(canvas, pen, rng):
     pen.shape(_box(0, 0, 1, .05), mix(wood, (30, 20, 10), .15))
 
 def _rug(canvas, pen, rng):
-    "A round rug on floorboards, perhaps a framed picture and a ball"
+    "A round rug on floorboards, perhaps a framed image and a ball"
     u, floor, wall = rng.uniform, rng.uniform(.34, .5), _one_of(_walls, rng)
     fill_gradient(canvas, mix(wall, (120, 100, 90), .12), mix(wall, (255, 255, 255), .1), 0, floor)
     if rng.random() < .5:
@@ -198,11 +198,11 @@ scenes = {  # Painters of the background, by the name of the place
 outdoors = ('forest', 'river', 'snow', 'meadow', 'mountain')  # Places with weather
 
 def start(
-    side: int,                  # Width and height of the finished picture, in pixels
-    rng: np.random.Generator,   # Source of chance for this picture
+    side: int,                  # Width and height of the finished image, in pixels
+    rng: np.random.Generator,   # Source of chance for this image
     scene: str,                 # One of `scenes`
 ) -> tuple[Canvas, LinePen, float]: # Canvas with the place on it, a pen over the whole of it, and how far left the light comes from
-    "A new picture with its background"
+    "A new image with its background"
     left = float(rng.choice([-1, 1])*rng.uniform(.4, .8))
     canvas = Canvas(side, rng, (left, -rng.uniform(.5, .9)))
     pen = LinePen(canvas, frame(0, 0, canvas.size))
@@ -237,7 +237,7 @@ def put_in_front(
     pen: LinePen,    # Pen over the whole canvas
     scene: str,      # The place, which decides what may stand there
 ) -> None:
-    "Grass, a branch, a drift of snow, blocks or a ball before the figure, in two pictures of five"
+    "Grass, a branch, a drift of snow, blocks or a ball before the figure, in two images of five"
     rng = canvas.rng
     if rng.random() > .4: return
     canvas.in_front, first = True, rng.random() < .6
@@ -253,7 +253,7 @@ def add_weather(
     pen: LinePen,    # Pen over the whole canvas
     scene: str,      # The place; rooms have no weather
 ) -> None:
-    "Snowflakes, rain or mist, in three pictures of ten outdoors"
+    "Snowflakes, rain or mist, in three images of ten outdoors"
     rng = canvas.rng
     if scene not in outdoors or rng.random() > .3: return
     n = int(rng.integers(30, 80))

@@ -18,16 +18,16 @@ stranger_kinds = ('thing', 'noise', 'plain', 'stripes', 'blocks', 'text')
 
 def draw_strangers(
     n: int = 60,            # How many; the kinds take turns
-    seed: int = 42,         # The same seed draws the same pictures
+    seed: int = 42,         # The same seed draws the same images
     side: int = 224,        # Width and height, in pixels
     kinds: Sequence[str] = stranger_kinds,  # Some of `stranger_kinds`
-) -> list[tuple[str, Image.Image]]:  # Kind and RGB picture
-    "Pictures without a bear, for measuring whether they are noticed"
+) -> list[tuple[str, Image.Image]]:  # Kind and RGB image
+    "Images without a bear, for measuring whether they are noticed"
     if unknown := [k for k in kinds if k not in stranger_kinds]: raise ValueError(f'`kinds` must be of {", ".join(stranger_kinds)}; got {unknown[0]!r}')
     return [(kind, _stranger(kind, i, np.random.default_rng((seed, i)), side)) for i, kind in ((i, kinds[i % len(kinds)]) for i in range(n))]
 
 def _stranger(kind, i, rng, side):
-    "One picture of a kind"
+    "One image of a kind"
     if kind == 'thing':
         return draw_thing(things[int(rng.integers(len(things)))], seed=int(rng.integers(1 << 30)), side=side)
     if kind == 'noise': return Image.fromarray(rng.integers(0, 256, (n := 2**int(rng.integers(2, 8)), n, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)

@@ -26,9 +26,9 @@ class ServiceMetrics:
         self.requests = client.Counter('bearcls_requests', 'Requests that were answered', ['path', 'status'], **make)
         self.seconds = client.Histogram('bearcls_request_seconds', 'From the first byte of a request to its answer', ['path'],
             buckets=(.005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30), **make)
-        self.pictures = client.Counter('bearcls_pictures', 'Pictures, by what became of them: trusted, not_trusted, failed', ['result'], **make)
+        self.images = client.Counter('bearcls_images', 'Images, by what became of them: trusted, not_trusted, failed', ['result'], **make)
         self.bundles = client.Counter('bearcls_bundles', 'New bundles that were seen: changed, refused', ['result'], **make)
-        self.waiting = client.Gauge('bearcls_waiting_pictures', 'Pictures in the queue', multiprocess_mode='sum', **make)
+        self.waiting = client.Gauge('bearcls_waiting_images', 'Images in the queue', multiprocess_mode='sum', **make)
 
     def text(self) -> bytes:  # In Prometheus' own format
         "Everything that was counted, by all processes"
@@ -134,4 +134,4 @@ def note(self):
     level = 10 if known in ('/healthz', '/readyz', '/metrics') else 20
     service_log.log(level, dict(event='request', request_id=self.name, method=self.scope['method'], path=path[:200],
         status=self.status or 499, seconds=round(seconds, 4), bytes=self.bytes,
-        pictures=self.scope.get('pictures', 0), client=(self.scope.get('client') or ('',))[0]))
+        images=self.scope.get('images', 0), client=(self.scope.get('client') or ('',))[0]))

@@ -19,7 +19,7 @@ def _service_schemas():
         reason=dict(type='string', description='Why it failed, or why a person should look'),
         label=text, probability=share, probabilities=dict(type='object', additionalProperties=share),
         trusted=dict(type='boolean', description='May the label be used without asking a person?'),
-        unlikeness=dict(type=['number', 'null'], description='How unlike the training pictures it is'),
+        unlikeness=dict(type=['number', 'null'], description='How unlike the training images it is'),
         confidence=dict(type=['number', 'null'], minimum=0, maximum=1, description='How probably the label is right, from all that is known of the answer'), model=dict(type='string', description='Which model answered: the first 12 digits of the SHA-256 of its file')))
     problem = dict(type='object', required=['type', 'title', 'status', 'detail'], properties=dict(type=text, title=text, status=dict(type='integer'), detail=text, request_id=text))
     labels = dict(type='object', required=['labels', 'model', 'title'], properties=dict(labels=listed(text), model=text, title=text))
@@ -34,21 +34,21 @@ def _service_schemas():
 # %% ../../nbs/serve/05_openapi.ipynb #5775ad9d
 _service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzly', probability=0.94, probabilities=dict(grizzly=0.94, black=0.05, teddy=0.01),
     trusted=True, reason='', unlikeness=0.12, confidence=0.97, model='3f2a90c1d4e5'),
-    dict(name='notes.jpg', status='failed', reason='the file is no picture of a known format')])
+    dict(name='notes.jpg', status='failed', reason='the file is no image of a known format')])
 
 _service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNYqqUFAAJxAPqULGlbAAAAAElFTkSuQmCC'  # A PNG of one pixel
 
 def _service_docs(ok, *problems, example=None, content=None):
     "The `responses` of an endpoint"
-    told = {401: 'No key, or another one', 408: 'The body came too slowly', 413: 'Too large, or too many pictures', 415: 'A body of another kind',
-        422: 'No picture that can be opened, with the reason', 400: 'Not what its Content-Type says', 500: 'A fault of the service', 503: 'Not now; `Retry-After` says when to ask again', 504: 'No answer in time'}
+    told = {401: 'No key, or another one', 408: 'The body came too slowly', 413: 'Too large, or too many images', 415: 'A body of another kind',
+        422: 'No image that can be opened, with the reason', 400: 'Not what its Content-Type says', 500: 'A fault of the service', 503: 'Not now; `Retry-After` says when to ask again', 504: 'No answer in time'}
     out = {200: dict(description='In order', content=content or {'application/json': dict(schema={'$ref': f'#/components/schemas/{ok}'}, **(dict(example=example) if example else {}))})}
     return out | {n: dict(description=told[n], content={problem_type: dict(schema={'$ref': '#/components/schemas/Problem'})}) for n in problems}
 
 def _service_body():
     "The `requestBody` of /predict"
     binary = dict(schema=dict(type='string', format='binary'))
-    images = dict(schema={'$ref': '#/components/schemas/Images'}, examples=dict(two=dict(summary='Two pictures',
+    images = dict(schema={'$ref': '#/components/schemas/Images'}, examples=dict(two=dict(summary='Two images',
         value=dict(images=[dict(name='bear.png', data=_service_pixel), dict(data=_service_pixel)]))))
     return dict(requestBody=dict(required=True, content={'multipart/form-data': dict(schema={'$ref': '#/components/schemas/Form'}), 'application/json': images,
         'image/jpeg': binary, 'image/png': binary, 'image/webp': binary, 'application/octet-stream': binary}))

@@ -42,8 +42,8 @@ def problem_body(
 # %% ../../nbs/serve/01_problems.ipynb #19b4e0a5
 @dataclass
 class Upload:
-    "One picture of a request"
-    name: str           # As the client called it, or `picture 3`
+    "One image of a request"
+    name: str           # As the client called it, or `image 3`
     content: bytes = b''# The file
     reason: str = ''    # Why there is no content, in words
 
@@ -51,9 +51,9 @@ def upload_name(
     given: Any,     # What the client said
     position: int,  # Counted from 1
 ) -> str:           # Short, on one line
-    "What to call a picture in an answer"
+    "What to call an image in an answer"
     name = ''.join(c for c in str(given or '')[-1000:] if c.isprintable()).strip()
-    return name[-200:] or f'picture {position}'
+    return name[-200:] or f'image {position}'
 
 # %% ../../nbs/serve/01_problems.ipynb #8631e99a
 def _form_uploads(body, boundary, most):
@@ -65,11 +65,11 @@ def _form_uploads(body, boundary, most):
         if part[:2] == b'--':
             ended = True
             break
-        if i > most: raise Problem(413, f'at most {most} pictures are taken at a time')
+        if i > most: raise Problem(413, f'at most {most} images are taken at a time')
         head, gap, content = part[:16_384].partition(b'\r\n\r\n')
         if not gap or head.strip(b' \t')[:2] != b'\r\n': raise Problem(400, f'part {i} of the form has no headers that can be read')
         field, name = _part_names(head)
-        if name is None: raise Problem(422, f'the field `{upload_name(field, i)}` holds no file; send each picture as a file of the form')
+        if name is None: raise Problem(422, f'the field `{upload_name(field, i)}` holds no file; send each image as a file of the form')
         uploads.append(Upload(upload_name(name, i), part[len(head) + 4:]))
     if not ended: raise Problem(400, 'the form ends before its last boundary')
     return uploads
@@ -87,14 +87,14 @@ def _part_names(head):
 
 # %% ../../nbs/serve/01_problems.ipynb #37c1fb1d
 def _json_uploads(body, most):
-    "The pictures of {\"images\": [{\"name\": …, \"data\": base64}]}"
+    "The images of {\"images\": [{\"name\": …, \"data\": base64}]}"
     shape = 'the body should be {"images": [{"name": "bear.jpg", "data": "base64 of the file"}]}'
-    if sum(map(body.count, (b'{', b'[', b',', b':'))) > 250*most + 100: raise Problem(413, f'{shape}, with at most {most} pictures')
+    if sum(map(body.count, (b'{', b'[', b',', b':'))) > 250*most + 100: raise Problem(413, f'{shape}, with at most {most} images')
     def refuse(word): raise ValueError(f'{word} is no number of JSON')
     try: said = json.loads(body.decode('utf-8'), parse_constant=refuse)
     except (ValueError, RecursionError) as e: raise Problem(400, f'the body is no JSON: {str(e)[:120]}') from e
     if not isinstance(said, dict) or set(said) != {'images'} or not isinstance(said['images'], list): raise Problem(422, shape)
-    if len(said['images']) > most: raise Problem(413, f'at most {most} pictures are taken at a time, and `images` holds {len(said["images"])}')
+    if len(said['images']) > most: raise Problem(413, f'at most {most} images are taken at a time, and `images` holds {len(said["images"])}')
     for i, one in enumerate(said['images']):
         if not isinstance(one, dict) or not {'data'} <= set(one) <= {'name', 'data'} or not all(isinstance(v, str) for v in one.values()):
             raise Problem(422, f'`images[{i}]` should hold `data` and perhaps `name`, both texts; {shape}')
@@ -110,9 +110,9 @@ def _from_base64(name, data):
 def read_uploads(
     body: bytes,         # The whole of it
     content_type: str,   # As the header says
-    most: int = 32,      # Pictures that are taken at a time
+    most: int = 32,      # Images that are taken at a time
 ) -> list[Upload]:       # At least one
-    "The pictures of a request; a `Problem` says what is wrong with it"
+    "The images of a request; a `Problem` says what is wrong with it"
     message = Message()
     message['content-type'] = re.sub(r'[\r\n]', ' ', content_type)
     kind = message.get_content_type() if '/' in content_type else ''
@@ -122,10 +122,10 @@ def read_uploads(
         if not isinstance(boundary, str) or not 0 < len(boundary) <= 200: raise Problem(400, 'the Content-Type of a form should name its boundary')
         uploads = _form_uploads(body, boundary.encode('utf-8', 'replace'), most)
     elif kind == 'application/json': uploads = _json_uploads(body, most)
-    elif kind.startswith('image/') or kind == 'application/octet-stream': uploads = [Upload('picture 1', body)]
-    else: raise Problem(415, f'{content_type[:100] or "no Content-Type"} is not taken: send a form with files (multipart/form-data), a picture (image/jpeg, image/png, …), '
+    elif kind.startswith('image/') or kind == 'application/octet-stream': uploads = [Upload('image 1', body)]
+    else: raise Problem(415, f'{content_type[:100] or "no Content-Type"} is not taken: send a form with files (multipart/form-data), an image (image/jpeg, image/png, …), '
         'application/octet-stream, or application/json')
-    if not uploads: raise Problem(422, 'the request holds no picture')
+    if not uploads: raise Problem(422, 'the request holds no image')
     return uploads
 
 # %% ../../nbs/serve/01_problems.ipynb #d78126cd

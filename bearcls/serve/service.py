@@ -28,19 +28,19 @@ from .workers import BundleWatch, Busy, Workers, load_classifier
 @dataclass(frozen=True, repr=False)
 class Settings:
     "What a service allows, and how long it waits"
-    threads: int | None = None       # Pictures answered at the same time in one process; None: one for each core, shared among the processes
+    threads: int | None = None       # Images answered at the same time in one process; None: one for each core, shared among the processes
     providers: str | Sequence[str] = 'cpu'  # Who computes, as for `Classifier`
-    max_waiting: int = 64            # Pictures that may wait in a process; more get 503
-    max_batch: int | None = None     # Waiting pictures that the model sees at a time; None: 1 on the CPU, 32 elsewhere
-    max_pictures: int = 32           # In one request
+    max_waiting: int = 64            # Images that may wait in a process; more get 503
+    max_batch: int | None = None     # Waiting images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
+    max_images: int = 32           # In one request
     max_bytes: int = 32 << 20        # Of one request's body
     max_held: int = 256 << 20        # Of all bodies that a process holds at the same time
-    max_pixels: int = max_pixels     # That one picture may claim
+    max_pixels: int = max_pixels     # That one image may claim
     max_connections: int = 1000      # To one process
     seconds_head: float = 10         # For a request's headers to arrive
     seconds_body: float = 30         # For its body
     seconds_answer: float = 30       # From there to the answer; then 504
-    seconds_stuck: float = 120       # A thread that is longer at one picture hangs, and its process is replaced
+    seconds_stuck: float = 120       # A thread that is longer at one image hangs, and its process is replaced
     seconds_watch: float = 2         # Between two looks at the bundle's folder; 0: never look
     seconds_leaving: float = 1       # Told to stop, it goes on for so long with `/readyz` red, that a load balancer sees it
     api_key: str = field(default='', repr=False)  # Asked for in `Authorization: Bearer …` or `X-API-Key`; empty: open to all
@@ -49,7 +49,7 @@ class Settings:
     title: str = ''                  # Headline of the page; empty: the labels
 
     def __post_init__(self):
-        least = dict(threads=1, max_waiting=1, max_batch=1, max_pictures=1, max_bytes=1, max_held=1, max_pixels=1, max_connections=1, seconds_watch=0, seconds_leaving=0)
+        least = dict(threads=1, max_waiting=1, max_batch=1, max_images=1, max_bytes=1, max_held=1, max_pixels=1, max_connections=1, seconds_watch=0, seconds_leaving=0)
         for name, low in {**least, **dict.fromkeys(('seconds_head', 'seconds_body', 'seconds_answer', 'seconds_stuck'), 0.001)}.items():
             if (value := getattr(self, name)) is not None and value < low: raise ValueError(f'`{name}` must be at least {low}, got {value}')
         if self.api_key and not re.fullmatch('[!-~]+', self.api_key): raise ValueError('`api_key` must be letters, digits and signs of ASCII, without spaces: others do not travel in a header')
@@ -84,7 +84,7 @@ class Service:
         "Load the bundle, start the threads"
         s = self.settings
         classifier = self.given if isinstance(self.given, Classifier) else self._patient_load()
-        self.workers = Workers(classifier, s.threads, max(s.max_waiting, s.max_pictures), s.max_batch)
+        self.workers = Workers(classifier, s.threads, max(s.max_waiting, s.max_images), s.max_batch)
         if classifier is not self.given: self.watch = BundleWatch(self.given, self.workers, self.load)
         threading.Thread(target=self._look_around, name='bearcls_watch', daemon=True).start()
         service_log.info(dict(event='ready', n_labels=len(classifier.labels), model=classifier.bundle.digest[:12], threads=len(self.workers.threads)))
@@ -171,7 +171,7 @@ def result_of(
     row: PredictionRow | None,  # What the workers say; None where there was nothing to ask
     digest: str = '',           # SHA-256 of the model that answered
 ) -> dict[str, Any]:            # Ready for JSON
-    "One picture's part of an answer"
+    "One image's part of an answer"
     if row is None or row.prediction is None: return dict(name=upload.name, status='failed', reason=upload.reason or row.reason)
     p = row.prediction
     return dict(name=upload.name, status='ok', label=p.label, probability=p.probability, probabilities=p.probabilities,
@@ -194,25 +194,25 @@ async def answer_uploads(
         if isinstance(e, BaseException): raise e
     answers = iter(answers)
     results = [result_of(u, *((None,) if u.reason else next(answers))) for u in uploads]
-    for r in results: service.metrics.pictures.labels('failed' if r['status'] == 'failed' else 'trusted' if r['trusted'] else 'not_trusted').inc()
+    for r in results: service.metrics.images.labels('failed' if r['status'] == 'failed' else 'trusted' if r['trusted'] else 'not_trusted').inc()
     return results
 
 async def answer_request(
     service: Service,       # Its bounds and workers
     request: Any,           # Starlette's
-) -> list[dict[str, Any]]:  # One result for each picture, in order
+) -> list[dict[str, Any]]:  # One result for each image, in order
     "Read the body within bounds of bytes and seconds, and answer; a `Problem` says what is wrong"
     import anyio
     s, headers = service.settings, request.headers
-    if headers.get('content-encoding', 'identity').lower() != 'identity': raise Problem(415, 'the body must not be compressed once more; pictures already are')
+    if headers.get('content-encoding', 'identity').lower() != 'identity': raise Problem(415, 'the body must not be compressed once more; images already are')
     with BoundedBody(service.budget, s.max_bytes, headers.get('content-length', '')) as body:
         try:
             with anyio.fail_after(s.seconds_body):
                 async for chunk in request.stream():
                     if chunk: body.add(chunk)
         except TimeoutError as e: raise Problem(408, f'the body took longer than {s.seconds_body:g} seconds') from e
-        uploads = read_uploads(body.whole(), headers.get('content-type', ''), s.max_pictures)
-        request.scope['pictures'] = len(uploads)  # for the log
+        uploads = read_uploads(body.whole(), headers.get('content-type', ''), s.max_images)
+        request.scope['images'] = len(uploads)  # for the log
         results = await answer_uploads(service, uploads)
     if len(results) == 1 and results[0]['status'] == 'failed': raise Problem(422, results[0]['reason'])
     return results
@@ -240,7 +240,7 @@ def make_app(
         yield
         await anyio.to_thread.run_sync(service.stop)
 
-    app = fastapi.FastAPI(title='bearcls', version='1', summary='Labels for pictures, from a bundle', lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = fastapi.FastAPI(title='bearcls', version='1', summary='Labels for images, from a bundle', lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     app.add_middleware(ServiceGate, service=service)
     if settings.origins:
@@ -277,7 +277,7 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
     "What programs ask for"
     key = (401,) if service.settings.api_key else ()
 
-    @app.post('/predict', summary='Classify one or several pictures', openapi_extra=_service_body(),
+    @app.post('/predict', summary='Classify one or several images', openapi_extra=_service_body(),
         responses=_service_docs('Answers', 400, *key, 408, 413, 415, 422, 500, 503, 504, example=_service_answer))
     async def predict(request: Request):
         if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})

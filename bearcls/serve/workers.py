@@ -1,4 +1,4 @@
-"""Threads that answer pictures for many at once: a short queue, a time limit, a new bundle without a pause
+"""Threads that answer images for many at once: a short queue, a time limit, a new bundle without a pause
 
 Docs: https://bearcls.github.io/bearcls/serve/workers.html.md"""
 
@@ -28,8 +28,8 @@ from ..inference.files import BundleError, bundle_names, facts_file
 def load_classifier(
     bundle: str | os.PathLike | Bundle,     # Folder or .zip of a bundle
     providers: str | Sequence[str] = 'cpu', # Who computes, as for `Classifier`
-    max_pixels: int = max_pixels,           # Refuse pictures that claim more pixels
-    seconds: float = 30,                    # A blank picture has to be answered within this time
+    max_pixels: int = max_pixels,           # Refuse images that claim more pixels
+    seconds: float = 30,                    # A blank image has to be answered within this time
 ) -> Classifier:                            # One thread for each answer; it has answered once
     "A classifier for workers; a `BundleError` says why a bundle cannot be used"
     import onnxruntime as ort
@@ -40,7 +40,7 @@ def load_classifier(
     clock.start()
     try: classifier.session.run(None, {'image': np.zeros((1, height, width, 3), np.uint8)}, options)
     except Exception as e:  # ONNX Runtime's errors have no common base
-        why = f'does not answer a blank picture within {seconds:g} seconds' if time.monotonic() - start >= seconds else f'cannot answer a blank picture: {str(e)[:200]}'
+        why = f'does not answer a blank image within {seconds:g} seconds' if time.monotonic() - start >= seconds else f'cannot answer a blank image: {str(e)[:200]}'
         raise BundleError(f'The model of {classifier.bundle.path} {why}') from e
     finally: clock.cancel()
     classifier.run(np.zeros((1, height, width, 3), np.uint8))  # are they answers?
@@ -49,9 +49,9 @@ def load_classifier(
 # %% ../../nbs/serve/02_workers.ipynb #3a40fad6
 def batch_seconds(
     classifier: Classifier,                       # Whose model is asked
-    sizes: Sequence[int] = (1, 2, 4, 8, 16, 32),  # Pictures that it sees at a time
+    sizes: Sequence[int] = (1, 2, 4, 8, 16, 32),  # Images that it sees at a time
     rounds: int = 5,                              # The quickest of these counts
-) -> dict[int, float]:                            # Seconds for each picture, by the pictures at a time
+) -> dict[int, float]:                            # Seconds for each image, by the images at a time
     "What batches bring on this machine"
     expect('classifier', classifier, Classifier)
     width, height = classifier.bundle.size
@@ -66,13 +66,13 @@ def batch_seconds(
 
 def batch_for(
     classifier: Classifier,  # Whose provider decides
-) -> int:                    # Pictures that the model should see at a time
+) -> int:                    # Images that the model should see at a time
     "1 on the CPU; 32 where a device wants many at a time"
     return 1 if classifier.providers == ['CPUExecutionProvider'] else 32
 
 # %% ../../nbs/serve/02_workers.ipynb #ab8741c8
 class Busy(BearclsError, RuntimeError):
-    "More pictures are waiting than can be answered in time"
+    "More images are waiting than can be answered in time"
     def __init__(self,
         message: str,       # Sentence for the user
         seconds: int = 1,   # When it is worth asking again
@@ -82,20 +82,20 @@ class Busy(BearclsError, RuntimeError):
 
 @dataclass
 class WorkerJob:
-    "A picture that waits for its answer"
+    "An image that waits for its answer"
     name: str       # What its row will call it
     content: bytes  # The file
     until: float    # On the clock `time.monotonic`: afterwards nobody wants the answer
     future: Future = field(default_factory=Future)  # Will hold the `PredictionRow`, and the digest of the model that gave it
 
 class Workers:
-    "Threads that answer pictures"
+    "Threads that answer images"
     def __init__(self,
         classifier: Classifier,         # From `load_classifier`: one thread for each answer. `use` exchanges it
         n_workers: int | None = None,   # Threads; None: one for each core
-        max_waiting: int = 64,          # Pictures that may wait; more are refused
-        max_batch: int | None = None,   # Waiting pictures that the model may see at a time; None: what `batch_for` says
-        large: int = 24_000_000,        # Pictures that claim more pixels than this are opened one at a time
+        max_waiting: int = 64,          # Images that may wait; more are refused
+        max_batch: int | None = None,   # Waiting images that the model may see at a time; None: what `batch_for` says
+        large: int = 24_000_000,        # Images that claim more pixels than this are opened one at a time
     ):
         for name, value in dict(n_workers=n_workers, max_waiting=max_waiting, max_batch=max_batch, large=large).items():
             if value is not None and value < 1: raise ValueError(f'`{name}` must be at least 1, got {value}')
@@ -113,17 +113,17 @@ class Workers:
 # %% ../../nbs/serve/02_workers.ipynb #b3c14e3b
 @patch_to(Workers)
 def ask(self,
-    pictures: Sequence[tuple[str, bytes]],  # Name and content of each
+    images: Sequence[tuple[str, bytes]],  # Name and content of each
     seconds: float = 30,                    # An answer after this time is of no use
 ) -> list[Future]:                          # One for each, which will hold its `PredictionRow` and the SHA-256 of the model that gave it
-    "Put pictures into the queue, all of them or none; `Busy` if there is no room or no time"
-    jobs = [WorkerJob(name, content, time.monotonic() + seconds) for name, content in pictures]
+    "Put images into the queue, all of them or none; `Busy` if there is no room or no time"
+    jobs = [WorkerJob(name, content, time.monotonic() + seconds) for name, content in images]
     with self.changed:
-        if self.closed: raise Busy('no more pictures are taken, the end has come', 5)
+        if self.closed: raise Busy('no more images are taken, the end has come', 5)
         wait = self.mean*(self.waiting + len(self.begun))/len(self.threads)
         if self.waiting + len(jobs) > self.max_waiting:
-            raise Busy(f'{self.waiting} pictures are waiting already, and at most {self.max_waiting} may: there is no room for {len(jobs)} more', max(1, math.ceil(wait)))
-        if wait > seconds: raise Busy(f'{self.waiting} pictures are waiting, which will take longer than {seconds:g} seconds', math.ceil(wait - seconds))
+            raise Busy(f'{self.waiting} images are waiting already, and at most {self.max_waiting} may: there is no room for {len(jobs)} more', max(1, math.ceil(wait)))
+        if wait > seconds: raise Busy(f'{self.waiting} images are waiting, which will take longer than {seconds:g} seconds', math.ceil(wait - seconds))
         self.jobs.extend(jobs)
         self.changed.notify(len(jobs))
     return [job.future for job in jobs]
@@ -145,8 +145,8 @@ def forget(self,
 # %% ../../nbs/serve/02_workers.ipynb #8dd3901e
 def claimed_pixels(
     content: bytes,  # A file
-) -> int:            # Width times height; 0 if it is no picture
-    "How many pixels a picture says that it has"
+) -> int:            # Width times height; 0 if it is no image
+    "How many pixels an image says that it has"
     try:
         if costly_build(content): return 0
         with _open(content, pixels=False) as image: return image.width*image.height
@@ -154,7 +154,7 @@ def claimed_pixels(
 
 @patch_to(Workers)
 def _take(self):
-    "The next pictures, or None at the end; and whether they are from the lane of large ones"
+    "The next images, or None at the end; and whether they are from the lane of large ones"
     with self.changed:
         while True:
             large = bool(self.large_jobs) and not self.large_begun
@@ -167,7 +167,7 @@ def _take(self):
 
 @patch_to(Workers)
 def _work(self):
-    "Take one picture after another until told to stop"
+    "Take one image after another until told to stop"
     while (taken := self._take())[0] is not None:
         jobs, large = taken
         me, start, n = threading.get_ident(), time.monotonic(), len(jobs)

@@ -1,7 +1,7 @@
-/* Pictures in, answers out: the page of the notebook application, of the HTTP service and of the folder that needs no server.
+/* Images in, answers out: the page of the notebook application, of the HTTP service and of the folder that needs no server.
 
-   `mount` draws it. Who answers is not known here: `ask` is given a picture and promises an answer. Every picture has a card of
-   its own, and an answer is written into the card of its picture or nowhere; choosing new pictures takes the old cards away at once.
+   `mount` draws it. Who answers is not known here: `ask` is given an image and promises an answer. Every image has a card of
+   its own, and an answer is written into the card of its image or nowhere; choosing new images takes the old cards away at once.
    `shrink` makes a photograph small before it travels. Words go into the page as text, never as HTML: names come from strangers. */
 
 /* An element with attributes, listeners (`onclick`) and children; `null` children are left out */
@@ -26,7 +26,7 @@ function icon(path) {
 }
 
 const icons = {
-  pictures: 'M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5h.01',
+  images: 'M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5h.01',
   camera: 'M4 8h4l1.5-2.5h5L16 8h4v11H4zM12 16.5a3.2 3.2 0 1 0 0-6.4 3.2 3.2 0 0 0 0 6.4z',
   up: 'M7 11v9H4v-9zM7 11l4-8c1.6 0 2.4 1 2.2 2.6L12.7 9H18a2 2 0 0 1 2 2.3l-1.2 7A2 2 0 0 1 16.8 20H7',
   down: 'M17 13V4h3v9zM17 13l-4 8c-1.6 0-2.4-1-2.2-2.6l.5-3.4H6a2 2 0 0 1-2-2.3l1.2-7A2 2 0 0 1 7.2 4H17',
@@ -35,7 +35,7 @@ const icons = {
 const percent = (p) => (p > 0.995 && p < 1 ? '>99%' : p > 0 && p < 0.005 ? '<1%' : `${Math.round(100 * p)}%`);
 const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0).replace('.0', '')} MB`);
 
-/* ---------------------------------------------------------------- making pictures small */
+/* ---------------------------------------------------------------- making images small */
 
 /* What is tried in turn until the bytes fit: longest side in pixels, and JPEG's quality. A model sees a few hundred pixels,
    so pixels are given up before the quality falls to where blocks would show */
@@ -43,7 +43,7 @@ const steps = [[1600, 0.88], [1600, 0.8], [1280, 0.85], [1280, 0.75], [1024, 0.8
 const webpHead = /^RIFF[^]{4}WEBP/;
 const readEverywhere = /^(\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF[^]{4}WEBP)/; // Formats that every answering side can open
 
-/* A picture drawn upright on white, `side` pixels at its longest; long narrow ones keep 256 pixels across, or `least` where that made them longer than 8192 */
+/* An image drawn upright on white, `side` pixels at its longest; long narrow ones keep 256 pixels across, or `least` where that made them longer than 8192 */
 function draw(source, side, least = 64) {
   const [long, short] = [Math.max(source.width, source.height), Math.min(source.width, source.height)];
   const scale = Math.min(1, Math.max(side / long, Math.min(Math.min(256, side) / short, Math.max(8192 / long, Math.min(least, short) / short))));
@@ -58,7 +58,7 @@ function draw(source, side, least = 64) {
 
 const encode = (canvas, quality) => new Promise((done) => canvas.toBlob(done, 'image/jpeg', quality));
 
-/* The picture in a file, upright and with the numbers that stand in it (Python ignores colour profiles, too); null if this browser cannot open it */
+/* The image in a file, upright and with the numbers that stand in it (Python ignores colour profiles, too); null if this browser cannot open it */
 async function decode(file, head) {
   let turn = 1;
   if (webpHead.test(head)) {
@@ -67,7 +67,7 @@ async function decode(file, head) {
     if (turn > 1) file = new Blob([bytes], { type: 'image/webp' });
   }
   for (const options of [{ imageOrientation: 'from-image', colorSpaceConversion: 'none' }, {}]) {
-    try { return turned(await createImageBitmap(file, options), turn); } catch { /* an older browser knows fewer options, or it is no picture */ }
+    try { return turned(await createImageBitmap(file, options), turn); } catch { /* an older browser knows fewer options, or it is no image */ }
   }
   return null;
 }
@@ -81,7 +81,7 @@ export function webpTurn(bytes) {
   return 1;
 }
 
-/* How an EXIF record wants a picture turned; in `bytes` it is set to 1. Damaged ones say nothing */
+/* How an EXIF record wants an image turned; in `bytes` it is set to 1. Damaged ones say nothing */
 export function reduceTurn(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   try {
@@ -97,19 +97,19 @@ export function reduceTurn(bytes) {
   return 1;
 }
 
-/* What moves a picture of `w` by `h` pixels to where turns 2 to 8 want it */
+/* What moves an image of `w` by `h` pixels to where turns 2 to 8 want it */
 const turns = [(w) => [-1, 0, 0, 1, w, 0], (w, h) => [-1, 0, 0, -1, w, h], (w, h) => [1, 0, 0, -1, 0, h], () => [0, 1, 1, 0, 0, 0],
   (w, h) => [0, 1, -1, 0, h, 0], (w, h) => [0, -1, -1, 0, h, w], (w) => [0, -1, 1, 0, 0, w]];
 
-/* A picture turned as EXIF wants, on white; null if it is too large for a canvas of this browser, which then holds nothing at all */
-export function turned(picture, turn) {
-  if (turn === 1) return picture;
-  const { width, height } = picture, canvas = make('canvas', turn > 4 ? { width: height, height: width } : { width, height }), context = canvas.getContext('2d', { willReadFrequently: true });
+/* An image turned as EXIF wants, on white; null if it is too large for a canvas of this browser, which then holds nothing at all */
+export function turned(image, turn) {
+  if (turn === 1) return image;
+  const { width, height } = image, canvas = make('canvas', turn > 4 ? { width: height, height: width } : { width, height }), context = canvas.getContext('2d', { willReadFrequently: true });
   context.fillStyle = 'white';
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.setTransform(...turns[turn - 2](width, height));
-  context.drawImage(picture, 0, 0);
-  picture.close?.();
+  context.drawImage(image, 0, 0);
+  image.close?.();
   return context.getImageData(canvas.width - 1, canvas.height - 1, 1, 1).data[3] ? canvas : null;
 }
 
@@ -117,29 +117,29 @@ export function turned(picture, turn) {
    Gives {blob, width, height, shrunk, preview}; width and height are 0 and preview (a canvas) is null if it could not be opened.
    An Error's message is the sentence to show. */
 export async function shrink(file, { maxBytes = 200_000, rawBytes = 8_000_000 } = {}) {
-  const name = file.name || 'The picture';
+  const name = file.name || 'The image';
   let head;
   try { head = String.fromCharCode(...new Uint8Array(await file.slice(0, 16).arrayBuffer())); }
   catch { throw new Error(`${name} cannot be read: it is a folder, or it has been moved or changed. Please choose it again.`); }
-  if (!file.size) throw new Error(`${name} cannot be looked at: the file holds no bytes. Please choose another picture.`);
-  const picture = await decode(file, head);
-  if (!picture) {
+  if (!file.size) throw new Error(`${name} cannot be looked at: the file holds no bytes. Please choose another image.`);
+  const image = await decode(file, head);
+  if (!image) {
     if (file.size <= rawBytes) return { blob: file, width: 0, height: 0, shrunk: false, preview: null };
-    if (!rawBytes) throw new Error(`${name} cannot be looked at: this browser cannot open it as a picture. Please choose another picture.`);
+    if (!rawBytes) throw new Error(`${name} cannot be looked at: this browser cannot open it as an image. Please choose another image.`);
     throw new Error(`${name} cannot be opened by this browser, and its ${size(file.size)} are too much to send as they are (up to ${size(rawBytes)}).`
-      + ' It may be broken, or of a rare format: please save it as JPEG, or choose another picture.');
+      + ' It may be broken, or of a rare format: please save it as JPEG, or choose another image.');
   }
-  const { width, height } = picture;
+  const { width, height } = image;
   try {
-    if (file.size <= maxBytes && (maxBytes === Infinity || readEverywhere.test(head))) return { blob: file, width, height, shrunk: false, preview: draw(picture, 480, 1) };
-    let canvas = draw(picture, steps[0][0]);
+    if (file.size <= maxBytes && (maxBytes === Infinity || readEverywhere.test(head))) return { blob: file, width, height, shrunk: false, preview: draw(image, 480, 1) };
+    let canvas = draw(image, steps[0][0]);
     const preview = draw(canvas, 480, 1);
     for (const [side, quality] of steps) {
       if (Math.max(canvas.width, canvas.height) > side) canvas = draw(canvas, side);
       const blob = await encode(canvas, quality);
       if (blob && blob.size <= maxBytes) return { blob, width, height, shrunk: true, preview };
     }
-  } finally { picture.close?.(); }
+  } finally { image.close?.(); }
   throw new Error(`${name} cannot be made small enough to be sent (up to ${size(maxBytes)}).`);
 }
 
@@ -173,12 +173,12 @@ function followTheme(element) {
 
 /* ---------------------------------------------------------------- the page */
 
-const atOnce = 60; // Pictures that may be chosen together
+const atOnce = 60; // Images that may be chosen together
 const shownLabels = 8; // Bars before "show all"
 
-/* Draw it into `root`. `ask(item)` promises {label, probability, probabilities, trusted, reason, unlikeness}, and may add `picture`, a data: address,
+/* Draw it into `root`. `ask(item)` promises {label, probability, probabilities, trusted, reason, unlikeness}, and may add `image`, a data: address,
    for what the browser could not open; an Error's message is shown. An item is {id, name, file, blob, width, height, shrunk, signal}: `signal` aborts when
-   its card is taken away. `open(item)`, where the page itself looks at pictures, stands in for making them small: it promises {width, height, preview}.
+   its card is taken away. `open(item)`, where the page itself looks at images, stands in for making them small: it promises {width, height, preview}.
    `tell(item, answer, {right, label})` keeps what a visitor thinks of the answer. Returns {choose(files), destroy(), button} */
 export function mount(root, options) { return new Page(root, options); }
 
@@ -186,8 +186,8 @@ class Page {
   constructor(root, { title = '', labels = [], ask, tell = null, shrink: small = true, maxBytes = 200_000, rawBytes = 8_000_000, note = '', heading = 'h2', open = null }) {
     Object.assign(this, { root, title, labels, ask, tell, small, maxBytes, rawBytes, open });
     this.ending = new AbortController(); // Ends all listeners
-    this.round = new AbortController(); // Ends the work on the pictures that are shown
-    this.key = Math.random().toString(36).slice(2, 10); // Pages that share a server have different names for their pictures
+    this.round = new AbortController(); // Ends the work on the images that are shown
+    this.key = Math.random().toString(36).slice(2, 10); // Pages that share a server have different names for their images
     this.count = 0;
     this.cardHeading = `h${Number(heading[1]) + 1}`; // One level below the page's own
     this.build(note, heading);
@@ -210,10 +210,10 @@ class Page {
     });
     this.files = input({ multiple: true });
     this.snapshot = input({ capture: 'environment' });
-    this.button = make('button', { type: 'button', class: 'bq-button bq-main', onclick: () => this.files.click() }, icon(icons.pictures), 'Choose pictures');
-    this.take = make('button', { type: 'button', class: 'bq-button', hidden: true, onclick: () => this.openCamera() }, icon(icons.camera), 'Take a picture');
+    this.button = make('button', { type: 'button', class: 'bq-button bq-main', onclick: () => this.files.click() }, icon(icons.images), 'Choose images');
+    this.take = make('button', { type: 'button', class: 'bq-button', hidden: true, onclick: () => this.openCamera() }, icon(icons.camera), 'Take a photo');
     const key = /Mac|iP(hone|ad|od)/.test(navigator.platform) ? '⌘V' : 'Ctrl+V';
-    this.drop = make('div', { class: 'bq-drop', role: 'group', 'aria-label': 'Choose pictures' }, make('div', { class: 'bq-actions' }, this.button, this.take),
+    this.drop = make('div', { class: 'bq-drop', role: 'group', 'aria-label': 'Choose images' }, make('div', { class: 'bq-actions' }, this.button, this.take),
       make('p', { class: 'bq-hint' }, `or drop them here, or paste with ${key}`), this.files, this.snapshot);
     this.status = make('p', { class: 'bq-status', role: 'status', 'aria-live': 'polite' });
     this.cards = make('div', { class: 'bq-cards', role: 'region', 'aria-label': 'Answers' });
@@ -238,7 +238,7 @@ class Page {
       event.preventDefault();
       event.stopPropagation();
       this.drop.classList.remove('bq-over');
-      this.choose([...event.dataTransfer.files], 'What was dropped is not a file. Please save the picture first, and choose it here.');
+      this.choose([...event.dataTransfer.files], 'What was dropped is not a file. Please save the image first, and choose it here.');
     });
     // Letters and arrows are meant for what has the focus here; with Ctrl or ⌘ they are for the notebook around it
     on(this.root, 'focusin keydown keyup', (event) => event.target.toggleAttribute('data-lm-suppress-shortcuts', !event.ctrlKey && !event.metaKey));
@@ -253,12 +253,12 @@ class Page {
     this.status.classList.toggle('bq-quiet', quiet);
   }
 
-  /* Pasting means this page where it has the focus, or where nothing has it and there is no other place for pictures */
+  /* Pasting means this page where it has the focus, or where nothing has it and there is no other place for images */
   pasted(event) {
     const alone = event.target === document.body && document.querySelectorAll('.bearcls-classify').length === 1;
     if (!this.root.contains(event.target) && !alone) return;
     event.preventDefault();
-    this.choose([...(event.clipboardData?.files ?? [])], 'There is no picture in the clipboard.');
+    this.choose([...(event.clipboardData?.files ?? [])], 'There is no image in the clipboard.');
   }
 
   /* The system's own camera on phones; elsewhere a window, if there is a camera and the page may ask for it */
@@ -279,21 +279,21 @@ class Page {
     if (files.length) this.choose(files);
   }
 
-  /* New pictures: whatever was shown or on its way belongs to the past, from now on */
-  choose(files, otherwise = 'There is no picture among what was chosen.') {
+  /* New images: whatever was shown or on its way belongs to the past, from now on */
+  choose(files, otherwise = 'There is no image among what was chosen.') {
     this.round.abort();
     this.round = new AbortController();
     const { signal } = this.round;
-    const cards = files.slice(0, atOnce).map((file) => new Card(this, { id: `${this.key}-${++this.count}`, name: file.name || 'picture', file, signal }));
+    const cards = files.slice(0, atOnce).map((file) => new Card(this, { id: `${this.key}-${++this.count}`, name: file.name || 'image', file, signal }));
     this.cards.replaceChildren(...cards.map((card) => card.element));
     this.cards.classList.toggle('bq-one', cards.length === 1);
     if (!cards.length) return this.say(otherwise);
-    if (files.length > atOnce) this.say(`${files.length} pictures were chosen; these are the first ${atOnce}.`);
-    else this.say(`Looking at ${cards.length > 1 ? `${cards.length} pictures` : cards[0].item.name} …`);
+    if (files.length > atOnce) this.say(`${files.length} images were chosen; these are the first ${atOnce}.`);
+    else this.say(`Looking at ${cards.length > 1 ? `${cards.length} images` : cards[0].item.name} …`);
     return this.work(cards, signal);
   }
 
-  /* Pictures are made small one after another, since a photograph takes 50 MB while it is open; meanwhile up to four wait for their answers */
+  /* Images are made small one after another, since a photograph takes 50 MB while it is open; meanwhile up to four wait for their answers */
   async work(cards, signal) {
     const queue = [...cards];
     let turn = Promise.resolve();
@@ -313,27 +313,27 @@ class Page {
     await Promise.all([hand(), hand(), hand(), hand()]);
   }
 
-  /* One picture: its answer is read out. Several: how many are done, and at the end that all are */
+  /* One image: its answer is read out. Several: how many are done, and at the end that all are */
   report(cards, card) {
     const done = cards.filter((c) => c.words).length;
     if (cards.length === 1) this.say(card.words, true);
-    else this.say(done < cards.length ? `${done} of ${cards.length} pictures are done …` : `All ${cards.length} pictures are done.`);
+    else this.say(done < cards.length ? `${done} of ${cards.length} images are done …` : `All ${cards.length} images are done.`);
   }
 }
 
-/* ---------------------------------------------------------------- one picture and its answer */
+/* ---------------------------------------------------------------- one image and its answer */
 
 class Card {
   constructor(page, item) {
     Object.assign(this, { page, item, words: '' });
-    this.picture = make('div', { class: 'bq-picture' });
+    this.image = make('div', { class: 'bq-image' });
     this.body = make('div', { class: 'bq-body' }, make('p', { class: 'bq-wait' }, make('span', { class: 'bq-spin', 'aria-hidden': 'true' }), 'Looking …'));
     this.name = make(page.cardHeading, { class: 'bq-name', id: `bq-${item.id}`, title: item.name }, item.name);
     this.element = make('article', { class: 'bq-card', 'aria-labelledby': `bq-${item.id}`, 'aria-busy': 'true', 'data-state': 'waiting', 'data-name': item.name },
-      this.picture, make('div', { class: 'bq-side' }, this.name, this.body));
+      this.image, make('div', { class: 'bq-side' }, this.name, this.body));
   }
 
-  /* The picture is shown, and what will be sent is ready */
+  /* The image is shown, and what will be sent is ready */
   async prepare() {
     const { maxBytes, rawBytes, small, open } = this.page;
     const made = await (open ? open(this.item) : shrink(this.item.file, { maxBytes: small ? maxBytes : Infinity, rawBytes }));
@@ -345,7 +345,7 @@ class Card {
     element.classList.add('bq-preview');
     element.setAttribute('role', 'img');
     element.setAttribute('aria-label', this.item.name);
-    this.picture.replaceChildren(element);
+    this.image.replaceChildren(element);
   }
 
   finish(state, words, ...children) {
@@ -358,7 +358,7 @@ class Card {
   failed(sentence) { this.finish('problem', sentence, make('p', { class: 'bq-problem' }, sentence)); }
 
   answered(answer) {
-    if (!this.item.width && answer.picture?.startsWith('data:image/')) this.show(make('img', { src: answer.picture, alt: this.item.name }));
+    if (!this.item.width && answer.image?.startsWith('data:image/')) this.show(make('img', { src: answer.image, alt: this.item.name }));
     const sure = percent(answer.probability);
     const head = answer.trusted ? make('p', { class: 'bq-head' }, make('strong', {}, answer.label), ' ', make('span', { class: 'bq-sure' }, sure))
       : make('p', { class: 'bq-head' }, make('strong', {}, 'None of these? Ask a person'));
@@ -414,9 +414,9 @@ function bars(probabilities) {
 /* ---------------------------------------------------------------- the camera, in a window */
 
 const refusals = {
-  NotAllowedError: 'The camera may not be used here. Allow it in the browser, or choose a picture.',
-  NotFoundError: 'There is no camera. Please choose a picture.',
-  NotReadableError: 'The camera is in use by another program. Close that, or choose a picture.',
+  NotAllowedError: 'The camera may not be used here. Allow it in the browser, or choose an image.',
+  NotFoundError: 'There is no camera. Please choose an image.',
+  NotReadableError: 'The camera is in use by another program. Close that, or choose an image.',
 };
 
 class Camera {
@@ -424,27 +424,27 @@ class Camera {
     Object.assign(this, { taken, say });
     this.video = make('video', { autoplay: true, playsinline: true, class: 'bq-video', 'aria-label': 'What the camera sees' });
     this.video.muted = true;
-    this.shoot = make('button', { type: 'button', class: 'bq-button bq-main', onclick: () => this.shot() }, icon(icons.camera), 'Take the picture');
+    this.shoot = make('button', { type: 'button', class: 'bq-button bq-main', onclick: () => this.shot() }, icon(icons.camera), 'Take the photo');
     const cancel = make('button', { type: 'button', class: 'bq-button', onclick: () => this.dialog.close() }, 'Cancel');
     this.dialog = make('dialog', { class: 'bq-dialog', 'aria-label': 'Camera', onclose: () => this.close() }, this.video, make('div', { class: 'bq-actions' }, this.shoot, cancel));
   }
 
   async open(button) {
     this.opener = button;
-    button.disabled = true; // Until it is known whether there will be pictures
+    button.disabled = true; // Until it is known whether there will be images
     try {
       const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment', width: { ideal: 1920 }, height: { ideal: 1080 } }, audio: false });
       if (!this.dialog.isConnected) return stream.getTracks().forEach((track) => track.stop());
       this.video.srcObject = stream;
       this.dialog.showModal();
       this.shoot.focus();
-    } catch (error) { this.say(refusals[error?.name] ?? 'The camera cannot be used. Please choose a picture.'); }
+    } catch (error) { this.say(refusals[error?.name] ?? 'The camera cannot be used. Please choose an image.'); }
     finally { button.disabled = false; }
   }
 
   async shot() {
     const { videoWidth: width, videoHeight: height } = this.video;
-    if (!width) return; // The first picture has not come yet
+    if (!width) return; // The first image has not come yet
     const canvas = make('canvas', { width, height });
     canvas.getContext('2d').drawImage(this.video, 0, 0);
     this.dialog.close();
@@ -462,7 +462,7 @@ class Camera {
 
 /* ---------------------------------------------------------------- in a notebook: a widget whose answers come from the kernel */
 
-const patience = 30_000; // Milliseconds in which the kernel says nothing at all before a picture is given up
+const patience = 30_000; // Milliseconds in which the kernel says nothing at all before an image is given up
 const slowest = 50; // Bytes per millisecond on the slowest way to the server that is waited for
 const lost = () => `No answer has come: the connection to the server is lost, or it is busy. Please ${document.body.dataset.voila ? 'reload the page' : 'run the cell again'}.`;
 

@@ -1,6 +1,6 @@
 /* The cleaner in the browser. It shows what Python sends and sends what the user asks; every decision is taken in Python.
 
-   One `Store` holds what has arrived for a widget: pages, pictures and marks, so that what was seen once is shown again at
+   One `Store` holds what has arrived for a widget: pages, images and marks, so that what was seen once is shown again at
    once. Each place that shows the widget has a `Board`, which draws the store and listens to mouse and keyboard.
    Messages are named in bearcls/clean/widget.py. Text goes into the page as text, never as HTML: file names come from strangers. */
 
@@ -30,7 +30,7 @@ class Store {
     this.boards = new Set();
     this.items = new Map(); // file -> item, with its mark
     this.pages = new Map(); // query -> page, as long as it is still true
-    this.pictures = new Map(); // file -> address of its thumbnail
+    this.images = new Map(); // file -> address of its thumbnail
     this.asked = new Set(); // files whose thumbnail is on its way
     this.waiting = new Map(); // number of a request -> since when, and the timer that gives up hope
     this.count = 0;
@@ -60,16 +60,16 @@ class Store {
     return [...this.waiting.values()].some(({ since }) => Date.now() - since > patience);
   }
 
-  /* An answer has any of: id, page, state, marks, pictures (with buffers), plan, large, said, refused, forget */
+  /* An answer has any of: id, page, state, marks, images (with buffers), plan, large, said, refused, forget */
   take(answer, buffers = []) {
     clearTimeout(this.waiting.get(answer.id)?.timer);
     this.waiting.delete(answer.id);
     if (answer.forget) this.forget();
-    if (answer.refused) this.asked.clear(); // Among them may be the pictures that were refused
+    if (answer.refused) this.asked.clear(); // Among them may be the images that were refused
     if (answer.state) this.takeState(answer.state);
     if (answer.page) this.takePage(answer.page);
     for (const [file, mark] of Object.entries(answer.marks ?? {})) this.setMark(file, mark);
-    (answer.pictures ?? []).forEach((file, k) => this.takePicture(file, buffers[k]));
+    (answer.images ?? []).forEach((file, k) => this.takeImage(file, buffers[k]));
     if (answer.said !== undefined || answer.refused) this.said = answer.refused || answer.said;
     this.renew(answer.forget);
     this.tell(answer, buffers);
@@ -101,26 +101,26 @@ class Store {
   turnTo(page) {
     this.query = page.query;
     this.page = page;
-    const missing = page.files.filter((file) => !this.pictures.has(file) && !this.asked.has(file));
-    // After the pictures that came with this very answer were taken
-    queueMicrotask(() => this.askPictures(missing.filter((file) => !this.pictures.has(file))));
+    const missing = page.files.filter((file) => !this.images.has(file) && !this.asked.has(file));
+    // After the images that came with this very answer were taken
+    queueMicrotask(() => this.askImages(missing.filter((file) => !this.images.has(file))));
   }
 
-  askPictures(files) {
+  askImages(files) {
     if (!files.length) return;
     files.forEach((file) => this.asked.add(file));
-    this.send({ do: 'pictures', files });
+    this.send({ do: 'images', files });
   }
 
-  takePicture(file, bytes) {
+  takeImage(file, bytes) {
     this.asked.delete(file);
-    if (bytes && !this.pictures.has(file)) this.pictures.set(file, URL.createObjectURL(new Blob([bytes])));
+    if (bytes && !this.images.has(file)) this.images.set(file, URL.createObjectURL(new Blob([bytes])));
   }
 
-  /* Files were moved: the same name may now be another picture */
+  /* Files were moved: the same name may now be another image */
   forget() {
-    for (const url of this.pictures.values()) URL.revokeObjectURL(url);
-    this.pictures.clear();
+    for (const url of this.images.values()) URL.revokeObjectURL(url);
+    this.images.clear();
     this.asked.clear();
     this.pages.clear();
   }
@@ -193,7 +193,7 @@ function followTheme(element) {
 /* ---------------------------------------------------------------- one place that shows it */
 
 const help = [
-  ['Arrow keys, Home, End', 'move from picture to picture'],
+  ['Arrow keys, Home, End', 'move from image to image'],
   ['Page Up, Page Down', 'previous and next page'],
   ['D', 'delete; once more takes the mark off'],
   ['K', 'keep; once more takes the mark off'],
@@ -212,7 +212,7 @@ class Board {
     this.store = store;
     this.cards = new Map(); // file -> its element
     this.selected = new Set();
-    this.current = 0; // Index of the picture that has the focus, or will have it
+    this.current = 0; // Index of the image that has the focus, or will have it
     this.anchor = 0; // Where a selection with Shift begins
     this.build();
     host.append(this.root);
@@ -230,7 +230,7 @@ class Board {
   get files() { return this.store.page?.files ?? []; }
   get file() { return this.files[this.current]; }
   get isLarge() { return this.dialog.open && this.dialog.dataset.kind === 'large'; }
-  /* Is there a picture under the user's hand, which must not be exchanged now? */
+  /* Is there an image under the user's hand, which must not be exchanged now? */
   get isBusy() { return this.dialog.open || this.selected.size > 0 || this.grid.contains(document.activeElement); }
   get targets() { return this.isLarge ? [this.large] : this.selected.size ? this.files.filter((f) => this.selected.has(f)) : this.file ? [this.file] : []; }
 
@@ -238,7 +238,7 @@ class Board {
 
   build() {
     const button = (words, onclick, kind = '') => make('button', { type: 'button', class: `bc-button ${kind}`, onclick: (event) => { if (event.currentTarget.ariaDisabled !== 'true') onclick(); } }, words);
-    this.filters = make('div', { class: 'bc-filters', role: 'group', 'aria-label': 'Which pictures to show' });
+    this.filters = make('div', { class: 'bc-filters', role: 'group', 'aria-label': 'Which images to show' });
     this.chosen = make('span', { class: 'bc-chosen' });
     this.keep = button('Keep', () => this.act('keep'));
     this.delete = button('Delete', () => this.act('delete'));
@@ -249,7 +249,7 @@ class Board {
     const ask = make('button', { type: 'button', class: 'bc-button', 'aria-label': 'Keyboard help', onclick: () => this.showHelp() }, '?');
     this.status = make('div', { class: 'bc-status', role: 'status', 'aria-live': 'polite' });
     this.trouble = make('div', { class: 'bc-trouble', role: 'alert' });
-    this.grid = make('div', { class: 'bc-grid', role: 'grid', 'aria-label': 'Pictures', 'aria-multiselectable': 'true' });
+    this.grid = make('div', { class: 'bc-grid', role: 'grid', 'aria-label': 'Images', 'aria-multiselectable': 'true' });
     this.previous = button('Previous', () => this.turn(-1));
     this.where = make('span');
     this.next = button('Next', () => this.turn(1));
@@ -261,7 +261,7 @@ class Board {
       onfocusout: (event) => { if (!this.root.contains(event.relatedTarget)) this.store.renew(); },
     }, this.filters,
     make('div', { class: 'bc-bar' },
-      make('div', { class: 'bc-group', role: 'group', 'aria-label': 'Mark the selected pictures' }, this.chosen, this.keep, this.delete, this.relabel, this.undoMark),
+      make('div', { class: 'bc-group', role: 'group', 'aria-label': 'Mark the selected images' }, this.chosen, this.keep, this.delete, this.relabel, this.undoMark),
       make('div', { class: 'bc-group', role: 'group', 'aria-label': 'Carry out' }, this.plan, this.undo, ask)),
     this.trouble, this.status, this.grid,
     make('nav', { class: 'bc-paging', 'aria-label': 'Pages' }, this.previous, this.where, this.next), this.dialog);
@@ -318,11 +318,11 @@ class Board {
     this.cards = new Map(page.files.map((file, k) => [file, this.card(this.store.items.get(file), page.first + k + 1)]));
     this.grid.setAttribute('aria-rowcount', page.total);
     this.grid.replaceChildren(...this.cards.values());
-    if (!page.files.length) this.grid.append(make('p', { class: 'bc-none' }, 'No picture fits these filters.'));
+    if (!page.files.length) this.grid.append(make('p', { class: 'bc-none' }, 'No image fits these filters.'));
     this.moveTo(this.current, hadFocus);
   }
 
-  /* A picture is a row of the grid with two cells: its face, which takes the focus, and its buttons */
+  /* An image is a row of the grid with two cells: its face, which takes the focus, and its buttons */
   card(item, number) {
     const name = item.file.split('/').pop();
     const button = (action, words) => make('button', { type: 'button', class: 'bc-small', tabindex: -1, 'data-action': action }, words, hidden(` ${name}`));
@@ -330,7 +330,7 @@ class Board {
       make('option', { value: '' }, 'Relabel'), ...(this.store.state.labels ?? []).filter((label) => label !== item.label).map((label) => make('option', { value: label }, label)));
     const check = make('input', { type: 'checkbox', class: 'bc-check', tabindex: -1, 'aria-label': `Select ${name}` });
     const face = make('div', { class: 'bc-face', role: 'gridcell', tabindex: -1, title: item.file },
-      make('div', { class: 'bc-picture' }, make('img', { alt: `${name}, filed as ${item.label}`, draggable: 'false' }), make('span', { class: 'bc-badge' })),
+      make('div', { class: 'bc-image' }, make('img', { alt: `${name}, filed as ${item.label}`, draggable: 'false' }), make('span', { class: 'bc-badge' })),
       make('div', { class: 'bc-words' }));
     const card = make('div', { class: 'bc-card', role: 'row', 'aria-rowindex': number, 'data-file': item.file }, face,
       make('div', { class: 'bc-actions', role: 'gridcell' }, button('keep', 'Keep'), button('delete', 'Delete'), relabel), make('div', { class: 'bc-corner', role: 'gridcell' }, check));
@@ -342,7 +342,7 @@ class Board {
     if (!item) return;
     const { action = '', to = '' } = item.mark ?? {};
     const image = card.querySelector('img');
-    const source = this.store.pictures.get(item.file);
+    const source = this.store.images.get(item.file);
     if (source && image.src !== source) image.src = source;
     card.dataset.mark = action;
     const selected = this.selected.has(item.file);
@@ -359,7 +359,7 @@ class Board {
 
   drawBar(state, page) {
     const n = this.selected.size, { keep = 0, delete: gone = 0, relabel = 0, undecided = 0 } = state.summary ?? {};
-    this.chosen.textContent = n ? `${n} selected` : 'This picture';
+    this.chosen.textContent = n ? `${n} selected` : 'This image';
     this.plan.ariaDisabled = !(gone + relabel); // Unlike `disabled`, this leaves the focus where it is
     this.undo.ariaDisabled = !state.can_undo;
     const parts = [`${gone} to delete`, `${relabel} to relabel`, `${keep} kept`, `${undecided.toLocaleString('en')} undecided`];
@@ -369,7 +369,7 @@ class Board {
     const trouble = this.store.late ? 'Python has not answered for a while. It may be busy with another cell; if it was restarted, run the cell again: confirmed marks are kept.' : state.notes ?? '';
     if (this.trouble.textContent !== trouble) this.trouble.textContent = trouble;
     if (!page) return;
-    this.where.textContent = page.total ? `${plural(page.total, 'picture')}, page ${page.page + 1} of ${page.pages}` : 'No pictures';
+    this.where.textContent = page.total ? `${plural(page.total, 'image')}, page ${page.page + 1} of ${page.pages}` : 'No images';
     this.previous.ariaDisabled = page.page <= 0;
     this.next.ariaDisabled = page.page + 1 >= page.pages;
   }
@@ -421,7 +421,7 @@ class Board {
     else { this.move(index, false); this.select([file]); }
   }
 
-  /* How many pictures stand side by side: arrows up and down move by this much */
+  /* How many images stand side by side: arrows up and down move by this much */
   get columns() {
     const cards = [...this.cards.values()];
     const below = cards.findIndex((card) => card.offsetTop > cards[0].offsetTop);
@@ -478,7 +478,7 @@ class Board {
 
   step(by, extend) {
     const to = this.current + by;
-    if (Math.abs(by) > 1 && Number.isFinite(by) && (to < 0 || to >= this.files.length)) return; // No picture above or below
+    if (Math.abs(by) > 1 && Number.isFinite(by) && (to < 0 || to >= this.files.length)) return; // No image above or below
     this.move(to, extend);
   }
 
@@ -532,10 +532,10 @@ class Board {
 
   showPlan({ token, words, rows, more, note }) {
     const apply = make('button', { type: 'button', class: 'bc-button bc-main', onclick: () => { this.store.send({ do: 'apply', token }); this.dialog.close(); } }, 'Apply');
-    const cell = (file) => { const src = this.store.pictures.get(file); return make('td', {}, src ? make('img', { src, alt: '' }) : null); };
+    const cell = (file) => { const src = this.store.images.get(file); return make('td', {}, src ? make('img', { src, alt: '' }) : null); };
     const close = this.open('plan', 'What would happen', make('p', {}, words),
       make('div', { class: 'bc-scroll', tabindex: 0, role: 'region', 'aria-label': 'Plan' }, make('table', {},
-        make('thead', {}, make('tr', {}, make('th', {}, hidden('Picture')), ...['File', 'What', 'Why'].map((word) => make('th', { scope: 'col' }, word)))),
+        make('thead', {}, make('tr', {}, make('th', {}, hidden('Image')), ...['File', 'What', 'Why'].map((word) => make('th', { scope: 'col' }, word)))),
         make('tbody', {}, ...rows.map((row) => make('tr', {}, cell(row.file), make('td', {}, row.file), make('td', {}, row.what), make('td', {}, row.why)))))),
       more ? make('p', {}, `… and ${plural(more, 'more file')}`) : null, make('p', { class: 'bc-muted' }, note));
     close.before(apply);
@@ -548,7 +548,7 @@ class Board {
     this.large = this.file;
     this.store.send({ do: 'large', file: this.file });
     const item = this.store.items.get(this.file);
-    this.largeImage = make('img', { class: 'bc-large', alt: `${item.file}, filed as ${item.label}`, src: this.store.pictures.get(this.file) ?? false });
+    this.largeImage = make('img', { class: 'bc-large', alt: `${item.file}, filed as ${item.label}`, src: this.store.images.get(this.file) ?? false });
     this.largeMark = make('p', { class: 'bc-largemark' });
     const close = this.open('large', item.file, this.largeImage, this.largeMark, ...describe(item));
     close.focus();
@@ -569,7 +569,7 @@ class Board {
   }
 }
 
-/* The mark as words on the picture, so that it is not told by colour alone */
+/* The mark as words on the image, so that it is not told by colour alone */
 function badge(action, to) {
   if (action === 'delete') return ['✕ Delete'];
   if (action === 'keep') return ['✓ Keep'];
@@ -577,7 +577,7 @@ function badge(action, to) {
   return [];
 }
 
-/* Label, prediction, probability, loss and reason under a picture */
+/* Label, prediction, probability, loss and reason under an image */
 function describe({ label, predicted, probability, loss, reason, split, proposal, to }) {
   const aside = [split, loss != null ? `loss ${loss.toFixed(2)}` : ''].filter(Boolean).join(', ');
   const lines = [make('div', { class: 'bc-line' }, make('strong', {}, hidden('filed as '), label), make('span', { class: 'bc-muted' }, aside))];

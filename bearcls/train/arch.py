@@ -90,7 +90,7 @@ def arch_stats(
 def fixed_size(
     name: str,  # Name of an architecture
 ) -> int | None:  # Pixels; None if it takes any reasonable size
-    "The only size of picture that an architecture takes"
+    "The only size of image that an architecture takes"
     if not isinstance(arch := get_arch(name), str): return None
     facts = optional_import('timm').get_pretrained_cfg(arch)
     return facts.input_size[-1] if facts.fixed_input_size else None
@@ -108,9 +108,9 @@ def feature_layer(
     raise TrainError(f'A {type(model).__name__} has neither linear nor convolutional layers, so it has no features')
 
 def pool_features(
-    x: torch.Tensor,   # What enters the feature layer: (pictures, numbers), a map (…, height, width) or tokens (pictures, tokens, numbers)
-) -> torch.Tensor:     # (pictures, numbers)
-    "One row of numbers for each picture: maps are averaged over the picture, tokens over their sequence"
+    x: torch.Tensor,   # What enters the feature layer: (images, numbers), a map (…, height, width) or tokens (images, tokens, numbers)
+) -> torch.Tensor:     # (images, numbers)
+    "One row of numbers for each image: maps are averaged over the image, tokens over their sequence"
     if x.dim() == 4: return x.mean((2, 3))
     return x.mean(1) if x.dim() == 3 else x
 
@@ -143,7 +143,7 @@ def averages_of(
 @dataclass
 class FrozenPart:
     "The part of a model that stays as it is, and the layers that follow it"
-    body: nn.Module      # Pictures to maps
+    body: nn.Module      # Images to maps
     pool: nn.Module      # Maps to rows of numbers: the features
     rest: nn.Sequential  # Features to logits: what is trained
 

@@ -32,22 +32,22 @@ from .log import paced
 class Run:
     "One variant, trained and examined with one seed"
     variant: str                  # Its name
-    seed: int                     # Decides the split, the initial weights, and the order of the pictures
-    n_train: int = 0              # Pictures trained on
-    n_valid: int = 0              # Pictures held back and asked about afterwards
+    seed: int                     # Decides the split, the initial weights, and the order of the images
+    n_train: int = 0              # Images trained on
+    n_valid: int = 0              # Images held back and asked about afterwards
     wrong: int = 0                # Of these, answered wrongly
     error: float = math.nan       # Share of wrong ones, 0 to 1
     log_loss: float = math.nan    # Mean of -log p of the right label
     seconds: float = math.nan     # From the folder to the trained Learner
     problem: str = ''             # Why there is no result; '' if there is one
-    split: str = ''               # Fingerprint of the pictures on both sides
+    split: str = ''               # Fingerprint of the images on both sides
     arguments: str = ''           # What the variant passes to training, as JSON
 
 # %% ../../nbs/train/08_experiment.ipynb #1e20fe09
 def measure_learner(
     learn: Learner,  # Trained image classifier
 ) -> dict[str, Any]: # n_train, n_valid, wrong, error, log_loss
-    "What a Learner makes of its own validation pictures"
+    "What a Learner makes of its own validation images"
     if not hasattr(learn, 'get_preds'): expect('learn', learn, Learner)  # yours may only behave like one
     pace = paced(learn) if isinstance(learn, Learner) else nullcontext()
     with pace, learn.no_bar(), learn.no_logging(): probabilities, targets = map(np.asarray, learn.get_preds())
@@ -62,8 +62,8 @@ def measure_learner(
 # %% ../../nbs/train/08_experiment.ipynb #f75f8048
 def resampled_interval(
     values: Sequence[float],   # One for each split: differences between two variants, or errors
-    n_train: float,            # Pictures trained on in a split
-    n_valid: float,            # Pictures held back in a split
+    n_train: float,            # Images trained on in a split
+    n_valid: float,            # Images held back in a split
     confidence: float = 0.95,  # Share of such intervals that should hold the true mean
 ) -> tuple[float, float]:      # Lowest and highest plausible mean; nan where there is nothing to go on
     "Interval of a mean over several splits of one set, by the corrected resampled t-test"
@@ -188,7 +188,7 @@ def _check_variants(variants, common):
     for name, arguments in variants.items():
         if not isinstance(arguments, Mapping): raise ValueError(f'`variants[{name!r}]` must be a dictionary of arguments for `train`, got {arguments!r}')
         if mine := [a for a in split_arguments if a in arguments]:
-            raise ValueError(f'Variant {name!r} sets {", ".join(mine)}, so it would be examined on other pictures; give it to `experiment`, for all variants')
+            raise ValueError(f'Variant {name!r} sets {", ".join(mine)}, so it would be examined on other images; give it to `experiment`, for all variants')
     if 'split' in common: raise ValueError('`split` fixes one split, and an experiment needs another for each seed; leave it out')
     if 'seed' in common: raise ValueError('`seed` is one; give several as `seeds`')
 
@@ -200,7 +200,7 @@ def _sides(dls):
 def split_fingerprint(
     dls: Any,  # DataLoaders of an image folder, or anything with `train_ds.items` and `valid_ds.items`
 ) -> str:      # 16 hexadecimal digits
-    "The same for the same pictures under the same labels on the same sides, wherever they lie"
+    "The same for the same images under the same labels on the same sides, wherever they lie"
     split = getattr(dls, 'split', None)
     known = {os.path.abspath(f): d for f, d in split.digests.items()} if isinstance(split, Split) else {}
     label_of = split.label_of if isinstance(split, Split) and split.label_of else lambda f: Path(f).parent.name
@@ -263,7 +263,7 @@ def experiment(
 
 # %% ../../nbs/train/08_experiment.ipynb #fdfa9e25
 def _split_of(path, seed, valid_pct, common):
-    "The sides of a seed's split and its fingerprint; the DataLoaders, which may hold pictures, are given up"
+    "The sides of a seed's split and its fingerprint; the DataLoaders, which may hold images, are given up"
     mine = {k: common[k] for k in (*split_arguments, 'min_per_label', 'size', 'recipe', 'cache') if k in common}
     dls = image_dls(path, **{**dict(seed=seed, valid_pct=valid_pct, keep_mb=0, recipe='squish'), **mine})  # opened as the plans of `train` do
     return _sides(dls), split_fingerprint(dls)
@@ -286,7 +286,7 @@ def _run(run, trainer, path, arguments, sides):
     try:
         learn = trainer(path, seed=run.seed, **arguments)
         seconds = time.perf_counter() - start
-        if _sides(learn.dls) != sides: raise DataError('it was trained or examined on other pictures than the split of its seed')
+        if _sides(learn.dls) != sides: raise DataError('it was trained or examined on other images than the split of its seed')
         return Run(**{**asdict(run), **measure_learner(learn), 'seconds': round(seconds, 3)})
     except Exception as e:  # not KeyboardInterrupt
         return Run(**{**asdict(run), 'problem': ' '.join(f'{type(e).__name__}: {e}'.split())[:300]})

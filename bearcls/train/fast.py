@@ -1,4 +1,4 @@
-"""The body of the network looks at every picture once, and what is trained is the head: seconds instead of minutes on a laptop
+"""The body of the network looks at every image once, and what is trained is the head: seconds instead of minutes on a laptop
 
 Docs: https://bearcls.github.io/bearcls/train/fast.html.md"""
 
@@ -34,19 +34,19 @@ from .precision import fast_dtype, in_precision
 def check_dls(
     dls: DataLoaders,  # DataLoaders, whoever made them
 ) -> None:
-    "Refuse what is not pictures with one label each, for training and for validation"
+    "Refuse what is not images with one label each, for training and for validation"
     expect('dls', dls, DataLoaders)
     columns = getattr(dls.train_ds, 'tls', ())
-    if len(columns) != 2: raise TrainError(f'These DataLoaders must hold pictures and their labels, as those of `image_dls` or a DataBlock do; got a {type(dls.train_ds).__name__} of {len(columns)} columns')
-    if not len(dls.train_ds) or len(dls.loaders) < 2 or not len(dls.valid_ds): raise TrainError('These DataLoaders lack pictures to train on, or to validate with; hold a share back, such as `valid_pct=0.2`, and note that a Learner from `load_learner` has none')
+    if len(columns) != 2: raise TrainError(f'These DataLoaders must hold images and their labels, as those of `image_dls` or a DataBlock do; got a {type(dls.train_ds).__name__} of {len(columns)} columns')
+    if not len(dls.train_ds) or len(dls.loaders) < 2 or not len(dls.valid_ds): raise TrainError('These DataLoaders lack images to train on, or to validate with; hold a share back, such as `valid_pct=0.2`, and note that a Learner from `load_learner` has none')
     label = columns[1][0]
     if not isinstance(label, (int, torch.Tensor)) or torch.as_tensor(label).dim() or torch.is_floating_point(torch.as_tensor(label)):
-        raise TrainError(f'Each picture must have one label, as with `CategoryBlock`; the first of these has {str(label)[:60]} ({type(label).__name__}). Train them with `fine_tune` of fastai')
+        raise TrainError(f'Each image must have one label, as with `CategoryBlock`; the first of these has {str(label)[:60]} ({type(label).__name__}). Train them with `fine_tune` of fastai')
 
 # %% ../../nbs/train/03_fast.ipynb #65b38d6e
 def view_names(
     dls: DataLoaders,  # DataLoaders of the Learner
-    n_views: int | None = None,  # How many views of each training picture; None: 2 below 100 of them, otherwise 1
+    n_views: int | None = None,  # How many views of each training image; None: 2 below 100 of them, otherwise 1
 ) -> list[str]:        # 'plain', 'mirrored', 'random 1', …
     "The views that `fit_fast` takes"
     expect('dls', dls, DataLoaders)
@@ -60,12 +60,12 @@ def view_names(
 _plain_tfms = (ToTensor, Resize, RandomResizedCrop, IntToFloatTensor, Normalize)
 
 def _is_known(tfm):
-    "Does it leave validation pictures alone, or do what `dls_settings` tells?"
+    "Does it leave validation images alone, or do what `dls_settings` tells?"
     if isinstance(tfm, AffineCoordTfm): return tfm.size is None  # rotates, mirrors and so on in training only
     return tfm.split_idx == 0 or type(tfm) in _plain_tfms
 
 def _plain_loader(dls, items):
-    "Pictures as validation sees them; transforms that only turn training pictures are left out, since even doing nothing takes them long"
+    "Images as validation sees them; transforms that only turn training images are left out, since even doing nothing takes them long"
     dl = dls.test_dl(items, bs=_bs(dls), num_workers=0)
     dl.after_batch = Pipeline([t for t in dl.after_batch.fs if not (isinstance(t, AffineCoordTfm) and _is_known(t))], split_idx=1)
     return dl
@@ -109,7 +109,7 @@ def feature_kind(
     learn: Learner,       # Learner from `vision_learner`
     dtype: torch.dtype,   # Precision of the body
 ) -> str | None:          # Name of a kind in the store; None if these features cannot be kept
-    "All that features depend on besides the picture's bytes and the view"
+    "All that features depend on besides the image's bytes and the view"
     expect('learn', learn, Learner)
     dls, opener = learn.dls, _opener(learn.dls)
     tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
@@ -158,7 +158,7 @@ def _from_store(store, kind, digests, names):
     return seen, missing
 
 def _random_views(learn, names, dtype, threads=None):
-    "Features of training pictures as training sees them, in their order"
+    "Features of training images as training sees them, in their order"
     part, dl = frozen_part(learn.model), learn.dls.train.new(bs=_bs(learn.dls), shuffle=False, drop_last=False)
     return {n: _joined(_see(part, dl, [n], dtype, threads))[n] for n in names if n.startswith('random')}
 
@@ -179,12 +179,12 @@ def image_features(
 
 # %% ../../nbs/train/03_fast.ipynb #2b54cd44
 def linear_head(
-    x: torch.Tensor,            # Features: (pictures, numbers)
+    x: torch.Tensor,            # Features: (images, numbers)
     y: torch.Tensor,            # Index of the label of each
-    loss: Any,                  # Called with logits and labels; one number for each picture, or without weights their mean
+    loss: Any,                  # Called with logits and labels; one number for each image, or without weights their mean
     n_labels: int,              # How many labels there are
     weight_decay: float = 1e-3, # Strength of the penalty
-    weights: torch.Tensor | None = None,  # How much each picture counts; None: all the same
+    weights: torch.Tensor | None = None,  # How much each image counts; None: all the same
     in_place: bool = False,     # Standardise `x` itself, and not a copy: half the memory
     threads: int | None = None, # PyTorch's threads, at least 1; None: one for few features, for many the faster of one and all
 ) -> nn.Sequential:             # BatchNorm1d that standardises, and Linear
@@ -215,12 +215,12 @@ def _standardised(norm, x, n=1000):
 # %% ../../nbs/train/03_fast.ipynb #f9f763b3
 def train_head(
     rest: nn.Sequential,         # Layers after the pool; trained in place
-    x: torch.Tensor,             # Features: (pictures, numbers)
+    x: torch.Tensor,             # Features: (images, numbers)
     y: torch.Tensor,             # Index of the label of each
-    loss: Any,                   # Called with logits and labels; one number for each picture, or without weights their mean
+    loss: Any,                   # Called with logits and labels; one number for each image, or without weights their mean
     epochs: int = 20,            # Times that every view is seen
     lr: float = 3e-3,            # Highest learning rate
-    weights: torch.Tensor | None = None,  # How much each picture counts; None: all the same
+    weights: torch.Tensor | None = None,  # How much each image counts; None: all the same
     bs: int = 64,                # Views in a batch
     threads: int | None = None,  # PyTorch's threads, at least 1; None: the faster of one and all
 ) -> nn.Sequential:              # `rest`
@@ -246,14 +246,14 @@ def train_head(
 @dataclass
 class FastFit:
     "What `fit_fast` did"
-    views: list[str]          # The views of each training picture
+    views: list[str]          # The views of each training image
     head: str                 # 'linear' or 'concat'
-    dtype: str                # Precision in which the body looked at the training pictures
-    n_pictures: int           # Training and validation pictures together
+    dtype: str                # Precision in which the body looked at the training images
+    n_images: int           # Training and validation images together
     n_kept: int               # Of these, found with their features in the store
-    train_loss: float         # The Learner's loss, on all views of the training pictures
-    valid_loss: float         # The same on the validation pictures
-    error_rate: float         # Share of validation pictures that the head gets wrong
+    train_loss: float         # The Learner's loss, on all views of the training images
+    valid_loss: float         # The same on the validation images
+    error_rate: float         # Share of validation images that the head gets wrong
     weight_decay: float = 1e-3# Strength of the linear head's penalty
     body: str = ''            # Digest of the body's weights, to notice if they are trained later
     seconds: dict[str, float] = field(default_factory=dict)  # 'features' and 'head'
@@ -277,11 +277,11 @@ def label_numbers(
 # %% ../../nbs/train/03_fast.ipynb #c3406187
 @patch
 def fit_fast(self: Learner,
-    n_views: int | None = None, # Views of each training picture: as validation sees it, mirrored, then augmented ones; None: 2 below 100 pictures, otherwise 1
+    n_views: int | None = None, # Views of each training image: as validation sees it, mirrored, then augmented ones; None: 2 below 100 images, otherwise 1
     head: str = 'linear',       # 'linear', or 'concat' for fastai's own head of two layers
     weight_decay: float = 1e-3, # Strength of the linear head's penalty
     epochs: int = 20,           # For the head 'concat': times that every view is seen
-    dtype: torch.dtype | None = None,  # Precision in which the body looks at training pictures; None: `fast_dtype`
+    dtype: torch.dtype | None = None,  # Precision in which the body looks at training images; None: `fast_dtype`
     threads: int | None = None, # Threads to calculate with, at least 1; None: one for each core, as [threads](../10_threads.ipynb) says
 ) -> Learner:                   # The same Learner, trained; what was done is in its `fast`
     "Train the head of a pretrained network on features that are computed once"
@@ -309,11 +309,11 @@ def fit_fast(self: Learner,
 
 # %% ../../nbs/train/03_fast.ipynb #d01493be
 def _loss_of_each(learn, weights):
-    "Let the loss give one number for each picture; one of the user's own that cannot gives their mean, which is enough where all count the same"
+    "Let the loss give one number for each image; one of the user's own that cannot gives their mean, which is enough where all count the same"
     loss = learn.loss_func
     if hasattr(loss, 'reduction') or 'reduction' in inspect.signature(loss).parameters: return learn.loss_not_reduced()
     if weights is None: return nullcontext()
-    raise TrainError('Some pictures are drawn more often here, and so must count more, but the loss has no `reduction` with which to weigh them one by one; a CrossEntropyLossFlat has')
+    raise TrainError('Some images are drawn more often here, and so must count more, but the loss has no `reduction` with which to weigh them one by one; a CrossEntropyLossFlat has')
 
 def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads):
     "Train the head and put it into the Learner; training loss, validation loss and error"

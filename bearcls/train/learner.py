@@ -41,10 +41,10 @@ class Plan:
     route: str     # 'fast', 'fine_tune' or 'scratch'
     arch: str      # Name of the architecture
     size: int      # Width and height of what the model sees, in pixels
-    epochs: int    # Times that every picture is seen, after the head's first epoch; 0 for the route 'fast', which has none
+    epochs: int    # Times that every image is seen, after the head's first epoch; 0 for the route 'fast', which has none
     lr: float      # Highest learning rate
-    recipe: str    # How pictures get their shape
-    bs: int        # Pictures in a batch
+    recipe: str    # How images get their shape
+    bs: int        # Images in a batch
     reason: str    # Why this route, in one sentence
     weights: str = ''  # 'imagenet', a file, or '' for none
     is_open: bool = False  # Chosen by 'auto' before the images were known: where they are unlike photographs, `train` tries the route scratch, too
@@ -59,7 +59,7 @@ routes = {p['route']: p for p in (fast_plan, fine_tune_plan, scratch_plan)}
 def plan_training(
     route: str = 'auto',          # 'fast', 'fine_tune', 'scratch', or 'auto': with weights fast on a CPU and fine_tune on a GPU or when `epochs` are given, scratch without
     arch: str | None = None,      # Name of the architecture, of torchvision or timm; None for one whose weights are at hand
-    epochs: int | None = None,    # Times that every picture is seen; None for the route's own number
+    epochs: int | None = None,    # Times that every image is seen; None for the route's own number
     size: int | None = None,      # Pixels; None for the route's own
     timeout: float = 3.0,         # Seconds to look for weights on the network
     weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: start from nothing; or a file of the architecture's library
@@ -68,7 +68,7 @@ def plan_training(
     if route not in ('auto', *routes): raise TrainError(f'`route` must be auto, fast, fine_tune or scratch, got {route!r}')
     if epochs is not None: _whole('epochs', epochs, 1)
     if size is not None: _whole('size', size, 8)
-    if epochs and route == 'fast': raise TrainError('The route fast sees every picture once; leave `epochs` out, or take the route fine_tune')
+    if epochs and route == 'fast': raise TrainError('The route fast sees every image once; leave `epochs` out, or take the route fine_tune')
     found = _find(route, arch, timeout, weights)
     if not found.usable and route in ('fast', 'fine_tune'):
         raise TrainError(f'{found.reason}, and the route {route} needs some; use the route scratch, or set TORCH_HOME to a folder that holds them')
@@ -92,7 +92,7 @@ def _choose(epochs):
 def _plan(route, arch, epochs, size, reason, weights=''):
     "The route's own numbers, and the caller's where given"
     only = fixed_size(arch)
-    if only and size and size != only: raise TrainError(f'{arch} takes pictures of {only} pixels and no others, got `size` {size}')
+    if only and size and size != only: raise TrainError(f'{arch} takes images of {only} pixels and no others, got `size` {size}')
     own = routes[route]
     return Plan(**{**own, 'arch': arch, 'epochs': epochs or own['epochs'], 'size': size or only or own['size'], 'reason': reason, 'weights': weights})
 
@@ -115,7 +115,7 @@ def train(
     data: str | Path | DataLoaders,  # Image folder, or DataLoaders
     route: str = 'auto',             # 'fast', 'fine_tune', 'scratch', or 'auto', see `plan_training`
     arch: str | None = None,         # Architecture of torchvision or timm; None lets the route choose
-    epochs: int | None = None,       # Times that every picture is seen; None for the route's own number
+    epochs: int | None = None,       # Times that every image is seen; None for the route's own number
     size: int | None = None,         # Pixels, when `data` is a folder; None for the route's own
     seed: int = 42,                  # Decides split, initial weights, order and augmentation
     weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: start from nothing; or a file of the architecture's library
@@ -238,9 +238,9 @@ def fit(
     return run_phases(learn, phases, early_stop, checkpoint, facts, threads)
 
 def _check_last_batch(dl):
-    "Refuse a batch of one picture, of which batch normalisation cannot take the deviation"
+    "Refuse a batch of one image, of which batch normalisation cannot take the deviation"
     last = dl.bs if dl.drop_last else dl.n % dl.bs or dl.bs
-    if last == 1: raise TrainError(f'Of {dl.n} pictures in batches of {dl.bs}, one would be alone in a batch, and this network needs two or more; make the DataLoaders with another `bs`')
+    if last == 1: raise TrainError(f'Of {dl.n} images in batches of {dl.bs}, one would be alone in a batch, and this network needs two or more; make the DataLoaders with another `bs`')
 
 def _fit_fast(learn, early_stop, threads):
     "The head on frozen features, with a row for it in the log"

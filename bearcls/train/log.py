@@ -156,7 +156,7 @@ def _line(ax, table, name, label, color, style):
 # %% ../../nbs/train/04_log.ipynb #502c5a0b
 def train_counts(
     dls: DataLoaders,  # DataLoaders of an image classifier
-) -> list[int]:        # Pictures to train on, for each label in the order of `dls.vocab`
+) -> list[int]:        # Images to train on, for each label in the order of `dls.vocab`
     "How often each label comes in training"
     expect('dls', dls, DataLoaders)
     counts = Counter(int(y) for y in dls.train_ds.tls[1])
@@ -164,7 +164,7 @@ def train_counts(
 
 def class_weights(
     dls: DataLoaders,  # DataLoaders of an image classifier
-) -> torch.Tensor:     # A weight for each label; their mean over the training pictures is 1
+) -> torch.Tensor:     # A weight for each label; their mean over the training images is 1
     "Weights with which every label counts the same in the loss"
     expect('dls', dls, DataLoaders)
     counts = torch.tensor(train_counts(dls), dtype=torch.float)
@@ -174,7 +174,7 @@ def class_weights(
 def balanced_dls(
     dls: DataLoaders,  # DataLoaders of an image classifier; they stay as they are
 ) -> DataLoaders:      # The same, but training draws each label equally often
-    "Balanced sampling: an epoch has as many pictures as before, rare ones several times and frequent ones not all"
+    "Balanced sampling: an epoch has as many images as before, rare ones several times and frequent ones not all"
     expect('dls', dls, DataLoaders)
     weights = class_weights(dls)
     train = dls.train.new(cls=WeightedDL, wgts=np.array([weights[int(y)] for y in dls.train_ds.tls[1]]))
@@ -279,7 +279,7 @@ def check_batches(
     "Refuse DataLoaders from which no batch comes"
     expect('dls', dls, DataLoaders)
     if not len(dls.train):
-        raise TrainError(f'There are {len(dls.train_ds)} pictures to train on and a batch takes {dls.train.bs}, so none is full; make the DataLoaders with a `bs` of at most {len(dls.train_ds)}')
+        raise TrainError(f'There are {len(dls.train_ds)} images to train on and a batch takes {dls.train.bs}, so none is full; make the DataLoaders with a `bs` of at most {len(dls.train_ds)}')
 
 # %% ../../nbs/train/04_log.ipynb #2bfaffbe
 def suggest_lr(

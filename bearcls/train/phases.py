@@ -149,9 +149,9 @@ def training_facts(
     weights = hashlib.sha256()
     for t in learn.model.state_dict().values(): weights.update(t.detach().cpu().contiguous().float().numpy().tobytes())
     digests = {str(s.file): s.digest for s in getattr(learn.dls, 'survey', None) or []}
-    pictures = '\n'.join(f'{_digest(f, digests)} {y.tolist()} {i}' for i, dl in enumerate(learn.dls.loaders) for f, y in zip(_rows(dl.dataset.items), dl.dataset.tls[1]))
+    images = '\n'.join(f'{_digest(f, digests)} {y.tolist()} {i}' for i, dl in enumerate(learn.dls.loaders) for f, y in zip(_rows(dl.dataset.items), dl.dataset.tls[1]))
     transforms = '\n'.join(str(p) for dl in learn.dls.loaders for p in (dl.after_item, dl.after_batch))
-    return _plain({**settings, **_means(learn), 'batch size': learn.dls.train.bs, 'software': software, 'pictures': sha256(pictures.encode())[:12],
+    return _plain({**settings, **_means(learn), 'batch size': learn.dls.train.bs, 'software': software, 'images': sha256(images.encode())[:12],
         'transforms': sha256(re.sub(r' at 0x[0-9a-fA-F]+', '', transforms).encode())[:12], 'first weights': weights.hexdigest()[:12]})
 
 def _rows(items): return items.itertuples(index=False, name=None) if hasattr(items, 'itertuples') else items
@@ -163,7 +163,7 @@ def _digest(item, known):
 
 # %% ../../nbs/train/05_phases.ipynb #db8ae2a8
 def _means(learn):
-    "What a Learner trains with besides its model and its pictures"
+    "What a Learner trains with besides its model and its images"
     own = (TrainingLog, KeepBest, Checkpoint, ProgressCallback)
     return {'loss': _described(learn.loss_func), 'optimizer': _described(learn.opt_func), 'wd': learn.wd, 'moms': learn.moms,
         'callbacks': sorted(type(cb).__name__ for cb in learn.cbs if not isinstance(cb, own)), 'loading processes': learn.dls.train.fake_l.num_workers}
@@ -179,7 +179,7 @@ def _described(part):
 @dataclass
 class Phase:
     "One call of `fit_one_cycle`"
-    n_epoch: int                    # Times that every picture is seen
+    n_epoch: int                    # Times that every image is seen
     lr_max: float | slice           # Highest learning rate; a slice spreads it from the first layers to the last
     is_frozen: bool | None = None   # Keep the body as it is, or train all of it; None for a model that has no body
     pct_start: float = 0.25         # Share of the phase in which the learning rate rises

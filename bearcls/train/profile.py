@@ -25,7 +25,7 @@ from .arch import keep_modes
 # %% ../../nbs/train/09_profile.ipynb #940cd198
 stages = {
     'open': 'open and decode',
-    'item': 'transforms of a picture',
+    'item': 'transforms of an image',
     'collate': 'put a batch together',
     'batch': 'transforms of a batch',
     'forward': 'forward',
@@ -82,7 +82,7 @@ class _Watch(Callback):
     def after_batch(self):
         now, clock = self.clock.now(), self.clock
         clock.add('other', now - self.begun - sum(clock.present.values()))
-        clock.batches.append(dict(clock.present, pictures=len(self.learn.yb[0])))
+        clock.batches.append(dict(clock.present, images=len(self.learn.yb[0])))
         self.begun, clock.present = now, {}
         if len(clock.batches) >= self.n_batches: raise CancelFitException()
     def _add(self, stage): self.clock.add(stage, self.clock.now() - self.mark)
@@ -110,12 +110,12 @@ def _untouched(learn: Learner) -> Iterator[None]:
 @dataclass
 class EpochProfile:
     "Where the time of an epoch goes"
-    rows: list[dict]   # One per stage, in the order of `stages`: stage, ms (per picture), share (0 to 1)
-    n_pictures: int    # Pictures that were timed
-    n_train: int       # Pictures in an epoch of training
+    rows: list[dict]   # One per stage, in the order of `stages`: stage, ms (per image), share (0 to 1)
+    n_images: int    # Images that were timed
+    n_train: int       # Images in an epoch of training
 
     @property
-    def ms(self) -> float:  # Milliseconds for a picture
+    def ms(self) -> float:  # Milliseconds for an image
         "All stages together"
         return sum(r['ms'] for r in self.rows)
     @property
@@ -124,30 +124,30 @@ class EpochProfile:
         return self.ms * self.n_train / 1000
     def of(self,
         stage: str,  # One of `stages`
-    ) -> float:      # Milliseconds for a picture
+    ) -> float:      # Milliseconds for an image
         "One stage alone"
         return next(r['ms'] for r in self.rows if r['stage'] == stage)
     def _repr_html_(self):
-        rows = [{'stage': stages[r['stage']], 'ms per picture': f'{r["ms"]:.2f}', 'share': f'{r["share"]:.0%}'} for r in self.rows]
-        return html_table([*rows, {'stage': f'all; {self.seconds:.1f} s for the {self.n_train:,} pictures of an epoch', 'ms per picture': f'{self.ms:.2f}', 'share': '100%'}])
+        rows = [{'stage': stages[r['stage']], 'ms per image': f'{r["ms"]:.2f}', 'share': f'{r["share"]:.0%}'} for r in self.rows]
+        return html_table([*rows, {'stage': f'all; {self.seconds:.1f} s for the {self.n_train:,} images of an epoch', 'ms per image': f'{self.ms:.2f}', 'share': '100%'}])
 
 # %% ../../nbs/train/09_profile.ipynb #5dc6de6b
 def profile_epoch(
     learn: Learner,      # Any image Learner; it is as before afterwards
     n_batches: int = 5,  # Batches to time, over several epochs if one has fewer
     warm_up: int = 1,    # Batches before that, which are not timed
-) -> EpochProfile:       # Milliseconds per picture for each stage
+) -> EpochProfile:       # Milliseconds per image for each stage
     "Measure where the time of a training epoch goes"
     expect('learn', learn, Learner)
     if n_batches < 1: raise ValueError(f'`n_batches` must be at least 1, got {n_batches}')
     dl = learn.dls.train
-    if not len(dl): raise ValueError(f'An epoch has no whole batch: {len(dl.dataset)} pictures in batches of {dl.bs}')
+    if not len(dl): raise ValueError(f'An epoch has no whole batch: {len(dl.dataset)} images in batches of {dl.bs}')
     clock, total = _Clock(dl.device or 'cpu'), warm_up + n_batches
     with _untouched(learn), _watched(dl, clock): learn.fit(math.ceil(total/len(dl)), lr=0., cbs=_Watch(clock, total))
     timed = clock.batches[warm_up:]
-    ms = {s: 1000 * float(np.median([b.get(s, 0.) / b['pictures'] for b in timed])) for s in stages}
+    ms = {s: 1000 * float(np.median([b.get(s, 0.) / b['images'] for b in timed])) for s in stages}
     rows = [dict(stage=s, ms=v, share=v / sum(ms.values())) for s, v in ms.items()]
-    return EpochProfile(rows, sum(b['pictures'] for b in timed), len(learn.dls.train_ds))
+    return EpochProfile(rows, sum(b['images'] for b in timed), len(learn.dls.train_ds))
 
 # %% ../../nbs/train/09_profile.ipynb #3291d4e2
 _colours = dict(zip(stages, ('#8a6642', '#c79a63', '#e4cfa5', '#7f9f72', '#2f6f8f', '#174a66', '#b03a2e', '#b9b9b9')))
@@ -168,7 +168,7 @@ def plot_profiles(
         left += width
     for i, p in enumerate(profiles.values()): ax.text(p.ms, i, f' {p.ms:.1f} ms', va='center', fontsize=9)
     ax.set_yticks(range(len(profiles)), list(profiles))
-    ax.set(xlabel='milliseconds per picture', xlim=(0, left.max() * 1.12))
+    ax.set(xlabel='milliseconds per image', xlim=(0, left.max() * 1.12))
     ax.invert_yaxis()
     ax.legend(frameon=False, fontsize=8, ncols=4, loc='lower center', bbox_to_anchor=(.45, 1))
     return ax

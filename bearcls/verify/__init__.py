@@ -16,5 +16,5 @@ __getattr__, __dir__, __all__ = front_door('bearcls.verify', dict(
     quarantine='Move Suspect quarantine_files quarantine_folder restore',
     report='Finding ImageReport Thresholds broken_issues check_images findings_html folder_thresholds issue_words '
         'report_html verify_images',
-    balance='Balance average_pictures balance balance_html',
+    balance='Balance average_images balance balance_html',
 ))

@@ -1,4 +1,4 @@
-"""What one look at a picture file tells: whether it opens and why not, its size and format, light, sharpness, and what its copies are recognised by
+"""What one look at an image file tells: whether it opens and why not, its size and format, light, sharpness, and what its copies are recognised by
 
 Docs: https://bearcls.github.io/bearcls/verify/measure.html.md"""
 
@@ -59,7 +59,7 @@ def _levels(values, percents):
 def sharpness(
     grey: np.ndarray,  # Grey levels, height by width, longer side about 256 pixels
 ) -> float:            # About 0.6 for a good photograph, below 0.1 when no edge is sharp
-    "Steepest hundredth of the picture's edges, relative to its contrast"
+    "Steepest hundredth of the image's edges, relative to its contrast"
     if min(grey.shape) < 3: return 0.0
     g = grey.astype(np.int16)
     steep = np.abs(4*g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:])
@@ -73,11 +73,11 @@ _heif = ('HEIC', 'HEIF', 'HEIF sequence', 'HEVC')
 def _without_reader(words):
     "Issue and sentence for an image whose reader is missing, or that its reader cannot make out; None for other kinds"
     if words in _heif:
-        if 'HEIF' in Image.OPEN: return 'unreadable', 'a HEIF picture that is damaged or cut off'
-        return 'unsupported', 'a HEIF picture, as phones take them: pip install pillow-heif'
+        if 'HEIF' in Image.OPEN: return 'unreadable', 'a HEIF image that is damaged or cut off'
+        return 'unsupported', 'a HEIF image, as phones take them: pip install pillow-heif'
     if words != 'AVIF': return None
-    if 'AVIF' in Image.OPEN: return 'unreadable', 'an AVIF picture that is damaged or cut off'
-    return 'unsupported', 'an AVIF picture, which this Pillow cannot read: pip install -U pillow'
+    if 'AVIF' in Image.OPEN: return 'unreadable', 'an AVIF image that is damaged or cut off'
+    return 'unsupported', 'an AVIF image, which this Pillow cannot read: pip install -U pillow'
 
 # %% ../../nbs/verify/01_measure.ipynb #2640b9a2
 def _explain(data, error):
@@ -87,7 +87,7 @@ def _explain(data, error):
     if found.kind == 'unread': return 'unsupported', f'{found.words}, which is not read here; save it as PNG or JPEG'
     if why := _without_reader(found.words): return why
     if found.kind in ('image', 'other') or error.reason != 'not_an_image': return error.reason, str(error)
-    return 'not_an_image', f"{found.words.partition(';')[0]} under the name of a picture"
+    return 'not_an_image', f"{found.words.partition(';')[0]} under the name of an image"
 
 # %% ../../nbs/verify/01_measure.ipynb #6aaa6431
 def _read(file):
@@ -95,7 +95,7 @@ def _read(file):
     try:
         with open(file, 'rb') as f:
             before = os.fstat(f.fileno())
-            if before.st_size > 4*max_pixels: return b'', ('bomb', f'{before.st_size:,} bytes are more than any accepted picture has')
+            if before.st_size > 4*max_pixels: return b'', ('bomb', f'{before.st_size:,} bytes are more than any accepted image has')
             data = f.read(before.st_size + 1)
             after = os.fstat(f.fileno())
     except FileNotFoundError: return b'', ('missing', 'the file went away while it was checked')
@@ -106,7 +106,7 @@ def _read(file):
 
 # %% ../../nbs/verify/01_measure.ipynb #a4b5fa78
 def measure_file(
-    file: str | os.PathLike,  # Picture file
+    file: str | os.PathLike,  # Image file
     root: str | os.PathLike,  # Image folder that holds it
     label: str | None = None, # Label that it is filed under; None: the folder it lies in
 ) -> Measures:                # With `issue` set if it cannot be opened
@@ -135,7 +135,7 @@ def _measure_header(m, data):
     return m
 
 def _measure_pixels(m, image):
-    "What the pixels tell: light, contrast, sharpness and what the picture looks like"
+    "What the pixels tell: light, contrast, sharpness and what the image looks like"
     small = small_grey(image)
     grey = np.asarray(small)
     lowest, m.dark, m.light, highest = map(float, _levels(grey, [1, 5, 95, 99]))

@@ -1,4 +1,4 @@
-"""Which pictures cannot be opened, which are copies, too dark, blurred or badly shaped; a report that proposes and changes nothing
+"""Which images cannot be opened, which are copies, too dark, blurred or badly shaped; a report that proposes and changes nothing
 
 Docs: https://bearcls.github.io/bearcls/verify/report.html.md"""
 
@@ -32,13 +32,13 @@ issue_words = {
     'missing': 'the file went away while it was checked',
     'changed': 'the file changed while it was checked',
     'empty': 'no bytes',
-    'not_an_image': 'no picture of a known format',
-    'unsupported': 'a picture in a format that is not read here',
-    'truncated': 'ends before the picture does',
+    'not_an_image': 'no image of a known format',
+    'unsupported': 'an image in a format that is not read here',
+    'truncated': 'ends before the image does',
     'bomb': 'claims more pixels than allowed',
     'unreadable': 'cannot be decoded',
-    'overlooked': 'a picture where training does not look: outside the folders of the labels',
-    'left_out': 'holds no picture, or may not be read',
+    'overlooked': 'an image where training does not look: outside the folders of the labels',
+    'left_out': 'holds no image, or may not be read',
     'wrong_extension': 'the name promises another format',
     'odd_mode': 'transparency, palette, CMYK or 16 bits: programs disagree about its colours',
     'exif_rotated': 'turned only by its EXIF record: programs disagree which way is up',
@@ -49,7 +49,7 @@ issue_words = {
     'too_bright': 'even the dark parts are bright',
     'blurred': 'no sharp edge anywhere',
     'exact_copy': 'the same bytes as another file',
-    'near_copy': 'looks like another picture',
+    'near_copy': 'looks like another image',
     'across_labels': 'a copy under another label',
     'across_split': 'trained on and validated with',
 }
@@ -66,7 +66,7 @@ class Thresholds:
     max_light: float = 200.0       # Grey level that 95% of the pixels stay above, 0 to 255; above it `too_bright`
     min_sharpness: float = 0.10    # Steepest edges relative to the contrast, see `sharpness`; below it `blurred`
     max_distance: int = 11         # Bits of the perceptual hash that may differ before a pair is not even compared, 0 to 15
-    min_similarity: float = 0.96   # Likeness of two pictures, see `near_copies`; from here on `near_copy`
+    min_similarity: float = 0.96   # Likeness of two images, see `near_copies`; from here on `near_copy`
 
 def folder_thresholds(
     thresholds: Thresholds,        # Where findings begin
@@ -86,7 +86,7 @@ class Finding:
     issue: str                  # Key of `issue_words`
     score: float | None = None  # What was measured and held against the threshold; None where nothing is measured
     reason: str = ''            # What is wrong, in words
-    of: str = ''                # The other picture of a pair: the one to keep
+    of: str = ''                # The other image of a pair: the one to keep
 
 # %% ../../nbs/verify/03_report.ipynb #a4641ee7
 def _file_findings(m, t):
@@ -158,13 +158,13 @@ def _copy_findings(measures, t):
 
 # %% ../../nbs/verify/03_report.ipynb #591b4118
 def _across_findings(measures, of, valid):
-    "Copies that lie under another label, or on the other side of the split, than the picture kept"
+    "Copies that lie under another label, or on the other side of the split, than the image kept"
     for m in measures:
         if m.file not in of: continue
         kept = of[m.file]
         while kept.file in of: kept = of[kept.file]
         if m.label != kept.label:
-            yield Finding(m.file, 'across_labels', None, f'the same picture under {m.label} and under {kept.label}: which is right?', kept.file)
+            yield Finding(m.file, 'across_labels', None, f'the same image under {m.label} and under {kept.label}: which is right?', kept.file)
         if (m.file in valid) != (kept.file in valid):
             side = ('validation', 'training') if m.file in valid else ('training', 'validation')
             yield Finding(m.file, 'across_split', None, f'used for {side[0]}, while {kept.file} is used for {side[1]}', kept.file)
@@ -173,7 +173,7 @@ def _across_findings(measures, of, valid):
 def _left_out_findings(folder):
     "Files that are not used, but hidden ones and what programs have made"
     for r in folder.left_out:
-        if r.kind == 'outside': yield Finding(r.file, 'overlooked', None, f'a picture, but {r.reason}')
+        if r.kind == 'outside': yield Finding(r.file, 'overlooked', None, f'an image, but {r.reason}')
         elif r.kind in ('not_an_image', 'unreadable'): yield Finding(r.file, 'left_out', None, r.reason)
 
 # %% ../../nbs/verify/03_report.ipynb #dd4468fb
@@ -239,7 +239,7 @@ def _checked_names(report, files):
     for file in files:
         names = Path(file).as_posix(), Path(os.path.relpath(file, root)).as_posix()
         name = next((name for name in names if name in known), None)
-        if name is None: raise DataError(f'{file} is none of the pictures that were checked in {report.path}')
+        if name is None: raise DataError(f'{file} is none of the images that were checked in {report.path}')
         yield name
 
 # %% ../../nbs/verify/03_report.ipynb #828fb8fc
@@ -248,12 +248,12 @@ def check_images(
     thresholds: Thresholds | None = None,  # Where findings begin; None: the defaults
     n_workers: int | None = None,          # Threads; None: one for each core, at most 8
 ) -> ImageReport:                          # Findings with reasons; nothing has been moved
-    "Look at every picture of an image folder once and report what is wrong"
+    "Look at every image of an image folder once and report what is wrong"
     expect('path', path, str, os.PathLike)
     expect('thresholds', thresholds, Thresholds, None)
     folder = scan_folder(path)
     path, label_of = folder.path, folder.label_of
-    if not folder.names: raise DataError(f'{path} holds no pictures; expected are folders named after labels, with the pictures in them')
+    if not folder.names: raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='PIL')
         found = in_order(lambda name: measure_file(path/name, path, label_of(name)), folder.names, n_workers)
@@ -273,8 +273,8 @@ def findings_html(
     "Findings as a table with thumbnails"
     rows = expect_all('rows', rows, Finding)
     rows = list(rows)
-    def picture(name): return thumbnail(whereabouts(path, name), side, name) if name else ''
-    def pair(f): return Html(f'<div style="display:flex;gap:4px">{picture(f.file)}{picture(f.of)}</div>')
+    def image(name): return thumbnail(whereabouts(path, name), side, name) if name else ''
+    def pair(f): return Html(f'<div style="display:flex;gap:4px">{image(f.file)}{image(f.of)}</div>')
     cells = [{'': pair(f), **asdict(f), 'score': '' if f.score is None else f.score} for f in rows[:max_n]]
     more = f'<p>… and {len(rows) - max_n:,} more in <code>report.table</code></p>' if len(rows) > max_n else ''
     return Html(html_table(cells, ['', 'file', 'issue', 'score', 'reason', 'of'], max_n) + more)
@@ -284,8 +284,8 @@ def findings_html(
 def show(self: ImageReport,
     *issues: str,     # Keys of `issue_words`; none: all that occur
     max_n: int = 24,  # Rows at most
-) -> Html:            # A table with a picture in each row, and the other one of a pair
-    "Findings with their pictures"
+) -> Html:            # A table with an image in each row, and the other one of a pair
+    "Findings with their images"
     _known_issues(issues)
     return findings_html(self._home, [f for f in self.rows if not issues or f.issue in issues], max_n)
 
@@ -313,13 +313,13 @@ def _summary(report):
 # %% ../../nbs/verify/03_report.ipynb #076cb93c
 def report_html(
     report: ImageReport,  # What `check_images` found
-    max_n: int = 6,       # Pictures shown for each issue
+    max_n: int = 6,       # Images shown for each issue
 ) -> Html:                # Summary table and galleries
     "The report as a page"
     expect('report', report, ImageReport)
     n_files = len(report.files())
     found = f'{len(report.rows):,} finding{"" if len(report.rows) == 1 else "s"} in {n_files:,} file{"" if n_files == 1 else "s"}' if report.rows else 'nothing found'
-    head = f'{len(report.measures):,} pictures checked: {found}'
+    head = f'{len(report.measures):,} images checked: {found}'
     parts = [f'<p><b>{html.escape(report._home.name)}</b>, {head}</p>', html_table(_summary(report)) if report.rows else '']
     parts += [f'<p><b>To be settled before training:</b> {html.escape(p)}</p>' for p in report.problems]
     for issue, n in report.counts.items():
@@ -332,7 +332,7 @@ def report_html(
 
 # %% ../../nbs/verify/03_report.ipynb #4d6751e8
 def _issue_gallery(path, rows):
-    "The pictures of some findings; a copy stands before the one it is a copy of"
+    "The images of some findings; a copy stands before the one it is a copy of"
     shown = []
     for f in rows:
         shown.append((whereabouts(path, f.file), f'{f.file}: {f.reason}'))
@@ -350,7 +350,7 @@ _page = '''<!doctype html>
 @patch
 def write_html(self: ImageReport,
     file: str | os.PathLike,  # Page to write; replaced if it is there
-    max_n: int = 12,          # Pictures shown for each issue
+    max_n: int = 12,          # Images shown for each issue
 ) -> Path:                    # The page: one file with all it needs, to be opened in any browser
     "Write the report as a page"
     if not Path(file).parent.is_dir(): raise DataError(f'There is no folder {Path(file).parent} to write the report in')
@@ -386,10 +386,10 @@ def restore(self: ImageReport) -> list[Move]:
 
 # %% ../../nbs/verify/03_report.ipynb #eb69f510
 def verify_images(
-    fns: Iterable[str | os.PathLike],  # Picture files, such as `get_image_files(path)`
+    fns: Iterable[str | os.PathLike],  # Image files, such as `get_image_files(path)`
     n_workers: int | None = None,      # Threads; None: one for each core, at most 8
 ) -> Any:                              # fastcore `L` of the paths that cannot be opened, in the order given
-    "Which of these files cannot be opened as pictures"
+    "Which of these files cannot be opened as images"
     fns = expect_all('fns', fns, str, os.PathLike)
     L = optional_import('fastcore.foundation', 'fastcore', '`verify_images`').L
     fns = list(fns)
@@ -399,7 +399,7 @@ def verify_images(
     return L(f for f, ok in zip(fns, good) if not ok)
 
 def _opens(file):
-    "Can the file be opened as a picture?"
+    "Can the file be opened as an image?"
     try: load_image(file, min_side=256)
     except ImageError: return False
     return True

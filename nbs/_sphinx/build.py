@@ -12,9 +12,9 @@ from pages import SiteError, check_sidebar, config, docname, earlier_pages, fron
 
 def pages_for_sphinx(
     processed: Path,  # Folder that nbdev wrote for Quarto
-    dest: Path,       # Folder to make: pages and pictures for Sphinx
+    dest: Path,       # Folder to make: pages and images for Sphinx
 ) -> list[str]:       # The notebooks, as paths below nbs/
-    "Every processed notebook under the name of its page, and the pictures beside them"
+    "Every processed notebook under the name of its page, and the images beside them"
     notebooks = sorted(f.relative_to(processed).as_posix() for f in processed.rglob('*.ipynb') if not _internal(f, processed))
     check_sidebar(notebooks)
     if twice := {n for n in notebooks if [docname(m) for m in notebooks].count(docname(n)) > 1}:
@@ -89,7 +89,7 @@ def build(
     if out.exists() and not (out/'.nojekyll').exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SiteError(f'{out} is there and is no site built before: give another --out, or remove it yourself')
     os.chdir(root)
-    source, pages = root/'build'/'site', root/'build'/'html'  # MyST-NB leaves its pictures beside the pages, so these are made here
+    source, pages = root/'build'/'site', root/'build'/'html'  # MyST-NB leaves its images beside the pages, so these are made here
     notebooks = pages_for_sphinx(proc_nbs(n_workers=0, force=True), source)
     shutil.rmtree(pages, ignore_errors=True)
     here = str(Path(__file__).parent)

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from pages import config, site_url
 
-heaviest = 2_000_000  # Bytes of a page with its pictures
+heaviest = 2_000_000  # Bytes of a page with its images
 
 class Page(HTMLParser):
     "What a page offers (`ids`) and what it asks for (`links`, `files`)"
@@ -35,8 +35,8 @@ def problems(
         name = page.path.relative_to(folder).as_posix()
         for address in sorted(page.links | page.files):
             if fault := _fault(address, page, pages): lines.append(f'{name}: {address}: {fault}')
-        size = page.path.stat().st_size + sum(_picture_size(f, page) for f in page.files)
-        if size > heaviest: lines.append(f'{name}: {size/1e6:.1f} MB with its pictures, more than {heaviest/1e6:.1f}')
+        size = page.path.stat().st_size + sum(_image_size(f, page) for f in page.files)
+        if size > heaviest: lines.append(f'{name}: {size/1e6:.1f} MB with its images, more than {heaviest/1e6:.1f}')
     return lines
 
 def _fault(address, page, pages):
@@ -48,7 +48,7 @@ def _fault(address, page, pages):
     if url.fragment and target in pages and unquote(url.fragment) not in pages[target].ids: return 'no such anchor'
     return ''
 
-def _picture_size(address, page):
+def _image_size(address, page):
     file = page.path.parent/unquote(urlsplit(address).path)
     return file.stat().st_size if '_images' in address and file.is_file() else 0
 

@@ -73,7 +73,7 @@ class Anchors(SphinxTransform):
             section['ids'] = [anchor, *(i for i in section['ids'] if i != anchor)]
 
 class Captions(SphinxTransform):
-    "A picture alone in its paragraph is a figure, its alternative text the caption, as in Quarto"
+    "An image alone in its paragraph is a figure, its alternative text the caption, as in Quarto"
     default_priority = 698
     def apply(self, **kwargs):
         for image in list(self.document.findall(nodes.image)):

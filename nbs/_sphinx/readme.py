@@ -1,4 +1,4 @@
-"""Write README.md with its pictures, CONTRIBUTING.md and CHANGELOG.md from their notebooks, as `nbdev-readme` would, without Quarto
+"""Write README.md with its images, CONTRIBUTING.md and CHANGELOG.md from their notebooks, as `nbdev-readme` would, without Quarto
 
 python nbs/_sphinx/readme.py [--check]"""
 import argparse, base64, os, re, sys
@@ -10,13 +10,13 @@ from nbdev.processors import FilterDefaults
 from convert import CodeBlocks, _div, _options, _outputs, callouts, div_title
 from pages import SiteError, config, local_link, notebook_of, root
 
-pictures = 'nbs/images/readme-'
+images = 'nbs/images/readme-'
 suffixes = {'image/svg+xml': 'svg', 'image/png': 'png', 'image/jpeg': 'jpg', 'image/gif': 'gif'}
 texts = {'README.md': config.readme_nb, 'CONTRIBUTING.md': 'contributing.ipynb', 'CHANGELOG.md': 'changelog.ipynb'}  # each made from a notebook in nbs/
 note = '<!-- Made from nbs/{} by `python nbs/_sphinx/readme.py`; change the notebook, not this file -->'
 
 class Text:
-    "A page as a text for readers of the repository, and the pictures it shows"
+    "A page as a text for readers of the repository, and the images it shows"
     def __init__(self,
         notebook: Path,  # Page as written
     ):
@@ -55,38 +55,38 @@ class Text:
 
     def output(self,
         out: dict,      # Notebook output in one form
-        alt: str = '',  # What screen readers say in place of a picture
+        alt: str = '',  # What screen readers say in place of an image
     ) -> str:           # Markdown
-        "Pictures become files, text a block of code, HTML what GitHub lets pass"
+        "Images become files, text a block of code, HTML what GitHub lets pass"
         if out.output_type == 'stream': return _indented(out.text)
         (kind, value), = out.data.items()
         value = ''.join(value)
-        if kind in suffixes: return f'![{alt}]({self.picture(kind, value)})'
+        if kind in suffixes: return f'![{alt}]({self.image(kind, value)})'
         if kind == 'text/html': return self.html(value)
         return self.prose(value) if kind == 'text/markdown' else _indented(value)
 
     def html(self,
         text: str,  # HTML of an output
-    ) -> str:       # HTML without scripts and styles, its pictures in files
-        "GitHub shows neither embedded pictures nor style sheets"
+    ) -> str:       # HTML without scripts and styles, its images in files
+        "GitHub shows neither embedded images nor style sheets"
         text = re.sub(r'<(style|script)\b.*?</\1>', '', text, flags=re.DOTALL)
         text = _figures.sub(lambda m: _table(re.findall(r'(<img\b[^>]*>)<figcaption[^>]*>(.*?)</figcaption>', m[0])), text)
-        text = re.sub(r'data:(image/[\w+]+);base64,([\w+/=]+)', lambda m: self.picture(m[1], m[2]), text)
+        text = re.sub(r'data:(image/[\w+]+);base64,([\w+/=]+)', lambda m: self.image(m[1], m[2]), text)
         return re.sub(r'\n\s*\n', '\n', text).strip()
 
-    def picture(self,
+    def image(self,
         kind: str,  # Media type
         data: str,  # SVG text, or the bytes in base 64
     ) -> str:       # Path from the top of the repository
-        "Keep a picture under the next number"
-        name = f'{pictures}{len(self.files) + 1}.{suffixes[kind]}'
+        "Keep an image under the next number"
+        name = f'{images}{len(self.files) + 1}.{suffixes[kind]}'
         self.files[name] = data.encode() if data.lstrip().startswith('<') else base64.b64decode(data)
         return name
 
 _figures = re.compile(r'<div style="display:flex[^>]*>(?:<figure[^>]*><img\b[^>]*><figcaption[^>]*>[^<]*</figcaption></figure>)+</div>')
 
 def _table(figures, width=6):
-    "A wall of pictures as a table, since GitHub ignores how a style would place them"
+    "A wall of images as a table, since GitHub ignores how a style would place them"
     rows = [figures[i:i+width] for i in range(0, len(figures), width)]
     cells = [''.join(f'<td align="center">{image}<br>{caption}</td>' for image, caption in row) for row in rows]
     return '<table>' + ''.join(f'<tr>{row}</tr>' for row in cells) + '</table>'
@@ -96,7 +96,7 @@ def _indented(text): return '\n'.join('    ' + line if line else '' for line in 
 def in_clone(
     line: str,  # Line of markdown outside code
 ) -> str:       # The line with addresses from the top of the repository
-    "Pages by their notebooks, pictures by their files: they open in a clone, and on the page of the repository"
+    "Pages by their notebooks, images by their files: they open in a clone, and on the page of the repository"
     line = re.sub(r'(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)(\{[^}]*\})?', lambda m: f'[{m[1]}]({repository_link(m[2])})', line)
     line = re.sub(r'!\[([^\]]*)\]\((?!\w+:|/)([^)\s]+)\)(\{[^}]*\})?', r'![\1](nbs/\2)', line)
     line = re.sub(r'(<img\b[^>]*\bsrc=")(?!\w+:|/)', r'\1nbs/', line)
@@ -149,14 +149,14 @@ def outdated(
 ) -> list[str]:              # Files that differ on disk
     "What a new run would change"
     stale = [n for n, data in want.items() if not (root/n).exists() or (root/n).read_bytes().replace(b'\r\n', b'\n') != data.replace(b'\r\n', b'\n')]
-    return stale + [f.relative_to(root).as_posix() for f in sorted((root/pictures).parent.glob('readme-*'))
+    return stale + [f.relative_to(root).as_posix() for f in sorted((root/images).parent.glob('readme-*'))
                     if f.relative_to(root).as_posix() not in want]
 
 def write(
     want: dict[str, bytes],  # What `wanted` gives
 ):
-    "Write the texts and their pictures; pictures of earlier versions go"
-    for f in (root/pictures).parent.glob('readme-*'): f.unlink()
+    "Write the texts and their images; images of earlier versions go"
+    for f in (root/images).parent.glob('readme-*'): f.unlink()
     for name, data in want.items():
         (root/name).parent.mkdir(parents=True, exist_ok=True)
         (root/name).write_bytes(data)

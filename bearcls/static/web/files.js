@@ -1,25 +1,25 @@
 // What a file is, and whether its pixels are whole: the rules of bearcls.mend. A decoder gets what the pixels depend on, and nothing else
 import { reduceTurn } from './classify.js';
 
-export class PictureError extends Error {  // its message is for the visitor; `reason` is one of bearcls.images.image_reasons, or 'unsupported'
+export class ImageError extends Error {  // its message is for the visitor; `reason` is one of bearcls.images.image_reasons, or 'unsupported'
   constructor(message, reason = 'unreadable') { super(message); this.reason = reason; }
 }
 
 export const limit = 100_000_000;  // pixels, as in bearcls.images.max_pixels
-export const damaged = () => new PictureError('it is damaged');
-export const cutOff = () => new PictureError('the file ends before the picture does', 'truncated');
-export const tooLarge = ({ width, height }) => new PictureError(`it claims ${width}×${height} pixels, and at most ${limit.toLocaleString('en')} are accepted`, 'bomb');
+export const damaged = () => new ImageError('it is damaged');
+export const cutOff = () => new ImageError('the file ends before the image does', 'truncated');
+export const tooLarge = ({ width, height }) => new ImageError(`it claims ${width}×${height} pixels, and at most ${limit.toLocaleString('en')} are accepted`, 'bomb');
 
 export async function examine(b) {  // {name, width, height, turn, parts}: `parts` are for the decoder; the `tries` of a JPEG without its end must look alike
-  if (!b.length) throw new PictureError('the file is empty', 'empty');
+  if (!b.length) throw new ImageError('the file is empty', 'empty');
   const kind = await describe(b, new DataView(b.buffer, b.byteOffset, b.byteLength), (at, n) => String.fromCharCode(...b.subarray(at, at + n)));
-  if (!kind) throw new PictureError('it is no picture of a known format', 'not_an_image');
+  if (!kind) throw new ImageError('it is no image of a known format', 'not_an_image');
   if (kind.width * kind.height > limit) throw tooLarge(kind);
   if (kind.cut) throw cutOff();
   return { turn: 1, parts: [b], ...kind };
 }
 
-async function describe(b, view, text) {  // nothing if the first bytes are no picture's
+async function describe(b, view, text) {  // nothing if the first bytes are no image's
   const start = text(0, 4), brand = text(4, 4) === 'ftyp' ? text(8, 4) : '';
   try {
     if (b[0] === 0xff && b[1] === 0xd8 && b[2] === 0xff) return jpeg(b, view, text);
@@ -139,7 +139,7 @@ function jpeg(b, view, text) {
   }
 }
 
-function ends(b, from) {  // is there an end of the picture after `from`? Cameras write other things behind it
+function ends(b, from) {  // is there an end of the image after `from`? Cameras write other things behind it
   for (let at = b.lastIndexOf(0xd9); at > from; at = b.lastIndexOf(0xd9, at - 1)) if (b[at - 1] === 0xff) return true;
   return false;
 }
@@ -161,7 +161,7 @@ function allLayers(b, at, { layered, numbers }) {  // has each component its sca
   return ![...left.values()].some((some) => some.size);
 }
 
-function tries(b) {  // whatever followed the packed pixels, the picture would be the same: then every pixel is there
+function tries(b) {  // whatever followed the packed pixels, the image would be the same: then every pixel is there
   let end = b.length;
   while (end && !b[end - 1]) end--;  // rescued disks end in zeros; but one or two may well belong to the pixels
   const zeros = b.length - end > 2, tail = (byte) => Uint8Array.from({ length: 432 }, (_, k) => (k % 18 < 16 ? byte : k % 18 === 16 ? 0xff : 0xd0 + Math.floor(k / 18) % 8));  // with restart markers, as some files have them
@@ -172,17 +172,17 @@ function tries(b) {  // whatever followed the packed pixels, the picture would b
 
 // ---------------------------------------------------------------- GIF, BMP, WebP
 
-function gif(b, view) {  // its first picture is the one that is looked at
+function gif(b, view) {  // its first image is the one that is looked at
   const table = (flags) => (flags & 0x80 ? 3 << (flags & 7) + 1 : 0), kind = { name: 'gif', width: view.getUint16(6, true), height: view.getUint16(8, true), cut: true };
   for (let at = 13 + table(b[10]); at < b.length && b[at] !== 0x3b;) {
-    const picture = b[at] === 0x2c ? view.getUint16(at + 5, true) * view.getUint16(at + 7, true) : 0, blocks = [];
+    const image = b[at] === 0x2c ? view.getUint16(at + 5, true) * view.getUint16(at + 7, true) : 0, blocks = [];
     if (b[at] === 0x2c) at += 11 + table(b[at + 9]);
     else if (b[at] === 0x21) at += 2;
     else { at++; continue; }
     const first = at;
     for (; b[at]; at += 1 + b[at]) blocks.push(b.subarray(at + 1, at + 1 + b[at]));
-    if (picture && at < b.length) return { ...kind, cut: false };
-    if (picture) return { ...kind, cut: words(blocks, b[first - 1]) < picture, parts: [b, new Uint8Array(at - b.length), Uint8Array.of(0, 0x3b)] };
+    if (image && at < b.length) return { ...kind, cut: false };
+    if (image) return { ...kind, cut: words(blocks, b[first - 1]) < image, parts: [b, new Uint8Array(at - b.length), Uint8Array.of(0, 0x3b)] };
     at++;
   }
   return kind;

@@ -16,7 +16,7 @@ export async function loadModel(ort, wasm, model, facts) {  // a function from w
     const overlaps = out.second_opinion ? Array.from(out.second_opinion.data) : null;
     const sum = values.reduce((a, b) => a + b, 0);
     if (values.length !== facts.labels.length || !(Math.abs(sum - 1) < 0.01) || !(Math.min(...values) >= 0) || !Number.isFinite(far ?? 0))
-      throw new Error('The model gives no probabilities for this picture.');
+      throw new Error('The model gives no probabilities for this image.');
     return answer(facts, values, size, lightness(pixels), far, overlaps);
   };
 }
@@ -54,10 +54,10 @@ export function lightness(pixels) {  // the grey level that 95% of the pixels st
 }
 
 export function judge({ trust, labels }, ranked, size, light, unlikeness, sure = null) {  // why a person should look; empty if nobody has to
-  if (Math.min(...size) < trust.smallest) return `the picture is only ${size[0]} by ${size[1]} pixels`;
-  if (light < minLight) return `the picture is too dark: 95% of it is at ${light} of 255 or darker`;
+  if (Math.min(...size) < trust.smallest) return `the image is only ${size[0]} by ${size[1]} pixels`;
+  if (light < minLight) return `the image is too dark: 95% of it is at ${light} of 255 or darker`;
   if (unlikeness !== null && trust.unlikeness && !(unlikeness <= trust.unlikeness.threshold))
-    return `it is unlike the pictures that the model was trained on (${two(unlikeness)}, where up to ${two(trust.unlikeness.threshold)} is usual)`;
+    return `it is unlike the images that the model was trained on (${two(unlikeness)}, where up to ${two(trust.unlikeness.threshold)} is usual)`;
   const [[first, p], [second, q]] = ranked;
   if ((sure ? sure.value : p) >= trust.threshold) return '';
   return (sure && doubtWords(labels, first, p, sure)) || `it could be ${first} (${two(p)}) or ${second} (${two(q)})`;
@@ -66,7 +66,7 @@ export function judge({ trust, labels }, ranked, size, light, unlikeness, sure =
 function doubtWords(labels, first, p, { value, doubt, other }) {  // as bearcls.inference.prediction._doubt_words
   const often = `such answers are right in ${Math.floor(100 * value)} of 100 cases`;
   if (doubt === 'second opinion' && other !== null) return `it looks like ${first} (${two(p)}), and on a second look like ${labels[other]}; ${often}`;
-  const words = { 'second opinion': 'a second look is not clear', lightness: 'the picture is rather dark', unlikeness: 'it is somewhat unlike the pictures that the model was trained on' };
+  const words = { 'second opinion': 'a second look is not clear', lightness: 'the image is rather dark', unlikeness: 'it is somewhat unlike the images that the model was trained on' };
   return words[doubt] ? `${words[doubt]}; ${often}` : '';
 }
 

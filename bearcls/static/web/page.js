@@ -1,6 +1,6 @@
-// The page: pictures that are chosen here are answered here. In the single file everything stands in the page itself, in the folder it lies beside it
+// The page: images that are chosen here are answered here. In the single file everything stands in the page itself, in the folder it lies beside it
 import { mount } from './classify.js';
-import { PictureError } from './files.js';
+import { ImageError } from './files.js';
 import { lookAt } from './pixels.js';
 import { loadModel } from './model.js';
 
@@ -45,11 +45,11 @@ async function start() {
 }
 
 const loading = start();
-async function open(item) {  // the page brings one picture after another: a photograph needs 50 MB while it is open
-  const { facts } = await loading, name = item.file.name || 'The picture';
+async function open(item) {  // the page brings one image after another: a photograph needs 50 MB while it is open
+  const { facts } = await loading, name = item.file.name || 'The image';
   if (item.signal.aborted) return {};
   try { return item.seen = await lookAt(item.file, facts.input); } catch (error) {
-    if (error instanceof PictureError) throw new Error(`${name} cannot be looked at: ${error.message}.`);
+    if (error instanceof ImageError) throw new Error(`${name} cannot be looked at: ${error.message}.`);
     console.error(error);
     throw new Error(`${name} cannot be looked at. It may be too large for the memory of this device.`);
   }
@@ -65,7 +65,7 @@ function ask({ name, seen }) {  // one after another
 }
 
 mount(root, { title: document.title, open, ask, shrink: false, heading: 'h1',
-  note: 'Your pictures stay on this device: the model came to you with this page, and nothing is sent anywhere.' });
+  note: 'Your images stay on this device: the model came to you with this page, and nothing is sent anywhere.' });
 
 say('The model is being made ready …', 'loading');
 loading.then(() => say(inside ? 'Ready. This page works without a network.' : 'Ready.', 'ready'), (error) => say(error.message, 'failed'));

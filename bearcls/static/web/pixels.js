@@ -1,22 +1,22 @@
 // A file as what the model sees: opened as bearcls.images.load_image does, shaped as bearcls.inference.bundle.prepare does
 import { turned, webpTurn } from './classify.js';
-import { PictureError, checksum, cutOff, damaged, examine, limit, tooLarge } from './files.js';
+import { ImageError, checksum, cutOff, damaged, examine, limit, tooLarge } from './files.js';
 import { readTiff } from './tiff.js';
 
 const strip = 1 << 22;      // pixels drawn at a time: a phone's canvas may not hold a whole photograph
 const longest = 65_535;     // pixels in a row that a browser draws; some draw half as many
 
 export async function lookAt(file, input) {  // {pixels: bytes as (height, width, 3), size: [width, height] as opened, width, height, preview: a canvas}
-  const bytes = new Uint8Array(await file.arrayBuffer().catch(() => { throw new PictureError('the file cannot be read; has it been moved or changed?'); }));
+  const bytes = new Uint8Array(await file.arrayBuffer().catch(() => { throw new ImageError('the file cannot be read; has it been moved or changed?'); }));
   const kind = await examine(bytes);
   const tiff = kind.name === 'tiff' ? await readTiff(bytes) : null, turn = kind.name === 'webp' ? webpTurn(bytes) : tiff?.turn ?? kind.turn;
-  const opened = tiff?.picture ?? (kind.tries ? await alike(kind) : await decode(kind.parts, kind)), bitmap = turned(opened, turn >= 2 && turn <= 8 ? turn : 1);
-  if (!bitmap) throw new PictureError('it is too large for this browser to turn it upright');
+  const opened = tiff?.image ?? (kind.tries ? await alike(kind) : await decode(kind.parts, kind)), bitmap = turned(opened, turn >= 2 && turn <= 8 ? turn : 1);
+  if (!bitmap) throw new ImageError('it is too large for this browser to turn it upright');
   try {
     const { width, height } = measured(bitmap);
-    let picture = drawn(bitmap, width, height);
-    if (input.min_side) for (const [by, draft] of reductions(picture, kind, input.min_side)) picture = reduced(picture, by, draft);
-    return { pixels: prepare(picture, input), size: [picture.width, picture.height], ...preview(bitmap, width, height) };
+    let image = drawn(bitmap, width, height);
+    if (input.min_side) for (const [by, draft] of reductions(image, kind, input.min_side)) image = reduced(image, by, draft);
+    return { pixels: prepare(image, input), size: [image.width, image.height], ...preview(bitmap, width, height) };
   } finally { bitmap.close?.(); }
 }
 
@@ -27,8 +27,8 @@ async function decode(parts, kind) {  // upright; colours as the file has them, 
   try { return await createImageBitmap(blob, wishes); } catch { /* perhaps an element can do it */ }
   const image = new Image(), address = image.src = URL.createObjectURL(blob);
   try { await image.decode(); } catch {
-    if (kind.name === 'heic') throw new PictureError('it is a HEIC picture, as iPhones take them, which this browser does not know. Save it as JPEG, or open this page on the phone itself', 'unsupported');
-    throw kind.name === 'avif' ? new PictureError('this browser does not know AVIF pictures. Save it as JPEG or PNG', 'unsupported') : damaged();
+    if (kind.name === 'heic') throw new ImageError('it is a HEIC image, as iPhones take them, which this browser does not know. Save it as JPEG, or open this page on the phone itself', 'unsupported');
+    throw kind.name === 'avif' ? new ImageError('this browser does not know AVIF images. Save it as JPEG or PNG', 'unsupported') : damaged();
   } finally { URL.revokeObjectURL(address); }
   return image;
 }
@@ -48,7 +48,7 @@ async function alike(kind) {  // a JPEG without its end: its pixels must not dep
 function measured(bitmap) {
   const width = bitmap.naturalWidth ?? bitmap.width, height = bitmap.naturalHeight ?? bitmap.height;
   if (width * height > limit) throw tooLarge({ width, height });
-  if (Math.max(width, height) > longest) throw new PictureError(`it has ${width}×${height} pixels, and browsers draw at most ${longest.toLocaleString('en')} in a row`);
+  if (Math.max(width, height) > longest) throw new ImageError(`it has ${width}×${height} pixels, and browsers draw at most ${longest.toLocaleString('en')} in a row`);
   return { width, height };
 }
 
@@ -69,7 +69,7 @@ function drawn(bitmap, width, height) {  // reads some rows at a time, on white
   const fill = (colour) => { context.fillStyle = colour; context.fillRect(0, 0, width, canvas.height); };
   fill('rgb(10, 120, 230)');  // some browsers hide what a canvas holds, or give up on a large one without a word
   const probe = context.getImageData(width - 1, canvas.height - 1, 1, 1).data;
-  if ([10, 120, 230].some((v, i) => Math.abs(v - probe[i]) > 2)) throw new PictureError(width > 16_384 ? `it is ${width} pixels wide, and this browser does not draw as many in a row` : 'this browser does not let the page see its pixels; a setting against tracking may forbid it');
+  if ([10, 120, 230].some((v, i) => Math.abs(v - probe[i]) > 2)) throw new ImageError(width > 16_384 ? `it is ${width} pixels wide, and this browser does not draw as many in a row` : 'this browser does not let the page see its pixels; a setting against tracking may forbid it');
   const rows = (y, n) => {
     fill('white');
     context.drawImage(bitmap, 0, y, width, n, 0, 0, width, n);
@@ -85,24 +85,24 @@ function reductions({ width, height }, kind, least) {  // what Pillow's `draft` 
   return [[draft, true], [Math.floor(Math.ceil(side / draft) / least), false]].filter(([by]) => by > 1);
 }
 
-function reduced(picture, by, draft) {  // means of squares: rounded as Pillow does, or halves to even, since a decoder of JPEGs does not round before its mean
-  const width = Math.ceil(picture.width / by), height = Math.ceil(picture.height / by), data = new Uint8ClampedArray(4 * width * height);
-  const sums = new Uint32Array(3 * width), whole = Math.max(1, Math.floor(picture.most / by));
+function reduced(image, by, draft) {  // means of squares: rounded as Pillow does, or halves to even, since a decoder of JPEGs does not round before its mean
+  const width = Math.ceil(image.width / by), height = Math.ceil(image.height / by), data = new Uint8ClampedArray(4 * width * height);
+  const sums = new Uint32Array(3 * width), whole = Math.max(1, Math.floor(image.most / by));
   for (let top = 0; top < height; top += whole) {
-    const count = Math.min(whole * by, picture.height - top * by), rows = picture.rows(top * by, count);
+    const count = Math.min(whole * by, image.height - top * by), rows = image.rows(top * by, count);
     for (let y = 0; y * by < count; y++) {
       sums.fill(0);
       const high = Math.min(by, count - y * by);
       for (let k = 0; k < high; k++) {
-        let at = 4 * picture.width * (y * by + k);
+        let at = 4 * image.width * (y * by + k);
         for (let x = 0, o = 0; x < width; x++, o += 3) {
           let r = 0, g = 0, b = 0;
-          for (const end = at + 4 * Math.min(by, picture.width - x * by); at < end; at += 4) { r += rows[at]; g += rows[at + 1]; b += rows[at + 2]; }
+          for (const end = at + 4 * Math.min(by, image.width - x * by); at < end; at += 4) { r += rows[at]; g += rows[at + 1]; b += rows[at + 2]; }
           sums[o] += r; sums[o + 1] += g; sums[o + 2] += b;
         }
       }
       for (let x = 0, o = 0, out = 4 * width * (top + y); x < width; x++, o += 3, out += 4) {
-        const n = high * Math.min(by, picture.width - x * by), factor = Math.floor(Math.fround((1 << 24) / n));
+        const n = high * Math.min(by, image.width - x * by), factor = Math.floor(Math.fround((1 << 24) / n));
         for (let c = 0; c < 3; c++) data[out + c] = draft ? sums[o + c] / n : Math.floor((sums[o + c] + (n >> 1)) * factor / (1 << 24));
       }
     }
@@ -114,11 +114,11 @@ function held(data, width, height) { return { width, height, most: height, rows:
 
 // ---------------------------------------------------------------- the model's shape
 
-export function prepare(picture, { width, height, method, pad_mode }) {
+export function prepare(image, { width, height, method, pad_mode }) {
   const all = (n) => line(n, 0, n, 0);
-  if (method === 'squish') return resize(picture, all(picture.width), all(picture.height), width, height);
+  if (method === 'squish') return resize(image, all(image.width), all(image.height), width, height);
   if (method === 'random_crop') {
-    const extra = 8 * Math.ceil(Math.max(width, height) * 0.14 / 8), larger = resize(picture, all(picture.width), all(picture.height), width + extra, height + extra);
+    const extra = 8 * Math.ceil(Math.max(width, height) * 0.14 / 8), larger = resize(image, all(image.width), all(image.height), width + extra, height + extra);
     const out = new Uint8Array(3 * width * height), from = 3 * (extra >> 1);
     for (let y = 0; y < height; y++) {
       const at = from + 3 * (y + (extra >> 1)) * (width + extra);
@@ -126,10 +126,10 @@ export function prepare(picture, { width, height, method, pad_mode }) {
     }
     return out;
   }
-  const factor = Math[method === 'crop' ? 'min' : 'max'](picture.width / width, picture.height / height);
+  const factor = Math[method === 'crop' ? 'min' : 'max'](image.width / width, image.height / height);
   const [w, h] = [width, height].map((n) => Math.max(1, Math.trunc(factor * n)));
-  if (w * h > limit) throw new PictureError('it is too long and thin');
-  return resize(picture, cut(picture.width, w, pad_mode), cut(picture.height, h, pad_mode), width, height);
+  if (w * h > limit) throw new ImageError('it is too long and thin');
+  return resize(image, cut(image.width, w, pad_mode), cut(image.height, h, pad_mode), width, height);
 }
 
 function cut(size, wanted, mode) {  // the middle of a side, or the side with something beside it
@@ -159,14 +159,14 @@ function triangles(size, n) {  // for each of `n` places where its pixels begin,
   });
 }
 
-function resize(picture, columns, rows, width, height) {
+function resize(image, columns, rows, width, height) {
   const shown = rows.filter((y) => y >= 0), low = shown.reduce((a, b) => Math.min(a, b)), high = shown.reduce((a, b) => Math.max(a, b)) + 1;
   const across = triangles(columns.length, width), along = triangles(rows.length, height), narrow = new Uint8Array(3 * width * (high - low));
   const plain = columns.every((x, i) => x === columns[0] + i && x >= 0), wide = plain ? null : new Uint8ClampedArray(4 * columns.length);
-  for (let top = low, out = 0; top < high; top += picture.most) {
-    const n = Math.min(picture.most, high - top), data = picture.rows(top, n);
+  for (let top = low, out = 0; top < high; top += image.most) {
+    const n = Math.min(image.most, high - top), data = image.rows(top, n);
     for (let y = 0; y < n; y++) {
-      const row = 4 * picture.width * y;
+      const row = 4 * image.width * y;
       if (!plain) columns.forEach((x, i) => { for (let c = 0; c < 3; c++) wide[4 * i + c] = x < 0 ? 0 : data[row + 4 * x + c]; });
       const from = plain ? data : wide, start = plain ? row + 4 * columns[0] : 0;
       for (const { first, weights } of across) {

@@ -1,10 +1,10 @@
 // TIFFs, which most browsers do not know: greys, colours and palettes of any depth, by the rule of bearcls.greys
-import { PictureError, cutOff, damaged, limit, tooLarge, unpacked } from './files.js';
+import { ImageError, cutOff, damaged, limit, tooLarge, unpacked } from './files.js';
 
 const sizes = { 1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 11: 4, 12: 8, 16: 8, 17: 8 };
-const unsupported = (what) => new PictureError(`it is a TIFF ${what}, which this page does not read. Save it as PNG or JPEG`, 'unsupported');
+const unsupported = (what) => new ImageError(`it is a TIFF ${what}, which this page does not read. Save it as PNG or JPEG`, 'unsupported');
 
-export async function readTiff(b) {  // {picture: on white, turn}
+export async function readTiff(b) {  // {image: on white, turn}
   const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
   let tags;
   try { tags = directory(view); } catch (error) { throw error instanceof RangeError ? damaged() : error; }
@@ -16,12 +16,12 @@ export async function readTiff(b) {  // {picture: on white, turn}
   if (photo > 3 || parts < colours) throw unsupported('of an unusual kind');
   if (![1, 5, 8, 32946, 32773].includes(packing)) throw unsupported('packed in an unusual way');
   if (new Set(tags.get(258)).size > 1 || bits > 64 || form === 3 && ![16, 32, 64].includes(bits) || form === 2 && bits < 8) throw unsupported('with unusual samples');
-  const image = { b, little: b[0] === 0x49, tags, one, width, height, bits, form, parts, packing };
-  const picture = new ImageData(width, height), put = writer(picture.data, image, { photo, colours, extra });
+  const layout = { b, little: b[0] === 0x49, tags, one, width, height, bits, form, parts, packing };
+  const image = new ImageData(width, height), put = writer(image.data, layout, { photo, colours, extra });
   const planes = one(284, 1) === 2 ? parts : 1;
-  for (let plane = 0; plane < planes; plane++) await eachSample(image, plane, planes, put);
+  for (let plane = 0; plane < planes; plane++) await eachSample(layout, plane, planes, put);
   put.finish();
-  return { picture: await createImageBitmap(picture), turn: one(274, 1) };
+  return { image: await createImageBitmap(image), turn: one(274, 1) };
 }
 
 function directory(view) {  // numbers of each tag, of the first directory
@@ -46,7 +46,7 @@ function writer(out, { tags, bits, form, parts, width }, { photo, colours, extra
   let [low, high] = form === 3 ? [0, 1] : form === 2 ? [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] : [0, 2 ** bits - 1];
   const [least, most] = [low, high], declared = deep && (tags.has(340) || tags.has(341));
   if (declared) [low, high] = [Math.min(...(tags.get(340) ?? [low])), Math.max(...(tags.get(341) ?? [high]))];
-  if (!(low < high) || !Number.isFinite(high - low)) throw new PictureError(`it declares a scale from ${low} to ${high}, on which nothing can be placed`);
+  if (!(low < high) || !Number.isFinite(high - low)) throw new ImageError(`it declares a scale from ${low} to ${high}, on which nothing can be placed`);
   if (photo === 3 && (!table || table.length < 3 << bits)) throw damaged();
   let lowest = Infinity, highest = -Infinity, strange = false;
   const clear = extra === 1 || extra === 2 ? colours : -1;
@@ -64,9 +64,9 @@ function writer(out, { tags, bits, form, parts, width }, { photo, colours, extra
   };
   put.finish = () => {
     const scale = 255 / (high - low);
-    if (strange) throw new PictureError('it holds values that are not numbers, which no grey stands for');
+    if (strange) throw new ImageError('it holds values that are not numbers, which no grey stands for');
     if (!declared && photo !== 3 && ((lowest - low) * scale < -0.5 || (highest - low) * scale > 255.5))
-      throw new PictureError(`it holds values from ${lowest} to ${highest}, and nothing says which is white: such values are read from ${low} to ${high}`);
+      throw new ImageError(`it holds values from ${lowest} to ${highest}, and nothing says which is white: such values are read from ${low} to ${high}`);
     for (let at = 0; at < out.length; at += 4) {
       const share = clear < 0 ? 1 : out[at + 3] / 255;
       if (share < 1) for (let c = 0; c < 3; c++) out[at + c] = (extra === 1 ? out[at + c] : share * out[at + c]) + 255 * (1 - share);
@@ -76,8 +76,8 @@ function writer(out, { tags, bits, form, parts, width }, { photo, colours, extra
   return put;
 }
 
-async function eachSample(image, plane, planes, put) {
-  const { b, tags, one, width, height, bits, parts } = image, tiled = tags.has(324), here = planes > 1 ? 1 : parts;
+async function eachSample(layout, plane, planes, put) {
+  const { b, tags, one, width, height, bits, parts } = layout, tiled = tags.has(324), here = planes > 1 ? 1 : parts;
   const across = tiled ? one(322, 0) : width, high = tiled ? one(323, 0) : Math.min(one(278, height), height);
   if (!across || !high || across * high > 4 * limit) throw damaged();
   const row = Math.ceil(across * here * bits / 8), beside = Math.ceil(width / across), each = beside * Math.ceil(height / high);
@@ -85,7 +85,7 @@ async function eachSample(image, plane, planes, put) {
   for (let k = 0; k < each; k++) {
     const offset = offsets[plane * each + k], top = high * Math.floor(k / beside), left = across * (k % beside), rows = tiled ? high : Math.min(high, height - top);
     if (offset === undefined) throw cutOff();
-    const data = await unpack(b.subarray(offset, counts ? offset + counts[plane * each + k] : undefined), image.packing, row * rows), read = reader(data, row, across * here, here, image);
+    const data = await unpack(b.subarray(offset, counts ? offset + counts[plane * each + k] : undefined), layout.packing, row * rows), read = reader(data, row, across * here, here, layout);
     for (let y = 0; y < rows && top + y < height; y++) {
       const values = read(y);
       for (let x = 0; x < across && left + x < width; x++) for (let p = 0; p < here; p++) put(left + x, top + y, planes > 1 ? plane : p, values(x * here + p));
