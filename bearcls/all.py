@@ -51,7 +51,7 @@ from .inference.classifier import Classifier, Prediction, PredictionRow
 from .inference.predictions import by_need, rows_html, tally, write_predictions
 from .inference.video import follow, read_frames, sightings
 from .export.weights import learner_from_bundle
-from .export.ood import auroc, fit_unlikeness, plot_unlikeness
+from .export.ood import auroc, fit_ood_score, plot_ood_score
 from .sample.strangers import draw_strangers
 from bearcls.export.robustness import (apply_stress, plot_stress, plot_trust, show_stress, stress, stresses,
     trust_under_stress)

@@ -186,12 +186,12 @@ def trust(work):
     from bearcls.interpret.evaluate import evaluate
     classifier = Classifier(work/'bundle')
     out = dict(calibration_error=round(calibration_error(evaluate(classifier, path=work/'held'))['error'], 4), temperature=classifier.bundle.temperature)
-    if not classifier.bundle.unlikeness: return out
+    if not classifier.bundle.ood_score: return out
     from bearcls.export.ood import auroc, share_caught
     from bearcls.sample.strangers import draw_strangers
-    score = lambda sources: [r.prediction.unlikeness for r in classifier.predict_batch(sources, quiet=True)]
+    score = lambda sources: [r.prediction.ood_score for r in classifier.predict_batch(sources, quiet=True)]
     known, strangers = score(find_images(work/'held')), score([image for _, image in draw_strangers(120)])
-    return out | dict(auroc=round(auroc(known, strangers), 4), share_caught=round(share_caught(strangers, classifier.bundle.unlikeness['threshold']), 4))
+    return out | dict(auroc=round(auroc(known, strangers), 4), share_caught=round(share_caught(strangers, classifier.bundle.ood_score['threshold']), 4))
 
 def figures(runs):
     "Medians; of ratios within a round"

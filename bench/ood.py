@@ -3,7 +3,7 @@
 python bench/ood.py --out ood.json [--photographs FOLDER] [--splits 20] [--seeds 3]
 
 The photographs are those of BEARCLS_SHARED (default ../shared; otherwise drawn bears), and with its weights the network is SqueezeNet 1.1. A source
-is a group of photographs that look alike: k-means of the network's averages, 20 groups over all labels, so not the groups that `fit_unlikeness`
+is a group of photographs that look alike: k-means of the network's averages, 20 groups over all labels, so not the groups that `fit_ood_score`
 makes for itself. In each split by source, groups with 15% of the images or somewhat more are held back, and everything is fitted to the rest.
 
 auroc_left_out    each label left out once, its images as strangers beside held-back images of the others; mean over labels and seeds
@@ -75,7 +75,7 @@ def split_by_source(averages, seed, n=20):
 
 def left_out(seen, parts, head, seeds):
     "Every label as strangers"
-    from bearcls.export.ood import auroc, fit_unlikeness, share_caught
+    from bearcls.export.ood import auroc, fit_ood_score, share_caught
     first, gain, shift = parts
     rows = []
     for label in range(len(seen.labels)):
@@ -84,7 +84,7 @@ def left_out(seen, parts, head, seeds):
             averages = seen.features[others, first:]*gain + shift
             held = split_by_source(averages, seed)
             known, later = others[~held], others[held]
-            fitted = fit_unlikeness(seen.features[known], seen.targets[known], averages=parts, head=head, seed=seed)
+            fitted = fit_ood_score(seen.features[known], seen.targets[known], averages=parts, head=head, seed=seed)
             strange = fitted.score(seen.features[seen.targets == label])
             rows.append(dict(label=seen.labels[label], seed=seed, auroc=auroc(fitted.score(seen.features[later]), strange),
                 caught=share_caught(strange, fitted.threshold), classes=fitted.classes is not None))
@@ -95,7 +95,7 @@ def by_source(learn, seen, parts, head, strangers, splits):
     from bearcls.interpret.calibrate import calibration_error, fit_temperature, with_temperature
     from bearcls.train.fast import held_out_logits, linear_head
     from bearcls.interpret.evaluate import tabulate
-    from bearcls.export.ood import auroc, deal_groups, find_groups, fit_unlikeness, share_caught
+    from bearcls.export.ood import auroc, deal_groups, find_groups, fit_ood_score, share_caught
     first, gain, shift = parts
     averages, rows = seen.features[:, first:]*gain + shift, []
     def answers(logits, which):
@@ -104,7 +104,7 @@ def by_source(learn, seen, parts, head, strangers, splits):
     for seed in range(splits):
         held = split_by_source(averages, seed)
         x, y = seen.features[~held], seen.targets[~held]
-        fitted = fit_unlikeness(x, y, averages=parts, head=head, seed=seed)
+        fitted = fit_ood_score(x, y, averages=parts, head=head, seed=seed)
         rate = share_caught(fitted.score(seen.features[held]), fitted.threshold)
         folds = deal_groups(find_groups(averages[~held], y, seed=seed), y)
         temperature = fit_temperature(answers(held_out_logits(learn, x, y, folds), ~held)).value
@@ -160,7 +160,7 @@ def trusted(learn, seen, parts, splits):
     from bearcls.inference.prediction import confidence_of, evidence_of
     from bearcls.export.convert import export_bundle
     from bearcls.train.fast import linear_head
-    from bearcls.export.held_out import choose_temperature, fit_trust, held_out_answers, learner_unlikeness
+    from bearcls.export.held_out import choose_temperature, fit_trust, held_out_answers, learner_ood_score
     from bearcls.inference.classifier import Classifier
     from bearcls.images import min_light
     from bearcls.export.ood import auroc
@@ -172,7 +172,7 @@ def trusted(learn, seen, parts, splits):
         for seed in range(splits):
             held = split_by_source(averages, seed)
             rest = seen.where(~held)
-            far = learner_unlikeness(learn, rest)
+            far = learner_ood_score(learn, rest)
             classifier.bundle.temperature, _ = choose_temperature(held_out_answers(learn, rest))
             fitted = fit_trust(learn, classifier, rest, far)
             head = linear_head(torch.from_numpy(rest.features), torch.from_numpy(rest.targets.astype(np.int64)), torch.nn.CrossEntropyLoss(reduction='none'), len(seen.labels))

@@ -48,7 +48,7 @@ wrong_values = {
     'temperature': [0, -1, None, '1', float('nan'), float('inf'), True, 10**400],
     'trust.threshold': [-0.1, 1.1, None, 'high', float('nan')],
     'trust.smallest': [-1, 0.5, None],
-    'trust.unlikeness': [{}, 'later', 0, {'threshold': .5}, dict(threshold='a', false_alarms=.05, images=9), dict(threshold=.5, false_alarms=2, images=9), dict(threshold=.5, false_alarms=.05, images=0)],
+    'trust.ood_score': [{}, 'later', 0, {'threshold': .5}, dict(threshold='a', false_alarms=.05, images=9), dict(threshold=.5, false_alarms=2, images=9), dict(threshold=.5, false_alarms=.05, images=0)],
     'trust.confidence': [{}, 'later', 0, dict(bias=0), dict(bias=0, evidence={}), dict(bias='x', evidence={'probability': [0, 1, 1]}), dict(bias=0, evidence={'probability': [0, 0, 1]}),
         dict(bias=0, evidence={'probability': [0, 1]}), dict(bias=0, evidence={'weather': [0, 1, 1]}), dict(bias=0, evidence=['probability']), dict(bias=float('nan'), evidence={'probability': [0, 1, 1]})],
     'metrics': [None, [], 'good'],

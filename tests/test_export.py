@@ -27,7 +27,7 @@ from bearcls.images import load_image
 from bearcls.folders import image_files
 from bearcls.data.loaders import image_dls
 from bearcls.export.convert import ExportError, check_dest, export_bundle, learner_probabilities, validation_files, verify_bundle
-from bearcls.export.held_out import error_by_source, image_sources, learner_unlikeness
+from bearcls.export.held_out import error_by_source, image_sources, learner_ood_score
 from bearcls.export.weights import learner_from_bundle
 from bearcls.inference.classifier import Classifier
 from bearcls.interpret.evaluate import evaluate
@@ -49,7 +49,7 @@ def learned(tmp_path_factory):
     return learn, path, seen, export_bundle(learn, path.parent/'bundle', seen=seen, weights=True)
 
 def test_what_is_measured_is_what_the_bundle_does(learned):
-    "Error, temperature and unlikeness in the facts, counted again on the bundle's own answers"
+    "Error, temperature and OOD score in the facts, counted again on the bundle's own answers"
     learn, path, seen, bundle = learned
     facts, held = read_bundle(bundle), seen.only('valid')
     assert facts.metrics['n'] == len(held) and facts.metrics['wrong'] == int((~held.table.correct).sum())
@@ -59,8 +59,8 @@ def test_what_is_measured_is_what_the_bundle_does(learned):
     fitted = fit_temperature(held)
     assert facts.temperature == pytest.approx(fitted.value) and facts.metrics['temperature_fit']['n'] == len(held)  # the body was trained, so only these can say
     rows = Classifier(bundle).predict_batch(list(held.table.file))
-    above = np.mean([r.prediction.unlikeness > facts.unlikeness['threshold'] for r in rows])
-    assert above <= facts.unlikeness['false_alarms'] + 2/len(held)
+    above = np.mean([r.prediction.ood_score > facts.ood_score['threshold'] for r in rows])
+    assert above <= facts.ood_score['false_alarms'] + 2/len(held)
 
 def test_both_sides_within_a_thousandth(learned):
     learn, path, seen, bundle = learned
@@ -70,14 +70,14 @@ def test_both_sides_within_a_thousandth(learned):
 def test_strangers_are_less_alike_than_bears(learned):
     learn, path, seen, bundle = learned
     classifier = Classifier(bundle)
-    bears = [r.prediction.unlikeness for r in classifier.predict_batch(validation_files(learn.dls))]
-    strangers = [classifier.predict(image).unlikeness for _, image in draw_strangers(30)]
+    bears = [r.prediction.ood_score for r in classifier.predict_batch(validation_files(learn.dls))]
+    strangers = [classifier.predict(image).ood_score for _, image in draw_strangers(30)]
     assert np.median(strangers) > np.median(bears)
 
 def test_metrics_of_your_own_stay(learned, tmp_path):
     learn, _, seen, _ = learned
-    facts = read_bundle(export_bundle(learn, tmp_path/'b', metrics={'error_rate': np.float32(.25)}, temperature=2, unlikeness=False, seen=seen))
-    assert (facts.metrics['error_rate'], facts.temperature, facts.unlikeness) == (.25, 2, None) and 'log_loss' not in facts.metrics
+    facts = read_bundle(export_bundle(learn, tmp_path/'b', metrics={'error_rate': np.float32(.25)}, temperature=2, ood_score=False, seen=seen))
+    assert (facts.metrics['error_rate'], facts.temperature, facts.ood_score) == (.25, 2, None) and 'log_loss' not in facts.metrics
 
 def test_images_are_asked_once(learned, tmp_path, monkeypatch):
     "With `seen` at hand, the Learner is not asked again"
@@ -93,10 +93,10 @@ def test_lost_images_are_told(learned, tmp_path):
     for f in learn.dls.train_ds.items[:9]: Path(f).unlink()
     bundle = export_bundle(learn, tmp_path/'without')
     facts = read_bundle(bundle)
-    assert facts.data['fingerprint'] == '' and facts.unlikeness['images'] == len(learn.dls.train_ds) + len(learn.dls.valid_ds) - 9
+    assert facts.data['fingerprint'] == '' and facts.ood_score['images'] == len(learn.dls.train_ds) + len(learn.dls.valid_ds) - 9
     assert '9 of its images could not be found any more' in (bundle/'README.md').read_text(encoding='utf-8')
     Path(learn.dls.valid_ds.items[0]).unlink()
-    assert read_bundle(export_bundle(learn, tmp_path/'some', unlikeness=False)).metrics['images_compared'] == len(learn.dls.valid_ds) - 1
+    assert read_bundle(export_bundle(learn, tmp_path/'some', ood_score=False)).metrics['images_compared'] == len(learn.dls.valid_ds) - 1
     for f in learn.dls.valid_ds.items: Path(f).unlink(missing_ok=True)
     with pytest.raises(ExportError, match='None of the validation images is where it was'): export_bundle(learn, tmp_path/'none')
     assert not (tmp_path/'none').exists() and not list(tmp_path.glob('.none*'))
@@ -296,7 +296,7 @@ def test_weights_of_other_heads(learned):
 
 def test_a_learner_again_can_be_frozen(learned, tmp_path):
     learn = vision_learner(learned[0].dls, resnet18, pretrained=False)
-    again = learner_from_bundle(export_bundle(learn, tmp_path/'b', weights=True, unlikeness=False))
+    again = learner_from_bundle(export_bundle(learn, tmp_path/'b', weights=True, ood_score=False))
     for l in (learn, again): l.freeze()
     counts = [sum(not p.requires_grad for p in l.model.parameters()) for l in (learn, again)]
     assert counts[0] == counts[1] > 0
@@ -332,20 +332,20 @@ def photographed(shared, tmp_path_factory):
         patch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
         learn = train(folder/'bears', 'fast', 'squeezenet1_1', quiet=True)
         seen = evaluate(learn, 'all')
-        return learn, seen, export_bundle(learn, folder/'bundle', seen=seen), export_bundle(learn, folder/'without', seen=seen, unlikeness=False)
+        return learn, seen, export_bundle(learn, folder/'bundle', seen=seen), export_bundle(learn, folder/'without', seen=seen, ood_score=False)
 
 def test_imagenet_classes_go_along(photographed, shared, monkeypatch):
     "The model in ONNX scores as NumPy does, and the bundle stays small"
     learn, seen, bundle, without = photographed
-    facts = read_bundle(bundle).unlikeness
+    facts = read_bundle(bundle).ood_score
     assert facts['score'] == 'neighbours and ImageNet classes' and set(facts['left_out']) == set(seen.labels)
     assert facts['held_back'] == len(seen) and facts['false_alarms_low'] <= .05 <= facts['false_alarms_high']
     assert model_size(bundle) - model_size(without) < 700_000
     monkeypatch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
-    fitted = learner_unlikeness(learn, seen)  # finds the weights where the export did
+    fitted = learner_ood_score(learn, seen)  # finds the weights where the export did
     files = [Path(f) for f in seen.table.file[::7]]
     rows = Classifier(bundle).predict_batch(files)
-    assert np.abs([r.prediction.unlikeness for r in rows] - fitted.score(seen.features[::7])).max() < .02
+    assert np.abs([r.prediction.ood_score for r in rows] - fitted.score(seen.features[::7])).max() < .02
 
 def model_size(bundle): return (bundle/'model.onnx').stat().st_size
 
@@ -353,7 +353,7 @@ def test_without_weights_at_hand_neighbours_alone(photographed, tmp_path, monkey
     "A Learner on another machine: nothing is downloaded, and nothing fails"
     learn, seen, _, _ = photographed
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'nothing'))
-    assert read_bundle(export_bundle(learn, tmp_path/'bundle', seen=seen)).unlikeness['score'] == 'neighbours'
+    assert read_bundle(export_bundle(learn, tmp_path/'bundle', seen=seen)).ood_score['score'] == 'neighbours'
 
 def test_the_temperature_is_fitted_to_all_images(photographed):
     learn, seen, bundle, _ = photographed
@@ -424,9 +424,9 @@ def test_recalibrated_for_a_place(photographed, shared, tmp_path):
     done = recalibrate(zipped, place, .1, key=secret)
     assert .1 - 2/done.n <= done.flagged <= .1 and done.flagged != done.flagged_before and [Path(r.file).name for r in done.skipped] == ['page.jpg'] and done.n == len(others)
     facts = read_bundle(zipped, public)
-    assert facts.unlikeness['threshold'] == done.after and facts.unlikeness['recalibrated'][0]['before'] == done.before
+    assert facts.ood_score['threshold'] == done.after and facts.ood_score['recalibrated'][0]['before'] == done.before
     assert 'about 10% of images' in card_text(facts) and done.low < .1 < done.high
-    assert read_bundle(bundle).unlikeness['threshold'] == done.before  # the copy alone was changed
+    assert read_bundle(bundle).ood_score['threshold'] == done.before  # the copy alone was changed
 
 @pytest.mark.parametrize('share', [0, 1, 5])
 def test_recalibration_refuses(photographed, tmp_path, share):

@@ -5,7 +5,7 @@ import numpy as np, pytest
 from PIL import Image
 from bearcls.core import DataError, package_file
 from bearcls.export.convert import export_bundle
-from bearcls.export.held_out import fit_trust, learner_unlikeness
+from bearcls.export.held_out import fit_trust, learner_ood_score
 from bearcls.export.robustness import apply_stress
 from bearcls.export.trust import answer_copies, fit_confidence, measure_trust, trust_threshold
 from bearcls.inference.bundle import Bundle, bundle_json, read_bundle, write_bundle
@@ -18,11 +18,11 @@ from bearcls.interpret.evaluate import evaluate
 from bearcls.sample.bears import draw_bears
 from bearcls.train.learner import train
 
-weights = {'probability': [3., 2., 1.2], 'second opinion': [1., 1.5, 2.], 'lightness': [.7, .2, .4], 'unlikeness': [.2, .6, -.5]}
+weights = {'probability': [3., 2., 1.2], 'second opinion': [1., 1.5, 2.], 'lightness': [.7, .2, .4], 'ood_score': [.2, .6, -.5]}
 facts = dict(evidence=weights, bias=1.5)
 
 def made_up(n=300, n_labels=3, seed=0):
-    "Probabilities, lightness, unlikeness and overlaps of answers"
+    "Probabilities, lightness, OOD scores and overlaps of answers"
     rng = np.random.default_rng(seed)
     p = rng.dirichlet([.4]*n_labels, n)
     p[:3] = np.eye(n_labels)[:3]  # as sure as can be
@@ -35,12 +35,12 @@ def test_one_answer_is_a_row_of_many():
     many = confidence_of(facts, evidence_of(p, light, far, overlaps))
     assert many == pytest.approx([look_at(facts, *one).value for one in zip(p, light, far, overlaps)]) and np.isfinite(many).all()
 
-@pytest.mark.parametrize('names', [('probability',), ('probability', 'lightness'), ('probability', 'lightness', 'unlikeness'), tuple(weights)])
+@pytest.mark.parametrize('names', [('probability',), ('probability', 'lightness'), ('probability', 'lightness', 'ood_score'), tuple(weights)])
 def test_evidence_that_is_missing_is_not_asked_for(names):
     p, light, far, overlaps = made_up(20)
     some = dict(evidence={name: weights[name] for name in names}, bias=0.)
     full = evidence_of(p, light, far, overlaps)
-    part = evidence_of(p, light, far if 'unlikeness' in names else None, overlaps if 'second opinion' in names else None)
+    part = evidence_of(p, light, far if 'ood_score' in names else None, overlaps if 'second opinion' in names else None)
     assert set(names) <= set(part) and (confidence_of(some, part) == confidence_of(some, full)).all()
 
 def test_extremes_stay_finite():
@@ -54,13 +54,13 @@ def test_more_doubt_is_less_confidence():
     best = look_at(facts, p, light, far, overlaps).value
     worse = [look_at(facts, np.array([.6, .4]), light, far, overlaps), look_at(facts, p, 70, far, overlaps), look_at(facts, p, light, 2., overlaps), look_at(facts, p, light, far, overlaps[::-1])]
     assert all(w.value < best for w in worse)
-    assert [w.doubt for w in worse[1:]] == ['lightness', 'unlikeness', 'second opinion'] and worse[3].other == 1
+    assert [w.doubt for w in worse[1:]] == ['lightness', 'ood_score', 'second opinion'] and worse[3].other == 1
 
 def test_words_name_what_speaks_against_an_answer():
     bundle = Bundle(['black', 'grizzly'], (64, 64), threshold=.6, confidence=facts)
     p = dict(black=.9, grizzly=.1)
     said = [judge(bundle, p, (99, 99), 200, .1, Confidence(.4, doubt, other)) for doubt, other in
-        [('second opinion', 1), ('second opinion', None), ('lightness', None), ('unlikeness', None), ('probability', None), ('', None)]]
+        [('second opinion', 1), ('second opinion', None), ('lightness', None), ('ood_score', None), ('probability', None), ('', None)]]
     assert 'on a second look like grizzly; such answers are right in 40 of 100 cases' in said[0] and 'rather dark' in said[2] and 'somewhat unlike' in said[3]
     assert said[4] == said[5] == 'it could be black (0.90) or grizzly (0.10)' and all(said)
     assert judge(bundle, p, (99, 99), 200, .1, Confidence(.6)) == '' != judge(bundle, p, (99, 99), 10, .1, Confidence(.99))
@@ -73,7 +73,7 @@ def test_the_page_says_the_same(tmp_path):
     cases = [dict(p=p.tolist(), light=int(light), far=float(far), overlaps=overlaps.tolist()) for p, light, far, overlaps in zip(*made_up())]
     (tmp_path/'model.js').write_bytes(package_file('static/web/model.js').read_bytes())
     (tmp_path/'package.json').write_text('{"type": "module"}')
-    given = json.dumps(dict(labels=labels, trust=dict(threshold=.7, smallest=32, unlikeness=None, confidence=facts)))
+    given = json.dumps(dict(labels=labels, trust=dict(threshold=.7, smallest=32, ood_score=None, confidence=facts)))
     (tmp_path/'main.js').write_text(f"import {{ answer, lookAtAnswer }} from './model.js';\nconst facts = {given};\nconsole.log(JSON.stringify({json.dumps(cases)}.map((c) => "
         "[lookAtAnswer(facts.trust.confidence, c.p, c.light, c.far, c.overlaps), answer(facts, c.p, [80, 80], c.light, c.far, c.overlaps)])));")
     theirs = json.loads(subprocess.run(['node', 'main.js'], cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
@@ -130,18 +130,18 @@ def test_no_weight_turns_round():
     "Evidence that speaks the wrong way by chance counts for nothing"
     rng = np.random.default_rng(0)
     right = rng.random(200) < .5
-    evidence = {name: rng.normal(0, 1, 200) - sign*2*right for name, sign in (('probability', 1), ('second opinion', 1), ('lightness', 1), ('unlikeness', -1))}
+    evidence = {name: rng.normal(0, 1, 200) - sign*2*right for name, sign in (('probability', 1), ('second opinion', 1), ('lightness', 1), ('ood_score', -1))}
     assert [row[2] for row in fit_confidence(evidence, right)['evidence'].values()] == [0]*4
 
 def test_evidence_is_asked_for_where_no_threshold_needs_it(tmp_path):
-    "A bundle whose unlikeness has no threshold, and whose confidence needs it"
-    facts = Bundle(list(furs), (64, 64), confidence=dict(evidence={'unlikeness': [0., 1., -9.]}, bias=0.))
-    classifier = Classifier(write_bundle(facts, colour_model(unlikeness=True), tmp_path/'b'))
+    "A bundle whose OOD score has no threshold, and whose confidence needs it"
+    facts = Bundle(list(furs), (64, 64), confidence=dict(evidence={'ood_score': [0., 1., -9.]}, bias=0.))
+    classifier = Classifier(write_bundle(facts, colour_model(ood_score=True), tmp_path/'b'))
     assert classifier.predict(Image.new('RGB', (80, 80), (255, 0, 255))).confidence < classifier.predict(Image.new('RGB', (80, 80), furs['brown'])).confidence
 
 def test_constant_evidence_does_no_harm():
     evidence, right, _ = answers(500)
-    sure = confidence_of(fit_confidence(evidence | {'unlikeness': np.zeros(500)}, right), evidence | {'unlikeness': np.zeros(500)})
+    sure = confidence_of(fit_confidence(evidence | {'ood_score': np.zeros(500)}, right), evidence | {'ood_score': np.zeros(500)})
     assert sure == pytest.approx(confidence_of(fit_confidence(evidence, right), evidence), abs=1e-3)
 
 @pytest.mark.parametrize('max_error', [.02, .05, .2])
@@ -199,7 +199,7 @@ def test_confidence_decides_where_it_is_known(tmp_path):
     assert row.as_dict()['confidence'] == pytest.approx(answer.confidence)
     assert read_bundle(path).confidence == plain and bundle_json(read_bundle(path), '0'*64, 1)['trust']['confidence'] == plain
 
-@pytest.mark.parametrize('name', ['second opinion', 'unlikeness'])
+@pytest.mark.parametrize('name', ['second opinion', 'ood_score'])
 def test_promised_evidence_must_be_there(tmp_path, name):
     path = write_bundle(Bundle(list(furs), (64, 64), confidence=dict(evidence={name: [0., 1., 1.]}, bias=0.)), colour_model(), tmp_path/'b')
     with pytest.raises(BundleError, match='as evidence'): Classifier(path)
@@ -215,7 +215,7 @@ def learned(tmp_path_factory):
 def test_a_trained_body_learns_from_validation_images_alone(learned):
     learn, seen, bundle = learned
     facts = read_bundle(bundle)
-    assert set(facts.confidence['evidence']) == {'probability', 'lightness', 'unlikeness'} and facts.threshold >= .5
+    assert set(facts.confidence['evidence']) == {'probability', 'lightness', 'ood_score'} and facts.threshold >= .5
     assert facts.confidence['images'] == len(seen.only('valid')) and facts.confidence['copies'] == 2*len(seen.only('valid'))
     assert 'disturbed copies' in (bundle/'README.md').read_text()
     rows = Classifier(bundle).predict_batch(list(seen.table.file[:20]), quiet=True)

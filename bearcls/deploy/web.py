@@ -95,9 +95,9 @@ def web_facts(
 ) -> dict:            # What `bundle.json` of the page says
     "The facts that decide an answer, and none of how the model came about"
     expect('bundle', bundle, Bundle)
-    unlike = bundle.unlikeness and {k: bundle.unlikeness[k] for k in ('threshold', 'false_alarms', 'images')}
+    unlike = bundle.ood_score and {k: bundle.ood_score[k] for k in ('threshold', 'false_alarms', 'images')}
     sure = bundle.confidence and {k: bundle.confidence[k] for k in ('evidence', 'bias')}
-    return bundle_json(replace(bundle, unlikeness=unlike, confidence=sure, metrics={}, data={}, versions={}, weights=None, card=''), sha256(model), len(model))
+    return bundle_json(replace(bundle, ood_score=unlike, confidence=sure, metrics={}, data={}, versions={}, weights=None, card=''), sha256(model), len(model))
 
 # %% ../../nbs/deploy/02_web.ipynb #45b102c2
 page_file, single_name, packed_name = 'index.html', 'classifier.html', 'ort-wasm-simd-threaded.wasm.packed'

@@ -13,8 +13,8 @@ from ..doors import front_door
 # %% ../../nbs/export/index.ipynb #6c88c96a
 __getattr__, __dir__, __all__ = front_door('bearcls.export', dict(
     weights='bundle_dls build_network learner_from_bundle learner_weights',
-    ood='ClassHead Unlikeness alarm_interval alarm_threshold auroc fit_unlikeness measure_unlikeness '
-        'plot_unlikeness unlikeness_facts unlikeness_html',
+    ood='ClassHead OODScore alarm_interval alarm_threshold auroc fit_ood_score measure_ood_score '
+        'plot_ood_score ood_score_facts ood_score_html',
     robustness='Stress apply_stress plot_stress plot_trust show_stress stress stress_facts stress_html stress_words '
         'stresses trust_under_stress',
     trust='Copies answer_copies fit_confidence measure_trust plot_risk trust_threshold',

@@ -147,7 +147,7 @@ def _data(bundle):
     return '\n\n'.join(parts)
 
 def _limits(bundle):
-    far = bundle.unlikeness
+    far = bundle.ood_score
     stranger = _stranger_words(far) if far else 'It has no means to notice an image that shows none of them.'
     notes = bundle.metrics.get('notes')
     notes = [markdown_text(n) for n in (_a(list, notes) if not isinstance(notes, str) else [notes]) if isinstance(n, str)]
@@ -232,7 +232,7 @@ def _input(bundle):
         ('logits', f'float32 [n, {len(bundle.labels)}]', 'Before softmax and temperature'),
         ('probabilities', f'float32 [n, {len(bundle.labels)}]', f'Softmax of the logits divided by the temperature, {bundle.temperature:.4g}'),
         ('features', 'float32 [n, …]', 'What the last layers decide on')]
-    if bundle.unlikeness: rows.append(('unlikeness', 'float32 [n]', f'How far from all training images; above {bundle.unlikeness["threshold"]:.4g} an answer is not trusted'))
+    if bundle.ood_score: rows.append(('ood_score', 'float32 [n]', f'How far from all training images; above {bundle.ood_score["threshold"]:.4g} an answer is not trusted'))
     if 'second opinion' in (bundle.confidence or {}).get('evidence', ()):
         rows.append(('second_opinion', f'float32 [n, {len(bundle.labels)}]', 'How well each label fits what ImageNet’s classes say, 0 to 1'))
     weights = f' `{weights_file}` holds the weights, to train further.' if bundle.weights else ''

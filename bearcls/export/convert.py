@@ -34,7 +34,7 @@ from ..manifest import rows_by_path, site_of
 from ..core import BearclsError, DataError, expect, expect_all, progress, sha256
 from ..images import ImageError, image_size, load_image
 from ..folders import find_images
-from .held_out import choose_temperature, error_by_source, fit_trust, held_out_answers, learner_unlikeness, own_answers
+from .held_out import choose_temperature, error_by_source, fit_trust, held_out_answers, learner_ood_score, own_answers
 from ..data.loaders import dls_settings
 from ..inference.classifier import Classifier
 from ..train.log import paced
@@ -43,7 +43,7 @@ from ..verify.measure import smallest_side
 from .weights import learner_weights
 from ..inference.signature import read_key
 from ..interpret.slices import image_facts, slice_errors
-from .ood import Unlikeness, measure_unlikeness, unlikeness_facts
+from .ood import OODScore, measure_ood_score, ood_score_facts
 from ..sample.strangers import draw_strangers, stranger_kinds
 
 # %% ../../nbs/export/07_convert.ipynb #337f5f02
@@ -52,19 +52,19 @@ class ExportError(BearclsError, ValueError):
 
 # %% ../../nbs/export/07_convert.ipynb #6579c7f6
 class DeployedModel(nn.Module):
-    "A classifier with all that stands before and after it: bytes in; logits, probabilities, features and perhaps unlikeness out"
+    "A classifier with all that stands before and after it: bytes in; logits, probabilities, features and perhaps an OOD score out"
     def __init__(self,
         model: nn.Module,        # Takes normalised images, gives logits
         mean: list[float],       # Of red, green and blue, on a scale of 0 to 1
         std: list[float],        # Likewise
         temperature: float = 1.0,# Logits are divided by this before the softmax
-        unlikeness: Unlikeness | None = None,  # What tells how unlike the training images one is; None: that output is left out
+        ood_score: OODScore | None = None,  # What tells how unlike the training images one is; None: that output is left out
     ):
-        expect('unlikeness', unlikeness, Unlikeness, None)
+        expect('ood_score', ood_score, OODScore, None)
         super().__init__()
         self.model, self.temperature = model, temperature
         self.k, self.first, self.has_classes = 0, 0, False
-        if unlikeness: self._take(unlikeness)
+        if ood_score: self._take(ood_score)
         self.layer = [feature_layer(model)]  # in a list, so that its weights are not registered twice
         mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (mean, std))
         self.register_buffer('gain', (1/(255*std)).float())  # bytes to normalised values in one step
@@ -78,13 +78,13 @@ class DeployedModel(nn.Module):
         finally: hook.remove()
         features = pool_features(seen[-1])
         outputs = logits, (logits/self.temperature).softmax(1), features
-        return (*outputs, *self.unlikeness(features)) if self.k else outputs
+        return (*outputs, *self.ood_score(features)) if self.k else outputs
 
-    def _take(self, unlikeness):
-        "Keep the arrays of `Unlikeness`, the large ones in few bytes"
-        near, classes = unlikeness.neighbours, unlikeness.classes
-        self.k, self.first, self.has_classes = min(near.k, len(near.index)), unlikeness.first, classes is not None
-        small = dict(averages_gain=unlikeness.gain, averages_shift=unlikeness.shift, centre=unlikeness.centre, spread=unlikeness.spread)
+    def _take(self, ood_score):
+        "Keep the arrays of `OODScore`, the large ones in few bytes"
+        near, classes = ood_score.neighbours, ood_score.classes
+        self.k, self.first, self.has_classes = min(near.k, len(near.index)), ood_score.first, classes is not None
+        small = dict(averages_gain=ood_score.gain, averages_shift=ood_score.shift, centre=ood_score.centre, spread=ood_score.spread)
         large = dict(map=near.map, index=near.index.T)
         if classes:
             small |= dict(class_scale=classes.head.scale, class_bias=classes.head.bias)
@@ -93,8 +93,8 @@ class DeployedModel(nn.Module):
         for name, values in small.items(): self.register_buffer(name, torch.tensor(np.asarray(values, np.float32)))
         for name, values in large.items(): self.register_buffer(name, torch.tensor(np.asarray(values, np.float16).copy()))
 
-    def unlikeness(self, features):
-        "The same as `Unlikeness.score`, in operations that every runtime has; and the overlaps with the usual classes, where there are any"
+    def ood_score(self, features):
+        "The same as `OODScore.score`, in operations that every runtime has; and the overlaps with the usual classes, where there are any"
         averages = features[:, self.first:]*self.averages_gain + self.averages_shift
         length = (averages*averages).sum(1, keepdim=True).sqrt().clamp(min=1e-6)
         near = (averages @ self.map.float()/length) @ self.index.float()
@@ -114,13 +114,13 @@ def onnx_model(
     mean: list[float],      # Of red, green and blue, on a scale of 0 to 1
     std: list[float],       # Likewise
     temperature: float = 1.0, # Logits are divided by this before the softmax
-    unlikeness: Unlikeness | None = None,  # Calculated inside, where it is given
+    ood_score: OODScore | None = None,  # Calculated inside, where it is given
 ) -> bytes:                 # The ONNX model, with its weights
     "A model in ONNX, from bytes to probabilities, for any number of images at once"
-    expect('unlikeness', unlikeness, Unlikeness, None)
-    whole = DeployedModel(copy.deepcopy(model).cpu().float(), mean, std, temperature, unlikeness).eval()
+    expect('ood_score', ood_score, OODScore, None)
+    whole = DeployedModel(copy.deepcopy(model).cpu().float(), mean, std, temperature, ood_score).eval()
     example = torch.zeros(2, size[1], size[0], 3, dtype=torch.uint8)
-    names = ['logits', 'probabilities', 'features'] + ['unlikeness']*bool(unlikeness) + ['second_opinion']*bool(unlikeness and unlikeness.classes)
+    names = ['logits', 'probabilities', 'features'] + ['ood_score']*bool(ood_score) + ['second_opinion']*bool(ood_score and ood_score.classes)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')  # of torch about its own internals
@@ -262,7 +262,7 @@ def export_bundle(
     temperature: float | None = None, # Calibrates the probabilities: logits are divided by it; None: fitted, see `choose_temperature`
     threshold: float | None = None, # Answers with a smaller confidence are not trusted, 0 to 1; None: chosen by `max_error`
     max_error: float = 0.05,        # Accepted share of wrong answers among the trusted, on disturbed images
-    unlikeness: bool | Unlikeness = True, # Tell images unlike the training data: fitted now, as you fitted it, or not at all
+    ood_score: bool | OODScore = True, # Tell images unlike the training data: fitted now, as you fitted it, or not at all
     seen: Evaluation | None = None, # What the Learner says about all its images, if it was asked: `evaluate(learn, 'all')`
     weights: bool = False,          # Also write the weights as safetensors, to train further
     key: str | os.PathLike | None = None, # Secret key from `make_keys`, to sign with
@@ -275,16 +275,16 @@ def export_bundle(
     expect('learn', learn, Learner)
     expect('dest', dest, str, os.PathLike)
     expect('seen', seen, Evaluation, None)
-    expect('unlikeness', unlikeness, bool, Unlikeness)
+    expect('ood_score', ood_score, bool, OODScore)
     dest = Path(dest)
     check_dest(dest)
     if key is not None: read_key(key, secret=True)
-    if seen is not None and unlikeness is True and not len(seen.only('train')): raise ExportError("`seen` holds no training images, which unlikeness is measured against: pass `evaluate(learn, 'all')`, or `unlikeness=False`")
+    if seen is not None and ood_score is True and not len(seen.only('train')): raise ExportError("`seen` holds no training images, which the OOD score is measured against: pass `evaluate(learn, 'all')`, or `ood_score=False`")
     if not 0 < max_error < 1: raise ValueError(f'`max_error` must be between 0 and 1, got {max_error}')
     facts = bundle_facts(learn, metrics, 1. if temperature is None else temperature, .6 if threshold is None else threshold)
     files = _to_compare(learn, files, max_check)
-    seen, notes = own_answers(learn, seen, unlikeness is True, threads)
-    far = _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness, threads)
+    seen, notes = own_answers(learn, seen, ood_score is True, threads)
+    far = _measure_into(facts, learn, seen, notes, metrics, temperature, ood_score, threads)
     model, table = onnx_model(learn.model, facts.size, facts.mean, facts.std, facts.temperature, far), b''
     if weights: table, facts.weights = learner_weights(learn)
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -307,27 +307,27 @@ def _to_compare(learn, files, max_check):
     if not (files := find_images(files)): raise ExportError('`files` is empty; at least one image is needed to check the bundle')
     return [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), max_check)).round().astype(int)]
 
-def _measure_into(facts, learn, seen, notes, metrics, temperature, unlikeness, threads):
-    "Temperature, metrics and unlikeness into the facts; the last is returned for the model"
+def _measure_into(facts, learn, seen, notes, metrics, temperature, ood_score, threads):
+    "Temperature, metrics and OOD score into the facts; the last is returned for the model"
     held, fit = seen.only('valid') if seen is not None else None, {}
     if held is not None and temperature is None: facts.temperature, fit = choose_temperature(held_out_answers(learn, seen, threads=threads))
     if held is not None and metrics is None: facts.metrics = bundle_metrics(held, facts.temperature)
     if held is not None and metrics is None and (found := error_by_source(learn, seen, threads=threads)): facts.metrics['by_source'] = found
     if fit: facts.metrics['temperature_fit'] = fit
-    if unlikeness is True: unlikeness = _fit_unlikeness(learn, seen, notes)
-    if unlikeness: facts.unlikeness = plain_values(unlikeness_facts(unlikeness, facts.labels))
+    if ood_score is True: ood_score = _fit_ood_score(learn, seen, notes)
+    if ood_score: facts.ood_score = plain_values(ood_score_facts(ood_score, facts.labels))
     if notes: facts.metrics['notes'] = notes
-    return unlikeness or None
+    return ood_score or None
 
-def _fit_unlikeness(learn, seen, notes):
+def _fit_ood_score(learn, seen, notes):
     "From the features of all images; None, and a note, where that cannot be"
     if seen is None: return None
-    try: return learner_unlikeness(learn, seen)
+    try: return learner_ood_score(learn, seen)
     except DataError as e: notes.append(f'It cannot tell images unlike its training data: {e}.')
 
 def _measure_answers(facts, learn, bundle, far, seen, threshold, max_error, threads):
     "What the bundle's own answers tell: whether strangers are noticed, and when an answer can be trusted"
-    if far is not None and not far.measured: facts.unlikeness['measured'] = _measure_strangers(bundle, far, seen)
+    if far is not None and not far.measured: facts.ood_score['measured'] = _measure_strangers(bundle, far, seen)
     trust = fit_trust(learn, Classifier(bundle, threads=1), seen, far, max_error, threshold, threads=threads)
     if trust: facts.confidence, facts.threshold = plain_values(trust.confidence, 'confidence'), trust.threshold
 
@@ -335,8 +335,8 @@ def _measure_strangers(bundle, far, seen):
     "How well drawn images of other things are told from held-back ones, by kind"
     drawn = draw_strangers(60)
     rows = Classifier(bundle).predict_batch([image for _, image in drawn], quiet=True)
-    by_kind = {kind: [row.prediction.unlikeness for (k, _), row in zip(drawn, rows) if k == kind] for kind in stranger_kinds}
-    return {row.pop('kind'): row for row in measure_unlikeness(far.usual, by_kind, far.false_alarms)}
+    by_kind = {kind: [row.prediction.ood_score for (k, _), row in zip(drawn, rows) if k == kind] for kind in stranger_kinds}
+    return {row.pop('kind'): row for row in measure_ood_score(far.usual, by_kind, far.false_alarms)}
 
 # %% ../../nbs/export/07_convert.ipynb #7b9fc0fd
 def trained_smallest(

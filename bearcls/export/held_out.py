@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/export/held_out.html.md"""
 
 # %% auto #0
 __all__ = ['own_answers', 'image_sources', 'at_most', 'body_averages', 'error_by_source', 'held_out_answers',
-           'choose_temperature', 'learner_unlikeness', 'TrustFit', 'fit_trust']
+           'choose_temperature', 'learner_ood_score', 'TrustFit', 'fit_trust']
 
 # %% ../../nbs/export/06_held_out.ipynb #c959faa0
 import os
@@ -18,7 +18,7 @@ import numpy as np
 from fastai.learner import Learner
 from ..core import DataError, expect, expect_all
 from ..images import ImageError, min_light
-from .ood import ClassHead, Unlikeness, deal_groups, find_groups, fit_unlikeness, held_out_scores
+from .ood import ClassHead, OODScore, deal_groups, find_groups, fit_ood_score, held_out_scores
 from .trust import answer_copies, fit_confidence, measure_trust, trust_threshold
 from ..manifest import rows_by_path, site_of, source_names
 from ..inference.classifier import Classifier
@@ -32,14 +32,14 @@ from ..train.fast import can_cross_fit, held_out_logits, is_frozen
 def own_answers(
     learn: Learner,                   # Trained Learner
     seen: Evaluation | None = None,   # What it says about its own images, from `evaluate(learn, 'all')`; None: it is asked
-    unlikeness: bool = True,          # Ask about the training images too, if it has to be asked
+    ood_score: bool = True,          # Ask about the training images too, if it has to be asked
     threads: int | None = None,       # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> tuple[Evaluation | None, list[str]]:  # The evaluation, or None, and notes on what is missing
     "A Learner's answers on its own images, as far as they can be had"
     expect('learn', learn, Learner)
     expect('seen', seen, Evaluation, None)
     if seen is None:
-        try: seen = evaluate(learn, 'all' if unlikeness else 'valid', threads=threads)
+        try: seen = evaluate(learn, 'all' if ood_score else 'valid', threads=threads)
         except (DataError, ImageError) as e: return None, [f'Nothing was measured: {e}.']
     lost = len(seen.failed)
     return seen, [f'{lost:,} of its images could not be found any more when the model was exported.'] if lost else []
@@ -140,19 +140,19 @@ def choose_temperature(
     return fitted.value, {name: v for name in ('low', 'high', 'before', 'after', 'cross_validated', 'n') if np.isfinite(v := getattr(fitted, name))}
 
 # %% ../../nbs/export/06_held_out.ipynb #979f0eca
-def learner_unlikeness(
+def learner_ood_score(
     learn: Learner,    # Trained Learner
     seen: Evaluation,  # What it says about its own images, from `evaluate(learn, 'all')`
     max_n: int = 4000, # Images that take part, at most
-) -> Unlikeness:       # A `DataError` says why where there are too few images
-    "Fit unlikeness to a Learner's own images"
+) -> OODScore:       # A `DataError` says why where there are too few images
+    "Fit an OOD score to a Learner's own images"
     expect('learn', learn, Learner)
     expect('seen', seen, Evaluation)
     some = at_most(seen, max_n)
     held = None if is_frozen(learn) else (some.table.split == 'valid').to_numpy()
     groups, words = image_sources(some.table.file, body_averages(learn, some), some.targets)
     head = class_head(learn)
-    fitted = fit_unlikeness(some.features, some.targets, held, groups, words, averages_of(learn.model), head and ClassHead.of(*head))
+    fitted = fit_ood_score(some.features, some.targets, held, groups, words, averages_of(learn.model), head and ClassHead.of(*head))
     fitted.n = len(seen)
     return fitted
 
@@ -171,7 +171,7 @@ def fit_trust(
     learn: Learner,            # Trained Learner
     classifier: Classifier,    # Of its bundle
     seen: Evaluation,          # What the Learner says about its own images, from `evaluate(learn, 'all')`
-    far: Unlikeness | None = None,  # As it was fitted for the bundle; None: unlikeness is no evidence
+    far: OODScore | None = None,  # As it was fitted for the bundle; None: the OOD score is no evidence
     max_error: float = .05,    # Accepted share of wrong answers among the trusted, on disturbed images
     threshold: float | None = None,  # Smallest confidence to trust; None: chosen by `max_error`
     max_n: int = 200,          # Images that take part, at most

@@ -51,19 +51,19 @@ def recalibrate(
     replace_card: bool = False,   # Write the card anew although somebody has changed it?
     threads: int | None = None,   # Cores to use; None: all
 ) -> Recalibration:               # What it was and what it is
-    "Choose a bundle's threshold of unlikeness by images of another place"
+    "Choose a bundle's threshold of the OOD score by images of another place"
     expect('bundle', bundle, str, os.PathLike)
     if not 0 < false_alarms < 1: raise ValueError(f'`false_alarms` must be between 0 and 1, got {false_alarms}')
     facts = read_bundle(bundle)
-    if not facts.unlikeness: raise BundleError(f'{bundle} does not tell how unlike an image is, so there is no threshold to choose')
+    if not facts.ood_score: raise BundleError(f'{bundle} does not tell how unlike an image is, so there is no threshold to choose')
     rows = Classifier(facts, threads).predict_batch(find_images(files))
-    scores = np.array([r.prediction.unlikeness for r in rows if r.status == 'ok'])
+    scores = np.array([r.prediction.ood_score for r in rows if r.status == 'ok'])
     fewest = int(np.ceil(1/false_alarms)) - 1
     if len(scores) < fewest: raise DataError(f'{len(scores)} images can be opened; for {false_alarms:.0%} at least {fewest} are needed, and a few hundred are better')
-    before = facts.unlikeness['threshold']
+    before = facts.ood_score['threshold']
     after, share = alarm_threshold(scores, false_alarms)
     low, high = alarm_interval(len(scores), false_alarms)
-    history = [*facts.unlikeness.get('recalibrated', []), dict(before=before, after=after, images=len(scores), on=datetime.now(timezone.utc).isoformat(timespec='seconds'))]
+    history = [*facts.ood_score.get('recalibrated', []), dict(before=before, after=after, images=len(scores), on=datetime.now(timezone.utc).isoformat(timespec='seconds'))]
     new = dict(threshold=after, false_alarms=share, false_alarms_low=low, false_alarms_high=high, held_back=len(scores), groups=0, recalibrated=history)
-    change_bundle(bundle, lambda b: replace(b, unlikeness=b.unlikeness | new), key, replace_card)
+    change_bundle(bundle, lambda b: replace(b, ood_score=b.ood_score | new), key, replace_card)
     return Recalibration(before, after, float((scores > before).mean()), float((scores > after).mean()), low, high, len(scores), [r for r in rows if r.status != 'ok'])

@@ -86,7 +86,7 @@ def fit_confidence(
         total, off = z @ v, v - start
         slope = 1/(1 + np.exp(-total)) - right
         return (np.logaddexp(0, total) - right*total).sum() + (off**2).sum()/2, z.T @ slope + off
-    bounds = [(None, 0) if name == 'unlikeness' else (0, None) for name in names] + [(None, None)]
+    bounds = [(None, 0) if name == 'ood_score' else (0, None) for name in names] + [(None, None)]
     best = minimize(cost, start, jac=True, method='L-BFGS-B', bounds=bounds).x
     rows = {name: [float(m), float(s), float(w)] for name, m, s, w in zip(names, mean, spread, best)}
     return dict(evidence=rows, bias=float(best[-1]))

@@ -99,7 +99,7 @@ def compare_bundles(
     before: str | os.PathLike | Bundle,  # Bundle, its zip or folder
     after: str | os.PathLike | Bundle,   # Another with the same labels
     files: Iterable | str | os.PathLike, # Images, or their folder; those in folders named after labels also tell the error
-) -> dict[str, Any]:                     # n, changed, largest_change and mean_change of a probability; error_before, error_after, n_labelled; bytes_before, bytes_after; unlikeness_moved
+) -> dict[str, Any]:                     # n, changed, largest_change and mean_change of a probability; error_before, error_after, n_labelled; bytes_before, bytes_after; ood_score_moved
     "How differently two bundles answer"
     if not isinstance(files, (str, os.PathLike)): files = expect_all('files', files)
     expect('before', before, str, os.PathLike, Bundle)
@@ -113,10 +113,10 @@ def compare_bundles(
     named = [(a.label != label, b.label != label) for a, b, label in rows if label in labels]
     errors = np.mean(named, axis=0).tolist() if named else [None, None]
     sizes = [len(model_bytes(c.bundle)) for c in sides]
-    moved = [b.unlikeness - a.unlikeness for a, b, _ in rows if a.unlikeness is not None and b.unlikeness is not None]
+    moved = [b.ood_score - a.ood_score for a, b, _ in rows if a.ood_score is not None and b.ood_score is not None]
     return dict(n=len(rows), changed=int((p.argmax(1) != q.argmax(1)).sum()), largest_change=float(np.abs(p - q).max()), mean_change=float(np.abs(p - q).mean()),
         error_before=errors[0], error_after=errors[1], n_labelled=len(named), bytes_before=sizes[0], bytes_after=sizes[1],
-        unlikeness_moved=float(np.median(moved)) if moved else None)
+        ood_score_moved=float(np.median(moved)) if moved else None)
 
 def changes_html(
     changes: dict[str, Any],  # From `compare_bundles`
@@ -159,7 +159,7 @@ def _write_compared(facts, model, aside, source, held, max_changed, key, dest):
     if changes['changed'] > max_changed*changes['n']:
         raise BundleError(f'As {facts.variant} the model would answer differently: {changes["changed"]} of {changes["n"]} answers change, and at most {max_changed:.0%} are accepted. Other images to calibrate on may help')
     facts = replace(facts, metrics=facts.metrics | dict(compressed=changes))
-    if facts.unlikeness and changes['unlikeness_moved'] is not None: facts.unlikeness = facts.unlikeness | dict(threshold=facts.unlikeness['threshold'] + changes['unlikeness_moved'])
+    if facts.ood_score and changes['ood_score_moved'] is not None: facts.ood_score = facts.ood_score | dict(threshold=facts.ood_score['threshold'] + changes['ood_score_moved'])
     new = write_bundle(facts, model, aside, model_card(facts, dest.name))
     if key is not None: sign_bundle(new, key)
     os.replace(zip_bundle(new) if dest.suffix.lower() == '.zip' else new, dest)

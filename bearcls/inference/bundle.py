@@ -85,7 +85,7 @@ class Bundle:
     temperature: float = 1.0       # Logits are divided by this before the softmax, inside the model
     threshold: float = 0.6         # Answers with a smaller confidence are not trusted, 0 to 1; where `confidence` is None, with a smaller probability
     smallest: int = 32             # Nor are those on images with a side below this, in pixels; export takes it from the training images
-    unlikeness: dict | None = None # Nor on images unlike any it was trained on: `threshold`, `false_alarms` (the rate it was chosen for), `images` and more; None: the model does not tell
+    ood_score: dict | None = None # Nor on images unlike any it was trained on: `threshold`, `false_alarms` (the rate it was chosen for), `images` and more; None: the model does not tell
     confidence: dict | None = None # How probably an answer is right: `evidence`, `bias` and what was measured, see [prediction](05_prediction.ipynb); None: not known
     metrics: dict = field(default_factory=dict)   # What was measured on the validation set
     data: dict = field(default_factory=dict)      # Fingerprint of the training data, numbers of images
@@ -108,7 +108,7 @@ class Bundle:
 # %% ../../nbs/inference/04_bundle.ipynb #8f768680
 format_name, format_version = 'bearcls-bundle', 1
 colour_rule = 'rgb, upright, transparency on white'  # What `load_image` does
-evidence_names = ('probability', 'second opinion', 'lightness', 'unlikeness')  # What `confidence` may be calculated from
+evidence_names = ('probability', 'second opinion', 'lightness', 'ood_score')  # What `confidence` may be calculated from
 
 def bundle_json(
     bundle: Bundle,    # Facts
@@ -121,7 +121,7 @@ def bundle_json(
         input=dict(width=bundle.size[0], height=bundle.size[1], method=bundle.method, pad_mode=bundle.pad_mode, resample='bilinear',
             min_side=bundle.min_side, colour=colour_rule),
         normalisation=dict(mean=list(bundle.mean), std=list(bundle.std)), temperature=bundle.temperature,
-        trust=dict(threshold=bundle.threshold, smallest=bundle.smallest, unlikeness=bundle.unlikeness, confidence=bundle.confidence),
+        trust=dict(threshold=bundle.threshold, smallest=bundle.smallest, ood_score=bundle.ood_score, confidence=bundle.confidence),
         metrics=bundle.metrics, data=bundle.data, versions=bundle.versions,
         model=dict(arch=bundle.arch, variant=bundle.variant, sha256=digest, bytes=n_bytes), weights=bundle.weights, card=bundle.card)
 
@@ -139,7 +139,7 @@ def plain_values(
 # %% ../../nbs/inference/04_bundle.ipynb #e253c5a1
 def write_bundle(
     bundle: Bundle,            # Facts; what could not be read back is refused
-    model: bytes,              # The ONNX model: uint8 `image` in; `logits`, `probabilities`, `features`, and perhaps `unlikeness` out
+    model: bytes,              # The ONNX model: uint8 `image` in; `logits`, `probabilities`, `features`, and perhaps `ood_score` out
     dest: str | os.PathLike,   # Folder, which is made if needed; or a file that ends in .zip
     card: str = '',            # The model card, in Markdown
     weights: bytes = b'',      # What `weights.safetensors` shall hold; the facts must tell of it
@@ -167,7 +167,7 @@ def can_be_labels(
         and len(set(v)) == len(v) and not any(c < ' ' or '\x7f' <= c <= '\x9f' or '\ud800' <= c <= '\udfff' for s in v for c in s))
 def _digest(v): return isinstance(v, str) and len(v) == 64 and not set(v.lower()) - set('0123456789abcdef')
 def _file(v): return isinstance(v, dict) and _digest(v.get('sha256')) and _whole(v.get('bytes'), 1, 1 << 31)
-def _unlikeness(v):
+def _ood_score(v):
     return v is None or (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_alarms'), 0, 1) and _whole(v.get('images'), 1, 10**9))
 
 def _confidence(v):
@@ -190,7 +190,7 @@ _fields = {
     'temperature': (lambda v: _number(v, 1e-6, 1e6), 'a positive number'),
     'trust.threshold': (lambda v: _number(v, 0, 1), 'a number from 0 to 1'),
     'trust.smallest': (lambda v: _whole(v, 0, 100_000), 'a whole number'),
-    'trust.unlikeness': (_unlikeness, 'null or an object with `threshold`, `false_alarms` and `images`'),
+    'trust.ood_score': (_ood_score, 'null or an object with `threshold`, `false_alarms` and `images`'),
     'trust.confidence': (_confidence, 'null or an object with `bias` and, by name, three numbers for each `evidence`'),
     'metrics': (lambda v: isinstance(v, dict), 'an object'),
     'data': (lambda v: isinstance(v, dict), 'an object'),
@@ -238,7 +238,7 @@ def read_bundle(
         if key is not None: _check_signature(files, key)
     given, trust, norm, model = facts['input'], facts['trust'], facts['normalisation'], facts['model']
     return Bundle(facts['labels'], (given['width'], given['height']), given['method'], given['pad_mode'], given['min_side'], norm['mean'],
-        norm['std'], facts['temperature'], trust['threshold'], trust['smallest'], trust['unlikeness'], trust['confidence'], facts['metrics'], facts['data'], facts['versions'],
+        norm['std'], facts['temperature'], trust['threshold'], trust['smallest'], trust['ood_score'], trust['confidence'], facts['metrics'], facts['data'], facts['versions'],
         facts['created'], model['arch'], model['variant'], facts['weights'], facts['card'], signed, model['sha256'].lower(), path.absolute())
 
 def _read_json(files):

@@ -80,7 +80,7 @@ class Classifier:
 
     def __repr__(self): return f'Classifier({", ".join(self.labels[:5])}{"…" if len(self.labels) > 5 else ""}; bundle {self.bundle.path.name})'
 
-_outputs = ('logits', 'probabilities', 'features', 'unlikeness', 'second_opinion')
+_outputs = ('logits', 'probabilities', 'features', 'ood_score', 'second_opinion')
 
 # %% ../../nbs/inference/07_classifier.ipynb #71e79dc8
 def _session(bundle, threads, wanted):
@@ -104,10 +104,10 @@ def _session(bundle, threads, wanted):
     outputs = {o.name: o.shape for o in session.get_outputs()}
     if not {'logits', 'probabilities', 'features'} <= set(outputs) or outputs['probabilities'][1:] != [len(bundle.labels)]:
         raise BundleError(f'{where} gives {short_words(outputs)}; logits, probabilities and features for {len(bundle.labels)} labels are expected')
-    if bundle.unlikeness and len(outputs.get('unlikeness', ())) != 1:
-        raise BundleError(f'{where} gives {short_words(outputs)}; the facts promise `unlikeness`, one number for each image')
+    if bundle.ood_score and len(outputs.get('ood_score', ())) != 1:
+        raise BundleError(f'{where} gives {short_words(outputs)}; the facts promise `ood_score`, one number for each image')
     evidence = bundle.confidence['evidence'] if bundle.confidence else {}
-    for name, output, shape in (('unlikeness', 'unlikeness', []), ('second opinion', 'second_opinion', [len(bundle.labels)])):
+    for name, output, shape in (('ood_score', 'ood_score', []), ('second opinion', 'second_opinion', [len(bundle.labels)])):
         if name in evidence and outputs.get(output, [None, None, None])[1:] != shape:
             raise BundleError(f'{where} gives {short_words(outputs)}; the facts promise `{output}` as evidence')
     return session
@@ -149,7 +149,7 @@ def _as_image(source, bundle, allow_url=False, allow_private=False, limit=max_pi
 def run(self,
     pixels: np.ndarray,       # Prepared images: bytes as (images, height, width, 3), RGB
     release: bool = False,    # Give the memory for intermediate results back afterwards?
-) -> dict[str, np.ndarray]:   # `logits` and `probabilities` as (images, labels), `features` as (images, numbers), `unlikeness` and `second_opinion` if the bundle knows them
+) -> dict[str, np.ndarray]:   # `logits` and `probabilities` as (images, labels), `features` as (images, numbers), `ood_score` and `second_opinion` if the bundle knows them
     "What the model itself says"
     return self._run(self.session, pixels, release)
 
@@ -168,7 +168,7 @@ def _are_answers(out, n, n_labels):
     "A forged model may give anything: arrays of another size, numbers that are no probabilities"
     if not all(isinstance(v, np.ndarray) and v.dtype.kind == 'f' and v.shape[:1] == (n,) for v in out.values()): return False
     p = out['probabilities']
-    far, second = out.get('unlikeness', p[:, 0]), out.get('second_opinion', p)
+    far, second = out.get('ood_score', p[:, 0]), out.get('second_opinion', p)
     if far.shape != (n,) or any(values.shape != (n, n_labels) for values in (p, out['logits'], second)): return False
     return bool(np.isfinite(far).all() and np.isfinite(second).all() and (p >= 0).all() and (abs(p.sum(1) - 1) < .01).all())
 
@@ -191,8 +191,8 @@ def _ask(self, session, opened):
     sizes, pixels = zip(*opened)
     out = self._run(session, np.stack(pixels))
     unknown = [None]*len(pixels)
-    needed = self.bundle.unlikeness or 'unlikeness' in (self.bundle.confidence or {}).get('evidence', ())
-    unlike = out['unlikeness'] if needed else unknown
+    needed = self.bundle.ood_score or 'ood_score' in (self.bundle.confidence or {}).get('evidence', ())
+    unlike = out['ood_score'] if needed else unknown
     return [self._answer(*one) for one in zip(out['probabilities'], sizes, map(lightness, pixels), unlike, out.get('second_opinion', unknown))]
 
 @patch_to(Classifier)
@@ -216,10 +216,10 @@ class PredictionRow:
     reason: str = ''                      # Why there is no answer, in words
 
     def as_dict(self) -> dict[str, Any]:  # Ready for JSON or a line of CSV
-        "One flat row: file, status, label, probability, trusted, reason, unlikeness, confidence, and a column `p_<label>` for each label"
-        row = dict(file=self.file, status=self.status, label='', probability=None, trusted=None, reason=self.reason, unlikeness=None, confidence=None)
+        "One flat row: file, status, label, probability, trusted, reason, OOD score, confidence, and a column `p_<label>` for each label"
+        row = dict(file=self.file, status=self.status, label='', probability=None, trusted=None, reason=self.reason, ood_score=None, confidence=None)
         if (p := self.prediction) is None: return row
-        row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness, confidence=p.confidence)
+        row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, ood_score=p.ood_score, confidence=p.confidence)
         return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}
 
 # %% ../../nbs/inference/07_classifier.ipynb #f07c035a

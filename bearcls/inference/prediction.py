@@ -27,7 +27,7 @@ class Prediction:
     label: str                      # The most probable label
     probability: float              # Its probability, calibrated by the bundle's temperature, 0 to 1
     probabilities: dict[str, float] # All of them, the largest first
-    unlikeness: float | None = None # How unlike the training images this one is; None where the bundle has no statistics for it
+    ood_score: float | None = None # How unlike the training images this one is; None where the bundle has no statistics for it
     trusted: bool = True            # May the label be used without asking a person?
     reason: str = ''                # Why not, in words; empty if trusted
     confidence: float | None = None # How probably the label is right, from all that is known of the answer, 0 to 1; None where the bundle does not tell
@@ -69,7 +69,7 @@ def _bar(label, probability):
 def evidence_of(
     probabilities: np.ndarray,              # (images, labels)
     light: np.ndarray,                      # (images,) grey level of the light parts, 0 to 255
-    unlikeness: np.ndarray | None = None,   # (images,); None where the model has no such output
+    ood_score: np.ndarray | None = None,   # (images,); None where the model has no such output
     overlaps: np.ndarray | None = None,     # (images, labels) how well each label fits the network's first classifier, 0 to 1; None likewise
 ) -> dict[str, np.ndarray]:                 # (images,) for each name in `evidence_names` that is known
     "What speaks for each answer, and against it"
@@ -78,7 +78,7 @@ def evidence_of(
     found = {'probability': np.log(p) - np.log1p(-p)}
     if overlaps is not None: found['second opinion'] = _preference(overlaps, best)
     found['lightness'] = np.asarray(light, float)/255
-    if unlikeness is not None: found['unlikeness'] = np.clip(np.asarray(unlikeness, float), -1, 6)
+    if ood_score is not None: found['ood_score'] = np.clip(np.asarray(ood_score, float), -1, 6)
     return found
 
 def _preference(overlaps, best):
@@ -117,7 +117,7 @@ def look_at(
     fitted: Mapping,                      # See `log_odds`
     probabilities: np.ndarray,            # (labels,)
     light: float,                         # Grey level of the light parts, 0 to 255
-    unlikeness: float | None = None,      # None where the model has no such output
+    ood_score: float | None = None,      # None where the model has no such output
     overlaps: np.ndarray | None = None,   # (labels,); None likewise
 ) -> Confidence:                          # Of this one answer
     "The same as `confidence_of` for one answer, without the cost of arrays"
@@ -125,7 +125,7 @@ def look_at(
     best, other = int(probabilities.argmax()), None
     p = min(max(float(probabilities[best]), 1e-6), 1 - 1e-6)
     evidence = {'probability': math.log(p) - math.log1p(-p), 'lightness': light/255}
-    if unlikeness is not None: evidence['unlikeness'] = min(max(unlikeness, -1), 6)
+    if ood_score is not None: evidence['ood_score'] = min(max(ood_score, -1), 6)
     if overlaps is not None:
         preferred, own = int(overlaps.argmax()), float(overlaps[best])
         if preferred != best: other = preferred
@@ -162,7 +162,7 @@ def judge(
     probabilities: dict[str, float],   # By label, the largest first
     size: tuple[int, int],             # Width and height of the image, in pixels
     light: float = 255,                # What `lightness` says of it
-    unlikeness: float | None = None,   # How unlike the training images it is; None where the bundle has no statistics for it
+    ood_score: float | None = None,   # How unlike the training images it is; None where the bundle has no statistics for it
     confidence: Confidence | None = None, # How probably the answer is right; None where the bundle does not tell, so that the probability decides
 ) -> str:                              # Why the answer should not be trusted; empty if it may be
     "The reason to ask a person, in words"
@@ -170,8 +170,8 @@ def judge(
     expect('confidence', confidence, Confidence, None)
     if min(size) < bundle.smallest: return f'the image is only {size[0]} by {size[1]} pixels'
     if light < min_light: return f'the image is too dark: 95% of it is at {light:.0f} of 255 or darker'
-    if unlikeness is not None and bundle.unlikeness and not unlikeness <= (usual := bundle.unlikeness['threshold']):
-        return f'it is unlike the images that the model was trained on ({unlikeness:.2f}, where up to {usual:.2f} is usual)'
+    if ood_score is not None and bundle.ood_score and not ood_score <= (usual := bundle.ood_score['threshold']):
+        return f'it is unlike the images that the model was trained on ({ood_score:.2f}, where up to {usual:.2f} is usual)'
     (first, p), (second, q) = list(probabilities.items())[:2]
     if (p if confidence is None else confidence.value) >= bundle.threshold: return ''
     if confidence is not None and (words := _doubt_words(bundle, first, p, confidence)): return words
@@ -182,5 +182,5 @@ def _doubt_words(bundle, first, p, confidence):
     sure = f'such answers are right in {math.floor(100*confidence.value)} of 100 cases'
     if confidence.doubt == 'second opinion' and confidence.other is not None:
         return f'it looks like {first} ({p:.2f}), and on a second look like {bundle.labels[confidence.other]}; {sure}'
-    words = {'second opinion': 'a second look is not clear', 'lightness': 'the image is rather dark', 'unlikeness': 'it is somewhat unlike the images that the model was trained on'}
+    words = {'second opinion': 'a second look is not clear', 'lightness': 'the image is rather dark', 'ood_score': 'it is somewhat unlike the images that the model was trained on'}
     return f'{words[confidence.doubt]}; {sure}' if confidence.doubt in words else ''

@@ -86,7 +86,7 @@ def write_predictions(
         for n, row in enumerate(chain(held, rows), 1): put(row.as_dict())
     return n
 
-_first_columns = ('file', 'status', 'label', 'probability', 'trusted', 'reason', 'unlikeness', 'confidence')
+_first_columns = ('file', 'status', 'label', 'probability', 'trusted', 'reason', 'ood_score', 'confidence')
 
 # %% ../../nbs/inference/08_predictions.ipynb #d8d91001
 @contextmanager

@@ -19,7 +19,7 @@ def _service_schemas():
         reason=dict(type='string', description='Why it failed, or why a person should look'),
         label=text, probability=share, probabilities=dict(type='object', additionalProperties=share),
         trusted=dict(type='boolean', description='May the label be used without asking a person?'),
-        unlikeness=dict(type=['number', 'null'], description='How unlike the training images it is'),
+        ood_score=dict(type=['number', 'null'], description='How unlike the training images it is'),
         confidence=dict(type=['number', 'null'], minimum=0, maximum=1, description='How probably the label is right, from all that is known of the answer'), model=dict(type='string', description='Which model answered: the first 12 digits of the SHA-256 of its file')))
     problem = dict(type='object', required=['type', 'title', 'status', 'detail'], properties=dict(type=text, title=text, status=dict(type='integer'), detail=text, request_id=text))
     labels = dict(type='object', required=['labels', 'model', 'title'], properties=dict(labels=listed(text), model=text, title=text))
@@ -33,7 +33,7 @@ def _service_schemas():
 
 # %% ../../nbs/serve/05_openapi.ipynb #5775ad9d
 _service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzly', probability=0.94, probabilities=dict(grizzly=0.94, black=0.05, teddy=0.01),
-    trusted=True, reason='', unlikeness=0.12, confidence=0.97, model='3f2a90c1d4e5'),
+    trusted=True, reason='', ood_score=0.12, confidence=0.97, model='3f2a90c1d4e5'),
     dict(name='notes.jpg', status='failed', reason='the file is no image of a known format')])
 
 _service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNYqqUFAAJxAPqULGlbAAAAAElFTkSuQmCC'  # A PNG of one pixel

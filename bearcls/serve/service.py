@@ -175,7 +175,7 @@ def result_of(
     if row is None or row.prediction is None: return dict(name=upload.name, status='failed', reason=upload.reason or row.reason)
     p = row.prediction
     return dict(name=upload.name, status='ok', label=p.label, probability=p.probability, probabilities=p.probabilities,
-        trusted=p.trusted, reason=p.reason, unlikeness=p.unlikeness, confidence=p.confidence, model=digest[:12])
+        trusted=p.trusted, reason=p.reason, ood_score=p.ood_score, confidence=p.confidence, model=digest[:12])
 
 async def answer_uploads(
     service: Service,       # Whose workers answer

@@ -176,7 +176,7 @@ function followTheme(element) {
 const atOnce = 60; // Images that may be chosen together
 const shownLabels = 8; // Bars before "show all"
 
-/* Draw it into `root`. `ask(item)` promises {label, probability, probabilities, trusted, reason, unlikeness}, and may add `image`, a data: address,
+/* Draw it into `root`. `ask(item)` promises {label, probability, probabilities, trusted, reason, ood_score}, and may add `image`, a data: address,
    for what the browser could not open; an Error's message is shown. An item is {id, name, file, blob, width, height, shrunk, signal}: `signal` aborts when
    its card is taken away. `open(item)`, where the page itself looks at images, stands in for making them small: it promises {width, height, preview}.
    `tell(item, answer, {right, label})` keeps what a visitor thinks of the answer. Returns {choose(files), destroy(), button} */

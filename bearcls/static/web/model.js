@@ -8,11 +8,11 @@ export async function loadModel(ort, wasm, model, facts) {  // a function from w
   const session = await ort.InferenceSession.create(model, { executionProviders: ['wasm'], logSeverityLevel: 4 });
   const { width, height } = facts.input, wanted = ['probabilities'];
   const evidence = facts.trust.confidence ? facts.trust.confidence.evidence : {};
-  if (facts.trust.unlikeness || 'unlikeness' in evidence) wanted.push('unlikeness');
+  if (facts.trust.ood_score || 'ood_score' in evidence) wanted.push('ood_score');
   if ('second opinion' in evidence) wanted.push('second_opinion');
   return async ({ pixels, size }) => {
     const out = await session.run({ image: new ort.Tensor('uint8', pixels, [1, height, width, 3]) }, wanted);
-    const values = Array.from(out.probabilities.data), far = out.unlikeness ? out.unlikeness.data[0] : null;
+    const values = Array.from(out.probabilities.data), far = out.ood_score ? out.ood_score.data[0] : null;
     const overlaps = out.second_opinion ? Array.from(out.second_opinion.data) : null;
     const sum = values.reduce((a, b) => a + b, 0);
     if (values.length !== facts.labels.length || !(Math.abs(sum - 1) < 0.01) || !(Math.min(...values) >= 0) || !Number.isFinite(far ?? 0))
@@ -21,20 +21,20 @@ export async function loadModel(ort, wasm, model, facts) {  // a function from w
   };
 }
 
-export function answer(facts, values, size, light, unlikeness, overlaps = null) {  // as bearcls.inference.prediction.Prediction
+export function answer(facts, values, size, light, ood_score, overlaps = null) {  // as bearcls.inference.prediction.Prediction
   const ranked = values.map((p, i) => [facts.labels[i], p]).sort((a, b) => b[1] - a[1]);
-  const sure = facts.trust.confidence ? lookAtAnswer(facts.trust.confidence, values, light, unlikeness, overlaps) : null;
-  const reason = judge(facts, ranked, size, light, unlikeness, sure);
+  const sure = facts.trust.confidence ? lookAtAnswer(facts.trust.confidence, values, light, ood_score, overlaps) : null;
+  const reason = judge(facts, ranked, size, light, ood_score, sure);
   return {
-    label: ranked[0][0], probability: ranked[0][1], probabilities: Object.fromEntries(ranked), order: ranked.map((r) => r[0]), unlikeness,
+    label: ranked[0][0], probability: ranked[0][1], probabilities: Object.fromEntries(ranked), order: ranked.map((r) => r[0]), ood_score,
     trusted: !reason, reason, confidence: sure && sure.value,
   };
 }
 
-export function lookAtAnswer(fitted, values, light, unlikeness, overlaps) {  // as bearcls.inference.prediction.look_at
+export function lookAtAnswer(fitted, values, light, ood_score, overlaps) {  // as bearcls.inference.prediction.look_at
   const best = values.indexOf(Math.max(...values)), p = Math.min(Math.max(values[best], 1e-6), 1 - 1e-6);
   const evidence = { probability: Math.log(p) - Math.log1p(-p), lightness: light / 255 };
-  if (unlikeness !== null) evidence.unlikeness = Math.min(Math.max(unlikeness, -1), 6);
+  if (ood_score !== null) evidence.ood_score = Math.min(Math.max(ood_score, -1), 6);
   if (overlaps) {
     const fit = overlaps.map((v) => Math.log(Math.max(v, 1e-6)));
     evidence['second opinion'] = fit[best] - Math.max(...fit.filter((v, i) => i !== best));
@@ -53,11 +53,11 @@ export function lightness(pixels) {  // the grey level that 95% of the pixels st
   return level;
 }
 
-export function judge({ trust, labels }, ranked, size, light, unlikeness, sure = null) {  // why a person should look; empty if nobody has to
+export function judge({ trust, labels }, ranked, size, light, ood_score, sure = null) {  // why a person should look; empty if nobody has to
   if (Math.min(...size) < trust.smallest) return `the image is only ${size[0]} by ${size[1]} pixels`;
   if (light < minLight) return `the image is too dark: 95% of it is at ${light} of 255 or darker`;
-  if (unlikeness !== null && trust.unlikeness && !(unlikeness <= trust.unlikeness.threshold))
-    return `it is unlike the images that the model was trained on (${two(unlikeness)}, where up to ${two(trust.unlikeness.threshold)} is usual)`;
+  if (ood_score !== null && trust.ood_score && !(ood_score <= trust.ood_score.threshold))
+    return `it is unlike the images that the model was trained on (${two(ood_score)}, where up to ${two(trust.ood_score.threshold)} is usual)`;
   const [[first, p], [second, q]] = ranked;
   if ((sure ? sure.value : p) >= trust.threshold) return '';
   return (sure && doubtWords(labels, first, p, sure)) || `it could be ${first} (${two(p)}) or ${second} (${two(q)})`;
@@ -66,7 +66,7 @@ export function judge({ trust, labels }, ranked, size, light, unlikeness, sure =
 function doubtWords(labels, first, p, { value, doubt, other }) {  // as bearcls.inference.prediction._doubt_words
   const often = `such answers are right in ${Math.floor(100 * value)} of 100 cases`;
   if (doubt === 'second opinion' && other !== null) return `it looks like ${first} (${two(p)}), and on a second look like ${labels[other]}; ${often}`;
-  const words = { 'second opinion': 'a second look is not clear', lightness: 'the image is rather dark', unlikeness: 'it is somewhat unlike the images that the model was trained on' };
+  const words = { 'second opinion': 'a second look is not clear', lightness: 'the image is rather dark', ood_score: 'it is somewhat unlike the images that the model was trained on' };
   return words[doubt] ? `${words[doubt]}; ${often}` : '';
 }
 

@@ -1,11 +1,11 @@
-"Unlikeness: odd inputs, the promise on false alarms, and that the room needs numpy only"
+"OOD score: odd inputs, the promise on false alarms, and that the room needs numpy only"
 import json, math, subprocess, sys
 import numpy as np
 import pytest
 from bearcls.core import DataError
 from bearcls.export.ood import (ClassHead, alarm_interval, alarm_threshold, alarm_words, auroc, deal_groups,
-    find_classes, find_groups, find_neighbours, fit_unlikeness, measure_unlikeness, share_caught, unlikeness_facts,
-    unlikeness_html)
+    find_classes, find_groups, find_neighbours, fit_ood_score, measure_ood_score, share_caught, ood_score_facts,
+    ood_score_html)
 from bearcls.sample.strangers import draw_strangers, stranger_kinds
 
 def made_up(n, d=40, seed=0, kind=0):
@@ -37,21 +37,21 @@ def class_weights(n=12, d=40):
     return ClassHead.of(rng.normal(0, .3, (n, d)), rng.normal(0, .3, n))
 
 def test_the_formula():
-    fitted = fit_unlikeness(made_up(50), np.arange(50) % 2, k=3, n_directions=8, max_n=20)
+    fitted = fit_ood_score(made_up(50), np.arange(50) % 2, k=3, n_directions=8, max_n=20)
     assert fitted.neighbours.index.shape == (20, 8) and fitted.neighbours.map.shape == (40, 8)
     some = made_up(5, seed=2, kind=1)
     np.testing.assert_allclose(fitted.score(some), by_hand(fitted, some), rtol=1e-4, atol=1e-4)
 
 def test_the_formula_with_classes():
     features = np.concatenate([made_up(60), made_up(60, kind=2)])
-    fitted = fit_unlikeness(features, [0]*60 + [1]*60, averages=(0, 1., 0.), head=class_weights())
+    fitted = fit_ood_score(features, [0]*60 + [1]*60, averages=(0, 1., 0.), head=class_weights())
     fitted.classes = find_classes(class_weights(), features, [0]*60 + [1]*60)
     fitted.centre, fitted.spread = np.array([.1, .2]), np.array([.3, .1])
     some = made_up(5, seed=2, kind=1)
     np.testing.assert_allclose(fitted.score(some), by_hand(fitted, some), rtol=1e-4, atol=1e-4)
 
 def test_strangers_are_told_apart():
-    fitted = fit_unlikeness(made_up(300), np.arange(300) % 3)
+    fitted = fit_ood_score(made_up(300), np.arange(300) % 3)
     known, strange = fitted.score(made_up(100, seed=2)), fitted.score(made_up(100, seed=3, kind=1))
     assert auroc(known, strange) > .99 and share_caught(strange, fitted.threshold) > .95
     assert auroc(fitted.usual, strange) > .99 and len(fitted.usual) == fitted.n_held == 300
@@ -59,12 +59,12 @@ def test_strangers_are_told_apart():
 def test_features_before_the_first_are_left_out():
     averages = made_up(200)
     features = np.concatenate([np.random.default_rng(1).normal(0, 50, (200, 8)), (averages - 3)/2], 1)
-    plain, behind = (fit_unlikeness(f, None, averages=a) for f, a in ((averages, (0, 1., 0.)), (features, (8, 2., 3.))))
+    plain, behind = (fit_ood_score(f, None, averages=a) for f, a in ((averages, (0, 1., 0.)), (features, (8, 2., 3.))))
     np.testing.assert_allclose(plain.usual, behind.usual, atol=1e-3)
 
 def test_one_wrong_training_image_vouches_for_nobody():
     train, strange = made_up(300), made_up(50, seed=3, kind=1)
-    fitted = fit_unlikeness(np.concatenate([train, strange[:1]]), None)
+    fitted = fit_ood_score(np.concatenate([train, strange[:1]]), None)
     assert share_caught(fitted.score(strange[1:]), fitted.threshold) > .9
 
 def test_classes_are_used_where_they_help():
@@ -75,7 +75,7 @@ def test_classes_are_used_where_they_help():
     knows = ClassHead.of((means - means.mean(0))*.5, np.zeros(3))
     blind = ClassHead.of(np.zeros((3, 40)), np.zeros(3))
     how = dict(averages=(0, 1., 0.), n_directions=1)  # neighbours that see one direction only
-    alone, helped, idle = (fit_unlikeness(features, targets, **how, head=h) for h in (None, knows, blind))
+    alone, helped, idle = (fit_ood_score(features, targets, **how, head=h) for h in (None, knows, blind))
     assert helped.classes is not None and idle.classes is None and alone.classes is None
     assert np.mean([r['auroc'] for r in helped.left_out.values()]) > np.mean([r['auroc'] for r in alone.left_out.values()])
 
@@ -85,7 +85,7 @@ def test_images_of_one_source_are_held_back_together():
     sources = np.repeat(np.arange(30), 20)
     def of(sources, seed): return np.abs(np.random.default_rng(9).normal(5, 1, 40) + np.random.default_rng(1).normal(0, 3, (40, 40))[sources] + np.random.default_rng(seed).normal(0, .5, (len(sources), 40)))
     known, later = of(sources, 2).astype(np.float32), of(np.repeat(np.arange(30, 40), 20), 3).astype(np.float32)
-    together, single = (fit_unlikeness(known, None, groups=g, averages=(0, 1., 0.)) for g in (sources, np.arange(600)))
+    together, single = (fit_ood_score(known, None, groups=g, averages=(0, 1., 0.)) for g in (sources, np.arange(600)))
     rates = [share_caught(f.score(later), f.threshold) for f in (together, single)]
     assert rates[0] < .3 < rates[1] and together.sources[0] <= rates[0] and together.n_groups == 30
 
@@ -102,7 +102,7 @@ def test_only_held_back_images_choose_the_threshold():
     "Features that were trained on are tighter than new ones"
     train, held = made_up(200)*.2 + made_up(1, seed=5), made_up(100, seed=1)
     features = np.concatenate([train, held])
-    fitted = fit_unlikeness(features, None, np.arange(300) >= 200)
+    fitted = fit_ood_score(features, None, np.arange(300) >= 200)
     assert fitted.n_held == len(fitted.usual) == 100
     assert fitted.threshold == pytest.approx(alarm_threshold(fitted.usual)[0])
 
@@ -133,37 +133,37 @@ def test_rare_labels_stay_in_the_index():
     (np.ones((4, 3)), dict(targets=[0]), '`targets` has 1 numbers for 4'),
     (np.full((4, 3), np.inf), {}, '`features` holds nan or infinity')])
 def test_what_cannot_be_fitted(features, settings, words):
-    with pytest.raises(DataError) as e: fit_unlikeness(features, **{'targets': None} | settings)
+    with pytest.raises(DataError) as e: fit_ood_score(features, **{'targets': None} | settings)
     assert words in str(e.value)
 
 @pytest.mark.parametrize('given', [dict(k=0), dict(max_n=0), dict(n_directions=0), dict(false_alarms=0), dict(false_alarms=1.)])
 def test_impossible_settings(given):
-    with pytest.raises(ValueError, match='|'.join(given)): fit_unlikeness(made_up(9), None, **given)
+    with pytest.raises(ValueError, match='|'.join(given)): fit_ood_score(made_up(9), None, **given)
 
 def test_all_the_same_and_nothing_at_all():
     "Constant features have no spread, and a row of nothing has no direction; numbers come all the same"
-    fitted = fit_unlikeness(np.ones((8, 3)), None)
+    fitted = fit_ood_score(np.ones((8, 3)), None)
     assert np.isfinite(fitted.score(np.array([[1, 1, 1], [9, 1, 1], [0, 0, 0]]))).all()
-    few = fit_unlikeness(made_up(3), None)
+    few = fit_ood_score(made_up(3), None)
     assert np.isfinite(few.threshold) and few.false_alarms == 1/4
     assert few.score(np.zeros((0, 40), np.float32)).shape == (0,)
 
 def test_it_is_the_same_every_time():
-    def one(): return fit_unlikeness(made_up(700), np.arange(700) % 3)
+    def one(): return fit_ood_score(made_up(700), np.arange(700) % 3)
     a, b = one(), one()
     assert len(a.neighbours.index) == 512 and np.array_equal(a.neighbours.index, b.neighbours.index) and a.threshold == b.threshold
 
 def test_many_images_are_thinned():
-    fitted = fit_unlikeness(made_up(900), np.arange(900) % 3, max_fit=120)
+    fitted = fit_ood_score(made_up(900), np.arange(900) % 3, max_fit=120)
     assert fitted.n == 900 and fitted.n_held == 120
 
 def test_facts_are_json():
-    fitted = fit_unlikeness(made_up(60), np.arange(60) % 2)
-    fitted.measured = {r.pop('kind'): r for r in measure_unlikeness(fitted.usual, {'other <b>': fitted.score(made_up(9, kind=1))})}
-    facts = json.loads(json.dumps(unlikeness_facts(fitted, ['black', 'teddy']), allow_nan=False))
+    fitted = fit_ood_score(made_up(60), np.arange(60) % 2)
+    fitted.measured = {r.pop('kind'): r for r in measure_ood_score(fitted.usual, {'other <b>': fitted.score(made_up(9, kind=1))})}
+    facts = json.loads(json.dumps(ood_score_facts(fitted, ['black', 'teddy']), allow_nan=False))
     assert facts['images'] == 60 and facts['held_back'] == 60 and facts['measured']['other <b>']['n'] == 9
     assert set(facts['left_out']) == {'black', 'teddy'} and 'depending on the source' in alarm_words(facts)
-    assert '<b>' not in unlikeness_html(fitted).replace('<b>Ask', '')
+    assert '<b>' not in ood_score_html(fitted).replace('<b>Ask', '')
 
 def test_older_facts_have_words_too():
     assert alarm_words(dict(threshold=.3, false_alarms=.05)) == 'about 5% of images like the training’s lie above it'
