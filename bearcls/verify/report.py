@@ -25,7 +25,7 @@ from ..folders import LabelOf, scan_folder
 from ..fingerprints import Prints
 from ..similarity import near_copies
 from .measure import Measures, MeasuresTable, measure_file, smallest_side
-from .quarantine import Move, Suspect, quarantine_files, whereabouts
+from .quarantine import Move, Suspect, quarantine_files, restore, whereabouts
 
 # %% ../../nbs/verify/03_report.ipynb #a3fe379a
 issue_words = {
