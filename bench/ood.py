@@ -16,7 +16,7 @@ rate              that share, the mean over splits; `rate_low` and `rate_high` a
 ece_excess        calibration error on the held-back images beyond what chance gives, mean over splits; `ece_excess_se` is its standard error
 error             of the held-back images, mean over splits
 
-Trust is measured on disturbed copies of the held-back images, in splits by source, too. Half of the copies are disturbed as the fit's are (night, rain and so on), half in ways
+Trust is measured on corrupted copies of the held-back images, in splits by source, too. Half of the copies are corrupted as the fit's are (night, rain and so on), half in ways
 that it does not know: blur, noise, grey, a crop, a small file.
 
 auroc_wrong       wrong answers told from right ones by the confidence; mean over splits
@@ -142,13 +142,13 @@ def look_at_copies(classifier, seen):
     from bearcls.inference.bundle import prepare
     from bearcls.images import load_image
     from bearcls.inference.prediction import lightness
-    from bearcls.export.robustness import apply_stress, reduced_to, stresses
+    from bearcls.export.robustness import apply_corruption, reduced_to, corruptions
     bundle, rows = classifier.bundle, []
     for i, file in enumerate(seen.table.file):
         rng = np.random.default_rng((99, i))
         image = reduced_to(load_image(file, bundle.min_side), round(1.25*min(bundle.size)))
         views = {'none': image} | {f'unknown: {kind}': change(image, rng) for kind, change in unknown_kinds.items()}
-        views |= {f'known: {kind}': apply_stress(image, kind, int(rng.integers(1, 4)), (99, i)) for kind in rng.choice(list(stresses), 5, replace=False)}
+        views |= {f'known: {kind}': apply_corruption(image, kind, int(rng.integers(1, 4)), (99, i)) for kind in rng.choice(list(corruptions), 5, replace=False)}
         pixels = [np.asarray(prepare(view, bundle.size, bundle.method, bundle.pad_mode)) for view in views.values()]
         out = classifier.run(np.stack(pixels))
         rows += [(i, kind, lightness(p), f) for kind, p, f in zip(views, pixels, out['features'])]
@@ -156,7 +156,7 @@ def look_at_copies(classifier, seen):
     return np.array(of), np.array(kinds), np.array(light), np.stack(features)
 
 def trusted(learn, seen, parts, splits):
-    "Confidence and trust on disturbed copies of sources held back"
+    "Confidence and trust on corrupted copies of sources held back"
     from bearcls.inference.prediction import confidence_of, evidence_of
     from bearcls.export.convert import export_bundle
     from bearcls.train.fast import linear_head

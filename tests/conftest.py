@@ -7,7 +7,7 @@ from hostile import image_bytes
 flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync '
     '--use-fake-device-for-media-stream --use-fake-ui-for-media-stream').split()  # a camera that shows a moving figure
 
-slow_files = set('app_browser cleaner_browser deploy_hosts serve_browser site quickstart train fast experiment export trust interpret stress sending arguments'.split())  # they train, or start servers and browsers
+slow_files = set('app_browser cleaner_browser deploy_hosts serve_browser site quickstart train fast experiment export trust interpret robustness sending arguments'.split())  # they train, or start servers and browsers
 slow_tests = ('test_faults_of_five_drawn_sets', 'test_predicts_with_three_packages_only', 'test_every_kind_of_file', 'test_killed', 'test_500_broken_files')  # half a minute each
 
 def pytest_addoption(parser):

@@ -6,7 +6,7 @@ from PIL import Image
 from bearcls.core import DataError, package_file
 from bearcls.export.convert import export_bundle
 from bearcls.export.held_out import fit_trust, learner_ood_score
-from bearcls.export.robustness import apply_stress
+from bearcls.export.robustness import apply_corruption
 from bearcls.export.trust import answer_copies, fit_confidence, measure_trust, trust_threshold
 from bearcls.inference.bundle import Bundle, bundle_json, read_bundle, write_bundle
 from bearcls.sample.standins import colour_model, furs
@@ -217,7 +217,7 @@ def test_a_trained_body_learns_from_validation_images_alone(learned):
     facts = read_bundle(bundle)
     assert set(facts.confidence['evidence']) == {'probability', 'lightness', 'ood_score'} and facts.threshold >= .5
     assert facts.confidence['images'] == len(seen.only('valid')) and facts.confidence['copies'] == 2*len(seen.only('valid'))
-    assert 'disturbed copies' in (bundle/'README.md').read_text()
+    assert 'corrupted copies' in (bundle/'README.md').read_text()
     rows = Classifier(bundle).predict_batch(list(seen.table.file[:20]), quiet=True)
     assert all(0 < r.prediction.confidence < 1 for r in rows)
     assert all(r.prediction.confidence >= facts.threshold for r in rows if r.prediction.trusted)
@@ -260,7 +260,7 @@ def test_wrong_answers_on_photographs_are_noticed(shared, tmp_path, monkeypatch)
     assert set(facts.confidence['evidence']) == set(weights) and facts.confidence['error'] < .1
     others = [f for i, f in enumerate(image_files(shared/'data'/'bears')) if i % 3 == 1]
     from bearcls.images import load_image
-    images = [apply_stress(load_image(f, 280), kind, 2, i) for i, f in enumerate(others) for kind in ('night', 'motion blur', 'occlusion')]
+    images = [apply_corruption(load_image(f, 280), kind, 2, i) for i, f in enumerate(others) for kind in ('night', 'motion blur', 'occlusion')]
     answers = [r.prediction for r in classifier.predict_batch(images, quiet=True)]
     right = np.array([a.label == f.parent.name for a, f in zip(answers, [f for f in others for _ in range(3)])])
     from bearcls.export.ood import auroc

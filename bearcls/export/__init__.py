@@ -15,8 +15,8 @@ __getattr__, __dir__, __all__ = front_door('bearcls.export', dict(
     weights='bundle_dls build_network learner_from_bundle learner_weights',
     ood='ClassHead OODScore alarm_interval alarm_threshold auroc fit_ood_score measure_ood_score '
         'plot_ood_score ood_score_facts ood_score_html',
-    robustness='Stress apply_stress plot_stress plot_trust show_stress stress stress_facts stress_html stress_words '
-        'stresses trust_under_stress',
+    robustness='Corruption apply_corruption plot_robustness plot_trust show_corruptions evaluate_robustness robustness_facts robustness_html robustness_words '
+        'corruptions trust_on_corruptions',
     trust='Copies answer_copies fit_confidence measure_trust plot_risk trust_threshold',
     card='add_metrics card_head change_bundle model_card',
     held_out='TrustFit fit_trust held_out_answers own_answers',

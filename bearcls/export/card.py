@@ -70,7 +70,7 @@ def _results(bundle):
     if words := _calibration_words(m, bundle.temperature): parts.append(f'### How far the probabilities can be believed\n\n{words}')
     if words := _compressed_words(_a(dict, m.get('compressed'))): parts.append(words)
     if rows := [r for _, r in _rows(m.get('slices'))]: parts.append('### Kinds of images\n\n' + _slice_words(rows))
-    if words := _stress_words(_a(dict, m.get('stress'))): parts.append(f'### Under bad conditions\n\n{words}')
+    if words := _robustness_words(_a(dict, m.get('robustness'))): parts.append(f'### Under bad conditions\n\n{words}')
     for name, value in m.items():
         if name not in _known and (rows := _rows(value)):
             columns = list(dict.fromkeys(k for _, row in rows for k in row))
@@ -79,7 +79,7 @@ def _results(bundle):
     if others: parts.append(markdown_table(['measure', 'value'], others))
     return '\n\n'.join(parts)
 
-_known = ('error', 'low', 'high', 'wrong', 'n', 'labels', 'slices', 'log_loss', 'calibration_error', 'calibration_by_chance', 'calibration_high', 'temperature_fit', 'notes', 'compressed', 'stress', 'by_source')
+_known = ('error', 'low', 'high', 'wrong', 'n', 'labels', 'slices', 'log_loss', 'calibration_error', 'calibration_by_chance', 'calibration_high', 'temperature_fit', 'notes', 'compressed', 'robustness', 'by_source')
 
 def _source_words(s):
     "The error on sources that were not trained on"
@@ -128,12 +128,12 @@ def _slice_words(rows):
     def line(r): return r.get('by', ''), r.get('slice', ''), r.get('n', ''), *(f'{r[k]:.0%}' if _is_number(r.get(k)) else '' for k in ('error', 'low', 'high')), r.get('verdict', '')
     return words + '\n\n' + markdown_table(['by', 'slice', 'images', 'error', 'from', 'to', 'verdict'], map(line, rows[:40]))
 
-def _stress_words(s):
-    "What disturbed images did to error and trust: `words`, and a line for each of `rows`"
+def _robustness_words(s):
+    "What corrupted images did to error and trust: `words`, and a line for each of `rows`"
     if not isinstance(s.get('words'), str) or not (rows := [r for _, r in _rows(s.get('rows'))]): return ''
     def shares(r, *names): return [f'{r[n]:.0%}' if _is_number(r.get(n)) else '' for n in names]
     table = [(r.get('kind', ''), r.get('level', ''), r.get('n', ''), *shares(r, 'error', 'low', 'high', 'trusted', 'trusted_error')) for r in rows[:100]]
-    return markdown_text(s['words']) + '\n\n' + markdown_table(['disturbance', 'level', 'images', 'error', 'from', 'to', 'trusted', 'error among the trusted'], table)
+    return markdown_text(s['words']) + '\n\n' + markdown_table(['corruption', 'level', 'images', 'error', 'from', 'to', 'trusted', 'error among the trusted'], table)
 
 # %% ../../nbs/export/05_card.ipynb #d7c6e6f8
 def _data(bundle):

@@ -261,7 +261,7 @@ def export_bundle(
     metrics: dict | None = None,    # What was measured on the validation set, such as {'error_rate': 0.04}; None: it is measured now
     temperature: float | None = None, # Calibrates the probabilities: logits are divided by it; None: fitted, see `choose_temperature`
     threshold: float | None = None, # Answers with a smaller confidence are not trusted, 0 to 1; None: chosen by `max_error`
-    max_error: float = 0.05,        # Accepted share of wrong answers among the trusted, on disturbed images
+    max_error: float = 0.05,        # Accepted share of wrong answers among the trusted, on corrupted images
     ood_score: bool | OODScore = True, # Tell images unlike the training data: fitted now, as you fitted it, or not at all
     seen: Evaluation | None = None, # What the Learner says about all its images, if it was asked: `evaluate(learn, 'all')`
     weights: bool = False,          # Also write the weights as safetensors, to train further

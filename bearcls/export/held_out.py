@@ -165,20 +165,20 @@ class TrustFit:
     values: np.ndarray          # (answers,) confidence, each by a fit without its source
     probability: np.ndarray     # (answers,) largest probability
     right: np.ndarray           # (answers,) is the answer right?
-    is_copy: np.ndarray         # (answers,) is the image a disturbed copy?
+    is_copy: np.ndarray         # (answers,) is the image a corrupted copy?
 
 def fit_trust(
     learn: Learner,            # Trained Learner
     classifier: Classifier,    # Of its bundle
     seen: Evaluation,          # What the Learner says about its own images, from `evaluate(learn, 'all')`
     far: OODScore | None = None,  # As it was fitted for the bundle; None: the OOD score is no evidence
-    max_error: float = .05,    # Accepted share of wrong answers among the trusted, on disturbed images
+    max_error: float = .05,    # Accepted share of wrong answers among the trusted, on corrupted images
     threshold: float | None = None,  # Smallest confidence to trust; None: chosen by `max_error`
     max_n: int = 200,          # Images that take part, at most
-    n_copies: int = 2,         # Disturbed copies of each
+    n_copies: int = 2,         # Corrupted copies of each
     threads: int | None = None,# Threads to calculate with, at least 1; None: the faster of one and all
 ) -> TrustFit | None:          # None where fewer than 20 images are held out
-    "Learn from images and disturbed copies, all answered without their source, how probably an answer is right"
+    "Learn from images and corrupted copies, all answered without their source, how probably an answer is right"
     expect('learn', learn, Learner)
     expect('classifier', classifier, Classifier)
     expect('seen', seen, Evaluation)

@@ -19,7 +19,7 @@ from ..core import DataError, expect, expect_all, usable_cores
 from ..show import axes_for
 from ..images import ImageError, load_image
 from .ood import auroc
-from .robustness import apply_stress, reduced_to, stresses
+from .robustness import apply_corruption, reduced_to, corruptions
 from ..inference.bundle import prepare
 from ..inference.classifier import Classifier
 from ..inference.prediction import lightness
@@ -28,9 +28,9 @@ from ..intervals import wilson
 # %% ../../nbs/export/04_trust.ipynb #c2c7bcde
 @dataclass
 class Copies:
-    "What a bundle's model says about images and disturbed copies of them"
+    "What a bundle's model says about images and corrupted copies of them"
     of: np.ndarray        # (answers,) position of the file that each belongs to
-    kinds: np.ndarray     # (answers,) name of the disturbance; 'none' for an image as it is
+    kinds: np.ndarray     # (answers,) name of the corruption; 'none' for an image as it is
     light: np.ndarray     # (answers,) grey level of its light parts, 0 to 255
     logits: np.ndarray    # (answers, labels)
     features: np.ndarray  # (answers, numbers)
@@ -38,15 +38,15 @@ class Copies:
     @property
     def is_copy(self) -> np.ndarray: return self.kinds != 'none'  # (answers,)
     def __len__(self): return len(self.of)
-    def __repr__(self): return f'Copies({len(np.unique(self.of)):,} images, {self.is_copy.sum():,} disturbed copies)'
+    def __repr__(self): return f'Copies({len(np.unique(self.of)):,} images, {self.is_copy.sum():,} corrupted copies)'
 
 def answer_copies(
     classifier: Classifier,                 # Of the bundle
     files: Iterable[str | os.PathLike],     # Image files; one that cannot be opened is left out
-    n_copies: int = 2,                      # Disturbed copies of each
-    seed: int = 42,                         # Decides how they are disturbed
+    n_copies: int = 2,                      # Corrupted copies of each
+    seed: int = 42,                         # Decides how they are corrupted
 ) -> Copies:                                # In the order of the files, each followed by its copies
-    "Ask a bundle's model about images and about disturbed copies"
+    "Ask a bundle's model about images and about corrupted copies"
     expect('classifier', classifier, Classifier)
     files = expect_all('files', files, str, os.PathLike)
     with ThreadPoolExecutor(usable_cores(), 'bearcls-copies') as pool:
@@ -60,8 +60,8 @@ def _answer(classifier, i, file, n_copies, seed):
     bundle, rng = classifier.bundle, np.random.default_rng((seed, i))
     try:
         image = reduced_to(load_image(file, bundle.min_side), round(1.25*min(bundle.size)))
-        drawn = [(str(rng.choice(list(stresses))), int(rng.integers(1, 4))) for _ in range(n_copies)]
-        views = [image, *(apply_stress(image, kind, strength, (seed, i, k)) for k, (kind, strength) in enumerate(drawn))]
+        drawn = [(str(rng.choice(list(corruptions))), int(rng.integers(1, 4))) for _ in range(n_copies)]
+        views = [image, *(apply_corruption(image, kind, strength, (seed, i, k)) for k, (kind, strength) in enumerate(drawn))]
         pixels = [np.asarray(prepare(view, bundle.size, bundle.method, bundle.pad_mode)) for view in views]
     except ImageError: return []
     out = classifier.run(np.stack(pixels))
@@ -110,7 +110,7 @@ def measure_trust(
     trusted: np.ndarray,    # (answers,) is it trusted, by all rules?
     right: np.ndarray,      # (answers,) is it right?
     groups: np.ndarray,     # (answers,) source of each
-    is_copy: np.ndarray,    # (answers,) is the image a disturbed copy?
+    is_copy: np.ndarray,    # (answers,) is the image a corrupted copy?
 ) -> dict[str, Any]:        # error, error_low, error_high and trusted for the copies; error_as_is and trusted_as_is; images, copies, groups
     "How many answers are trusted, and how many of those are wrong"
     bad = trusted & ~np.asarray(right, bool)

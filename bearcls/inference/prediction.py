@@ -145,7 +145,7 @@ def confidence_words(
     m, sources = measured, measured.get('grouped_by') or 'sources'
     def share(name): return f'{m[name]:.1%}' if isinstance(m.get(name), (int, float)) else 'an unknown share'
     copies, images, groups = (m.get(name) if isinstance(m.get(name), int) else 0 for name in ('copies', 'images', 'groups'))
-    return (f'Trust was measured on {images:,} images, held back by source ({groups:,} {sources}), and on {copies:,} disturbed copies of them: night, blur, few pixels, rain and the like. '
+    return (f'Trust was measured on {images:,} images, held back by source ({groups:,} {sources}), and on {copies:,} corrupted copies of them: night, blur, few pixels, rain and the like. '
         f'Of the answers on the copies {share("trusted")} were trusted, and {share("error")} of these were wrong ({share("error_low")} to {share("error_high")}). '
         f'Of those on the images as they are, {share("trusted_as_is")} were trusted, and {share("error_as_is")} of these wrong')
 
