@@ -219,7 +219,7 @@ def _add_predict(parser):
 def _recalibrate(args):
     "Choose a bundle's threshold by images of another place"
     from bearcls.export.recalibrate import recalibrate
-    try: done = recalibrate(args.bundle, args.files, args.false_alarms, args.key)
+    try: done = recalibrate(args.bundle, args.files, args.false_positive_rate, args.key)
     except ValueError as e: return _fail(str(e))
     for r in done.skipped: print(f'{r.file}: {r.reason}')
     print(f'threshold {done.before:.3f} before, {done.after:.3f} now; of {done.n:,} images, {done.flagged_before:.0%} were passed on to a person, and {done.flagged:.0%} are now '
@@ -231,7 +231,7 @@ def _add_recalibrate(parser):
     parser.set_defaults(run=_recalibrate)
     parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip; its threshold is changed')
     parser.add_argument('files', metavar='FOLDER', help='some hundred ordinary images of that place; no labels are needed')
-    parser.add_argument('--false-alarms', type=float, default=.05, metavar='SHARE', help='share of such images that may be passed on to a person (default: %(default)s)')
+    parser.add_argument('--false-positive-rate', type=float, default=.05, metavar='SHARE', help='share of such images that may be passed on to a person (default: %(default)s)')
     parser.add_argument('--key', metavar='FILE', help='secret key: sign the bundle again')
 
 def _table_file(name):

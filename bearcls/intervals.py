@@ -1,4 +1,4 @@
-"""How sure is a share that was counted on a small set: an error, a recall, a rate of false alarms
+"""How sure is a share that was counted on a small set: an error, a recall, a false positive rate
 
 Docs: https://bearcls.github.io/bearcls/intervals.html.md"""
 

@@ -8,7 +8,7 @@ from bearcls.inference.bundle import Bundle, sha256, write_bundle
 from bearcls.sample.standins import colour_model, furs
 
 strange = [None, True, False, 0, -1, 1, 1.5, 10**9, 2**63, -2**63, 1e308, 10**30, '', 'a', '\0', '../../etc/passwd', 'x'*100_000, [], {}, [[]]*1000, {'a': {}}, [None], ['a']*70_000, [0.5]*3, '\ud800', '🐻'*50,
-    {'threshold': 1e29, 'false_alarms': 0, 'images': 1}, {str(i): i for i in range(5000)}]
+    {'threshold': 1e29, 'false_positive_rate': 0, 'images': 1}, {str(i): i for i in range(5000)}]
 
 def sound(dest, model=None): return write_bundle(Bundle(list(furs), (64, 64)), colour_model() if model is None else model, dest, '# Furs')
 

@@ -2,6 +2,7 @@
 import json, shutil, subprocess, sys, venv, zipfile
 from pathlib import Path
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from bearcls.core import sha256
@@ -34,6 +35,27 @@ def test_the_sound_one_is_read(bundle):
     assert read_bundle(bundle).labels == list(furs)
     assert Classifier(bundle).predict(Image.new('RGB', (80, 80), furs['brown'])).label == 'brown'
 
+def test_bundles_of_the_version_before_are_read(bundle, tmp_path):
+    "Format 1 had other words for facts and outputs; a label may be called like one of them"
+    now = make_bundle(tmp_path/'now', labels=['black', 'pictures', 'unlikeness'], model=colour_model(ood_score=True), confidence=dict(bias=0, evidence=dict(probability=[0, 1, 1], ood_score=[0, 1, -.1])),
+        ood_score=dict(threshold=.2, false_positive_rate=.05, images=90, left_out=dict(pictures=dict(n=3, auroc=.7, caught=.5))),
+        metrics=dict(images_compared=3, robustness=dict(words='By night.', rows=[]), labels=[dict(label='pictures', images=4)]), data=dict(labels=dict(unlikeness=dict(train=3))))
+    old = shutil.copytree(now, tmp_path/'old')
+    text = (old/'bundle.json').read_text(encoding='utf-8')
+    for name, today in (('ood_score', 'unlikeness'), ('false_positive_rate', 'false_alarms'), ('images_compared', 'pictures_compared'), ('"images"', '"pictures"'), ('"robustness"', '"stress"')):
+        assert name in text
+        text = text.replace(name, today)
+    (old/'bundle.json').write_text(text.replace('"format_version": 2', '"format_version": 1'), encoding='utf-8')
+    model = onnx.load_from_string((old/'model.onnx').read_bytes())
+    for one in (*model.graph.output, *model.graph.node):
+        if getattr(one, 'name', '') == 'ood_score': one.name = 'unlikeness'
+        if 'ood_score' in getattr(one, 'output', ()): one.output[:] = ['unlikeness']
+    replace_model(old, model.SerializeToString())
+    was, new = read_bundle(old), read_bundle(now)
+    for name in ('labels', 'ood_score', 'confidence', 'metrics', 'data'): assert getattr(was, name) == getattr(new, name), name
+    image = Image.new('RGB', (80, 80), 'white')
+    assert Classifier(old).predict(image) == Classifier(now).predict(image) and Classifier(old).predict(image).ood_score > .2
+
 wrong_values = {
     'labels': [None, 'black', [], ['one'], ['a', 'a', 'b'], ['a', 1, 'b'], ['', 'b', 'c'], {'a': 1}, ['a'*300, 'b', 'c'], [['a'], 'b', 'c'], ['a', 'b', 'c\n'], ['a', 'b', '\x1b[31mc']],
     'input.width': [None, 0, -1, 64.0, '64', True, 10**9, [64]],
@@ -48,7 +70,7 @@ wrong_values = {
     'temperature': [0, -1, None, '1', float('nan'), float('inf'), True, 10**400],
     'trust.threshold': [-0.1, 1.1, None, 'high', float('nan')],
     'trust.smallest': [-1, 0.5, None],
-    'trust.ood_score': [{}, 'later', 0, {'threshold': .5}, dict(threshold='a', false_alarms=.05, images=9), dict(threshold=.5, false_alarms=2, images=9), dict(threshold=.5, false_alarms=.05, images=0)],
+    'trust.ood_score': [{}, 'later', 0, {'threshold': .5}, dict(threshold='a', false_positive_rate=.05, images=9), dict(threshold=.5, false_positive_rate=2, images=9), dict(threshold=.5, false_positive_rate=.05, images=0)],
     'trust.confidence': [{}, 'later', 0, dict(bias=0), dict(bias=0, evidence={}), dict(bias='x', evidence={'probability': [0, 1, 1]}), dict(bias=0, evidence={'probability': [0, 0, 1]}),
         dict(bias=0, evidence={'probability': [0, 1]}), dict(bias=0, evidence={'weather': [0, 1, 1]}), dict(bias=0, evidence=['probability']), dict(bias=float('nan'), evidence={'probability': [0, 1, 1]})],
     'metrics': [None, [], 'good'],

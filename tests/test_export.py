@@ -60,7 +60,7 @@ def test_what_is_measured_is_what_the_bundle_does(learned):
     assert facts.temperature == pytest.approx(fitted.value) and facts.metrics['temperature_fit']['n'] == len(held)  # the body was trained, so only these can say
     rows = Classifier(bundle).predict_batch(list(held.table.file))
     above = np.mean([r.prediction.ood_score > facts.ood_score['threshold'] for r in rows])
-    assert above <= facts.ood_score['false_alarms'] + 2/len(held)
+    assert above <= facts.ood_score['false_positive_rate'] + 2/len(held)
 
 def test_both_sides_within_a_thousandth(learned):
     learn, path, seen, bundle = learned
@@ -339,7 +339,7 @@ def test_imagenet_classes_go_along(photographed, shared, monkeypatch):
     learn, seen, bundle, without = photographed
     facts = read_bundle(bundle).ood_score
     assert facts['score'] == 'neighbours and ImageNet classes' and set(facts['left_out']) == set(seen.labels)
-    assert facts['held_back'] == len(seen) and facts['false_alarms_low'] <= .05 <= facts['false_alarms_high']
+    assert facts['held_back'] == len(seen) and facts['false_positive_rate_low'] <= .05 <= facts['false_positive_rate_high']
     assert model_size(bundle) - model_size(without) < 700_000
     monkeypatch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
     fitted = learner_ood_score(learn, seen)  # finds the weights where the export did
@@ -431,6 +431,6 @@ def test_recalibrated_for_a_place(photographed, shared, tmp_path):
 @pytest.mark.parametrize('share', [0, 1, 5])
 def test_recalibration_refuses(photographed, tmp_path, share):
     _, seen, bundle, without = photographed
-    with pytest.raises(ValueError, match='`false_alarms` must be between 0 and 1'): recalibrate(bundle, seen.table.file, share)
+    with pytest.raises(ValueError, match='`false_positive_rate` must be between 0 and 1'): recalibrate(bundle, seen.table.file, share)
     with pytest.raises(DataError, match='at least 19 are needed'): recalibrate(bundle, list(seen.table.file[:9]))
     with pytest.raises(BundleError, match='does not tell how unlike'): recalibrate(without, list(seen.table.file[:30]))

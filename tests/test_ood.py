@@ -1,9 +1,9 @@
-"OOD score: odd inputs, the promise on false alarms, and that the room needs numpy only"
+"OOD score: odd inputs, the promise on false positives, and that the room needs numpy only"
 import json, math, subprocess, sys
 import numpy as np
 import pytest
 from bearcls.core import DataError
-from bearcls.export.ood import (ClassHead, alarm_interval, alarm_threshold, alarm_words, auroc, deal_groups,
+from bearcls.export.ood import (ClassHead, false_positive_interval, ood_threshold, false_positive_words, auroc, deal_groups,
     find_classes, find_groups, find_neighbours, fit_ood_score, measure_ood_score, share_caught, ood_score_facts,
     ood_score_html)
 from bearcls.sample.strangers import draw_strangers, stranger_kinds
@@ -104,19 +104,19 @@ def test_only_held_back_images_choose_the_threshold():
     features = np.concatenate([train, held])
     fitted = fit_ood_score(features, None, np.arange(300) >= 200)
     assert fitted.n_held == len(fitted.usual) == 100
-    assert fitted.threshold == pytest.approx(alarm_threshold(fitted.usual)[0])
+    assert fitted.threshold == pytest.approx(ood_threshold(fitted.usual)[0])
 
 @pytest.mark.parametrize('n', [5, 19, 40, 83])
-def test_false_alarms_are_kept_on_average(n):
+def test_false_positive_rate_are_kept_on_average(n):
     draws = np.random.default_rng(n).lognormal(size=(4000, n + 1))
-    rate = np.mean([d[n] > alarm_threshold(d[:n])[0] for d in draws])
-    promised = alarm_threshold(draws[0][:n])[1]
+    rate = np.mean([d[n] > ood_threshold(d[:n])[0] for d in draws])
+    promised = ood_threshold(draws[0][:n])[1]
     assert rate < promised + .012 and promised == max(.05, 1/(n + 1))
-    low, high = alarm_interval(n)
+    low, high = false_positive_interval(n)
     assert low < rate < high
 
-def test_ties_do_not_alarm():
-    assert alarm_threshold([.3]*50) == (.3, .05) and share_caught([.3]*10, .3) == 0
+def test_ties_are_not_flagged():
+    assert ood_threshold([.3]*50) == (.3, .05) and share_caught([.3]*10, .3) == 0
 
 def test_rare_labels_stay_in_the_index():
     features = np.concatenate([made_up(900), made_up(8, seed=9, kind=1)])
@@ -136,7 +136,7 @@ def test_what_cannot_be_fitted(features, settings, words):
     with pytest.raises(DataError) as e: fit_ood_score(features, **{'targets': None} | settings)
     assert words in str(e.value)
 
-@pytest.mark.parametrize('given', [dict(k=0), dict(max_n=0), dict(n_directions=0), dict(false_alarms=0), dict(false_alarms=1.)])
+@pytest.mark.parametrize('given', [dict(k=0), dict(max_n=0), dict(n_directions=0), dict(false_positive_rate=0), dict(false_positive_rate=1.)])
 def test_impossible_settings(given):
     with pytest.raises(ValueError, match='|'.join(given)): fit_ood_score(made_up(9), None, **given)
 
@@ -145,7 +145,7 @@ def test_all_the_same_and_nothing_at_all():
     fitted = fit_ood_score(np.ones((8, 3)), None)
     assert np.isfinite(fitted.score(np.array([[1, 1, 1], [9, 1, 1], [0, 0, 0]]))).all()
     few = fit_ood_score(made_up(3), None)
-    assert np.isfinite(few.threshold) and few.false_alarms == 1/4
+    assert np.isfinite(few.threshold) and few.false_positive_rate == 1/4
     assert few.score(np.zeros((0, 40), np.float32)).shape == (0,)
 
 def test_it_is_the_same_every_time():
@@ -162,12 +162,12 @@ def test_facts_are_json():
     fitted.measured = {r.pop('kind'): r for r in measure_ood_score(fitted.usual, {'other <b>': fitted.score(made_up(9, kind=1))})}
     facts = json.loads(json.dumps(ood_score_facts(fitted, ['black', 'teddy']), allow_nan=False))
     assert facts['images'] == 60 and facts['held_back'] == 60 and facts['measured']['other <b>']['n'] == 9
-    assert set(facts['left_out']) == {'black', 'teddy'} and 'depending on the source' in alarm_words(facts)
+    assert set(facts['left_out']) == {'black', 'teddy'} and 'depending on the source' in false_positive_words(facts)
     assert '<b>' not in ood_score_html(fitted).replace('<b>Ask', '')
 
 def test_older_facts_have_words_too():
-    assert alarm_words(dict(threshold=.3, false_alarms=.05)) == 'about 5% of images like the training’s lie above it'
-    assert '1% to 10%, from 83 held-back images' in alarm_words(dict(threshold=.3, false_alarms=.05, false_alarms_low=.01, false_alarms_high=.1, held_back=83))
+    assert false_positive_words(dict(threshold=.3, false_positive_rate=.05)) == 'about 5% of images like the training’s lie above it'
+    assert '1% to 10%, from 83 held-back images' in false_positive_words(dict(threshold=.3, false_positive_rate=.05, false_positive_rate_low=.01, false_positive_rate_high=.1, held_back=83))
 
 def test_auroc_is_a_probability():
     rng = np.random.default_rng(0)

@@ -46,7 +46,7 @@ g (uint8[n,{side},{side},3] image) => (float[n,3] logits, float[n,3] probabiliti
    a = Conv<strides=[2,2], pads=[2,2,2,2]>(t, w1)  b = Relu(a)  e = Conv<strides=[2,2], pads=[1,1,1,1]>(b, w2)  f = Relu(e)
    features = ReduceMean<axes=[2,3], keepdims=0>(f)  g3 = Gemm<transB=1>(features, w3)  h = Sub(g3, middle)  logits = Mul(h, sharp)  probabilities = Softmax<axis=1>(logits)
    ood_score = ReduceL2<axes=[1], keepdims=0>(features) }}'''
-        given = dict(method='squish', min_side=2*side, ood_score=dict(threshold=threshold, false_alarms=.05, images=90)) | facts
+        given = dict(method='squish', min_side=2*side, ood_score=dict(threshold=threshold, false_positive_rate=.05, images=90)) | facts
         return write_bundle(Bundle(labels, (side, side), **given), onnx.parser.parse_model(text).SerializeToString(), dest, '# Texture\n')
     raw = Classifier(write(made, [0]*3, [1]*3, 9))
     out = raw.run(np.stack([raw._open(s)[1] for s in samples or [scene(k) for k in range(100, 124)]]))
@@ -61,7 +61,7 @@ def parts(tmp_path, **facts):
 
 def test_nothing_private_travels(tmp_path):
     facts, model, _ = parts(tmp_path, metrics={'by': 'Ann'}, data={'sources': {'/srv/ann/bears': 3}}, versions={'python': '/srv/ann'},
-        ood_score=dict(threshold=.3, false_alarms=.05, images=9, measured={'file': '/srv/ann/x.jpg'}))
+        ood_score=dict(threshold=.3, false_positive_rate=.05, images=9, measured={'file': '/srv/ann/x.jpg'}))
     files = folder_files(facts, model, fake, 'Bears') | {'single': single_file(facts, model, fake, 'Bears')}
     assert not [name for name, content in files.items() if b'/srv' in content or b'Ann' in content]
 
@@ -179,7 +179,7 @@ def test_words_of_judgement_are_those_of_python(tmp_path):
     "Numbers that lie in the middle between two roundings, too"
     if shutil.which('node') is None: pytest.skip('node is not installed')
     rng = np.random.default_rng(0)
-    bundle = Bundle(labels, (64, 64), ood_score=dict(threshold=.375, false_alarms=.1, images=9), threshold=.9, smallest=32)
+    bundle = Bundle(labels, (64, 64), ood_score=dict(threshold=.375, false_positive_rate=.1, images=9), threshold=.9, smallest=32)
     cases = [dict(p=sorted(map(float, p), reverse=True), size=[int(s), 80], light=int(light), far=far) for p, s, light, far in zip(
         [[k/8, 1 - k/8, 0] for k in range(9)] + rng.dirichlet([1]*3, 300).round(3).tolist(), rng.integers(20, 200, 309), rng.integers(40, 250, 309),
         [None, .125, .625, 1.125, .374999, .37501] + rng.uniform(0, .6, 303).tolist())]

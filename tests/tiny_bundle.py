@@ -2,6 +2,6 @@
 from bearcls.inference.bundle import Bundle, write_bundle
 from bearcls.sample.standins import colour_model, furs
 
-def make_bundle(dest, **facts):
+def make_bundle(dest, labels=tuple(furs), model=None, **facts):
     "Write the bundle of three fur colours"
-    return write_bundle(Bundle(list(furs), (64, 64), **facts), colour_model(), dest, '# Fur colours\n')
+    return write_bundle(Bundle(list(labels), (64, 64), **facts), model or colour_model(), dest, '# Fur colours\n')

@@ -95,7 +95,7 @@ def web_facts(
 ) -> dict:            # What `bundle.json` of the page says
     "The facts that decide an answer, and none of how the model came about"
     expect('bundle', bundle, Bundle)
-    unlike = bundle.ood_score and {k: bundle.ood_score[k] for k in ('threshold', 'false_alarms', 'images')}
+    unlike = bundle.ood_score and {k: bundle.ood_score[k] for k in ('threshold', 'false_positive_rate', 'images')}
     sure = bundle.confidence and {k: bundle.confidence[k] for k in ('evidence', 'bias')}
     return bundle_json(replace(bundle, ood_score=unlike, confidence=sure, metrics={}, data={}, versions={}, weights=None, card=''), sha256(model), len(model))
 

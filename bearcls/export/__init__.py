@@ -13,7 +13,7 @@ from ..doors import front_door
 # %% ../../nbs/export/index.ipynb #6c88c96a
 __getattr__, __dir__, __all__ = front_door('bearcls.export', dict(
     weights='bundle_dls build_network learner_from_bundle learner_weights',
-    ood='ClassHead OODScore alarm_interval alarm_threshold auroc fit_ood_score measure_ood_score '
+    ood='ClassHead OODScore false_positive_interval ood_threshold auroc fit_ood_score measure_ood_score '
         'plot_ood_score ood_score_facts ood_score_html',
     robustness='Corruption apply_corruption plot_robustness plot_trust show_corruptions evaluate_robustness robustness_facts robustness_html robustness_words '
         'corruptions trust_on_corruptions',

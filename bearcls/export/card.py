@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from ..core import expect
-from .ood import alarm_words
+from .ood import false_positive_words
 from ..inference.bundle import Bundle, card_changed, colour_rule, middle_box, model_bytes, plain_values, read_bundle, sign_bundle, weights_bytes, write_bundle
 from ..inference.prediction import confidence_words
 from ..inference.files import BundleError, facts_file, model_file, weights_file
@@ -164,7 +164,7 @@ def _stranger_words(far):
     def kinds(name): return [(k, v) for k, v in _rows(far.get(name)) if _is_number(v.get('caught')) and _is_number(v.get('n'))]
     def shares(rows): return ', '.join(f'{v["caught"]:.0%} of {v["n"]} ({markdown_text(k)})' for k, v in rows)
     drawn, left_out = kinds('measured'), kinds('left_out')
-    words = f'An image unlike any that the model was trained on is noticed by its features. Of the threshold: {markdown_text(alarm_words(far))}.'
+    words = f'An image unlike any that the model was trained on is noticed by its features. Of the threshold: {markdown_text(false_positive_words(far))}.'
     if drawn: words += f' Of drawn images without any of the labels it notices {shares(drawn)}.'
     if left_out: words += f' The hardest strangers are those that are nearly right. For a measure of them, each label was left out once and its images were the strangers: {shares(left_out)} were noticed.'
     if left_out and min(v['caught'] for _, v in left_out) < .5: words += ' **So do not rely on it for things that look much like the labels.**'

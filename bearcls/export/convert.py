@@ -336,7 +336,7 @@ def _measure_strangers(bundle, far, seen):
     drawn = draw_strangers(60)
     rows = Classifier(bundle).predict_batch([image for _, image in drawn], quiet=True)
     by_kind = {kind: [row.prediction.ood_score for (k, _), row in zip(drawn, rows) if k == kind] for kind in stranger_kinds}
-    return {row.pop('kind'): row for row in measure_ood_score(far.usual, by_kind, far.false_alarms)}
+    return {row.pop('kind'): row for row in measure_ood_score(far.usual, by_kind, far.false_positive_rate)}
 
 # %% ../../nbs/export/07_convert.ipynb #7b9fc0fd
 def trained_smallest(

@@ -17,7 +17,7 @@ import numpy as np
 from ..core import DataError, expect
 from ..show import Html, html_table
 from .card import change_bundle
-from .ood import alarm_interval, alarm_threshold
+from .ood import false_positive_interval, ood_threshold
 from ..folders import find_images
 from ..inference.bundle import read_bundle
 from ..inference.classifier import Classifier, PredictionRow
@@ -46,24 +46,24 @@ class Recalibration:
 def recalibrate(
     bundle: str | os.PathLike,    # Folder of a bundle, or its zip; its threshold is changed
     files: Iterable | str | os.PathLike,  # Images from the place of use, or their folder; labels are not looked at
-    false_alarms: float = .05,    # Share of such images that may be called unlike, 0 to 1
+    false_positive_rate: float = .05,    # Share of such images that may be called unlike, 0 to 1
     key: str | os.PathLike | None = None,  # Secret key, to sign the bundle again
     replace_card: bool = False,   # Write the card anew although somebody has changed it?
     threads: int | None = None,   # Cores to use; None: all
 ) -> Recalibration:               # What it was and what it is
     "Choose a bundle's threshold of the OOD score by images of another place"
     expect('bundle', bundle, str, os.PathLike)
-    if not 0 < false_alarms < 1: raise ValueError(f'`false_alarms` must be between 0 and 1, got {false_alarms}')
+    if not 0 < false_positive_rate < 1: raise ValueError(f'`false_positive_rate` must be between 0 and 1, got {false_positive_rate}')
     facts = read_bundle(bundle)
     if not facts.ood_score: raise BundleError(f'{bundle} does not tell how unlike an image is, so there is no threshold to choose')
     rows = Classifier(facts, threads).predict_batch(find_images(files))
     scores = np.array([r.prediction.ood_score for r in rows if r.status == 'ok'])
-    fewest = int(np.ceil(1/false_alarms)) - 1
-    if len(scores) < fewest: raise DataError(f'{len(scores)} images can be opened; for {false_alarms:.0%} at least {fewest} are needed, and a few hundred are better')
+    fewest = int(np.ceil(1/false_positive_rate)) - 1
+    if len(scores) < fewest: raise DataError(f'{len(scores)} images can be opened; for {false_positive_rate:.0%} at least {fewest} are needed, and a few hundred are better')
     before = facts.ood_score['threshold']
-    after, share = alarm_threshold(scores, false_alarms)
-    low, high = alarm_interval(len(scores), false_alarms)
+    after, share = ood_threshold(scores, false_positive_rate)
+    low, high = false_positive_interval(len(scores), false_positive_rate)
     history = [*facts.ood_score.get('recalibrated', []), dict(before=before, after=after, images=len(scores), on=datetime.now(timezone.utc).isoformat(timespec='seconds'))]
-    new = dict(threshold=after, false_alarms=share, false_alarms_low=low, false_alarms_high=high, held_back=len(scores), groups=0, recalibrated=history)
+    new = dict(threshold=after, false_positive_rate=share, false_positive_rate_low=low, false_positive_rate_high=high, held_back=len(scores), groups=0, recalibrated=history)
     change_bundle(bundle, lambda b: replace(b, ood_score=b.ood_score | new), key, replace_card)
     return Recalibration(before, after, float((scores > before).mean()), float((scores > after).mean()), low, high, len(scores), [r for r in rows if r.status != 'ok'])

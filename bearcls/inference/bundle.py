@@ -85,7 +85,7 @@ class Bundle:
     temperature: float = 1.0       # Logits are divided by this before the softmax, inside the model
     threshold: float = 0.6         # Answers with a smaller confidence are not trusted, 0 to 1; where `confidence` is None, with a smaller probability
     smallest: int = 32             # Nor are those on images with a side below this, in pixels; export takes it from the training images
-    ood_score: dict | None = None # Nor on images unlike any it was trained on: `threshold`, `false_alarms` (the rate it was chosen for), `images` and more; None: the model does not tell
+    ood_score: dict | None = None # Nor on images unlike any it was trained on: `threshold`, `false_positive_rate` (the rate it was chosen for), `images` and more; None: the model does not tell
     confidence: dict | None = None # How probably an answer is right: `evidence`, `bias` and what was measured, see [prediction](05_prediction.ipynb); None: not known
     metrics: dict = field(default_factory=dict)   # What was measured on the validation set
     data: dict = field(default_factory=dict)      # Fingerprint of the training data, numbers of images
@@ -106,7 +106,7 @@ class Bundle:
         return f'{", ".join(self.labels[:-1])} or {self.labels[-1]}?'
 
 # %% ../../nbs/inference/04_bundle.ipynb #8f768680
-format_name, format_version = 'bearcls-bundle', 1
+format_name, format_version = 'bearcls-bundle', 2
 colour_rule = 'rgb, upright, transparency on white'  # What `load_image` does
 evidence_names = ('probability', 'second opinion', 'lightness', 'ood_score')  # What `confidence` may be calculated from
 
@@ -168,7 +168,7 @@ def can_be_labels(
 def _digest(v): return isinstance(v, str) and len(v) == 64 and not set(v.lower()) - set('0123456789abcdef')
 def _file(v): return isinstance(v, dict) and _digest(v.get('sha256')) and _whole(v.get('bytes'), 1, 1 << 31)
 def _ood_score(v):
-    return v is None or (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_alarms'), 0, 1) and _whole(v.get('images'), 1, 10**9))
+    return v is None or (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_positive_rate'), 0, 1) and _whole(v.get('images'), 1, 10**9))
 
 def _confidence(v):
     if v is None: return True
@@ -190,7 +190,7 @@ _fields = {
     'temperature': (lambda v: _number(v, 1e-6, 1e6), 'a positive number'),
     'trust.threshold': (lambda v: _number(v, 0, 1), 'a number from 0 to 1'),
     'trust.smallest': (lambda v: _whole(v, 0, 100_000), 'a whole number'),
-    'trust.ood_score': (_ood_score, 'null or an object with `threshold`, `false_alarms` and `images`'),
+    'trust.ood_score': (_ood_score, 'null or an object with `threshold`, `false_positive_rate` and `images`'),
     'trust.confidence': (_confidence, 'null or an object with `bias` and, by name, three numbers for each `evidence`'),
     'metrics': (lambda v: isinstance(v, dict), 'an object'),
     'data': (lambda v: isinstance(v, dict), 'an object'),
@@ -222,6 +222,17 @@ def _facts(facts, where):
         if not holds(value): raise BundleError(f'{where}: `{name}` holds {short_words(value)}; {expected} is expected')
     return facts
 
+# %% ../../nbs/inference/04_bundle.ipynb #a7c40002
+_first_names = {  # What facts were called in format 1, and are called today
+    'unlikeness': 'ood_score', 'unlikeness_moved': 'ood_score_moved', 'pictures': 'images', 'pictures_compared': 'images_compared',
+    'false_alarms': 'false_positive_rate', 'false_alarms_low': 'false_positive_rate_low', 'false_alarms_high': 'false_positive_rate_high',
+    'stress': 'robustness'}
+
+def _todays_names(facts):
+    "One object of a `bundle.json` of format 1; labels may have any name, and what belongs to a label is an object that counts"
+    def is_label(value): return isinstance(value, dict) and not {'threshold', 'words'} & set(value)
+    return {name if is_label(value) else _first_names.get(name, name): value for name, value in facts.items()}
+
 # %% ../../nbs/inference/04_bundle.ipynb #089ee54c
 def read_bundle(
     path: str | os.PathLike,                # Folder of the bundle, or its zip
@@ -246,7 +257,11 @@ def _read_json(files):
     if facts_file not in files: raise BundleError(f'{files.path} is no bundle: it has no {facts_file}')
     file, content = files.path/facts_file, file_content(files, facts_file, 1 << 22)
     def refuse(word): raise ValueError(f'{word} is no number of JSON')
-    try: return json.loads(content.decode('utf-8'), parse_constant=refuse)
+    def load(hook=None): return json.loads(content.decode('utf-8'), parse_constant=refuse, object_hook=hook)
+    try:
+        facts = load()
+        is_first = isinstance(facts, dict) and facts.get('format_version') == 1
+        return load(_todays_names) if is_first else facts
     except (ValueError, RecursionError) as e: raise BundleError(f'{file} cannot be read: {short_words(str(e), 100).strip(chr(39))}') from e
 
 # %% ../../nbs/inference/04_bundle.ipynb #6c4e1599

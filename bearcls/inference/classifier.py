@@ -72,7 +72,7 @@ class Classifier:
         self.allow_url, self.allow_private, self.max_pixels = allow_url, allow_private, max_pixels
         self.threads, self.providers = threads or usable_cores(), provider_names(providers)
         self.session, self._lean, self._lock = _session(self.bundle, self.threads, self.providers), None, threading.Lock()
-        self.outputs = [o.name for o in self.session.get_outputs() if o.name in _outputs]
+        self.outputs = [o.name for o in self.session.get_outputs() if _first_outputs.get(o.name, o.name) in _outputs]
         self._asked_threads = threads
 
     @property
@@ -81,6 +81,7 @@ class Classifier:
     def __repr__(self): return f'Classifier({", ".join(self.labels[:5])}{"…" if len(self.labels) > 5 else ""}; bundle {self.bundle.path.name})'
 
 _outputs = ('logits', 'probabilities', 'features', 'ood_score', 'second_opinion')
+_first_outputs = {'unlikeness': 'ood_score'}  # Names of outputs in bundles of format 1
 
 # %% ../../nbs/inference/07_classifier.ipynb #71e79dc8
 def _session(bundle, threads, wanted):
@@ -101,7 +102,7 @@ def _session(bundle, threads, wanted):
     width, height = bundle.size
     if given != {'image': ('tensor(uint8)', [height, width, 3])}:
         raise BundleError(f'{where} takes {short_words(given)}; `image` of {height}×{width}×3 bytes is expected')
-    outputs = {o.name: o.shape for o in session.get_outputs()}
+    outputs = {_first_outputs.get(o.name, o.name): o.shape for o in session.get_outputs()}
     if not {'logits', 'probabilities', 'features'} <= set(outputs) or outputs['probabilities'][1:] != [len(bundle.labels)]:
         raise BundleError(f'{where} gives {short_words(outputs)}; logits, probabilities and features for {len(bundle.labels)} labels are expected')
     if bundle.ood_score and len(outputs.get('ood_score', ())) != 1:
@@ -159,8 +160,9 @@ def _run(self, session, pixels, release=False):
     options = ort.RunOptions()
     options.log_severity_level = 4
     if release: options.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
-    try: out = dict(zip(self.outputs, session.run(self.outputs, {'image': pixels}, options)))
+    try: found = session.run(self.outputs, {'image': pixels}, options)
     except _runtime_errors() as e: raise BundleError(f'The model of {self.bundle.path} cannot answer: {short_words(str(e), 200)}') from e
+    out = {_first_outputs.get(name, name): values for name, values in zip(self.outputs, found)}
     if not _are_answers(out, len(pixels), len(self.labels)): raise BundleError(f'The model of {self.bundle.path} gives no probabilities for {len(pixels)} images and {len(self.labels)} labels')
     return out
 

@@ -8,11 +8,12 @@ export async function loadModel(ort, wasm, model, facts) {  // a function from w
   const session = await ort.InferenceSession.create(model, { executionProviders: ['wasm'], logSeverityLevel: 4 });
   const { width, height } = facts.input, wanted = ['probabilities'];
   const evidence = facts.trust.confidence ? facts.trust.confidence.evidence : {};
-  if (facts.trust.ood_score || 'ood_score' in evidence) wanted.push('ood_score');
+  const score = session.outputNames.includes('unlikeness') ? 'unlikeness' : 'ood_score';  // its name in models of bundles of format 1
+  if (facts.trust.ood_score || 'ood_score' in evidence) wanted.push(score);
   if ('second opinion' in evidence) wanted.push('second_opinion');
   return async ({ pixels, size }) => {
     const out = await session.run({ image: new ort.Tensor('uint8', pixels, [1, height, width, 3]) }, wanted);
-    const values = Array.from(out.probabilities.data), far = out.ood_score ? out.ood_score.data[0] : null;
+    const values = Array.from(out.probabilities.data), far = out[score] ? out[score].data[0] : null;
     const overlaps = out.second_opinion ? Array.from(out.second_opinion.data) : null;
     const sum = values.reduce((a, b) => a + b, 0);
     if (values.length !== facts.labels.length || !(Math.abs(sum - 1) < 0.01) || !(Math.min(...values) >= 0) || !Number.isFinite(far ?? 0))
