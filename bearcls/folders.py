@@ -150,8 +150,8 @@ def _read_tree(path, name, above=()):
 
 def _identity(folder):
     "What two paths of one folder have in common"
-    facts = os.stat(folder)
-    return facts.st_dev, facts.st_ino
+    metadata = os.stat(folder)
+    return metadata.st_dev, metadata.st_ino
 
 def _generated(entries):
     "What bearcls has written lies in this folder; empty if it has not"

@@ -42,7 +42,7 @@ from .interpret.evaluate import Evaluation, error_rate_of, evaluate, label_metri
 from .interpret.label_issues import WrongLabels, count_wrong_labels
 from .verify.quarantine import quarantine_folder
 from .sample.bears import draw_bears
-from .interpret.slices import image_facts, slices_html
+from .interpret.slices import image_metadata, slices_html
 from .train.learner import describe_plan, plan_training, train
 from .verify.report import ImageReport, broken_issues, check_images, findings_html, issue_words
 
@@ -364,7 +364,7 @@ def _belief_section(q):
 
 def _slices_section(q):
     "Errors by kind of image, and what is missing from the data"
-    return slices_html(q.seen, image_facts(q.seen, q.path))
+    return slices_html(q.seen, image_metadata(q.seen, q.path))
 
 def _suspects_section(q):
     "Labels that are probably wrong"

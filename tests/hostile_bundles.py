@@ -18,20 +18,20 @@ def places(value, path=()):
         yield (*path, key)
         if isinstance(inner, dict): yield from places(inner, (*path, key))
 
-def changed_facts(folder, rng, n=80):
+def changed_metadata(folder, rng, n=80):
     "One or two fields with other values"
     original = sound(folder/'original')
     for i in range(n):
-        facts = json.loads((original/'bundle.json').read_text())
-        for place in rng.sample(list(places(facts)), rng.choice([1, 1, 2])):
-            inner = facts
+        metadata = json.loads((original/'bundle.json').read_text())
+        for place in rng.sample(list(places(metadata)), rng.choice([1, 1, 2])):
+            inner = metadata
             for key in place[:-1]:
                 if not isinstance(inner, dict) or key not in inner: break
                 inner = inner[key]
             else:
                 if isinstance(inner, dict): inner[place[-1]] = rng.choice(strange)
-        dest = sound(folder/f'facts-{i}')
-        (dest/'bundle.json').write_text(json.dumps(facts))
+        dest = sound(folder/f'metadata-{i}')
+        (dest/'bundle.json').write_text(json.dumps(metadata))
         yield dest
 
 def mangle(content, rng):
@@ -45,7 +45,7 @@ def mangle(content, rng):
         else: del content[at:]
     return bytes(content)
 
-def mangled_facts(folder, rng, n=40):
+def mangled_metadata(folder, rng, n=40):
     "Bytes of bundle.json"
     for i in range(n):
         dest = sound(folder/f'json-{i}')
@@ -72,11 +72,11 @@ def tricky_zips(folder):
     import warnings
     files = {f.name: f.read_bytes() for f in sound(folder/'plain').iterdir()}
     pairs = list(files.items())
-    facts = json.loads(files['bundle.json'])
-    facts['model']['bytes'] = 1 << 30
-    large = json.dumps(facts).encode()
+    metadata = json.loads(files['bundle.json'])
+    metadata['model']['bytes'] = 1 << 30
+    large = json.dumps(metadata).encode()
     yield zip_of(folder/'bomb.zip', [('bundle.json', large), ('model.onnx', bytes(300_000_000))], compression=zipfile.ZIP_DEFLATED)
-    yield zip_of(folder/'facts-bomb.zip', [*pairs[:0], ('bundle.json', b' '*200_000_000), ('model.onnx', files['model.onnx'])], compression=zipfile.ZIP_DEFLATED)
+    yield zip_of(folder/'metadata-bomb.zip', [*pairs[:0], ('bundle.json', b' '*200_000_000), ('model.onnx', files['model.onnx'])], compression=zipfile.ZIP_DEFLATED)
     yield zip_of(folder/'out.zip', [('../../' + n, c) for n, c in pairs])
     yield zip_of(folder/'absolute.zip', [('/absolute/' + n, c) for n, c in pairs])
     yield zip_of(folder/'two.zip', [(f'{d}/{n}', c) for d in 'ab' for n, c in pairs])
@@ -199,7 +199,7 @@ def graphs(folder):
 def all_hostile(folder, seed=0):
     "Folders and zips, some three hundred"
     rng = random.Random(seed)
-    for make in (lambda f: changed_facts(f, rng), lambda f: mangled_facts(f, rng), lambda f: mangled_models(f, rng), lambda f: mangled_zips(f, rng), tricky_zips, links, graphs):
+    for make in (lambda f: changed_metadata(f, rng), lambda f: mangled_metadata(f, rng), lambda f: mangled_models(f, rng), lambda f: mangled_zips(f, rng), tricky_zips, links, graphs):
         inner = Path(folder)/f'{len(list(Path(folder).iterdir()))}'
         inner.mkdir()
         yield from make(inner)

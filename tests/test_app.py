@@ -14,7 +14,7 @@ from bearcls.inference.classifier import Classifier
 from bearcls.inference.prediction import Prediction
 
 sure = Prediction('grizzly', 0.9, dict(grizzly=0.9, black=0.08, teddy=0.02))
-facts = dict(sha256='0'*64, name='bear.jpg', model='3f1c')
+metadata = dict(sha256='0'*64, name='bear.jpg', model='3f1c')
 
 @pytest.fixture(scope='module')
 def bundle(tmp_path_factory): return make_bundle(tmp_path_factory.mktemp('bundle')/'furs')
@@ -94,7 +94,7 @@ def test_widget(bundle, tmp_path):
     "Passes messages on, both ways; nobody is asked where no file is given"
     app, sent = ClassifierApp(bundle, feedback=None, note='Images stay here.'), []
     app.send = sent.append
-    assert app.facts['feedback'] is False and app.facts['labels'] == app.classifier.labels and app.facts['note'] == 'Images stay here.'
+    assert app.metadata['feedback'] is False and app.metadata['labels'] == app.classifier.labels and app.metadata['note'] == 'Images stay here.'
     app._handle_custom_msg(dict(do='ask', number='7', name='bear.png'), [memoryview(image_bytes(1))])
     app._handle_custom_msg(None, [])
     assert sent[0]['number'] == '7' and sent[0]['label'] == app.answers[-1].prediction.label and 'problem' in sent[1]
@@ -115,7 +115,7 @@ def test_script_is_made_for_strangers():
 
 def vote_often(path, start):
     store = Feedback(path, timeout=30)
-    for k in range(start, start + 25): store.vote(str(k), sure, True, **facts)
+    for k in range(start, start + 25): store.vote(str(k), sure, True, **metadata)
 
 def test_several_processes(tmp_path):
     "They all make the file at the same moment, too"
@@ -127,19 +127,19 @@ def test_several_processes(tmp_path):
 
 def test_locked(tmp_path):
     store = Feedback(tmp_path/'feedback.sqlite', timeout=.2)
-    store.vote('1', sure, True, **facts)
+    store.vote('1', sure, True, **metadata)
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute('BEGIN EXCLUSIVE')
-    with pytest.raises(FeedbackError, match='others are writing. Please try again'): store.vote('2', sure, True, **facts)
+    with pytest.raises(FeedbackError, match='others are writing. Please try again'): store.vote('2', sure, True, **metadata)
     other.execute('ROLLBACK')
     other.close()
-    store.vote('2', sure, True, **facts)
+    store.vote('2', sure, True, **metadata)
     assert len(store.rows()) == 2
 
 def test_locked_for_readers(tmp_path):
     "A file whose journal is the older one is not read while others write: it could be half of theirs"
     store = Feedback(tmp_path/'feedback.sqlite', timeout=.2)
-    store.vote('1', sure, True, **facts)
+    store.vote('1', sure, True, **metadata)
     with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
         assert other.execute('PRAGMA journal_mode=DELETE').fetchone() == ('delete',)
         other.execute('BEGIN EXCLUSIVE')
@@ -151,33 +151,33 @@ def test_read_only_place(tmp_path):
     folder = tmp_path/'shelf'
     folder.mkdir()
     store = Feedback(folder/'feedback.sqlite')
-    store.vote('1', sure, True, **facts)
+    store.vote('1', sure, True, **metadata)
     os.chmod(store.path, stat.S_IREAD)
     os.chmod(folder, stat.S_IREAD | stat.S_IEXEC)
     try:
         if os.access(folder, os.W_OK): pytest.skip('this user may write everywhere')
         assert len(store.rows()) == 1
-        with pytest.raises(FeedbackError, match='cannot be written'): store.vote('2', sure, True, **facts)
+        with pytest.raises(FeedbackError, match='cannot be written'): store.vote('2', sure, True, **metadata)
     finally: os.chmod(folder, stat.S_IRWXU)
 
 def test_hostile_votes(tmp_path):
     store = Feedback(tmp_path/'feedback.sqlite')
     for right, correct, more in [(True, 'black', {}), (False, 'grizzly', {}), (False, 'polar', {}), (False, None, {}), (False, 7, {}), (1, '', {}), (None, '', {}), ('True', '', {}), (False, 'x'*10_000, {}),
                                  (True, '', dict(name='n'*256)), (True, '', dict(name=None)), (True, '', dict(sha256='G'*64)), (True, '', dict(sha256=None)), (True, '', dict(model='b'*129)), (True, '', dict(name='a\0b'))]:
-        with pytest.raises(FeedbackError): store.vote('1', sure, right, correct, **facts | more)
+        with pytest.raises(FeedbackError): store.vote('1', sure, right, correct, **metadata | more)
     for answer in ('', 'a'*65, None, 5):
-        with pytest.raises(FeedbackError): store.vote(answer, sure, True, **facts)
+        with pytest.raises(FeedbackError): store.vote(answer, sure, True, **metadata)
     for p in (float('nan'), 1.5, -1., float('inf')):
-        with pytest.raises(FeedbackError): store.vote('1', Prediction('grizzly', p, dict(grizzly=p)), True, **facts)
+        with pytest.raises(FeedbackError): store.vote('1', Prediction('grizzly', p, dict(grizzly=p)), True, **metadata)
     assert not store.path.exists(), 'a refused vote has made the file'
-    store.vote("'; DROP TABLE votes; --", sure, True, **facts | dict(name="Robert'); --"))
+    store.vote("'; DROP TABLE votes; --", sure, True, **metadata | dict(name="Robert'); --"))
     assert store.rows()[0].name == "Robert'); --"
 
 def test_path_with_odd_letters(tmp_path):
     folder = tmp_path/'a folder? #1 100% ü'
     folder.mkdir()
     store = Feedback(folder/'feed?back#.sqlite')
-    store.vote('1', sure, True, **facts)
+    store.vote('1', sure, True, **metadata)
     assert len(store.rows()) == 1 and store.path.exists() and store.path.parent == folder
 
 # ---------------------------------------------------------------- what it costs, and what it is served with

@@ -21,22 +21,22 @@ root = Path(__file__).resolve().parent.parent
 def bundle(tmp_path): return make_bundle(tmp_path/'furs')
 
 def rewrite(bundle, change):
-    "Apply `change` to the facts of a bundle"
-    facts = json.loads((bundle/'bundle.json').read_text(encoding='utf-8'))
-    change(facts)
-    (bundle/'bundle.json').write_text(json.dumps(facts), encoding='utf-8')
+    "Apply `change` to the metadata of a bundle"
+    metadata = json.loads((bundle/'bundle.json').read_text(encoding='utf-8'))
+    change(metadata)
+    (bundle/'bundle.json').write_text(json.dumps(metadata), encoding='utf-8')
 
 def replace_model(bundle, content):
     "Another model, with a digest that fits: what a forger would do"
     (bundle/'model.onnx').write_bytes(content)
-    rewrite(bundle, lambda facts: facts['model'].update(sha256=sha256(content), bytes=len(content)))
+    rewrite(bundle, lambda metadata: metadata['model'].update(sha256=sha256(content), bytes=len(content)))
 
 def test_the_sound_one_is_read(bundle):
     assert read_bundle(bundle).labels == list(furs)
     assert Classifier(bundle).predict(Image.new('RGB', (80, 80), furs['brown'])).label == 'brown'
 
 def test_bundles_of_the_version_before_are_read(bundle, tmp_path):
-    "Format 1 had other words for facts and outputs; a label may be called like one of them"
+    "Format 1 had other words for metadata and outputs; a label may be called like one of them"
     now = make_bundle(tmp_path/'now', labels=['black', 'pictures', 'unlikeness'], model=colour_model(ood_score=True), confidence=dict(bias=0, evidence=dict(probability=[0, 1, 1], ood_score=[0, 1, -.1])),
         ood_score=dict(threshold=.2, false_positive_rate=.05, images=90, left_out=dict(pictures=dict(n=3, auroc=.7, caught=.5))),
         metrics=dict(images_compared=3, robustness=dict(words='By night.', rows=[]), labels=[dict(label='pictures', images=4)]), data=dict(labels=dict(unlikeness=dict(train=3))))
@@ -90,9 +90,9 @@ wrong_values = {
     ids=lambda v: v if isinstance(v, str) and '.' in v else None)
 def test_wrong_field(bundle, field, value):
     *groups, key = field.split('.')
-    def change(facts):
-        for g in groups: facts = facts[g]
-        facts[key] = value
+    def change(metadata):
+        for g in groups: metadata = metadata[g]
+        metadata[key] = value
     rewrite(bundle, change)
     with pytest.raises(BundleError) as e: read_bundle(bundle)
     assert '\n' not in str(e.value) and len(str(e.value)) < 500
@@ -100,15 +100,15 @@ def test_wrong_field(bundle, field, value):
 @pytest.mark.parametrize('field', [f for f in wrong_values if f not in ('format', 'trust.confidence')])  # the latter is missing in older bundles
 def test_missing_field(bundle, field):
     *groups, key = field.split('.')
-    def change(facts):
-        for g in groups: facts = facts[g]
-        del facts[key]
+    def change(metadata):
+        for g in groups: metadata = metadata[g]
+        del metadata[key]
     rewrite(bundle, change)
     with pytest.raises(BundleError, match=key): read_bundle(bundle)
 
 @pytest.mark.parametrize('content', [b'', b'{', b'null', b'[]', b'"bundle"', b'\xff\xfe\x00', b'{"format": "bearcls-bundle"}', b'['*100_000,
     b'{"format": NaN}', b'{"a": ' + b'9'*5000 + b'}', b'<html>', b'\x80\x04pickle'], ids=range(12))
-def test_broken_facts(bundle, content):
+def test_broken_metadata(bundle, content):
     (bundle/'bundle.json').write_bytes(content)
     with pytest.raises(BundleError) as e: read_bundle(bundle)
     assert '\n' not in str(e.value)
@@ -117,14 +117,14 @@ def test_groups_of_another_kind(bundle):
     for group in ('input', 'normalisation', 'trust', 'model'):
         for value in (None, 3, [], 'text'):
             changed = make_bundle(bundle.parent/f'{group}-{value!r:.4}'.replace("'", ''))
-            rewrite(changed, lambda facts: facts.update({group: value}))
+            rewrite(changed, lambda metadata: metadata.update({group: value}))
             with pytest.raises(BundleError, match=f'`{group}[.].*` is missing'): read_bundle(changed)
 
 def test_newer_format_says_what_to_do(bundle):
-    rewrite(bundle, lambda facts: facts.update(format_version=7))
+    rewrite(bundle, lambda metadata: metadata.update(format_version=7))
     with pytest.raises(BundleError, match='pip install -U bearcls'): read_bundle(bundle)
 
-def test_oversized_facts_are_not_read(bundle):
+def test_oversized_metadata_are_not_read(bundle):
     with open(bundle/'bundle.json', 'ab') as f: f.truncate((1 << 22) + 1)
     with pytest.raises(BundleError, match='larger than 4,194,304 bytes'): read_bundle(bundle)
 
@@ -161,7 +161,7 @@ def test_damaged_graphs_with_a_fitting_digest(bundle):
         except BundleError: refused += 1
     assert refused > 10
 
-def test_models_for_other_facts(bundle):
+def test_models_for_other_metadata(bundle):
     replace_model(bundle, colour_model(dict(a=(0, 0, 0), b=(255, 255, 255))))
     with pytest.raises(BundleError, match='for 3 labels are expected'): Classifier(bundle)
     replace_model(bundle, colour_model(size=32))
@@ -281,21 +281,21 @@ def test_zip_made_by_hand(bundle, tmp_path):
     assert Classifier(tmp_path/'by hand.zip').predict(Image.new('RGB', (80, 80), 'white')).label == 'white'
 
 def test_every_changed_byte_of_a_zip_is_found_or_harmless(bundle):
-    "The facts and the model are what they were, or there is an error"
+    "The metadata and the model are what they were, or there is an error"
     zipped = zip_bundle(bundle)
-    content, facts, model = zipped.read_bytes(), read_bundle(bundle), model_bytes(read_bundle(bundle))
+    content, metadata, model = zipped.read_bytes(), read_bundle(bundle), model_bytes(read_bundle(bundle))
     for position in range(0, len(content), 11):
         changed = bytearray(content)
         changed[position] ^= 0x55
         zipped.write_bytes(changed)
         try: again = read_bundle(zipped)
         except BundleError: continue
-        assert again == facts and model_bytes(again) == model
+        assert again == metadata and model_bytes(again) == model
 
 def test_model_that_changes_after_reading(bundle):
-    facts = read_bundle(bundle)
+    metadata = read_bundle(bundle)
     (bundle/'model.onnx').write_bytes(colour_model(sharpness=1))
-    with pytest.raises(BundleError, match='checksum'): model_bytes(facts)
+    with pytest.raises(BundleError, match='checksum'): model_bytes(metadata)
 
 def test_signature_covers_everything(bundle, tmp_path):
     secret, public = make_keys(tmp_path/'mine')
@@ -359,7 +359,7 @@ def test_metrics_into_a_signed_bundle(tmp_path):
         assert before == {f.name: f.read_bytes() for f in path.iterdir()}
     add_metrics(path, {'a': np.int64(1)}, secret)
     assert read_bundle(path, public).metrics['a'] == 1
-    facts = json.loads((path/'bundle.json').read_text())
-    facts['labels'].reverse()
-    (path/'bundle.json').write_text(json.dumps(facts))
+    metadata = json.loads((path/'bundle.json').read_text())
+    metadata['labels'].reverse()
+    (path/'bundle.json').write_text(json.dumps(metadata))
     with pytest.raises(BundleError, match='was changed since'): add_metrics(path, {'b': 2}, secret, replace_card=True)

@@ -49,18 +49,18 @@ def learned(tmp_path_factory):
     return learn, path, seen, export_bundle(learn, path.parent/'bundle', seen=seen, weights=True)
 
 def test_what_is_measured_is_what_the_bundle_does(learned):
-    "Error, temperature and OOD score in the facts, counted again on the bundle's own answers"
+    "Error, temperature and OOD score in the metadata, counted again on the bundle's own answers"
     learn, path, seen, bundle = learned
-    facts, held = read_bundle(bundle), seen.only('valid')
-    assert facts.metrics['n'] == len(held) and facts.metrics['wrong'] == int((~held.table.correct).sum())
+    metadata, held = read_bundle(bundle), seen.only('valid')
+    assert metadata.metrics['n'] == len(held) and metadata.metrics['wrong'] == int((~held.table.correct).sum())
     said = evaluate(bundle, path=path)
     said = said.where(said.table.file.isin(set(held.table.file)))
-    assert (said.table.predicted != said.table.actual).sum() == facts.metrics['wrong']
+    assert (said.table.predicted != said.table.actual).sum() == metadata.metrics['wrong']
     fitted = fit_temperature(held)
-    assert facts.temperature == pytest.approx(fitted.value) and facts.metrics['temperature_fit']['n'] == len(held)  # the body was trained, so only these can say
+    assert metadata.temperature == pytest.approx(fitted.value) and metadata.metrics['temperature_fit']['n'] == len(held)  # the body was trained, so only these can say
     rows = Classifier(bundle).predict_batch(list(held.table.file))
-    above = np.mean([r.prediction.ood_score > facts.ood_score['threshold'] for r in rows])
-    assert above <= facts.ood_score['false_positive_rate'] + 2/len(held)
+    above = np.mean([r.prediction.ood_score > metadata.ood_score['threshold'] for r in rows])
+    assert above <= metadata.ood_score['false_positive_rate'] + 2/len(held)
 
 def test_both_sides_within_a_thousandth(learned):
     learn, path, seen, bundle = learned
@@ -76,8 +76,8 @@ def test_strangers_are_less_alike_than_bears(learned):
 
 def test_metrics_of_your_own_stay(learned, tmp_path):
     learn, _, seen, _ = learned
-    facts = read_bundle(export_bundle(learn, tmp_path/'b', metrics={'error_rate': np.float32(.25)}, temperature=2, ood_score=False, seen=seen))
-    assert (facts.metrics['error_rate'], facts.temperature, facts.ood_score) == (.25, 2, None) and 'log_loss' not in facts.metrics
+    metadata = read_bundle(export_bundle(learn, tmp_path/'b', metrics={'error_rate': np.float32(.25)}, temperature=2, ood_score=False, seen=seen))
+    assert (metadata.metrics['error_rate'], metadata.temperature, metadata.ood_score) == (.25, 2, None) and 'log_loss' not in metadata.metrics
 
 def test_images_are_asked_once(learned, tmp_path, monkeypatch):
     "With `seen` at hand, the Learner is not asked again"
@@ -92,8 +92,8 @@ def test_lost_images_are_told(learned, tmp_path):
     learn = train(copy, 'scratch', epochs=1, size=32, quiet=True)
     for f in learn.dls.train_ds.items[:9]: Path(f).unlink()
     bundle = export_bundle(learn, tmp_path/'without')
-    facts = read_bundle(bundle)
-    assert facts.data['fingerprint'] == '' and facts.ood_score['images'] == len(learn.dls.train_ds) + len(learn.dls.valid_ds) - 9
+    metadata = read_bundle(bundle)
+    assert metadata.data['fingerprint'] == '' and metadata.ood_score['images'] == len(learn.dls.train_ds) + len(learn.dls.valid_ds) - 9
     assert '9 of its images could not be found any more' in (bundle/'README.md').read_text(encoding='utf-8')
     Path(learn.dls.valid_ds.items[0]).unlink()
     assert read_bundle(export_bundle(learn, tmp_path/'some', ood_score=False)).metrics['images_compared'] == len(learn.dls.valid_ds) - 1
@@ -117,7 +117,7 @@ def test_sources_come_into_the_card(tmp_path):
 
 @pytest.mark.parametrize('labels', [['a|b', '*c*', '<script>'], ['grizzly bear', 'Bär 🐻', '熊'], ["it's", '"q"', '`x`'], ['a: b', '- c', '#d']], ids=str)
 def test_labels_of_any_kind(learned, tmp_path, labels):
-    "Through folder, model, facts, card and answer"
+    "Through folder, model, metadata, card and answer"
     _, path, _, _ = learned
     for old, new in zip(('black', 'grizzly', 'teddy'), labels):
         (tmp_path/'p'/new).mkdir(parents=True)
@@ -198,9 +198,9 @@ def test_broken_weights(learned, tmp_path, content):
     copy = shutil.copytree(learned[3], tmp_path/'copy')
     (copy/'weights.safetensors').write_bytes(content)
     with pytest.raises(BundleError): learner_from_bundle(copy)
-    facts = json.loads((copy/'bundle.json').read_text())
-    facts['weights'].update(sha256=sha256(content), bytes=max(1, len(content)))
-    (copy/'bundle.json').write_text(json.dumps(facts))
+    metadata = json.loads((copy/'bundle.json').read_text())
+    metadata['weights'].update(sha256=sha256(content), bytes=max(1, len(content)))
+    (copy/'bundle.json').write_text(json.dumps(metadata))
     with pytest.raises(BundleError): learner_from_bundle(copy)
 
 @pytest.mark.parametrize('recipe', [dict(builder='os.system'), dict(builder='vision_learner'), dict(builder='vision_learner', head='x'), dict(builder='vision_learner', head=[['Linear', dict(in_features=10**9, out_features=10**9)]]),
@@ -208,10 +208,10 @@ def test_broken_weights(learned, tmp_path, content):
     dict(builder='arch', arch='../../x')], ids=str)
 def test_recipes_that_build_nothing(learned, tmp_path, recipe):
     copy = shutil.copytree(learned[3], tmp_path/'copy')
-    facts = json.loads((copy/'bundle.json').read_text())
-    facts['weights'] = {**{k: facts['weights'][k] for k in ('sha256', 'bytes')}, **recipe}
-    facts['model']['arch'] = recipe.get('arch', 'squeezenet1_1')
-    (copy/'bundle.json').write_text(json.dumps(facts))
+    metadata = json.loads((copy/'bundle.json').read_text())
+    metadata['weights'] = {**{k: metadata['weights'][k] for k in ('sha256', 'bytes')}, **recipe}
+    metadata['model']['arch'] = recipe.get('arch', 'squeezenet1_1')
+    (copy/'bundle.json').write_text(json.dumps(metadata))
     with pytest.raises(BundleError): learner_from_bundle(copy)
 
 # Variants
@@ -222,13 +222,13 @@ def test_variants(learned, tmp_path, kind, smaller, moved):
     train_files, held = ([Path(f) for f in ds.items] for ds in (learn.dls.train_ds, learn.dls.valid_ds))
     secret, public = make_keys(tmp_path/'mine')
     made = compress_bundle(bundle, tmp_path/'small.zip', kind, train_files[:60], held, max_changed=.5, key=secret)  # a hasty model is unsure, and rounding turns many of its answers
-    facts, changes = read_bundle(made, key=public), read_bundle(made).metrics['compressed']
-    assert facts.variant == dict(fp16='float16').get(kind, kind) and facts.weights is None
+    metadata, changes = read_bundle(made, key=public), read_bundle(made).metrics['compressed']
+    assert metadata.variant == dict(fp16='float16').get(kind, kind) and metadata.weights is None
     assert changes['bytes_after'] < smaller*changes['bytes_before'] and changes['largest_change'] < moved
     again = compare_bundles(bundle, made, held)
     assert again['changed'] == changes['changed'] and again['n'] == len(held)
-    assert 'Made smaller' in model_card(facts, 'x')
-    with pytest.raises(BundleError, match='no weights|holds no'): weights_bytes(facts)
+    assert 'Made smaller' in model_card(metadata, 'x')
+    with pytest.raises(BundleError, match='no weights|holds no'): weights_bytes(metadata)
 
 def test_photographs(shared, tmp_path, monkeypatch):
     "Real photographs and ImageNet's features: both sides, in the folder, in half the bytes and in whole numbers"
@@ -237,11 +237,11 @@ def test_photographs(shared, tmp_path, monkeypatch):
     learn = train(shared/'data'/'bears', 'fast', arch='squeezenet1_1', quiet=True)
     bundle = export_bundle(learn, tmp_path/'bundle', weights=True)
     assert verify_bundle(learn, bundle) < .001
-    facts = read_bundle(bundle)
-    assert facts.metrics['calibration_error'] < .05 and facts.weights['builder'] == 'vision_learner'
+    metadata = read_bundle(bundle)
+    assert metadata.metrics['calibration_error'] < .05 and metadata.weights['builder'] == 'vision_learner'
     train_files, held = ([Path(f) for f in ds.items] for ds in (learn.dls.train_ds, learn.dls.valid_ds))
     again = learner_from_bundle(bundle)
-    assert np.abs(learner_probabilities(learn, held[:8], facts.min_side) - learner_probabilities(again, held[:8], facts.min_side)).max() < 1e-4
+    assert np.abs(learner_probabilities(learn, held[:8], metadata.min_side) - learner_probabilities(again, held[:8], metadata.min_side)).max() < 1e-4
     for kind, most in (('float16', .01), ('int8', .5)):
         changes = read_bundle(compress_bundle(bundle, tmp_path/kind, kind, train_files[:60], held)).metrics['compressed']
         assert changes['largest_change'] < most and abs(changes['error_after'] - changes['error_before']) < .05
@@ -254,9 +254,9 @@ def test_learner_from_a_table(learned, tmp_path):
     files = image_files(path)[::6]
     table = pd.DataFrame(dict(name=[f.relative_to(path).as_posix() for f in files], label=[f.parent.name for f in files]))
     learn = Learner(ImageDataLoaders.from_df(table, path, item_tfms=Resize(32), bs=8, num_workers=0, seed=1), tiny(), loss_func=nn.CrossEntropyLoss())
-    facts = read_bundle(export_bundle(learn, tmp_path/'b'))
-    assert (facts.data['train'], facts.data['valid']) == (len(learn.dls.train_ds), len(learn.dls.valid_ds)) and len(facts.data['fingerprint']) == 64
-    assert sum(n['train'] + n['valid'] for n in facts.data['labels'].values()) == len(files)
+    metadata = read_bundle(export_bundle(learn, tmp_path/'b'))
+    assert (metadata.data['train'], metadata.data['valid']) == (len(learn.dls.train_ds), len(learn.dls.valid_ds)) and len(metadata.data['fingerprint']) == 64
+    assert sum(n['train'] + n['valid'] for n in metadata.data['labels'].values()) == len(files)
 
 def test_folders_of_others_stay(learned, tmp_path):
     learn, _, seen, bundle = learned
@@ -304,7 +304,7 @@ def test_a_learner_again_can_be_frozen(learned, tmp_path):
 def test_the_limit_of_small_images_follows_from_the_training_images(tmp_path):
     "Digits of 28 by 28 pixels are no reason to ask a person, if the model has learned from such; crumbs are"
     from bearcls.data.loaders import image_dls
-    from bearcls.export.convert import bundle_facts, trained_smallest
+    from bearcls.export.convert import bundle_metadata, trained_smallest
     from bearcls.inference.prediction import judge
     rng, limits = np.random.default_rng(0), {}
     for name, sides in {'digits': [28]*20, 'photographs': [300]*20, 'mixed': [300]*18 + [20]*2}.items():
@@ -314,10 +314,10 @@ def test_the_limit_of_small_images_follows_from_the_training_images(tmp_path):
         dls = image_dls(tmp_path/name, size=32, bs=4)
         limits[name] = trained_smallest(dls)
     assert limits['digits'] == 14 and limits['photographs'] == 32 and limits['mixed'] <= 32
-    facts = bundle_facts(Learner(image_dls(tmp_path/'digits', size=32, bs=4), torch.nn.Identity(), torch.nn.CrossEntropyLoss()))
-    assert facts.smallest == 14 and bundle_json(facts, '0'*64, 1)['trust']['smallest'] == 14
+    metadata = bundle_metadata(Learner(image_dls(tmp_path/'digits', size=32, bs=4), torch.nn.Identity(), torch.nn.CrossEntropyLoss()))
+    assert metadata.smallest == 14 and bundle_json(metadata, '0'*64, 1)['trust']['smallest'] == 14
     sure = dict(a=.99, b=.01)
-    assert judge(facts, sure, (28, 28)) == judge(facts, sure, (14, 20)) == '' and judge(facts, sure, (28, 13)) == 'the image is only 28 by 13 pixels'
+    assert judge(metadata, sure, (28, 28)) == judge(metadata, sure, (14, 20)) == '' and judge(metadata, sure, (28, 13)) == 'the image is only 28 by 13 pixels'
 
 # OOD score with the classes of ImageNet
 
@@ -337,9 +337,9 @@ def photographed(shared, tmp_path_factory):
 def test_imagenet_classes_go_along(photographed, shared, monkeypatch):
     "The model in ONNX scores as NumPy does, and the bundle stays small"
     learn, seen, bundle, without = photographed
-    facts = read_bundle(bundle).ood_score
-    assert facts['score'] == 'neighbours and ImageNet classes' and set(facts['left_out']) == set(seen.labels)
-    assert facts['held_back'] == len(seen) and facts['false_positive_rate_low'] <= .05 <= facts['false_positive_rate_high']
+    metadata = read_bundle(bundle).ood_score
+    assert metadata['score'] == 'neighbours and ImageNet classes' and set(metadata['left_out']) == set(seen.labels)
+    assert metadata['held_back'] == len(seen) and metadata['false_positive_rate_low'] <= .05 <= metadata['false_positive_rate_high']
     assert model_size(bundle) - model_size(without) < 700_000
     monkeypatch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
     fitted = learner_ood_score(learn, seen)  # finds the weights where the export did
@@ -357,8 +357,8 @@ def test_without_weights_at_hand_neighbours_alone(photographed, tmp_path, monkey
 
 def test_the_temperature_is_fitted_to_all_images(photographed):
     learn, seen, bundle, _ = photographed
-    facts = read_bundle(bundle)
-    assert facts.metrics['temperature_fit']['n'] == len(seen) and .6 < facts.temperature < 2
+    metadata = read_bundle(bundle)
+    assert metadata.metrics['temperature_fit']['n'] == len(seen) and .6 < metadata.temperature < 2
 
 def test_sites_are_sources(photographed, tmp_path):
     "Where the manifest knows at least five sites of each label, these are held back together; otherwise groups that look alike"
@@ -423,9 +423,9 @@ def test_recalibrated_for_a_place(photographed, shared, tmp_path):
     with pytest.raises(BundleError, match='signed'): recalibrate(zipped, place)
     done = recalibrate(zipped, place, .1, key=secret)
     assert .1 - 2/done.n <= done.flagged <= .1 and done.flagged != done.flagged_before and [Path(r.file).name for r in done.skipped] == ['page.jpg'] and done.n == len(others)
-    facts = read_bundle(zipped, public)
-    assert facts.ood_score['threshold'] == done.after and facts.ood_score['recalibrated'][0]['before'] == done.before
-    assert 'about 10% of images' in card_text(facts) and done.low < .1 < done.high
+    metadata = read_bundle(zipped, public)
+    assert metadata.ood_score['threshold'] == done.after and metadata.ood_score['recalibrated'][0]['before'] == done.before
+    assert 'about 10% of images' in card_text(metadata) and done.low < .1 < done.high
     assert read_bundle(bundle).ood_score['threshold'] == done.before  # the copy alone was changed
 
 @pytest.mark.parametrize('share', [0, 1, 5])

@@ -22,7 +22,7 @@ from bearcls.interpret.evaluate import (certain, confusion, error_rate_of, evalu
 from bearcls.data.cache import OpenImage, survey
 from bearcls.data.split import Split
 from bearcls.interpret.label_issues import WrongLabels, count_wrong_labels, copy_issues, find_issues, issue_columns, judge_labels, label_issues, likeness_to_label, out_of_fold, show_issues
-from bearcls.interpret.slices import coverage, cut_slices, image_facts, slice_errors, slice_words, slices_html
+from bearcls.interpret.slices import coverage, cut_slices, image_metadata, slice_errors, slice_words, slices_html
 from bearcls.sample.bears import draw_bears
 from bearcls.train.learner import train
 from bearcls.verify.report import broken_issues, check_images
@@ -209,7 +209,7 @@ def test_the_folder_through_a_link(learned, tmp_path):
     except OSError: pytest.skip('links cannot be made here')
     seen = evaluate(learn, path=tmp_path/'link')
     assert seen.table.split.value_counts().to_dict() == {'train': len(learn.dls.train_ds), 'valid': len(learn.dls.valid_ds)}
-    assert not seen.only('valid').table.empty and set(image_facts(seen, path).columns) == {'brightness', 'size', 'aspect', 'site', 'term'}
+    assert not seen.only('valid').table.empty and set(image_metadata(seen, path).columns) == {'brightness', 'size', 'aspect', 'site', 'term'}
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 def test_a_model_that_diverged(bad):
@@ -354,43 +354,43 @@ def test_slices_by_hand():
     "Ten dark images of which eight are wrong, thirty bright ones of which three are: Fisher's test worked out with binomial coefficients"
     wrong = np.array([1]*8 + [0]*2 + [1]*3 + [0]*27, bool)
     seen = said([0]*40, np.where(wrong, 1, 0))
-    facts = pd.DataFrame(dict(light=['dark']*10 + ['bright']*30))
-    table = slice_errors(seen, facts).set_index('slice')
+    metadata = pd.DataFrame(dict(light=['dark']*10 + ['bright']*30))
+    table = slice_errors(seen, metadata).set_index('slice')
     ways = [math.comb(11, k)*math.comb(29, 10 - k)/math.comb(40, 10) for k in range(11)]
     p = sum(w for w in ways if w <= ways[8]*(1 + 1e-9))
     assert table.loc['dark', ['n', 'wrong', 'error', 'elsewhere', 'verdict']].tolist() == [10, 8, .8, .1, 'more errors']
     assert table.loc['dark', 'p'] == pytest.approx(p) and table.loc['dark', 'p_adjusted'] == pytest.approx(2*p)
-    assert 'light dark: more errors than elsewhere, 8 of 10' in slice_words(slice_errors(seen, facts))[0] or 'light bright' in slice_words(slice_errors(seen, facts))[0]
+    assert 'light dark: more errors than elsewhere, 8 of 10' in slice_words(slice_errors(seen, metadata))[0] or 'light bright' in slice_words(slice_errors(seen, metadata))[0]
 
 def test_small_slices_are_not_judged():
     wrong = np.array([1]*5 + [0]*35, bool)
-    seen, facts = said([0]*40, np.where(wrong, 1, 0)), pd.DataFrame(dict(camera=['a']*5 + ['b']*35))
-    table = slice_errors(seen, facts).set_index('slice')
+    seen, metadata = said([0]*40, np.where(wrong, 1, 0)), pd.DataFrame(dict(camera=['a']*5 + ['b']*35))
+    table = slice_errors(seen, metadata).set_index('slice')
     assert table.verdict['a'] == 'too few' and math.isnan(table.p['a'])
-    assert any('too few images to be judged: camera a (5)' in w for w in slice_words(slice_errors(seen, facts)))
+    assert any('too few images to be judged: camera a (5)' in w for w in slice_words(slice_errors(seen, metadata)))
 
 def test_a_term_is_held_against_its_own_label():
     "All black bears are wrong, whatever was searched for: no term stands out"
     seen = said([0]*30 + [1]*30, [1]*30 + [1]*30)
-    facts = pd.DataFrame(dict(term=['black bear']*15 + ['bear, black']*15 + ['grizzly']*30))
-    table = slice_errors(seen, facts).set_index('slice')
+    metadata = pd.DataFrame(dict(term=['black bear']*15 + ['bear, black']*15 + ['grizzly']*30))
+    table = slice_errors(seen, metadata).set_index('slice')
     assert table.verdict.to_dict() == {'grizzly': 'nothing to compare', 'black bear': 'cannot tell', 'bear, black': 'cannot tell'} and table.elsewhere['black bear'] == 1
 
 def test_gaps_are_named():
     seen = said([0]*20 + [1]*20, [0]*20 + [1]*20)
-    facts = pd.DataFrame(dict(site=['a.example']*25 + ['b.example']*15))
-    counted = coverage(seen, facts)
+    metadata = pd.DataFrame(dict(site=['a.example']*25 + ['b.example']*15))
+    counted = coverage(seen, metadata)
     assert counted.loc[('site', 'b.example')].tolist() == [0, 15, 0]
-    assert any('No image of black has site b.example' in w for w in slice_words(slice_errors(seen, facts), counted))
+    assert any('No image of black has site b.example' in w for w in slice_words(slice_errors(seen, metadata), counted))
 
-def test_facts_of_broken_files_and_folders_without_manifest(tmp_path):
+def test_metadata_of_broken_files_and_folders_without_manifest(tmp_path):
     (tmp_path/'black').mkdir()
     draw_bear('black', seed=0, side=64).save(tmp_path/'black'/'0.png')
     (tmp_path/'black'/'1.png').write_bytes(b'no image')
     seen = said([0, 0], [0, 1], names=[str(tmp_path/'black'/f'{i}.png') for i in range(2)])
-    facts = image_facts(seen)
-    assert facts['size'].tolist()[0] == 64 and facts.iloc[1][['brightness', 'size', 'aspect']].isna().all() and set(facts.site) == {''}
-    assert 'not known' in slice_errors(seen, facts).slice.tolist() and 'too few' in slices_html(seen, facts)
+    metadata = image_metadata(seen)
+    assert metadata['size'].tolist()[0] == 64 and metadata.iloc[1][['brightness', 'size', 'aspect']].isna().all() and set(metadata.site) == {''}
+    assert 'not known' in slice_errors(seen, metadata).slice.tolist() and 'too few' in slices_html(seen, metadata)
 
 @pytest.mark.parametrize('values', [[], [math.nan]*3, [None, ''], [True, False], [1]*5, ['<b>']*3, range(1000)])
 def test_any_column_can_be_cut(values):
@@ -405,8 +405,8 @@ def test_slices_of_large_numbers_keep_apart():
     assert cut_slices([1000.25, 1000.5, 1000.75], 3).nunique() == 3
     wrong = np.array([y >= 2022 for y in years])
     seen = said([0]*100, np.where(wrong, 1, 0), [.9]*100)
-    facts = pd.DataFrame(dict(year=years))
-    assert slice_errors(seen, facts, by='year').set_index('slice').verdict['2022 to 2024'] == 'more errors'
+    metadata = pd.DataFrame(dict(year=years))
+    assert slice_errors(seen, metadata, by='year').set_index('slice').verdict['2022 to 2024'] == 'more errors'
 
 # Attention
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from bearcls.core import DataError
 from bearcls.export.ood import (ClassHead, false_positive_interval, ood_threshold, false_positive_words, auroc, deal_groups,
-    find_classes, find_groups, find_neighbours, fit_ood_score, measure_ood_score, share_caught, ood_score_facts,
+    find_classes, find_groups, find_neighbours, fit_ood_score, measure_ood_score, share_caught, ood_score_metadata,
     ood_score_html)
 from bearcls.sample.strangers import draw_strangers, stranger_kinds
 
@@ -157,15 +157,15 @@ def test_many_images_are_thinned():
     fitted = fit_ood_score(made_up(900), np.arange(900) % 3, max_fit=120)
     assert fitted.n == 900 and fitted.n_held == 120
 
-def test_facts_are_json():
+def test_metadata_are_json():
     fitted = fit_ood_score(made_up(60), np.arange(60) % 2)
     fitted.measured = {r.pop('kind'): r for r in measure_ood_score(fitted.usual, {'other <b>': fitted.score(made_up(9, kind=1))})}
-    facts = json.loads(json.dumps(ood_score_facts(fitted, ['black', 'teddy']), allow_nan=False))
-    assert facts['images'] == 60 and facts['held_back'] == 60 and facts['measured']['other <b>']['n'] == 9
-    assert set(facts['left_out']) == {'black', 'teddy'} and 'depending on the source' in false_positive_words(facts)
+    metadata = json.loads(json.dumps(ood_score_metadata(fitted, ['black', 'teddy']), allow_nan=False))
+    assert metadata['images'] == 60 and metadata['held_back'] == 60 and metadata['measured']['other <b>']['n'] == 9
+    assert set(metadata['left_out']) == {'black', 'teddy'} and 'depending on the source' in false_positive_words(metadata)
     assert '<b>' not in ood_score_html(fitted).replace('<b>Ask', '')
 
-def test_older_facts_have_words_too():
+def test_older_metadata_have_words_too():
     assert false_positive_words(dict(threshold=.3, false_positive_rate=.05)) == 'about 5% of images like the training’s lie above it'
     assert '1% to 10%, from 83 held-back images' in false_positive_words(dict(threshold=.3, false_positive_rate=.05, false_positive_rate_low=.01, false_positive_rate_high=.1, held_back=83))
 

@@ -182,7 +182,7 @@ def test_front_door(wing):
     for name in door.__all__:
         assert f'`{name}`' in page and not isinstance(getattr(door, name), types.ModuleType), name
 
-# ---------------------------------------------------------------- facts in one place
+# ---------------------------------------------------------------- metadata in one place
 
 def test_install_brings_what_the_application_starts():
     "Voilà starts a kernel in a process of its own, so no import in the package shows that it is needed"

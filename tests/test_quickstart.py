@@ -97,9 +97,9 @@ def test_real_photographs(tmp_path, shared):
     done = bearcls('quickstart', '--data', data.resolve(), '--arch', 'squeezenet1_1', cwd=tmp_path, TORCH_HOME=str((shared/'torch').resolve()))
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'Training a head on what squeezenet1_1 sees' in done.stdout
-    facts = json.loads((tmp_path/'bearcls-quickstart'/'bundle'/'bundle.json').read_text(encoding='utf-8'))
-    assert facts['metrics']['error'] <= 0.06
-    assert facts['data']['train'] + facts['data']['valid'] == 416
+    metadata = json.loads((tmp_path/'bearcls-quickstart'/'bundle'/'bundle.json').read_text(encoding='utf-8'))
+    assert metadata['metrics']['error'] <= 0.06
+    assert metadata['data']['train'] + metadata['data']['valid'] == 416
     assert sorted(f.as_posix() for f in data.rglob('*')) == names
 
 def test_own_folder_is_left_as_it_is(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from bearcls.core import DataError
 from bearcls.export.card import add_metrics
-from bearcls.export.robustness import Corruption, apply_corruption, show_corruptions, evaluate_robustness, robustness_columns, robustness_facts, robustness_html, robustness_words, corruptions, trust_on_corruptions
+from bearcls.export.robustness import Corruption, apply_corruption, show_corruptions, evaluate_robustness, robustness_columns, robustness_metadata, robustness_html, robustness_words, corruptions, trust_on_corruptions
 from bearcls.inference.bundle import card_text, read_bundle
 from bearcls.inference.classifier import Classifier
 from tiny_bundle import furs, make_bundle
@@ -74,7 +74,7 @@ def test_nobody_trusted(asked):
     table = evaluate_robustness(classifier, path, ['rain'], [1, 2])
     assert table.trusted.max() == 0 and table.trusted_error.isna().all()
     assert 'none of which are answered with trust' in robustness_words(table)
-    assert 'none trusted' in robustness_html(table) and json.loads(json.dumps(robustness_facts(table), allow_nan=False))['rows'][1]['trusted_error'] is None
+    assert 'none trusted' in robustness_html(table) and json.loads(json.dumps(robustness_metadata(table), allow_nan=False))['rows'][1]['trusted_error'] is None
     assert trust_on_corruptions(table)['harmful'] == []
 
 def test_into_the_card(asked, tmp_path):
@@ -82,7 +82,7 @@ def test_into_the_card(asked, tmp_path):
     classifier, path = asked
     bundle = shutil.copytree(classifier.bundle.path, tmp_path/'copy')
     before = read_bundle(bundle)
-    add_metrics(bundle, dict(robustness=robustness_facts(evaluate_robustness(classifier, path, kinds=['rain', 'tilt'], strengths=[2]))), replace_card=True)
+    add_metrics(bundle, dict(robustness=robustness_metadata(evaluate_robustness(classifier, path, kinds=['rain', 'tilt'], strengths=[2]))), replace_card=True)
     section = card_text(after := read_bundle(bundle)).partition('### Under bad conditions')[2].partition('\n#')[0]
     lines = [line for line in section.splitlines() if line.startswith('|')]
     assert len(lines) == 5 and len({line.count('|') for line in lines}) == 1

@@ -6,7 +6,7 @@ import pytest
 from hostile import bomb, image_bytes, several_hosts
 from bearcls.gather.fetch import FetchLimits
 from bearcls.sample.loopback import Reply, LoopbackWeb, moved
-from bearcls.gather.providers import licenses, provider, provider_facts, providers, search_bing, search_bing_api, search_duckduckgo, search_google
+from bearcls.gather.providers import licenses, provider, provider_metadata, providers, search_bing, search_bing_api, search_duckduckgo, search_google
 from bearcls.gather.results import SearchError, SearchResult, SearchResults, read_results, results_html, write_results
 from bearcls.core import cache_folder
 from bearcls.gather.search import search_images
@@ -300,7 +300,7 @@ def test_what_is_no_key_is_not_sent(key):
 @both
 def test_no_key(name):
     with pytest.raises(SearchError) as e: search_images('bears', provider=name, cx=CX) if name == 'google' else search_images('bears', provider=name)
-    assert '`key=`' in str(e.value) and provider_facts(providers[name]).keys['key'] in str(e.value)
+    assert '`key=`' in str(e.value) and provider_metadata(providers[name]).keys['key'] in str(e.value)
 
 
 # ---- without a key: ddgs's own engines and client, against a server

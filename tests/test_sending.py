@@ -69,7 +69,7 @@ def test_all_cores_of_the_other_machine(bundle, monkeypatch):
     assert pickle.loads(parcel).threads == 1
 
 def test_a_bundle_that_is_another_by_now(bundle, tmp_path):
-    "The copy answers as its original, or not at all; a change of the facts on the disk does not reach it"
+    "The copy answers as its original, or not at all; a change of the metadata on the disk does not reach it"
     parcel = pickle.dumps(Classifier(bundle))
     from bearcls.inference.bundle import Bundle, write_bundle
     from bearcls.sample.standins import colour_model

@@ -137,9 +137,9 @@ def test_a_moved_folder_is_the_same(finished, tmp_path):
 
 def test_other_software_is_refused(finished, tmp_path):
     state = torch.load(finished[0]/'checkpoint.pth', weights_only=True)
-    state['facts']['software'] = 'bearcls 0.0.1'
+    state['metadata']['software'] = 'bearcls 0.0.1'
     torch.save(state, tmp_path/'checkpoint.pth')
-    saver = Checkpoint(tmp_path, torch.load(finished[0]/'checkpoint.pth', weights_only=True)['facts'])
+    saver = Checkpoint(tmp_path, torch.load(finished[0]/'checkpoint.pth', weights_only=True)['metadata'])
     with pytest.raises(TrainError, match="software was 'bearcls 0.0.1'"): saver.read()
 
 class Rogue:
@@ -231,14 +231,14 @@ def test_two_trainings_in_one_folder(bears, tmp_path):
     first.write()
     with pytest.raises(TrainError, match='Another training has begun'): second.write()
     first.write()
-    assert Checkpoint(tmp_path, dict(seed=1)).read()['facts'] == dict(seed=1)
+    assert Checkpoint(tmp_path, dict(seed=1)).read()['metadata'] == dict(seed=1)
 
 def test_a_bit_that_was_lost(finished, tmp_path):
     "In the middle of the weights, where torch itself notices nothing"
     content = bytearray((finished[0]/'checkpoint.pth').read_bytes())
     content[len(content)//2] ^= 1
     (tmp_path/'checkpoint.pth').write_bytes(content)
-    with pytest.raises(TrainError, match='cannot be read as a checkpoint'): Checkpoint(tmp_path, torch.load(finished[0]/'checkpoint.pth', weights_only=True)['facts']).read()
+    with pytest.raises(TrainError, match='cannot be read as a checkpoint'): Checkpoint(tmp_path, torch.load(finished[0]/'checkpoint.pth', weights_only=True)['metadata']).read()
 
 def test_only_its_own_leftovers_are_removed(tmp_path):
     "A browser calls its half-loaded files alike"

@@ -19,7 +19,7 @@ from bearcls.sample.bears import draw_bears
 from bearcls.train.learner import train
 
 weights = {'probability': [3., 2., 1.2], 'second opinion': [1., 1.5, 2.], 'lightness': [.7, .2, .4], 'ood_score': [.2, .6, -.5]}
-facts = dict(evidence=weights, bias=1.5)
+metadata = dict(evidence=weights, bias=1.5)
 
 def made_up(n=300, n_labels=3, seed=0):
     "Probabilities, lightness, OOD scores and overlaps of answers"
@@ -32,8 +32,8 @@ def made_up(n=300, n_labels=3, seed=0):
 
 def test_one_answer_is_a_row_of_many():
     p, light, far, overlaps = made_up()
-    many = confidence_of(facts, evidence_of(p, light, far, overlaps))
-    assert many == pytest.approx([look_at(facts, *one).value for one in zip(p, light, far, overlaps)]) and np.isfinite(many).all()
+    many = confidence_of(metadata, evidence_of(p, light, far, overlaps))
+    assert many == pytest.approx([look_at(metadata, *one).value for one in zip(p, light, far, overlaps)]) and np.isfinite(many).all()
 
 @pytest.mark.parametrize('names', [('probability',), ('probability', 'lightness'), ('probability', 'lightness', 'ood_score'), tuple(weights)])
 def test_evidence_that_is_missing_is_not_asked_for(names):
@@ -46,18 +46,18 @@ def test_evidence_that_is_missing_is_not_asked_for(names):
 def test_extremes_stay_finite():
     "Certain answers, no overlap at all, infinite distance"
     p, nothing = np.array([[1., 0.], [1., 0.]]), np.zeros((2, 2))
-    found = confidence_of(facts, evidence_of(p, [0, 255], np.array([1e9, -1e9]), nothing))
+    found = confidence_of(metadata, evidence_of(p, [0, 255], np.array([1e9, -1e9]), nothing))
     assert np.isfinite(found).all() and (0 <= found).all() and (found <= 1).all()
 
 def test_more_doubt_is_less_confidence():
     p, light, far, overlaps = np.array([.9, .1]), 200, .2, np.array([.8, .2])
-    best = look_at(facts, p, light, far, overlaps).value
-    worse = [look_at(facts, np.array([.6, .4]), light, far, overlaps), look_at(facts, p, 70, far, overlaps), look_at(facts, p, light, 2., overlaps), look_at(facts, p, light, far, overlaps[::-1])]
+    best = look_at(metadata, p, light, far, overlaps).value
+    worse = [look_at(metadata, np.array([.6, .4]), light, far, overlaps), look_at(metadata, p, 70, far, overlaps), look_at(metadata, p, light, 2., overlaps), look_at(metadata, p, light, far, overlaps[::-1])]
     assert all(w.value < best for w in worse)
     assert [w.doubt for w in worse[1:]] == ['lightness', 'ood_score', 'second opinion'] and worse[3].other == 1
 
 def test_words_name_what_speaks_against_an_answer():
-    bundle = Bundle(['black', 'grizzly'], (64, 64), threshold=.6, confidence=facts)
+    bundle = Bundle(['black', 'grizzly'], (64, 64), threshold=.6, confidence=metadata)
     p = dict(black=.9, grizzly=.1)
     said = [judge(bundle, p, (99, 99), 200, .1, Confidence(.4, doubt, other)) for doubt, other in
         [('second opinion', 1), ('second opinion', None), ('lightness', None), ('ood_score', None), ('probability', None), ('', None)]]
@@ -69,18 +69,18 @@ def test_the_page_says_the_same(tmp_path):
     "Confidence, doubt and words in JavaScript"
     if shutil.which('node') is None: pytest.skip('node is not installed')
     labels = ['black', 'brown', 'white']
-    bundle = Bundle(labels, (64, 64), threshold=.7, confidence=facts)
+    bundle = Bundle(labels, (64, 64), threshold=.7, confidence=metadata)
     cases = [dict(p=p.tolist(), light=int(light), far=float(far), overlaps=overlaps.tolist()) for p, light, far, overlaps in zip(*made_up())]
     (tmp_path/'model.js').write_bytes(package_file('static/web/model.js').read_bytes())
     (tmp_path/'package.json').write_text('{"type": "module"}')
-    given = json.dumps(dict(labels=labels, trust=dict(threshold=.7, smallest=32, ood_score=None, confidence=facts)))
-    (tmp_path/'main.js').write_text(f"import {{ answer, lookAtAnswer }} from './model.js';\nconst facts = {given};\nconsole.log(JSON.stringify({json.dumps(cases)}.map((c) => "
-        "[lookAtAnswer(facts.trust.confidence, c.p, c.light, c.far, c.overlaps), answer(facts, c.p, [80, 80], c.light, c.far, c.overlaps)])));")
+    given = json.dumps(dict(labels=labels, trust=dict(threshold=.7, smallest=32, ood_score=None, confidence=metadata)))
+    (tmp_path/'main.js').write_text(f"import {{ answer, lookAtAnswer }} from './model.js';\nconst metadata = {given};\nconsole.log(JSON.stringify({json.dumps(cases)}.map((c) => "
+        "[lookAtAnswer(metadata.trust.confidence, c.p, c.light, c.far, c.overlaps), answer(metadata, c.p, [80, 80], c.light, c.far, c.overlaps)])));")
     theirs = json.loads(subprocess.run(['node', 'main.js'], cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
     reasons = set()
     for case, (sure, answer) in zip(cases, theirs, strict=True):
         p, overlaps = np.array(case['p']), np.array(case['overlaps'])
-        ours = look_at(facts, p, case['light'], case['far'], overlaps)
+        ours = look_at(metadata, p, case['light'], case['far'], overlaps)
         assert sure['value'] == pytest.approx(ours.value, abs=1e-9) and (sure['doubt'], sure['other']) == (ours.doubt, ours.other)
         order = np.argsort(-p, kind='stable')
         reason = judge(bundle, {labels[i]: float(p[i]) for i in order}, (80, 80), case['light'], case['far'], ours)
@@ -135,8 +135,8 @@ def test_no_weight_turns_round():
 
 def test_evidence_is_asked_for_where_no_threshold_needs_it(tmp_path):
     "A bundle whose OOD score has no threshold, and whose confidence needs it"
-    facts = Bundle(list(furs), (64, 64), confidence=dict(evidence={'ood_score': [0., 1., -9.]}, bias=0.))
-    classifier = Classifier(write_bundle(facts, colour_model(ood_score=True), tmp_path/'b'))
+    metadata = Bundle(list(furs), (64, 64), confidence=dict(evidence={'ood_score': [0., 1., -9.]}, bias=0.))
+    classifier = Classifier(write_bundle(metadata, colour_model(ood_score=True), tmp_path/'b'))
     assert classifier.predict(Image.new('RGB', (80, 80), (255, 0, 255))).confidence < classifier.predict(Image.new('RGB', (80, 80), furs['brown'])).confidence
 
 def test_constant_evidence_does_no_harm():
@@ -214,18 +214,18 @@ def learned(tmp_path_factory):
 
 def test_a_trained_body_learns_from_validation_images_alone(learned):
     learn, seen, bundle = learned
-    facts = read_bundle(bundle)
-    assert set(facts.confidence['evidence']) == {'probability', 'lightness', 'ood_score'} and facts.threshold >= .5
-    assert facts.confidence['images'] == len(seen.only('valid')) and facts.confidence['copies'] == 2*len(seen.only('valid'))
+    metadata = read_bundle(bundle)
+    assert set(metadata.confidence['evidence']) == {'probability', 'lightness', 'ood_score'} and metadata.threshold >= .5
+    assert metadata.confidence['images'] == len(seen.only('valid')) and metadata.confidence['copies'] == 2*len(seen.only('valid'))
     assert 'corrupted copies' in (bundle/'README.md').read_text()
     rows = Classifier(bundle).predict_batch(list(seen.table.file[:20]), quiet=True)
     assert all(0 < r.prediction.confidence < 1 for r in rows)
-    assert all(r.prediction.confidence >= facts.threshold for r in rows if r.prediction.trusted)
+    assert all(r.prediction.confidence >= metadata.threshold for r in rows if r.prediction.trusted)
 
 def test_a_threshold_of_your_own(learned, tmp_path):
     learn, seen, _ = learned
-    facts = read_bundle(export_bundle(learn, tmp_path/'b', seen=seen, threshold=.97))
-    assert facts.threshold == .97 and facts.confidence['trusted'] < .9
+    metadata = read_bundle(export_bundle(learn, tmp_path/'b', seen=seen, threshold=.97))
+    assert metadata.threshold == .97 and metadata.confidence['trusted'] < .9
     with pytest.raises(ValueError, match='`max_error` must be between 0 and 1, got 2'): export_bundle(learn, tmp_path/'c', seen=seen, max_error=2)
 
 def test_too_few_images_give_no_confidence(learned):
@@ -256,8 +256,8 @@ def test_wrong_answers_on_photographs_are_noticed(shared, tmp_path, monkeypatch)
     learn = train(tmp_path/'bears', 'fast', 'squeezenet1_1', quiet=True)
     seen = evaluate(learn, 'all')
     bundle = export_bundle(learn, tmp_path/'bundle', seen=seen)
-    facts, classifier = read_bundle(bundle), Classifier(bundle)
-    assert set(facts.confidence['evidence']) == set(weights) and facts.confidence['error'] < .1
+    metadata, classifier = read_bundle(bundle), Classifier(bundle)
+    assert set(metadata.confidence['evidence']) == set(weights) and metadata.confidence['error'] < .1
     others = [f for i, f in enumerate(image_files(shared/'data'/'bears')) if i % 3 == 1]
     from bearcls.images import load_image
     images = [apply_corruption(load_image(f, 280), kind, 2, i) for i, f in enumerate(others) for kind in ('night', 'motion blur', 'occlusion')]

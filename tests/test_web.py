@@ -8,7 +8,7 @@ from PIL import Image, ImageCms, ImageDraw
 import bearcls.deploy.web as web
 from bearcls.images import ImageError, load_image, max_pixels, min_light
 from bearcls.core import package_file
-from bearcls.deploy.web import WebError, folder_files, join_scripts, single_file, web_facts, web_files, web_runtime, weigh_web, write_web
+from bearcls.deploy.web import WebError, folder_files, join_scripts, single_file, web_metadata, web_files, web_runtime, weigh_web, write_web
 from bearcls.inference.bundle import Bundle, read_bundle, write_bundle
 from bearcls.inference.classifier import Classifier
 from bearcls.inference.prediction import judge
@@ -29,7 +29,7 @@ def test_both_widgets_follow_the_theme_alike():
              for name in ('classify', 'cleaner')]
     assert found[0] == found[1]
 
-def texture_bundle(dest, side=96, seed=5, samples=(), **facts):
+def texture_bundle(dest, side=96, seed=5, samples=(), **metadata):
     "A small network of random weights, whose answers depend on edges and grain as well as on colours; on `samples`, or drawn scenes, all its labels occur"
     import onnx.parser
     rng, made = np.random.default_rng(seed), dest.with_name(dest.name + '-raw')
@@ -46,7 +46,7 @@ g (uint8[n,{side},{side},3] image) => (float[n,3] logits, float[n,3] probabiliti
    a = Conv<strides=[2,2], pads=[2,2,2,2]>(t, w1)  b = Relu(a)  e = Conv<strides=[2,2], pads=[1,1,1,1]>(b, w2)  f = Relu(e)
    features = ReduceMean<axes=[2,3], keepdims=0>(f)  g3 = Gemm<transB=1>(features, w3)  h = Sub(g3, middle)  logits = Mul(h, sharp)  probabilities = Softmax<axis=1>(logits)
    ood_score = ReduceL2<axes=[1], keepdims=0>(features) }}'''
-        given = dict(method='squish', min_side=2*side, ood_score=dict(threshold=threshold, false_positive_rate=.05, images=90)) | facts
+        given = dict(method='squish', min_side=2*side, ood_score=dict(threshold=threshold, false_positive_rate=.05, images=90)) | metadata
         return write_bundle(Bundle(labels, (side, side), **given), onnx.parser.parse_model(text).SerializeToString(), dest, '# Texture\n')
     raw = Classifier(write(made, [0]*3, [1]*3, 9))
     out = raw.run(np.stack([raw._open(s)[1] for s in samples or [scene(k) for k in range(100, 124)]]))
@@ -54,15 +54,15 @@ g (uint8[n,{side},{side},3] image) => (float[n,3] logits, float[n,3] probabiliti
 
 # ---------------------------------------------------------------- what is written
 
-def parts(tmp_path, **facts):
-    bundle = read_bundle(make_bundle(tmp_path/'bundle', **facts))
+def parts(tmp_path, **metadata):
+    bundle = read_bundle(make_bundle(tmp_path/'bundle', **metadata))
     model = (bundle.path/'model.onnx').read_bytes()
-    return web_facts(bundle, model), model, fake
+    return web_metadata(bundle, model), model, fake
 
 def test_nothing_private_travels(tmp_path):
-    facts, model, _ = parts(tmp_path, metrics={'by': 'Ann'}, data={'sources': {'/srv/ann/bears': 3}}, versions={'python': '/srv/ann'},
+    metadata, model, _ = parts(tmp_path, metrics={'by': 'Ann'}, data={'sources': {'/srv/ann/bears': 3}}, versions={'python': '/srv/ann'},
         ood_score=dict(threshold=.3, false_positive_rate=.05, images=9, measured={'file': '/srv/ann/x.jpg'}))
-    files = folder_files(facts, model, fake, 'Bears') | {'single': single_file(facts, model, fake, 'Bears')}
+    files = folder_files(metadata, model, fake, 'Bears') | {'single': single_file(metadata, model, fake, 'Bears')}
     assert not [name for name, content in files.items() if b'/srv' in content or b'Ann' in content]
 
 hostile = ['</title><script>alert(1)</script>', '"><img src=x onerror=alert(1)>', '--><script>', "' onload='alert(1)", '&lt;b&gt; & <!--', '\u2028 ${alert(1)} $title $policy']
@@ -70,43 +70,43 @@ hostile = ['</title><script>alert(1)</script>', '"><img src=x onerror=alert(1)>'
 def test_titles_and_labels_are_never_code(tmp_path, k):
     words = hostile[k]
     bundle = write_bundle(Bundle(['a', words.strip(), '</script>'], (64, 64)), (make_bundle(tmp_path/'b')/'model.onnx').read_bytes(), tmp_path/'c')
-    facts = web_facts(read_bundle(bundle), (bundle/'model.onnx').read_bytes())
-    for page in (folder_files(facts, b'm', fake, words)['index.html'], single_file(facts, b'm', fake, words)):
+    metadata = web_metadata(read_bundle(bundle), (bundle/'model.onnx').read_bytes())
+    for page in (folder_files(metadata, b'm', fake, words)['index.html'], single_file(metadata, b'm', fake, words)):
         text = page.decode()
         assert len(re.findall(r'<script\b', text)) == len(re.findall(r'</script>', text)) <= 5
         assert '<img' not in text and '<script>alert' not in text and text.count('</title>') == 1
-        found = re.search(r'id="bearcls-facts">(.*?)</script>', text, re.S)
+        found = re.search(r'id="bearcls-metadata">(.*?)</script>', text, re.S)
         assert not found or json.loads(found[1])['labels'][1] == words.strip()
 
 def test_the_policy_names_every_script_and_no_host(tmp_path):
     from base64 import b64encode
     from hashlib import sha256
-    facts, model, _ = parts(tmp_path)
-    text = single_file(facts, model, fake, 'Bears').decode()
+    metadata, model, _ = parts(tmp_path)
+    text = single_file(metadata, model, fake, 'Bears').decode()
     policy = re.search(r'Content-Security-Policy" content="(.*?)"', text)[1].replace('&#x27;', "'")
     for script in re.findall(r'<script type="module">(.*?)</script>', text, re.S) + re.findall(r'<style>(.*?)</style>', text, re.S):
         assert f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" in policy
     assert "default-src 'none'" in policy and "connect-src 'none'" in policy and 'unsafe-inline' not in policy and 'http' not in policy
-    files = folder_files(facts, model, fake, 'Bears')
+    files = folder_files(metadata, model, fake, 'Bears')
     assert not [name for name, content in files.items() if re.search(rb'https?://(?!www\.w3\.org/2000/svg)', content) and not name.startswith('LICENSE')]
 
 def test_runtime_in_the_page_asks_for_no_place_of_its_own(tmp_path):
     "In Firefox a page from the disk has no origin, and what is beside it cannot be named"
-    facts, model, _ = parts(tmp_path)
+    metadata, model, _ = parts(tmp_path)
     source = b'var u=import.meta.url;export{u as default,u as InferenceSession};\n'
-    text = single_file(facts, model, fake | {'ort.wasm.bundle.min.mjs': source}, 'Bears').decode()
+    text = single_file(metadata, model, fake | {'ort.wasm.bundle.min.mjs': source}, 'Bears').decode()
     assert 'var u="blob:page";globalThis.bearclsRuntime={default:u,InferenceSession:u};' in text
-    with pytest.raises(WebError, match='ends in an unknown way'): single_file(facts, model, fake | {'ort.wasm.bundle.min.mjs': b'module.exports = 1'}, 'Bears')
+    with pytest.raises(WebError, match='ends in an unknown way'): single_file(metadata, model, fake | {'ort.wasm.bundle.min.mjs': b'module.exports = 1'}, 'Bears')
 
 def test_equal_bundles_are_equal_pages_and_the_worker_knows_the_files(tmp_path):
-    facts, model, _ = parts(tmp_path)
-    one, two = (folder_files(facts, model, fake, 'Bears') | {'single': single_file(facts, model, fake, 'Bears')} for _ in range(2))
+    metadata, model, _ = parts(tmp_path)
+    one, two = (folder_files(metadata, model, fake, 'Bears') | {'single': single_file(metadata, model, fake, 'Bears')} for _ in range(2))
     assert one == two
     listed = json.loads(re.search(r'const files = (\{.*?\});', one['sw.js'].decode(), re.S)[1])
     version = re.search(r"const version = '(\w+)';", one['sw.js'].decode())[1]
     assert listed.pop('./') == '' and {name: web.sha256(one[name]) for name in listed} == listed and f'<meta name="bearcls-version" content="{version}">' in one['index.html'].decode()
     assert set(listed) == set(one) - {'single', 'sw.js', 'LICENSE-onnxruntime-web.txt', 'index.html'}
-    others = [folder_files(facts, model + b' ', fake, 'Bears'), folder_files(facts, model, fake, 'Cats')]
+    others = [folder_files(metadata, model + b' ', fake, 'Bears'), folder_files(metadata, model, fake, 'Cats')]
     assert len({f['sw.js'] for f in (one, *others)}) == 3 and set(re.findall(r'href="\./([^"]+)"', one['index.html'].decode())) <= set(one)
 
 def test_the_page_names_the_single_file_only_where_there_is_one(tmp_path):
@@ -183,11 +183,11 @@ def test_words_of_judgement_are_those_of_python(tmp_path):
     cases = [dict(p=sorted(map(float, p), reverse=True), size=[int(s), 80], light=int(light), far=far) for p, s, light, far in zip(
         [[k/8, 1 - k/8, 0] for k in range(9)] + rng.dirichlet([1]*3, 300).round(3).tolist(), rng.integers(20, 200, 309), rng.integers(40, 250, 309),
         [None, .125, .625, 1.125, .374999, .37501] + rng.uniform(0, .6, 303).tolist())]
-    facts = dict(trust=dict(threshold=bundle.threshold, smallest=bundle.smallest, ood_score=bundle.ood_score))
+    metadata = dict(trust=dict(threshold=bundle.threshold, smallest=bundle.smallest, ood_score=bundle.ood_score))
     for name in ('model.js',): (tmp_path/name).write_bytes(package_file(f'static/web/{name}').read_bytes())
     (tmp_path/'package.json').write_text('{"type": "module"}')
-    (tmp_path/'main.js').write_text(f"import {{ judge }} from './model.js';\nconst facts = {json.dumps(facts)}, labels = {json.dumps(labels)};\n"
-        f"console.log(JSON.stringify({json.dumps(cases)}.map((c) => judge(facts, c.p.map((p, i) => [labels[i], p]), c.size, c.light, c.far))));")
+    (tmp_path/'main.js').write_text(f"import {{ judge }} from './model.js';\nconst metadata = {json.dumps(metadata)}, labels = {json.dumps(labels)};\n"
+        f"console.log(JSON.stringify({json.dumps(cases)}.map((c) => judge(metadata, c.p.map((p, i) => [labels[i], p]), c.size, c.light, c.far))));")
     theirs = json.loads(subprocess.run(['node', 'main.js'], cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
     ours = [judge(bundle, dict(zip(labels, c['p'])), tuple(c['size']), c['light'], c['far']) for c in cases]
     assert theirs == ours and len({o.split('(')[0] for o in ours}) > 10

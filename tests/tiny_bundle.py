@@ -2,6 +2,6 @@
 from bearcls.inference.bundle import Bundle, write_bundle
 from bearcls.sample.standins import colour_model, furs
 
-def make_bundle(dest, labels=tuple(furs), model=None, **facts):
+def make_bundle(dest, labels=tuple(furs), model=None, **metadata):
     "Write the bundle of three fur colours"
-    return write_bundle(Bundle(list(labels), (64, 64), **facts), model or colour_model(), dest, '# Fur colours\n')
+    return write_bundle(Bundle(list(labels), (64, 64), **metadata), model or colour_model(), dest, '# Fur colours\n')

@@ -160,7 +160,7 @@ def _told(self, message):
 class ClassifierApp(anywidget.AnyWidget):
     "A place to put images, and a bundle's answers; shows itself in a notebook"
     _esm, _css = package_file('static/classify.js'), package_file('static/classify.css')
-    facts = traitlets.Dict().tag(sync=True)
+    metadata = traitlets.Dict().tag(sync=True)
 
     def __init__(self,
         bundle: str | os.PathLike | Classifier,  # Folder of a bundle, or a loaded one
@@ -174,7 +174,7 @@ class ClassifierApp(anywidget.AnyWidget):
         classifier = bundle if isinstance(bundle, Classifier) else Classifier(bundle, threads)
         self.desk = AppDesk(classifier, None if feedback is None else Feedback(feedback))
         self.title = title or classifier.bundle.question
-        super().__init__(facts=dict(title=self.title, labels=list(classifier.labels), note=note, maxBytes=max_shrunk, rawBytes=max_message, feedback=feedback is not None))
+        super().__init__(metadata=dict(title=self.title, labels=list(classifier.labels), note=note, maxBytes=max_shrunk, rawBytes=max_message, feedback=feedback is not None))
         self.on_msg(lambda widget, message, buffers: self.send(self.desk.reply(message, buffers)))
 
     @property

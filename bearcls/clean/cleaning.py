@@ -70,7 +70,7 @@ class Cleaning:
         expect('state', state, str, os.PathLike, None)
         self.path, self._first_labels = Path(os.path.abspath(path)), []
         self._trouble = ''  # What went wrong after an `apply` or `undo`, in words
-        self._lock, self._thumbnails, self._facts, self._rows, self._seen, self._report = threading.RLock(), {}, {}, {}, None, None
+        self._lock, self._thumbnails, self._metadata, self._rows, self._seen, self._report = threading.RLock(), {}, {}, {}, None, None
         refuse_problems(self.refresh())
         self._first_labels = [check_label(l, self._folders) for l in labels or ()]
         if not self._files and not self._batches and not self.unfinished: raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
@@ -112,8 +112,8 @@ def items(self: Cleaning) -> list[CleaningItem]:
 @patch
 def _item(self: Cleaning, file):
     "What is known of a file, which may have had another label when it was predicted"
-    label, then = self._label_of(file), file if file in self._facts else self._earlier.get(file, file)
-    known = self._facts.get(then)
+    label, then = self._label_of(file), file if file in self._metadata else self._earlier.get(file, file)
+    known = self._metadata.get(then)
     if known is None: return CleaningItem(file, label)
     if known.label == label: return known if then == file else replace(known, file=file)
     return CleaningItem(file, label, known.split, known.predicted, known.probability, self._loss(then, label), reason=f'was {known.label} when the model saw it')
@@ -132,19 +132,19 @@ def add_predictions(self: Cleaning,
 ):
     "Order and proposals by a model and a report; marks stay as they are"
     seen, report = seen if seen is not None else self._seen, report if report is not None else self._report
-    facts, rows = {}, {}
+    metadata, rows = {}, {}
     judged = judge_labels(seen) if seen is not None else None
     doubts = judged.score.fillna(0).tolist() if seen is not None else ()
     for n, r in enumerate(seen.table.itertuples() if seen is not None else ()):
         if name := self._name(r.file):
-            facts[name], rows[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability), float(r.loss), doubt=doubts[n]), n
-    if seen is not None and len(seen) and not facts: raise DataError(f'None of the {len(seen):,} predictions is about an image in {self.path}; the first is about {seen.table.file.iloc[0]}')
+            metadata[name], rows[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability), float(r.loss), doubt=doubts[n]), n
+    if seen is not None and len(seen) and not metadata: raise DataError(f'None of the {len(seen):,} predictions is about an image in {self.path}; the first is about {seen.table.file.iloc[0]}')
     for r in self._pile(seen, report, judged):
         name = self._name(r['file'])
-        if not name or facts.get(name, CleaningItem('', '')).proposal: continue  # the first proposal counts
-        facts[name] = replace(facts.get(name) or CleaningItem(name, r['label'], r['split']), score=r['score'], reason=r['reason'], proposal=r['action'], to=r['to'], kind=r['kind'])
+        if not name or metadata.get(name, CleaningItem('', '')).proposal: continue  # the first proposal counts
+        metadata[name] = replace(metadata.get(name) or CleaningItem(name, r['label'], r['split']), score=r['score'], reason=r['reason'], proposal=r['action'], to=r['to'], kind=r['kind'])
     with self._lock:
-        self._facts, self._rows, self._seen, self._report = facts, rows, seen, report
+        self._metadata, self._rows, self._seen, self._report = metadata, rows, seen, report
         self._items, self._orders = None, {}
 
 @patch
@@ -326,7 +326,7 @@ def thumbnail(self: Cleaning,
     side: int = 160,  # Longer side at most, in pixels
 ) -> bytes:           # JPEG
     "A small upright image on white; a card with the reason where the file cannot be opened"
-    if file not in self._known_files and file not in self._facts: raise DataError(f'{file!r} is none of the images in {self.path}')
+    if file not in self._known_files and file not in self._metadata: raise DataError(f'{file!r} is none of the images in {self.path}')
     try: found = os.stat(self.path/file)
     except OSError: found = None
     key = file, side, found and (found.st_mtime_ns, found.st_size)

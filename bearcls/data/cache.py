@@ -186,9 +186,9 @@ def kind(self: OpenImage) -> str:  # Names the store's entries
 def _file_key(source):
     "What a file was when it was opened; None for anything but a file"
     if not isinstance(source, (str, Path)): return None
-    try: facts = os.stat(source)
+    try: metadata = os.stat(source)
     except OSError: return None
-    return str(source), facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size
+    return str(source), metadata.st_mtime_ns, metadata.st_ctime_ns, metadata.st_size
 
 @patch
 def _keep(self: OpenImage, key, image):

@@ -225,13 +225,13 @@ def load(cls: Split,
     file: str | os.PathLike,  # File that `save` wrote
 ) -> Split:                   # With the names that the images had when it was saved
     "Read a split again"
-    try: facts = json.loads(Path(file).read_text(encoding='utf-8', errors='surrogateescape'))  # as `save` writes names that are no UTF-8
+    try: metadata = json.loads(Path(file).read_text(encoding='utf-8', errors='surrogateescape'))  # as `save` writes names that are no UTF-8
     except OSError as e: raise DataError(f'The split {file} cannot be read: {e.strerror or e}') from e
     except (ValueError, RecursionError) as e: raise DataError(f'{file} is not a split that bearcls saved: {e}') from e
-    if problem := _split_problem(facts): raise DataError(f'{file} is not a split that bearcls saved: {problem}')
-    names = _unique_names({**facts['valid'], **facts['train']})
-    train, valid = ([names[d] for d in facts[side]] for side in ('train', 'valid'))
-    return cls(train, valid, {name: d for d, name in names.items()}, facts['valid_pct'], facts['seed'], LabelOf('.'))
+    if problem := _split_problem(metadata): raise DataError(f'{file} is not a split that bearcls saved: {problem}')
+    names = _unique_names({**metadata['valid'], **metadata['train']})
+    train, valid = ([names[d] for d in metadata[side]] for side in ('train', 'valid'))
+    return cls(train, valid, {name: d for d, name in names.items()}, metadata['valid_pct'], metadata['seed'], LabelOf('.'))
 
 def _unique_names(names):
     "Paths by digest; of two images of one name, from two folders, one gets a number"
@@ -244,21 +244,21 @@ def _unique_names(names):
     return {d: path for path, d in unique.items()}
 
 # %% ../../nbs/data/02_split.ipynb #eaae88c6
-def _split_problem(facts):
+def _split_problem(metadata):
     "What keeps the content of a file from being a split; empty if nothing does"
-    if not isinstance(facts, dict) or facts.get('format') != _format: return f'it does not say "format": "{_format}"'
-    if facts.get('version') != 1: return f'version {facts.get("version")!r} is not known here; 1 is'
-    if not isinstance(facts.get('seed'), int): return f'seed is {facts.get("seed")!r}, not a whole number'
-    share = facts.get('valid_pct')
+    if not isinstance(metadata, dict) or metadata.get('format') != _format: return f'it does not say "format": "{_format}"'
+    if metadata.get('version') != 1: return f'version {metadata.get("version")!r} is not known here; 1 is'
+    if not isinstance(metadata.get('seed'), int): return f'seed is {metadata.get("seed")!r}, not a whole number'
+    share = metadata.get('valid_pct')
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1: return f'valid_pct is {share!r}, not between 0 and 1'
     for side in ('train', 'valid'):
-        part = facts.get(side)
+        part = metadata.get(side)
         if not isinstance(part, dict) or not part: return f'{side} holds no images'
         for d, name in part.items():
             if len(d) != 64 or set(d) - set('0123456789abcdef'): return f'{d[:80]!r} under {side} is no digest of 64 hexadecimal digits'
             if not isinstance(name, str): return f'the name of {d[:12]}… under {side} is {name!r}'
-    both = facts['train'].keys() & facts['valid'].keys()
-    return f'{facts["train"][min(both)]} stands on both sides' if both else ''
+    both = metadata['train'].keys() & metadata['valid'].keys()
+    return f'{metadata["train"][min(both)]} stands on both sides' if both else ''
 
 # %% ../../nbs/data/02_split.ipynb #55d10c2f
 @patch

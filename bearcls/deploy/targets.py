@@ -80,11 +80,11 @@ def deploy_files(
     expect('runtime', runtime, str, os.PathLike, None)
     if target not in deploy_targets: raise ValueError(f'`target` should be one of {", ".join(deploy_targets)}; got {target!r}')
     if not re.fullmatch(r'[a-z0-9]+([._-][a-z0-9]+)*', name): raise ValueError(f'`name` should be of small letters, digits, and single -, _ or . between them, as hosts want it; got {name!r}')
-    t, facts, repo = deploy_targets[target], read_bundle(bundle), _checked_repo(repo)
-    values = dict(title=' '.join(title.split()) or facts.question, labels=list(facts.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, space=f'USER/{name}' if repo == 'USER/REPO' else repo, single='')
+    t, metadata, repo = deploy_targets[target], read_bundle(bundle), _checked_repo(repo)
+    values = dict(title=' '.join(title.split()) or metadata.question, labels=list(metadata.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, space=f'USER/{name}' if repo == 'USER/REPO' else repo, single='')
     if target in ('web', 'space-static'):
-        single = len(model_bytes(facts)) <= largest_single
-        return dict(web_files(facts, values['title'], runtime, single)) | _rendered(t, values | dict(single=single_name if single else ''))
+        single = len(model_bytes(metadata)) <= largest_single
+        return dict(web_files(metadata, values['title'], runtime, single)) | _rendered(t, values | dict(single=single_name if single else ''))
     carried = _bundle_files(bundle)
     if target == 'colab': return _colab_files(t, values, carried)
     files = {f'bundle/{n}': content for n, content in carried.items()} | {n: package_file(source).read_bytes() for n, source in t.static.items()} | _rendered(t, values)

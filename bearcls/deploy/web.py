@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/deploy/web.html.md"""
 
 # %% auto #0
 __all__ = ['runtime_name', 'runtime_version', 'runtime_digests', 'page_file', 'single_name', 'packed_name', 'heavy_page',
-           'largest_single', 'WebError', 'web_runtime', 'web_facts', 'folder_files', 'draw_icon', 'join_scripts',
+           'largest_single', 'WebError', 'web_runtime', 'web_metadata', 'folder_files', 'draw_icon', 'join_scripts',
            'single_file', 'WebPage', 'web_files', 'write_web', 'weigh_web']
 
 # %% ../../nbs/deploy/02_web.ipynb #4c82daa9
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from ..core import BearclsError, atomic_write, cache_folder, expect, expect_all, package_file, sha256
 from ..show import html_table
 from ..inference.bundle import Bundle, bundle_json, model_bytes, read_bundle
-from ..inference.files import facts_file, model_file
+from ..inference.files import metadata_file, model_file
 
 # %% ../../nbs/deploy/02_web.ipynb #bace48c9
 class WebError(BearclsError, RuntimeError):
@@ -89,11 +89,11 @@ def _from_tgz(source, most=1 << 29):
     return files
 
 # %% ../../nbs/deploy/02_web.ipynb #491112c1
-def web_facts(
+def web_metadata(
     bundle: Bundle,   # From `read_bundle`
     model: bytes,     # Its model
 ) -> dict:            # What `bundle.json` of the page says
-    "The facts that decide an answer, and none of how the model came about"
+    "The metadata that decide an answer, and none of how the model came about"
     expect('bundle', bundle, Bundle)
     unlike = bundle.ood_score and {k: bundle.ood_score[k] for k in ('threshold', 'false_positive_rate', 'images')}
     sure = bundle.confidence and {k: bundle.confidence[k] for k in ('evidence', 'bias')}
@@ -111,7 +111,7 @@ def _page(title, policy, head, body, waiting):
     return Template(_part('index.html')).substitute(title=html.escape(title), policy=html.escape(policy), head=head, body=body, waiting=html.escape(waiting))
 
 def folder_files(
-    facts: Mapping,                # From `web_facts`
+    metadata: Mapping,                # From `web_metadata`
     model: bytes,                  # ONNX
     runtime: Mapping[str, bytes],  # From `web_runtime`
     title: str,                    # Heading
@@ -122,7 +122,7 @@ def folder_files(
     head = ''.join(f'<link rel="{rel}" href="./{name}">' for rel, name in [('stylesheet', 'classify.css'), ('stylesheet', 'page.css'), ('manifest', 'manifest.webmanifest'), ('icon', 'icon-192.png'), ('apple-touch-icon', 'icon-192.png')])
     page = _page(title, policy, head, '<script type="module" src="./page.js"></script>', 'If nothing else appears here, this page was opened as a file. It needs a server' + (f'; {single_name} beside it needs none.' if single else ', any that hands out plain files.'))
     files = {name: _part(name).encode() for name in (*_scripts, 'classify.css', 'page.css')} | {model_file: model, packed_name: gzip.compress(runtime['ort-wasm-simd-threaded.wasm'], 9, mtime=0),
-        'ort.wasm.bundle.min.mjs': runtime['ort.wasm.bundle.min.mjs'], facts_file: json.dumps(facts, indent=1, ensure_ascii=False).encode(),
+        'ort.wasm.bundle.min.mjs': runtime['ort.wasm.bundle.min.mjs'], metadata_file: json.dumps(metadata, indent=1, ensure_ascii=False).encode(),
         'manifest.webmanifest': json.dumps(_manifest(title), ensure_ascii=False).encode(), **{f'icon-{side}.png': draw_icon(side) for side in (192, 512)}}
     digests = {name: sha256(content) for name, content in sorted(files.items())}
     version = sha256(json.dumps([digests, page, _part('sw.js')]).encode())[:16]
@@ -176,7 +176,7 @@ def _global_runtime(source):
 
 # %% ../../nbs/deploy/02_web.ipynb #9e64e48a
 def single_file(
-    facts: Mapping,                # From `web_facts`
+    metadata: Mapping,                # From `web_metadata`
     model: bytes,                  # ONNX
     runtime: Mapping[str, bytes],  # From `web_runtime`
     title: str,                    # Heading
@@ -187,7 +187,7 @@ def single_file(
     style = _part('classify.css') + _part('page.css')
     for text in (*scripts, style):
         if re.search(r'</?script|<!--|</style', text, re.I): raise WebError('A script or style holds what would end it inside a page')
-    data = {'application/json': {'facts': json.dumps(facts).replace('<', '\\u003c')}, 'application/gzip': {name: b64encode(gzip.compress(content, 9, mtime=0)).decode() for name, content in packed.items()}}
+    data = {'application/json': {'metadata': json.dumps(metadata).replace('<', '\\u003c')}, 'application/gzip': {name: b64encode(gzip.compress(content, 9, mtime=0)).decode() for name, content in packed.items()}}
     body = [f'<script type="{kind}" id="bearcls-{name}">{text}</script>' for kind, parts in data.items() for name, text in parts.items()]
     body += [f'<script type="module">{s}</script>' for s in scripts]
     policy = {'script-src': ' '.join([*map(_fingerprint, scripts), "'wasm-unsafe-eval'"]), 'style-src': _fingerprint(style), 'img-src': 'blob: data:', 'media-src': 'blob:', 'connect-src': "'none'"}
@@ -230,7 +230,7 @@ def web_files(
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     model, title = model_bytes(bundle), ' '.join(title.split()) or bundle.question
     if single and len(model) > largest_single: raise WebError(f'The model has {len(model)/1e6:,.0f} MB, and in a single file browsers take up to {largest_single/1e6:,.0f}: {_smaller}, or write the page alone, with `bearcls.deploy.web.write_web(…, single=False)`')
-    parts = web_facts(bundle, model), model, web_runtime(runtime), title
+    parts = web_metadata(bundle, model), model, web_runtime(runtime), title
     return folder_files(*parts, single) | ({single_name: single_file(*parts)} if single else {})
 
 _smaller = 'store it as float16 or int8 with `bearcls.export.variants.compress_bundle`, train a smaller architecture'

@@ -14,13 +14,13 @@ from ..doors import front_door
 __getattr__, __dir__, __all__ = front_door('bearcls.export', dict(
     weights='bundle_dls build_network learner_from_bundle learner_weights',
     ood='ClassHead OODScore false_positive_interval ood_threshold auroc fit_ood_score measure_ood_score '
-        'plot_ood_score ood_score_facts ood_score_html',
-    robustness='Corruption apply_corruption plot_robustness plot_trust show_corruptions evaluate_robustness robustness_facts robustness_html robustness_words '
+        'plot_ood_score ood_score_metadata ood_score_html',
+    robustness='Corruption apply_corruption plot_robustness plot_trust show_corruptions evaluate_robustness robustness_metadata robustness_html robustness_words '
         'corruptions trust_on_corruptions',
     trust='Copies answer_copies fit_confidence measure_trust plot_risk trust_threshold',
     card='add_metrics card_head change_bundle model_card',
     held_out='TrustFit fit_trust held_out_answers own_answers',
-    convert='ExportError bundle_facts bundle_metrics check_dest data_facts export_bundle onnx_model '
+    convert='ExportError bundle_metadata bundle_metrics check_dest data_metadata export_bundle onnx_model '
         'validation_files verify_bundle',
     variants='changes_html compare_bundles compress_bundle quantize store_as_float16',
     recalibrate='Recalibration recalibrate',

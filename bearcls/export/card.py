@@ -17,7 +17,7 @@ from ..core import expect
 from .ood import false_positive_words
 from ..inference.bundle import Bundle, card_changed, colour_rule, middle_box, model_bytes, plain_values, read_bundle, sign_bundle, weights_bytes, write_bundle
 from ..inference.prediction import confidence_words
-from ..inference.files import BundleError, facts_file, model_file, weights_file
+from ..inference.files import BundleError, metadata_file, model_file, weights_file
 from ..inference.signature import public_key, read_key
 
 # %% ../../nbs/export/05_card.ipynb #438b2327
@@ -39,7 +39,7 @@ def markdown_table(
 
 # %% ../../nbs/export/05_card.ipynb #d8cbb6e5
 def card_head(
-    bundle: Bundle,  # The facts
+    bundle: Bundle,  # The metadata
     name: str,       # Name of the model
 ) -> str:            # YAML between two lines of dashes
     "The head of a model card, as the Hugging Face Hub reads it"
@@ -176,7 +176,7 @@ def _intended(labels):
 
 # %% ../../nbs/export/05_card.ipynb #a7c20003
 def onnx_example(
-    bundle: Bundle,  # The facts
+    bundle: Bundle,  # The metadata
 ) -> str:            # Python
     "Lines that classify one image with ONNX Runtime alone, to run in the bundle's folder"
     return f'''
@@ -184,7 +184,7 @@ import json
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
-with open("{facts_file}", encoding="utf-8") as f: labels = json.load(f)["labels"]
+with open("{metadata_file}", encoding="utf-8") as f: labels = json.load(f)["labels"]
 model = onnxruntime.InferenceSession("{model_file}")
 image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 {_shaping(bundle)}
@@ -214,7 +214,7 @@ def _use(bundle, name):
 
 # %% ../../nbs/export/05_card.ipynb #b637c85f
 def model_card(
-    bundle: Bundle,  # The facts
+    bundle: Bundle,  # The metadata
     name: str,       # Name of the bundle, for the head and the example
 ) -> str:            # Markdown, with a head in YAML
     "The model card of a bundle, in the format of the Hugging Face Hub"
@@ -236,7 +236,7 @@ def _input(bundle):
     if 'second opinion' in (bundle.confidence or {}).get('evidence', ()):
         rows.append(('second_opinion', f'float32 [n, {len(bundle.labels)}]', 'How well each label fits what ImageNet’s classes say, 0 to 1'))
     weights = f' `{weights_file}` holds the weights, to train further.' if bundle.weights else ''
-    return markdown_table(['name', 'type', 'meaning'], rows) + f'\n\nNormalisation is inside the model. `{facts_file}` holds all facts in JSON.{weights}'
+    return markdown_table(['name', 'type', 'meaning'], rows) + f'\n\nNormalisation is inside the model. `{metadata_file}` holds all metadata in JSON.{weights}'
 
 # %% ../../nbs/export/05_card.ipynb #4fd3f615
 def add_metrics(
@@ -251,11 +251,11 @@ def add_metrics(
 
 def change_bundle(
     path: str | os.PathLike,                # Folder of a bundle, or its zip
-    change: Callable[[Bundle], Bundle],     # Gets the facts, and returns what they shall be
+    change: Callable[[Bundle], Bundle],     # Gets the metadata, and returns what they shall be
     key: str | os.PathLike | None = None,   # Secret key, to sign it again; a bundle that was signed with another one is refused
     replace_card: bool = False,             # Write the card anew although somebody has changed it?
 ) -> Path:                                  # `path`
-    "Change the facts of a bundle, and write its card anew; the model stays"
+    "Change the metadata of a bundle, and write its card anew; the model stays"
     expect('path', path, str, os.PathLike)
     expect('key', key, str, os.PathLike, None)
     path, bundle = Path(path), read_bundle(path)
@@ -263,6 +263,6 @@ def change_bundle(
     secret = key if key is None else read_key(key, secret=True)
     if bundle.signed: read_bundle(path, public_key(secret).hex())  # what somebody else has changed or signed is not signed
     if card_changed(bundle) and not replace_card: raise BundleError(f'The card of {path} was changed since it was written; `replace_card=True` writes it anew, without these changes')
-    facts = change(bundle)
-    write_bundle(facts, model_bytes(bundle), path, model_card(facts, path.name), weights_bytes(bundle) if bundle.weights else b'')
+    metadata = change(bundle)
+    write_bundle(metadata, model_bytes(bundle), path, model_card(metadata, path.name), weights_bytes(bundle) if bundle.weights else b'')
     return path if key is None else sign_bundle(path, key)

@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/export/convert.html.md"""
 
 # %% auto #0
 __all__ = ['opset', 'ExportError', 'DeployedModel', 'onnx_model', 'learner_probabilities', 'verify_bundle', 'validation_files',
-           'data_facts', 'installed_versions', 'bundle_metrics', 'export_bundle', 'trained_smallest', 'bundle_facts',
-           'check_dest']
+           'data_metadata', 'installed_versions', 'bundle_metrics', 'export_bundle', 'trained_smallest',
+           'bundle_metadata', 'check_dest']
 
 # %% ../../nbs/export/07_convert.ipynb #3ca46492
 import copy, os, platform, tempfile, warnings
@@ -27,7 +27,7 @@ from fastcore.basics import noop
 from torch import nn
 from .card import model_card
 from ..inference.bundle import Bundle, card_changed, plain_values, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
-from ..inference.files import BundleError, bundle_names, facts_file
+from ..inference.files import BundleError, bundle_names, metadata_file
 from ..interpret.calibrate import calibration_error, log_loss_of, with_temperature
 from ..train.arch import feature_layer, keep_modes, pool_features
 from ..manifest import rows_by_path, site_of
@@ -42,8 +42,8 @@ from ..interpret.evaluate import Evaluation, dataset_files, error_rate_of, evalu
 from ..verify.measure import smallest_side
 from .weights import learner_weights
 from ..inference.signature import read_key
-from ..interpret.slices import image_facts, slice_errors
-from .ood import OODScore, measure_ood_score, ood_score_facts
+from ..interpret.slices import image_metadata, slice_errors
+from .ood import OODScore, measure_ood_score, ood_score_metadata
 from ..sample.strangers import draw_strangers, stranger_kinds
 
 # %% ../../nbs/export/07_convert.ipynb #337f5f02
@@ -207,7 +207,7 @@ def validation_files(
     raise ExportError('The Learner knows no validation files to check the bundle on: pass some images as `files`')
 
 # %% ../../nbs/export/07_convert.ipynb #cedd36d8
-def data_facts(
+def data_metadata(
     dls: DataLoaders,  # DataLoaders of a Learner
 ) -> dict[str, Any]:   # fingerprint, train, valid, labels with the number of images in both, and sources
     "What a model was trained on, in numbers, and where it came from; empty for a Learner without its data"
@@ -249,7 +249,7 @@ def bundle_metrics(
     expect('held', held, Evaluation)
     if not len(held): return {}
     held = with_temperature(held, temperature)
-    calibration, slices = calibration_error(held), slice_errors(held, image_facts(held))
+    calibration, slices = calibration_error(held), slice_errors(held, image_metadata(held))
     rows = slices[slices.verdict != 'nothing to compare'][['by', 'slice', 'n', 'wrong', 'error', 'low', 'high', 'verdict']]
     return plain_values(dict(error_rate_of(held), log_loss=log_loss_of(held), calibration_error=calibration['error'], calibration_by_chance=calibration['chance'],
         labels=label_metrics(held).to_dict('index'), slices=rows.to_dict('records')))
@@ -281,20 +281,20 @@ def export_bundle(
     if key is not None: read_key(key, secret=True)
     if seen is not None and ood_score is True and not len(seen.only('train')): raise ExportError("`seen` holds no training images, which the OOD score is measured against: pass `evaluate(learn, 'all')`, or `ood_score=False`")
     if not 0 < max_error < 1: raise ValueError(f'`max_error` must be between 0 and 1, got {max_error}')
-    facts = bundle_facts(learn, metrics, 1. if temperature is None else temperature, .6 if threshold is None else threshold)
+    metadata = bundle_metadata(learn, metrics, 1. if temperature is None else temperature, .6 if threshold is None else threshold)
     files = _to_compare(learn, files, max_check)
     seen, notes = own_answers(learn, seen, ood_score is True, threads)
-    far = _measure_into(facts, learn, seen, notes, metrics, temperature, ood_score, threads)
-    model, table = onnx_model(learn.model, facts.size, facts.mean, facts.std, facts.temperature, far), b''
-    if weights: table, facts.weights = learner_weights(learn)
+    far = _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score, threads)
+    model, table = onnx_model(learn.model, metadata.size, metadata.mean, metadata.std, metadata.temperature, far), b''
+    if weights: table, metadata.weights = learner_weights(learn)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f'.{dest.name}-') as aside:
-        new = write_bundle(facts, model, Path(aside)/'new', weights=table)
+        new = write_bundle(metadata, model, Path(aside)/'new', weights=table)
         difference = verify_bundle(learn, new, files, seen, threads)
         if not difference <= tolerance: raise ExportError(_disagreement(difference, tolerance, len(files)))
-        facts.metrics |= dict(images_compared=len(files), largest_difference=difference)
-        if seen is not None: _measure_answers(facts, learn, new, far, seen, threshold, max_error, threads)
-        write_bundle(facts, model, new, model_card(facts, dest.name), table)
+        metadata.metrics |= dict(images_compared=len(files), largest_difference=difference)
+        if seen is not None: _measure_answers(metadata, learn, new, far, seen, threshold, max_error, threads)
+        write_bundle(metadata, model, new, model_card(metadata, dest.name), table)
         if key is not None: sign_bundle(new, key)
         _move(zip_bundle(new) if dest.suffix.lower() == '.zip' else new, dest, Path(aside)/'old')
     return dest
@@ -307,16 +307,16 @@ def _to_compare(learn, files, max_check):
     if not (files := find_images(files)): raise ExportError('`files` is empty; at least one image is needed to check the bundle')
     return [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), max_check)).round().astype(int)]
 
-def _measure_into(facts, learn, seen, notes, metrics, temperature, ood_score, threads):
-    "Temperature, metrics and OOD score into the facts; the last is returned for the model"
+def _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score, threads):
+    "Temperature, metrics and OOD score into the metadata; the last is returned for the model"
     held, fit = seen.only('valid') if seen is not None else None, {}
-    if held is not None and temperature is None: facts.temperature, fit = choose_temperature(held_out_answers(learn, seen, threads=threads))
-    if held is not None and metrics is None: facts.metrics = bundle_metrics(held, facts.temperature)
-    if held is not None and metrics is None and (found := error_by_source(learn, seen, threads=threads)): facts.metrics['by_source'] = found
-    if fit: facts.metrics['temperature_fit'] = fit
+    if held is not None and temperature is None: metadata.temperature, fit = choose_temperature(held_out_answers(learn, seen, threads=threads))
+    if held is not None and metrics is None: metadata.metrics = bundle_metrics(held, metadata.temperature)
+    if held is not None and metrics is None and (found := error_by_source(learn, seen, threads=threads)): metadata.metrics['by_source'] = found
+    if fit: metadata.metrics['temperature_fit'] = fit
     if ood_score is True: ood_score = _fit_ood_score(learn, seen, notes)
-    if ood_score: facts.ood_score = plain_values(ood_score_facts(ood_score, facts.labels))
-    if notes: facts.metrics['notes'] = notes
+    if ood_score: metadata.ood_score = plain_values(ood_score_metadata(ood_score, metadata.labels))
+    if notes: metadata.metrics['notes'] = notes
     return ood_score or None
 
 def _fit_ood_score(learn, seen, notes):
@@ -325,11 +325,11 @@ def _fit_ood_score(learn, seen, notes):
     try: return learner_ood_score(learn, seen)
     except DataError as e: notes.append(f'It cannot tell images unlike its training data: {e}.')
 
-def _measure_answers(facts, learn, bundle, far, seen, threshold, max_error, threads):
+def _measure_answers(metadata, learn, bundle, far, seen, threshold, max_error, threads):
     "What the bundle's own answers tell: whether strangers are noticed, and when an answer can be trusted"
-    if far is not None and not far.measured: facts.ood_score['measured'] = _measure_strangers(bundle, far, seen)
+    if far is not None and not far.measured: metadata.ood_score['measured'] = _measure_strangers(bundle, far, seen)
     trust = fit_trust(learn, Classifier(bundle, threads=1), seen, far, max_error, threshold, threads=threads)
-    if trust: facts.confidence, facts.threshold = plain_values(trust.confidence, 'confidence'), trust.threshold
+    if trust: metadata.confidence, metadata.threshold = plain_values(trust.confidence, 'confidence'), trust.threshold
 
 def _measure_strangers(bundle, far, seen):
     "How well drawn images of other things are told from held-back ones, by kind"
@@ -351,13 +351,13 @@ def trained_smallest(
     return min(smallest_side(sides), int(np.quantile(sides, .01))) if sides else 32
 
 # %% ../../nbs/export/07_convert.ipynb #f80ef6f8
-def bundle_facts(
+def bundle_metadata(
     learn: Learner,               # Trained Learner
     metrics: dict | None = None,  # What was measured
     temperature: float = 1.0,     # Of the softmax
     threshold: float = 0.6,       # Of trust
 ) -> Bundle:                      # What `bundle.json` will say, before anything is measured
-    "The facts of a Learner's bundle"
+    "The metadata of a Learner's bundle"
     expect('learn', learn, Learner)
     if not 0 < temperature < np.inf: raise ValueError(f'`temperature` must be positive, got {temperature}')
     if not 0 <= threshold <= 1: raise ValueError(f'`threshold` must lie between 0 and 1, got {threshold}')
@@ -366,7 +366,7 @@ def bundle_facts(
     settings = dls_settings(learn.dls)
     arch = getattr(learn, 'arch', None)
     return Bundle(settings['labels'], settings['size'], settings['method'], settings['pad_mode'], settings['min_side'], settings['mean'],
-        settings['std'], float(temperature), float(threshold), trained_smallest(learn.dls), metrics=plain_values(metrics or {}), data=data_facts(learn.dls),
+        settings['std'], float(temperature), float(threshold), trained_smallest(learn.dls), metrics=plain_values(metrics or {}), data=data_metadata(learn.dls),
         versions=installed_versions(), created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         arch=getattr(arch, '__name__', None) or str(arch or type(learn.model).__name__))
 
@@ -380,7 +380,7 @@ def check_dest(
     if dest.is_file() and dest.suffix.lower() == '.zip': return _check_older(dest)
     if not dest.is_dir(): raise ExportError(f'{dest} is a file; `dest` must be a folder to make, a file that ends in .zip, or an older bundle')
     names = {f.name for f in dest.iterdir()}
-    if names and facts_file not in names: raise ExportError(f'{dest} holds something else than a bundle, so it is not replaced')
+    if names and metadata_file not in names: raise ExportError(f'{dest} holds something else than a bundle, so it is not replaced')
     if other := sorted(names - set(bundle_names)):
         raise ExportError(f'{dest} also holds {other[0]}, which is no part of a bundle, so the folder is not replaced')
     if names: _check_older(dest)

@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/export/ood.html.md"""
 # %% auto #0
 __all__ = ['ood_threshold', 'false_positive_interval', 'auroc', 'share_caught', 'measure_ood_score', 'Neighbours',
            'find_neighbours', 'ClassHead', 'UsualClasses', 'find_classes', 'OODScore', 'find_groups', 'deal_groups',
-           'fit_ood_score', 'held_out_scores', 'plot_ood_score', 'ood_score_facts', 'false_positive_words',
+           'fit_ood_score', 'held_out_scores', 'plot_ood_score', 'ood_score_metadata', 'false_positive_words',
            'ood_score_html']
 
 # %% ../../nbs/export/02_ood.ipynb #7bed386a
@@ -409,7 +409,7 @@ def plot_ood_score(
     return ax
 
 # %% ../../nbs/export/02_ood.ipynb #6d2202f3
-def ood_score_facts(
+def ood_score_metadata(
     fitted: OODScore,           # From `fit_ood_score`
     labels: Sequence[str] = (),   # Name of each label
 ) -> dict[str, Any]:     # threshold, false_positive_rate with its range by source, images, held_back, groups, grouped_by, score, left_out, measured; ready for JSON
@@ -422,14 +422,14 @@ def ood_score_facts(
         score='neighbours and ImageNet classes' if fitted.classes else 'neighbours', left_out=left_out, measured=fitted.measured)
 
 def false_positive_words(
-    facts: Mapping[str, Any],  # What `ood_score_facts` or a bundle says
+    metadata: Mapping[str, Any],  # What `ood_score_metadata` or a bundle says
 ) -> str:                      # One sentence or two, without a full stop at the end
     "How often a good image is called unlike, and how that was measured"
-    low, high, n, groups = (facts.get(name) for name in ('false_positive_rate_low', 'false_positive_rate_high', 'held_back', 'groups'))
-    words = f'about {facts["false_positive_rate"]:.0%} of images like the training’s lie above it'
+    low, high, n, groups = (metadata.get(name) for name in ('false_positive_rate_low', 'false_positive_rate_high', 'held_back', 'groups'))
+    words = f'about {metadata["false_positive_rate"]:.0%} of images like the training’s lie above it'
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)): return words
     if not groups: return f'{words} ({low:.0%} to {high:.0%}, from {n or "some"} held-back images)'
-    return (f'{words}: {low:.0%} to {high:.0%} depending on the source. This was measured on {n:,} images in {groups} groups ({facts.get("grouped_by")}), each held back while the '
+    return (f'{words}: {low:.0%} to {high:.0%} depending on the source. This was measured on {n:,} images in {groups} groups ({metadata.get("grouped_by")}), each held back while the '
         'threshold was chosen by the others')
 
 def ood_score_html(
@@ -438,7 +438,7 @@ def ood_score_html(
 ) -> Html:               # A sentence, and a table if anything was measured
     "What the score promises, for a report"
     expect('fitted', fitted, OODScore)
-    f = ood_score_facts(fitted, labels)
+    f = ood_score_metadata(fitted, labels)
     words = f'<p>Images above an OOD score of {f["threshold"]:.3f} are not trusted; {false_positive_words(f)}.</p>'
     kinds = f['measured'] | {f'{label}, left out': row for label, row in f['left_out'].items()}
     rows = [{'strangers': kind, 'n': m['n'], 'AUROC': f'{m["auroc"]:.3f}', 'caught': f'{m["caught"]:.0%}'} for kind, m in kinds.items()]

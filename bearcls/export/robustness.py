@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/export/robustness.html.md"""
 __all__ = ['corruptions', 'robustness_columns', 'night', 'infrared', 'low_resolution', 'motion_blur', 'compression', 'rain',
            'occlusion', 'far_away', 'tilt', 'Corruption', 'apply_corruption', 'show_corruptions', 'reduced_to',
            'evaluate_robustness', 'plot_robustness', 'trust_on_corruptions', 'plot_trust', 'robustness_html',
-           'robustness_facts', 'robustness_words']
+           'robustness_metadata', 'robustness_words']
 
 # %% ../../nbs/export/03_robustness.ipynb #d454981b
 import io, math, os
@@ -328,10 +328,10 @@ def robustness_html(
     expect('table', table, pd.DataFrame)
     return Html(f'<p>{escape(robustness_words(table))}</p>{html_table(_robustness_lines(table), max_rows=len(table))}')
 
-def robustness_facts(
+def robustness_metadata(
     table: pd.DataFrame,  # From `evaluate_robustness`
 ) -> dict[str, Any]:      # words, rows; ready for JSON and for `add_metrics`
-    "Robustness for the facts and the model card of a bundle"
+    "Robustness for the metadata and the model card of a bundle"
     expect('table', table, pd.DataFrame)
     rows = [{name: v.item() if hasattr(v, 'item') else v for name, v in row.items()} for row in table.to_dict('records')]
     return dict(words=robustness_words(table), rows=[{name: None if v != v else v for name, v in row.items()} for row in rows])  # nan is no number of JSON

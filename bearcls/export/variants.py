@@ -153,14 +153,14 @@ def compress_bundle(
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f'.{dest.name}-') as aside: return _write_compared(replace(source, variant=kind, weights=None), model, Path(aside)/'new', source, held, max_changed, key, dest)
 
-def _write_compared(facts, model, aside, source, held, max_changed, key, dest):
+def _write_compared(metadata, model, aside, source, held, max_changed, key, dest):
     "Compare, and put the new bundle in place if it answers alike"
-    changes = compare_bundles(source, write_bundle(facts, model, aside), held)
+    changes = compare_bundles(source, write_bundle(metadata, model, aside), held)
     if changes['changed'] > max_changed*changes['n']:
-        raise BundleError(f'As {facts.variant} the model would answer differently: {changes["changed"]} of {changes["n"]} answers change, and at most {max_changed:.0%} are accepted. Other images to calibrate on may help')
-    facts = replace(facts, metrics=facts.metrics | dict(compressed=changes))
-    if facts.ood_score and changes['ood_score_moved'] is not None: facts.ood_score = facts.ood_score | dict(threshold=facts.ood_score['threshold'] + changes['ood_score_moved'])
-    new = write_bundle(facts, model, aside, model_card(facts, dest.name))
+        raise BundleError(f'As {metadata.variant} the model would answer differently: {changes["changed"]} of {changes["n"]} answers change, and at most {max_changed:.0%} are accepted. Other images to calibrate on may help')
+    metadata = replace(metadata, metrics=metadata.metrics | dict(compressed=changes))
+    if metadata.ood_score and changes['ood_score_moved'] is not None: metadata.ood_score = metadata.ood_score | dict(threshold=metadata.ood_score['threshold'] + changes['ood_score_moved'])
+    new = write_bundle(metadata, model, aside, model_card(metadata, dest.name))
     if key is not None: sign_bundle(new, key)
     os.replace(zip_bundle(new) if dest.suffix.lower() == '.zip' else new, dest)
     return dest

@@ -86,7 +86,7 @@ def _layer(spec):
 # %% ../../nbs/export/01_weights.ipynb #5a692719
 def learner_weights(
     learn: Learner,              # Trained Learner
-) -> tuple[bytes, dict[str, Any]]:  # The weights in safetensors, and what the facts shall say of them
+) -> tuple[bytes, dict[str, Any]]:  # The weights in safetensors, and what the metadata shall say of them
     "A Learner's weights, with how its network is built"
     expect('learn', learn, Learner)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in learn.model.state_dict().items()}
@@ -170,7 +170,7 @@ def _tensors(bundle):
     except library.SafetensorError as e: raise BundleError(f'{bundle.path/weights_file} holds no weights: {e}') from e
 
 def _network(bundle, state):
-    "The untrained network that the facts tell of, no larger than its weights"
+    "The untrained network that the metadata tell of, no larger than its weights"
     n_numbers = sum(t.numel() for t in state.values())
     try: return build_network(bundle.arch, bundle.weights, len(bundle.labels), n_numbers)
     except (TrainError, ImportError, TypeError, ValueError, RuntimeError) as e: raise BundleError(f'{bundle.path} does not tell how its network is built: {e}. Pass an untrained one as `model`') from e

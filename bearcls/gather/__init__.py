@@ -14,7 +14,7 @@ from ..doors import front_door
 __getattr__, __dir__, __all__ = front_door('bearcls.gather', dict(
     fetch='FetchError FetchLimits',
     results='SearchError SearchResult SearchResults read_results write_results',
-    providers='licenses provider provider_facts',
+    providers='licenses provider provider_metadata',
     search='default_providers search_images',
     download='download_images gather reason_counts',
 ))

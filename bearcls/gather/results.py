@@ -97,7 +97,7 @@ class SearchResults(list):
     def __init__(self,
         results: Iterable[SearchResult] = (),  # What was found
         errors: Iterable[SearchError] = (),    # Who could not answer, and why
-        about: Mapping[str, Any] | None = None,# Further facts, where the results were read from a file
+        about: Mapping[str, Any] | None = None,# Further metadata, where the results were read from a file
     ):
         results = expect_all('results', results)
         expect_all('errors', errors)
@@ -193,9 +193,9 @@ def with_thumbnails(self,
 def write_results(
     file: str | os.PathLike,          # File to make or replace
     results: Iterable[SearchResult],  # What a search found
-    **about: Any,                     # Further facts, anything JSON can hold
+    **about: Any,                     # Further metadata, anything JSON can hold
 ) -> Path:                            # The file written
-    "Write search results to a JSON file; `about` are further facts, anything JSON can hold"
+    "Write search results to a JSON file; `about` are further metadata, anything JSON can hold"
     results = expect_all('results', results, SearchResult)
     with atomic_write(file, 'w') as f: json.dump({**about, 'results': [asdict(r) for r in results]}, f, indent=1)
     return Path(file)

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 from ..core import DataError, cache_folder
-from .providers import licenses, provider, provider_facts, providers
+from .providers import licenses, provider, provider_metadata, providers
 from .results import SearchError, SearchResult, SearchResults, address_key, local_path, read_results, write_results
 
 _all_ = ['SearchError', 'SearchResult', 'SearchResults', 'licenses', 'local_path', 'provider', 'providers']
@@ -23,7 +23,7 @@ _all_ = ['SearchError', 'SearchResult', 'SearchResults', 'licenses', 'local_path
 # %% ../../nbs/gather/05_search.ipynb #b5b0e455
 def default_providers() -> list[str]:  # Names in `providers`
     "Who is asked if nobody is named: those without a key, then those whose keys the environment holds"
-    keyed = [n for n in ('google', 'bing_api') if n in providers and all(os.environ.get(v, '').strip() for v in provider_facts(providers[n]).keys.values())]
+    keyed = [n for n in ('google', 'bing_api') if n in providers and all(os.environ.get(v, '').strip() for v in provider_metadata(providers[n]).keys.values())]
     return ['duckduckgo', 'bing', *keyed]
 
 def _chain(provider):
@@ -53,7 +53,7 @@ def _settings(chain, options):
     takers = {k: [n for n, f in chain.items() if k in _takes(f)[0] or _takes(f)[1]] for k in shared}
     for k, names in takers.items():
         if not names: raise DataError(f'`{k}` is no setting of {" or ".join(chain)}; {_settings_of(chain)}')
-        if len(names) > 1 and any(k in provider_facts(chain[n]).keys for n in names):
+        if len(names) > 1 and any(k in provider_metadata(chain[n]).keys for n in names):
             raise DataError(f'`{k}=` could be meant for {" or ".join(names)}: pass it as {names[0]}={{{k!r}: …}}')
     given = {n: {**{k: v for k, v in shared.items() if n in takers[k]}, **own.get(n, {})} for n in chain}
     for n, f in chain.items(): _check_settings(n, f, given[n])
@@ -71,9 +71,9 @@ def _check_settings(name, function, given):
 # %% ../../nbs/gather/05_search.ipynb #4c8356b8
 def _cache_file(folder, name, function, term, settings):
     "Where an answer is kept; None if it is not"
-    facts = provider_facts(function)
-    if folder is False or not facts.cached: return None
-    account = {k: os.environ.get(v) for k, v in facts.keys.items()}
+    metadata = provider_metadata(function)
+    if folder is False or not metadata.cached: return None
+    account = {k: os.environ.get(v) for k, v in metadata.keys.items()}
     told = {k: v for k, v in {**account, **settings}.items() if k not in ('key', 'tries', 'wait', 'limits')}
     try: digest = hashlib.sha256(json.dumps([1, name, term, told], sort_keys=True).encode()).hexdigest()[:20]
     except TypeError: return None

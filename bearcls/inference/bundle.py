@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from PIL import Image
-from .files import (BundleError, bundle_names, card_file, checked_file, facts_file, file_content,
+from .files import (BundleError, bundle_names, card_file, checked_file, metadata_file, file_content,
     model_file, opened, signature_file, weights_file, write_files)
 from ..core import expect, sha256, short_words
 from ..images import ImageError, max_pixels
@@ -74,7 +74,7 @@ def middle_box(
 # %% ../../nbs/inference/04_bundle.ipynb #2b46c506
 @dataclass
 class Bundle:
-    "The facts of a bundle: what `bundle.json` holds"
+    "The metadata of a bundle: what `bundle.json` holds"
     labels: list[str]              # One for each output of the model, in the model's order
     size: tuple[int, int]          # (width, height) that the model sees, in pixels
     method: str = 'crop'           # How an image gets this shape, one of `resize_methods`
@@ -111,11 +111,11 @@ colour_rule = 'rgb, upright, transparency on white'  # What `load_image` does
 evidence_names = ('probability', 'second opinion', 'lightness', 'ood_score')  # What `confidence` may be calculated from
 
 def bundle_json(
-    bundle: Bundle,    # Facts
+    bundle: Bundle,    # Metadata
     digest: str,       # SHA-256 of the model file, in hexadecimal
     n_bytes: int,      # Size of the model file
 ) -> dict[str, Any]:   # What `bundle.json` will say
-    "The facts in the layout of the file"
+    "The metadata in the layout of the file"
     expect('bundle', bundle, Bundle)
     return dict(format=format_name, format_version=format_version, created=bundle.created, labels=list(bundle.labels),
         input=dict(width=bundle.size[0], height=bundle.size[1], method=bundle.method, pad_mode=bundle.pad_mode, resample='bilinear',
@@ -138,20 +138,20 @@ def plain_values(
 
 # %% ../../nbs/inference/04_bundle.ipynb #e253c5a1
 def write_bundle(
-    bundle: Bundle,            # Facts; what could not be read back is refused
+    bundle: Bundle,            # Metadata; what could not be read back is refused
     model: bytes,              # The ONNX model: uint8 `image` in; `logits`, `probabilities`, `features`, and perhaps `ood_score` out
     dest: str | os.PathLike,   # Folder, which is made if needed; or a file that ends in .zip
     card: str = '',            # The model card, in Markdown
-    weights: bytes = b'',      # What `weights.safetensors` shall hold; the facts must tell of it
+    weights: bytes = b'',      # What `weights.safetensors` shall hold; the metadata must tell of it
 ) -> Path:                     # `dest`
     "Write the files of a bundle"
     expect('bundle', bundle, Bundle)
     expect('dest', dest, str, os.PathLike)
-    dest, facts = Path(dest), bundle_json(replace(bundle, card=sha256(card.encode())), sha256(model), len(model))
-    _facts(facts, f'The bundle for {dest}')
-    if bool(weights) != bool(bundle.weights): raise BundleError(f'`weights` holds {len(weights):,} bytes, and the facts say {short_words(bundle.weights)}')
-    text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
-    files = {model_file: model, weights_file: weights, card_file: card.encode(), facts_file: text.encode()}  # the facts last: without them it is no bundle
+    dest, metadata = Path(dest), bundle_json(replace(bundle, card=sha256(card.encode())), sha256(model), len(model))
+    _metadata(metadata, f'The bundle for {dest}')
+    if bool(weights) != bool(bundle.weights): raise BundleError(f'`weights` holds {len(weights):,} bytes, and the metadata say {short_words(bundle.weights)}')
+    text = json.dumps(metadata, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
+    files = {model_file: model, weights_file: weights, card_file: card.encode(), metadata_file: text.encode()}  # the metadata last: without them it is no bundle
     return write_files({name: content for name, content in files.items() if content or name == card_file}, dest)
 
 # %% ../../nbs/inference/04_bundle.ipynb #a69ea09e
@@ -205,63 +205,63 @@ _fields = {
 }
 
 # %% ../../nbs/inference/04_bundle.ipynb #23c1f2b3
-def _facts(facts, where):
+def _metadata(metadata, where):
     "Check every field; `where` opens the sentence if one is wrong"
-    if not isinstance(facts, dict) or facts.get('format') != format_name:
+    if not isinstance(metadata, dict) or metadata.get('format') != format_name:
         raise BundleError(f'{where} is no bundle of bearcls: `format` should be {format_name!r}')
-    version = facts.get('format_version')
+    version = metadata.get('format_version')
     if not _whole(version, 1, 10**6): raise BundleError(f'{where}: `format_version` holds {short_words(version)}; a whole number is expected')
     if version > format_version:
         raise BundleError(f'{where} has format {version}, and this bearcls reads up to {format_version}: pip install -U bearcls')
     for name, (holds, expected) in _fields.items():
-        value = facts
-        if name in _later and isinstance(facts.get('trust'), dict): facts['trust'].setdefault(name.partition('.')[2], _later[name])
+        value = metadata
+        if name in _later and isinstance(metadata.get('trust'), dict): metadata['trust'].setdefault(name.partition('.')[2], _later[name])
         for key in name.split('.'):
             if not isinstance(value, dict) or key not in value: raise BundleError(f'{where}: `{name}` is missing')
             value = value[key]
         if not holds(value): raise BundleError(f'{where}: `{name}` holds {short_words(value)}; {expected} is expected')
-    return facts
+    return metadata
 
 # %% ../../nbs/inference/04_bundle.ipynb #a7c40002
-_first_names = {  # What facts were called in format 1, and are called today
+_first_names = {  # What metadata was called in format 1, and is called today
     'unlikeness': 'ood_score', 'unlikeness_moved': 'ood_score_moved', 'pictures': 'images', 'pictures_compared': 'images_compared',
     'false_alarms': 'false_positive_rate', 'false_alarms_low': 'false_positive_rate_low', 'false_alarms_high': 'false_positive_rate_high',
     'stress': 'robustness'}
 
-def _todays_names(facts):
+def _todays_names(metadata):
     "One object of a `bundle.json` of format 1; labels may have any name, and what belongs to a label is an object that counts"
     def is_label(value): return isinstance(value, dict) and not {'threshold', 'words'} & set(value)
-    return {name if is_label(value) else _first_names.get(name, name): value for name, value in facts.items()}
+    return {name if is_label(value) else _first_names.get(name, name): value for name, value in metadata.items()}
 
 # %% ../../nbs/inference/04_bundle.ipynb #089ee54c
 def read_bundle(
     path: str | os.PathLike,                # Folder of the bundle, or its zip
     key: str | os.PathLike | None = None,   # Public key: only what was signed with its secret counterpart is accepted; None: signatures are not looked at
-) -> Bundle:                                # Its facts, checked
+) -> Bundle:                                # Its metadata, checked
     "Read and check a bundle; one `BundleError` says what is wrong with it"
     expect('path', path, str, os.PathLike)
     expect('key', key, str, os.PathLike, None)
     path = Path(path)
     with opened(path) as files:
-        facts = _facts(_read_json(files), f'{path/facts_file}')
-        checked_file(files, model_file, facts['model'])
+        metadata = _metadata(_read_json(files), f'{path/metadata_file}')
+        checked_file(files, model_file, metadata['model'])
         signed = signature_file in files
         if key is not None: _check_signature(files, key)
-    given, trust, norm, model = facts['input'], facts['trust'], facts['normalisation'], facts['model']
-    return Bundle(facts['labels'], (given['width'], given['height']), given['method'], given['pad_mode'], given['min_side'], norm['mean'],
-        norm['std'], facts['temperature'], trust['threshold'], trust['smallest'], trust['ood_score'], trust['confidence'], facts['metrics'], facts['data'], facts['versions'],
-        facts['created'], model['arch'], model['variant'], facts['weights'], facts['card'], signed, model['sha256'].lower(), path.absolute())
+    given, trust, norm, model = metadata['input'], metadata['trust'], metadata['normalisation'], metadata['model']
+    return Bundle(metadata['labels'], (given['width'], given['height']), given['method'], given['pad_mode'], given['min_side'], norm['mean'],
+        norm['std'], metadata['temperature'], trust['threshold'], trust['smallest'], trust['ood_score'], trust['confidence'], metadata['metrics'], metadata['data'], metadata['versions'],
+        metadata['created'], model['arch'], model['variant'], metadata['weights'], metadata['card'], signed, model['sha256'].lower(), path.absolute())
 
 def _read_json(files):
     "What `bundle.json` holds, whatever it is"
-    if facts_file not in files: raise BundleError(f'{files.path} is no bundle: it has no {facts_file}')
-    file, content = files.path/facts_file, file_content(files, facts_file, 1 << 22)
+    if metadata_file not in files: raise BundleError(f'{files.path} is no bundle: it has no {metadata_file}')
+    file, content = files.path/metadata_file, file_content(files, metadata_file, 1 << 22)
     def refuse(word): raise ValueError(f'{word} is no number of JSON')
     def load(hook=None): return json.loads(content.decode('utf-8'), parse_constant=refuse, object_hook=hook)
     try:
-        facts = load()
-        is_first = isinstance(facts, dict) and facts.get('format_version') == 1
-        return load(_todays_names) if is_first else facts
+        metadata = load()
+        is_first = isinstance(metadata, dict) and metadata.get('format_version') == 1
+        return load(_todays_names) if is_first else metadata
     except (ValueError, RecursionError) as e: raise BundleError(f'{file} cannot be read: {short_words(str(e), 100).strip(chr(39))}') from e
 
 # %% ../../nbs/inference/04_bundle.ipynb #6c4e1599
@@ -303,7 +303,7 @@ def _place(bundle):
     return bundle.path
 
 def _stated(bundle, name, stated):
-    "A file that the facts tell of, checked"
+    "A file that the metadata tell of, checked"
     with opened(_place(bundle)) as files:
         if name not in files: raise BundleError(f'{bundle.path} has no {name}')
         return checked_file(files, name, stated | dict(bytes=stated['bytes'] or min(files.size(name), 1 << 31)), keep=True)
@@ -338,11 +338,11 @@ def sign_bundle(
     read_bundle(path)
     files = _all_files(path)
     note = dict(format='bearcls-signature', algorithm='Ed25519', key=public_key(secret).hex(), signature=sign_bytes(_signed(files), secret).hex())
-    return write_files({name: files[name] for name in files if name not in (facts_file, signature_file)} | {signature_file: (json.dumps(note, indent=1) + '\n').encode(), facts_file: files[facts_file]}, path)
+    return write_files({name: files[name] for name in files if name not in (metadata_file, signature_file)} | {signature_file: (json.dumps(note, indent=1) + '\n').encode(), metadata_file: files[metadata_file]}, path)
 
 def _signed(files):
-    "What is signed: the digests of facts and card"
-    return '\n'.join([f'{format_name} signature 1', *(f'{sha256(files.get(name, b""))} {name}' for name in (facts_file, card_file))]).encode()
+    "What is signed: the digests of metadata and card"
+    return '\n'.join([f'{format_name} signature 1', *(f'{sha256(files.get(name, b""))} {name}' for name in (metadata_file, card_file))]).encode()
 
 def _check_signature(files, key):
     "Was this signed with the counterpart of a public key?"
@@ -350,5 +350,5 @@ def _check_signature(files, key):
     if signature_file not in files: raise BundleError(f'{files.path} is not signed, and only bundles signed with the given key are accepted')
     try: signature = bytes.fromhex(json.loads(file_content(files, signature_file, 10_000))['signature'])
     except (ValueError, LookupError, TypeError, RecursionError) as e: raise BundleError(f'{files.path/signature_file} holds no signature') from e
-    if not signature_fits(_signed({name: file_content(files, name, 1 << 22) for name in (facts_file, card_file) if name in files}), signature, public):
+    if not signature_fits(_signed({name: file_content(files, name, 1 << 22) for name in (metadata_file, card_file) if name in files}), signature, public):
         raise BundleError(f'{files.path} was not signed with the given key, or was changed since')

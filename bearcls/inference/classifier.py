@@ -85,7 +85,7 @@ _first_outputs = {'unlikeness': 'ood_score'}  # Names of outputs in bundles of f
 
 # %% ../../nbs/inference/07_classifier.ipynb #71e79dc8
 def _session(bundle, threads, wanted):
-    "The model in ONNX Runtime, checked against the facts"
+    "The model in ONNX Runtime, checked against the metadata"
     import onnxruntime as ort
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 4, threads, 1
@@ -106,11 +106,11 @@ def _session(bundle, threads, wanted):
     if not {'logits', 'probabilities', 'features'} <= set(outputs) or outputs['probabilities'][1:] != [len(bundle.labels)]:
         raise BundleError(f'{where} gives {short_words(outputs)}; logits, probabilities and features for {len(bundle.labels)} labels are expected')
     if bundle.ood_score and len(outputs.get('ood_score', ())) != 1:
-        raise BundleError(f'{where} gives {short_words(outputs)}; the facts promise `ood_score`, one number for each image')
+        raise BundleError(f'{where} gives {short_words(outputs)}; the metadata promises `ood_score`, one number for each image')
     evidence = bundle.confidence['evidence'] if bundle.confidence else {}
     for name, output, shape in (('ood_score', 'ood_score', []), ('second opinion', 'second_opinion', [len(bundle.labels)])):
         if name in evidence and outputs.get(output, [None, None, None])[1:] != shape:
-            raise BundleError(f'{where} gives {short_words(outputs)}; the facts promise `{output}` as evidence')
+            raise BundleError(f'{where} gives {short_words(outputs)}; the metadata promises `{output}` as evidence')
     return session
 
 _bounded, _bounding = [], threading.Lock()

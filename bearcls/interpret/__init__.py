@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = front_door('bearcls.interpret', dict(
     evaluate='Evaluation certain confusion dataset_files error_rate_of evaluate label_metrics most_confused '
         'plot_confusion plot_label_metrics show_confusion show_rows show_top_losses tabulate top_losses',
     calibrate='Temperature calibration_error calibration_html fit_temperature plot_reliability reliability',
-    slices='coverage cut_slices image_facts plot_slices slice_errors slices_html',
+    slices='coverage cut_slices image_metadata plot_slices slice_errors slices_html',
     gradcam='Attention attend grad_cam nearest_images show_attention show_nearest',
     label_issues='WrongLabels copy_issues count_wrong_labels find_issues judge_labels label_issues show_issues',
 ), earlier=dict(

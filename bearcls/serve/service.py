@@ -286,8 +286,8 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
     @app.get('/labels', summary='What the answers can be', responses=_service_docs('Labels', *key, 503))
     async def labels():
         if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})
-        facts = service.workers.classifier.bundle
-        return JSONResponse(dict(labels=list(facts.labels), model=facts.digest[:12], title=service.settings.title or facts.question))
+        metadata = service.workers.classifier.bundle
+        return JSONResponse(dict(labels=list(metadata.labels), model=metadata.digest[:12], title=service.settings.title or metadata.question))
 
     @app.head('/healthz', include_in_schema=False)
     @app.get('/healthz', summary='Is this process well?', responses=_service_docs('State', 503))

@@ -21,13 +21,13 @@ service_log = logging.getLogger('bearcls.serve')
 service_log.addHandler(logging.NullHandler())  # silent, until a program wants to hear it
 
 class LogLines(logging.Formatter):
-    "Records of Python's `logging` as lines of JSON; a message may be a dict of facts"
+    "Records of Python's `logging` as lines of JSON; a message may be a dict of metadata"
     def format(self,
         record: logging.LogRecord,  # Any program's
     ) -> str:                       # One line
-        facts = record.msg if isinstance(record.msg, dict) else dict(event=record.name, message=record.getMessage())
+        metadata = record.msg if isinstance(record.msg, dict) else dict(event=record.name, message=record.getMessage())
         when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec='milliseconds')
-        line = dict(time=when, level=record.levelname.lower(), process=record.process) | facts
+        line = dict(time=when, level=record.levelname.lower(), process=record.process) | metadata
         if record.exc_info: line['error'] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)  # in ASCII, because a terminal of Windows has its own alphabet
 

@@ -22,7 +22,7 @@ from ..core import BearclsError, expect, patch_to, usable_cores
 from ..images import _open, costly_build, max_pixels
 from ..inference.bundle import Bundle, read_bundle
 from ..inference.classifier import Classifier, PredictionRow
-from ..inference.files import BundleError, bundle_names, facts_file
+from ..inference.files import BundleError, bundle_names, metadata_file
 
 # %% ../../nbs/serve/02_workers.ipynb #3e13010e
 def load_classifier(
@@ -258,7 +258,7 @@ def bundle_stamp(
         try: s = file.stat()
         except OSError: continue
         stamp.append((file.name, s.st_size, s.st_mtime_ns, s.st_ino))
-    return tuple(stamp) if path.is_file() or any(s[0] == facts_file for s in stamp) else ()
+    return tuple(stamp) if path.is_file() or any(s[0] == metadata_file for s in stamp) else ()
 
 class BundleWatch:
     "Gives workers the bundle that lies in a place now"
@@ -275,8 +275,8 @@ class BundleWatch:
         stamp = bundle_stamp(self.path)
         if not stamp or stamp == self.stamp: return '', ''
         try:
-            facts, now = read_bundle(self.path), self.workers.classifier.bundle
-            if same := facts == now and facts.digest == now.digest: new = None
+            metadata, now = read_bundle(self.path), self.workers.classifier.bundle
+            if same := metadata == now and metadata.digest == now.digest: new = None
             else: new = self.load(self.path)
         except (BundleError, OSError, MemoryError, ImportError) as e:
             if bundle_stamp(self.path) == stamp: self.stamp = stamp  # else it is still being written

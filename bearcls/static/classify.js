@@ -512,12 +512,12 @@ class Line {
 
 function render({ model, el }) {
   const line = new Line(model);
-  const { feedback, ...facts } = model.get('facts');
+  const { feedback, ...metadata } = model.get('metadata');
   const ask = async (item) => line.send({ do: 'ask', name: item.name, unseen: !item.width }, [await item.blob.arrayBuffer()], item.signal);
   const tell = (item, answer, { right, label }) => line.send({ do: 'tell', answer: answer.answer, right, label });
   const root = make('div');
   el.append(root);
-  const page = mount(root, { ...facts, ask, tell: feedback ? tell : null, heading: document.body.dataset.voila ? 'h1' : 'h2' });
+  const page = mount(root, { ...metadata, ask, tell: feedback ? tell : null, heading: document.body.dataset.voila ? 'h1' : 'h2' });
   return () => { page.destroy(); line.close(); root.remove(); };
 }
 

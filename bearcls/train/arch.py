@@ -83,8 +83,8 @@ def arch_stats(
 ) -> tuple[tuple, tuple]:  # Mean and deviation of each channel, for pixels between 0 and 1
     "What the pixels must be brought to for the weights of an architecture"
     if not isinstance(arch := get_arch(name), str): return tuple(imagenet_stats[0]), tuple(imagenet_stats[1])
-    facts = optional_import('timm').get_pretrained_cfg(arch)
-    return tuple(facts.mean), tuple(facts.std)
+    metadata = optional_import('timm').get_pretrained_cfg(arch)
+    return tuple(metadata.mean), tuple(metadata.std)
 
 # %% ../../nbs/train/01_arch.ipynb #c53c1864
 def fixed_size(
@@ -92,8 +92,8 @@ def fixed_size(
 ) -> int | None:  # Pixels; None if it takes any reasonable size
     "The only size of image that an architecture takes"
     if not isinstance(arch := get_arch(name), str): return None
-    facts = optional_import('timm').get_pretrained_cfg(arch)
-    return facts.input_size[-1] if facts.fixed_input_size else None
+    metadata = optional_import('timm').get_pretrained_cfg(arch)
+    return metadata.input_size[-1] if metadata.fixed_input_size else None
 
 # %% ../../nbs/train/01_arch.ipynb #a3064d06
 def feature_layer(
@@ -197,11 +197,11 @@ def weights_url(
 # %% ../../nbs/train/01_arch.ipynb #6bfed828
 def _timm_weights(arch):
     "Cached file of timm's weights, or '', and their address; they are on the Hugging Face Hub, few elsewhere"
-    facts = optional_import('timm').get_pretrained_cfg(arch)
-    if not facts.hf_hub_id: return _torch_cache(facts.url) if facts.url else '', facts.url
-    hub, names = optional_import('huggingface_hub'), [facts.hf_hub_filename or 'model.safetensors', 'pytorch_model.bin']
-    cached = (hub.try_to_load_from_cache(facts.hf_hub_id, n) for n in names)
-    return next((file for file in cached if isinstance(file, str)), ''), hub.hf_hub_url(facts.hf_hub_id, names[0])
+    metadata = optional_import('timm').get_pretrained_cfg(arch)
+    if not metadata.hf_hub_id: return _torch_cache(metadata.url) if metadata.url else '', metadata.url
+    hub, names = optional_import('huggingface_hub'), [metadata.hf_hub_filename or 'model.safetensors', 'pytorch_model.bin']
+    cached = (hub.try_to_load_from_cache(metadata.hf_hub_id, n) for n in names)
+    return next((file for file in cached if isinstance(file, str)), ''), hub.hf_hub_url(metadata.hf_hub_id, names[0])
 
 def _torch_cache(url):
     file = Path(torch.hub.get_dir())/'checkpoints'/Path(urllib.parse.urlparse(url).path).name

@@ -116,8 +116,8 @@ def feature_kind(
     files = all(isinstance(f, (str, os.PathLike)) for ds in (dls.train_ds, dls.valid_ds) for f in _chosen(ds.items, range(len(ds))))
     if not files or not opener or not opener.store or not all(map(_is_known, tfms)): return None
     settings = {k: v for k, v in dls_settings(dls).items() if k != 'labels'}
-    facts = [_weights_digest(frozen_part(learn.model)), settings, opener.kind, str(dtype), torch.__version__, learn.dls.device.type]
-    return 'features ' + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    metadata = [_weights_digest(frozen_part(learn.model)), settings, opener.kind, str(dtype), torch.__version__, learn.dls.device.type]
+    return 'features ' + hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/train/03_fast.ipynb #ad236a8b
 def _features(learn, items, names, dtype, threads=None):
@@ -340,7 +340,7 @@ def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads
 class _Remembered:
     "Features of a Learner's images in memory, with what they depend on"
     def __init__(self, learn, train, valid):
-        self.facts, self.rows, at = _facts_of(learn), {}, 0
+        self.metadata, self.rows, at = _metadata_of(learn), {}, 0
         for ds in (learn.dls.train_ds, learn.dls.valid_ds):
             for item in ds.items if not hasattr(ds.items, 'iloc') else ():
                 if isinstance(item, (str, os.PathLike)): self.rows[str(item)] = at, *_times(item)
@@ -358,11 +358,11 @@ _in_memory = WeakKeyDictionary()  # a Learner's `_Remembered`; not in the Learne
 
 def _times(file):
     "What tells that a file is still the same"
-    try: facts = os.stat(file)
+    try: metadata = os.stat(file)
     except OSError: return None, None, None
-    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size
+    return metadata.st_mtime_ns, metadata.st_ctime_ns, metadata.st_size
 
-def _facts_of(learn):
+def _metadata_of(learn):
     "What features in memory depend on, besides the images"
     tfms = [*learn.dls.valid.after_item.fs, *learn.dls.valid.after_batch.fs]
     return _weights_digest(frozen_part(learn.model)), id(learn.dls), [(id(t), repr(t)) for t in tfms]
@@ -378,7 +378,7 @@ def known_features(
     if not is_file or not items or not hasattr(learn, 'fast') or _meddles(learn): return None, everything
     try: remembered = _in_memory.get(learn)
     except TypeError: remembered = None
-    if remembered: return remembered.find(items) if remembered.facts == _facts_of(learn) else (None, everything)
+    if remembered: return remembered.find(items) if remembered.metadata == _metadata_of(learn) else (None, everything)
     if not (kind := feature_kind(learn, torch.float32)): return None, everything
     opener = _opener(learn.dls)
     digests = [digest_of(f, opener) if os.path.exists(f) else '' for f in items]

@@ -30,7 +30,7 @@ from .fast import FastFit, check_dls
 from .log import balanced_dls, class_weights, log_training
 from .precision import pick_precision, precision_callback
 from ..data.cache import OpenImage, digest_of
-from .phases import Phase, fine_tune_phases, run_phases, training_facts
+from .phases import Phase, fine_tune_phases, run_phases, training_metadata
 from .trial import Trial, try_routes, unlike_photographs
 from ..core import expect
 
@@ -234,8 +234,8 @@ def fit(
     _check_last_batch(learn.dls.train)
     phases = fine_tune_phases(plan.epochs, plan.lr) if plan.route == 'fine_tune' else [Phase(plan.epochs, plan.lr)]
     what = {k: v for k, v in asdict(plan).items() if k in ('route', 'arch', 'size', 'recipe')}
-    facts = training_facts(learn, **what, precision=learn.precision, **settings) if checkpoint is not None else None
-    return run_phases(learn, phases, early_stop, checkpoint, facts, threads)
+    metadata = training_metadata(learn, **what, precision=learn.precision, **settings) if checkpoint is not None else None
+    return run_phases(learn, phases, early_stop, checkpoint, metadata, threads)
 
 def _check_last_batch(dl):
     "Refuse a batch of one image, of which batch normalisation cannot take the deviation"
@@ -279,8 +279,8 @@ def _tried_before(plan, dls, what, seed, run):
     opener = next((t for t in dls.train_ds.tfms[0].fs if isinstance(t, OpenImage)), None)
     if not opener or not opener.store: return run()
     images = [[digest_of(f, opener), int(y)] for f, y in zip(dls.train_ds.items, dls.train_ds.tls[1])]
-    facts = [what, plan.arch, plan.size, plan.weights, seed, torch.__version__, images]
-    kind, key = 'route trial 1', hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    metadata = [what, plan.arch, plan.size, plan.weights, seed, torch.__version__, images]
+    kind, key = 'route trial 1', hashlib.sha256(json.dumps(metadata).encode()).hexdigest()
     kept = opener.store.get(kind, [key])
     if kept: return Trial(**json.loads(kept[key]))
     trial = run()

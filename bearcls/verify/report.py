@@ -119,19 +119,19 @@ _mode_words = {'CMYK': 'CMYK, for print', 'P': 'a palette', 'PA': 'a palette wit
 # %% ../../nbs/verify/03_report.ipynb #9336a870
 def _best_first(measures, t):
     "Places of the readable images, the one to keep before its copies; of a file and links to it, one"
-    facts, names, files = [], [], bytearray()
+    metadata, names, files = [], [], bytearray()
     for k, m in enumerate(measures):
         if m.issue: continue
-        facts.append((k, any(_pixel_findings(m, t)), -m.width*m.height, -m.bytes))
+        metadata.append((k, any(_pixel_findings(m, t)), -m.width*m.height, -m.bytes))
         names.append(m.file)
         files += hashlib.blake2b(os.fsencode(m.real or m.file), digest_size=16).digest()
     if not names: return np.empty(0, np.int64)
     by_name = np.empty(len(names), np.int64)
     by_name[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    facts = np.array(facts, np.int64).T
-    order = np.lexsort((by_name, *facts[:0:-1]))
+    metadata = np.array(metadata, np.int64).T
+    order = np.lexsort((by_name, *metadata[:0:-1]))
     _, first = np.unique(np.frombuffer(files, 'S16')[order], return_index=True)
-    return facts[0][order[np.sort(first)]]
+    return metadata[0][order[np.sort(first)]]
 
 def _copy_findings(measures, t):
     "Exact copies, then near copies among what is left"

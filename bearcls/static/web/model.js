@@ -2,30 +2,30 @@
 
 const minLight = 64;  // grey level, as bearcls.images.min_light
 
-export async function loadModel(ort, wasm, model, facts) {  // a function from what `lookAt` gives to an answer
+export async function loadModel(ort, wasm, model, metadata) {  // a function from what `lookAt` gives to an answer
   Object.assign(ort.env.wasm, { wasmBinary: wasm, numThreads: 1, proxy: false });  // threads would need headers from a server
   ort.env.logLevel = 'fatal';
   const session = await ort.InferenceSession.create(model, { executionProviders: ['wasm'], logSeverityLevel: 4 });
-  const { width, height } = facts.input, wanted = ['probabilities'];
-  const evidence = facts.trust.confidence ? facts.trust.confidence.evidence : {};
+  const { width, height } = metadata.input, wanted = ['probabilities'];
+  const evidence = metadata.trust.confidence ? metadata.trust.confidence.evidence : {};
   const score = session.outputNames.includes('unlikeness') ? 'unlikeness' : 'ood_score';  // its name in models of bundles of format 1
-  if (facts.trust.ood_score || 'ood_score' in evidence) wanted.push(score);
+  if (metadata.trust.ood_score || 'ood_score' in evidence) wanted.push(score);
   if ('second opinion' in evidence) wanted.push('second_opinion');
   return async ({ pixels, size }) => {
     const out = await session.run({ image: new ort.Tensor('uint8', pixels, [1, height, width, 3]) }, wanted);
     const values = Array.from(out.probabilities.data), far = out[score] ? out[score].data[0] : null;
     const overlaps = out.second_opinion ? Array.from(out.second_opinion.data) : null;
     const sum = values.reduce((a, b) => a + b, 0);
-    if (values.length !== facts.labels.length || !(Math.abs(sum - 1) < 0.01) || !(Math.min(...values) >= 0) || !Number.isFinite(far ?? 0))
+    if (values.length !== metadata.labels.length || !(Math.abs(sum - 1) < 0.01) || !(Math.min(...values) >= 0) || !Number.isFinite(far ?? 0))
       throw new Error('The model gives no probabilities for this image.');
-    return answer(facts, values, size, lightness(pixels), far, overlaps);
+    return answer(metadata, values, size, lightness(pixels), far, overlaps);
   };
 }
 
-export function answer(facts, values, size, light, ood_score, overlaps = null) {  // as bearcls.inference.prediction.Prediction
-  const ranked = values.map((p, i) => [facts.labels[i], p]).sort((a, b) => b[1] - a[1]);
-  const sure = facts.trust.confidence ? lookAtAnswer(facts.trust.confidence, values, light, ood_score, overlaps) : null;
-  const reason = judge(facts, ranked, size, light, ood_score, sure);
+export function answer(metadata, values, size, light, ood_score, overlaps = null) {  // as bearcls.inference.prediction.Prediction
+  const ranked = values.map((p, i) => [metadata.labels[i], p]).sort((a, b) => b[1] - a[1]);
+  const sure = metadata.trust.confidence ? lookAtAnswer(metadata.trust.confidence, values, light, ood_score, overlaps) : null;
+  const reason = judge(metadata, ranked, size, light, ood_score, sure);
   return {
     label: ranked[0][0], probability: ranked[0][1], probabilities: Object.fromEntries(ranked), order: ranked.map((r) => r[0]), ood_score,
     trusted: !reason, reason, confidence: sure && sure.value,

@@ -4,13 +4,13 @@ import { ImageError } from './files.js';
 import { lookAt } from './pixels.js';
 import { loadModel } from './model.js';
 
-const root = document.querySelector('main'), state = document.querySelector('#state'), inside = document.querySelector('#bearcls-facts');
+const root = document.querySelector('main'), state = document.querySelector('#state'), inside = document.querySelector('#bearcls-metadata');
 const say = (words, name) => { state.textContent = words; document.documentElement.dataset.state = name; };
 
 async function parts() {
   if (!inside) return { ...await beside(), runtime: await import('./ort.wasm.bundle.min.mjs') };
   const [wasm, model] = await Promise.all(['wasm', 'model'].map((name) => unpacked(bytesOf(document.querySelector(`#bearcls-${name}`)))));
-  return { facts: JSON.parse(inside.textContent), runtime: globalThis.bearclsRuntime, wasm, model };
+  return { metadata: JSON.parse(inside.textContent), runtime: globalThis.bearclsRuntime, wasm, model };
 }
 
 async function beside() {
@@ -19,8 +19,8 @@ async function beside() {
     if (!answer?.ok) throw new Error(`A part of this page could not be loaded (${name}). Are you connected?`);
     return new Uint8Array(await answer.arrayBuffer());
   };
-  const [facts, wasm, model] = await Promise.all(['bundle.json', 'ort-wasm-simd-threaded.wasm.packed', 'model.onnx'].map(get));
-  return { facts: JSON.parse(new TextDecoder().decode(facts)), wasm: await unpacked(wasm), model };
+  const [metadata, wasm, model] = await Promise.all(['bundle.json', 'ort-wasm-simd-threaded.wasm.packed', 'model.onnx'].map(get));
+  return { metadata: JSON.parse(new TextDecoder().decode(metadata)), wasm: await unpacked(wasm), model };
 }
 
 function bytesOf(element) {
@@ -36,19 +36,19 @@ async function unpacked(bytes) {  // some servers unpack on the way
 
 async function start() {
   if (!globalThis.WebAssembly || !globalThis.DecompressionStream) throw new Error('This browser is too old for this page. A version of 2023 or later can do it.');
-  const { facts, runtime, wasm, model } = await parts();
+  const { metadata, runtime, wasm, model } = await parts();
   if (globalThis.crypto?.subtle) {
     const digest = [...new Uint8Array(await crypto.subtle.digest('SHA-256', model))].map((v) => v.toString(16).padStart(2, '0')).join('');
-    if (digest !== facts.model.sha256) throw new Error('The model did not come complete. Load the page again.');
+    if (digest !== metadata.model.sha256) throw new Error('The model did not come complete. Load the page again.');
   }
-  return { facts, model: await loadModel(runtime, wasm, model, facts) };
+  return { metadata, model: await loadModel(runtime, wasm, model, metadata) };
 }
 
 const loading = start();
 async function open(item) {  // the page brings one image after another: a photograph needs 50 MB while it is open
-  const { facts } = await loading, name = item.file.name || 'The image';
+  const { metadata } = await loading, name = item.file.name || 'The image';
   if (item.signal.aborted) return {};
-  try { return item.seen = await lookAt(item.file, facts.input); } catch (error) {
+  try { return item.seen = await lookAt(item.file, metadata.input); } catch (error) {
     if (error instanceof ImageError) throw new Error(`${name} cannot be looked at: ${error.message}.`);
     console.error(error);
     throw new Error(`${name} cannot be looked at. It may be too large for the memory of this device.`);
