@@ -179,6 +179,7 @@ def onnx_example(
     bundle: Bundle,  # The metadata
 ) -> str:            # Python
     "Lines that classify one image with ONNX Runtime alone, to run in the bundle's folder"
+    expect('bundle', bundle, Bundle)
     return f'''
 import json
 import numpy as np, onnxruntime
