@@ -180,7 +180,7 @@ def package_file(
 def sha256(
     source: str | os.PathLike | bytes,  # File or its bytes
 ) -> str:                               # Digest, in hexadecimal
-    "Digest of the bytes: equal for exact copies, whatever their names"
+    "Digest of the bytes: equal for exact duplicates, whatever their names"
     if isinstance(source, (bytes, bytearray)): return hashlib.sha256(source).hexdigest()
     digest = hashlib.sha256()
     with open(source, 'rb') as f:

@@ -247,7 +247,7 @@ def _broken_words(n, own):
 # %% ../nbs/17_quickstart.ipynb #8a27ca02
 def _pairs(report):
     "Images that are copies of each other"
-    return [(r.file, r.of) for r in report.rows if r.issue in ('exact_copy', 'near_copy')]
+    return [(r.file, r.of) for r in report.rows if r.issue in ('duplicate', 'near_duplicate')]
 
 def _error_words(seen):
     "The error with its uncertainty, in one line"
@@ -393,8 +393,8 @@ def advice(
         found.append(f'Gather more images of {rare}: it has {counts[rare]:,}, the largest label {max(counts.values()):,}.')
     if error['high'] - error['low'] > .1: found.append(f'The error is known only roughly, from {error["n"]} images. A hundred more for validation would tell more than another epoch.')
     if q.learn.plan.route == 'scratch': found.append('This model started from nothing. With ImageNet weights (connect to the network once, or set TORCH_HOME) photographs need far fewer images.')
-    copies = sum(q.report.counts.get(k, 0) for k in ('exact_copy', 'near_copy'))
-    if copies: found.append(f'{copies} images are copies or near copies of others. They were kept on one side of the split; they add little.')
+    copies = sum(q.report.counts.get(k, 0) for k in ('duplicate', 'near_duplicate'))
+    if copies: found.append(f'{copies} images are duplicates or near duplicates of others. They were kept on one side of the split; they add little.')
     return found + ['Try it on an image that is none of the labels: a classifier always answers, and only you know when it should not.']
 
 # %% ../nbs/17_quickstart.ipynb #20091b25

@@ -60,7 +60,7 @@ def work(n):
 'copies': '''
 import numpy as np
 from bearcls.fingerprints import Fingerprint, tiny_side
-from bearcls.similarity import near_copies
+from bearcls.similarity import near_duplicates
 def work(n, kind):
     rng, n = np.random.default_rng(0), int(n)
     whole = rng.integers(0, 2**64, n, dtype=np.uint64)
@@ -68,7 +68,7 @@ def work(n, kind):
     if kind == 'one crowd': whole = whole[0] ^ np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (n, 5)).astype(np.uint64), axis=1)
     tiny = [rng.integers(0, 256, tiny_side**2*3, dtype=np.uint8).tobytes() for _ in range(1 if kind == 'one image' else n)]
     prints = [Fingerprint(w, w, tiny[k % len(tiny)]) for k, w in enumerate(whole.tolist())]
-    return {'copies': sum(1 for _ in near_copies(prints))}
+    return {'copies': sum(1 for _ in near_duplicates(prints))}
 '''}
 
 def run(side, *arguments, python=sys.executable):

@@ -73,7 +73,7 @@ def test_all_orientations_reach_training_as_they_reach_prediction(tmp_path, reci
             noise = image.copy()
             noise.putpixel((140, 90 - o), (255, 255, 255) if label == 'left' else (0, 0, 0))
             (tmp_path/'all'/label/f'{o}.jpg').write_bytes(turned(noise, o))
-    dls = image_dls(tmp_path/'all', size=48, bs=4, recipe=recipe, pad_mode=pad_mode, augment='none', near_copies=False)
+    dls = image_dls(tmp_path/'all', size=48, bs=4, recipe=recipe, pad_mode=pad_mode, augment='none', near_duplicates=False)
     for f in image_files(tmp_path/'all'):
         x = dls.test_dl([f]).one_batch()[0][0]
         method = 'crop' if recipe == 'presize' else recipe
@@ -93,7 +93,7 @@ def test_every_kind_of_file_reaches_the_model(tmp_path):
         image = Image.open(io.BytesIO(image_bytes(30 + k)))
         for n, mode in enumerate(('L', 'P', 'RGBA', 'LA', '1', 'CMYK', 'I;16')):
             (Image.fromarray(np.asarray(image.convert('L')).astype(np.uint16)*257) if mode == 'I;16' else image.convert(mode)).save(folder/label/f'm{n}.{"tif" if mode == "CMYK" else "png"}')
-    dls = image_dls(folder, size=32, bs=4, near_copies=False)
+    dls = image_dls(folder, size=32, bs=4, near_duplicates=False)
     assert sum(len(x) for x, _ in dls.train) + len(dls.valid_ds) >= 28 - 3  # the last batch of training may be dropped
     assert dls.one_batch()[0].shape[1:] == (3, 32, 32)
 
@@ -105,7 +105,7 @@ def test_transparency_is_white_in_training(tmp_path):
             image = Image.new('RGBA', (64, 64), (0, 0, 0, 0))
             image.paste((*colour, 255), (16 + n, 16, 48, 48))
             image.save(folder/label/f'{n}.png')
-    dls = image_dls(folder, size=32, bs=4, augment='none', near_copies=False)
+    dls = image_dls(folder, size=32, bs=4, augment='none', near_duplicates=False)
     for batch in (dls.train.one_batch()[0], dls.valid.one_batch()[0]):
         for x in batch: assert (pixels(x)[0, 0] == 255).all() and (pixels(x)[-1, -1] == 255).all()
 
@@ -182,7 +182,7 @@ def test_order_of_the_files_does_not_matter(drawn):
         random.Random(seed).shuffle(looked)
         assert set(split_images(looked).valid) == valid
 
-def test_near_copies_never_fall_on_both_sides(drawn, tmp_path):
+def test_near_duplicates_never_fall_on_both_sides(drawn, tmp_path):
     folder, kin = shuffled_copy(drawn, tmp_path/'b'), []
     for n, f in enumerate(image_files(folder)[::4]):
         image = load_image(f)
@@ -440,7 +440,7 @@ def test_copies_that_are_alike_through_a_third_stay_together(monkeypatch):
     for module in (likeness, split_module): monkeypatch.setattr(module, 'similarity', similarity, raising=False)
     assert len(set(near_groups([Surveyed(Path('a')/d, d, p) for d, p in prints.items()]))) == 1
 
-def test_no_near_copy_is_left_alone_in_large_families():
+def test_no_near_duplicate_is_left_alone_in_large_families():
     "Of many trims of one image, each that is like any other is in its group"
     rng = np.random.default_rng(0)
     looked = []
@@ -529,11 +529,11 @@ def sourced(drawn, tmp_path):
 def test_a_site_stands_on_one_side(sourced):
     path, sites = sourced
     for seed in range(3):
-        split = image_dls(path, size=32, seed=seed, group_by='site', near_copies=False).split
+        split = image_dls(path, size=32, seed=seed, group_by='site', near_duplicates=False).split
         both = {sites[f] for f in split.train} & {sites[f] for f in split.valid} - {''}
         assert not both and len(split.train) + len(split.valid) == len(sites)
         assert {f.parent.name for f in split.valid} == {f.parent.name for f in split.train} == {'black', 'grizzly', 'teddy'}
-    by_chance = image_dls(path, size=32, near_copies=False).split
+    by_chance = image_dls(path, size=32, near_duplicates=False).split
     assert {sites[f] for f in by_chance.train} & {sites[f] for f in by_chance.valid}
 
 def test_a_function_names_the_source(sourced):

@@ -21,7 +21,7 @@ from bearcls.interpret.evaluate import (certain, confusion, error_rate_of, evalu
     plot_label_metrics, show_confusion, show_top_losses, tabulate, top_losses)
 from bearcls.data.cache import OpenImage, survey
 from bearcls.data.split import Split
-from bearcls.interpret.label_issues import WrongLabels, count_wrong_labels, copy_issues, find_issues, issue_columns, judge_labels, label_issues, likeness_to_label, out_of_fold, show_issues
+from bearcls.interpret.label_issues import WrongLabels, count_wrong_labels, duplicate_issues, find_issues, issue_columns, judge_labels, label_issues, likeness_to_label, out_of_fold, show_issues
 from bearcls.interpret.slices import coverage, cut_slices, image_metadata, slice_errors, slice_words, slices_html
 from bearcls.sample.bears import draw_bears
 from bearcls.train.learner import train
@@ -92,7 +92,7 @@ def test_nothing_at_all(nothing):
     assert reliability(nothing).n.sum() == 0 and math.isnan(calibration_error(nothing)['error']) and math.isnan(log_loss_of(nothing))
     assert 'Too few' in calibration_html(nothing)
     assert len(slice_errors(nothing)) == len(coverage(nothing)) == 0 and 'too few' in slice_words(slice_errors(nothing))[0]
-    assert len(label_issues(nothing)) == len(copy_issues(nothing)) == len(find_issues(nothing)) == 0
+    assert len(label_issues(nothing)) == len(duplicate_issues(nothing)) == len(find_issues(nothing)) == 0
     assert list(find_issues(nothing).columns) == issue_columns
     with pytest.raises(DataError, match='got 0'): fit_temperature(nothing)
 
@@ -544,12 +544,12 @@ def test_copies_across_labels_and_split(tmp_path):
     (tmp_path/'teddy'/'2.png').write_bytes((tmp_path/'teddy'/'1.png').read_bytes())
     files = image_files(tmp_path)
     seen = tabulate(files, ['train', 'valid', 'train', 'train'], np.eye(3)[[0, 1, 2, 2]], [0, 1, 2, 2], labels, np.zeros((4, 2)))
-    found = copy_issues(seen).set_index('file')
+    found = duplicate_issues(seen).set_index('file')
     assert [Path(f).parent.name for f in found.index] == ['teddy', 'grizzly'] and found.score.iloc[0] == 1 and set(found.kind) == {'copy'}
     small = found.loc[str(tmp_path/'grizzly'/'1.png')]
     assert small.suggested == 'black' and small.reason == 'looks like black/1.png, which is filed as black; one is trained on, the other validated with'
-    assert found.reason.iloc[0] == 'the same bytes as teddy/1.png' and show_issues(copy_issues(seen), 'copy').count('<img') == 2
-    with pytest.raises(DataError, match='`surveyed` lacks'): copy_issues(seen, survey(files[:2]))
+    assert found.reason.iloc[0] == 'the same bytes as teddy/1.png' and show_issues(duplicate_issues(seen), 'copy').count('<img') == 2
+    with pytest.raises(DataError, match='`surveyed` lacks'): duplicate_issues(seen, survey(files[:2]))
 
 def test_a_file_listed_twice_is_no_copy(tmp_path):
     "Whoever lists a rare image several times must not be told to delete it"
@@ -557,7 +557,7 @@ def test_a_file_listed_twice_is_no_copy(tmp_path):
     file.parent.mkdir()
     draw_bear('teddy', seed=0, side=64).save(file)
     seen = tabulate([file]*3 + ['other.png'], ['valid']*3 + ['train'], np.eye(3)[[2, 2, 2, 0]], [2]*3 + [0], labels, np.eye(4))
-    assert len(copy_issues(seen.only('valid'))) == 0 and 'filed as teddy, called teddy' in show_nearest(seen, [file], 1, 40)
+    assert len(duplicate_issues(seen.only('valid'))) == 0 and 'filed as teddy, called teddy' in show_nearest(seen, [file], 1, 40)
 
 def test_a_rare_label_is_not_called_wrong():
     "Eight images beside two clouds of a hundred and fifty"

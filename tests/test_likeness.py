@@ -8,7 +8,7 @@ from bearcls.verify import measure
 from bearcls.images import load_image
 from bearcls.folders import image_files
 from bearcls.fingerprints import Fingerprint, Prints, fingerprint
-from bearcls.similarity import joined_copies, near_copies, similarity
+from bearcls.similarity import joined_duplicates, near_duplicates, similarity
 from bearcls.verify.measure import MeasuresTable, measure_file
 from bearcls.data.cache import survey
 from bearcls.data.split import near_groups
@@ -61,7 +61,7 @@ def test_images_of_one_layout_are_no_copies(kind):
     "Of 48 drawn chest images 29 were called copies, 18 of them across labels"
     rng = np.random.default_rng(0)
     prints = [fingerprint(kind(rng)) for _ in range(48)]
-    assert list(near_copies(prints)) == []
+    assert list(near_duplicates(prints)) == []
 
 @pytest.mark.parametrize('kind,trim', [(xray, .01), (field, 0)])
 def test_copies_among_images_of_one_layout_are_found(kind, trim):
@@ -69,7 +69,7 @@ def test_copies_among_images_of_one_layout_are_found(kind, trim):
     rng = np.random.default_rng(1)
     images = [kind(rng) for _ in range(48)]
     prints = [fingerprint(image) for image in images] + [fingerprint(again(image, rng, trim)) for image in images[:12]]
-    found = [(a, b) for a, b, _ in near_copies(prints)]
+    found = [(a, b) for a, b, _ in near_duplicates(prints)]
     alike = [k for k in range(12) if similarity(prints[k].tiny, prints[48 + k].tiny) >= .96]
     assert all(b - a == 48 for a, b in found)
     assert len(alike) >= 8 and len(found) >= .8*len(alike)
@@ -81,10 +81,10 @@ def test_in_small_folders_too(n):
     for seed in range(10):
         rng = np.random.default_rng(100*n + seed)
         images = [xray(rng) for _ in range(n)]
-        false += len(list(near_copies([fingerprint(image) for image in images])))
+        false += len(list(near_duplicates([fingerprint(image) for image in images])))
         out = io.BytesIO()
         images[0].save(out, 'JPEG', quality=60)
-        assert (0, n) in {(a, b) for a, b, _ in near_copies([fingerprint(i) for i in [*images, load_image(out.getvalue())]])}
+        assert (0, n) in {(a, b) for a, b, _ in near_duplicates([fingerprint(i) for i in [*images, load_image(out.getvalue())]])}
     assert false <= 2
 
 def test_report_split_and_label_issues_go_by_one_rule(tmp_path):
@@ -94,7 +94,7 @@ def test_report_split_and_label_issues_go_by_one_rule(tmp_path):
         for n in range(16): xray(rng).save(tmp_path/label/f'{n}.png')
     load_image(tmp_path/'ill'/'3.png').save(tmp_path/'healthy'/'again.jpg', quality=70)
     report = check_images(tmp_path)
-    assert [(f.file, f.of) for f in report.rows if f.issue == 'near_copy'] == [('healthy/again.jpg', 'ill/3.png')]
+    assert [(f.file, f.of) for f in report.rows if f.issue == 'near_duplicate'] == [('healthy/again.jpg', 'ill/3.png')]
     assert report.files('across_labels') == ['healthy/again.jpg']
     looked = survey(image_files(tmp_path))
     groups = near_groups(looked)
@@ -107,8 +107,8 @@ def test_a_family_of_copies_is_found_among_others():
     def blocky(): return Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((240, 240), Image.Resampling.BICUBIC)
     images = [blocky() for _ in range(40)]
     prints = [fingerprint(i) for i in images] + [fingerprint(again(images[0], rng)) for _ in range(8)]
-    assert {b for a, b, _ in near_copies(prints) if a == 0} == set(range(40, 48))
-    groups = joined_copies(prints)
+    assert {b for a, b, _ in near_duplicates(prints) if a == 0} == set(range(40, 48))
+    groups = joined_duplicates(prints)
     assert [k for k in range(48) if groups.leader(k) == 0] == [0, *range(40, 48)]
 
 def some_prints(n): return [Fingerprint(k, 2*k, bytes([k % 256])*3072) for k in range(n)]

@@ -610,7 +610,7 @@ def test_a_trial_of_digits(tmp_path, shared, monkeypatch):
     trials, tried, asked = [], train_module.try_routes, []
     monkeypatch.setattr(train_module, 'try_routes', lambda *a, **k: trials.append(tried(*a, **k, epochs=2)) or trials[-1])
     monkeypatch.setattr('bearcls.train.trial.image_features', lambda learn, items, *a: asked.extend(items) or image_features(learn, items, *a))
-    learn = train(digit_folder(tmp_path/'digits', 100), quiet=True, near_copies=False)
+    learn = train(digit_folder(tmp_path/'digits', 100), quiet=True, near_duplicates=False)
     trial, = trials
     assert learn.plan.route == trial.chosen and trial.reason in learn.plan.reason and 'tiny and grey (28×28 pixels)' in learn.plan.reason
     assert {str(f) for f in asked} == {str(f) for f in learn.dls.train_ds.items} and trial.n == len(asked)
@@ -629,7 +629,7 @@ def test_a_trial_finds_the_better_route(kind, better, tmp_path, shared, monkeypa
     monkeypatch.setenv('TORCH_HOME', str((shared/'torch').resolve()))
     monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'cache'))
     folder = digit_folder(tmp_path/'digits', 500, noise=60) if better == 'scratch' else grey_photos(shared, tmp_path/'grey')
-    learn = make_learner(image_dls(folder, size=160, recipe='squish', near_copies=False), 'squeezenet1_1')
+    learn = make_learner(image_dls(folder, size=160, recipe='squish', near_duplicates=False), 'squeezenet1_1')
     trial = train_module.try_routes(learn, kind, train_module.scratch_augment(32), max_n=400)
     assert trial.chosen == better, trial.reason
     assert trial.n_both >= 100 and max(trial.wrong_fast, trial.wrong_scratch) > 1.3*min(trial.wrong_fast, trial.wrong_scratch)

@@ -199,8 +199,8 @@ def test_a_copy_of_a_copy_is_told_of_across_the_split(tmp_path):
 def test_faults_of_five_drawn_sets_are_found(tmp_path):
     planted, found, pairs_found, false = Counter(), Counter(), 0, 0
     issues = {'truncated_jpeg': 'truncated', 'html_page': 'not_an_image', 'empty_file': 'empty', 'bomb_png': 'bomb', 'webp_as_jpg': 'wrong_extension',
-        'rgba_png': 'odd_mode', 'palette_png': 'odd_mode', 'cmyk_jpeg': 'odd_mode', 'exif_rotated': 'exif_rotated', 'one_pixel': 'too_small', 'exact_copy': 'exact_copy',
-        'rescaled_copy': 'near_copy', 'reencoded_copy': 'near_copy', 'cropped_copy': 'near_copy', 'too_dark': 'too_dark', 'blurred': 'blurred'}
+        'rgba_png': 'odd_mode', 'palette_png': 'odd_mode', 'cmyk_jpeg': 'odd_mode', 'exif_rotated': 'exif_rotated', 'one_pixel': 'too_small', 'duplicate': 'duplicate',
+        'rescaled_copy': 'near_duplicate', 'reencoded_copy': 'near_duplicate', 'cropped_copy': 'near_duplicate', 'too_dark': 'too_dark', 'blurred': 'blurred'}
     for seed in (42, 1, 2, 3, 4):
         folder = draw_bears(tmp_path/str(seed), n_per_label=300, side=160, seed=seed)
         report = check_images(folder)
@@ -210,11 +210,11 @@ def test_faults_of_five_drawn_sets_are_found(tmp_path):
             planted[issues[r['fault']]] += 1
             found[issues[r['fault']]] += (r['file'], issues[r['fault']]) in hits
         pairs = {frozenset((r['file'], r['of'])) for r in faults if r['of']}
-        copies = [f for f in report.rows if f.issue in ('exact_copy', 'near_copy')]
+        copies = [f for f in report.rows if f.issue in ('duplicate', 'near_duplicate')]
         pairs_found, false = pairs_found + len(copies), false + sum(frozenset((f.file, f.of)) not in pairs for f in copies)
         assert set(report.files(*broken_issues)) == {r['file'] for r in faults if issues[r['fault']] in broken_issues}
-    least = {**dict.fromkeys(planted, 1.0), 'near_copy': 0.95, 'too_dark': 0.9, 'blurred': 0.9}
-    assert min(planted[issue] for issue in ('exact_copy', 'near_copy', 'too_dark', 'blurred')) >= 30
+    least = {**dict.fromkeys(planted, 1.0), 'near_duplicate': 0.95, 'too_dark': 0.9, 'blurred': 0.9}
+    assert min(planted[issue] for issue in ('duplicate', 'near_duplicate', 'too_dark', 'blurred')) >= 30
     assert {issue: found[issue]/planted[issue] for issue in planted if found[issue] < least[issue]*planted[issue]} == {}
     assert false <= 0.01*pairs_found
 
@@ -319,7 +319,7 @@ def test_a_hundred_identical_and_blank_images_stay_quick(tmp_path):
     (tmp_path/'b'/'x').mkdir(parents=True)
     for n in range(100): Image.new('RGB', (64, 64), (n, n, n)).save(tmp_path/'b'/'x'/f'{n:03}.png')
     report = check_images(tmp_path/'b')
-    assert report.counts['near_constant'] == 100 and 'near_copy' not in report.counts
+    assert report.counts['near_constant'] == 100 and 'near_duplicate' not in report.counts
 
 
 def test_quarantine_leaves_the_good_one_of_two_copies(tmp_path):
@@ -329,8 +329,8 @@ def test_quarantine_leaves_the_good_one_of_two_copies(tmp_path):
     good.save(tmp_path/'b'/'x'/'good.png')
     good.resize((640, 640)).point(lambda v: v//6).save(tmp_path/'b'/'x'/'large.png')
     report = check_images(tmp_path/'b')
-    assert report.files('too_dark') == report.files('near_copy') == ['x/large.png']
-    report.quarantine(['near_copy', 'too_dark'])
+    assert report.files('too_dark') == report.files('near_duplicate') == ['x/large.png']
+    report.quarantine(['near_duplicate', 'too_dark'])
     assert [f.name for f in image_files(tmp_path/'b')] == ['good.png']
 
 
@@ -347,7 +347,7 @@ def test_odd_names_and_links_come_back(tmp_path):
     os.symlink(label, tmp_path/'b'/'twin')
     before = sorted(os.listdir(label))
     report = check_images(tmp_path/'b')
-    assert 'exact_copy' not in report.counts and 'across_labels' not in report.counts
+    assert 'duplicate' not in report.counts and 'across_labels' not in report.counts
     report.write_html(tmp_path/'report.html')
     assert {m.file.rpartition('/')[2] for m in report.quarantine() if m.status == 'moved'} == {'a\\b.jpg', 'link.jpg', os.fsdecode(b'caf\xe9.jpg')}
     assert {m.status for m in restore(tmp_path/'b')} == {'restored'} and sorted(os.listdir(label)) == before

@@ -30,9 +30,9 @@ def file_candidates(
 ) -> list[dict]:          # Candidates that need no model
     "Broken files and copies: what the report found, as proposals; what is in quarantine already is left there"
     expect('report', report, ImageReport)
-    proposals = {**{issue: 'delete' for issue in broken_issues}, 'unsupported': 'look', 'exact_copy': 'delete', 'near_copy': 'look', 'blurred': 'look', 'too_dark': 'look'}
+    proposals = {**{issue: 'delete' for issue in broken_issues}, 'unsupported': 'look', 'duplicate': 'delete', 'near_duplicate': 'look', 'blurred': 'look', 'too_dark': 'look'}
     in_doubt = set(report.files('across_labels'))
-    def proposal(r): return 'look' if r.issue == 'exact_copy' and r.file in in_doubt else proposals[r.issue]
+    def proposal(r): return 'look' if r.issue == 'duplicate' and r.file in in_doubt else proposals[r.issue]
     return [_row(report.path, r.file, report.label_of(r.file), proposal(r), 1 if proposal(r) == 'delete' else .5, r.reason, r.issue)
             for r in report.rows if r.issue in proposals and (report.path/r.file).exists()]
 

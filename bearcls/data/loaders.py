@@ -160,11 +160,11 @@ def _n_workers(asked):
     if asked is not None: return asked
     return min(4, os.cpu_count() or 1) if torch.cuda.is_available() and sys.platform == 'linux' else 0
 
-def _split(folder, looked, split, valid_pct, seed, pairs, near_copies, store):
+def _split(folder, looked, split, valid_pct, seed, pairs, near_duplicates, store):
     "The split asked for: an earlier one that goes on, the folder's own, or a new one"
-    if split is not None: return split.place(looked, pairs, near_copies, store, folder.label_of)
+    if split is not None: return split.place(looked, pairs, near_duplicates, store, folder.label_of)
     if own := _own_split(folder, looked, valid_pct, seed): return own
-    return split_images(looked, valid_pct, seed, pairs, near_copies, store=store, label_of=folder.label_of)
+    return split_images(looked, valid_pct, seed, pairs, near_duplicates, store=store, label_of=folder.label_of)
 
 # %% ../../nbs/data/04_loaders.ipynb #67585e96
 def source_pairs(
@@ -196,7 +196,7 @@ def image_dls(
     exclude: str | Path | Iterable = (),  # A file to leave out, or several, such as those `check_images` found broken; whole paths or relative to `path`
     pairs: Iterable[tuple] = (),# Pairs of files that must fall on the same side of the split; likewise
     split: 'Split | str | Path | None' = None,  # A split to go on with, or its file; `valid_pct` is then that split's own
-    near_copies: bool = True,   # Keep near copies on one side of the split, and not only exact ones
+    near_duplicates: bool = True,   # Keep near duplicates on one side of the split, and not only exact ones
     num_workers: int | None = None,  # Processes that load; None: a few with a GPU on Linux, otherwise none
     pad_mode: str = 'zeros',    # How the recipe `pad` fills its bars: zeros, border or reflection
     min_scale: float | None = None,  # Smallest share of an image that `random_crop` and `presize` show; None: 0.35 and 0.75
@@ -219,7 +219,7 @@ def image_dls(
     if group_by is not None: pairs += source_pairs(folder, files, group_by)
     looked = survey(files, opener)
     check_readable(looked, path)
-    split = _split(folder, looked, split, valid_pct, seed, pairs, near_copies, opener.store)
+    split = _split(folder, looked, split, valid_pct, seed, pairs, near_duplicates, opener.store)
     label_of = folder.label_of
     order = sorted(split.digests, key=lambda f: (label_of(f), split.digests[f], f.name))
     held = set(split.valid)

@@ -21,14 +21,14 @@ from ..show import html_table
 from .cache import Store, Surveyed
 from ..folders import LabelOf
 from ..fingerprints import Prints
-from ..similarity import joined_copies
+from ..similarity import joined_duplicates
 
 # %% ../../nbs/data/02_split.ipynb #29ae2235
 def near_groups(
     surveyed: Sequence[Surveyed],  # Images, from `survey`; one without a fingerprint stands alone
-    min_similarity: float = 0.96,  # Likeness from which two images count as copies, see `near_copies`
+    min_similarity: float = 0.96,  # Likeness from which two images count as copies, see `near_duplicates`
     store: Store | None = None,    # Remembers the answer for the same images
-) -> list[int]:                    # A number for each image; copies and near copies share it
+) -> list[int]:                    # A number for each image; duplicates and near duplicates share it
     "Which images are copies of one another"
     expect('store', store, Store, None)
     surveyed = expect_all('surveyed', surveyed, Surveyed)
@@ -39,7 +39,7 @@ def near_groups(
     return [numbers[name] for name in names]
 
 def _near_pairs(surveyed, min_similarity, store):
-    "Digests of near copies in pairs, from the store if these very images were compared before"
+    "Digests of near duplicates in pairs, from the store if these very images were compared before"
     rows = {s.digest: i for i, s in enumerate(surveyed) if s.fingerprint is not None}
     prints, order, key = Prints(), sorted(rows), hashlib.sha256(repr(min_similarity).encode())
     for d in order:
@@ -47,7 +47,7 @@ def _near_pairs(surveyed, min_similarity, store):
         key.update(f'{d} {p.whole} {p.middle}'.encode())
     key = key.hexdigest()
     if known := store.get(_pairs_kind, [key]) if store else None: return json.loads(known[key])
-    groups = joined_copies(prints, min_similarity=min_similarity)
+    groups = joined_duplicates(prints, min_similarity=min_similarity)
     pairs = [(order[leader], order[k]) for k in range(len(order)) if (leader := groups.leader(k)) != k]
     if store: store.put(_pairs_kind, {key: json.dumps(pairs).encode()})
     return pairs
@@ -100,7 +100,7 @@ def _one_sided(label, sizes, held):
     n = sum(sizes.values())
     if n == 1: return f'{label} has 1 image; one to train on and another to validate with are needed'
     if len(sizes) == 1: return (f'All {n} images of {label} are copies of one another, so none can be held back from training: '
-        'gather different ones, or pass `near_copies=False` if they differ in what matters')
+        'gather different ones, or pass `near_duplicates=False` if they differ in what matters')
     lacking = 'train on' if all(held.get(g) for g in sizes) else 'validate with'
     return (f'This split leaves no image of {label} to {lacking}; its {n} images are tied to images on the other side. '
         'Try another `seed`, or leave the copies out')
@@ -180,7 +180,7 @@ def split_images(
     valid_pct: float = 0.2,        # Share of each label's images that is held back, between 0 and 1
     seed: int = 42,                # Another seed, another split
     pairs: Iterable[tuple] = (),   # Pairs of files that must stay together
-    near_copies: bool = True,      # Keep near copies together, and not only exact ones
+    near_duplicates: bool = True,      # Keep near duplicates together, and not only exact ones
     known: Split | None = None,    # A split to go on with: images that it knows stay where they are
     store: Store | None = None,    # Remembers which images are copies
     label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the image
@@ -191,7 +191,7 @@ def split_images(
     surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('known', known, Split, None)
     files, digests = [s.file for s in surveyed], [s.digest for s in surveyed]
-    groups = near_groups(surveyed, store=store) if near_copies else None
+    groups = near_groups(surveyed, store=store) if near_duplicates else None
     train, valid = split_files(files, valid_pct, seed, pairs, groups, digests, known.sides if known else None, label_of)
     return Split([files[i] for i in train], [files[i] for i in valid], dict(zip(files, digests)), float(valid_pct), index(seed), label_of)
 
@@ -265,7 +265,7 @@ def _split_problem(metadata):
 def place(self: Split,
     surveyed: Sequence[Surveyed],  # Images as they are now, from `survey`
     pairs: Iterable[tuple] = (),   # Pairs of new files that must stay together
-    near_copies: bool = True,      # New near copies go with the image they are a copy of
+    near_duplicates: bool = True,      # New near duplicates go with the image they are a copy of
     store: Store | None = None,    # Remembers which images are copies
     label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the image
 ) -> Split:                        # The split of these images; save it to keep the new ones' sides
@@ -275,4 +275,4 @@ def place(self: Split,
         known = ', '.join('/'.join(Path(f).parts[-2:]) for f in (self.valid + self.train)[:3])
         here = ', '.join('/'.join(s.file.parts[-2:]) for s in surveyed[:3])
         raise DataError(f'The split fits none of these {len(surveyed)} images: it knows {known}…; here are {here}…')
-    return split_images(surveyed, self.valid_pct, self.seed, pairs, near_copies, self, store, label_of)
+    return split_images(surveyed, self.valid_pct, self.seed, pairs, near_duplicates, self, store, label_of)

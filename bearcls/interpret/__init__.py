@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = front_door('bearcls.interpret', dict(
     calibrate='Temperature calibration_error calibration_html fit_temperature plot_reliability reliability',
     slices='coverage cut_slices image_metadata plot_slices slice_errors slices_html',
     gradcam='Attention attend grad_cam nearest_images show_attention show_nearest',
-    label_issues='WrongLabels copy_issues count_wrong_labels find_issues judge_labels label_issues show_issues',
+    label_issues='WrongLabels duplicate_issues count_wrong_labels find_issues judge_labels label_issues show_issues',
 ), earlier=dict(
     evaluate='real_name f1_interval',
 ))

@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/interpret/label_issues.html.md"""
 
 # %% auto #0
 __all__ = ['issue_kinds', 'issue_columns', 'out_of_fold', 'likeness_to_label', 'judge_labels', 'label_issues', 'show_issues',
-           'WrongLabels', 'count_wrong_labels', 'copy_issues', 'find_issues']
+           'WrongLabels', 'count_wrong_labels', 'duplicate_issues', 'find_issues']
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #203dd92b
 import math, os
@@ -159,7 +159,7 @@ def _reason(r):
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #c2a248d0
 def show_issues(
-    issues: pd.DataFrame,      # From `label_issues`, `copy_issues` or `find_issues`
+    issues: pd.DataFrame,      # From `label_issues`, `duplicate_issues` or `find_issues`
     kind: str | None = None,   # Only this kind; None: all
     n: int = 12,               # How many
     side: int = 110,           # Longer side of a thumbnail, in pixels
@@ -265,7 +265,7 @@ def _by_habit(p, y, some, listed, seed, n_draws=20):
     return np.concatenate(draws), best
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #c50ea862
-def copy_issues(
+def duplicate_issues(
     seen: Evaluation,                           # Predictions on the images to examine; only files, labels and splits are used
     surveyed: Sequence[Surveyed] | None = None, # The same images from `survey`, if at hand; None: they are opened now
 ) -> pd.DataFrame:                              # Columns `issue_columns`, kind 'copy', score: likeness to the image that is kept
@@ -308,5 +308,5 @@ def find_issues(
     "Suspicious labels and copies together"
     if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('seen', seen, Evaluation)
-    table = pd.concat([t for t in (label_issues(seen, share, seed), copy_issues(seen, surveyed)) if len(t)] or [pd.DataFrame(columns=issue_columns)])
+    table = pd.concat([t for t in (label_issues(seen, share, seed), duplicate_issues(seen, surveyed)) if len(t)] or [pd.DataFrame(columns=issue_columns)])
     return table.sort_values('score', ascending=False, kind='stable').reset_index(drop=True)

@@ -36,7 +36,7 @@ awkward_faults = {     # These open, but not in every program, or not as they sh
 
 # %% ../../nbs/sample/04_bears.ipynb #ed2e9ca7
 content_faults = {     # Good files that spoil a training set
-    'exact_copy': 'the same bytes again under another name',
+    'duplicate': 'the same bytes again under another name',
     'rescaled_copy': 'another image again, smaller',
     'reencoded_copy': 'another image again, saved with a low quality',
     'cropped_copy': 'another image again, with a little cut off at the edges',
@@ -51,7 +51,7 @@ fault_kinds = {**unreadable_faults, **awkward_faults, **content_faults}  # Every
 _share = {  # Part of all files that carries each fault
     'truncated_jpeg': .0015, 'html_page': .0015, 'empty_file': .001, 'bomb_png': .0007,
     'webp_as_jpg': .003, 'rgba_png': .002, 'palette_png': .002, 'cmyk_jpeg': .002, 'exif_rotated': .004, 'one_pixel': .0007,
-    'exact_copy': .010, 'rescaled_copy': .006, 'reencoded_copy': .006, 'cropped_copy': .006,
+    'duplicate': .010, 'rescaled_copy': .006, 'reencoded_copy': .006, 'cropped_copy': .006,
     'swapped_label': .015, 'not_a_bear': .015, 'too_dark': .008, 'blurred': .008,
 }
 
@@ -180,7 +180,7 @@ def _plant(item, fault, good, rng):
         original = next(o for o in good if o.label == item.label)
         good.remove(original)
         item.source = original.number
-        if fault == 'exact_copy': item.suffix = original.suffix
+        if fault == 'duplicate': item.suffix = original.suffix
 
 # %% ../../nbs/sample/04_bears.ipynb #ba76db09
 _subjects = [*bear_labels, *sorted(things)]
@@ -195,8 +195,8 @@ def _item_bytes(item, side, seed):
     "What the item's file holds"
     rng = np.random.default_rng([seed, bear_labels.index(item.label), item.source, 1])
     image = _draw_item(item, side, seed)
-    if item.fault in ('', 'exact_copy', 'swapped_label', 'not_a_bear') and item.suffix == '.png': return _png(image)
-    return spoil(image, '' if item.fault == 'exact_copy' else item.fault, rng)
+    if item.fault in ('', 'duplicate', 'swapped_label', 'not_a_bear') and item.suffix == '.png': return _png(image)
+    return spoil(image, '' if item.fault == 'duplicate' else item.fault, rng)
 
 # %% ../../nbs/sample/04_bears.ipynb #f93267a9
 class NotEmptyError(DataError, FileExistsError):

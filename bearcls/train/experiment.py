@@ -180,7 +180,7 @@ def plot(self: Experiment,
     return ax
 
 # %% ../../nbs/train/08_experiment.ipynb #de32e371
-split_arguments = ('seed', 'valid_pct', 'exclude', 'pairs', 'split', 'near_copies')
+split_arguments = ('seed', 'valid_pct', 'exclude', 'pairs', 'split', 'near_duplicates')
 
 def _check_variants(variants, common):
     "Refuse what cannot be compared"

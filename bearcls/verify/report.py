@@ -23,7 +23,7 @@ from ..show import Html, gallery, html_table, thumbnail
 from ..images import ImageError, load_image, min_light
 from ..folders import LabelOf, scan_folder
 from ..fingerprints import Prints
-from ..similarity import near_copies
+from ..similarity import near_duplicates
 from .measure import Measures, MeasuresTable, measure_file, smallest_side
 from .quarantine import Move, Suspect, quarantine_files, restore, whereabouts
 
@@ -48,8 +48,8 @@ issue_words = {
     'too_dark': 'even the light parts are dark',
     'too_bright': 'even the dark parts are bright',
     'blurred': 'no sharp edge anywhere',
-    'exact_copy': 'the same bytes as another file',
-    'near_copy': 'looks like another image',
+    'duplicate': 'the same bytes as another file',
+    'near_duplicate': 'looks like another image',
     'across_labels': 'a copy under another label',
     'across_split': 'trained on and validated with',
 }
@@ -66,7 +66,7 @@ class Thresholds:
     max_light: float = 200.0       # Grey level that 95% of the pixels stay above, 0 to 255; above it `too_bright`
     min_sharpness: float = 0.10    # Steepest edges relative to the contrast, see `sharpness`; below it `blurred`
     max_distance: int = 11         # Bits of the perceptual hash that may differ before a pair is not even compared, 0 to 15
-    min_similarity: float = 0.96   # Likeness of two images, see `near_copies`; from here on `near_copy`
+    min_similarity: float = 0.96   # Likeness of two images, see `near_duplicates`; from here on `near_duplicate`
 
 def folder_thresholds(
     thresholds: Thresholds,        # Where findings begin
@@ -134,7 +134,7 @@ def _best_first(measures, t):
     return metadata[0][order[np.sort(first)]]
 
 def _copy_findings(measures, t):
-    "Exact copies, then near copies among what is left"
+    "Exact copies, then near duplicates among what is left"
     found, of = [], {}
     def add(copy, kept, issue, score, words):
         copy, kept = measures[copy], measures[kept]
@@ -148,12 +148,12 @@ def _copy_findings(measures, t):
     usable, prints = [], Prints()
     for k, kept in zip(best.tolist(), best[first].tolist()):
         m = measures[k]
-        if kept != k: add(k, kept, 'exact_copy', 1.0, 'the same bytes as {file}')
+        if kept != k: add(k, kept, 'duplicate', 1.0, 'the same bytes as {file}')
         elif min(m.width, m.height) >= t.min_side and m.contrast >= t.min_contrast:
             usable.append(k)
             prints.append(m.fingerprint)
-    for a, b, score in near_copies(prints, t.max_distance, t.min_similarity):
-        add(usable[b], usable[a], 'near_copy', score, 'looks like {file} (similarity {score:.2f})')
+    for a, b, score in near_duplicates(prints, t.max_distance, t.min_similarity):
+        add(usable[b], usable[a], 'near_duplicate', score, 'looks like {file} (similarity {score:.2f})')
     return found, of
 
 # %% ../../nbs/verify/03_report.ipynb #591b4118
@@ -302,7 +302,7 @@ _thresholds_of = {
     'too_small': 'shorter side below {min_side} pixels', 'extreme_aspect': 'sides above {max_aspect:g} to 1',
     'near_constant': 'shades span less than {min_contrast:g} of 255', 'too_dark': '95% of the pixels below {min_light:g} of 255',
     'too_bright': '95% of the pixels above {max_light:g} of 255', 'blurred': 'sharpness below {min_sharpness:g}',
-    'near_copy': 'similarity from {min_similarity:g}',
+    'near_duplicate': 'similarity from {min_similarity:g}',
 }
 
 def _summary(report):
