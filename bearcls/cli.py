@@ -109,7 +109,7 @@ def _predict(args):
     from bearcls.core import progress
     from bearcls.folders import LeftOut
     from bearcls.inference.classifier import Classifier
-    try: classifier = Classifier(read_bundle(args.bundle, args.key), args.threads, args.provider, args.url)
+    try: classifier = Classifier(read_bundle(args.bundle, args.key), args.threads, args.execution_provider, args.url)
     except ValueError as e: return _fail(str(e))
     files = [f for name in args.files for f in _files_of(name)]
     if all(isinstance(f, LeftOut) for f in files):
@@ -210,7 +210,7 @@ def _add_predict(parser):
     parser.add_argument('--url', action='store_true', help='also fetch images from http and https addresses')
     parser.add_argument('--threads', type=int, metavar='N', help='cores to use (default: all)')
     parser.add_argument('--key', metavar='FILE', help='public key: refuse a bundle that was not signed with its secret counterpart')
-    parser.add_argument('--provider', default='cpu', metavar='NAME', help='who computes: cpu, cuda, openvino or a name of ONNX Runtime (default: %(default)s)')
+    parser.add_argument('--execution-provider', default='cpu', metavar='NAME', help='what computes: cpu, cuda, openvino or a name of ONNX Runtime (default: %(default)s)')
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='a JSON list, an object for each image')
     form.add_argument('--csv', action='store_true', help='a CSV table, a line for each image')

@@ -147,7 +147,7 @@ def load_image(
     min_side: int | None = None,  # Large images may be opened smaller, but not below this many pixels a side; None: full size
     limit: int = max_pixels,      # Refuse images that claim more pixels than this
 ) -> Image.Image:                 # Upright RGB image
-    "Open `source` the way every room of bearcls does: upright, RGB, transparency on white"
+    "Open `source` the way all of bearcls does: upright, RGB, transparency on white"
     if isinstance(source, Image.Image):
         with _image_errors(_source_name(source), b'.'): return reduced(flatten(_upright(source)), min_side)
     name = _source_name(source)

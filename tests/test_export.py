@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 import yaml
 from tiny_bundle import make_bundle
 from PIL import Image, ImageEnhance
-import bearcls.export.convert as room
+import bearcls.export.convert as convert_module
 import bearcls.export.held_out as held_out
 from bearcls.train.arch import TrainError
 from bearcls.inference.bundle import bundle_json, card_text, model_bytes, read_bundle, resize_methods, sign_bundle, weights_bytes, zip_bundle
@@ -273,7 +273,7 @@ def test_folders_of_others_stay(learned, tmp_path):
     (dict(metrics={'error_rate': float('nan')}), BundleError, 'metrics.error_rate')], ids=['max_check', 'files', 'key', 'metrics'])
 def test_refused_before_the_work(learned, tmp_path, monkeypatch, how, error, words):
     learn, _, seen, _ = learned
-    monkeypatch.setattr(room, 'onnx_model', lambda *args: pytest.fail('the work was begun'))
+    monkeypatch.setattr(convert_module, 'onnx_model', lambda *args: pytest.fail('the work was begun'))
     with pytest.raises(error, match=words): export_bundle(learn, tmp_path/'b', seen=seen, **how)
     assert not list(tmp_path.iterdir())
 

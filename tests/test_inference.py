@@ -7,11 +7,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image, ImageDraw, features
-import bearcls.inference.classifier as room
+import bearcls.inference.classifier as classifier_module
 import bearcls.inference.remote as remote
 from bearcls.images import ImageError, flatten
 from bearcls.inference.bundle import read_bundle
-from bearcls.inference.classifier import Classifier, ProviderError, provider_names
+from bearcls.inference.classifier import Classifier, ExecutionProviderError, execution_provider_names
 from bearcls.inference.prediction import Prediction
 from bearcls.inference.remote import fetch_image
 from bearcls.inference.files import BundleError
@@ -277,7 +277,7 @@ def test_no_memory_for_one_image(classifier, monkeypatch):
     def load(source, *args):
         if source == b'large': raise MemoryError
         return brown
-    monkeypatch.setattr(room, 'load_image', load)
+    monkeypatch.setattr(classifier_module, 'load_image', load)
     rows = classifier.predict_batch([b'a', b'large', b'b'])
     assert [r.status for r in rows] == ['ok', 'failed', 'ok'] and 'not enough memory' in rows[1].reason
 
@@ -292,15 +292,15 @@ def test_providers(bundle, monkeypatch):
     assert Classifier(bundle, providers=['CPUExecutionProvider']).predict(brown).label == 'brown'
     if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
         for name in ('cuda', 'CUDAExecutionProvider', ['cuda', 'cpu']):
-            with pytest.raises(ImportError, match='pip install onnxruntime-gpu'): Classifier(bundle, providers=name)
-    with pytest.raises(ValueError, match="got 'tpu'"): Classifier(bundle, providers='tpu')
+            with pytest.raises(ImportError, match='pip install onnxruntime-gpu'): Classifier(bundle, execution_providers=name)
+    with pytest.raises(ValueError, match="got 'tpu'"): Classifier(bundle, execution_providers='tpu')
     monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: ['CUDAExecutionProvider', 'CPUExecutionProvider'])
-    assert provider_names('cuda') == ['CUDAExecutionProvider', 'CPUExecutionProvider']
+    assert execution_provider_names('cuda') == ['CUDAExecutionProvider', 'CPUExecutionProvider']
     class Fallen:  # what ONNX Runtime does where the card cannot be reached
         def __init__(self, model, options, providers): pass
         def get_providers(self): return ['CPUExecutionProvider']
     monkeypatch.setattr(onnxruntime, 'InferenceSession', Fallen)
-    with pytest.raises(ProviderError, match='does not start on this machine'): Classifier(bundle, providers='cuda')
+    with pytest.raises(ExecutionProviderError, match='does not start on this machine'): Classifier(bundle, execution_providers='cuda')
 
 def test_a_model_that_fails_while_it_answers(bundle):
     classifier = Classifier(bundle)

@@ -1,4 +1,4 @@
-"OOD score: odd inputs, the promise on false positives, and that the room needs numpy only"
+"OOD score: odd inputs, the promise on false positives, and that the module needs numpy only"
 import json, math, subprocess, sys
 import numpy as np
 import pytest

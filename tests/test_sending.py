@@ -57,7 +57,7 @@ def test_every_kind_of_bundle(bundle, tmp_path, kind, way):
     classifier = Classifier(given, threads=2, allow_url=True, allow_private=True, max_pixels=10_000_000)
     list(classifier.predict_stream([brown]*3, n_workers=2))  # makes the second session too
     twin = ways[way](classifier)
-    for name in ('labels', 'threads', 'providers', 'allow_url', 'allow_private', 'max_pixels', 'bundle', 'outputs'): assert getattr(twin, name) == getattr(classifier, name), name
+    for name in ('labels', 'threads', 'execution_providers', 'allow_url', 'allow_private', 'max_pixels', 'bundle', 'outputs'): assert getattr(twin, name) == getattr(classifier, name), name
     assert twin.predict(brown) == classifier.predict(brown) and twin.session is not classifier.session and twin._lock is not classifier._lock
     assert twin.bundle.digest == classifier.bundle.digest and twin.bundle.path == classifier.bundle.path
     assert pickle.dumps(twin) and len(pickle.dumps(classifier)) < 5000, 'the model itself is sent'

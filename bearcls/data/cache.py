@@ -150,7 +150,7 @@ def clear(self: Store) -> None:
 
 # %% ../../nbs/data/01_cache.ipynb #42f0e676
 class OpenImage(Transform):
-    "Opens images as every room of bearcls does: upright, RGB, transparency on white"
+    "Opens images as all of bearcls does: upright, RGB, transparency on white"
     input_types = (Path, str, bytes, Image.Image, np.ndarray, Tensor)  # What `learn.predict` may be given
     def __init__(self,
         min_side: int | None = None,            # Passed to `load_image`: images may be opened smaller, but not below this

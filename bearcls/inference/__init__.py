@@ -18,12 +18,12 @@ __getattr__, __dir__, __all__ = front_door('bearcls.inference', dict(
     bundle='Bundle read_bundle sign_bundle write_bundle zip_bundle',
     prediction='Confidence Prediction confidence_of confidence_words judge prediction_html',
     remote='fetch_image',
-    classifier='Classifier PredictionRow ProviderError folder_sources provider_names',
+    classifier='Classifier PredictionRow ExecutionProviderError folder_sources execution_provider_names',
     predictions='by_need rows_html tally write_predictions',
     video='FrameRow Sighting follow read_frames sightings',
 ), earlier={
     'prediction': 'bars_html lightness',
-    'classifier': 'providers_known max_memory',
+    'classifier': 'execution_providers_known max_memory',
     '.images': 'min_light',
     '.core': 'usable_cores patch_to',
 })

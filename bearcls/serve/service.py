@@ -29,7 +29,7 @@ from .workers import BundleWatch, Busy, Workers, load_classifier
 class Settings:
     "What a service allows, and how long it waits"
     threads: int | None = None       # Images answered at the same time in one process; None: one for each core, shared among the processes
-    providers: str | Sequence[str] = 'cpu'  # Who computes, as for `Classifier`
+    execution_providers: str | Sequence[str] = 'cpu'  # Who computes, as for `Classifier`
     max_waiting: int = 64            # Images that may wait in a process; more get 503
     max_batch: int | None = None     # Waiting images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
     max_images: int = 32           # In one request
@@ -78,7 +78,7 @@ class Service:
 
     def load(self, path=None):
         "A classifier of what lies there now"
-        return load_classifier(path or self.given, self.settings.providers, self.settings.max_pixels, max(30, self.settings.seconds_answer))
+        return load_classifier(path or self.given, self.settings.execution_providers, self.settings.max_pixels, max(30, self.settings.seconds_answer))
 
     def start(self):
         "Load the bundle, start the threads"
@@ -385,7 +385,7 @@ def run_server(
     if workers < 1: raise ValueError(f'`workers` must be at least 1, got {workers}')
     for name in ('fastapi', 'uvicorn', 'prometheus_client'): optional_import(name, "'bearcls[serve]'", 'The HTTP service')
     settings = replace(settings, api_key=settings.api_key or os.environ.get('BEARCLS_API_KEY', '').strip(), threads=settings.threads or max(1, usable_cores()//workers))
-    labels = load_classifier(bundle, settings.providers, settings.max_pixels, max(30, settings.seconds_answer)).labels
+    labels = load_classifier(bundle, settings.execution_providers, settings.max_pixels, max(30, settings.seconds_answer)).labels
     write_log()
     with _service_socket(host, port) as sock, tempfile.TemporaryDirectory(prefix='bearcls_serve_') as folder:
         address = f'[{host}]' if ':' in host else host

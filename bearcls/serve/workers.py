@@ -27,13 +27,13 @@ from ..inference.files import BundleError, bundle_names, metadata_file
 # %% ../../nbs/serve/02_workers.ipynb #3e13010e
 def load_classifier(
     bundle: str | os.PathLike | Bundle,     # Folder or .zip of a bundle
-    providers: str | Sequence[str] = 'cpu', # Who computes, as for `Classifier`
+    execution_providers: str | Sequence[str] = 'cpu', # Who computes, as for `Classifier`
     max_pixels: int = max_pixels,           # Refuse images that claim more pixels
     seconds: float = 30,                    # A blank image has to be answered within this time
 ) -> Classifier:                            # One thread for each answer; it has answered once
     "A classifier for workers; a `BundleError` says why a bundle cannot be used"
     import onnxruntime as ort
-    classifier, options = Classifier(bundle, threads=1, providers=providers, max_pixels=max_pixels), ort.RunOptions()
+    classifier, options = Classifier(bundle, threads=1, execution_providers=execution_providers, max_pixels=max_pixels), ort.RunOptions()
     options.log_severity_level, (width, height) = 4, classifier.bundle.size
     clock, start = threading.Timer(seconds, lambda: setattr(options, 'terminate', True)), time.monotonic()
     clock.daemon = True
@@ -68,7 +68,7 @@ def batch_for(
     classifier: Classifier,  # Whose provider decides
 ) -> int:                    # Images that the model should see at a time
     "1 on the CPU; 32 where a device wants many at a time"
-    return 1 if classifier.providers == ['CPUExecutionProvider'] else 32
+    return 1 if classifier.execution_providers == ['CPUExecutionProvider'] else 32
 
 # %% ../../nbs/serve/02_workers.ipynb #ab8741c8
 class Busy(BearclsError, RuntimeError):
