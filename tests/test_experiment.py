@@ -68,7 +68,7 @@ killed = '''
 '''
 
 def test_killed_and_resumed(path, tmp_path):
-    "What was finished is kept, what was not is run, and the result is that of an undisturbed experiment"
+    "What was finished is kept, what was not is run, and the result is that of an uninterrupted experiment"
     file, calls = tmp_path/'runs.csv', []
     with subprocess.Popen([sys.executable, '-c', textwrap.dedent(killed), str(Path(__file__).parent), str(path), str(file)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == 'third seed\n'
@@ -76,8 +76,8 @@ def test_killed_and_resumed(path, tmp_path):
     assert [(r.variant, r.seed) for r in read_runs(file)] == [('a', 0), ('b', 0), ('a', 1), ('b', 1)]
     resumed = experiment(path, variants('a', 'b'), seeds=range(4), file=file, trainer=trainer(calls, a=0, b=1))
     assert calls == [('a', 2), ('b', 2), ('a', 3), ('b', 3)]
-    undisturbed = experiment(path, variants('a', 'b'), seeds=range(4), trainer=trainer([], a=0, b=1))
-    assert without_time(resumed.rows) == without_time(undisturbed.rows) == without_time(read_runs(file))
+    uninterrupted = experiment(path, variants('a', 'b'), seeds=range(4), trainer=trainer([], a=0, b=1))
+    assert without_time(resumed.rows) == without_time(uninterrupted.rows) == without_time(read_runs(file))
 
 def test_interrupted_keeps_finished_runs(path, tmp_path):
     file = tmp_path/'runs.csv'

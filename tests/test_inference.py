@@ -289,7 +289,7 @@ def test_wrong_arguments(classifier, bundle):
 # Who computes
 
 def test_providers(bundle, monkeypatch):
-    assert Classifier(bundle, providers=['CPUExecutionProvider']).predict(brown).label == 'brown'
+    assert Classifier(bundle, execution_providers=['CPUExecutionProvider']).predict(brown).label == 'brown'
     if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
         for name in ('cuda', 'CUDAExecutionProvider', ['cuda', 'cpu']):
             with pytest.raises(ImportError, match='pip install onnxruntime-gpu'): Classifier(bundle, execution_providers=name)

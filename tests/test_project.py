@@ -233,3 +233,20 @@ def test_benchmarks_say_what_they_measure(file, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended: runpy.run_path(str(file), run_name='__main__')
     said, doc = capsys.readouterr().out, ast.get_docstring(ast.parse(file.read_text(encoding='utf-8')))
     assert ended.value.code == 0 and doc.splitlines()[0] in said and f'python bench/{file.name} --out' in said and '--out' in said.split(doc.splitlines()[-1])[1]
+
+retired = {'picture': 'image', 'unlikeness': 'OOD score', 'false.alarm': 'false positive', 'near.cop(y|ies)': 'near duplicate', r'(?<![/\w])stress(es|ed)?\b': 'robustness, corruption', 'disturb': 'corrupt', r'\brooms? (of bearcls|does|knows|is about)': 'page or module'}
+speaks_of_them = {'nbs/explain/03_glossary.ipynb', 'nbs/changelog.ipynb', 'CHANGELOG.md', 'tests/test_project.py',  # the names of earlier versions themselves
+    'nbs/inference/04_bundle.ipynb', 'nbs/inference/07_classifier.ipynb', 'bearcls/inference/bundle.py', 'bearcls/inference/classifier.py', 'bearcls/static/web/model.js', 'tests/test_bundle.py'}  # readers of bundles of format 1
+
+def test_one_word_for_one_thing():
+    "Words that the glossary has replaced come back neither in code nor in text"
+    listed = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+    files = [f for f in listed if f not in speaks_of_them and Path(f).suffix in ('.ipynb', '.py', '.js', '.css', '.md', '.jinja', '.txt')]
+    assert len(files) > 200
+    found = []
+    for name in files:
+        if not (root/name).is_file(): continue
+        texts = [c['source'] for c in cells(root/name)] if name.endswith('.ipynb') else [text(root/name)]
+        lines = [line for t in texts for line in t.splitlines() if 'aliases:' not in line]
+        found += [f'{name}: {line.strip()[:120]} (say: {word})' for pattern, word in retired.items() for line in lines if re.search(pattern, line, re.IGNORECASE)]
+    assert found == []

@@ -90,21 +90,21 @@ print('survived')
 options = dict(route='fine_tune', arch='squeezenet1_1', epochs=2, size=48, bs=12, imbalance='balanced_sampling', early_stop=2, quiet=True)
 
 @pytest.fixture(scope='module')
-def undisturbed(bears, squeezenet): return train(bears, weights=squeezenet, **options)
+def uninterrupted(bears, squeezenet): return train(bears, weights=squeezenet, **options)
 
 @pytest.mark.parametrize('moment', ['in an epoch', 'in validation', 'while writing', 'between the phases', 'after the last epoch'])
-def test_killed_and_resumed(moment, bears, squeezenet, undisturbed, tmp_path):
+def test_killed_and_resumed(moment, bears, squeezenet, uninterrupted, tmp_path):
     folder = tmp_path/'checkpoint'
     arguments = [json.dumps(a) for a in (str(folder), str(bears), str(squeezenet), options)]
     done = subprocess.run([sys.executable, '-c', child, moment, *arguments], capture_output=True, text=True, env={**os.environ, 'TQDM_DISABLE': '1'})
     assert done.returncode != 0 and 'survived' not in done.stdout and 'Traceback' not in done.stderr, done.stderr
     resumed = train(bears, weights=squeezenet, checkpoint=folder, **options)
-    assert same(weights_of(resumed), weights_of(undisturbed))
-    assert figures(resumed) == figures(undisturbed)
+    assert same(weights_of(resumed), weights_of(uninterrupted))
+    assert figures(resumed) == figures(uninterrupted)
     assert [f.name for f in folder.iterdir()] == ['checkpoint.pth']
 
-def test_checkpoints_change_nothing(bears, squeezenet, undisturbed, tmp_path):
-    assert same(weights_of(train(bears, weights=squeezenet, checkpoint=tmp_path, **options)), weights_of(undisturbed))
+def test_checkpoints_change_nothing(bears, squeezenet, uninterrupted, tmp_path):
+    assert same(weights_of(train(bears, weights=squeezenet, checkpoint=tmp_path, **options)), weights_of(uninterrupted))
 
 scratch = dict(route='scratch', epochs=2, size=32, bs=12, quiet=True)
 
@@ -189,7 +189,7 @@ def test_other_metrics_go_on(bears, tmp_path):
     assert same(weights_of(learn), weights_of(run_phases(cut_learner(bears, True), [Phase(2, 1e-2)])))
 
 def test_resumed_with_processes_that_load(bears, tmp_path):
-    "They draw the random crops; with as many of them the weights are those of an undisturbed run"
+    "They draw the random crops; with as many of them the weights are those of an uninterrupted run"
     how = dict(num_workers=2, recipe='random_crop')
     with pytest.raises(InterruptedError): run_phases(cut_learner(bears, **how), [Phase(2, 1e-2)], checkpoint=tmp_path)
     resumed = run_phases(cut_learner(bears, True, **how), [Phase(2, 1e-2)], checkpoint=tmp_path)
