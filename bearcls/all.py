@@ -53,8 +53,8 @@ from .inference.video import follow, read_frames, sightings
 from .export.weights import learner_from_bundle
 from .export.ood import auroc, fit_ood_score, plot_ood_score
 from .sample.strangers import draw_strangers
-from bearcls.export.robustness import (apply_corruption, plot_robustness, plot_trust, show_corruptions, evaluate_robustness, corruptions,
-    trust_on_corruptions)
+from .export.robustness import (apply_corruption, plot_robustness, plot_trust, show_corruptions,
+    evaluate_robustness, corruptions, trust_on_corruptions)
 from .export.trust import plot_risk
 from .export.card import add_metrics, model_card
 from .export.convert import ExportError, export_bundle, verify_bundle

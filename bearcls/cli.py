@@ -17,7 +17,8 @@ from .core import BearclsError
 def _quickstart(args):
     "The whole way in one command"
     from bearcls.quickstart import quickstart
-    quickstart(args.dest, args.data, args.search and _labels(args.search), args.arch, args.epochs, args.seed, args.n_per_label)
+    quickstart(args.dest, args.data, args.search and _labels(args.search), args.arch, args.epochs, args.seed,
+        args.n_per_label)
     return 0
 
 def _gather(args):
@@ -28,7 +29,8 @@ def _gather(args):
     rows = gather(labels, args.dest, args.provider, args.max_images, search, enough=args.enough)
     for label in labels: print(_gathered(label, [r for r in rows if r.label == label]))
     dest = shlex.quote(args.dest)
-    if any(r.status == 'ok' for r in rows): print(f'\nNext:\n  bearcls check {dest}\n  bearcls quickstart --data {dest}')
+    if any(r.status == 'ok' for r in rows):
+        print(f'\nNext:\n  bearcls check {dest}\n  bearcls quickstart --data {dest}')
     return 0 if all(any(r.status == 'ok' and r.label == label for r in rows) for label in labels) else 1
 
 def _labels(arguments):
@@ -36,7 +38,8 @@ def _labels(arguments):
     labels = {}
     for words in arguments:
         label, _, terms = words.rpartition('=')
-        labels.setdefault(label.strip() or words.strip(), []).extend(t.strip() for t in (terms.split(',') if label else [words]))
+        labels.setdefault(label.strip() or words.strip(), []).extend(t.strip()
+            for t in (terms.split(',') if label else [words]))
     return labels
 
 # %% ../nbs/18_cli.ipynb #3e8c5e13
@@ -44,7 +47,8 @@ def _gathered(label, rows):
     "What became of a label's addresses, in a few lines; rows without an address tell of a provider that could not answer"
     from bearcls.gather.download import reason_counts
     head = f"{label}: {sum(r.status == 'ok' for r in rows):,} images from {sum(bool(r.url) for r in rows):,} addresses"
-    return '\n'.join([head, *(f'  {n:5,}  {why}' for why, n in reason_counts(rows).items()), *(f'  {r.reason}' for r in rows if not r.url)])
+    return '\n'.join([head, *(f'  {n:5,}  {why}' for why, n in reason_counts(rows).items()),
+            *(f'  {r.reason}' for r in rows if not r.url)])
 
 # %% ../nbs/18_cli.ipynb #fb5b17db
 def _check(args):
@@ -60,7 +64,8 @@ def _check(args):
         if row.issue in (*broken_issues, 'left_out') or args.all: print(f'{row.file}: {row.reason}')
     if args.html: print(f'Report: {report.write_html(args.html)}')
     if not args.quarantine: return 1 if report.files(*broken_issues) else 0
-    print(f'Moved to {quarantine_folder(args.folder)}; `bearcls check {shlex.quote(args.folder)} --restore` brings all of them back')
+    print(f'Moved to {quarantine_folder(args.folder)}; `bearcls check {shlex.quote(args.folder)} --restore` brings all '
+        'of them back')
     return _moved(report.quarantine(), 'moved')
 
 def _moved(moves, status):
@@ -74,7 +79,8 @@ def _moved(moves, status):
 def _app(args):
     "Serve the notebook application"
     from bearcls.app.notebook import run_app
-    run_app(args.bundle, port=args.port, open_browser=not args.no_browser, title=args.title, feedback=None if args.no_feedback else args.feedback)
+    run_app(args.bundle, port=args.port, open_browser=not args.no_browser, title=args.title,
+        feedback=None if args.no_feedback else args.feedback)
     return 0
 
 # %% ../nbs/18_cli.ipynb #761b72a6
@@ -82,8 +88,10 @@ def _serve(args):
     "Serve a bundle over HTTP; status 1 if a process could not go on"
     from bearcls.serve.service import Settings, run_server
     try:
-        settings = Settings(threads=args.threads, max_waiting=args.max_waiting, max_bytes=args.max_bytes, max_held=max(args.max_bytes, Settings.max_held),
-            api_key=os.environ.get('BEARCLS_API_KEY', '').strip(), title=args.title, origins=tuple(args.origin), frames=tuple(args.frame))
+        settings = Settings(threads=args.threads, max_waiting=args.max_waiting, max_bytes=args.max_bytes,
+            max_held=max(args.max_bytes, Settings.max_held),
+            api_key=os.environ.get('BEARCLS_API_KEY', '').strip(), title=args.title, origins=tuple(args.origin),
+            frames=tuple(args.frame))
         return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
     except ValueError as e: return _fail(str(e))
 
@@ -93,12 +101,14 @@ def _deploy(args):
     from bearcls.deploy.targets import changed_files, deploy
     try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo, runtime=args.runtime)
     except ValueError as e: return _fail(str(e))
-    print(f'{dest} is ready; {dest/"README.md"} says how it gets online' + ('; it was left as you have changed it' if 'README.md' in changed_files(dest) else ''))
+    print(f'{dest} is ready; {dest/"README.md"} says how it gets online'
+        + ('; it was left as you have changed it' if 'README.md' in changed_files(dest) else ''))
     if not args.check: return 0
     from bearcls.deploy.check import check_folder
     check = check_folder(dest, args.bundle)
     missing = ', '.join(s.name for s in check.steps if s.status == 'not checked')
-    print(f'{dest} works' + (f' as far as it was tried; not checked: {missing}' if missing else '') if check.ok else f'{dest} does not work yet; {dest/"README.md"} says how to start it by hand')
+    print(f'{dest} works' + (f' as far as it was tried; not checked: {missing}' if missing else '') if check.ok
+        else f'{dest} does not work yet; {dest/"README.md"} says how to start it by hand')
     return 0 if check.ok else 1
 
 # %% ../nbs/18_cli.ipynb #a75eb200
@@ -118,7 +128,8 @@ def _predict(args):
     rows, seen = classifier.predict_stream(files, n_workers=args.threads), _Rows()
     if args.out:
         write_predictions(_noted(progress(rows, 'predicting', len(files), 'image'), seen), args.out, classifier.labels)
-        for c in tally(seen): print(f'{c["images"]:6,}  {c["label"]}' + (f', {c["ask"]:,} to ask a person about' if c['ask'] else ''))
+        for c in tally(seen):
+            print(f'{c["images"]:6,}  {c["label"]}' + (f', {c["ask"]:,} to ask a person about' if c['ask'] else ''))
     elif args.json: print(json.dumps([r.as_dict() for r in _noted(rows, seen)], indent=1, ensure_ascii=False))
     elif args.csv: _print_csv(_noted(rows, seen), classifier.labels)
     else:
@@ -147,56 +158,74 @@ def _noted(rows, seen):
 def _print_csv(rows, labels):
     "Rows as CSV, each as it comes"
     from bearcls.inference.classifier import PredictionRow
-    out = csv.DictWriter(sys.stdout, [*PredictionRow('').as_dict(), *(f'p_{label}' for label in sorted(labels))], lineterminator='\n')
+    out = csv.DictWriter(sys.stdout, [*PredictionRow('').as_dict(), *(f'p_{label}' for label in sorted(labels))],
+        lineterminator='\n')
     out.writeheader()
     for r in rows: out.writerow(r.as_dict())
 
 # %% ../nbs/18_cli.ipynb #8dd6951d
 def make_parser() -> argparse.ArgumentParser:
     "The arguments of the command line"
-    parser = argparse.ArgumentParser('bearcls', description='From an idea to an image classifier in other people\'s hands.')
+    parser = argparse.ArgumentParser('bearcls',
+        description='From an idea to an image classifier in other people\'s hands.')
     parser.add_argument('--version', action='version', version=f'bearcls {bearcls.__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    _add_quickstart(commands.add_parser('quickstart', help='images, checks, training, mistakes, a bundle and a report in one go'))
+    _add_quickstart(commands.add_parser('quickstart',
+            help='images, checks, training, mistakes, a bundle and a report in one go'))
     _add_gather(commands.add_parser('gather', help='find and download images for words, a row for each address'))
-    _add_check(commands.add_parser('check', help='find broken files, copies, dark and blurred images; move them aside on request'))
+    _add_check(commands.add_parser('check',
+            help='find broken files, copies, dark and blurred images; move them aside on request'))
     _add_predict(commands.add_parser('predict', help='classify images with a bundle'))
-    _add_recalibrate(commands.add_parser('recalibrate', help='choose the threshold of a bundle by images of the place where it is used'))
+    _add_recalibrate(commands.add_parser('recalibrate',
+            help='choose the threshold of a bundle by images of the place where it is used'))
     _add_app(commands.add_parser('app', help='open a bundle as an application in the browser'))
     _add_serve(commands.add_parser('serve', help='answer programs and people over HTTP'))
-    _add_deploy(commands.add_parser('deploy', help='write a folder that a host can run: a page, a Space, a container, a notebook'))
+    _add_deploy(commands.add_parser('deploy',
+            help='write a folder that a host can run: a page, a Space, a container, a notebook'))
     return parser
 
 # %% ../nbs/18_cli.ipynb #6fc32a5b
 def _add_quickstart(parser):
     "Arguments of `bearcls quickstart`"
     parser.set_defaults(run=_quickstart)
-    parser.add_argument('--dest', default='bearcls-quickstart', help='folder for images, bundle and report (default: %(default)s)')
+    parser.add_argument('--dest', default='bearcls-quickstart',
+        help='folder for images, bundle and report (default: %(default)s)')
     source = parser.add_mutually_exclusive_group()
     source.add_argument('--data', metavar='FOLDER', help='your own images, one folder per label; they stay as they are')
-    source.add_argument('--search', nargs='+', metavar='WORDS', help='gather images from the web: one label for each, quoted, "grizzly bear" "black bear"; or with terms, as for gather')
-    parser.add_argument('--arch', metavar='NAME', help='architecture of torchvision or timm, such as resnet18 (default: one whose weights are at hand)')
-    parser.add_argument('--epochs', type=int, metavar='N', help='times that every image is seen (default: as the route needs)')
-    parser.add_argument('--seed', type=int, default=42, metavar='N', help='decides drawing, split and training (default: %(default)s)')
-    parser.add_argument('--n-per-label', type=int, metavar='N', help='images per label to draw or gather (default: as training needs)')
+    source.add_argument('--search', nargs='+', metavar='WORDS', help='gather images from the web: one label for each, '
+        'quoted, "grizzly bear" "black bear"; or with terms, as for gather')
+    parser.add_argument('--arch', metavar='NAME',
+        help='architecture of torchvision or timm, such as resnet18 (default: one whose weights are at hand)')
+    parser.add_argument('--epochs', type=int, metavar='N',
+        help='times that every image is seen (default: as the route needs)')
+    parser.add_argument('--seed', type=int, default=42, metavar='N',
+        help='decides drawing, split and training (default: %(default)s)')
+    parser.add_argument('--n-per-label', type=int, metavar='N',
+        help='images per label to draw or gather (default: as training needs)')
 
 def _add_gather(parser):
     "Arguments of `bearcls gather`"
     parser.set_defaults(run=_gather)
     parser.add_argument('dest', metavar='DEST', help='image folder to make or to add to')
-    parser.add_argument('labels', nargs='+', metavar='LABEL=WORDS', help='a label and its search terms, such as "grizzly=grizzly bear,grizzly bear snow"; words alone are label and term')
-    parser.add_argument('--enough', type=int, metavar='N', help='stop once a label has this many images (default: fetch all that is found)')
-    parser.add_argument('--max-images', type=int, default=150, metavar='N', help='addresses to ask for with each term (default: %(default)s)')
-    parser.add_argument('--provider', metavar='NAME', help='who is asked: duckduckgo, bing, bing_api, google or local (default: one after the other)')
+    parser.add_argument('labels', nargs='+', metavar='LABEL=WORDS', help='a label and its search terms, such as '
+        '"grizzly=grizzly bear,grizzly bear snow"; words alone are label and term')
+    parser.add_argument('--enough', type=int, metavar='N',
+        help='stop once a label has this many images (default: fetch all that is found)')
+    parser.add_argument('--max-images', type=int, default=150, metavar='N',
+        help='addresses to ask for with each term (default: %(default)s)')
+    parser.add_argument('--provider', metavar='NAME',
+        help='who is asked: duckduckgo, bing, bing_api, google or local (default: one after the other)')
     parser.add_argument('--source', metavar='PATH', help='image folder or JSON file that the provider local searches')
-    parser.add_argument('--license', metavar='NAME', help='only images under a licence: any, share, share_commercially, modify, modify_commercially or public_domain')
+    parser.add_argument('--license', metavar='NAME',
+        help='only images under a licence: any, share, share_commercially, modify, modify_commercially or public_domain')
 
 # %% ../nbs/18_cli.ipynb #dcd8969a
 def _add_check(parser):
     "Arguments of `bearcls check`"
     parser.set_defaults(run=_check)
     parser.add_argument('folder', metavar='FOLDER', help='image folder: one folder for each label')
-    parser.add_argument('--all', action='store_true', help='a line for every finding, not only for files that cannot be opened')
+    parser.add_argument('--all', action='store_true',
+        help='a line for every finding, not only for files that cannot be opened')
     parser.add_argument('--html', metavar='FILE', help='write the report with its images to this page')
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--quarantine', action='store_true', help='move files that cannot be opened out of the folder')
@@ -209,12 +238,15 @@ def _add_predict(parser):
     parser.add_argument('files', nargs='+', metavar='FILES', help='images, or folders of them; addresses with --url')
     parser.add_argument('--url', action='store_true', help='also fetch images from http and https addresses')
     parser.add_argument('--threads', type=int, metavar='N', help='cores to use (default: all)')
-    parser.add_argument('--key', metavar='FILE', help='public key: refuse a bundle that was not signed with its secret counterpart')
-    parser.add_argument('--execution-provider', default='cpu', metavar='NAME', help='what computes: cpu, cuda, openvino or a name of ONNX Runtime (default: %(default)s)')
+    parser.add_argument('--key', metavar='FILE',
+        help='public key: refuse a bundle that was not signed with its secret counterpart')
+    parser.add_argument('--execution-provider', default='cpu', metavar='NAME',
+        help='what computes: cpu, cuda, openvino or a name of ONNX Runtime (default: %(default)s)')
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='a JSON list, an object for each image')
     form.add_argument('--csv', action='store_true', help='a CSV table, a line for each image')
-    form.add_argument('--out', metavar='FILE', type=_table_file, help='write a table to this file, .csv, .jsonl or .parquet, and print how many of each label there are')
+    form.add_argument('--out', metavar='FILE', type=_table_file,
+        help='write a table to this file, .csv, .jsonl or .parquet, and print how many of each label there are')
 
 def _recalibrate(args):
     "Choose a bundle's threshold by images of another place"
@@ -222,16 +254,20 @@ def _recalibrate(args):
     try: done = recalibrate(args.bundle, args.files, args.false_positive_rate, args.key)
     except ValueError as e: return _fail(str(e))
     for r in done.skipped: print(f'{r.file}: {r.reason}')
-    print(f'threshold {done.before:.3f} before, {done.after:.3f} now; of {done.n:,} images, {done.flagged_before:.0%} were passed on to a person, and {done.flagged:.0%} are now '
+    print(f'threshold {done.before:.3f} before, {done.after:.3f} now; of {done.n:,} images, {done.flagged_before:.0%} '
+        f'were passed on to a person, and {done.flagged:.0%} are now '
         f'({done.low:.0%} to {done.high:.0%} of further ones)')
     return 0
 
 def _add_recalibrate(parser):
     "Arguments of `bearcls recalibrate`"
     parser.set_defaults(run=_recalibrate)
-    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip; its threshold is changed')
-    parser.add_argument('files', metavar='FOLDER', help='some hundred ordinary images of that place; no labels are needed')
-    parser.add_argument('--false-positive-rate', type=float, default=.05, metavar='SHARE', help='share of such images that may be passed on to a person (default: %(default)s)')
+    parser.add_argument('bundle', metavar='BUNDLE',
+        help='folder of a bundle, or a bundle as one .zip; its threshold is changed')
+    parser.add_argument('files', metavar='FOLDER',
+        help='some hundred ordinary images of that place; no labels are needed')
+    parser.add_argument('--false-positive-rate', type=float, default=.05, metavar='SHARE',
+        help='share of such images that may be passed on to a person (default: %(default)s)')
     parser.add_argument('--key', metavar='FILE', help='secret key: sign the bundle again')
 
 def _table_file(name):
@@ -243,40 +279,59 @@ def _table_file(name):
 def _add_app(parser):
     "Arguments of `bearcls app`"
     parser.set_defaults(run=_app)
-    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a bundle (default: %(default)s)')
-    parser.add_argument('--port', type=int, metavar='N', help='port to listen on (default: 8866, or a free one where that is taken)')
+    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle',
+        help='folder of a bundle (default: %(default)s)')
+    parser.add_argument('--port', type=int, metavar='N',
+        help='port to listen on (default: 8866, or a free one where that is taken)')
     parser.add_argument('--no-browser', action='store_true', help='print the address without opening a browser')
     parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
-    parser.add_argument('--feedback', default='', metavar='FILE', help='where votes on answers are kept (default: feedback.sqlite beside the bundle)')
+    parser.add_argument('--feedback', default='', metavar='FILE',
+        help='where votes on answers are kept (default: feedback.sqlite beside the bundle)')
     parser.add_argument('--no-feedback', action='store_true', help='do not ask what visitors think of an answer')
 
 # %% ../nbs/18_cli.ipynb #d09e9bf0
 def _add_serve(parser):
     "Arguments of `bearcls serve`"
     parser.set_defaults(run=_serve)
-    parser.description = 'Answers images at POST /predict, and shows a small page. The environment variable BEARCLS_API_KEY, if set, holds a key that every question must bring.'
-    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a bundle, or a bundle as one .zip; another one put into its place is taken over (default: %(default)s)')
-    parser.add_argument('--host', default='127.0.0.1', metavar='ADDRESS', help='where to listen; 0.0.0.0 for all addresses of this machine (default: %(default)s)')
-    parser.add_argument('--port', type=int, default=8000, metavar='N', help='port to listen on; 0 for a free one (default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=1, metavar='N', help='processes; of use on machines with many cores (default: %(default)s)')
+    parser.description = ('Answers images at POST /predict, and shows a small page. The environment variable '
+        'BEARCLS_API_KEY, if set, holds a key that every question must bring.')
+    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a '
+        'bundle, or a bundle as one .zip; another one put into its place is taken over (default: %(default)s)')
+    parser.add_argument('--host', default='127.0.0.1', metavar='ADDRESS',
+        help='where to listen; 0.0.0.0 for all addresses of this machine (default: %(default)s)')
+    parser.add_argument('--port', type=int, default=8000, metavar='N',
+        help='port to listen on; 0 for a free one (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=1, metavar='N',
+        help='processes; of use on machines with many cores (default: %(default)s)')
     parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
-    parser.add_argument('--origin', action='append', default=[], metavar='URL', help='another site whose pages may ask, such as https://example.org; may be given several times')
-    parser.add_argument('--frame', action='append', default=[], metavar='URL', help='another site that may show the page in a frame; may be given several times')
-    parser.add_argument('--threads', type=int, metavar='N', help='images answered at the same time by each process (default: one for each core, shared among the processes)')
-    parser.add_argument('--max-waiting', type=int, default=64, metavar='N', help='images that may wait in a process; more are told to come back (default: %(default)s)')
-    parser.add_argument('--max-bytes', type=int, default=32 << 20, metavar='N', help='largest request (default: %(default)s)')
+    parser.add_argument('--origin', action='append', default=[], metavar='URL',
+        help='another site whose pages may ask, such as https://example.org; may be given several times')
+    parser.add_argument('--frame', action='append', default=[], metavar='URL',
+        help='another site that may show the page in a frame; may be given several times')
+    parser.add_argument('--threads', type=int, metavar='N',
+        help='images answered at the same time by each process (default: one for each core, shared among the processes)')
+    parser.add_argument('--max-waiting', type=int, default=64, metavar='N',
+        help='images that may wait in a process; more are told to come back (default: %(default)s)')
+    parser.add_argument('--max-bytes', type=int, default=32 << 20, metavar='N',
+        help='largest request (default: %(default)s)')
 
 # %% ../nbs/18_cli.ipynb #706aee2b
 def _add_deploy(parser):
     "Arguments of `bearcls deploy`"
     parser.set_defaults(run=_deploy)
-    parser.add_argument('target', metavar='TARGET', help='web, space-static, space-gradio, space-docker, streamlit, fastapi, voila, binder or colab')
+    parser.add_argument('target', metavar='TARGET',
+        help='web, space-static, space-gradio, space-docker, streamlit, fastapi, voila, binder or colab')
     parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
-    parser.add_argument('dest', metavar='DEST', help='folder to write; in one that is there, only files of an earlier deploy are replaced')
-    parser.add_argument('--title', default='', help='heading of the page (default: that of an earlier deploy to DEST, otherwise the labels)')
-    parser.add_argument('--repo', default='', metavar='USER/REPO', help='on GitHub or Hugging Face, for the links in the README (default: that of an earlier deploy to DEST)')
-    parser.add_argument('--runtime', metavar='PATH', help='for web and space-static: folder or .tgz of the npm package onnxruntime-web (default: npm fetches it)')
-    parser.add_argument('--check', action='store_true', help='start the folder in a fresh environment and ask it about an image')
+    parser.add_argument('dest', metavar='DEST',
+        help='folder to write; in one that is there, only files of an earlier deploy are replaced')
+    parser.add_argument('--title', default='',
+        help='heading of the page (default: that of an earlier deploy to DEST, otherwise the labels)')
+    parser.add_argument('--repo', default='', metavar='USER/REPO',
+        help='on GitHub or Hugging Face, for the links in the README (default: that of an earlier deploy to DEST)')
+    parser.add_argument('--runtime', metavar='PATH',
+        help='for web and space-static: folder or .tgz of the npm package onnxruntime-web (default: npm fetches it)')
+    parser.add_argument('--check', action='store_true',
+        help='start the folder in a fresh environment and ask it about an image')
 
 # %% ../nbs/18_cli.ipynb #39fba15f
 def main(

@@ -62,7 +62,8 @@ def expect(
 
 def _kinds_in_words(kinds):
     "What is accepted, and how to get it"
-    names = ['None' if kind is None else 'a path' if kind is os.PathLike else f'{_article(kind.__name__)} {kind.__name__}'
+    names = ['None' if kind is None else 'a path' if kind is os.PathLike
+        else f'{_article(kind.__name__)} {kind.__name__}'
              for kind in kinds if not (kind is str and os.PathLike in kinds)]
     known = [f'`{sources_of[kind.__name__]}`' for kind in kinds if kind is not None and kind.__name__ in sources_of]
     return ' or '.join(names) + (f', as {" or ".join(known)} gives' if known else '')
@@ -72,7 +73,8 @@ def _thing_in_words(value):
     if value is None: return 'None'
     if isinstance(value, (str, int, float)): return repr(value)[:60]
     if isinstance(value, os.PathLike): return f'the path {os.fspath(value)}'
-    return f'the class {value.__name__}' if isinstance(value, type) else f'{_article(type(value).__name__)} {type(value).__name__}'
+    return (f'the class {value.__name__}' if isinstance(value, type)
+        else f'{_article(type(value).__name__)} {type(value).__name__}')
 
 def _article(word): return 'an' if word[0] in 'AEIOaeio' else 'a'
 
@@ -89,7 +91,8 @@ def expect_all(
         raise ArgumentError(f'`{name}` must be {words}; got {_thing_in_words(values)}')
     def checked():
         for i, value in enumerate(values, 1):
-            if kinds and not isinstance(value, kinds): raise ArgumentError(f'`{name}` must be {words}; got {_thing_in_words(value)} as number {i}')
+            if kinds and not isinstance(value, kinds):
+                raise ArgumentError(f'`{name}` must be {words}; got {_thing_in_words(value)} as number {i}')
             yield value
     if isinstance(values, Iterator): return checked()
     for _ in checked(): pass
@@ -163,7 +166,8 @@ def _lock(file, take):
 def cache_folder() -> Path:  # It need not exist
     "Folder for what can be fetched again: `BEARCLS_CACHE`, otherwise the system's place for caches"
     if own := os.environ.get('BEARCLS_CACHE'): return Path(own).expanduser()
-    variable, place = {'win32': ('LOCALAPPDATA', 'AppData/Local'), 'darwin': ('', 'Library/Caches')}.get(sys.platform, ('XDG_CACHE_HOME', '.cache'))
+    variable, place = {'win32': ('LOCALAPPDATA', 'AppData/Local'), 'darwin': ('', 'Library/Caches')}.get(sys.platform,
+        ('XDG_CACHE_HOME', '.cache'))
     try: return Path(os.environ.get(variable) or Path.home()/place)/'bearcls'
     except RuntimeError:  # the user of a container may have no home
         import tempfile

@@ -18,7 +18,8 @@ def front_door(
     earlier: Mapping[str, str] | None = None,  # Likewise for names of older code: they work, and are not listed; `.export.weights` is of another wing
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:  # `__getattr__`, `__dir__` and `__all__` of the wing
     "The names of a wing, each loaded when it is first asked for"
-    pairs = [(name, module) for part in (homes, earlier or {}) for module, names in part.items() for name in names.split()]
+    pairs = [(name, module) for part in (homes, earlier or {}) for module, names in part.items()
+        for name in names.split()]
     home = dict(pairs)
     if len(home) < len(pairs): raise ValueError(f'`homes` of {package} names something twice')
     offered = sorted(name for names in homes.values() for name in names.split())

@@ -32,10 +32,10 @@ _images = {  # Formats that are read: how their files begin, and where
 unread_suffixes = {
     '.ppm': 'a Netpbm image', '.pgm': 'a Netpbm image', '.pbm': 'a Netpbm image', '.pnm': 'a Netpbm image',
     '.jp2': 'a JPEG 2000 image', '.j2k': 'a JPEG 2000 image', '.jxl': 'a JPEG XL image', '.tga': 'a Targa image',
-    '.psd': 'a Photoshop file', '.ico': 'an icon', '.svg': 'a drawing in SVG', '.exr': 'an OpenEXR image', '.hdr': 'a Radiance image',
-    '.dds': 'a DirectDraw image', '.pcx': 'a PCX image', '.dcm': 'a DICOM image', '.fits': 'a FITS image', '.fit': 'a FITS image',
-    **dict.fromkeys('.arw .cr2 .cr3 .dng .nef .orf .raf .rw2'.split(), "a camera's raw file"),
-}
+    '.psd': 'a Photoshop file', '.ico': 'an icon', '.svg': 'a drawing in SVG', '.exr': 'an OpenEXR image',
+    '.hdr': 'a Radiance image',
+    '.dds': 'a DirectDraw image', '.pcx': 'a PCX image', '.dcm': 'a DICOM image', '.fits': 'a FITS image',
+    '.fit': 'a FITS image', **dict.fromkeys('.arw .cr2 .cr3 .dng .nef .orf .raf .rw2'.split(), "a camera's raw file"), }
 
 _unread = {  # How files of such formats begin
     'a Photoshop file': (0, b'8BPS'), 'a JPEG XL image': (0, b'\xff\x0a'), 'a JPEG XL image in a container': (4, b'JXL '),
@@ -77,7 +77,8 @@ def file_kind(
         if begins(place) and not (words == 'BMP' and not _is_bitmap(head)): return FileKind('image', words)
     for words, places in _others.items():
         if any(map(begins, places)): return FileKind(_other_kinds.get(words, 'other'), words)
-    if head[:1] == b'P' and head[1:2] in b'123456' and head[2:3] in b' \t\r\n#': return FileKind('unread', 'a Netpbm image')
+    if head[:1] == b'P' and head[1:2] in b'123456' and head[2:3] in b' \t\r\n#':
+        return FileKind('unread', 'a Netpbm image')
     return _text_kind(head)
 
 # %% ../nbs/06_folders.ipynb #a3766772
@@ -89,7 +90,8 @@ def _text_kind(head):
     "Web pages, drawings, other text, or bytes that tell nothing"
     start = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if b'<svg' in start: return FileKind('unread', 'a drawing in SVG')
-    if start.startswith(_page_starts) or start.startswith((b'<?xml', b'<!--')) and b'html' in start: return FileKind('page', 'a web page')
+    if start.startswith(_page_starts) or start.startswith((b'<?xml', b'<!--')) and b'html' in start:
+        return FileKind('page', 'a web page')
     is_text = b'\0' not in head and all(c >= 32 or c in b'\t\r\n\x0c\x1b' for c in head)
     return FileKind('text', 'text') if is_text else FileKind('other', 'no image that is known here')
 
@@ -112,7 +114,8 @@ left_out_kinds = {
 }
 
 # %% ../nbs/06_folders.ipynb #9bd8a667
-_system_names = frozenset(name.casefold() for name in ('__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'System Volume Information',
+_system_names = frozenset(name.casefold()
+    for name in ('__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'System Volume Information',
     'lost+found', 'Thumbs.db', 'ehthumbs.db', 'desktop.ini', '__pycache__'))
 
 def _unused_name(name):
@@ -157,19 +160,22 @@ def _generated(entries):
     "What bearcls has written lies in this folder; empty if it has not"
     names = {e.name for e in entries}
     if 'bundle.json' in names: return 'a bundle, or a folder made of one'
-    if any(e.name == 'bundle' and os.path.isfile(os.path.join(e.path, 'bundle.json')) for e in entries): return 'what a quickstart has made'
+    if any(e.name == 'bundle' and os.path.isfile(os.path.join(e.path, 'bundle.json')) for e in entries):
+        return 'what a quickstart has made'
     return ''
 
 # %% ../nbs/06_folders.ipynb #38fb58d7
 def _read_entry(path, name, entry, tree, above):
     "Put one entry of a folder where it belongs"
-    if unused := _unused_name(entry.name): tree.left_out.append(LeftOut(name + '/'*_is_folder(entry), unused, left_out_kinds[unused]))
+    if unused := _unused_name(entry.name):
+        tree.left_out.append(LeftOut(name + '/'*_is_folder(entry), unused, left_out_kinds[unused]))
     elif _is_folder(entry):
         below = _read_tree(path, name, above)
         tree.images += below.images
         tree.left_out += below.left_out
         tree.is_claimed |= below.is_claimed
-        if not below.images and not below.left_out: tree.left_out.append(LeftOut(f'{name}/', 'empty', left_out_kinds['empty']))
+        if not below.images and not below.left_out:
+            tree.left_out.append(LeftOut(f'{name}/', 'empty', left_out_kinds['empty']))
     elif name in _own_files: tree.left_out.append(LeftOut(name, 'generated', _own_files[name]))
     elif refused := _refused(path, name, entry): tree.left_out.append(refused)
     else: tree.images.append(name)
@@ -197,7 +203,8 @@ def _refused(path, name, entry):
     try:
         if not entry.is_file():
             is_lost = entry.is_symlink() and not os.path.exists(entry.path)
-            return LeftOut(name, 'unreadable', 'a link that leads nowhere' if is_lost else 'neither a file nor a folder')
+            return LeftOut(name, 'unreadable',
+                'a link that leads nowhere' if is_lost else 'neither a file nor a folder')
         if suffix in image_suffixes or suffix in unread_suffixes: return None
         with open(entry.path, 'rb') as f: found = file_kind(f.read(512))
     except OSError as e: return LeftOut(name, 'unreadable', f'the file cannot be read: {e.strerror or e}')
@@ -226,7 +233,8 @@ def _below(file, root):
     return file
 
 # %% ../nbs/06_folders.ipynb #86b4a606
-side_names = {'train': 'train', 'training': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid', 'test': 'test', 'testing': 'test'}
+side_names = {'train': 'train', 'training': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid',
+    'test': 'test', 'testing': 'test'}
 
 def _second_folders(tree):
     "Names of the folders one below, in which the images of a tree lie; '' for images that lie in the tree's own folder"
@@ -236,7 +244,8 @@ def _is_sided(trees):
     "Are the folders below `path` the sides of a split, with the labels one deeper?"
     sides = {side_names.get(name.casefold()) for name, tree in trees.items() if tree.images}
     trained = [tree for name, tree in trees.items() if side_names.get(name.casefold()) == 'train' and tree.images]
-    return bool(trained) and sides <= {'train', 'valid', 'test', None} and any(_second_folders(t) - {''} for t in trained)
+    return (bool(trained) and sides <= {'train', 'valid', 'test', None}
+        and any(_second_folders(t) - {''} for t in trained))
 
 # %% ../nbs/06_folders.ipynb #2fb3ec9f
 def _problems(path, trees):
@@ -244,13 +253,16 @@ def _problems(path, trees):
     tops = {name: _second_folders(tree) for name, tree in trees.items() if tree.images}
     below = sorted({name for names in tops.values() for name in names - {''}})
     if len(tops) == 1 and len(below) > 1 and '' not in (only := next(iter(tops.values()))):
-        yield f'{path} holds one folder, {next(iter(tops))}, with the folders {_some(below)} in it; if these are the labels, give {Path(path)/next(iter(tops))}'
+        yield (f'{path} holds one folder, {next(iter(tops))}, with the folders {_some(below)} in it; if these are the '
+            f'labels, give {Path(path)/next(iter(tops))}')
     elif len(tops) > 1 and len(below) > 1 and not any('' in names for names in tops.values()):
-        yield (f'{path} can be read in two ways: its labels are {_some(sorted(tops))}, or the folders in them, {_some(below)}. '
+        yield (f'{path} can be read in two ways: its labels are {_some(sorted(tops))}, or the folders in them, '
+            f'{_some(below)}. '
             'Move the images so that each label is one folder, with images in it')
     for top, names in tops.items():
         if twice := sorted(n for n in names if n and n != top and _spelling(n) in {_spelling(t) for t in trees}):
-            yield f'{path}/{top}/{twice[0]} lies in the label {top} and is called like the label {twice[0]}; move it out, or rename it'
+            yield (f'{path}/{top}/{twice[0]} lies in the label {top} and is called like the label {twice[0]}; move it '
+                'out, or rename it')
     if len(tops) > 1 and {name.casefold() for name in tops} <= _no_labels:
         yield f'{path} holds {_some(sorted(tops))}, which look like the parts of a data set and not like labels; bearcls reads {path}/<label>/<image>'
     if len(tops) > 1 and set(map(str.casefold, tops)) <= set(side_names):
@@ -273,7 +285,9 @@ def _spelling_problems(path, labels):
     alike = {}
     for label in labels: alike.setdefault(_spelling(label), []).append(label)
     for group in alike.values():
-        if len(group) > 1: yield f'{path} has one label in several spellings: {", ".join(map(_shown, group))}; put their images in one folder'
+        if len(group) > 1:
+            yield (f'{path} has one label in several spellings: {", ".join(map(_shown, group))}; put their images in '
+                'one folder')
 
 def _shown(label):
     "A label so that its spelling can be seen"
@@ -320,9 +334,12 @@ def scan_folder(
     for e in entries:
         if _is_folder(e) and not _unused_name(e.name): trees[e.name] = _read_tree(path, e.name, (root,))
         else: _read_entry(path, e.name, e, loose, (root,))
-    left_out = loose.left_out + [LeftOut(name, 'outside', 'it lies outside the folders of the labels') for name in loose.images]
+    left_out = (loose.left_out
+        + [LeftOut(name, 'outside', 'it lies outside the folders of the labels') for name in loose.images])
     folder = _sided(path, trees, left_out) if _is_sided(trees) else _plain(path, trees, left_out)
-    closed = [r for r in folder.left_out if r.kind == 'unreadable' and r.file.endswith('/') and not r.reason.startswith('a link')]
+    closed = [r
+        for r in folder.left_out if r.kind == 'unreadable' and r.file.endswith('/')
+        and not r.reason.startswith('a link')]
     folder.problems += [f'{path}/{r.file}: {r.reason}; make it readable, or move it away' for r in closed]
     return folder
 
@@ -330,11 +347,13 @@ def _plain(path, trees, left_out):
     "A folder whose folders are the labels"
     for name, tree in trees.items():
         left_out += tree.left_out
-        if tree.is_empty and name.casefold() == 'models': left_out.append(LeftOut(f'{name}/', 'generated', "left by fastai's `lr_find`"))
+        if tree.is_empty and name.casefold() == 'models':
+            left_out.append(LeftOut(f'{name}/', 'generated', "left by fastai's `lr_find`"))
     def is_label(name, tree): return tree.images or tree.is_claimed or tree.is_empty and name.casefold() != 'models'
     labels = sorted(name for name, tree in trees.items() if is_label(name, tree))
     problems = [*_problems(path, trees), *_spelling_problems(path, labels)]
-    names = sorted((image for tree in trees.values() for image in tree.images), key=lambda name: (name.split('/')[0], name))
+    names = sorted((image for tree in trees.values() for image in tree.images),
+        key=lambda name: (name.split('/')[0], name))
     return ImageFolder(path, names, labels, left_out, 0, problems)
 
 # %% ../nbs/06_folders.ipynb #b3061e33
@@ -354,7 +373,9 @@ def _sided(path, trees, left_out):
         if side: labels |= {d.name: set() for d in _empty_folders(path/top) if d.name not in labels}
     problems = list(_spelling_problems(path, labels))
     strange = sorted(label for label, sides in labels.items() if sides and 'train' not in sides)
-    if strange: problems.append(f'{path} has no training images of {_some(strange)}, which it has on another side; the sides need the same labels')
+    if strange:
+        problems.append(f'{path} has no training images of {_some(strange)}, which it has on another side; the sides '
+            'need the same labels')
     names.sort(key=lambda name: (name.split('/')[1], name))
     return ImageFolder(path, names, sorted(labels), left_out, 1, problems)
 
@@ -371,7 +392,8 @@ def folder_html(
     expect('folder', folder, ImageFolder)
     counts = [{'label': label, 'images': folder.counts.get(label, 0)} for label in folder.labels]
     rows = [{'left out': r.file, 'reason': r.reason} for r in folder.left_out]
-    problems = [{'to be settled': p.replace(f'{folder.path}/', '').replace(str(folder.path), folder.path.name)} for p in folder.problems]
+    problems = [{'to be settled': p.replace(f'{folder.path}/', '').replace(str(folder.path), folder.path.name)}
+        for p in folder.problems]
     parts = [html_table(part, max_rows=max_rows) for part in (counts, rows, problems) if part]
     return Html(''.join(f'<div style="margin-bottom:1em">{part}</div>' for part in parts))
 

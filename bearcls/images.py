@@ -72,7 +72,8 @@ def _costly_jpeg(f):
         if head[0] != 0xff: return ''
         if head[1] == 0xda: break
         if 0xc0 <= head[1] <= 0xcf and head[1] not in (0xc4, 0xc8, 0xcc):
-            pixels, parts, layered = struct.unpack('>H', head[5:7])[0]*struct.unpack('>H', head[7:9])[0], head[9], head[1] in (0xc2, 0xc6, 0xca, 0xce)
+            pixels, parts, layered = struct.unpack('>H', head[5:7])[0]*struct.unpack('>H',
+                head[7:9])[0], head[9], head[1] in (0xc2, 0xc6, 0xca, 0xce)
         at += 1 if head[1] == 0xff else 2 + struct.unpack('>H', head[2:4])[0]
     else: return _costly_words
     if not layered and head[4] >= parts: return ''  # one scan has everything
@@ -156,7 +157,8 @@ def load_image(
         if why := costly_build(source): raise ImageError(f'{name} cannot be decoded: {why}')
         with _open(source, limit) as image:
             if image.width * image.height > limit:
-                raise ImageError(f'{name} claims {image.width}×{image.height} pixels; at most {limit:,} are accepted', 'bomb')
+                raise ImageError(f'{name} claims {image.width}×{image.height} pixels; at most {limit:,} are accepted',
+                    'bomb')
             if min_side and image.format == 'JPEG': image.draft('RGB', (min_side, min_side))
             turn = orientation(image)
             return reduced(flatten(_turned(_decoded(image), turn)), min_side)
@@ -214,7 +216,8 @@ def _decoded(image):
     return canvas
 
 # %% ../nbs/03_images.ipynb #0e1f62dd
-_turns = dict(enumerate('FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split(), 2))
+_turns = dict(enumerate('FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split(),
+        2))
 
 def orientation(
     image: Image.Image,  # Opened by Pillow, or any other
@@ -253,14 +256,16 @@ def _image_errors(name, source):
     except FileNotFoundError as e: raise ImageError(f'{name} does not exist', 'missing') from e
     except IsADirectoryError as e: raise ImageError(f'{name} is a folder, not an image', 'not_an_image') from e
     except PermissionError as e: raise ImageError(f'{name} cannot be read: permission denied', 'unreadable') from e
-    except Image.DecompressionBombError as e: raise ImageError(f'{name} claims more pixels than are accepted', 'bomb') from e
+    except Image.DecompressionBombError as e:
+        raise ImageError(f'{name} claims more pixels than are accepted', 'bomb') from e
     except UnidentifiedImageError as e:
         if _is_empty(source): raise ImageError(f'{name} is empty', 'empty') from e
         if kind := _begins_as(source):
             raise ImageError(f'{name} cannot be decoded: it is damaged, or a kind of {kind} that is not read') from e
         heif = f'{name} is a HEIF image, as phones take them: pip install pillow-heif'
         raise ImageError(heif if _is_heif(source) else f'{name} is no image of a known format', 'not_an_image') from e
-    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, AttributeError, struct.error, TypeError) as e:
+    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, AttributeError,
+        struct.error, TypeError) as e:
         if isinstance(e, ImageError): raise
         if isinstance(e, FileFlaw): raise ImageError(f'{name} {e}', e.reason) from e
         if 'truncated' in str(e).lower(): raise ImageError(f'{name} ends before the image does', 'truncated') from e

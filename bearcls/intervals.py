@@ -50,5 +50,6 @@ def plot_error_interval(
     ax.errorbar(range(len(sizes)), middle, yerr=np.abs(bounds.T - middle), fmt='o', color='#2f6f8f', capsize=5)
     for i, (low, high) in enumerate(bounds): ax.text(i, high + .3, f'{low:.1f} to {high:.1f}', ha='center', fontsize=8)
     ax.set_xticks(range(len(sizes)), [f'{k} of {n:,}' for k, n in zip(wrong, sizes)], fontsize=8)
-    ax.set(xlabel='wrong, of so many validation images', ylabel='error in %', ylim=(0, bounds.max() * 1.12), xlim=(-.6, len(sizes) - .4))
+    ax.set(xlabel='wrong, of so many validation images', ylabel='error in %', ylim=(0, bounds.max() * 1.12),
+        xlim=(-.6, len(sizes) - .4))
     return ax

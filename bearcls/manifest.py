@@ -75,7 +75,8 @@ def read_manifest(
         lines = csv.DictReader(f)
         try:
             if 'file' not in (lines.fieldnames or ['file']):
-                raise ForeignManifest(f'{file} has no column `file`; expected is a table with commas, columns {", ".join(_columns)}')
+                raise ForeignManifest(f'{file} has no column `file`; expected is a table with commas, columns '
+                    f'{", ".join(_columns)}')
             return [_image_row(r, file) for r in lines]
         except csv.Error as e: raise ForeignManifest(f'{file} cannot be read as CSV: {e}') from e
 
@@ -85,7 +86,8 @@ def _image_row(cells, file):
     row['more'] = {k: v for k, v in cells.items() if k and k not in _columns and v is not None}
     for k in ('width', 'height', 'bytes'):
         try: row[k] = int(row[k].removesuffix('.0')) if row.get(k) else None
-        except ValueError as e: raise DataError(f'{file}: column {k} holds {row[k]!r}, a whole number is expected') from e
+        except ValueError as e:
+            raise DataError(f'{file}: column {k} holds {row[k]!r}, a whole number is expected') from e
     return ImageRow(**row)
 
 # %% ../nbs/05_manifest.ipynb #3cf99e34
@@ -98,7 +100,8 @@ def describe_file(
     expect('file', file, str, os.PathLike)
     expect('root', root, str, os.PathLike)
     file = Path(file)
-    row = ImageRow(file=file.relative_to(root).as_posix(), label=file.parent.name, sha256=sha256(file), bytes=file.stat().st_size)
+    row = ImageRow(file=file.relative_to(root).as_posix(), label=file.parent.name, sha256=sha256(file),
+        bytes=file.stat().st_size)
     try: row.width, row.height = image_size(file)
     except ImageError as e: row.status, row.reason = 'failed', str(e).replace(str(file), row.file)
     for k, v in known.items(): setattr(row, k, v)
@@ -160,12 +163,14 @@ def source_names(
     if callable(group_by): names = [str(group_by(f) or '') for f in files]
     elif isinstance(group_by, str):
         columns = ['site', *(name for name in _columns if name not in ('file', 'status', 'reason'))]
-        if group_by not in columns: raise ValueError(f'`group_by` must be a function or one of {", ".join(columns)}; got {group_by!r}')
+        if group_by not in columns:
+            raise ValueError(f'`group_by` must be a function or one of {", ".join(columns)}; got {group_by!r}')
         rows = rows_by_path(files)
         found = [rows.get(f, ImageRow()) for f in files]
         names = [site_of(r) if group_by == 'site' else str(getattr(r, group_by) or '') for r in found]
     else: raise ValueError(f'`group_by` must be a column of the manifest or a function, got {group_by!r}')
-    if not any(names): raise DataError(f'`group_by`: of none of the {len(names):,} images the source is known by {group_by!r}')
+    if not any(names):
+        raise DataError(f'`group_by`: of none of the {len(names):,} images the source is known by {group_by!r}')
     return names
 
 # %% ../nbs/05_manifest.ipynb #f8059b65

@@ -81,7 +81,9 @@ def _own_folder(data):
     folder = scan_folder(data)
     check_labels([f for f, name in zip(folder.files, folder.names) if side_of(folder, name) != 'test'], folder)
     bad = [label for label in folder.labels if not can_be_labels([label, f'not {label[:100]}'])]
-    if bad: raise DataError(f'{data} has the label {bad[0]!r}, which no bundle can have: its name holds control characters, or is too long; rename the folder')
+    if bad:
+        raise DataError(f'{data} has the label {bad[0]!r}, which no bundle can have: its name holds control '
+            'characters, or is too long; rename the folder')
     return Path(data)
 
 def check_place(
@@ -180,7 +182,8 @@ def quickstart(
         with steps.step('export', 'Exporting a bundle, and comparing its answers with the Learner\'s'):
             bundle = export_bundle(learn, dest/'bundle', seen=everything, max_check=len(seen))
             steps.say('largest difference on {images_compared} validation images: {largest_difference:.1g}'.format(**read_bundle(bundle).metrics))
-        with steps.step('predict', 'Predicting one image with the bundle alone'): example = _example(bundle, seen, seed, steps)
+        with steps.step('predict', 'Predicting one image with the bundle alone'):
+            example = _example(bundle, seen, seed, steps)
         result = Quickstart(path, dest, report, learn, everything, candidates, bundle, example, steps.seconds, own)
         with steps.step('report', 'Writing the report'): write_report(result)
     if not quiet: print(next_commands(result))
@@ -207,7 +210,8 @@ def check_free(
     expect('dest', dest, os.PathLike)
     check_dest(dest/'bundle')
     report = dest/'report.html'
-    if report.exists() and '<meta name="generator" content="bearcls' not in report.read_text(encoding='utf-8', errors='replace'):
+    if report.exists() and '<meta name="generator" content="bearcls' not in report.read_text(encoding='utf-8',
+        errors='replace'):
         raise DataError(f'{report} was not written by bearcls, so it is not replaced; choose another folder')
 
 # %% ../nbs/17_quickstart.ipynb #625d3cdc
@@ -252,7 +256,8 @@ def _pairs(report):
 def _error_words(seen):
     "The error with its uncertainty, in one line"
     e = error_rate_of(seen)
-    return f'{e["wrong"]} of {e["n"]} validation images wrong: error {e["error"]:.1%} (95% interval {e["low"]:.1%} to {e["high"]:.1%})'
+    return (f'{e["wrong"]} of {e["n"]} validation images wrong: error {e["error"]:.1%} (95% interval {e["low"]:.1%} to '
+        f'{e["high"]:.1%})')
 
 # %% ../nbs/17_quickstart.ipynb #3bf9a3fa
 def _train(path, plan, seed, dest, steps, **chosen):
@@ -311,12 +316,15 @@ def _data_section(q):
     folder, by_label = scan_folder(q.path), {}
     for f in folder.files: by_label.setdefault(folder.label_of(f), []).append(f)
     few = [f for mine in by_label.values() for f in mine[::max(1, len(mine)//5)][:5]]
-    return Html(f'{balance_html(balance(q.path))}<p class="soft">A few of each label:</p>{gallery(few, [folder.label_of(f) for f in few], side=100)}')
+    return Html(f'{balance_html(balance(q.path))}<p class="soft">A few of each label:</p>'
+        f'{gallery(few, [folder.label_of(f) for f in few], side=100)}')
 
 def _faults_section(q):
     "What the check of the files found, and what was done"
     n = len(q.report.files(*broken_issues))
-    where = '' if q.own_data or not n else f' They lie in <code>{escape(_short_path(quarantine_folder(q.path)))}</code>; <code>bearcls check {escape(_short_path(q.path))} --restore</code> brings them back.'
+    where = ('' if q.own_data or not n else ' They lie in <code>'
+        f'{escape(_short_path(quarantine_folder(q.path)))}</code>; <code>'
+        f'bearcls check {escape(_short_path(q.path))} --restore</code> brings them back.')
     words = f'<p>{len(q.report.measures):,} files were opened and looked at. {_broken_words(n, q.own_data).capitalize()}.{where}</p>'
     words += ''.join(f'<p>{escape(note)}.</p>' for note in [*q.report.problems, manifest_note(q.path)] if note)
     kinds = [dict(found=k.replace('_', ' '), files=v, meaning=issue_words[k]) for k, v in q.report.counts.items()]
@@ -331,7 +339,8 @@ def _other_findings(q, n=60):
     rest = [r for r in q.report.rows if r.issue not in (*broken_issues, 'left_out')]
     if not rest: return ''
     first = f', the first {n} of them' if len(rest) > n else ''
-    return f'<details><summary>{len(rest)} other findings in files that were kept{first}</summary>{findings_html(q.path, rest[:n], n, side=64)}</details>'
+    return (f'<details><summary>{len(rest)} other findings in files that were kept{first}</summary>'
+        f'{findings_html(q.path, rest[:n], n, side=64)}</details>')
 
 # %% ../nbs/17_quickstart.ipynb #d5c0aab5
 def _training_section(q):
@@ -339,23 +348,30 @@ def _training_section(q):
     plan = q.learn.plan
     words = f'<p>{describe_plan(plan)} {q.seconds["train"]:.0f} seconds for {len(q.learn.dls.train_ds):,} images.</p>'
     if plan.route != 'fast': return Html(words + _svg(lambda ax: plot_training(q.learn, ax)))
-    return Html(f'{words}<p>The network kept its weights; a linear layer was trained on what it sees, so there is no curve to draw.</p>')
+    return Html(f'{words}<p>'
+        'The network kept its weights; a linear layer was trained on what it sees, so there is no curve to draw.</p>')
 
 def _mistakes_section(q):
     "Confusion matrix, figures per label, worst mistakes, and what they take after"
-    metrics = [dict(label=label, **{k: v if k == 'images' else f'{v:.1%}' for k, v in row.items() if k in ('images', 'precision', 'recall', 'f1')})
+    metrics = [dict(label=label,
+            **{k: v if k == 'images' else f'{v:.1%}'
+                for k, v in row.items() if k in ('images', 'precision', 'recall', 'f1')})
         for label, row in label_metrics(q.seen).iterrows()]
     for row in metrics: row['images'] = int(row['images'])
-    return Html(f'{_source_words(q)}<p>Choose a number to see its images.</p>{show_confusion(q.seen)}<h3>Label by label</h3>{html_table(metrics)}'
+    return Html(f'{_source_words(q)}<p>Choose a number to see its images.</p>{show_confusion(q.seen)}<h3>'
+        f'Label by label</h3>{html_table(metrics)}'
         f'<h3>Where model and label disagree most</h3>{show_top_losses(q.seen, 12)}'
-        '<h3>What the worst mistakes take after</h3><p>Each mistake beside the images of the training set that the network finds most alike: '
+        '<h3>What the worst mistakes take after</h3><p>'
+        'Each mistake beside the images of the training set that the network finds most alike: '
         f'often they explain it.</p>{show_nearest(q.everything)}')
 
 def _source_words(q):
     "The error on sources that were not trained on, where it is known"
     s = read_bundle(q.bundle).metrics.get('by_source')
     if not s: return ''
-    return (f'<p>On images of sources that it was not trained on the error is {s["error"]:.1%} ({s["low"]:.1%} to {s["high"]:.1%}); with images held back by chance it is {s["random"]:.1%}. '
+    return ('<p>'
+        f'On images of sources that it was not trained on the error is {s["error"]:.1%} ({s["low"]:.1%} to '
+        f'{s["high"]:.1%}); with images held back by chance it is {s["random"]:.1%}. '
         f'Both were measured on {s["n"]:,} images by heads that had not seen them; sources are {s["groups"]:,} {escape(s["grouped_by"])}.</p>')
 
 def _belief_section(q):
@@ -375,8 +391,11 @@ def _suspects_section(q):
 def _prediction_section(q):
     "One answer of the bundle"
     file, prediction = q.example
-    return Html(f'<p>Answered by the bundle alone, without torch or fastai. On {len(q.seen):,} validation images, its probabilities differ from the '
-        f'Learner\'s by at most {q.difference:.1g}.</p><div class="two"><div>{thumbnail(file, 180, file.parent.name)}</div><div>{prediction_html(prediction)}</div></div>')
+    return Html('<p>'
+        f'Answered by the bundle alone, without torch or fastai. On {len(q.seen):,} validation images, its '
+        'probabilities differ from the '
+        f'Learner\'s by at most {q.difference:.1g}.</p><div class="two"><div>'
+        f'{thumbnail(file, 180, file.parent.name)}</div><div>{prediction_html(prediction)}</div></div>')
 
 # %% ../nbs/17_quickstart.ipynb #9e955c80
 def advice(
@@ -386,16 +405,29 @@ def advice(
     expect('q', q, Quickstart)
     error, counts, found = q.error, scan_folder(q.path).counts, []
     wrong = q.wrong_labels
-    if wrong.worth_a_look: found.append(f'Look at the {wrong.listed} contradicted labels first, of which {"some" if math.isnan(wrong.n) else f"about {wrong.n:.0f}"} are probably wrong. Wrong labels in the validation set count as errors even where the model is right.')
-    elif wrong.listed: found.append(f'Of the {wrong.listed} labels that are contradicted by their images, few are wrong (at most {wrong.high}): these images are hard for this model. More images like them help more than other labels.')
+    if wrong.worth_a_look:
+        found.append(f'Look at the {wrong.listed} contradicted labels first, of which '
+            f'{"some" if math.isnan(wrong.n) else f"about {wrong.n:.0f}"} are probably wrong. Wrong labels in the '
+            'validation set count as errors even where the model is right.')
+    elif wrong.listed:
+        found.append(f'Of the {wrong.listed} labels that are contradicted by their images, few are wrong (at most '
+            f'{wrong.high}): these images are hard for this model. More images like them help more than other labels.')
     if max(counts.values()) > 3 * min(counts.values()):
         rare = min(counts, key=counts.get)
-        found.append(f'Gather more images of {rare}: it has {counts[rare]:,}, the largest label {max(counts.values()):,}.')
-    if error['high'] - error['low'] > .1: found.append(f'The error is known only roughly, from {error["n"]} images. A hundred more for validation would tell more than another epoch.')
-    if q.learn.plan.route == 'scratch': found.append('This model started from nothing. With ImageNet weights (connect to the network once, or set TORCH_HOME) photographs need far fewer images.')
+        found.append(f'Gather more images of {rare}: it has {counts[rare]:,}, the largest label '
+            f'{max(counts.values()):,}.')
+    if error['high'] - error['low'] > .1:
+        found.append(f'The error is known only roughly, from {error["n"]} images. A hundred more for validation would '
+            'tell more than another epoch.')
+    if q.learn.plan.route == 'scratch':
+        found.append('This model started from nothing. With ImageNet weights (connect to the network once, or set '
+            'TORCH_HOME) photographs need far fewer images.')
     copies = sum(q.report.counts.get(k, 0) for k in ('duplicate', 'near_duplicate'))
-    if copies: found.append(f'{copies} images are duplicates or near duplicates of others. They were kept on one side of the split; they add little.')
-    return found + ['Try it on an image that is none of the labels: a classifier always answers, and only you know when it should not.']
+    if copies:
+        found.append(f'{copies} images are duplicates or near duplicates of others. They were kept on one side of the '
+            'split; they add little.')
+    return (found + ['Try it on an image that is none of the labels: a classifier always answers, and only you know '
+            'when it should not.'])
 
 # %% ../nbs/17_quickstart.ipynb #20091b25
 def next_commands(
@@ -423,17 +455,26 @@ def write_report(
     "Write the report, one page that needs no other file"
     expect('q', q, Quickstart)
     e, labels = q.error, q.seen.labels
-    cards = [dict(value=f'{len(q.learn.dls.train_ds) + len(q.learn.dls.valid_ds):,}', words=f'images with {len(labels)} labels'),
-        dict(value=f'{e["error"]:.1%}', words=f'error on {e["n"]} held-back images (95%: {e["low"]:.1%} to {e["high"]:.1%})'),
-        dict(value='?' if math.isnan(q.wrong_labels.n) else f'{q.wrong_labels.n:.0f}', words=f'of {q.wrong_labels.listed} contradicted labels probably wrong (95%: {q.wrong_labels.low} to {q.wrong_labels.high})'),
-        dict(value=f'{q.seconds["train"]:.0f} s', words=f'of training, {q.learn.plan.arch} at {q.learn.plan.size} pixels')]
-    parts = [('data', 'The data at a glance', _data_section), ('faults', 'What is wrong with the files', _faults_section),
+    cards = [dict(value=f'{len(q.learn.dls.train_ds) + len(q.learn.dls.valid_ds):,}',
+            words=f'images with {len(labels)} labels'),
+        dict(value=f'{e["error"]:.1%}',
+                words=f'error on {e["n"]} held-back images (95%: {e["low"]:.1%} to {e["high"]:.1%})'),
+        dict(value='?' if math.isnan(q.wrong_labels.n) else f'{q.wrong_labels.n:.0f}', words='of '
+                f'{q.wrong_labels.listed} contradicted labels probably wrong (95%: {q.wrong_labels.low} to '
+                f'{q.wrong_labels.high})'),
+        dict(value=f'{q.seconds["train"]:.0f} s',
+                words=f'of training, {q.learn.plan.arch} at {q.learn.plan.size} pixels')]
+    parts = [('data', 'The data at a glance', _data_section),
+        ('faults', 'What is wrong with the files', _faults_section),
         ('training', 'Training', _training_section), ('mistakes', 'Its mistakes', _mistakes_section),
-        ('belief', 'Can its probabilities be believed?', _belief_section), ('slices', 'Where it errs more often', _slices_section),
-        ('labels', 'Labels that are probably wrong', _suspects_section), ('prediction', 'One prediction', _prediction_section)]
-    sections = [dict(id=i, title=t, body=make(q)) for i, t, make in parts] + [dict(id='next', title='What to do next', body=_next_section(q))]
-    page = _template('report.html').render(title=f'{_words(labels)}?', summary=_summary_words(q), cards=cards, sections=sections,
-        date=f'{datetime.now():%Y-%m-%d}', version=bearcls.__version__)
+        ('belief', 'Can its probabilities be believed?', _belief_section),
+        ('slices', 'Where it errs more often', _slices_section),
+        ('labels', 'Labels that are probably wrong', _suspects_section),
+        ('prediction', 'One prediction', _prediction_section)]
+    sections = ([dict(id=i, title=t, body=make(q)) for i, t, make in parts]
+        + [dict(id='next', title='What to do next', body=_next_section(q))])
+    page = _template('report.html').render(title=f'{_words(labels)}?', summary=_summary_words(q), cards=cards,
+        sections=sections, date=f'{datetime.now():%Y-%m-%d}', version=bearcls.__version__)
     with atomic_write(q.html, 'w') as f: f.write(page)
     return q.html
 
@@ -442,12 +483,14 @@ def _template(name):
     "A template of the package; values are escaped unless they are HTML already"
     return jinja2.Environment(loader=jinja2.PackageLoader('bearcls', 'templates'), autoescape=True).get_template(name)
 
-def _words(labels): return f'{", ".join(labels[:-1])} or {labels[-1]}' if len(labels) < 6 else f'{", ".join(labels[:5])} …'
+def _words(labels):
+    return f'{", ".join(labels[:-1])} or {labels[-1]}' if len(labels) < 6 else f'{", ".join(labels[:5])} …'
 
 def _summary_words(q):
     "The result in a sentence"
     e = q.error
-    return f'The model is right on {e["n"] - e["wrong"]} of {e["n"]} images that it had not seen. This page shows what it learnt from, where it errs, and what to do about it.'
+    return (f'The model is right on {e["n"] - e["wrong"]} of {e["n"]} images that it had not seen. This page shows '
+        'what it learnt from, where it errs, and what to do about it.')
 
 def _next_section(q):
     "Advice and commands"

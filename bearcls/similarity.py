@@ -350,5 +350,6 @@ def joined_duplicates(
         for k, near in zip(ks, search.hashes.near(np.array(ks))):
             others, around = [o for o in search.hashes.images(near, 150) if groups.leader(o) != groups.leader(k)], []
             for other in search.most_alike(k, others):
-                if groups.leader(k) != groups.leader(other) and search.score(k, other, near, around) is not None: groups.join(k, other)
+                if groups.leader(k) != groups.leader(other) and search.score(k, other, near, around) is not None:
+                    groups.join(k, other)
     return groups

@@ -42,13 +42,20 @@ def _check_vote(vote, labels):
     limits = dict(answer=64, name=255, label=255, reason=500, correct=255, model=128)
     for name, most in limits.items():
         value = getattr(vote, name)
-        if not isinstance(value, str) or len(value) > most or '\0' in value: raise FeedbackError(f'`{name}` of a vote is text of up to {most} letters')
+        if not isinstance(value, str) or len(value) > most or '\0' in value:
+            raise FeedbackError(f'`{name}` of a vote is text of up to {most} letters')
     if not vote.answer: raise FeedbackError('`answer` of a vote must not be empty')
-    if not isinstance(vote.sha256, str) or not re.fullmatch('[0-9a-f]{64}', vote.sha256): raise FeedbackError('`sha256` of a vote has 64 hexadecimal digits')
-    if type(vote.right) is not bool: raise FeedbackError(f'`right` of a vote is True or False, got {str(vote.right)[:40]!r}')
-    if not math.isfinite(vote.probability) or not 0 <= vote.probability <= 1: raise FeedbackError('`probability` of a vote lies between 0 and 1')
-    if vote.correct not in ('', other_label, *labels): raise FeedbackError(f'`correct` may be {", ".join(labels[:8])}, {other_label} or empty; got {vote.correct[:40]!r}')
-    if vote.correct and vote.right != (vote.correct == vote.label): raise FeedbackError(f'`correct` says {vote.correct[:40]}, which does not go with `right` being {vote.right}')
+    if not isinstance(vote.sha256, str) or not re.fullmatch('[0-9a-f]{64}', vote.sha256):
+        raise FeedbackError('`sha256` of a vote has 64 hexadecimal digits')
+    if type(vote.right) is not bool:
+        raise FeedbackError(f'`right` of a vote is True or False, got {str(vote.right)[:40]!r}')
+    if not math.isfinite(vote.probability) or not 0 <= vote.probability <= 1:
+        raise FeedbackError('`probability` of a vote lies between 0 and 1')
+    if vote.correct not in ('', other_label, *labels):
+        raise FeedbackError(f'`correct` may be {", ".join(labels[:8])}, {other_label} or empty; got '
+            f'{vote.correct[:40]!r}')
+    if vote.correct and vote.right != (vote.correct == vote.label):
+        raise FeedbackError(f'`correct` says {vote.correct[:40]}, which does not go with `right` being {vote.right}')
 
 # %% ../../nbs/app/01_feedback.ipynb #2be7dbf7
 feedback_version = 1  # Of the file's tables, kept in the file; a newer bearcls may raise it
@@ -76,7 +83,8 @@ def _open_votes(self, write):
     try:
         for mode in ('rwc',) if write else ('ro', 'ro&immutable=1'):  # the last for a place where not even a lock can be written
             try:
-                connection = sqlite3.connect(f'{where}?mode={mode}', uri=True, timeout=self.timeout, isolation_level=None)
+                connection = sqlite3.connect(f'{where}?mode={mode}', uri=True, timeout=self.timeout,
+                    isolation_level=None)
                 self._check_votes_file(connection, write)
                 break
             except sqlite3.OperationalError as e:
@@ -92,8 +100,11 @@ def _check_votes_file(self, connection, write):
     "Is it ours? An empty file is made ours if it is to be written"
     version, = connection.execute('PRAGMA user_version').fetchone()
     tables = {name for name, in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if version > feedback_version: raise FeedbackError(f'{self.path.name} was written by a newer bearcls (version {version} of its tables; {feedback_version} is known here)')
-    if tables and 'votes' not in tables or version and not tables: raise FeedbackError(f'{self.path.name} is a database of another program')
+    if version > feedback_version:
+        raise FeedbackError(f'{self.path.name} was written by a newer bearcls (version {version} of its tables; '
+            f'{feedback_version} is known here)')
+    if tables and 'votes' not in tables or version and not tables:
+        raise FeedbackError(f'{self.path.name} is a database of another program')
     if write and not version:
         with contextlib.suppress(sqlite3.OperationalError): connection.execute('PRAGMA journal_mode=WAL')
         connection.execute('BEGIN IMMEDIATE')
@@ -106,8 +117,11 @@ def _feedback_trouble(error, write):
     words = str(error).lower()
     if 'not a database' in words or 'malformed' in words: return 'The file for feedback is no SQLite database.'
     if 'full' in words: return 'This could not be kept: the disk is full.'
-    if 'locked' in words: return 'This could not be kept, because others are writing. Please try again.' if write else 'The file for feedback is locked.'
-    return 'This could not be kept: the file for feedback cannot be written.' if write else 'The file for feedback cannot be read.'
+    if 'locked' in words:
+        return ('This could not be kept, because others are writing. Please try again.' if write
+            else 'The file for feedback is locked.')
+    return ('This could not be kept: the file for feedback cannot be written.' if write
+        else 'The file for feedback cannot be read.')
 
 # %% ../../nbs/app/01_feedback.ipynb #0b3fe547
 @patch_to(Feedback)
@@ -137,13 +151,14 @@ def vote(self,
 ) -> Vote:                   # What was kept
     "Keep what somebody thinks of an answer; a `FeedbackError` says why not"
     p = prediction
-    kept = Vote(answer, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), sha256, name, p.label, p.probability, p.trusted, p.reason, right, correct, model)
+    kept = Vote(answer, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), sha256, name, p.label,
+        p.probability, p.trusted, p.reason, right, correct, model)
     _check_vote(kept, list(p.probabilities))
     names = [f.name for f in fields(Vote)]
     changed = ', '.join(f'{n}=excluded.{n}' for n in names[1:])
     with self._open_votes(write=True) as connection:
-        connection.execute(f'INSERT INTO votes ({", ".join(names)}) VALUES ({", ".join("?"*len(names))}) ON CONFLICT(answer) DO UPDATE SET {changed}',
-            tuple(asdict(kept).values()))
+        connection.execute(f'INSERT INTO votes ({", ".join(names)}) VALUES ({", ".join("?"*len(names))}) ON '
+            f'CONFLICT(answer) DO UPDATE SET {changed}', tuple(asdict(kept).values()))
     return kept
 
 # %% ../../nbs/app/01_feedback.ipynb #f892d621
@@ -155,7 +170,8 @@ def summary(self,
     votes = [v for v in self.rows() if not model or v.model == model]
     def row(label, some):
         sure, doubtful = ([v for v in some if v.trusted is trusted] for trusted in (True, False))
-        return dict(label=label, **_count_right(sure), **{f'{k}_doubtful': n for k, n in _count_right(doubtful).items()})
+        return dict(label=label, **_count_right(sure),
+            **{f'{k}_doubtful': n for k, n in _count_right(doubtful).items()})
     labels = sorted({v.label for v in votes})
     return [row(label, [v for v in votes if v.label == label]) for label in labels] + [row('all', votes)]
 

@@ -50,19 +50,24 @@ def answer_upload(
     "Classify an uploaded file, whatever it is"
     expect('classifier', classifier, Classifier)
     name = ''.join(letter if letter.isprintable() else ' ' for letter in name[:200]) or 'The image'
-    if len(content) > limit: return Answer(name, problem=f'{name} has {len(content)/1e6:.0f} MB; up to {limit/1e6:.0f} MB can be looked at.')
+    if len(content) > limit:
+        return Answer(name, problem=f'{name} has {len(content)/1e6:.0f} MB; up to {limit/1e6:.0f} MB can be looked at.')
     content = bytes(content)
     try:
         image = load_image(content, classifier.bundle.min_side)
         shown = load_image(content, 320) if max(image.size) < 320 else image
         return Answer(name, classifier.predict(image), image=data_uri(shown, 320), sha256=sha256(content))
-    except ImageError as e: return Answer(name, problem=_upload_problem(name, content, e.reason), sha256=sha256(content))
-    except MemoryError: return Answer(name, problem=f'{name} is too large an image for this computer.', sha256=sha256(content))
+    except ImageError as e:
+        return Answer(name, problem=_upload_problem(name, content, e.reason), sha256=sha256(content))
+    except MemoryError:
+        return Answer(name, problem=f'{name} is too large an image for this computer.', sha256=sha256(content))
 
 def _upload_problem(name, content, reason):
     "What the visitor reads about a file that cannot be opened"
-    if reason == 'not_an_image' and content[4:8] == b'ftyp': return f'{name} is of a kind that only some programs can open (HEIC). Please save it as JPEG, and choose that.'
-    return f'{name} cannot be looked at: {image_reasons.get(reason, image_reasons["unreadable"])}. Please choose another image.'
+    if reason == 'not_an_image' and content[4:8] == b'ftyp':
+        return f'{name} is of a kind that only some programs can open (HEIC). Please save it as JPEG, and choose that.'
+    return (f'{name} cannot be looked at: {image_reasons.get(reason, image_reasons["unreadable"])}. Please choose '
+        'another image.')
 
 # %% ../../nbs/app/02_notebook.ipynb #ab1379ad
 def answer_html(
@@ -77,7 +82,8 @@ def answer_html(
     why = '' if p.trusted else f'<div>The model would rather not decide: {escape(p.reason)}.</div>'
     image = f'<img src="{answer.image}" alt="{escape(answer.name, quote=True)}" style="max-width:100%;max-height:320px;margin:0">'
     return Html(f'<div style="{_answer_box}">{image}<div style="flex:1 1 15em;min-width:0">'
-        f'<div style="font-size:1.5em;margin-bottom:.2em">{head}</div>{why}{bars_html(p.probabilities, max_n)}</div></div>')
+        f'<div style="font-size:1.5em;margin-bottom:.2em">{head}</div>{why}{bars_html(p.probabilities, max_n)}</div>'
+        '</div>')
 
 _answer_box = 'display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start;line-height:1.6;max-width:44em;overflow-wrap:anywhere'
 
@@ -124,7 +130,8 @@ def reply(self,
     except (_AppRefusal, FeedbackError) as e: return dict(number=number[:80], problem=str(e))
     except Exception as e:  # the visitor gets a sentence whatever it is, and the log learns its kind
         _log_app_trouble(e)
-        return dict(number=number, problem='Something went wrong on our side. Please try again, or choose another image.')
+        return dict(number=number,
+            problem='Something went wrong on our side. Please try again, or choose another image.')
 
 class _AppRefusal(BearclsError, ValueError): "A message that is not answered; its words are for the visitor"
 
@@ -132,15 +139,18 @@ def _log_app_trouble(error):
     "Kind and place of an exception, without the paths and contents that its message may hold"
     trace = error.__traceback__
     while trace.tb_next: trace = trace.tb_next
-    logging.getLogger('bearcls.app').error('%s in %s, line %d', type(error).__name__, Path(trace.tb_frame.f_code.co_filename).name, trace.tb_lineno)
+    logging.getLogger('bearcls.app').error('%s in %s, line %d', type(error).__name__,
+        Path(trace.tb_frame.f_code.co_filename).name, trace.tb_lineno)
 
 # %% ../../nbs/app/02_notebook.ipynb #676dc432
 @patch_to(AppDesk)
 def _asked(self, message, buffers):
     "One image"
-    if len(buffers) != 1 or not isinstance(message.get('name'), str): raise _AppRefusal('The page has sent something that is not understood. Please reload it.')
+    if len(buffers) != 1 or not isinstance(message.get('name'), str):
+        raise _AppRefusal('The page has sent something that is not understood. Please reload it.')
     content = memoryview(buffers[0])
-    if content.nbytes > max_message: raise _AppRefusal(f'The image has {content.nbytes/1e6:.0f} MB; up to {max_message/1e6:.0f} MB can be looked at.')
+    if content.nbytes > max_message:
+        raise _AppRefusal(f'The image has {content.nbytes/1e6:.0f} MB; up to {max_message/1e6:.0f} MB can be looked at.')
     answer = self.classify(message['name'], content)
     if answer.problem: return dict(problem=answer.problem)
     image = dict(image=answer.image) if message.get('unseen') is True else {}  # which the browser could not open itself
@@ -151,7 +161,8 @@ def _told(self, message):
     "A vote on one of the answers that were given here"
     with self._lock: answer = next((a for a in self.answers if a.id == message.get('answer')), None)
     if self.feedback is None or not answer or not answer.prediction:
-        raise _AppRefusal('This could not be kept, because the answer is no longer known here. Please choose the image again.')
+        raise _AppRefusal('This could not be kept, because the answer is no longer known here. Please choose the image '
+            'again.')
     self.feedback.vote(answer.id, answer.prediction, message.get('right'), message.get('label', ''),
         sha256=answer.sha256, name=answer.name, model=self.classifier.bundle.digest)
     return dict(kept=True)
@@ -174,7 +185,8 @@ class ClassifierApp(anywidget.AnyWidget):
         classifier = bundle if isinstance(bundle, Classifier) else Classifier(bundle, threads)
         self.desk = AppDesk(classifier, None if feedback is None else Feedback(feedback))
         self.title = title or classifier.bundle.question
-        super().__init__(metadata=dict(title=self.title, labels=list(classifier.labels), note=note, maxBytes=max_shrunk, rawBytes=max_message, feedback=feedback is not None))
+        super().__init__(metadata=dict(title=self.title, labels=list(classifier.labels), note=note, maxBytes=max_shrunk,
+                rawBytes=max_message, feedback=feedback is not None))
         self.on_msg(lambda widget, message, buffers: self.send(self.desk.reply(message, buffers)))
 
     @property
@@ -202,10 +214,13 @@ def write_app(
     question, dest = read_bundle(bundle).question, Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
     if feedback is not None: feedback = _as_seen_from(feedback or Path(bundle).resolve().parent/'feedback.sqlite', dest)
-    arguments = ', '.join([repr(_as_seen_from(bundle, dest)), *([repr(title)] if title else []), f'feedback={feedback!r}'])
-    cell = dict(cell_type='code', execution_count=None, id='app', metadata={}, outputs=[], source=f'from bearcls.app import ClassifierApp\n\nClassifierApp({arguments})')
+    arguments = ', '.join([repr(_as_seen_from(bundle, dest)), *([repr(title)] if title else []),
+            f'feedback={feedback!r}'])
+    cell = dict(cell_type='code', execution_count=None, id='app', metadata={}, outputs=[],
+        source=f'from bearcls.app import ClassifierApp\n\nClassifierApp({arguments})')
     kernel = dict(name='python3', display_name='Python 3', language='python')
-    notebook = dict(cells=[cell], metadata=dict(kernelspec=kernel, title=title or question), nbformat=4, nbformat_minor=5)
+    notebook = dict(cells=[cell], metadata=dict(kernelspec=kernel, title=title or question), nbformat=4,
+        nbformat_minor=5)
     file = dest/'app.ipynb'
     file.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding='utf-8')
     return file
@@ -226,8 +241,8 @@ class AppError(BearclsError, RuntimeError):
 
 def _voila_command(notebook, port):
     "The command line of Voilà, for a folder with `settings/voila.py`"
-    return [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1', '--Voila.port_retries=0',
-        "--Voila.config_file_paths=['settings']"]
+    return [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1',
+        '--Voila.port_retries=0', "--Voila.config_file_paths=['settings']"]
 
 def _port_for_app(port):
     "A port that can be listened on: the given one, or for None a usual or else any free one"
@@ -252,13 +267,15 @@ def serve_app(
     expect('bundle', bundle, str, os.PathLike)
     expect('feedback', feedback, str, os.PathLike, None)
     port = _port_for_app(port)
-    if feedback and not Path(feedback).resolve().parent.is_dir(): raise AppError(f'`feedback`: there is no folder {Path(feedback).parent}')
+    if feedback and not Path(feedback).resolve().parent.is_dir():
+        raise AppError(f'`feedback`: there is no folder {Path(feedback).parent}')
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
         work = Path(work).resolve()
         (work/'settings').mkdir()
         (work/'settings'/'voila.py').write_text(voila_config(), encoding='utf-8')
         notebook = write_app(Path(bundle).resolve(), work, title, Path(feedback).resolve() if feedback else feedback)
-        with open(work/'server.log', 'w+b') as log, subprocess.Popen(_voila_command(notebook, port), stdout=log, stderr=log, cwd=work) as server:
+        with open(work/'server.log', 'w+b') as log, subprocess.Popen(_voila_command(notebook, port), stdout=log,
+            stderr=log, cwd=work) as server:
             try:
                 url = f'http://127.0.0.1:{port}/'
                 wait_for_server(url + 'voila/static/favicon.ico', server, log, timeout)
@@ -289,7 +306,8 @@ def wait_for_server(
         time.sleep(0.1)
     log.seek(0)
     said = log.read().decode('utf-8', 'replace').strip().splitlines()[-1:] or ['it wrote nothing']
-    ended = f'ended with status {server.returncode}' if server.poll() is not None else f'did not answer within {timeout:g} seconds'
+    ended = (f'ended with status {server.returncode}' if server.poll() is not None
+        else f'did not answer within {timeout:g} seconds')
     raise AppError(f'{name} {ended}: {said[0]}')
 
 def stop_server(

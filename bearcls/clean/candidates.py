@@ -22,7 +22,8 @@ candidate_columns = ['file', 'split', 'label', 'action', 'to', 'score', 'reason'
 
 def _row(path, file, label, action, score, reason, kind, to='', split=''):
     "One candidate"
-    return dict(file=str(path/file), split=split, label=label, action=action, to=to, score=float(score), reason=reason, kind=kind)
+    return dict(file=str(path/file), split=split, label=label, action=action, to=to, score=float(score), reason=reason,
+        kind=kind)
 
 # %% ../../nbs/clean/04_candidates.ipynb #3494740f
 def file_candidates(
@@ -30,10 +31,12 @@ def file_candidates(
 ) -> list[dict]:          # Candidates that need no model
     "Broken files and copies: what the report found, as proposals; what is in quarantine already is left there"
     expect('report', report, ImageReport)
-    proposals = {**{issue: 'delete' for issue in broken_issues}, 'unsupported': 'look', 'duplicate': 'delete', 'near_duplicate': 'look', 'blurred': 'look', 'too_dark': 'look'}
+    proposals = {**{issue: 'delete' for issue in broken_issues}, 'unsupported': 'look', 'duplicate': 'delete',
+        'near_duplicate': 'look', 'blurred': 'look', 'too_dark': 'look'}
     in_doubt = set(report.files('across_labels'))
     def proposal(r): return 'look' if r.issue == 'duplicate' and r.file in in_doubt else proposals[r.issue]
-    return [_row(report.path, r.file, report.label_of(r.file), proposal(r), 1 if proposal(r) == 'delete' else .5, r.reason, r.issue)
+    return [_row(report.path, r.file, report.label_of(r.file), proposal(r), 1 if proposal(r) == 'delete' else .5,
+            r.reason, r.issue)
             for r in report.rows if r.issue in proposals and (report.path/r.file).exists()]
 
 # %% ../../nbs/clean/04_candidates.ipynb #f5aad14c
@@ -56,8 +59,11 @@ def cleaning_candidates(
     expect('report', report, ImageReport, None)
     expect('judged', judged, pd.DataFrame, None)
     rows = file_candidates(report) if report is not None else []
-    rows += [_row(Path(), r.file, r.actual, 'relabel' if r.kind == 'wrong_label' else 'look', r.score, r.reason, r.kind, r.suggested if r.kind == 'wrong_label' else '', r.split) for r in label_issues(seen, judged=judged).itertuples()]
-    rows += [_row(Path(), r.file, r.actual, 'look', 1 - r.probability, f'no label fits well: {r.predicted} only {r.probability:.0%}', 'no_label', split=r.split)
+    rows += [_row(Path(), r.file, r.actual, 'relabel' if r.kind == 'wrong_label' else 'look', r.score, r.reason, r.kind,
+            r.suggested if r.kind == 'wrong_label' else '', r.split)
+        for r in label_issues(seen, judged=judged).itertuples()]
+    rows += [_row(Path(), r.file, r.actual, 'look', 1 - r.probability,
+            f'no label fits well: {r.predicted} only {r.probability:.0%}', 'no_label', split=r.split)
              for r in unsure(seen).itertuples()]
     rows.sort(key=lambda r: (actions.index(r['action']), -r['score']))
     table = pd.DataFrame(rows, columns=candidate_columns).drop_duplicates('file')
@@ -72,7 +78,9 @@ def show_candidates(
 ) -> Html:                      # Gallery with the proposal and its reason under each image
     "Cleaning candidates as images"
     expect('candidates', candidates, pd.DataFrame)
-    if action is not None and action not in actions: raise ValueError(f'`action` must be one of {", ".join(actions)}; got {action!r}')
+    if action is not None and action not in actions:
+        raise ValueError(f'`action` must be one of {", ".join(actions)}; got {action!r}')
     chosen = candidates[candidates.action == action] if action else candidates
-    lines = [f'filed as {r.label}, {r.reason}' if r.to else f'{r.action}: {r.reason}' for r in chosen.head(n).itertuples()]
+    lines = [f'filed as {r.label}, {r.reason}' if r.to else f'{r.action}: {r.reason}'
+        for r in chosen.head(n).itertuples()]
     return gallery(chosen.file.head(n), lines, side)

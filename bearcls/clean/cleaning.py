@@ -73,14 +73,19 @@ class Cleaning:
         self._lock, self._thumbnails, self._metadata, self._rows, self._seen, self._report = threading.RLock(), {}, {}, {}, None, None
         refuse_problems(self.refresh())
         self._first_labels = [check_label(l, self._folders) for l in labels or ()]
-        if not self._files and not self._batches and not self.unfinished: raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
+        if not self._files and not self._batches and not self.unfinished:
+            raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
         self._marks = Marks(self.path, state)
         self._forget_carried_out()
         if seen is not None or report is not None: self.add_predictions(seen, report)
 
     def __len__(self): return len(self._files)
-    def __reduce__(self): return type(self), (self.path, self._seen, self._report, self._first_labels, self._marks.file if self._marks.is_own_file else None)
-    def __repr__(self): return f'Cleaning({self.path.name!r}, {len(self):,} images, ' + ', '.join(f'{n:,} {k}' for k, n in self.summary().items()) + ')'
+    def __reduce__(self):
+        return type(self), (self.path, self._seen, self._report, self._first_labels,
+            self._marks.file if self._marks.is_own_file else None)
+    def __repr__(self):
+        return (f'Cleaning({self.path.name!r}, {len(self):,} images, '
+            + ', '.join(f'{n:,} {k}' for k, n in self.summary().items()) + ')')
 
 # %% ../../nbs/clean/05_cleaning.ipynb #50fa2263
 @patch
@@ -99,7 +104,8 @@ def refresh(self: Cleaning) -> ImageFolder:
 @patch(as_prop=True)
 def labels(self: Cleaning) -> list[str]:
     "Labels to choose from: those asked for, then folders that hold images or nothing, then the model's"
-    return list(dict.fromkeys([*self._first_labels, *self._folders, *(self._seen.labels if self._seen is not None else ())]))
+    return list(dict.fromkeys([*self._first_labels, *self._folders,
+                *(self._seen.labels if self._seen is not None else ())]))
 
 @patch(as_prop=True)
 def items(self: Cleaning) -> list[CleaningItem]:
@@ -116,7 +122,8 @@ def _item(self: Cleaning, file):
     known = self._metadata.get(then)
     if known is None: return CleaningItem(file, label)
     if known.label == label: return known if then == file else replace(known, file=file)
-    return CleaningItem(file, label, known.split, known.predicted, known.probability, self._loss(then, label), reason=f'was {known.label} when the model saw it')
+    return CleaningItem(file, label, known.split, known.predicted, known.probability, self._loss(then, label),
+        reason=f'was {known.label} when the model saw it')
 
 @patch
 def _loss(self: Cleaning, file, label):
@@ -137,12 +144,16 @@ def add_predictions(self: Cleaning,
     doubts = judged.score.fillna(0).tolist() if seen is not None else ()
     for n, r in enumerate(seen.table.itertuples() if seen is not None else ()):
         if name := self._name(r.file):
-            metadata[name], rows[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability), float(r.loss), doubt=doubts[n]), n
-    if seen is not None and len(seen) and not metadata: raise DataError(f'None of the {len(seen):,} predictions is about an image in {self.path}; the first is about {seen.table.file.iloc[0]}')
+            metadata[name], rows[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability),
+                float(r.loss), doubt=doubts[n]), n
+    if seen is not None and len(seen) and not metadata:
+        raise DataError(f'None of the {len(seen):,} predictions is about an image in {self.path}; the first is about '
+            f'{seen.table.file.iloc[0]}')
     for r in self._pile(seen, report, judged):
         name = self._name(r['file'])
         if not name or metadata.get(name, CleaningItem('', '')).proposal: continue  # the first proposal counts
-        metadata[name] = replace(metadata.get(name) or CleaningItem(name, r['label'], r['split']), score=r['score'], reason=r['reason'], proposal=r['action'], to=r['to'], kind=r['kind'])
+        metadata[name] = replace(metadata.get(name) or CleaningItem(name, r['label'], r['split']), score=r['score'],
+            reason=r['reason'], proposal=r['action'], to=r['to'], kind=r['kind'])
     with self._lock:
         self._metadata, self._rows, self._seen, self._report = metadata, rows, seen, report
         self._items, self._orders = None, {}
@@ -183,7 +194,8 @@ def state(self: Cleaning) -> Path:
 def _forget_carried_out(self: Cleaning):
     "Take off what an `apply` that was interrupted after its last file has left: marks of files that a batch has moved"
     gone = {f: m for f, m in self.marks.items() if f not in self._known_files}
-    done = {(s.file, s.action, s.label, s.sha256) for b in self._batches if b.state == 'applied' for s in b.steps if s.file in gone and s.file in b.moved}
+    done = {(s.file, s.action, s.label, s.sha256) for b in self._batches if b.state == 'applied'
+        for s in b.steps if s.file in gone and s.file in b.moved}
     self._follow({f: None for f, m in gone.items() if (f, m.action, m.to, self._marks.digest(f)) in done})
 
 @patch
@@ -204,7 +216,8 @@ orders = {
     'unsure': 'the model is least sure',
     'name': 'label and file name',
 }
-_keys = {'suspicious': lambda i: (-max(i.score, i.doubt), -(i.loss or 0)), 'loss': lambda i: -(i.loss or 0), 'certain': lambda i: -(i.probability or 0),
+_keys = {'suspicious': lambda i: (-max(i.score, i.doubt), -(i.loss or 0)), 'loss': lambda i: -(i.loss or 0),
+    'certain': lambda i: -(i.probability or 0),
          'unsure': lambda i: 2 if i.probability is None else i.probability, 'name': lambda i: 0}
 
 # %% ../../nbs/clean/05_cleaning.ipynb #55ae0d56
@@ -219,11 +232,16 @@ def view(self: Cleaning,
     per_page: int = 30,         # Images on a page
 ) -> View:                      # The images of that page, and how many there are
     "One page of the images that a question is about"
-    for name, value, known in (('show', show, ('all', 'undecided', 'marked')), ('order', order, orders), ('label', label, ['', *self.labels]), ('split', split, ('', 'train', 'valid'))):
-        if value not in known: raise DataError(f'`{name}` must be one of {", ".join(k for k in known if k)}; got {value!r}')
-    if page < 0 or per_page < 1: raise DataError(f'`page` is counted from 0 and `per_page` from 1; got {page} and {per_page}')
+    for name, value, known in (('show', show, ('all', 'undecided', 'marked')), ('order', order, orders),
+        ('label', label, ['', *self.labels]), ('split', split, ('', 'train', 'valid'))):
+        if value not in known:
+            raise DataError(f'`{name}` must be one of {", ".join(k for k in known if k)}; got {value!r}')
+    if page < 0 or per_page < 1:
+        raise DataError(f'`page` is counted from 0 and `per_page` from 1; got {page} and {per_page}')
     marks = self.marks
-    chosen = [i for i in self._ordered(order) if (not label or i.label == label) and (not split or i.split == split) and (not reason or i.kind == reason)
+    chosen = [i
+        for i in self._ordered(order) if (not label or i.label == label) and (not split or i.split == split)
+        and (not reason or i.kind == reason)
               and (show == 'all' or (i.file in marks) == (show == 'marked'))]
     pages = max(1, -(-len(chosen)//per_page))
     page = min(page, pages - 1)
@@ -249,8 +267,10 @@ def mark(self: Cleaning,
     to: str = '',                # The right label, for relabel; an image that has it already is marked to keep
 ) -> list[str]:                  # The files
     "Decide about images; the decision is saved before this returns"
-    if action not in ('', *mark_actions): raise DataError(f'`action` must be {", ".join(mark_actions)} or empty; got {action!r}')
-    if action == 'relabel' and to not in self.labels: raise DataError(f'`to` must be one of {", ".join(self.labels)}; got {to!r}')
+    if action not in ('', *mark_actions):
+        raise DataError(f'`action` must be {", ".join(mark_actions)} or empty; got {action!r}')
+    if action == 'relabel' and to not in self.labels:
+        raise DataError(f'`to` must be one of {", ".join(self.labels)}; got {to!r}')
     if action == 'relabel': check_label(to, self._folders)
     files = self._named(files, self.marks if action == '' else ())
     self._marks.set({f: self._decided(f, action, to) for f in files})
@@ -261,14 +281,16 @@ def _named(self: Cleaning, files, others=()):
     "Files of the folder, or among `others`, each once"
     files = [files] if isinstance(files, str) else list(dict.fromkeys(files))
     if unknown := [f for f in files if f not in self._known_files and f not in others]:
-        raise DataError(f'{unknown[0]!r} is none of the images in {self.path}' + (f', nor are {len(unknown) - 1:,} others' if len(unknown) > 1 else ''))
+        raise DataError(f'{unknown[0]!r} is none of the images in {self.path}'
+            + (f', nor are {len(unknown) - 1:,} others' if len(unknown) > 1 else ''))
     return files
 
 @patch
 def _decided(self: Cleaning, file, action, to):
     "The mark of one file"
     if not action: return None
-    return Mark('keep') if action == 'relabel' and self._label_of(file) == to else Mark(action, to if action == 'relabel' else '')
+    return (Mark('keep') if action == 'relabel'
+        and self._label_of(file) == to else Mark(action, to if action == 'relabel' else ''))
 
 @patch
 def accept(self: Cleaning,
@@ -276,7 +298,8 @@ def accept(self: Cleaning,
 ) -> list[str]:                  # Those that are marked now; a proposal to look decides nothing
     "Mark images as was proposed, in one stroke"
     files = set(self._named(files))
-    proposed = {i.file: Mark(i.proposal, i.to) for i in self.items if i.file in files and i.proposal in ('delete', 'relabel')}
+    proposed = {i.file: Mark(i.proposal, i.to)
+        for i in self.items if i.file in files and i.proposal in ('delete', 'relabel')}
     if proposed: self._marks.set(proposed)
     return list(proposed)
 
@@ -297,7 +320,8 @@ def notes(self: Cleaning) -> list[str]:
     "What one should know before going on; empty if there is nothing"
     notes = [f'{w[0].upper()}{w[1:]}' for w in (self._trouble, self._marks.problem, self.unfinished) if w]
     stale = [f'{f} is marked, but {what}' for f, what in self._marks.stale().items()]
-    return notes + stale[:3] + ([f'And {len(stale) - 3:,} more marked files are gone or have changed'] if len(stale) > 3 else [])
+    return (notes + stale[:3]
+        + ([f'And {len(stale) - 3:,} more marked files are gone or have changed'] if len(stale) > 3 else []))
 
 @patch
 def forget_gone(self: Cleaning) -> list[str]:  # The files
@@ -326,7 +350,8 @@ def thumbnail(self: Cleaning,
     side: int = 160,  # Longer side at most, in pixels
 ) -> bytes:           # JPEG
     "A small upright image on white; a card with the reason where the file cannot be opened"
-    if file not in self._known_files and file not in self._metadata: raise DataError(f'{file!r} is none of the images in {self.path}')
+    if file not in self._known_files and file not in self._metadata:
+        raise DataError(f'{file!r} is none of the images in {self.path}')
     try: found = os.stat(self.path/file)
     except OSError: found = None
     key = file, side, found and (found.st_mtime_ns, found.st_size)
@@ -351,8 +376,11 @@ def _card(words, side):
     draw, lines = ImageDraw.Draw(card), ['']
     width, height = card.size
     draw.rectangle((0, 0, width - 1, height - 1), outline='#999999')
-    for a, b in (((.42, .2), (.58, .41)), ((.58, .2), (.42, .41))): draw.line([(a[0]*width, a[1]*height), (b[0]*width, b[1]*height)], fill='#b03030', width=max(1, side//50))
-    for word in words.split(): lines = [*lines[:-1], f'{lines[-1]} {word}'.strip()] if draw.textlength(f'{lines[-1]} {word}') < width - 8 else [*lines, word]
+    for a, b in (((.42, .2), (.58, .41)), ((.58, .2), (.42, .41))):
+        draw.line([(a[0]*width, a[1]*height), (b[0]*width, b[1]*height)], fill='#b03030', width=max(1, side//50))
+    for word in words.split():
+        lines = ([*lines[:-1], f'{lines[-1]} {word}'.strip()] if draw.textlength(f'{lines[-1]} {word}') < width - 8
+            else [*lines, word])
     draw.multiline_text((width/2, height*.68), '\n'.join(lines), fill='#333333', anchor='mm', align='center')
     return card
 
@@ -366,7 +394,8 @@ def show(self: Cleaning,
     "A view as images"
     page, marks = self.view(per_page=per_page, **view), self.marks
     images = [Image.open(io.BytesIO(self.thumbnail(i.file, side))) for i in page.items]
-    images = [ImageOps.expand(p, 4, _colours[marks[i.file].action]) if i.file in marks else p for i, p in zip(page.items, images)]
+    images = [ImageOps.expand(p, 4, _colours[marks[i.file].action]) if i.file in marks else p
+        for i, p in zip(page.items, images)]
     return gallery(images, [_caption(i, marks.get(i.file)) for i in page.items], side, per_page)
 
 _colours = {'keep': '#2e7d32', 'delete': '#b03030', 'relabel': '#1f5fbf'}  # Frames; the words under an image say the same
@@ -383,7 +412,8 @@ def plan(self: Cleaning) -> CleaningPlan:  # Steps of the marks to delete and to
     "What `apply` would do; nothing moves"
     items, marks = {i.file: i for i in self.items}, self.marks
     files = [*[f for f in items if f in marks], *[f for f in marks if f not in items and not self._marks.is_done(f)]]
-    return plan_changes(self.path, [self._change(f, marks[f], items.get(f)) for f in files if marks[f].action != 'keep'])
+    return plan_changes(self.path,
+        [self._change(f, marks[f], items.get(f)) for f in files if marks[f].action != 'keep'])
 
 @patch
 def _change(self: Cleaning, file, mark, item):
@@ -422,7 +452,8 @@ def _settled(self: Cleaning, work):
         self.refresh()
         self._forget_carried_out()
     marks = self.marks
-    self._follow({m.file: None for m in moves if m.file in marks and (m.status == 'moved' or m.file not in self._known_files)})
+    self._follow({m.file: None
+            for m in moves if m.file in marks and (m.status == 'moved' or m.file not in self._known_files)})
     self._marks.settle()
     return moves
 
@@ -433,4 +464,5 @@ def _bring_back(self: Cleaning, batch: Batch, moves):
     marks, steps = self.marks, {s.file: s for s in batch.steps}
     home = [(m, steps[m.file]) for m in moves if m.status == 'restored' and m.file in steps]
     left = {s.to: None for _, s in home if s.action == 'relabel' and s.to in marks and s.to not in self._known_files}
-    return self._follow({**left, **{m.to: Mark(s.action, s.label) for m, s in home if m.to in self._known_files and m.to not in marks}})
+    return self._follow({**left,
+            **{m.to: Mark(s.action, s.label) for m, s in home if m.to in self._known_files and m.to not in marks}})

@@ -28,8 +28,11 @@ class Mark:
     to: str = ''  # The right label, for relabel
 
     def __post_init__(self):
-        if self.action not in mark_actions: raise DataError(f'`action` must be {", ".join(mark_actions)}; got {self.action!r}')
-        if not isinstance(self.to, str) or (self.action == 'relabel') != bool(self.to): raise DataError(f'`to` names the right label, and comes with relabel alone; got {self.to!r} with {self.action}')
+        if self.action not in mark_actions:
+            raise DataError(f'`action` must be {", ".join(mark_actions)}; got {self.action!r}')
+        if not isinstance(self.to, str) or (self.action == 'relabel') != bool(self.to):
+            raise DataError(f'`to` names the right label, and comes with relabel alone; got {self.to!r} with '
+                f'{self.action}')
 
 # %% ../../nbs/clean/03_marks.ipynb #f117512d
 class Marks:
@@ -109,7 +112,8 @@ def _set_aside(self: Marks, error):
     aside = next(a for a in names if not a.exists())
     try: os.replace(self.file, aside)
     except FileNotFoundError: return  # another program has set it aside
-    except OSError as e: raise DataError(f'{self.file} is damaged ({error}) and cannot be set aside: {e.strerror or e}') from e
+    except OSError as e:
+        raise DataError(f'{self.file} is damaged ({error}) and cannot be set aside: {e.strerror or e}') from e
     self.problem = f'The marks could not be read ({error}); the file is kept as {aside}, and nothing is marked'
 
 # %% ../../nbs/clean/03_marks.ipynb #ff2f59a2
@@ -121,9 +125,12 @@ def _writing(self: Marks) -> Iterator[None]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = open(file, 'ab')
-    except OSError as e: raise DataError(f'Nothing was marked, because marks cannot be kept: {file.parent} cannot be written to: {e.strerror or e}') from e
+    except OSError as e:
+        raise DataError(f'Nothing was marked, because marks cannot be kept: {file.parent} cannot be written to: '
+            f'{e.strerror or e}') from e
     with lock:
-        if not hold_file(lock, 10): raise DataError(f'Nothing was marked: another program has been writing {self.file} for ten seconds')
+        if not hold_file(lock, 10):
+            raise DataError(f'Nothing was marked: another program has been writing {self.file} for ten seconds')
         try: yield
         finally: release_file(lock)
 
@@ -171,10 +178,14 @@ def _save(self: Marks, changes):
     for f, (mark, stamp) in changes.items():
         if mark: marks[f], stamps[f] = mark, stamp
         else: marks.pop(f, None), stamps.pop(f, None)
-    entries = {f: dict(action=m.action, to=m.to, **dict(zip(('size', 'time', 'sha256'), stamps[f]))) for f, m in marks.items()}
+    entries = {f: dict(action=m.action, to=m.to, **dict(zip(('size', 'time', 'sha256'), stamps[f])))
+        for f, m in marks.items()}
     try:
-        with atomic_write(self.file) as out: out.write(json.dumps(dict(format=1, folder=str(self.path), marks=entries), indent=0).encode())
-    except OSError as e: raise DataError(f'Nothing was marked, because marks cannot be kept: {self.file} cannot be written: {e.strerror or e}') from e
+        with atomic_write(self.file) as out:
+            out.write(json.dumps(dict(format=1, folder=str(self.path), marks=entries), indent=0).encode())
+    except OSError as e:
+        raise DataError(f'Nothing was marked, because marks cannot be kept: {self.file} cannot be written: '
+            f'{e.strerror or e}') from e
     self._marks, self._stamps, self._read = marks, stamps, self._written()
 
 # %% ../../nbs/clean/03_marks.ipynb #350633f8
@@ -198,7 +209,8 @@ def _changed(self: Marks, file, where):
     size, time, digest = self._stamps[file]
     try:
         found = os.lstat(self.path/where)
-        if (found.st_size, found.st_mtime_ns) == (size, time) or digest and digest_or_link(self.path/where) == digest: return ''
+        if (found.st_size, found.st_mtime_ns) == (size, time) or digest and digest_or_link(self.path/where) == digest:
+            return ''
         return 'it has changed since it was marked'
     except OSError: return 'it is not there any more'
 

@@ -79,18 +79,22 @@ def batches(
 
 def _batch_folders(path):
     "Folders of batches, the oldest first; a folder of another name is somebody's own"
-    return sorted((f for f in (cleaning_folder(path)/'batches').glob('*') if f.name.isdecimal()), key=lambda f: int(f.name))
+    return sorted((f for f in (cleaning_folder(path)/'batches').glob('*') if f.name.isdecimal()),
+        key=lambda f: int(f.name))
 
 def _read_batch(path, file):
     "One batch, whose names lead nowhere else"
     try:
         known = json.loads(file.read_text(encoding='utf-8'))
         batch = Batch(**{**known, 'steps': [Step(**s) for s in known['steps']]})
-        if batch.state not in batch_states or file.parent.name != f'{batch.number:04}': raise ValueError('its state or its number is none')
-        words = [*batch.moved, *batch.made, batch.before, batch.after, batch.when, *(v for s in batch.steps for v in vars(s).values())]
+        if batch.state not in batch_states or file.parent.name != f'{batch.number:04}':
+            raise ValueError('its state or its number is none')
+        words = [*batch.moved, *batch.made, batch.before, batch.after, batch.when,
+            *(v for s in batch.steps for v in vars(s).values())]
         if not all(isinstance(w, str) for w in words): raise ValueError('what should be words is something else')
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
-        raise DataError(f'{file} is damaged ({e}); no files of this folder can be moved or brought back before it is repaired or moved away') from e
+        raise DataError(f'{file} is damaged ({e}); no files of this folder can be moved or brought back before it is '
+            'repaired or moved away') from e
     for name in (*batch.made, *(n for s in batch.steps for n in (s.file, s.to))): inside(path, name)
     return batch
 
@@ -107,7 +111,8 @@ def unfinished_moves(
     last = next((b for b in reversed(batches(path)) if b.state in ('applying', 'undoing')), None)
     if not last: return ''
     what = 'moving' if last.state == 'applying' else 'bringing back'
-    return f'{what} {len(last.steps):,} file{"" if len(last.steps) == 1 else "s"} was interrupted (batch {last.number}, {last.when}): undo takes the batch back, finish ends what was begun'
+    return (f'{what} {len(last.steps):,} file{"" if len(last.steps) == 1 else "s"} was interrupted (batch '
+        f'{last.number}, {last.when}): undo takes the batch back, finish ends what was begun')
 
 # %% ../../nbs/clean/02_moves.ipynb #3df8654a
 @contextlib.contextmanager
@@ -116,9 +121,11 @@ def _alone(path) -> Iterator[None]:
     try:
         cleaning_folder(path).mkdir(parents=True, exist_ok=True)
         lock = open(cleaning_folder(path)/'lock', 'ab')
-    except OSError as e: raise DataError(f'Nothing has been moved: {cleaning_folder(path)} cannot be written to: {e.strerror or e}') from e
+    except OSError as e:
+        raise DataError(f'Nothing has been moved: {cleaning_folder(path)} cannot be written to: {e.strerror or e}') from e
     with lock:
-        if not hold_file(lock): raise DataError(f'Another program is moving files of {path} at this moment; nothing has been moved')
+        if not hold_file(lock):
+            raise DataError(f'Another program is moving files of {path} at this moment; nothing has been moved')
         try: yield
         finally: release_file(lock)
 
@@ -132,8 +139,10 @@ def apply_plan(
     with _alone(path):
         if unfinished := unfinished_moves(path): raise DataError(f'{unfinished}; nothing new has been moved')
         fresh = plan_changes(path, [_change(s) for s in plan.steps if s.action != 'leave'])
-        result = {s.file: Move(s.file, 'skipped', '', s.action, s.note) for s in [*plan.steps, *fresh.steps] if s.action == 'leave'}
-        if len(fresh): result |= {m.file: m for m in _forward(path, _begin(path, [s for s in fresh.steps if s.action != 'leave']))}
+        result = {s.file: Move(s.file, 'skipped', '', s.action, s.note)
+            for s in [*plan.steps, *fresh.steps] if s.action == 'leave'}
+        if len(fresh):
+            result |= {m.file: m for m in _forward(path, _begin(path, [s for s in fresh.steps if s.action != 'leave']))}
     order = {s.file: n for n, s in enumerate(plan.steps)}
     return sorted(result.values(), key=lambda m: order.get(m.file, len(order)))
 
@@ -149,11 +158,14 @@ def _begin(path, steps):
         last = max((int(f.name) for f in _batch_folders(path)), default=0)
         homes = {PurePosixPath(s.to).parent.as_posix() for s in steps if s.action == 'relabel'}
         made = sorted(home for home in homes if not (path/home).exists())
-        batch = Batch(last + 1, 'applying', steps, made=made, when=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+        batch = Batch(last + 1, 'applying', steps, made=made,
+            when=datetime.now(timezone.utc).isoformat(timespec='seconds'))
         _batch_folder(path, batch.number).mkdir(parents=True)
         if known: batch.before = _keep_manifest(path, batch)
         _save(path, batch)
-    except OSError as e: raise DataError(f'Nothing has been moved: the batch cannot be written down in {cleaning_folder(path)}: {e.strerror or e}') from e
+    except OSError as e:
+        raise DataError(f'Nothing has been moved: the batch cannot be written down in {cleaning_folder(path)}: '
+            f'{e.strerror or e}') from e
     return batch
 
 def _keep_manifest(path, batch):
@@ -227,7 +239,9 @@ def _manifest_forward(path, batch):
             if s.action == 'relabel': r.file = s.to
             elif r.status != 'quarantined': r.status, r.reason = 'quarantined', f'cleaned: {s.reason}'
         if changed: _write_rows(path, batch, rows)
-    except (OSError, DataError) as e: return Move(manifest_name, 'skipped', '', 'manifest', f'{_cannot}brought in step: {getattr(e, "strerror", None) or e}')
+    except (OSError, DataError) as e:
+        return Move(manifest_name, 'skipped', '', 'manifest',
+            f'{_cannot}brought in step: {getattr(e, "strerror", None) or e}')
 
 def _write_rows(path, batch, rows):
     "Replace the manifest, once the digest of the new one is noted"
@@ -274,7 +288,8 @@ def _backward(path, batch, then=None):
     if batch.state != 'undoing': _save(path, replace(batch, state='undoing'))
     moved, back = read_journal(path)
     away = {(e['file'], e['to']): e['id'] for e in moved if e['id'] not in back}
-    moves = [_come_back(path, s, away.get((s.file, s.to)), s.file in surely) for s in reversed(batch.steps) if s.file in surely or not surely]
+    moves = [_come_back(path, s, away.get((s.file, s.to)), s.file in surely)
+        for s in reversed(batch.steps) if s.file in surely or not surely]
     moves = [m for m in moves if m]
     for label in batch.made:
         with contextlib.suppress(OSError): (path/label).rmdir()  # not empty: somebody else uses it
@@ -302,7 +317,8 @@ def _come_back(path, step, entry, surely):
         move_file(target, home)
         _tell_restored(path, step, entry, home)
     except OSError as e: return told('skipped', f'{_cannot}moved back: {e.strerror or e}')
-    return told('restored', '' if home == source else 'its name was taken in the meantime', home.relative_to(path).as_posix())
+    return told('restored', '' if home == source else 'its name was taken in the meantime',
+        home.relative_to(path).as_posix())
 
 # %% ../../nbs/clean/02_moves.ipynb #f04043d9
 def _tell_restored(path, step, entry, home):
@@ -322,38 +338,47 @@ def _settle(path, step, entry, there):
 def _gone(path, step, entry, surely):
     "The file lies in neither place: it may have come back under a number"
     source, target = _ends(path, step)
-    numbered = itertools.takewhile(os.path.lexists, (source.with_name(f'{source.stem}-{n}{source.suffix}') for n in itertools.count(1)))
+    numbered = itertools.takewhile(os.path.lexists,
+        (source.with_name(f'{source.stem}-{n}{source.suffix}') for n in itertools.count(1)))
     home = next((f for f in numbered if _holds(f, step)), None)
     if home:
         _tell_restored(path, step, entry, home)
-        return Move(step.file, 'restored', home.relative_to(path).as_posix(), step.action, 'its name was taken in the meantime')
+        return Move(step.file, 'restored', home.relative_to(path).as_posix(), step.action,
+            'its name was taken in the meantime')
     if not surely and os.path.lexists(source): return None  # changed before its turn came: it never left
-    return Move(step.file, 'skipped', '', step.action, 'it is neither where it was nor where it went: somebody has moved, changed or removed it')
+    return Move(step.file, 'skipped', '', step.action,
+        'it is neither where it was nor where it went: somebody has moved, changed or removed it')
 
 # %% ../../nbs/clean/02_moves.ipynb #61657297
 def _manifest_backward(path, batch, moves):
     "Give the manifest back its bytes, or its rows; a `Move` if there is something to tell"
     if not batch.before: return None
-    def told(status, reason): return Move(manifest_name, status, manifest_name if status == 'restored' else '', 'manifest', reason)
+    def told(status, reason):
+        return Move(manifest_name, status, manifest_name if status == 'restored' else '', 'manifest', reason)
     try:
-        now, kept = sha256(_manifest(path)) if _manifest(path).exists() else '', _batch_folder(path, batch.number)/'before'/manifest_name
+        now, kept = sha256(_manifest(path)) if _manifest(path).exists() else '', _batch_folder(path,
+            batch.number)/'before'/manifest_name
         _aside(_manifest(path)).unlink(missing_ok=True)  # left by a crash in the middle of `_put`
         home = all(m.status == 'restored' and m.to == m.file for m in moves)
         if home and now == batch.before: return None
         if home and batch.after and now == batch.after: return _put(kept, _manifest(path))
         if not now: return told('skipped', f'it has been removed since; as it was before the batch it lies at {kept}')
         if not _rows_back(path, batch, moves): return None
-    except (OSError, DataError) as e: return told('skipped', f'{_cannot}brought in step: {getattr(e, "strerror", None) or e}')
-    return told('restored', 'others have written to it since, or not all files came back: only the rows of these files were put back')
+    except (OSError, DataError) as e:
+        return told('skipped', f'{_cannot}brought in step: {getattr(e, "strerror", None) or e}')
+    return told('restored',
+        'others have written to it since, or not all files came back: only the rows of these files were put back')
 
 def _rows_back(path, batch, moves):
     "Put back the rows of the files that came back; whether the manifest is another than before the batch"
-    steps, came, kept = {s.file: s for s in batch.steps}, {m.file: m.to for m in moves if m.status == 'restored'}, _batch_folder(path, batch.number)/'before'
+    steps, came, kept = {s.file: s for s in batch.steps}, {m.file: m.to
+        for m in moves if m.status == 'restored'}, _batch_folder(path, batch.number)/'before'
     before = read_manifest(kept)
     earlier = {r.file: r for r in before}
     ways = {s.to if s.action == 'relabel' else s.file: s for s in steps.values() if s.file in came}
     rows = own_rows(path)
-    changed = [(r, ways[r.file]) for r in rows if r.file in ways and (ways[r.file].action == 'relabel' or r.status == 'quarantined')]
+    changed = [(r, ways[r.file])
+        for r in rows if r.file in ways and (ways[r.file].action == 'relabel' or r.status == 'quarantined')]
     for r, s in changed:
         r.file, old = came[s.file], earlier.get(s.file)
         if s.action == 'delete': r.status, r.reason = (old.status, old.reason) if old else ('ok', '')
@@ -369,7 +394,8 @@ def redo_moves(
     expect('path', path, str, os.PathLike)
     undone = next((b for b in batches(path) if b.state == 'undone'), None)
     if not undone: return []
-    return apply_plan(plan_changes(path, [_change(s) for s in undone.steps if s.file in undone.moved or not undone.moved]))
+    return apply_plan(plan_changes(path,
+            [_change(s) for s in undone.steps if s.file in undone.moved or not undone.moved]))
 
 # %% ../../nbs/clean/02_moves.ipynb #e58eed06
 def finish_moves(

@@ -45,7 +45,8 @@ def check_label(
     if label in known: return label
     bad = next((c for c in '/\\:*?"<>|\0\n\t' if c in label), '')
     if bad or not label.strip() or label[0] == '.' or label[-1] in '. ':
-        raise DataError(f'{label!r} cannot be a label: it is the name of a folder, not empty, without / \\ : * ? " < > |, and begins or ends with no dot')
+        raise DataError(f'{label!r} cannot be a label: it is the name of a folder, not empty, without / \\ : * ? " < > '
+            '|, and begins or ends with no dot')
     return label
 
 # %% ../../nbs/clean/01_plans.ipynb #5e020413
@@ -79,14 +80,17 @@ class CleaningPlan:
         "file, action, to and reason of every step; `to` is seen from the image folder"
         home = Path(os.path.relpath(quarantine_folder(self.path), os.path.abspath(self.path))).as_posix()
         def to(s): return f'{home}/{s.to}' if s.action == 'delete' else s.to
-        return [dict(file=s.file, action=s.action, to=to(s), reason='; '.join(filter(None, (s.reason, s.note)))) for s in self.steps]
+        return [dict(file=s.file, action=s.action, to=to(s), reason='; '.join(filter(None, (s.reason, s.note))))
+            for s in self.steps]
 
     @property
     def table(self) -> Any:
         "The same as a pandas DataFrame"
-        return optional_import('pandas', purpose='`plan.table`').DataFrame(self.rows, columns=['file', 'action', 'to', 'reason'])
+        return optional_import('pandas', purpose='`plan.table`').DataFrame(self.rows,
+            columns=['file', 'action', 'to', 'reason'])
 
-    def __repr__(self): return f'CleaningPlan({", ".join(f"{n} to {a}" for a, n in self.counts.items()) or "nothing to do"})'
+    def __repr__(self):
+        return f'CleaningPlan({", ".join(f"{n} to {a}" for a, n in self.counts.items()) or "nothing to do"})'
     def _repr_html_(self): return plan_html(self)
 
 # %% ../../nbs/clean/01_plans.ipynb #766b7a8f
@@ -99,8 +103,10 @@ def plan_html(
     expect('plan', plan, CleaningPlan)
     counts = ', '.join(f'{n:,} to {action}' for action, n in plan.counts.items()) or 'nothing to do'
     rows = [{'': thumbnail(plan.path/r['file'], side, r['file']), **r} for r in plan.rows[:max_n]]
-    more = f'<p>… and {len(plan.steps) - max_n:,} more in <code>plan.table</code></p>' if len(plan.steps) > max_n else ''
-    return Html(f'<p><b>{html.escape(Path(os.path.abspath(plan.path)).name)}</b>: {counts}; nothing has moved yet</p>{html_table(rows, max_rows=max_n) if rows else ""}{more}')
+    more = (f'<p>… and {len(plan.steps) - max_n:,} more in <code>plan.table</code></p>' if len(plan.steps) > max_n
+        else '')
+    return Html(f'<p><b>{html.escape(Path(os.path.abspath(plan.path)).name)}</b>: {counts}; nothing has moved yet</p>'
+        f'{html_table(rows, max_rows=max_n) if rows else ""}{more}')
 
 # %% ../../nbs/clean/01_plans.ipynb #0b2ae278
 def plan_changes(
@@ -116,7 +122,8 @@ def plan_changes(
     labels = {*folder.labels, *(d.name for d in os.scandir(path) if d.is_dir() and d.name[0] != '.')}
     for c in changes:
         inside(path, c.file)
-        if c.action not in ('delete', 'relabel'): raise DataError(f'`action` must be delete or relabel, got {c.action!r} for {c.file}')
+        if c.action not in ('delete', 'relabel'):
+            raise DataError(f'`action` must be delete or relabel, got {c.action!r} for {c.file}')
         if c.action == 'relabel': check_label(c.to, labels)
         chosen.setdefault(c.file, c)
     return CleaningPlan(path, [_planned(path, c, taken, LabelOf('.', folder.level)) for c in chosen.values()])
@@ -132,7 +139,8 @@ def _planned(path, change, taken, label_of):
     except OSError as e: return leave(f'it cannot be read: {e.strerror or e}')
     if change.sha256 not in ('', holds): return leave('the file has changed since it was marked')
     home = path.joinpath(*PurePosixPath(change.file).parts[:label_of.level])/change.to  # on the side where the file lies
-    if change.action == 'relabel' and label_of(change.file) == change.to: return leave(f'it lies in the folder of {change.to} already')
+    if change.action == 'relabel' and label_of(change.file) == change.to:
+        return leave(f'it lies in the folder of {change.to} already')
     if change.action == 'relabel' and (why := _no_way(source, home)): return leave(why)
     wanted = home/source.name if change.action == 'relabel' else quarantine_folder(path)/change.file
     target = _unused(wanted, taken)
@@ -150,8 +158,10 @@ def _unused(file, taken):
 # %% ../../nbs/clean/01_plans.ipynb #6e6f68c7
 def _no_way(source, folder):
     "Why a file cannot go to the folder of a label, or nothing"
-    if os.path.lexists(folder) and not folder.is_dir(): return f'{folder.name} is a file; the folder of a label is expected there'
-    if folder.is_dir() and os.path.samefile(source.parent, folder): return f'it lies in the folder of {folder.name} already'
+    if os.path.lexists(folder) and not folder.is_dir():
+        return f'{folder.name} is a file; the folder of a label is expected there'
+    if folder.is_dir() and os.path.samefile(source.parent, folder):
+        return f'it lies in the folder of {folder.name} already'
     if not source.is_symlink(): return ''
     leads = os.path.realpath(folder/os.readlink(source))
     return '' if leads == os.path.realpath(source) else 'it is a link, which would lead elsewhere from there'

@@ -49,9 +49,12 @@ class Query:
     ) -> 'Query':   # Its words, of the right types
         "Check a query; fields that are missing have their defaults"
         known = asdict(cls())
-        if not isinstance(sent, dict) or sent.keys() - known: raise MessageError(f'A query has the fields {", ".join(known)}; got {short_words(sent)}')
+        if not isinstance(sent, dict) or sent.keys() - known:
+            raise MessageError(f'A query has the fields {", ".join(known)}; got {short_words(sent)}')
         for k, v in sent.items():
-            if type(v) is not type(known[k]) or len(str(v)) > 255: raise MessageError(f'`{k}` of a query is {"a whole number" if k == "page" else "a word"}; got {short_words(v)}')
+            if type(v) is not type(known[k]) or len(str(v)) > 255:
+                raise MessageError(f'`{k}` of a query is {"a whole number" if k == "page" else "a word"}; got '
+                    f'{short_words(v)}')
         return cls(**sent)
 
 # %% ../../nbs/clean/06_widget.ipynb #8002818b
@@ -81,7 +84,9 @@ class CleanerWidget(anywidget.AnyWidget):
 
     def send(self, content, buffers=None): super().send(_spelled(content, _to_browser), buffers)
 
-    def __repr__(self): return f'CleanerWidget({len(self.cleaning)} images of {self.cleaning.path.name}, {len(self.cleaning.marks)} marked)'
+    def __repr__(self):
+        return (f'CleanerWidget({len(self.cleaning)} images of {self.cleaning.path.name}, {len(self.cleaning.marks)} '
+            'marked)')
 
 # %% ../../nbs/clean/06_widget.ipynb #8c2eb411
 def _check_page(n, name):
@@ -128,8 +133,8 @@ def _number(value): return None if value is None or not math.isfinite(value) els
 def state_answer(self: CleanerWidget) -> dict:  # The part `state`
     "Filters, labels, counts, and what can be done"
     c = self.cleaning
-    return dict(filters=self._filters(), labels=list(c.labels), revision=self.revision, predictions=self.predictions, summary=c.summary(),
-        can_undo=c.can_undo, notes='. '.join(c.notes))
+    return dict(filters=self._filters(), labels=list(c.labels), revision=self.revision, predictions=self.predictions,
+        summary=c.summary(), can_undo=c.can_undo, notes='. '.join(c.notes))
 
 @patch
 def _filters(self: CleanerWidget):
@@ -140,9 +145,12 @@ def _filters(self: CleanerWidget):
     def options(title, values): return [['', title], *([v, f'{v} ({n})'] for v, n in values.items())]
     return [dict(name='label', title='Label', options=options(f'all ({len(items)})', labels)),
         dict(name='split', title='Split', options=options('both', _count(i.split for i in items if i.split))),
-        dict(name='reason', title='Reason', options=[['', 'any'], *([kind, f'{kind.replace("_", " ")} ({n})'] for kind, n in self.cleaning.reasons.items())]),
+        dict(name='reason', title='Reason',
+                options=[['', 'any'],
+                    *([kind, f'{kind.replace("_", " ")} ({n})'] for kind, n in self.cleaning.reasons.items())]),
         dict(name='show', title='Show', options=[['all', 'all'], ['undecided', 'undecided'], ['marked', 'marked']]),
-        dict(name='order', title='Order', options=[['suspicious', 'most suspicious'], *([k, v] for k, v in orders.items() if k != 'suspicious')])]
+        dict(name='order', title='Order',
+                options=[['suspicious', 'most suspicious'], *([k, v] for k, v in orders.items() if k != 'suspicious')])]
 
 def _count(values):
     "How often each value occurs, in alphabetical order"
@@ -156,8 +164,10 @@ def thumbnails(self: CleanerWidget,
 ) -> list[bytes]:          # JPEG or WebP, in the order of `files`
     "Small versions of images of the set"
     known = {i.file for i in self.cleaning.items}
-    if strange := [f for f in files if f not in known]: raise MessageError(f'There is no image {short_words(strange[0])} in the set')
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(lambda f: self.cleaning.thumbnail(f, side), files))
+    if strange := [f for f in files if f not in known]:
+        raise MessageError(f'There is no image {short_words(strange[0])} in the set')
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda f: self.cleaning.thumbnail(f, side), files))
 
 @patch
 def _look(self: CleanerWidget) -> bool:
@@ -202,7 +212,10 @@ def answer(self: CleanerWidget,
             has_moved = self._look()
             found, buffers = self._asked(message)
         except (BearclsError, ValueError, OSError) as e: found = self._refused(message, e)
-        if has_moved: found = {**found, **self._news(found.get('said', 'Files have been moved elsewhere, in another window or by code.'), forget=True)}
+        if has_moved:
+            found = {**found,
+                **self._news(found.get('said', 'Files have been moved elsewhere, in another window or by code.'),
+                    forget=True)}
     return {**found, 'id': id if isinstance(id, int) else None}, buffers
 
 # %% ../../nbs/clean/06_widget.ipynb #572c701c
@@ -210,12 +223,14 @@ def answer(self: CleanerWidget,
 def _asked(self: CleanerWidget, message):
     "Check a message and call the method that answers it"
     do = message.get('do') if isinstance(message, dict) else None
-    if not isinstance(do, str) or do not in _requests: raise MessageError(f'The cleaner knows the requests {", ".join(_requests)}; got {short_words(message)}')
+    if not isinstance(do, str) or do not in _requests:
+        raise MessageError(f'The cleaner knows the requests {", ".join(_requests)}; got {short_words(message)}')
     function, needs = _requests[do]
     for name, kind in needs.items():
         value = message.get(name)
         if not isinstance(value, kind) or kind is list and not all(isinstance(v, str) for v in value):
-            raise MessageError(f'The request {do} needs `{name}` as {"list of names" if kind is list else kind.__name__}; got {short_words(value)}')
+            raise MessageError(f'The request {do} needs `{name}` as '
+                f'{"list of names" if kind is list else kind.__name__}; got {short_words(value)}')
     found = function(self, **{name: message[name] for name in needs})
     return found if isinstance(found, tuple) else (found, [])
 
@@ -225,7 +240,8 @@ def _refused(self: CleanerWidget, message, error):
     files = message.get('files') if isinstance(message, dict) else None
     try:
         known = {i.file for i in self.cleaning.items}
-        marks = {f: self._mark_of(f) for f in files if isinstance(f, str) and f in known} if isinstance(files, list) else {}
+        marks = ({f: self._mark_of(f) for f in files if isinstance(f, str) and f in known} if isinstance(files, list)
+            else {})
         return dict(refused=str(error), marks=marks, state=dict(summary=self.cleaning.summary()))
     except (BearclsError, OSError): return dict(refused=str(error))  # not even that can be read
 
@@ -254,18 +270,21 @@ def _large(widget, file): return dict(large=file), widget.thumbnails([file], 720
 @_request('mark', files=list, action=str, to=str)
 def _mark(widget, files, action, to):
     widget.cleaning.mark(files, action, to)
-    words = {'keep': 'to be kept', 'delete': 'to be deleted', 'relabel': f'to be relabelled to {to}', '': 'no longer marked'}
+    words = {'keep': 'to be kept', 'delete': 'to be deleted', 'relabel': f'to be relabelled to {to}',
+        '': 'no longer marked'}
     return widget._marked(files, f'{_plural(len(files))} {words[action]}.')
 
 @_request('accept', files=list)
 def _accept(widget, files):
     marked = widget.cleaning.accept(files)
-    return widget._marked(files, f'{_plural(len(marked))} marked as suggested.' if marked else 'Nothing is suggested that could be marked.')
+    return widget._marked(files,
+        f'{_plural(len(marked))} marked as suggested.' if marked else 'Nothing is suggested that could be marked.')
 
 @_request('undo_mark')
 def _undo_mark(widget):
     files = widget.cleaning.undo_mark()
-    return widget._marked(files, f'The mark of {_plural(len(files))} is as it was before.' if files else 'There is no mark to undo.')
+    return widget._marked(files,
+        f'The mark of {_plural(len(files))} is as it was before.' if files else 'There is no mark to undo.')
 
 @patch
 def _marked(self: CleanerWidget, files, said):
@@ -284,10 +303,13 @@ def plan_answer(self: CleanerWidget) -> dict:  # The part `plan`
     rows = [dict(file=r['file'], what=_what(r), why=r['reason']) for r in plan.rows]
     token = hashlib.sha256(json.dumps(plan.rows).encode()).hexdigest()[:16]
     counts = [f'{plan.counts.get("delete", 0)} to the quarantine', f'{plan.counts.get("relabel", 0)} to another label']
-    return dict(token=token, rows=rows[:_shown_rows], more=max(0, len(rows) - _shown_rows), words=f'{" and ".join(counts)}.',
-        note='No file is destroyed. Deleted images wait in the quarantine beside the image folder, and "Undo last apply" brings everything back.')
+    return dict(token=token, rows=rows[:_shown_rows], more=max(0, len(rows) - _shown_rows),
+        words=f'{" and ".join(counts)}.',
+        note='No file is destroyed. Deleted images wait in the quarantine beside the image folder, and "Undo last '
+        'apply" brings everything back.')
 
-def _what(row): return {'delete': 'delete', 'relabel': f'relabel, to {row["to"]}', 'leave': 'leave where it is'}[row['action']]
+def _what(row):
+    return {'delete': 'delete', 'relabel': f'relabel, to {row["to"]}', 'leave': 'leave where it is'}[row['action']]
 
 # %% ../../nbs/clean/06_widget.ipynb #90d859f8
 @_request('plan')
@@ -298,7 +320,9 @@ def _plan(widget):
 @_request('apply', token=str)
 def _apply(widget, token):
     plan = widget.cleaning.plan()
-    if token != widget.plan_answer()['token']: raise MessageError('The marks or the files have changed since this plan was shown; nothing has moved. Please review it again.')
+    if token != widget.plan_answer()['token']:
+        raise MessageError('The marks or the files have changed since this plan was shown; nothing has moved. Please '
+            'review it again.')
     return widget._moved('moved', lambda: widget.cleaning.apply(plan))
 
 @_request('undo')
@@ -313,7 +337,9 @@ def _moved(self: CleanerWidget, what, work):
     if not moves: return self._news(f'Nothing was {what}.', forget=True)
     skipped = [m for m in moves if m.status == 'skipped']
     said = f'{_plural(len(moves) - len(skipped), "file")} {what}.'
-    if skipped: said += f' {_plural(len(skipped), "file")} left as they are, the first because {skipped[0].reason} ({skipped[0].file}).'
+    if skipped:
+        said += (f' {_plural(len(skipped), "file")} left as they are, the first because {skipped[0].reason} '
+            f'({skipped[0].file}).')
     return self._news(said, forget=True)
 
 @patch
@@ -384,7 +410,9 @@ def cleaner(
 def _image_folder(learn):
     "The folder that holds the Learner's images"
     roots = {str(Path(str(f)).parent.parent) for ds in (learn.dls.train_ds, learn.dls.valid_ds) for f in ds.items}
-    if len(roots) != 1: raise DataError(f'The images of this Learner lie in {len(roots)} folders; give `path`, the image folder to clean')
+    if len(roots) != 1:
+        raise DataError(f'The images of this Learner lie in {len(roots)} folders; give `path`, the image folder to '
+            'clean')
     return roots.pop()
 
 def _added(cleaning, seen, patience=1):
@@ -407,11 +435,16 @@ def table_html(self: CleanerWidget,
 ) -> Html:       # A sentence, a table, and what to type
     "The first images as a table, for places without widgets"
     c = self.cleaning
-    rows = [{'': thumbnail(c.path/i.file, 56, i.file), 'file': i.file, 'model says': f'{i.predicted} {i.probability:.0%}' if i.predicted else '', 'reason': i.reason,
-        'suggested': f'{i.proposal} {i.to}', 'marked': c.marks[i.file].action if i.file in c.marks else ''} for i in c.view(per_page=n).items]
+    rows = [{'': thumbnail(c.path/i.file, 56, i.file), 'file': i.file,
+            'model says': f'{i.predicted} {i.probability:.0%}' if i.predicted else '', 'reason': i.reason,
+        'suggested': f'{i.proposal} {i.to}', 'marked': c.marks[i.file].action if i.file in c.marks else ''}
+        for i in c.view(per_page=n).items]
     counts = ', '.join(f'{n:,} {name}' for name, n in c.summary().items())
-    return Html(_spelled(f'<p>{len(c):,} images: {counts}. The cleaner itself needs a notebook with widgets. Without them, with <code>c = widget.cleaning</code>: '
-        '<code>c.mark([file, …], "delete")</code>, <code>c.plan()</code>, <code>c.apply()</code>, <code>c.undo()</code>.</p>' + html_table(rows), _to_browser))
+    return Html(_spelled('<p>'
+            f'{len(c):,} images: {counts}. The cleaner itself needs a notebook with widgets. Without them, with <code>'
+            'c = widget.cleaning</code>: '
+        '<code>c.mark([file, …], "delete")</code>, <code>c.plan()</code>, <code>c.apply()</code>, <code>c.undo()</code>'
+        '.</p>' + html_table(rows), _to_browser))
 
 @patch
 def _repr_mimebundle_(self: CleanerWidget, **kwargs):
@@ -451,8 +484,10 @@ class ImageClassifierCleaner(CleanerWidget):
         items = self.cleaning.items
         if items is not self._ordered_items:  # others since predictions came or the folder was looked at again
             known = set(self.order)
-            new = [i.file for i in self.cleaning.view(order='loss', per_page=max(1, len(items))).items if i.file not in known]
-            self.order, self._fns, self._ordered_items = [*self.order, *new], [*self._fns, *(self.cleaning.path/f for f in new)], items
+            new = [i.file
+                for i in self.cleaning.view(order='loss', per_page=max(1, len(items))).items if i.file not in known]
+            self.order, self._fns, self._ordered_items = [*self.order, *new], [*self._fns,
+                *(self.cleaning.path/f for f in new)], items
         return L(list(self._fns))
 
 # %% ../../nbs/clean/06_widget.ipynb #8634b48c

@@ -86,7 +86,8 @@ def get(self: Store,
     "Look values up"
     def work(db):
         self._note_use(db, kind)
-        found = (db.execute('SELECT key, value FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone() for k in keys)
+        found = (db.execute('SELECT key, value FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone()
+            for k in keys)
         return {k: v[:-4] for k, v in filter(None, found) if _checksum(v[:-4]) == v[-4:]}
     keys = list(keys)
     return self._try(work, {}) if keys else {}
@@ -96,7 +97,8 @@ def _checksum(value): return struct.pack('<I', zlib.crc32(value))
 @patch
 def _has(self: Store, kind, key):
     "Is there such a value, whole or not?"
-    return self._try(lambda db: bool(db.execute('SELECT key FROM entries WHERE kind=? AND key=?', (kind, key)).fetchone()), False)
+    return self._try(lambda db: bool(db.execute('SELECT key FROM entries WHERE kind=? AND key=?',
+                (kind, key)).fetchone()), False)
 
 @patch
 def _note_use(self: Store, db, kind):
@@ -115,12 +117,14 @@ def put(self: Store,
     def work(db):
         db.execute('BEGIN IMMEDIATE')
         with db:
-            before = (db.execute('SELECT LENGTH(value) - 4 FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone() for k in values)
+            before = (db.execute('SELECT LENGTH(value) - 4 FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone()
+                for k in values)
             n_bytes = sum(map(len, values.values())) - sum(b[0] for b in before if b)  # another program may have put the same
             if not _make_room(db, kind, n_bytes, self.max_mb * 1e6): return
-            db.executemany('INSERT OR REPLACE INTO entries VALUES (?, ?, ?)', [(kind, k, v + _checksum(v)) for k, v in values.items()])
-            db.execute('INSERT INTO kinds VALUES (?, ?, ?) ON CONFLICT (kind) DO UPDATE SET used=excluded.used, bytes=bytes + excluded.bytes',
-                (kind, time.time(), n_bytes))
+            db.executemany('INSERT OR REPLACE INTO entries VALUES (?, ?, ?)',
+                [(kind, k, v + _checksum(v)) for k, v in values.items()])
+            db.execute('INSERT INTO kinds VALUES (?, ?, ?) ON CONFLICT (kind) DO UPDATE SET used=excluded.used, '
+                'bytes=bytes + excluded.bytes', (kind, time.time(), n_bytes))
     if values: self._try(work, None)
 
 # %% ../../nbs/data/01_cache.ipynb #ce09a0d3
@@ -164,7 +168,9 @@ class OpenImage(Transform):
         key = _file_key(source) if self.keep_mb or self.store else None
         if key in self.kept: return self.kept[key]
         image = self._stored(key)
-        if image is None: image = self.shape(load_image(PILImage.create(source) if isinstance(source, (np.ndarray, Tensor)) else source, self.min_side))
+        if image is None:
+            image = self.shape(load_image(PILImage.create(source) if isinstance(source, (np.ndarray, Tensor))
+                    else source, self.min_side))
         if key: self._keep(key, image)
         return image
     def __getstate__(self): return {**self.__dict__, 'kept': {}, 'kept_bytes': 0, 'digests': {}, 'store': None}
@@ -289,7 +295,9 @@ def _pass_on(surveyed, opener, store, prints):
         if s.key: opener.digests[s.key] = s.digest
         if s.key and s.opened is not None: opener._keep(s.key, s.opened)
     if opener and opener.store:
-        opener.store.put(opener.kind, {s.digest: _as_bytes(s.opened) for s in surveyed if s.opened is not None and s.opened.width*s.opened.height*3 <= _largest})
+        opener.store.put(opener.kind,
+            {s.digest: _as_bytes(s.opened)
+                for s in surveyed if s.opened is not None and s.opened.width*s.opened.height*3 <= _largest})
     for s in surveyed:
         s.opened = None
         if (p := s.fingerprint) is None: continue

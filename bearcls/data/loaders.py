@@ -39,12 +39,14 @@ def check_labels(
     path = folder.path
     refuse_problems(folder)
     counts = count_labels(files, folder.label_of)
-    if not counts: raise DataError(f'{path} holds no images in label folders; expected {path}/<label>/<image>{_table_hint(folder)}')
+    if not counts:
+        raise DataError(f'{path} holds no images in label folders; expected {path}/<label>/<image>{_table_hint(folder)}')
     if empty := [label for label in folder.labels if label not in counts]:
         raise DataError(f'{path} has label folders without usable images: {", ".join(empty)}; fill them, or remove them')
     if len(counts) == 1:
         only = next(iter(counts))
-        raise DataError(f'{path} has one label only, {only}; a classifier needs at least two folders of images{_table_hint(folder)}')
+        raise DataError(f'{path} has one label only, {only}; a classifier needs at least two folders of '
+            f'images{_table_hint(folder)}')
     few = [f'{label} has {n}' for label, n in counts.items() if n < max(2, min_per_label)]
     if few: raise DataError(f'Each label needs at least {max(2, min_per_label)} usable images: {", ".join(few)}')
     return counts
@@ -76,7 +78,8 @@ def _chosen(folder, exclude, pairs):
     usable = [path/name for name in folder.names if side_of(folder, name) != 'test']
     files = {a: f for f in usable if (a := os.path.abspath(f)) not in left_out}
     pairs = list(pairs)
-    if bad := [p for p in pairs if isinstance(p, (str, os.PathLike)) or len(p) != 2]: raise ValueError(f'`pairs` must hold pairs of files, got {bad[0]!r}')
+    if bad := [p for p in pairs if isinstance(p, (str, os.PathLike)) or len(p) != 2]:
+        raise ValueError(f'`pairs` must hold pairs of files, got {bad[0]!r}')
     pairs = [(_whole(path, a), _whole(path, b)) for a, b in pairs]
     return list(files.values()), [(files[a], files[b]) for a, b in pairs if a in files and b in files]
 
@@ -92,8 +95,11 @@ def _tell_left_out(folder):
     n_test = sum(side_of(folder, name) == 'test' for name in folder.names)
     words = ', '.join(f'{r.file} ({r.reason})' for r in rest[:3])
     more = f' and {len(rest) - 3:,} more' if len(rest) > 3 else ''
-    told = [f'{len(rest):,} files of {folder.path} are not used: {words}{more}; `scan_folder` names them all'] if rest else []
-    if n_test: told.append(f'{n_test:,} images of the test side of {folder.path} are left alone; `evaluate(learn, path=...)` asks about them')
+    told = ([f'{len(rest):,} files of {folder.path} are not used: {words}{more}; `scan_folder` names them all'] if rest
+        else [])
+    if n_test:
+        told.append(f'{n_test:,} images of the test side of {folder.path} are left alone; `evaluate(learn, path=...)` '
+            'asks about them')
     if told: warnings.warn('. '.join(told), LeftOutWarning, stacklevel=3)
 
 # %% ../../nbs/data/04_loaders.ipynb #ed5adcf5
@@ -104,10 +110,12 @@ def _own_split(folder, looked, valid_pct, seed):
     if not parts['valid']: return None
     trained = {s.digest for s in parts['train']}
     if twice := [s.file for s in parts['valid'] if s.digest in trained]:
-        warnings.warn(f'{len(twice):,} images of {folder.path} are trained on and validated with, such as {twice[0].name}; '
+        warnings.warn(f'{len(twice):,} images of {folder.path} are trained on and validated with, such as '
+            f'{twice[0].name}; '
             'the error on them says nothing', LeftOutWarning, stacklevel=4)
     digests = {s.file: s.digest for s in parts['train'] + parts['valid']}
-    return Split([s.file for s in parts['train']], [s.file for s in parts['valid']], digests, float(valid_pct), int(seed), folder.label_of)
+    return Split([s.file for s in parts['train']], [s.file for s in parts['valid']], digests, float(valid_pct),
+        int(seed), folder.label_of)
 
 # %% ../../nbs/data/04_loaders.ipynb #9d57c573
 def writable_place(
@@ -150,8 +158,10 @@ def image_block(
     expect('label_of', label_of, LabelOf, None)
     expect('opener', opener, OpenImage, None)
     items, batch = resize_transforms(recipe, size, pad_mode, min_scale)
-    images = TransformBlock(type_tfms=[opener or image_opener(size, recipe)], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
-    return DataBlock(blocks=(images, CategoryBlock), get_y=label_of or parent_label, splitter=IndexSplitter(list(valid_idx)), item_tfms=items,
+    images = TransformBlock(type_tfms=[opener or image_opener(size, recipe)], item_tfms=ToTensor,
+        batch_tfms=IntToFloatTensor)
+    return DataBlock(blocks=(images, CategoryBlock), get_y=label_of or parent_label,
+        splitter=IndexSplitter(list(valid_idx)), item_tfms=items,
         batch_tfms=[*batch, *augment_transforms(augment), Normalize.from_stats(*imagenet_stats)])
 
 # %% ../../nbs/data/04_loaders.ipynb #7ef8defd
@@ -175,13 +185,16 @@ def source_pairs(
     "Which images must stay on one side, so that whole sources are held back"
     expect('folder', folder, ImageFolder)
     files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
-    if any(side_of(folder, name) == 'valid' for name in folder.names): raise DataError(f'`group_by`: {folder.path} has its own split, which decides what is held back')
+    if any(side_of(folder, name) == 'valid' for name in folder.names):
+        raise DataError(f'`group_by`: {folder.path} has its own split, which decides what is held back')
     names, sources = dict(zip(files, source_names(files, group_by))), {}
     for f, name in names.items():
         if name: sources.setdefault(name, []).append(f)
     for label in sorted(set(map(folder.label_of, files))):
         mine = {names[f] or str(f) for f in files if folder.label_of(f) == label}
-        if len(mine) == 1: raise DataError(f'`group_by`: all images of {label} come from one source ({next(iter(mine))}), so none can be held back from training')
+        if len(mine) == 1:
+            raise DataError(f'`group_by`: all images of {label} come from one source ({next(iter(mine))}), so none can '
+                'be held back from training')
     return [(first, other) for first, *others in sources.values() for other in others]
 
 # %% ../../nbs/data/04_loaders.ipynb #93dcb5bc
@@ -225,7 +238,8 @@ def image_dls(
     held = set(split.valid)
     valid_idx = [i for i, f in enumerate(order) if f in held]
     block = image_block(size, valid_idx, recipe, augment, pad_mode, min_scale, opener, label_of)
-    dls = block.dataloaders(order, path=writable_place(path), bs=min(bs, len(split.train)), num_workers=_n_workers(num_workers))
+    dls = block.dataloaders(order, path=writable_place(path), bs=min(bs, len(split.train)),
+        num_workers=_n_workers(num_workers))
     dls.train.rng = random.Random(int(seed))
     dls.split, dls.survey, dls.folder = split, looked, folder
     return dls
@@ -236,12 +250,17 @@ def dls_settings(
 ) -> dict[str, Any]:   # labels, size (width, height), method, pad_mode, min_side, mean, std
     "What the application must know to prepare images as validation did"
     expect('dls', dls, DataLoaders)
-    resize = next((t for t in dls.valid.after_item.fs if isinstance(t, (Resize, RandomResizedCrop)) and t.split_idx != 0), None)
-    if resize is None: raise DataError('These DataLoaders have no Resize among their item transforms, so images cannot be prepared alike')
+    resize = next((t
+            for t in dls.valid.after_item.fs if isinstance(t, (Resize, RandomResizedCrop)) and t.split_idx != 0), None)
+    if resize is None:
+        raise DataError('These DataLoaders have no Resize among their item transforms, so images cannot be prepared '
+            'alike')
     if isinstance(resize, RandomResizedCrop): method, pad_mode = 'random_crop', 'zeros'
-    else: method, pad_mode = str(getattr(resize.method, 'value', resize.method)), str(getattr(resize.pad_mode, 'value', resize.pad_mode))
+    else:
+        method, pad_mode = str(getattr(resize.method, 'value', resize.method)), str(getattr(resize.pad_mode, 'value',
+                resize.pad_mode))
     opener = next((t for t in dls.valid_ds.tfms[0].fs if isinstance(t, OpenImage)), None)
     norm = next((t for t in dls.valid.after_batch.fs if isinstance(t, Normalize)), None)
-    return dict(labels=[str(v) for v in dls.vocab], size=tuple(int(s) for s in resize.size), method=method, pad_mode=pad_mode,
-        min_side=opener.min_side if opener else None,
+    return dict(labels=[str(v) for v in dls.vocab], size=tuple(int(s) for s in resize.size), method=method,
+        pad_mode=pad_mode, min_side=opener.min_side if opener else None,
         mean=norm.mean.flatten().tolist() if norm else [0.] * 3, std=norm.std.flatten().tolist() if norm else [1.] * 3)

@@ -79,7 +79,8 @@ def _choose(members, queue, valid_pct, fixed):
         sizes = members[label]
         still_open = sorted((g for g in sizes if g not in held), key=queue.get)
         if not (still_open or len({held[g] for g in sizes}) == 2): raise DataError(_one_sided(label, sizes, held))
-        missing = min(max(1, round(valid_pct*sum(sizes.values()))), sum(sizes.values()) - 1) - sum(sizes[g] for g in sizes if held.get(g))
+        missing = (min(max(1, round(valid_pct*sum(sizes.values()))), sum(sizes.values()) - 1)
+            - sum(sizes[g] for g in sizes if held.get(g)))
         held |= _first_in_queue(still_open, sizes, missing, [held[g] for g in sizes if g in held])
         if len({held[g] for g in sizes}) == 1: raise DataError(_one_sided(label, sizes, held))
     return held
@@ -99,7 +100,8 @@ def _one_sided(label, sizes, held):
     "Why a label cannot be split"
     n = sum(sizes.values())
     if n == 1: return f'{label} has 1 image; one to train on and another to validate with are needed'
-    if len(sizes) == 1: return (f'All {n} images of {label} are copies of one another, so none can be held back from training: '
+    if len(sizes) == 1:
+        return (f'All {n} images of {label} are copies of one another, so none can be held back from training: '
         'gather different ones, or pass `near_duplicates=False` if they differ in what matters')
     lacking = 'train on' if all(held.get(g) for g in sizes) else 'validate with'
     return (f'This split leaves no image of {label} to {lacking}; its {n} images are tied to images on the other side. '
@@ -130,7 +132,8 @@ def split_files(
 # %% ../../nbs/data/02_split.ipynb #b903aa95
 def _check_split(valid_pct, seed):
     "Refuse numbers that decide no split"
-    if not isinstance(valid_pct, Real) or not 0 < valid_pct < 1: raise ValueError(f'`valid_pct` must lie between 0 and 1, got {valid_pct!r}')
+    if not isinstance(valid_pct, Real) or not 0 < valid_pct < 1:
+        raise ValueError(f'`valid_pct` must lie between 0 and 1, got {valid_pct!r}')
     try: index(seed)
     except TypeError: raise ValueError(f'`seed` must be a whole number, got {seed!r}') from None
 
@@ -167,12 +170,16 @@ class Split:
     def counts(self) -> dict[str, dict[str, int]]:  # train and valid, by label
         "Number of images by label and side"
         parts = {name: Counter(_label(f, self.label_of) for f in getattr(self, name)) for name in ('train', 'valid')}
-        return {label: {name: part[label] for name, part in parts.items()} for label in sorted({*parts['train'], *parts['valid']})}
+        return {label: {name: part[label] for name, part in parts.items()}
+            for label in sorted({*parts['train'], *parts['valid']})}
 
-    def __repr__(self): return f'Split({len(self.train)} to train on, {len(self.valid)} to validate with, valid_pct={self.valid_pct}, seed={self.seed})'
+    def __repr__(self):
+        return (f'Split({len(self.train)} to train on, {len(self.valid)} to validate with, valid_pct={self.valid_pct}, '
+            f'seed={self.seed})')
 
     def _repr_html_(self):
-        return html_table({'label': label, 'train on': n['train'], 'validate with': n['valid']} for label, n in self.counts.items())
+        return html_table({'label': label, 'train on': n['train'], 'validate with': n['valid']}
+            for label, n in self.counts.items())
 
 # %% ../../nbs/data/02_split.ipynb #d1ab3025
 def split_images(
@@ -193,7 +200,8 @@ def split_images(
     files, digests = [s.file for s in surveyed], [s.digest for s in surveyed]
     groups = near_groups(surveyed, store=store) if near_duplicates else None
     train, valid = split_files(files, valid_pct, seed, pairs, groups, digests, known.sides if known else None, label_of)
-    return Split([files[i] for i in train], [files[i] for i in valid], dict(zip(files, digests)), float(valid_pct), index(seed), label_of)
+    return Split([files[i] for i in train], [files[i] for i in valid], dict(zip(files, digests)), float(valid_pct),
+        index(seed), label_of)
 
 # %% ../../nbs/data/02_split.ipynb #05062848
 _format = 'bearcls split'
@@ -215,7 +223,8 @@ def save(self: Split,
     for name, part in (('valid', self.valid), ('train', self.train)):
         names = {self.digests[f]: _short_name(f, self.label_of) for f in reversed(part)}
         rows = sorted(names.items(), key=lambda row: (row[1], row[0]))
-        lines.append(f'"{name}": {{\n ' + ',\n '.join(f'"{d}": {json.dumps(n, ensure_ascii=False)}' for d, n in rows) + '\n}')
+        lines.append(f'"{name}": {{\n ' + ',\n '.join(f'"{d}": {json.dumps(n, ensure_ascii=False)}' for d, n in rows)
+            + '\n}')
     with atomic_write(file, 'w') as f: f.write('{\n' + ',\n'.join(lines) + '\n}\n')
     return Path(file)
 
@@ -231,7 +240,8 @@ def load(cls: Split,
     if problem := _split_problem(metadata): raise DataError(f'{file} is not a split that bearcls saved: {problem}')
     names = _unique_names({**metadata['valid'], **metadata['train']})
     train, valid = ([names[d] for d in metadata[side]] for side in ('train', 'valid'))
-    return cls(train, valid, {name: d for d, name in names.items()}, metadata['valid_pct'], metadata['seed'], LabelOf('.'))
+    return cls(train, valid, {name: d for d, name in names.items()}, metadata['valid_pct'], metadata['seed'],
+        LabelOf('.'))
 
 def _unique_names(names):
     "Paths by digest; of two images of one name, from two folders, one gets a number"
@@ -246,16 +256,19 @@ def _unique_names(names):
 # %% ../../nbs/data/02_split.ipynb #eaae88c6
 def _split_problem(metadata):
     "What keeps the content of a file from being a split; empty if nothing does"
-    if not isinstance(metadata, dict) or metadata.get('format') != _format: return f'it does not say "format": "{_format}"'
+    if not isinstance(metadata, dict) or metadata.get('format') != _format:
+        return f'it does not say "format": "{_format}"'
     if metadata.get('version') != 1: return f'version {metadata.get("version")!r} is not known here; 1 is'
     if not isinstance(metadata.get('seed'), int): return f'seed is {metadata.get("seed")!r}, not a whole number'
     share = metadata.get('valid_pct')
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1: return f'valid_pct is {share!r}, not between 0 and 1'
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+        return f'valid_pct is {share!r}, not between 0 and 1'
     for side in ('train', 'valid'):
         part = metadata.get(side)
         if not isinstance(part, dict) or not part: return f'{side} holds no images'
         for d, name in part.items():
-            if len(d) != 64 or set(d) - set('0123456789abcdef'): return f'{d[:80]!r} under {side} is no digest of 64 hexadecimal digits'
+            if len(d) != 64 or set(d) - set('0123456789abcdef'):
+                return f'{d[:80]!r} under {side} is no digest of 64 hexadecimal digits'
             if not isinstance(name, str): return f'the name of {d[:12]}… under {side} is {name!r}'
     both = metadata['train'].keys() & metadata['valid'].keys()
     return f'{metadata["train"][min(both)]} stands on both sides' if both else ''

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from fastai.data.transforms import Normalize
 from fastai.torch_core import no_random
-from fastai.vision.augment import (Brightness, Contrast, Flip, PadMode, RandomErasing, RandomResizedCrop, RandomResizedCropGPU, Resize, ResizeMethod, Rotate,
-                                   Warp, Zoom, aug_transforms, norm_apply_denorm, setup_aug_tfms)
+from fastai.vision.augment import (Brightness, Contrast, Flip, PadMode, RandomErasing, RandomResizedCrop,
+    RandomResizedCropGPU, Resize, ResizeMethod, Rotate, Warp, Zoom, aug_transforms, norm_apply_denorm, setup_aug_tfms)
 from fastai.vision.core import PILImage, TensorImage, imagenet_stats
 from fasttransform import Transform
 from PIL import Image
@@ -55,7 +55,8 @@ def resize_transforms(
 
 def _presize(size, min_scale):
     "Large squares and random parts of them in training, the plain crop in validation"
-    large, plain, part = _LargeResize(2*size), Resize(size), RandomResizedCropGPU(size, min_scale=min_scale, ratio=(1, 1))
+    large, plain, part = _LargeResize(2*size), Resize(size), RandomResizedCropGPU(size, min_scale=min_scale,
+        ratio=(1, 1))
     large.split_idx, plain.split_idx, part.split_idx = 0, 1, 0
     return [large, plain], [part]
 
@@ -65,10 +66,14 @@ class _LargeResize(Resize):
 # %% ../../nbs/data/03_transforms.ipynb #0c39212f
 def _check_recipe(recipe, size, pad_mode, min_scale):
     "Refuse settings that no recipe has"
-    if not isinstance(recipe, str) or recipe not in recipes: raise ValueError(f'`recipe` must be one of {", ".join(recipes)}; got {recipe!r}')
-    if pad_mode not in pad_fills: raise ValueError(f'`pad_mode` must be one of {", ".join(pad_fills)}; got {pad_mode!r}')
-    if not isinstance(size, int) or size < 8: raise ValueError(f'`size` must be a whole number of pixels, at least 8; got {size!r}')
-    if min_scale is not None and not 0 < min_scale <= 1: raise ValueError(f'`min_scale` must be above 0 and at most 1, got {min_scale}')
+    if not isinstance(recipe, str) or recipe not in recipes:
+        raise ValueError(f'`recipe` must be one of {", ".join(recipes)}; got {recipe!r}')
+    if pad_mode not in pad_fills:
+        raise ValueError(f'`pad_mode` must be one of {", ".join(pad_fills)}; got {pad_mode!r}')
+    if not isinstance(size, int) or size < 8:
+        raise ValueError(f'`size` must be a whole number of pixels, at least 8; got {size!r}')
+    if min_scale is not None and not 0 < min_scale <= 1:
+        raise ValueError(f'`min_scale` must be above 0 and at most 1, got {min_scale}')
 
 # %% ../../nbs/data/03_transforms.ipynb #975fb9f7
 @dataclass(frozen=True)
@@ -152,13 +157,16 @@ class ResizeView:
         if self.train and max(lost) > .005: words.append(f'{_range(lost)} of the image is lost each time')
         elif max(lost) > .005: words.append(f'{max(lost):.0%} of the image is lost')
         if self.valid.bars > .005: words.append(f'{self.valid.bars:.0%} of the square is bars')
-        if abs(self.valid.stretch - 1) > .02: words.append(_bent(self.valid.stretch) + (' in validation' if self.train else ''))
+        if abs(self.valid.stretch - 1) > .02:
+            words.append(_bent(self.valid.stretch) + (' in validation' if self.train else ''))
         return ', '.join(words)[:1].upper() + ', '.join(words)[1:] if words else 'Costs nothing on this image'
 
-def _range(shares): return f'{min(shares):.0%} to {max(shares):.0%}' if max(shares) - min(shares) > .01 else f'{max(shares):.0%}'
+def _range(shares):
+    return f'{min(shares):.0%} to {max(shares):.0%}' if max(shares) - min(shares) > .01 else f'{max(shares):.0%}'
 
 def _bent(stretch):
-    return f'everything is {stretch:.1f} times too wide' if stretch > 1 else f'everything is {1/stretch:.1f} times too tall'
+    return (f'everything is {stretch:.1f} times too wide' if stretch > 1
+        else f'everything is {1/stretch:.1f} times too tall')
 
 # %% ../../nbs/data/03_transforms.ipynb #04b28677
 @dataclass
@@ -184,9 +192,11 @@ def compare_resizes(
 # %% ../../nbs/data/03_transforms.ipynb #4cab3a6a
 def _view(image, recipe, size, pad_mode):
     "A recipe on an image"
-    draws = [model_view(image, recipe, size, pad_mode, training=True) for _ in range(9)] if recipe in ('random_crop', 'presize') else []
+    draws = ([model_view(image, recipe, size, pad_mode, training=True) for _ in range(9)]
+        if recipe in ('random_crop', 'presize') else [])
     train = tuple(sorted(draws, key=lambda v: v.overlap)[::4])  # the smallest part, the middle one and the largest
-    name, about = (recipe, recipes.get(recipe, '')) if recipe != 'pad' else (f'pad, {pad_mode}', f'the whole image, with {pad_fills[pad_mode]}')
+    name, about = (recipe, recipes.get(recipe, '')) if recipe != 'pad' else (f'pad, {pad_mode}',
+        f'the whole image, with {pad_fills[pad_mode]}')
     return ResizeView(name, about, model_view(image, recipe, size, pad_mode), train)
 
 def _most_oblong(folder):
@@ -204,13 +214,16 @@ _orange, _tints = '#e8792b', ('#2f86d6', '#b05cc8', '#2f9e6e')
 
 def _rect(x, y, w, h, style): return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" {style}/>'
 
-def _image(uri, x, y, w, h): return f'<image href="{uri}" x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" preserveAspectRatio="none"/>'
+def _image(uri, x, y, w, h):
+    return f'<image href="{uri}" x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" preserveAspectRatio="none"/>'
 
 def _outline(shape, colour, width=2.5):
     "A shape's outline with a dark edge, to be seen on light and dark images"
-    return shape('fill="none" stroke="#000" stroke-opacity=".35" stroke-width="%s"' % (width + 1.4)) + shape(f'fill="none" stroke="{colour}" stroke-width="{width}"')
+    return (shape('fill="none" stroke="#000" stroke-opacity=".35" stroke-width="%s"' % (width + 1.4))
+        + shape(f'fill="none" stroke="{colour}" stroke-width="{width}"'))
 
-_hatch = ('<defs><pattern id="bearcls-hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+_hatch = ('<defs>'
+    '<pattern id="bearcls-hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
           '<path d="M0 0V7" stroke="#fff" stroke-opacity=".38" stroke-width="2.2"/></pattern></defs>')
 
 # %% ../../nbs/data/03_transforms.ipynb #0c89c2de
@@ -223,13 +236,16 @@ def _frames_svg(image, uri, view, width=190, height=150):
     x0, y0 = (width - k*(right + left))/2, (height - k*(bottom + top))/2
     def place(f): return x0 + k*f[0], y0 + k*f[1], k*(f[2] - f[0]), k*(f[3] - f[1])
     whole = place((0, 0, *image.size))
-    parts = [_rect(*place(view.valid.frame), 'fill="currentColor" fill-opacity=".13"') if view.valid.bars > .005 else '', _image(uri, *whole)]
+    parts = [_rect(*place(view.valid.frame), 'fill="currentColor" fill-opacity=".13"') if view.valid.bars > .005
+        else '', _image(uri, *whole)]
     if not view.train:
-        parts += [_shade(whole, place(view.valid.frame)) if view.valid.lost > .005 else '', _disc(*whole, image.size[1]/image.size[0], view)]
+        parts += [_shade(whole, place(view.valid.frame)) if view.valid.lost > .005 else '',
+            _disc(*whole, image.size[1]/image.size[0], view)]
         parts += [_outline(lambda style: _rect(*place(view.valid.frame), style), _orange)]
     for f, tint, n in zip(frames if view.train else (), _tints, '123'):
         x, y, w, h = place(f)
-        parts += [_outline(lambda style: _rect(x, y, w, h, style), tint), _tag(x + (w - 15)*(n == '2'), y + (h - 16)*(n == '3'), n, tint)]
+        parts += [_outline(lambda style: _rect(x, y, w, h, style), tint),
+            _tag(x + (w - 15)*(n == '2'), y + (h - 16)*(n == '3'), n, tint)]
     return ''.join(parts)
 
 # %% ../../nbs/data/03_transforms.ipynb #637f4f54
@@ -237,13 +253,15 @@ def _shade(whole, frame):
     "What lies in the image and outside the frame"
     def path(x, y, w, h): return f'M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z'
     both = path(*whole) + path(*frame)
-    return f'<path d="{both}" fill="#101418" fill-opacity=".68" fill-rule="evenodd"/><path d="{both}" fill="url(#bearcls-hatch)" fill-rule="evenodd"/>'
+    return (f'<path d="{both}" fill="#101418" fill-opacity=".68" fill-rule="evenodd"/>'
+        f'<path d="{both}" fill="url(#bearcls-hatch)" fill-rule="evenodd"/>')
 
 def _disc(x, y, w, h, shape, view):
     "A circle on the image, or what became of it, where shapes are bent"
     if abs(view.valid.stretch - 1) < .02: return ''
     r = .36*min(w, h)
-    return _outline(lambda style: f'<ellipse cx="{x + w/2:.1f}" cy="{y + h/2:.1f}" rx="{r:.1f}" ry="{r:.1f}" {style}/>', '#fff', 2)
+    return _outline(lambda style: f'<ellipse cx="{x + w/2:.1f}" cy="{y + h/2:.1f}" rx="{r:.1f}" ry="{r:.1f}" {style}/>',
+        '#fff', 2)
 
 def _tag(x, y, text, colour):
     width = 15 if len(text) == 1 else 6*len(text)
@@ -256,17 +274,21 @@ def _squares_svg(view, x, y, side):
     if not view.train: return _square_svg(view, x, y, side, _orange)
     half = (side - 8)/2
     spots = [(x + dx*(half + 8), y + dy*(half + 8)) for dy in (0, 1) for dx in (0, 1)]
-    squares = [_image(data_uri(v.image, 160), *spot, half, half) + _outline(lambda s: _rect(*spot, half, half, s), tint) + _tag(*spot, n, tint)
+    squares = [_image(data_uri(v.image, 160), *spot, half, half) + _outline(lambda s: _rect(*spot, half, half, s), tint)
+        + _tag(*spot, n, tint)
                for v, spot, tint, n in zip(view.train, spots, _tints, '123')]
-    return ''.join(squares) + _square_svg(view, *spots[3], half, _orange) + _tag(spots[3][0], spots[3][1] + half - 16, 'validation', _orange)
+    return (''.join(squares) + _square_svg(view, *spots[3], half, _orange)
+        + _tag(spots[3][0], spots[3][1] + half - 16, 'validation', _orange))
 
 def _square_svg(view, x, y, side, colour):
     "The square of validation, with what became of the circle"
     left, top, right, bottom = view.valid.frame
     r = .36*min(view.valid.size)*side
-    def ellipse(style): return f'<ellipse cx="{x + side/2:.1f}" cy="{y + side/2:.1f}" rx="{r/(right - left):.1f}" ry="{r/(bottom - top):.1f}" {style}/>'
+    def ellipse(style):
+        return f'<ellipse cx="{x + side/2:.1f}" cy="{y + side/2:.1f}" rx="{r/(right - left):.1f}" ry="{r/(bottom - top):.1f}" {style}/>'
     bent = _outline(ellipse, '#fff', 2) if abs(view.valid.stretch - 1) > .02 and not view.train else ''
-    return _image(data_uri(view.valid.image, 300), x, y, side, side) + bent + _outline(lambda s: _rect(x, y, side, side, s), colour)
+    return (_image(data_uri(view.valid.image, 300), x, y, side, side) + bent
+        + _outline(lambda s: _rect(x, y, side, side, s), colour))
 
 # %% ../../nbs/data/03_transforms.ipynb #45c8433e
 def comparison_html(
@@ -283,9 +305,11 @@ def _card(image, uri, view):
     words = f'{view.about[:1].upper()}{view.about[1:]}. {view.cost}.'
     arrow = '<path d="M199 75h14m-5-5l5 5l-5 5" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round"/>'
     drawing = _hatch + _frames_svg(image, uri, view) + arrow + _squares_svg(view, 223, 2, 146)
-    return (f'<figure style="margin:0"><div style="font-weight:600;margin-bottom:.35rem"><code>{html.escape(view.name)}</code></div>'
+    return ('<figure style="margin:0"><div style="font-weight:600;margin-bottom:.35rem"><code>'
+        f'{html.escape(view.name)}</code></div>'
             f'<svg viewBox="0 0 372 150" style="width:100%;height:auto;display:block" role="img" aria-label="{html.escape(f"{view.name}: {words}", quote=True)}">{drawing}</svg>'
-            f'<figcaption style="font-size:.86rem;line-height:1.4;margin-top:.4rem">{html.escape(words)}</figcaption></figure>')
+            f'<figcaption style="font-size:.86rem;line-height:1.4;margin-top:.4rem">{html.escape(words)}</figcaption>'
+            '</figure>')
 
 # %% ../../nbs/data/03_transforms.ipynb #aee35e47
 augmentations = {  # Families, with what each does to an image in training
@@ -314,7 +338,8 @@ def augment_transforms(
     augment: str | Transform | Sequence | None = None,  # A family, a transform of one's own, or several of either; None for 'default'
 ) -> list[Transform]:                       # Batch transforms
     "fastai's batch transforms of augmentation families"
-    asked = ['default'] if augment is None else [augment] if isinstance(augment, (str, Transform)) or not isinstance(augment, Iterable) else list(augment)
+    asked = (['default'] if augment is None else [augment] if isinstance(augment, (str, Transform))
+        or not isinstance(augment, Iterable) else list(augment))
     if unknown := [a for a in asked if not callable(a) and (not isinstance(a, str) or a not in augmentations)]:
         raise ValueError(f'`augment` must be made of {", ".join(augmentations)} or transforms; got {unknown[0]!r}')
     if all(not isinstance(a, str) for a in asked): return asked
@@ -329,16 +354,24 @@ def _family(name):
 # %% ../../nbs/data/03_transforms.ipynb #13d09514
 def _steps(low, middle, high, n, word):
     "Values from one end of a range to the other, each with a caption"
-    return [('as it is' if abs(v - middle) < 1e-9 else word(v).replace('-', '−'), v) for v in np.linspace(low, high, n).tolist()]
+    return [('as it is' if abs(v - middle) < 1e-9 else word(v).replace('-', '−'), v)
+        for v in np.linspace(low, high, n).tolist()]
 
 def _draws(name, n):
     "Settings of a family from one end of its range to the other, each with a caption; None where only chance decides"
     if name == 'flip': return [('as it is', dict(draw=0)), ('mirrored', dict(draw=1))]
     if name == 'rotate': return [(c, dict(draw=v)) for c, v in _steps(-10, 0, 10, n, lambda v: f'{v:+.3g}°')]
-    if name == 'zoom': return [(c, dict(draw=v, draw_x=.5, draw_y=.5)) for c, v in _steps(1, 1, 1.1, n, lambda v: f'{100*v - 100:.3g}% nearer')]
-    if name == 'brightness': return [(c, dict(draw=v)) for c, v in _steps(.4, .5, .6, n, lambda v: f'{200*v - 100:+.3g}%')]
-    if name == 'contrast': return [(c, dict(draw=float(np.exp(v)))) for c, v in _steps(np.log(.8), 0, -np.log(.8), n, lambda v: f'{np.exp(v):.2f} times')]
-    if name == 'warp': return [('from the left', dict(draw_x=.2, draw_y=0)), ('from the right', dict(draw_x=-.2, draw_y=0)), ('as it is', dict(draw_x=0, draw_y=0)),
+    if name == 'zoom':
+        return [(c, dict(draw=v, draw_x=.5, draw_y=.5))
+            for c, v in _steps(1, 1, 1.1, n, lambda v: f'{100*v - 100:.3g}% nearer')]
+    if name == 'brightness':
+        return [(c, dict(draw=v)) for c, v in _steps(.4, .5, .6, n, lambda v: f'{200*v - 100:+.3g}%')]
+    if name == 'contrast':
+        return [(c, dict(draw=float(np.exp(v))))
+            for c, v in _steps(np.log(.8), 0, -np.log(.8), n, lambda v: f'{np.exp(v):.2f} times')]
+    if name == 'warp':
+        return [('from the left', dict(draw_x=.2, draw_y=0)), ('from the right', dict(draw_x=-.2, draw_y=0)),
+            ('as it is', dict(draw_x=0, draw_y=0)),
                                ('from above', dict(draw_x=0, draw_y=.2)), ('from below', dict(draw_x=0, draw_y=-.2))]
     return None
 
@@ -358,7 +391,8 @@ def apply_augment(
     expect('image', image, Image.Image)
     batch, norm = _as_batch(image), Normalize.from_stats(*imagenet_stats, cuda=False)
     for t in transforms:
-        batch = norm_apply_denorm(batch, lambda x: t(x, split_idx=0), norm) if isinstance(t, RandomErasing) else t(batch, split_idx=0)
+        batch = (norm_apply_denorm(batch, lambda x: t(x, split_idx=0), norm) if isinstance(t, RandomErasing)
+            else t(batch, split_idx=0))
     return _as_image(batch)
 
 # %% ../../nbs/data/03_transforms.ipynb #ea327722
@@ -386,7 +420,9 @@ def show_augmentations(
 
 def _augmented(image, name, n):
     "The images of one family"
-    if settings := _draws(name, n): return [Augmented(name, words, apply_augment(image, [_families[name](**draw, p=1.)])) for words, draw in settings[:n]]
+    if settings := _draws(name, n):
+        return [Augmented(name, words, apply_augment(image, [_families[name](**draw, p=1.)]))
+            for words, draw in settings[:n]]
     always = [_families['erase'](p=1.)] if name == 'erase' else augment_transforms(name)
     return [Augmented(name, '', apply_augment(image, always)) for _ in range(1 if name == 'none' else n)]
 
@@ -396,13 +432,19 @@ def augmentations_html(
 ) -> Html:                         # A row for each family, which shrinks with the page
     "A row of images for each family"
     expect('gallery', gallery, AugmentationGallery)
-    rows = [_family_row(name, [v for v in gallery.views if v.family == name]) for name in dict.fromkeys(v.family for v in gallery.views)]
+    rows = [_family_row(name, [v for v in gallery.views if v.family == name])
+        for name in dict.fromkeys(v.family for v in gallery.views)]
     return Html(f'<div style="display:grid;gap:1.3rem;max-width:46rem">{"".join(rows)}</div>')
 
 def _family_row(name, views):
     "One family: its name, what it does, and its images from one end to the other"
-    cells = [f'<figure style="margin:0;min-width:0"><img src="{data_uri(v.image, 200, 85)}" alt="{html.escape(f"{name}: {v.setting or augmentations[name]}", quote=True)}" '
-             f'style="width:100%;height:auto;display:block;margin:0;border-radius:4px"><figcaption style="font-size:.75rem;line-height:1.3;text-align:center">'
+    cells = ['<figure style="margin:0;min-width:0">'
+        f'<img src="{data_uri(v.image, 200, 85)}" '
+        f'alt="{html.escape(f"{name}: {v.setting or augmentations[name]}", quote=True)}" '
+             'style="width:100%;height:auto;display:block;margin:0;border-radius:4px">'
+             '<figcaption style="font-size:.75rem;line-height:1.3;text-align:center">'
              f'{html.escape(v.setting)}</figcaption></figure>' for v in views]
-    return (f'<div><div style="margin-bottom:.3rem;font-size:.9rem"><code style="font-weight:600">{html.escape(name)}</code>&ensp;{html.escape(augmentations[name])}</div>'
-            f'<div style="display:grid;grid-template-columns:repeat({max(5, len(views))},minmax(0,1fr));gap:.4rem">{"".join(cells)}</div></div>')
+    return ('<div><div style="margin-bottom:.3rem;font-size:.9rem"><code style="font-weight:600">'
+        f'{html.escape(name)}</code>&ensp;{html.escape(augmentations[name])}</div>'
+            f'<div style="display:grid;grid-template-columns:repeat({max(5, len(views))},minmax(0,1fr));gap:.4rem">'
+            f'{"".join(cells)}</div></div>')

@@ -41,7 +41,9 @@ class FolderCheck:
     def ok(self): return bool(self.steps) and all(s.status != 'failed' for s in self.steps)
     def __repr__(self): return f'FolderCheck({self.path.name} for {self.target}, {"ok" if self.ok else "failed"})'
     def __str__(self): return '\n'.join(f'{s.status:>11}  {s.name}: {s.words} ({s.seconds:.1f} s)' for s in self.steps)
-    def _repr_html_(self): return str(html_table([dict(step=s.name, status=s.status, found=s.words, seconds=round(s.seconds, 1)) for s in self.steps]))
+    def _repr_html_(self):
+        return str(html_table([dict(step=s.name, status=s.status, found=s.words, seconds=round(s.seconds, 1))
+                    for s in self.steps]))
 
 # %% ../../nbs/deploy/04_check.ipynb #29ec4812
 oldest_python = (3, 11)  # For which the versions exist that folders ask for
@@ -54,12 +56,17 @@ def make_environment(
     expect('path', path, str, os.PathLike)
     expect('dest', dest, str, os.PathLike)
     dest, wanted = Path(dest), requirements_of(path)
-    if sys.version_info < oldest_python: raise DeployError(f'The versions in {wanted} need Python {".".join(map(str, oldest_python))} or newer, and this is {sys.version.split()[0]}; the folder is written, but cannot be tried with it')
+    if sys.version_info < oldest_python:
+        raise DeployError(f'The versions in {wanted} need Python {".".join(map(str, oldest_python))} or newer, and '
+            f'this is {sys.version.split()[0]}; the folder is written, but cannot be tried with it')
     venv.create(dest, with_pip=True)
     programs = dest/('Scripts' if sys.platform == 'win32' else 'bin')
     before = _bytes_below(dest)
-    done = subprocess.run([str(programs/'python'), '-m', 'pip', 'install', '-q', '--disable-pip-version-check', '-r', str(wanted)], capture_output=True, text=True, env=_plain_environment())
-    if done.returncode: raise DeployError(f'{wanted} cannot be installed: {(done.stderr.strip().splitlines() or ["pip said nothing"])[-1]}')
+    done = subprocess.run([str(programs/'python'), '-m', 'pip', 'install', '-q', '--disable-pip-version-check', '-r',
+            str(wanted)], capture_output=True, text=True, env=_plain_environment())
+    if done.returncode:
+        raise DeployError(f'{wanted} cannot be installed: '
+            f'{(done.stderr.strip().splitlines() or ["pip said nothing"])[-1]}')
     return programs, _bytes_below(dest) - before
 
 def requirements_of(
@@ -67,11 +74,17 @@ def requirements_of(
 ) -> Path | None:             # The file; None where there is nothing to install
     "The requirements that a folder's host would read"
     expect('path', path, str, os.PathLike)
-    return next((f for f in (Path(path)/'binder'/'requirements.txt', Path(path)/'requirements.txt') if f.is_file()), None)
+    return next((f for f in (Path(path)/'binder'/'requirements.txt', Path(path)/'requirements.txt') if f.is_file()),
+        None)
 
-def _bytes_below(path): return sum(f.lstat().st_size for f in Path(path).rglob('*') if not f.is_dir() and not f.is_symlink())
+def _bytes_below(path):
+    return sum(f.lstat().st_size for f in Path(path).rglob('*') if not f.is_dir() and not f.is_symlink())
 
-def _plain_environment(): return {k: v for k, v in os.environ.items() if not k.startswith(('PYTHON', 'VIRTUAL_ENV', 'JUPYTER', 'GRADIO', 'STREAMLIT', 'BEARCLS'))} | {'PYTHONUNBUFFERED': '1'}
+def _plain_environment():
+    return ({k: v
+            for k, v in os.environ.items()
+            if not k.startswith(('PYTHON', 'VIRTUAL_ENV', 'JUPYTER', 'GRADIO', 'STREAMLIT', 'BEARCLS'))}
+        | {'PYTHONUNBUFFERED': '1'})
 
 # %% ../../nbs/deploy/04_check.ipynb #c2aeb057
 @contextlib.contextmanager
@@ -83,12 +96,17 @@ def started(
     "A deployed folder at work on this machine"
     target, port = deploy_targets[read_record(path)['target']], _any_port()
     command = [w.replace('{port}', str(port)) for w in target.command]
-    command[0] = shutil.which(command[0], path=str(programs)) or shutil.which('python', path=str(programs)) or sys.executable
-    env = _plain_environment() | {'PATH': os.pathsep.join([str(programs), os.environ.get('PATH', '')]), **{k: v.replace('{port}', str(port)) for k, v in target.env.items()}}
+    command[0] = (shutil.which(command[0], path=str(programs)) or shutil.which('python', path=str(programs))
+        or sys.executable)
+    env = (_plain_environment()
+        | {'PATH': os.pathsep.join([str(programs), os.environ.get('PATH', '')]),
+            **{k: v.replace('{port}', str(port)) for k, v in target.env.items()}})
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         shutil.copytree(path, copy := Path(tmp)/'app', ignore=shutil.ignore_patterns('.git', '.venv'))
-        if 'notebook.py' in target.command: (copy/'notebook.py').write_text(notebook_script(copy/'notebook.ipynb'), encoding='utf-8')
-        with open(Path(tmp)/'log', 'w+b') as log, subprocess.Popen(command, cwd=copy, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as server:
+        if 'notebook.py' in target.command:
+            (copy/'notebook.py').write_text(notebook_script(copy/'notebook.ipynb'), encoding='utf-8')
+        with open(Path(tmp)/'log', 'w+b') as log, subprocess.Popen(command, cwd=copy, env=env, stdout=log, stderr=log,
+            stdin=subprocess.DEVNULL) as server:
             try:
                 url = f'http://127.0.0.1:{port}'
                 wait_for_server(url + target.health, server, log, timeout, f'`{target.command[0]}`')
@@ -99,9 +117,11 @@ def notebook_script(
     path: str | os.PathLike,  # A notebook
 ) -> str:                     # Source of a script
     "What a notebook does, but for installing"
-    cells = [''.join(c['source']) for c in json.loads(Path(path).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    cells = [''.join(c['source'])
+        for c in json.loads(Path(path).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
     written = lambda name, text: f'from pathlib import Path\nPath({name!r}).write_text({text!r}, encoding="utf-8")'
-    return '\n\n'.join(written(c.partition('\n')[0].removeprefix('%%writefile '), c.partition('\n')[2]) if c.startswith('%%writefile ') else c for c in cells if not c.startswith('%pip'))
+    return '\n\n'.join(written(c.partition('\n')[0].removeprefix('%%writefile '), c.partition('\n')[2])
+        if c.startswith('%%writefile ') else c for c in cells if not c.startswith('%pip'))
 
 def _any_port():
     "A port of this machine that nobody listens on"
@@ -132,7 +152,9 @@ def _in_browser(url, image, label, timeout):
     asked, said = [], '(label) => [...document.body.innerText.matchAll(/[<>]?\\d+(\\.\\d+)? ?%|\\b[01]\\.\\d+\\b/g)].find(m => document.body.innerText.slice(0, m.index).trimEnd().endsWith(label))?.[0]'
     with sync_playwright() as p:
         if not Path(program := find_browser() or p.chromium.executable_path).exists(): raise _NoBrowser(program)
-        browser = p.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'])
+        browser = p.chromium.launch(executable_path=program,
+            args=['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking',
+                '--disable-component-update', '--disable-sync'])
         page = browser.new_page()
         page.on('request', lambda r: asked.append(r))
         page.goto(url, timeout=1000*timeout)
@@ -159,11 +181,13 @@ def check_folder(
     expect('path', path, str, os.PathLike)
     path, record = Path(path), read_record(path)
     if not record: raise DeployError(f'{path} is no folder that `bearcls deploy` has written')
-    if bundle is None and not (path/'bundle'/'bundle.json').is_file(): raise DeployError(f'{path} holds no bundle to compare with; give the one that it was made of as `bundle`')
+    if bundle is None and not (path/'bundle'/'bundle.json').is_file():
+        raise DeployError(f'{path} holds no bundle to compare with; give the one that it was made of as `bundle`')
     check = FolderCheck(path, record['target'])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp, contextlib.suppress(_Failed):
         with _step(check, 'files', quiet) as step: step.words = _same_files(path, record)
-        with _step(check, 'environment', quiet) as step: programs, step.words = _environment_for(path, Path(environment or Path(tmp)/'env'))
+        with _step(check, 'environment', quiet) as step:
+            programs, step.words = _environment_for(path, Path(environment or Path(tmp)/'env'))
         with _step(check, 'question', quiet) as step:
             image, expected = _question_for(bundle or path/'bundle', record, Path(tmp))
             step.words = f'a drawn bear; the library says {expected.label} ({expected.probability:.2f})'
@@ -195,7 +219,8 @@ def _same_files(path, record):
     missing = [n for n in other if not (path/n).is_file()]
     if missing: raise DeployError(f'{", ".join(missing[:4])} missing')
     size = sum((path/n).stat().st_size for n in record['files'])
-    return f'{len(record["files"])} files, {size/1e6:.1f} MB' + (f'; changed since they were written: {", ".join(other[:4])}' if other else '')
+    return (f'{len(record["files"])} files, {size/1e6:.1f} MB'
+        + (f'; changed since they were written: {", ".join(other[:4])}' if other else ''))
 
 def _environment_for(path, dest):
     "Programs of an environment with what the folder asks for, and words about it"
@@ -207,25 +232,32 @@ def _environment_for(path, dest):
 def _question_for(bundle, record, tmp):
     "A drawn image, and what the library says about it"
     file, classifier = tmp/'bear.png', Classifier(bundle)
-    if classifier.bundle.digest != record['model']: raise DeployError(f'{bundle} holds another model than the folder was written with')
+    if classifier.bundle.digest != record['model']:
+        raise DeployError(f'{bundle} holds another model than the folder was written with')
     draw_bear('grizzly', seed=1).save(file)
     return file, classifier.predict(file)
 
 def _questions(path, target, url, image, expected):
     "What can be asked through the front door of a target: names, and functions that give status and words"
-    if target.service: yield 'service', lambda: _compared(expected, **{k: v for k, v in ask_service(url, image.read_bytes()).items() if k in ('label', 'probability')})
+    if target.service:
+        yield 'service', lambda: _compared(expected,
+            **{k: v for k, v in ask_service(url, image.read_bytes()).items() if k in ('label', 'probability')})
     yield 'page', lambda: _page_compared(url + target.page, image, expected)
 
 def _compared(expected, label, probability, unit=.01):
     "Is this what the library says?"
-    if label != expected.label or abs(probability - expected.probability) > unit: raise DeployError(f'it says {label} ({probability:.2f}), and the library {expected.label} ({expected.probability:.2f})')
+    if label != expected.label or abs(probability - expected.probability) > unit:
+        raise DeployError(f'it says {label} ({probability:.2f}), and the library {expected.label} '
+            f'({expected.probability:.2f})')
     return 'ok', f'{label} ({probability:.2f}), as the library says'
 
 def _page_compared(url, image, expected):
     "What a browser shows beside the label that the library gives"
     try: number, hosts = ask_page(url, image, expected.label)
     except (ImportError, _NoBrowser):
-        with open_here(url, timeout=60) as answer: return 'not checked', f'the page is there ({len(answer.read())/1000:.0f} kB); asking it about an image takes a browser: pip install playwright && playwright install chromium'
+        with open_here(url, timeout=60) as answer:
+            return ('not checked', f'the page is there ({len(answer.read())/1000:.0f} kB); asking it about an image '
+                'takes a browser: pip install playwright && playwright install chromium')
     if strange := hosts - {url.split('/')[2]}: raise DeployError(f'the page talks to {", ".join(sorted(strange))}')
     value = float(number.strip('<>% '))/(100 if '%' in number else 1)
     return _compared(expected, expected.label, value, .015)

@@ -52,7 +52,8 @@ def _file_name(module): return f'{module.replace(".", "/")}.py'
 def _module_text(module):
     "The source of a module; a front door only hands on what its modules define, so it has no part in a joined file"
     root = Path(bearcls.__file__).parent
-    if (root/module.replace('.', '/')).is_dir(): raise RuntimeFileError(f'{module} is a front door; import from one of its modules')
+    if (root/module.replace('.', '/')).is_dir():
+        raise RuntimeFileError(f'{module} is a front door; import from one of its modules')
     if not (root/_file_name(module)).is_file(): raise RuntimeFileError(f'bearcls has no module {module}')
     return (root/_file_name(module)).read_text(encoding='utf-8')
 
@@ -69,14 +70,22 @@ def _statement(module, node, lines):
     s = Statement(module, '\n'.join(lines[first - 1:node.end_lineno]))
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         start = f'from {node.module} import' if isinstance(node, ast.ImportFrom) else 'import'
-        s.imports = {(a.asname or a.name).partition('.')[0]: f'{start} {a.name}' + (f' as {a.asname}' if a.asname else '') for a in node.names}
+        s.imports = {(a.asname or a.name).partition('.')[0]: f'{start} {a.name}'
+            + (f' as {a.asname}' if a.asname else '') for a in node.names}
         return s
     for n in ast.walk(node):
         if isinstance(n, ast.Name): s.uses.add(n.id)
-        elif isinstance(n, (ast.Import, ast.ImportFrom)) and _of_bearcls(n): raise RuntimeFileError(f'{_file_name(module)} imports a module of bearcls inside a function: {ast.unparse(n)}')
-    if patch := next((d for d in getattr(node, 'decorator_list', ()) if isinstance(d, ast.Call) and getattr(d.func, 'id', '') == 'patch_to'), None): s.adds_to = patch.args[0].id
+        elif isinstance(n, (ast.Import, ast.ImportFrom)) and _of_bearcls(n):
+            raise RuntimeFileError(f'{_file_name(module)} imports a module of bearcls inside a function: '
+                f'{ast.unparse(n)}')
+    if (patch := next((d
+                    for d in getattr(node, 'decorator_list', ()) if isinstance(d, ast.Call)
+                    and getattr(d.func, 'id', '') == 'patch_to'), None)):
+        s.adds_to = patch.args[0].id
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): s.makes = {node.name}
-    else: s.makes = {n.id for target in getattr(node, 'targets', [getattr(node, 'target', node)]) for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    else:
+        s.makes = {n.id for target in getattr(node, 'targets', [getattr(node, 'target', node)])
+            for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return s
 
 def _of_bearcls(node):
@@ -96,11 +105,14 @@ def reached(
         seen.add(job)
         (module, name), (statements, borrowed) = job, module_statements(job[0])
         if name in borrowed: waiting.append(borrowed[name])
-        brought = {(module, i): s for i, s in enumerate(statements) if name in s.makes or name == s.adds_to or name in s.imports or s.acts}
-        if job in asked and name not in borrowed and not any(name in s.makes for s in brought.values()): raise RuntimeFileError(f'{_file_name(module)} defines no {name}')
+        brought = {(module, i): s
+            for i, s in enumerate(statements) if name in s.makes or name == s.adds_to or name in s.imports or s.acts}
+        if job in asked and name not in borrowed and not any(name in s.makes for s in brought.values()):
+            raise RuntimeFileError(f'{_file_name(module)} defines no {name}')
         kept |= brought
         waiting += [(module, used) for s in brought.values() for used in s.uses]
-    return [replace(s, imports={n: line for n, line in s.imports.items() if (s.module, n) in seen}) for _, s in sorted(kept.items(), key=lambda item: item[0])]
+    return [replace(s, imports={n: line for n, line in s.imports.items() if (s.module, n) in seen})
+        for _, s in sorted(kept.items(), key=lambda item: item[0])]
 
 # %% ../../nbs/deploy/01_standalone.ipynb #846f939d
 def join_modules(
@@ -109,11 +121,14 @@ def join_modules(
 ) -> dict[str, str]:                     # Source of each file, by its name
     "The statements that `roots` need, as files that need no bearcls"
     statements, home = reached(roots), {m: name for name, modules in files.items() for m in modules}
-    if strange := sorted({s.module for s in statements} - home.keys()): raise RuntimeFileError(f'{", ".join(roots)} need {", ".join(strange)}, which no file is made of')
+    if strange := sorted({s.module for s in statements} - home.keys()):
+        raise RuntimeFileError(f'{", ".join(roots)} need {", ".join(strange)}, which no file is made of')
     made = {name: [s for m in modules for s in statements if s.module == m] for name, modules in files.items()}
     out, earlier = {}, {}
     for name, parts in made.items():
-        if parts: out[name] = _file_source(name, parts, earlier, [m for m in files[name] if any(s.module == m for s in parts)])
+        if parts:
+            out[name] = _file_source(name, parts, earlier,
+                [m for m in files[name] if any(s.module == m for s in parts)])
         earlier = earlier | {n: name for s in parts for n in s.makes}
     return out
 
@@ -122,14 +137,20 @@ def _file_source(name, parts, elsewhere, modules):
     makers, imports = {}, {}
     for s in parts:
         for n, line in s.imports.items():
-            if imports.setdefault(n, line) != line: raise RuntimeFileError(f'{name}: `{line}` and `{imports[n]}` are different things by one name')
+            if imports.setdefault(n, line) != line:
+                raise RuntimeFileError(f'{name}: `{line}` and `{imports[n]}` are different things by one name')
         for n in s.makes:
-            if makers.setdefault(n, s.module) != s.module: raise RuntimeFileError(f'{name}: {_file_name(makers[n])} and {_file_name(s.module)} both define {n}')
-    if both := sorted(makers.keys() & imports.keys()): raise RuntimeFileError(f'{name}: {both[0]} is imported and also defined')
+            if makers.setdefault(n, s.module) != s.module:
+                raise RuntimeFileError(f'{name}: {_file_name(makers[n])} and {_file_name(s.module)} both define {n}')
+    if both := sorted(makers.keys() & imports.keys()):
+        raise RuntimeFileError(f'{name}: {both[0]} is imported and also defined')
     others = {}
-    for n in sorted({u for s in parts for u in s.uses} & elsewhere.keys() - makers.keys() - imports.keys()): others.setdefault(elsewhere[n], []).append(n)
-    head = f'"Of bearcls {bearcls.__version__}, Apache-2.0: what this application needs of the module{"s" if len(modules) > 1 else ""} {_listed(modules)}. Made by `bearcls deploy`; needs no bearcls."'
-    return '\n'.join([head, '', *_import_lines(imports.values()), *(f'from {other} import {", ".join(names)}' for other, names in others.items()), '', *_blocks(parts)])
+    for n in sorted({u for s in parts for u in s.uses} & elsewhere.keys() - makers.keys() - imports.keys()):
+        others.setdefault(elsewhere[n], []).append(n)
+    head = (f'"Of bearcls {bearcls.__version__}, Apache-2.0: what this application needs of the '
+        f'module{"s" if len(modules) > 1 else ""} {_listed(modules)}. Made by `bearcls deploy`; needs no bearcls."')
+    return '\n'.join([head, '', *_import_lines(imports.values()),
+            *(f'from {other} import {", ".join(names)}' for other, names in others.items()), '', *_blocks(parts)])
 
 def _listed(words): return f'{", ".join(words[:-1])} and {words[-1]}' if len(words) > 1 else words[0]
 
@@ -142,14 +163,16 @@ def _import_lines(lines):
         froms.setdefault(module, []).append(name)
     own = [w for w in plain if w.partition('.')[0].partition(' ')[0] in sys.stdlib_module_names]
     others = [w for w in plain if w not in own]
-    return [*([f'import {", ".join(own)}'] if own else []), *(f'import {w}' for w in others), *(f'from {m} import {", ".join(names)}' for m, names in froms.items())]
+    return [*([f'import {", ".join(own)}'] if own else []), *(f'import {w}' for w in others),
+        *(f'from {m} import {", ".join(names)}' for m, names in froms.items())]
 
 def _blocks(parts):
     "Statements with an empty line between those that are longer than one"
     out, before = [], None
     for s in parts:
         if s.imports: continue
-        if before is not None and ('\n' in s.source or '\n' in before.source or s.module != before.module): out.append('')
+        if before is not None and ('\n' in s.source or '\n' in before.source or s.module != before.module):
+            out.append('')
         out.append(s.source)
         before = s
     return [*out, '']
@@ -160,5 +183,7 @@ def imported_roots(
     files: Mapping[str, Sequence[str]],  # Names of joined files, and the modules that each is made of
 ) -> list[str]:                          # Each as `module.name`
     "What a file imports from joined files"
-    wanted = [(n.module, a.name) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module in files for a in n.names]
-    return [next((f'{m}.{name}' for m in files[file] for s in module_statements(m)[0] if name in s.makes), f'{files[file][-1]}.{name}') for file, name in wanted]
+    wanted = [(n.module, a.name)
+        for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module in files for a in n.names]
+    return [next((f'{m}.{name}' for m in files[file] for s in module_statements(m)[0] if name in s.makes),
+            f'{files[file][-1]}.{name}') for file, name in wanted]

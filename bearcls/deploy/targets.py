@@ -52,19 +52,33 @@ part_modules = dict(  # What each joined file is made of
 # %% ../../nbs/deploy/03_targets.ipynb #6e8736b9
 _front = {n: n for n in ('static/classify.js', 'static/classify.css')}
 _static_page = ('python', '-m', 'http.server', '{port}', '--bind', '127.0.0.1')
-_notebook = dict(parts=('classifier', 'notebook_app'), roots=('app.notebook.ClassifierApp',), static=_front | {'voila.py': 'static/voila.py.txt'})
-_service = dict(parts=('classifier', 'serve'), static={n: n for n in (*_front, 'static/service.html', 'static/service.css', 'static/service.js')}, health='/readyz', service=True)
+_notebook = dict(parts=('classifier', 'notebook_app'), roots=('app.notebook.ClassifierApp',),
+    static=_front | {'voila.py': 'static/voila.py.txt'})
+_service = dict(parts=('classifier', 'serve'),
+    static={n: n for n in (*_front, 'static/service.html', 'static/service.css', 'static/service.js')},
+    health='/readyz', service=True)
 deploy_targets = {t.name: t for t in [
-    Target('web', 'a page without a server, also as one HTML file: the browser itself calculates', ('web',), command=_static_page),
+    Target('web', 'a page without a server, also as one HTML file: the browser itself calculates', ('web',),
+            command=_static_page),
     Target('space-static', 'the same page as a static Space of Hugging Face', ('space_static',), command=_static_page),
-    Target('space-gradio', 'Gradio on a Space of Hugging Face', ('space_gradio',), ('classifier',), command=('python', 'app.py'), env={'GRADIO_SERVER_PORT': '{port}'}),
-    Target('space-docker', 'the HTTP service in a Docker Space of Hugging Face', ('service', 'space_docker'), **_service, command=('python', 'app.py', '--port', '{port}')),
-    Target('streamlit', 'Streamlit, on its Community Cloud or a machine of your own', ('streamlit',), ('classifier',), command=('streamlit', 'run', 'app.py', '--server.port', '{port}', '--server.headless', 'true'), health='/_stcore/health'),
-    Target('fastapi', 'the HTTP service as a container for any host', ('service', 'fastapi'), **_service, command=('python', 'app.py', '--port', '{port}')),
-    Target('voila', 'the notebook application on a machine of your own', ('notebook', 'voila'), **_notebook, command=('voila', 'app.ipynb', '--no-browser', '--port={port}'), health='/voila/static/favicon.ico'),
-    Target('binder', 'the notebook application on Binder, for as long as somebody looks at it', ('notebook', 'binder'), **_notebook, command=('jupyter', 'server', '--no-browser', '--port={port}', '--ServerApp.token=', '--config=binder/jupyter_server_config.py', '--allow-root'), health='/api', page='/voila/render/app.ipynb'),
-    Target('colab', 'a notebook for Google Colab, with Gradio', ('colab',), ('classifier',), command=('python', 'notebook.py'), env={'GRADIO_SERVER_PORT': '{port}'}),
-]}
+    Target('space-gradio', 'Gradio on a Space of Hugging Face', ('space_gradio',), ('classifier',),
+            command=('python', 'app.py'), env={'GRADIO_SERVER_PORT': '{port}'}),
+    Target('space-docker', 'the HTTP service in a Docker Space of Hugging Face', ('service', 'space_docker'),
+            **_service, command=('python', 'app.py', '--port', '{port}')),
+    Target('streamlit', 'Streamlit, on its Community Cloud or a machine of your own', ('streamlit',), ('classifier',),
+            command=('streamlit', 'run', 'app.py', '--server.port', '{port}', '--server.headless', 'true'),
+            health='/_stcore/health'),
+    Target('fastapi', 'the HTTP service as a container for any host', ('service', 'fastapi'), **_service,
+            command=('python', 'app.py', '--port', '{port}')),
+    Target('voila', 'the notebook application on a machine of your own', ('notebook', 'voila'), **_notebook,
+            command=('voila', 'app.ipynb', '--no-browser', '--port={port}'), health='/voila/static/favicon.ico'),
+    Target('binder', 'the notebook application on Binder, for as long as somebody looks at it', ('notebook', 'binder'),
+            **_notebook,
+            command=('jupyter', 'server', '--no-browser', '--port={port}', '--ServerApp.token=',
+                '--config=binder/jupyter_server_config.py', '--allow-root'), health='/api',
+            page='/voila/render/app.ipynb'),
+    Target('colab', 'a notebook for Google Colab, with Gradio', ('colab',), ('classifier',),
+            command=('python', 'notebook.py'), env={'GRADIO_SERVER_PORT': '{port}'}), ]}
 
 # %% ../../nbs/deploy/03_targets.ipynb #5ccea33d
 def deploy_files(
@@ -78,27 +92,36 @@ def deploy_files(
     "Everything that a folder for a host consists of"
     expect('bundle', bundle, str, os.PathLike)
     expect('runtime', runtime, str, os.PathLike, None)
-    if target not in deploy_targets: raise ValueError(f'`target` should be one of {", ".join(deploy_targets)}; got {target!r}')
-    if not re.fullmatch(r'[a-z0-9]+([._-][a-z0-9]+)*', name): raise ValueError(f'`name` should be of small letters, digits, and single -, _ or . between them, as hosts want it; got {name!r}')
+    if target not in deploy_targets:
+        raise ValueError(f'`target` should be one of {", ".join(deploy_targets)}; got {target!r}')
+    if not re.fullmatch(r'[a-z0-9]+([._-][a-z0-9]+)*', name):
+        raise ValueError('`name` should be of small letters, digits, and single -, _ or . between them, as hosts want '
+            f'it; got {name!r}')
     t, metadata, repo = deploy_targets[target], read_bundle(bundle), _checked_repo(repo)
-    values = dict(title=' '.join(title.split()) or metadata.question, labels=list(metadata.labels), name=name, version=__version__, python='3.12', target=target, repo=repo, space=f'USER/{name}' if repo == 'USER/REPO' else repo, single='')
+    values = dict(title=' '.join(title.split()) or metadata.question, labels=list(metadata.labels), name=name,
+        version=__version__, python='3.12', target=target, repo=repo,
+        space=f'USER/{name}' if repo == 'USER/REPO' else repo, single='')
     if target in ('web', 'space-static'):
         single = len(model_bytes(metadata)) <= largest_single
-        return dict(web_files(metadata, values['title'], runtime, single)) | _rendered(t, values | dict(single=single_name if single else ''))
+        return (dict(web_files(metadata, values['title'], runtime, single))
+            | _rendered(t, values | dict(single=single_name if single else '')))
     carried = _bundle_files(bundle)
     if target == 'colab': return _colab_files(t, values, carried)
-    files = {f'bundle/{n}': content for n, content in carried.items()} | {n: package_file(source).read_bytes() for n, source in t.static.items()} | _rendered(t, values)
+    files = ({f'bundle/{n}': content for n, content in carried.items()}
+        | {n: package_file(source).read_bytes() for n, source in t.static.items()} | _rendered(t, values))
     return files | _joined(t, files)
 
 def _checked_repo(repo):
     "USER/REPO, also where the whole address was given"
     short = re.sub(r'^(https?://)?(www\.)?(github\.com|huggingface\.co(/spaces)?)/|(\.git)?/?$', '', repo.strip())
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', short): raise ValueError(f'`repo` should be USER/REPO, as on GitHub or Hugging Face; got {repo!r}')
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', short):
+        raise ValueError(f'`repo` should be USER/REPO, as on GitHub or Hugging Face; got {repo!r}')
     return short
 
 def _bundle_files(path):
     "The files of a bundle, without the weights for further training"
-    with opened(Path(path)) as files: return {n: file_content(files, n, 1 << 31) for n in bundle_names if n in files and n != weights_file}
+    with opened(Path(path)) as files:
+        return {n: file_content(files, n, 1 << 31) for n in bundle_names if n in files and n != weights_file}
 
 def _rendered(target, values):
     "The templates of a target, filled in; later layers over earlier ones"
@@ -108,18 +131,21 @@ def _rendered(target, values):
 def _layer(layer, values):
     "The templates of one folder"
     root, out = package_file(f'templates/deploy/{layer}'), {}
-    jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(root.parent), keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(root.parent), keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined)
     for file in sorted(f for f in root.rglob('*') if f.is_file() and '__pycache__' not in f.parts):
         name = file.relative_to(root).as_posix()
         if name.endswith('.py.txt'): out[name.removesuffix('.txt')] = file.read_bytes()  # Python that is no module of bearcls, and so does not say so by its name
-        elif file.suffix == '.jinja': out[name.removesuffix('.jinja')] = jinja.get_template(f'{layer}/{name}').render(values).encode()
+        elif file.suffix == '.jinja':
+            out[name.removesuffix('.jinja')] = jinja.get_template(f'{layer}/{name}').render(values).encode()
         else: out[name] = file.read_bytes()
     return out
 
 def _joined(target, files):
     "The files of Python that an application needs of bearcls, as far as it imports them"
     parts = {p: part_modules[p] for p in target.parts}
-    roots = {*target.roots, *(r for n, content in files.items() if n.endswith('.py') for r in imported_roots(content.decode(), parts))}
+    roots = {*target.roots,
+        *(r for n, content in files.items() if n.endswith('.py') for r in imported_roots(content.decode(), parts))}
     return {f'{n}.py': source.encode() for n, source in join_modules(sorted(roots), parts).items()} if parts else {}
 
 # %% ../../nbs/deploy/03_targets.ipynb #d6b57d6a
@@ -132,7 +158,8 @@ def _colab_files(target, values, carried):
     small = len(packed) <= max_notebook
     sources = {n: content.decode() for n, content in ({'app.py': app} | _joined(target, {'app.py': app})).items()}
     wanted = package_file('templates/deploy/colab/requirements.txt').read_text(encoding='utf-8').splitlines()
-    values |= dict(sources=sources, bundle_zip=base64.b64encode(packed).decode() if small else '', requirements=[w for w in wanted if w and not w.startswith('#')])
+    values |= dict(sources=sources, bundle_zip=base64.b64encode(packed).decode() if small else '',
+        requirements=[w for w in wanted if w and not w.startswith('#')])
     return _rendered(target, values) | ({} if small else {'bundle.zip': packed})
 
 # %% ../../nbs/deploy/03_targets.ipynb #d0f75631
@@ -154,12 +181,16 @@ def deploy(
     dest = Path(dest)
     if dest.exists() and not dest.is_dir(): raise DeployError(f'{dest} is a file; `dest` should be a folder')
     earlier = read_record(dest)
-    said = dict(title=title or earlier.get('title', ''), name=name or earlier.get('name') or _slug(dest.absolute().name), repo=repo or earlier.get('repo') or 'USER/REPO')
+    said = dict(title=title or earlier.get('title', ''),
+        name=name or earlier.get('name') or _slug(dest.absolute().name),
+        repo=repo or earlier.get('repo') or 'USER/REPO')
     files = deploy_files(target, bundle, **said, runtime=runtime)
     known = earlier.get('files', {})
     kept = {n: known[n] for n in changed_files(dest) if n == 'README.md' and target == earlier['target']}
-    _refuse_changed(dest, {n: content for n, content in files.items() if n not in kept}, {n: digest for n, digest in known.items() if n not in kept})
-    record = dict(format='bearcls-deploy', bearcls=__version__, target=target, **said, model=read_bundle(bundle).digest, files={n: sha256(content) for n, content in sorted(files.items())} | kept)
+    _refuse_changed(dest, {n: content for n, content in files.items() if n not in kept},
+        {n: digest for n, digest in known.items() if n not in kept})
+    record = dict(format='bearcls-deploy', bearcls=__version__, target=target, **said, model=read_bundle(bundle).digest,
+        files={n: sha256(content) for n, content in sorted(files.items())} | kept)
     for n, content in files.items():
         if n not in kept: _put(dest/n, content)
     for n in known.keys() - files.keys(): _remove(dest, n)
@@ -191,8 +222,11 @@ def read_record(
     if not file.is_file(): return {}
     try: record = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: raise DeployError(f'{file} cannot be read as JSON: {e}') from e
-    names, texts = (record.get('files'), [record.get(k) for k in ('title', 'name', 'repo', 'model')]) if isinstance(record, dict) else (None, ())
-    if not isinstance(names, dict) or record.get('target') not in deploy_targets or not all(_inside(n) for n in names) or not all(isinstance(t, str) for t in texts): raise DeployError(f'{file} is not what `bearcls deploy` writes')
+    names, texts = (record.get('files'),
+        [record.get(k) for k in ('title', 'name', 'repo', 'model')]) if isinstance(record, dict) else (None, ())
+    if not isinstance(names, dict) or record.get('target') not in deploy_targets or not all(_inside(n)
+        for n in names) or not all(isinstance(t, str) for t in texts):
+        raise DeployError(f'{file} is not what `bearcls deploy` writes')
     return record
 
 def changed_files(
@@ -200,13 +234,21 @@ def changed_files(
 ) -> list[str]:               # Their paths within the folder; empty where nothing was written
     "Files that are there and not as `deploy` wrote them"
     expect('path', path, str, os.PathLike)
-    return [n for n, digest in read_record(path).get('files', {}).items() if (Path(path)/n).is_file() and sha256(Path(path)/n) != digest]
+    return [n
+        for n, digest in read_record(path).get('files', {}).items() if (Path(path)/n).is_file()
+        and sha256(Path(path)/n) != digest]
 
 def _inside(name):
     "Is this the path of a file below the folder, whatever the system?"
-    return bool(name) and not name.startswith('/') and not {'..', '.', ''} & set(name.split('/')) and not set(name) & set('\\:')
+    return (bool(name) and not name.startswith('/') and not {'..', '.', ''} & set(name.split('/'))
+        and not set(name) & set('\\:'))
 
 def _refuse_changed(dest, files, known):
     "What is there must be what was written before, or what would be written now"
-    own = [n for n in {*files, *known} if (dest/n).exists() and (not (dest/n).is_file() or sha256(dest/n) not in (known.get(n), files.get(n) is not None and sha256(files[n])))]
-    if own: raise DeployError(f'{dest} holds {", ".join(sorted(own)[:4])}{" and more" if len(own) > 4 else ""}, which `deploy` has not written or which was changed since; move it away, or give another folder')
+    own = [n
+        for n in {*files, *known} if (dest/n).exists()
+        and (not (dest/n).is_file()
+            or sha256(dest/n) not in (known.get(n), files.get(n) is not None and sha256(files[n])))]
+    if own:
+        raise DeployError(f'{dest} holds {", ".join(sorted(own)[:4])}{" and more" if len(own) > 4 else ""}, which '
+            '`deploy` has not written or which was changed since; move it away, or give another folder')

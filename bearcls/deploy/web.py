@@ -41,7 +41,8 @@ def web_runtime(
     kept = cache_folder()/f'{runtime_name}-{runtime_version}'
     try: return _checked_runtime(_runtime_from(kept), kept)
     except WebError: pass  # not there yet, or damaged
-    with tempfile.TemporaryDirectory() as aside: files = _checked_runtime(_runtime_from(_npm_pack(Path(aside))), 'What npm sent')
+    with tempfile.TemporaryDirectory() as aside:
+        files = _checked_runtime(_runtime_from(_npm_pack(Path(aside))), 'What npm sent')
     kept.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         with atomic_write(kept/name) as f: f.write(content)
@@ -50,21 +51,30 @@ def web_runtime(
 def _checked_runtime(files, source):
     "The files, if they are what was tested"
     for name, digest in runtime_digests.items():
-        if sha256(files[name]) != digest: raise WebError(f'{source}: {name} is not that of {runtime_name} {runtime_version}, the version that this bearcls was tested with')
+        if sha256(files[name]) != digest:
+            raise WebError(f'{source}: {name} is not that of {runtime_name} {runtime_version}, the version that this '
+                'bearcls was tested with')
     return files
 
 # %% ../../nbs/deploy/02_web.ipynb #f64a1690
 def _npm_pack(dest):
     "Let the npm client fetch the package into a folder"
     npm = shutil.which('npm')
-    if npm is None: raise WebError(f'The page needs {runtime_name} {runtime_version}, which npm can fetch, and there is no npm: install Node.js, or give `runtime` the folder or the .tgz of that package')
-    command = [npm, 'pack', f'{runtime_name}@{runtime_version}', '--pack-destination', str(dest), '--ignore-scripts', '--loglevel=error']
-    try: done = subprocess.run(command, cwd=dest, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace', timeout=600)
-    except (OSError, subprocess.TimeoutExpired) as e: raise WebError(f'npm could not fetch {runtime_name} {runtime_version}: {type(e).__name__}') from e
+    if npm is None:
+        raise WebError(f'The page needs {runtime_name} {runtime_version}, which npm can fetch, and there is no npm: '
+            'install Node.js, or give `runtime` the folder or the .tgz of that package')
+    command = [npm, 'pack', f'{runtime_name}@{runtime_version}', '--pack-destination', str(dest), '--ignore-scripts',
+        '--loglevel=error']
+    try:
+        done = subprocess.run(command, cwd=dest, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors='replace', timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise WebError(f'npm could not fetch {runtime_name} {runtime_version}: {type(e).__name__}') from e
     packed = sorted(dest.glob('*.tgz'))
     if done.returncode or not packed:
         words = next((line for line in done.stderr.splitlines() if line.strip()), 'it gives no reason')
-        raise WebError(f'npm could not fetch {runtime_name} {runtime_version}: {words[:200]}. Without a network, give `runtime` the folder or the .tgz of that package')
+        raise WebError(f'npm could not fetch {runtime_name} {runtime_version}: {words[:200]}. Without a network, give '
+            '`runtime` the folder or the .tgz of that package')
     return packed[0]
 
 def _runtime_from(source):
@@ -72,7 +82,9 @@ def _runtime_from(source):
     if source.is_file(): return _from_tgz(source)
     places = [source/part for part in ('', 'dist', 'package/dist', f'node_modules/{runtime_name}/dist')]
     place = next((p for p in places if all((p/name).is_file() for name in runtime_digests)), None)
-    if place is None: raise WebError(f'`runtime`: {source} is no folder or .tgz of {runtime_name} with {" and ".join(runtime_digests)}')
+    if place is None:
+        raise WebError(f'`runtime`: {source} is no folder or .tgz of {runtime_name} with '
+            f'{" and ".join(runtime_digests)}')
     return {name: (place/name).read_bytes() for name in runtime_digests}
 
 def _from_tgz(source, most=1 << 29):
@@ -84,8 +96,10 @@ def _from_tgz(source, most=1 << 29):
                 total += entry.size
                 if total > most: raise WebError(f'`runtime`: {source} unfolds to more than {most:,} bytes')
                 if entry.isfile() and entry.name in wanted: files[wanted[entry.name]] = tar.extractfile(entry).read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as e: raise WebError(f'`runtime`: {source} cannot be read as a .tgz: {e}') from e
-    if missing := [name for name in runtime_digests if name not in files]: raise WebError(f'`runtime`: {source} holds no {missing[0]}')
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as e:
+        raise WebError(f'`runtime`: {source} cannot be read as a .tgz: {e}') from e
+    if missing := [name for name in runtime_digests if name not in files]:
+        raise WebError(f'`runtime`: {source} holds no {missing[0]}')
     return files
 
 # %% ../../nbs/deploy/02_web.ipynb #491112c1
@@ -97,18 +111,23 @@ def web_metadata(
     expect('bundle', bundle, Bundle)
     unlike = bundle.ood_score and {k: bundle.ood_score[k] for k in ('threshold', 'false_positive_rate', 'images')}
     sure = bundle.confidence and {k: bundle.confidence[k] for k in ('evidence', 'bias')}
-    return bundle_json(replace(bundle, ood_score=unlike, confidence=sure, metrics={}, data={}, versions={}, weights=None, card=''), sha256(model), len(model))
+    return bundle_json(replace(bundle, ood_score=unlike, confidence=sure, metrics={}, data={}, versions={},
+            weights=None, card=''), sha256(model), len(model))
 
 # %% ../../nbs/deploy/02_web.ipynb #45b102c2
 page_file, single_name, packed_name = 'index.html', 'classifier.html', 'ort-wasm-simd-threaded.wasm.packed'
 _scripts = ('classify.js', 'files.js', 'tiff.js', 'pixels.js', 'model.js', 'page.js')
 
-def _part(name): return package_file(f'static/{name}' if name.startswith('classify.') else f'static/web/{name}').read_text(encoding='utf-8')
+def _part(name):
+    return package_file(f'static/{name}' if name.startswith('classify.')
+        else f'static/web/{name}').read_text(encoding='utf-8')
 
 def _page(title, policy, head, body, waiting):
     "The template, filled in; `head` and `body` are HTML, the rest is text"
-    policy = '; '.join(f'{k} {v}' for k, v in (dict.fromkeys(('default-src', 'base-uri', 'form-action'), "'none'") | policy).items())
-    return Template(_part('index.html')).substitute(title=html.escape(title), policy=html.escape(policy), head=head, body=body, waiting=html.escape(waiting))
+    policy = '; '.join(f'{k} {v}'
+        for k, v in (dict.fromkeys(('default-src', 'base-uri', 'form-action'), "'none'") | policy).items())
+    return Template(_part('index.html')).substitute(title=html.escape(title), policy=html.escape(policy), head=head,
+        body=body, waiting=html.escape(waiting))
 
 def folder_files(
     metadata: Mapping,                # From `web_metadata`
@@ -118,22 +137,34 @@ def folder_files(
     single: bool = True,           # Will the single file lie beside them?
 ) -> dict[str, bytes]:             # Content by name
     "The page as plain files, with what makes it work without a network"
-    policy = {'script-src': "'self' 'wasm-unsafe-eval'", 'style-src': "'self'", 'img-src': "'self' blob: data:", 'media-src': 'blob:', 'connect-src': "'self'", 'manifest-src': "'self'", 'worker-src': "'self'"}
-    head = ''.join(f'<link rel="{rel}" href="./{name}">' for rel, name in [('stylesheet', 'classify.css'), ('stylesheet', 'page.css'), ('manifest', 'manifest.webmanifest'), ('icon', 'icon-192.png'), ('apple-touch-icon', 'icon-192.png')])
-    page = _page(title, policy, head, '<script type="module" src="./page.js"></script>', 'If nothing else appears here, this page was opened as a file. It needs a server' + (f'; {single_name} beside it needs none.' if single else ', any that hands out plain files.'))
-    files = {name: _part(name).encode() for name in (*_scripts, 'classify.css', 'page.css')} | {model_file: model, packed_name: gzip.compress(runtime['ort-wasm-simd-threaded.wasm'], 9, mtime=0),
-        'ort.wasm.bundle.min.mjs': runtime['ort.wasm.bundle.min.mjs'], metadata_file: json.dumps(metadata, indent=1, ensure_ascii=False).encode(),
-        'manifest.webmanifest': json.dumps(_manifest(title), ensure_ascii=False).encode(), **{f'icon-{side}.png': draw_icon(side) for side in (192, 512)}}
+    policy = {'script-src': "'self' 'wasm-unsafe-eval'", 'style-src': "'self'", 'img-src': "'self' blob: data:",
+        'media-src': 'blob:', 'connect-src': "'self'", 'manifest-src': "'self'", 'worker-src': "'self'"}
+    head = ''.join(f'<link rel="{rel}" href="./{name}">'
+        for rel, name in [('stylesheet', 'classify.css'), ('stylesheet', 'page.css'),
+            ('manifest', 'manifest.webmanifest'), ('icon', 'icon-192.png'), ('apple-touch-icon', 'icon-192.png')])
+    page = _page(title, policy, head, '<script type="module" src="./page.js"></script>',
+        'If nothing else appears here, this page was opened as a file. It needs a server'
+        + (f'; {single_name} beside it needs none.' if single else ', any that hands out plain files.'))
+    files = ({name: _part(name).encode() for name in (*_scripts, 'classify.css', 'page.css')}
+        | {model_file: model, packed_name: gzip.compress(runtime['ort-wasm-simd-threaded.wasm'], 9, mtime=0),
+        'ort.wasm.bundle.min.mjs': runtime['ort.wasm.bundle.min.mjs'],
+        metadata_file: json.dumps(metadata, indent=1, ensure_ascii=False).encode(),
+        'manifest.webmanifest': json.dumps(_manifest(title), ensure_ascii=False).encode(),
+        **{f'icon-{side}.png': draw_icon(side) for side in (192, 512)}})
     digests = {name: sha256(content) for name, content in sorted(files.items())}
     version = sha256(json.dumps([digests, page, _part('sw.js')]).encode())[:16]
     page = page.replace('</head>', f'<meta name="bearcls-version" content="{version}">\n</head>', 1)
     worker = Template(_part('sw.js')).safe_substitute(version=version, files=json.dumps({'./': ''} | digests, indent=1))
-    return files | {'sw.js': worker.encode(), 'LICENSE-onnxruntime-web.txt': _part('LICENSE-onnxruntime-web.txt').encode(), page_file: page.encode()}
+    return (files
+        | {'sw.js': worker.encode(), 'LICENSE-onnxruntime-web.txt': _part('LICENSE-onnxruntime-web.txt').encode(),
+            page_file: page.encode()})
 
 def _manifest(title):
     "What a phone needs to know to put the page among its apps"
-    icons = [dict(src=f'./icon-{side}.png', sizes=f'{side}x{side}', type='image/png', purpose=purpose) for side in (192, 512) for purpose in ('any', 'maskable')]
-    return dict(name=title, short_name=title if len(title) <= 12 else 'Classifier', id='./', start_url='./', scope='./', display='standalone', background_color='#ffffff', theme_color='#8a4b14', icons=icons)
+    icons = [dict(src=f'./icon-{side}.png', sizes=f'{side}x{side}', type='image/png', purpose=purpose)
+        for side in (192, 512) for purpose in ('any', 'maskable')]
+    return dict(name=title, short_name=title if len(title) <= 12 else 'Classifier', id='./', start_url='./', scope='./',
+        display='standalone', background_color='#ffffff', theme_color='#8a4b14', icons=icons)
 
 # %% ../../nbs/deploy/02_web.ipynb #bb810079
 def draw_icon(
@@ -160,17 +191,21 @@ def join_scripts(
     out = ['const modules = {};']
     for name, source in sources.items():
         exported = re.findall(r'^export (?:async )?(?:function|class|const|let) (\w+)', source, re.M)
-        source = re.sub(r"^import \{(.+?)\} from '\./(.+?)';?$", lambda m: f"const {{{m[1].replace(' as ', ': ')}}} = modules['{m[2]}'];", source, flags=re.M)
+        source = re.sub(r"^import \{(.+?)\} from '\./(.+?)';?$",
+            lambda m: f"const {{{m[1].replace(' as ', ': ')}}} = modules['{m[2]}'];", source, flags=re.M)
         source = re.sub(r'^export default .*$', '', source, flags=re.M)
         source = re.sub(r'^export (?=(?:async )?(?:function|class|const|let) )', '', source, flags=re.M)
-        if left := re.search(r'^(?:import|export)\b.*', source, re.M): raise WebError(f'{name} holds a line that cannot be joined: {left[0][:80]}')
+        if left := re.search(r'^(?:import|export)\b.*', source, re.M):
+            raise WebError(f'{name} holds a line that cannot be joined: {left[0][:80]}')
         out.append(f"modules['{name}'] = (() => {{\n{source}\nreturn {{{', '.join(exported)}}};\n}})();")
     return '\n'.join(out)
 
 def _global_runtime(source):
     "ONNX Runtime's module as a script that leaves its exports where ours finds them"
     source = source.replace('import.meta.url', '"blob:page"')  # it wants to know where it lies; in Firefox a page from the disk lies nowhere
-    body, found = re.subn(r'export\{([^{}]*)\};\s*(?://# sourceMappingURL=\S*\s*)?\Z', lambda m: 'globalThis.bearclsRuntime={' + ','.join('{1}:{0}'.format(*e.split(' as ')) if ' as ' in e else e for e in m[1].split(',')) + '};', source)
+    body, found = re.subn(r'export\{([^{}]*)\};\s*(?://# sourceMappingURL=\S*\s*)?\Z',
+        lambda m: 'globalThis.bearclsRuntime={'
+        + ','.join('{1}:{0}'.format(*e.split(' as ')) if ' as ' in e else e for e in m[1].split(',')) + '};', source)
     if found != 1: raise WebError('The module of ONNX Runtime ends in an unknown way')
     return body
 
@@ -183,14 +218,20 @@ def single_file(
 ) -> bytes:                        # HTML
     "The page as one file that needs neither server nor network"
     packed = {'wasm': runtime['ort-wasm-simd-threaded.wasm'], 'model': model}
-    scripts = [_global_runtime(runtime['ort.wasm.bundle.min.mjs'].decode()), join_scripts({name: _part(name) for name in _scripts})]
+    scripts = [_global_runtime(runtime['ort.wasm.bundle.min.mjs'].decode()),
+        join_scripts({name: _part(name) for name in _scripts})]
     style = _part('classify.css') + _part('page.css')
     for text in (*scripts, style):
-        if re.search(r'</?script|<!--|</style', text, re.I): raise WebError('A script or style holds what would end it inside a page')
-    data = {'application/json': {'metadata': json.dumps(metadata).replace('<', '\\u003c')}, 'application/gzip': {name: b64encode(gzip.compress(content, 9, mtime=0)).decode() for name, content in packed.items()}}
-    body = [f'<script type="{kind}" id="bearcls-{name}">{text}</script>' for kind, parts in data.items() for name, text in parts.items()]
+        if re.search(r'</?script|<!--|</style', text, re.I):
+            raise WebError('A script or style holds what would end it inside a page')
+    data = {'application/json': {'metadata': json.dumps(metadata).replace('<', '\\u003c')},
+        'application/gzip': {name: b64encode(gzip.compress(content, 9, mtime=0)).decode()
+            for name, content in packed.items()}}
+    body = [f'<script type="{kind}" id="bearcls-{name}">{text}</script>' for kind, parts in data.items()
+        for name, text in parts.items()]
     body += [f'<script type="module">{s}</script>' for s in scripts]
-    policy = {'script-src': ' '.join([*map(_fingerprint, scripts), "'wasm-unsafe-eval'"]), 'style-src': _fingerprint(style), 'img-src': 'blob: data:', 'media-src': 'blob:', 'connect-src': "'none'"}
+    policy = {'script-src': ' '.join([*map(_fingerprint, scripts), "'wasm-unsafe-eval'"]),
+        'style-src': _fingerprint(style), 'img-src': 'blob: data:', 'media-src': 'blob:', 'connect-src': "'none'"}
     head = f'<link rel="icon" href="data:image/png;base64,{b64encode(draw_icon(64)).decode()}"><style>{style}</style>'
     page = _page(title, policy, head, '\n'.join(body), 'This page needs JavaScript, in a browser of 2023 or later.')
     return (page + f'<!--\n{_part("LICENSE-onnxruntime-web.txt")}-->\n').encode()
@@ -212,8 +253,11 @@ class WebPage:
 
     def __repr__(self): return f'WebPage({self.dest.name}: a first visit loads {self.visit/1e6:.1f} MB)'
     def _repr_html_(self):
-        rows = [dict(what='a first visit loads', megabytes=round(self.visit/1e6, 2)), dict(what='later visits load', megabytes=0)]
-        if self.single: rows.append(dict(what=f'{single_name}, the page as one file', megabytes=round(self.sizes[single_name]/1e6, 2)))
+        rows = [dict(what='a first visit loads', megabytes=round(self.visit/1e6, 2)),
+            dict(what='later visits load', megabytes=0)]
+        if self.single:
+            rows.append(dict(what=f'{single_name}, the page as one file',
+                    megabytes=round(self.sizes[single_name]/1e6, 2)))
         return html_table(rows) + (f'<p>{html.escape(self.note)}</p>' if self.note else '')
 
 heavy_page, largest_single = 60_000_000, 250_000_000  # Bytes: of a model that is worth a word; of one that browsers do not unpack from a page
@@ -229,7 +273,10 @@ def web_files(
     expect('runtime', runtime, str, os.PathLike, None)
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     model, title = model_bytes(bundle), ' '.join(title.split()) or bundle.question
-    if single and len(model) > largest_single: raise WebError(f'The model has {len(model)/1e6:,.0f} MB, and in a single file browsers take up to {largest_single/1e6:,.0f}: {_smaller}, or write the page alone, with `bearcls.deploy.web.write_web(…, single=False)`')
+    if single and len(model) > largest_single:
+        raise WebError(f'The model has {len(model)/1e6:,.0f} MB, and in a single file browsers take up to '
+            f'{largest_single/1e6:,.0f}: {_smaller}, or write the page alone, with `bearcls.deploy.web.write_web(…, '
+            'single=False)`')
     parts = web_metadata(bundle, model), model, web_runtime(runtime), title
     return folder_files(*parts, single) | ({single_name: single_file(*parts)} if single else {})
 
@@ -253,7 +300,8 @@ def write_web(
     if not single: (dest/single_name).unlink(missing_ok=True)
     for name in sorted(files, key=lambda name: name in (page_file, 'sw.js')):  # last what refers to the others
         with atomic_write(dest/name) as f: f.write(files[name])
-    note = f'Each visitor loads {len(files[model_file])/1e6:,.0f} MB of model: {_smaller}.' if len(files[model_file]) > heavy_page else ''
+    note = (f'Each visitor loads {len(files[model_file])/1e6:,.0f} MB of model: {_smaller}.'
+        if len(files[model_file]) > heavy_page else '')
     return WebPage(dest, {name: len(content) for name, content in files.items()}, note)
 
 def _check_folder(dest):
@@ -262,7 +310,8 @@ def _check_folder(dest):
     if not dest.is_dir(): raise WebError(f'{dest} is a file; `dest` must be a folder')
     page = dest/page_file
     ours = page.is_file() and b'<meta name="generator" content="bearcls web">' in page.read_bytes()[:1 << 14]
-    if any(dest.iterdir()) and not ours: raise WebError(f'{dest} holds something else than a page of bearcls, so nothing is written there')
+    if any(dest.iterdir()) and not ours:
+        raise WebError(f'{dest} holds something else than a page of bearcls, so nothing is written there')
 
 # %% ../../nbs/deploy/02_web.ipynb #435325e3
 def weigh_web(
@@ -273,7 +322,8 @@ def weigh_web(
     expect_all('bundles', bundles.values(), str, os.PathLike, Bundle)
     def weigh(bundle):
         model = model_bytes(bundle if isinstance(bundle, Bundle) else read_bundle(bundle))
-        return dict(model=len(model)/1e6, visit=(len(model) + _runtime_bytes)/1e6, single=(4/3*len(gzip.compress(model, 9)) + 4/3*_runtime_bytes)/1e6)
+        return dict(model=len(model)/1e6, visit=(len(model) + _runtime_bytes)/1e6,
+            single=(4/3*len(gzip.compress(model, 9)) + 4/3*_runtime_bytes)/1e6)
     return [dict(name=name) | {k: round(v, 1) for k, v in weigh(bundle).items()} for name, bundle in bundles.items()]
 
 _runtime_bytes = 3_855_000  # Of the runtime as it travels, and of the page's own files

@@ -15,7 +15,8 @@ __getattr__, __dir__, __all__ = front_door('bearcls.export', dict(
     weights='bundle_dls build_network learner_from_bundle learner_weights',
     ood='ClassHead OODScore false_positive_interval ood_threshold auroc fit_ood_score measure_ood_score '
         'plot_ood_score ood_score_metadata ood_score_html',
-    robustness='Corruption apply_corruption plot_robustness plot_trust show_corruptions evaluate_robustness robustness_metadata robustness_html robustness_words '
+    robustness='Corruption apply_corruption plot_robustness plot_trust show_corruptions evaluate_robustness '
+    'robustness_metadata robustness_html robustness_words '
         'corruptions trust_on_corruptions',
     trust='Copies answer_copies fit_confidence measure_trust plot_risk trust_threshold',
     card='add_metrics card_head change_bundle model_card',

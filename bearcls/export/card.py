@@ -44,14 +44,18 @@ def card_head(
 ) -> str:            # YAML between two lines of dashes
     "The head of a model card, as the Hugging Face Hub reads it"
     expect('bundle', bundle, Bundle)
-    tags = list(dict.fromkeys(['bearcls', 'fastai', 'onnx', 'image-classification', *([bundle.arch] if bundle.arch else [])]))
-    lines = ['---', 'library_name: bearcls', 'pipeline_tag: image-classification', 'tags:', *(f'- {_yaml(t)}' for t in tags)]
+    tags = list(dict.fromkeys(['bearcls', 'fastai', 'onnx', 'image-classification',
+                *([bundle.arch] if bundle.arch else [])]))
+    lines = ['---', 'library_name: bearcls', 'pipeline_tag: image-classification', 'tags:',
+        *(f'- {_yaml(t)}' for t in tags)]
     m = bundle.metrics
     if all(_is_number(m.get(k)) for k in ('error', 'low', 'high', 'n')):
         images = f'{m["n"]:,} images held back from training'
         measure = f'accuracy (95% interval {1 - m["high"]:.3f} to {1 - m["low"]:.3f})'
-        lines += ['metrics:', '- accuracy', 'model-index:', f'- name: {_yaml(name)}', '  results:', '  - task:', '      type: image-classification', '    dataset:', '      type: imagefolder',
-            f'      name: {_yaml(images)}', '      split: validation', '    metrics:', '    - type: accuracy', f'      value: {1 - m["error"]:.4f}', f'      name: {_yaml(measure)}']
+        lines += ['metrics:', '- accuracy', 'model-index:', f'- name: {_yaml(name)}', '  results:', '  - task:',
+            '      type: image-classification', '    dataset:', '      type: imagefolder',
+            f'      name: {_yaml(images)}', '      split: validation', '    metrics:', '    - type: accuracy',
+            f'      value: {1 - m["error"]:.4f}', f'      name: {_yaml(measure)}']
     return '\n'.join([*lines, '---'])
 
 def _yaml(text): return json.dumps(str(text), ensure_ascii=False)  # what is quoted in JSON is quoted in YAML
@@ -64,29 +68,40 @@ def _a(kind, value): return value if isinstance(value, kind) else kind()
 def _results(bundle):
     m, parts = bundle.metrics, []
     if all(_is_number(m.get(k)) for k in ('error', 'low', 'high', 'wrong', 'n')):
-        parts.append(f'Of {m["n"]:,} images that the model was not trained on, {m["wrong"]:,} were answered wrongly: an error of {m["error"]:.1%}. On other images like these it probably lies between {m["low"]:.1%} and {m["high"]:.1%} (95% interval).')
+        parts.append(f'Of {m["n"]:,} images that the model was not trained on, {m["wrong"]:,} were answered wrongly: '
+            f'an error of {m["error"]:.1%}. On other images like these it probably lies between {m["low"]:.1%} and '
+            f'{m["high"]:.1%} (95% interval).')
     if words := _source_words(_a(dict, m.get('by_source'))): parts.append(words)
-    if rows := _rows(m.get('labels')): parts.append('### Label by label\n\nPrecision is the share of right answers among those that name the label, recall the share of its images that are found; 95% intervals in brackets.\n\n' + _label_table(rows))
-    if words := _calibration_words(m, bundle.temperature): parts.append(f'### How far the probabilities can be believed\n\n{words}')
+    if rows := _rows(m.get('labels')):
+        parts.append('### Label by label\n\nPrecision is the share of right answers among those that name the label, '
+            'recall the share of its images that are found; 95% intervals in brackets.\n\n' + _label_table(rows))
+    if words := _calibration_words(m, bundle.temperature):
+        parts.append(f'### How far the probabilities can be believed\n\n{words}')
     if words := _compressed_words(_a(dict, m.get('compressed'))): parts.append(words)
     if rows := [r for _, r in _rows(m.get('slices'))]: parts.append('### Kinds of images\n\n' + _slice_words(rows))
     if words := _robustness_words(_a(dict, m.get('robustness'))): parts.append(f'### Under bad conditions\n\n{words}')
     for name, value in m.items():
         if name not in _known and (rows := _rows(value)):
             columns = list(dict.fromkeys(k for _, row in rows for k in row))
-            parts.append(f'### {markdown_text(name).capitalize()}\n\n' + markdown_table(['', *map(markdown_text, columns)], [(key, *(row.get(c, '') for c in columns)) for key, row in rows]))
-    others = [(k.replace('_', ' '), v) for k, v in m.items() if k not in _known and (_is_number(v) or isinstance(v, str))]
+            parts.append(f'### {markdown_text(name).capitalize()}\n\n'
+                + markdown_table(['', *map(markdown_text, columns)],
+                    [(key, *(row.get(c, '') for c in columns)) for key, row in rows]))
+    others = [(k.replace('_', ' '), v)
+        for k, v in m.items() if k not in _known and (_is_number(v) or isinstance(v, str))]
     if others: parts.append(markdown_table(['measure', 'value'], others))
     return '\n\n'.join(parts)
 
-_known = ('error', 'low', 'high', 'wrong', 'n', 'labels', 'slices', 'log_loss', 'calibration_error', 'calibration_by_chance', 'calibration_high', 'temperature_fit', 'notes', 'compressed', 'robustness', 'by_source')
+_known = ('error', 'low', 'high', 'wrong', 'n', 'labels', 'slices', 'log_loss', 'calibration_error',
+    'calibration_by_chance', 'calibration_high', 'temperature_fit', 'notes', 'compressed', 'robustness', 'by_source')
 
 def _source_words(s):
     "The error on sources that were not trained on"
     if not all(_is_number(s.get(k)) for k in ('error', 'low', 'high', 'n', 'groups')): return ''
     random = f', where chance decides what is held back {s["random"]:.1%}' if _is_number(s.get('random')) else ''
-    return (f'On images of sources that it was not trained on the error is {s["error"]:.1%} ({s["low"]:.1%} to {s["high"]:.1%}){random}. This was measured on {s["n"]:,} images in '
-        f'{s["groups"]:,} groups ({markdown_text(s.get("grouped_by", ""))}): each was answered by a head that had not seen its group. Expect this figure rather than the first where the model '
+    return (f'On images of sources that it was not trained on the error is {s["error"]:.1%} ({s["low"]:.1%} to '
+        f'{s["high"]:.1%}){random}. This was measured on {s["n"]:,} images in '
+        f'{s["groups"]:,} groups ({markdown_text(s.get("grouped_by", ""))}): each was answered by a head that had not '
+        'seen its group. Expect this figure rather than the first where the model '
         'meets new sources.')
 
 def _rows(value):
@@ -103,45 +118,68 @@ def _label_table(rows):
         value, low, high = (row.get(f'{name}{end}') for end in ('', '_low', '_high'))
         if not _is_number(value): return ''
         return f'{value:.2f} ({low:.2f} to {high:.2f})' if _is_number(low) and _is_number(high) else f'{value:.2f}'
-    return markdown_table(['label', 'images', 'precision', 'recall', 'F1'], [(name, row.get('images', ''), *(share(row, n) for n in ('precision', 'recall', 'f1'))) for name, row in rows])
+    return markdown_table(['label', 'images', 'precision', 'recall', 'F1'],
+        [(name, row.get('images', ''), *(share(row, n) for n in ('precision', 'recall', 'f1'))) for name, row in rows])
 
 def _calibration_words(m, temperature):
     "Calibration error, log loss and temperature in sentences"
     words, fit = [], _a(dict, m.get('temperature_fit'))
     if _is_number(m.get('calibration_error')):
-        words.append(f'The expected calibration error is {m["calibration_error"]:.3f}' + (f'; a model with perfect probabilities would show {m["calibration_by_chance"]:.3f} by chance on as many images.' if _is_number(m.get('calibration_by_chance')) else '.'))
+        words.append(f'The expected calibration error is {m["calibration_error"]:.3f}' + ('; a model with perfect '
+                f'probabilities would show {m["calibration_by_chance"]:.3f} by chance on as many images.'
+                if _is_number(m.get('calibration_by_chance')) else '.'))
     if _is_number(m.get('log_loss')): words.append(f'The log loss is {m["log_loss"]:.3f}.')
-    if fit: words.append(f'The temperature, {temperature:.3g}, was fitted to {fit.get("n", "the same")} answers on images that the model behind them was not trained on' + (f', on which the log loss had been {fit["before"]:.3f}; on images that it was not fitted to it became {fit["cross_validated"]:.3f}.' if all(_is_number(fit.get(k)) for k in ('before', 'cross_validated')) else '.'))
+    if fit:
+        words.append(f'The temperature, {temperature:.3g}, was fitted to {fit.get("n", "the same")} answers on images '
+            'that the model behind them was not trained on' + (f', on which the log loss had been {fit["before"]:.3f}; '
+                f'on images that it was not fitted to it became {fit["cross_validated"]:.3f}.'
+                if all(_is_number(fit.get(k)) for k in ('before', 'cross_validated')) else '.'))
     return ' '.join(words)
 
 def _compressed_words(c):
     "What making it smaller has changed"
-    if not all(_is_number(c.get(k)) for k in ('n', 'changed', 'largest_change', 'bytes_before', 'bytes_after')): return ''
-    errors = f' The error on them was {c["error_before"]:.1%} before and is {c["error_after"]:.1%} now.' if _is_number(c.get('error_before')) and _is_number(c.get('error_after')) else ''
-    return (f'### Made smaller\n\nThe figures above were measured before the model was made smaller, from {c["bytes_before"]/1e6:.2f} to {c["bytes_after"]/1e6:.2f} MB. '
-        f'Of {c["n"]:,} images, {c["changed"]:,} are answered differently since; no probability moved by more than {c["largest_change"]:.3f}.{errors}')
+    if not all(_is_number(c.get(k)) for k in ('n', 'changed', 'largest_change', 'bytes_before', 'bytes_after')):
+        return ''
+    errors = (f' The error on them was {c["error_before"]:.1%} before and is {c["error_after"]:.1%} now.'
+        if _is_number(c.get('error_before')) and _is_number(c.get('error_after')) else '')
+    return ('### Made smaller\n\nThe figures above were measured before the model was made smaller, from '
+        f'{c["bytes_before"]/1e6:.2f} to {c["bytes_after"]/1e6:.2f} MB. '
+        f'Of {c["n"]:,} images, {c["changed"]:,} are answered differently since; no probability moved by more than '
+        f'{c["largest_change"]:.3f}.{errors}')
 
 def _slice_words(rows):
     "The slices that stand out, and all of them as a table"
     worse = [r for r in rows if r.get('verdict') == 'more errors']
-    words = 'The model errs more often than elsewhere, beyond chance, on: ' + '; '.join(f'{markdown_text(r.get("by"))} {markdown_text(r.get("slice"))}' for r in worse) + '.' if worse else 'No kind of images that was compared has more errors than the others beyond chance.'
-    def line(r): return r.get('by', ''), r.get('slice', ''), r.get('n', ''), *(f'{r[k]:.0%}' if _is_number(r.get(k)) else '' for k in ('error', 'low', 'high')), r.get('verdict', '')
-    return words + '\n\n' + markdown_table(['by', 'slice', 'images', 'error', 'from', 'to', 'verdict'], map(line, rows[:40]))
+    words = ('The model errs more often than elsewhere, beyond chance, on: '
+        + '; '.join(f'{markdown_text(r.get("by"))} {markdown_text(r.get("slice"))}' for r in worse) + '.' if worse
+        else 'No kind of images that was compared has more errors than the others beyond chance.')
+    def line(r):
+        return r.get('by', ''), r.get('slice', ''), r.get('n', ''), *(f'{r[k]:.0%}' if _is_number(r.get(k)) else ''
+            for k in ('error', 'low', 'high')), r.get('verdict', '')
+    return (words + '\n\n'
+        + markdown_table(['by', 'slice', 'images', 'error', 'from', 'to', 'verdict'], map(line, rows[:40])))
 
 def _robustness_words(s):
     "What corrupted images did to error and trust: `words`, and a line for each of `rows`"
     if not isinstance(s.get('words'), str) or not (rows := [r for _, r in _rows(s.get('rows'))]): return ''
     def shares(r, *names): return [f'{r[n]:.0%}' if _is_number(r.get(n)) else '' for n in names]
-    table = [(r.get('kind', ''), r.get('level', ''), r.get('n', ''), *shares(r, 'error', 'low', 'high', 'trusted', 'trusted_error')) for r in rows[:100]]
-    return markdown_text(s['words']) + '\n\n' + markdown_table(['corruption', 'level', 'images', 'error', 'from', 'to', 'trusted', 'error among the trusted'], table)
+    table = [(r.get('kind', ''), r.get('level', ''), r.get('n', ''),
+            *shares(r, 'error', 'low', 'high', 'trusted', 'trusted_error')) for r in rows[:100]]
+    return (markdown_text(s['words']) + '\n\n'
+        + markdown_table(['corruption', 'level', 'images', 'error', 'from', 'to', 'trusted', 'error among the trusted'],
+            table))
 
 # %% ../../nbs/export/05_card.ipynb #d7c6e6f8
 def _data(bundle):
     d, sources = bundle.data, _a(dict, bundle.data.get('sources'))
-    parts = [markdown_table(['label', 'trained on', 'validated on'], [(label, n.get('train', ''), n.get('valid', '')) for label, n in rows])] if (rows := _rows(d.get('labels'))) else []
-    for kind, words in (('site', 'Sites'), ('provider', 'Found by'), ('term', 'Searched for'), ('license', 'Licences, where they are known')):
+    parts = ([markdown_table(['label', 'trained on', 'validated on'],
+                [(label, n.get('train', ''), n.get('valid', '')) for label, n in rows])]
+        if (rows := _rows(d.get('labels'))) else [])
+    for kind, words in (('site', 'Sites'), ('provider', 'Found by'), ('term', 'Searched for'),
+        ('license', 'Licences, where they are known')):
         if found := _a(dict, sources.get(kind)):
-            parts.append(f'{words}: ' + ', '.join(f'{markdown_text(name) or "not known"} ({n})' for name, n in found.items()) + '.')
+            parts.append(f'{words}: '
+                + ', '.join(f'{markdown_text(name) or "not known"} ({n})' for name, n in found.items()) + '.')
     if not any(sources.values()): parts.append('Where the images came from is not recorded.')
     if d.get('fingerprint'): parts.append(f'Fingerprint of images and labels: `{markdown_text(d["fingerprint"])}`')
     return '\n\n'.join(parts)
@@ -150,29 +188,41 @@ def _limits(bundle):
     far = bundle.ood_score
     stranger = _stranger_words(far) if far else 'It has no means to notice an image that shows none of them.'
     notes = bundle.metrics.get('notes')
-    notes = [markdown_text(n) for n in (_a(list, notes) if not isinstance(notes, str) else [notes]) if isinstance(n, str)]
+    notes = [markdown_text(n)
+        for n in (_a(list, notes) if not isinstance(notes, str) else [notes]) if isinstance(n, str)]
     sure = bundle.confidence
-    doubts = [f'with a {"confidence" if sure else "probability"} below {bundle.threshold:.2g}', f'on images with a side below {bundle.smallest} pixels', 'on images that are almost black', *(['on images unlike the training data'] if far else [])]
+    doubts = [f'with a {"confidence" if sure else "probability"} below {bundle.threshold:.2g}',
+        f'on images with a side below {bundle.smallest} pixels', 'on images that are almost black',
+        *(['on images unlike the training data'] if far else [])]
     trust = f' {markdown_text(confidence_words(sure))}.' if sure else ''
     if far and bundle.variant == 'int8': stranger += ' These figures were measured before the model was made smaller.'
-    return (f'The model knows these labels and nothing else: every image gets one of them, one that shows none of them too. {stranger}\n\n'
+    return (('The model knows these labels and nothing else: every image gets one of them, one that shows none of '
+            f'them too. {stranger}\n\n'
         f'Answers {", ".join(doubts[:-1])} and {doubts[-1]} come with '
-        f'`trusted = False`: a person should look.{trust} How well it does on images of another kind than those it was measured on is not known.' + ''.join(f'\n\n{n}' for n in notes))
+        f'`trusted = False`: a person should look.{trust} How well it does on images of another kind than those it was '
+        'measured on is not known.' + ''.join(f'\n\n{n}' for n in notes)))
 
 def _stranger_words(far):
     "How images of something else are noticed, and how many of them"
-    def kinds(name): return [(k, v) for k, v in _rows(far.get(name)) if _is_number(v.get('caught')) and _is_number(v.get('n'))]
+    def kinds(name):
+        return [(k, v) for k, v in _rows(far.get(name)) if _is_number(v.get('caught')) and _is_number(v.get('n'))]
     def shares(rows): return ', '.join(f'{v["caught"]:.0%} of {v["n"]} ({markdown_text(k)})' for k, v in rows)
     drawn, left_out = kinds('measured'), kinds('left_out')
-    words = f'An image unlike any that the model was trained on is noticed by its features. Of the threshold: {markdown_text(false_positive_words(far))}.'
+    words = ('An image unlike any that the model was trained on is noticed by its features. Of the threshold: '
+        f'{markdown_text(false_positive_words(far))}.')
     if drawn: words += f' Of drawn images without any of the labels it notices {shares(drawn)}.'
-    if left_out: words += f' The hardest strangers are those that are nearly right. For a measure of them, each label was left out once and its images were the strangers: {shares(left_out)} were noticed.'
-    if left_out and min(v['caught'] for _, v in left_out) < .5: words += ' **So do not rely on it for things that look much like the labels.**'
+    if left_out:
+        words += (' The hardest strangers are those that are nearly right. For a measure of them, each label was left '
+            f'out once and its images were the strangers: {shares(left_out)} were noticed.')
+    if left_out and min(v['caught'] for _, v in left_out) < .5:
+        words += ' **So do not rely on it for things that look much like the labels.**'
     return f'{words} Not every stranger is noticed.'
 
 def _intended(labels):
-    return (f'To tell {" and ".join(labels.rsplit(" or ", 1))} apart in images like those it was trained on, where a person looks at what is not trusted and a wrong answer costs little. '
-        'It is not meant for decisions about people, and not for any place where a wrong answer can hurt somebody, unless it has been tested there, on images from there.')
+    return (f'To tell {" and ".join(labels.rsplit(" or ", 1))} apart in images like those it was trained on, where a '
+        'person looks at what is not trusted and a wrong answer costs little. '
+        'It is not meant for decisions about people, and not for any place where a wrong answer can hurt somebody, '
+        'unless it has been tested there, on images from there.')
 
 # %% ../../nbs/export/05_card.ipynb #a7c20003
 def onnx_example(
@@ -206,11 +256,15 @@ def _shaping(bundle):
 # %% ../../nbs/export/05_card.ipynb #a7c20005
 def _use(bundle, name):
     "With bearcls, and without"
-    ours = f'from bearcls.inference import Classifier\n\nclassifier = Classifier({name!r})\nclassifier.predict("photo.jpg")'
-    text = (f'With bearcls, you get the label, the probabilities, and whether to trust the answer:\n\n```python\n{ours}\n```\n\n'
-        f'Without it, in this folder, with `pip install numpy pillow onnxruntime`, you get the label and its probability:\n\n```python\n{onnx_example(bundle)}\n```')
+    ours = ('from bearcls.inference import Classifier\n\nclassifier = '
+        f'Classifier({name!r})\nclassifier.predict("photo.jpg")')
+    text = ('With bearcls, you get the label, the probabilities, and whether to trust the '
+        f'answer:\n\n```python\n{ours}\n```\n\n'
+        'Without it, in this folder, with `pip install numpy pillow onnxruntime`, you get the label and its '
+        f'probability:\n\n```python\n{onnx_example(bundle)}\n```')
     if bundle.method == 'pad' and bundle.pad_mode != 'zeros':
-        text += f'\n\nHere the margins are black. In training they were filled by the rule "{bundle.pad_mode}", so answers can differ a little.'
+        text += (f'\n\nHere the margins are black. In training they were filled by the rule "{bundle.pad_mode}", so '
+            'answers can differ a little.')
     return text
 
 # %% ../../nbs/export/05_card.ipynb #b637c85f
@@ -220,24 +274,35 @@ def model_card(
 ) -> str:            # Markdown, with a head in YAML
     "The model card of a bundle, in the format of the Hugging Face Hub"
     expect('bundle', bundle, Bundle)
-    labels = ', '.join(map(markdown_text, bundle.labels[:-1][:20])) + (' …' if len(bundle.labels) > 21 else '') + f' or {markdown_text(bundle.labels[-1])}'
-    stored = {'float32': '', 'float16': ' Its weights are stored in half the bytes, as float16.', 'int8': ' It calculates in whole numbers of 8 bits.'}[bundle.variant]
-    sections = {'Use': _use(bundle, name), 'Intended use': _intended(labels), 'Results': _results(bundle), 'Data': _data(bundle) if bundle.data else '', 'Limits': _limits(bundle), 'Input and outputs': _input(bundle),
+    labels = (', '.join(map(markdown_text, bundle.labels[:-1][:20])) + (' …' if len(bundle.labels) > 21 else '')
+        + f' or {markdown_text(bundle.labels[-1])}')
+    stored = {'float32': '', 'float16': ' Its weights are stored in half the bytes, as float16.',
+        'int8': ' It calculates in whole numbers of 8 bits.'}[bundle.variant]
+    sections = {'Use': _use(bundle, name), 'Intended use': _intended(labels), 'Results': _results(bundle),
+        'Data': _data(bundle) if bundle.data else '', 'Limits': _limits(bundle), 'Input and outputs': _input(bundle),
         'Made with': markdown_table(['software', 'version'], bundle.versions.items()) if bundle.versions else ''}
-    about = f'Tells which of these an image shows: {labels}. The network is {markdown_text(bundle.arch) or "not named"}, in ONNX; it was made with bearcls, and runs wherever ONNX Runtime does.{stored}'
-    return '\n\n'.join([card_head(bundle, name), f'# {labels}', about, *(f'## {title}\n\n{text}' for title, text in sections.items() if text)]) + '\n'
+    about = (f'Tells which of these an image shows: {labels}. The network is '
+        f'{markdown_text(bundle.arch) or "not named"}, in ONNX; it was made with bearcls, and runs wherever ONNX '
+        f'Runtime does.{stored}')
+    return ('\n\n'.join([card_head(bundle, name), f'# {labels}', about,
+                *(f'## {title}\n\n{text}' for title, text in sections.items() if text)]) + '\n')
 
 def _input(bundle):
     width, height = bundle.size
     rows = [('image', f'uint8 [n, {height}, {width}, 3]', f'Images: {colour_rule}; shaped by the rule {bundle.method}'),
         ('logits', f'float32 [n, {len(bundle.labels)}]', 'Before softmax and temperature'),
-        ('probabilities', f'float32 [n, {len(bundle.labels)}]', f'Softmax of the logits divided by the temperature, {bundle.temperature:.4g}'),
+        ('probabilities', f'float32 [n, {len(bundle.labels)}]',
+                f'Softmax of the logits divided by the temperature, {bundle.temperature:.4g}'),
         ('features', 'float32 [n, …]', 'What the last layers decide on')]
-    if bundle.ood_score: rows.append(('ood_score', 'float32 [n]', f'How far from all training images; above {bundle.ood_score["threshold"]:.4g} an answer is not trusted'))
+    if bundle.ood_score:
+        rows.append(('ood_score', 'float32 [n]', 'How far from all training images; above '
+                f'{bundle.ood_score["threshold"]:.4g} an answer is not trusted'))
     if 'second opinion' in (bundle.confidence or {}).get('evidence', ()):
-        rows.append(('second_opinion', f'float32 [n, {len(bundle.labels)}]', 'How well each label fits what ImageNet’s classes say, 0 to 1'))
+        rows.append(('second_opinion', f'float32 [n, {len(bundle.labels)}]',
+                'How well each label fits what ImageNet’s classes say, 0 to 1'))
     weights = f' `{weights_file}` holds the weights, to train further.' if bundle.weights else ''
-    return markdown_table(['name', 'type', 'meaning'], rows) + f'\n\nNormalisation is inside the model. `{metadata_file}` holds all metadata in JSON.{weights}'
+    return (markdown_table(['name', 'type', 'meaning'], rows)
+        + f'\n\nNormalisation is inside the model. `{metadata_file}` holds all metadata in JSON.{weights}')
 
 # %% ../../nbs/export/05_card.ipynb #4fd3f615
 def add_metrics(
@@ -260,10 +325,14 @@ def change_bundle(
     expect('path', path, str, os.PathLike)
     expect('key', key, str, os.PathLike, None)
     path, bundle = Path(path), read_bundle(path)
-    if bundle.signed and key is None: raise BundleError(f'{path} is signed; `key`, the secret key, is needed to sign it again')
+    if bundle.signed and key is None:
+        raise BundleError(f'{path} is signed; `key`, the secret key, is needed to sign it again')
     secret = key if key is None else read_key(key, secret=True)
     if bundle.signed: read_bundle(path, public_key(secret).hex())  # what somebody else has changed or signed is not signed
-    if card_changed(bundle) and not replace_card: raise BundleError(f'The card of {path} was changed since it was written; `replace_card=True` writes it anew, without these changes')
+    if card_changed(bundle) and not replace_card:
+        raise BundleError(f'The card of {path} was changed since it was written; `replace_card=True` writes it anew, '
+            'without these changes')
     metadata = change(bundle)
-    write_bundle(metadata, model_bytes(bundle), path, model_card(metadata, path.name), weights_bytes(bundle) if bundle.weights else b'')
+    write_bundle(metadata, model_bytes(bundle), path, model_card(metadata, path.name),
+        weights_bytes(bundle) if bundle.weights else b'')
     return path if key is None else sign_bundle(path, key)

@@ -84,14 +84,16 @@ class DeployedModel(nn.Module):
         "Keep the arrays of `OODScore`, the large ones in few bytes"
         near, classes = ood_score.neighbours, ood_score.classes
         self.k, self.first, self.has_classes = min(near.k, len(near.index)), ood_score.first, classes is not None
-        small = dict(averages_gain=ood_score.gain, averages_shift=ood_score.shift, centre=ood_score.centre, spread=ood_score.spread)
+        small = dict(averages_gain=ood_score.gain, averages_shift=ood_score.shift, centre=ood_score.centre,
+            spread=ood_score.spread)
         large = dict(map=near.map, index=near.index.T)
         if classes:
             small |= dict(class_scale=classes.head.scale, class_bias=classes.head.bias)
             large |= dict(usual=classes.usual.T)
             self.register_buffer('class_weight', torch.tensor(classes.head.weight.T.copy()))  # int8
         for name, values in small.items(): self.register_buffer(name, torch.tensor(np.asarray(values, np.float32)))
-        for name, values in large.items(): self.register_buffer(name, torch.tensor(np.asarray(values, np.float16).copy()))
+        for name, values in large.items():
+            self.register_buffer(name, torch.tensor(np.asarray(values, np.float16).copy()))
 
     def ood_score(self, features):
         "The same as `OODScore.score`, in operations that every runtime has; and the overlaps with the usual classes, where there are any"
@@ -120,12 +122,13 @@ def onnx_model(
     expect('ood_score', ood_score, OODScore, None)
     whole = DeployedModel(copy.deepcopy(model).cpu().float(), mean, std, temperature, ood_score).eval()
     example = torch.zeros(2, size[1], size[0], 3, dtype=torch.uint8)
-    names = ['logits', 'probabilities', 'features'] + ['ood_score']*bool(ood_score) + ['second_opinion']*bool(ood_score and ood_score.classes)
+    names = (['logits', 'probabilities', 'features'] + ['ood_score']*bool(ood_score)
+        + ['second_opinion']*bool(ood_score and ood_score.classes))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')  # of torch about its own internals
-            program = torch.onnx.export(whole, (example,), dynamo=True, verbose=False, opset_version=opset, input_names=['image'],
-                output_names=names, dynamic_shapes=({0: torch.export.Dim('n')},))
+            program = torch.onnx.export(whole, (example,), dynamo=True, verbose=False, opset_version=opset,
+                input_names=['image'], output_names=names, dynamic_shapes=({0: torch.export.Dim('n')},))
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as e:
         raise ExportError(f'PyTorch cannot export a {type(model).__name__} to ONNX: {_root(e)}') from e
     return _bare(program.model_proto).SerializeToString()
@@ -137,7 +140,8 @@ def _root(error):
 
 def _bare(proto):
     "The model without the exporter's notes on where each node came from"
-    for item in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+    for item in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input,
+        *proto.graph.output, *proto.graph.initializer):
         del item.metadata_props[:]
     for item in (*proto.functions, *(n for f in proto.functions for n in f.node)): del item.metadata_props[:]
     return proto
@@ -154,7 +158,9 @@ def learner_probabilities(
     expect('learn', learn, Learner)
     files = expect_all('files', files, str, os.PathLike)
     if min_side: dl = learn.dls.test_dl(files, num_workers=0)
-    else: dl = learn.dls.valid.new(_Opened((PILImage(load_image(f)),) for f in files), num_workers=0, shuffle=False, drop_last=False)
+    else:
+        dl = learn.dls.valid.new(_Opened((PILImage(load_image(f)),) for f in files), num_workers=0, shuffle=False,
+            drop_last=False)
     with keep_modes(learn.model), paced(learn, threads), learn.no_bar(), learn.no_logging():
         logits, _ = learn.get_preds(dl=dl, act=noop)
     return (logits.float()/temperature).softmax(1).cpu().numpy()
@@ -176,7 +182,8 @@ def verify_bundle(
     expect('bundle', bundle, str, os.PathLike)
     expect('seen', seen, Evaluation, None)
     classifier = Classifier(bundle)
-    if not (files := validation_files(learn.dls) if files is None else find_images(files)): raise ExportError('`files` is empty; at least one image is needed to check the bundle')
+    if not (files := validation_files(learn.dls) if files is None else find_images(files)):
+        raise ExportError('`files` is empty; at least one image is needed to check the bundle')
     temperature, min_side, worst = classifier.bundle.temperature, dls_settings(learn.dls)['min_side'], 0.
     known = _said(seen, temperature) if seen is not None and min_side else {}
     for start in progress(range(0, len(files), 16), 'comparing', unit='batch'):
@@ -219,8 +226,10 @@ def data_metadata(
     known = all(isinstance(f, Path) for f, _ in files)
     try: lines = sorted(f'{sha256(f)} {label}' for f, label in files) if known else []
     except OSError: lines = []  # without all images there is no fingerprint
-    return dict(fingerprint=sha256('\n'.join(lines).encode()) if lines else '', train=len(parts['train']), valid=len(parts['valid']),
-        labels={str(v): dict(train=counts['train'][str(v)], valid=counts['valid'][str(v)]) for v in dls.vocab}, sources=_sources([f for f, _ in files]) if known else {})
+    return dict(fingerprint=sha256('\n'.join(lines).encode()) if lines else '', train=len(parts['train']),
+        valid=len(parts['valid']),
+        labels={str(v): dict(train=counts['train'][str(v)], valid=counts['valid'][str(v)]) for v in dls.vocab},
+        sources=_sources([f for f, _ in files]) if known else {})
 
 def _labelled(dataset):
     "Items of a dataset with their labels"
@@ -233,7 +242,9 @@ def _sources(files, max_n=12):
     found = [rows[f] for f in files if f in rows]
     kinds = dict(site=site_of, provider=lambda r: r.provider, term=lambda r: r.term, license=lambda r: r.license)
     counts = {kind: Counter(map(of, found)) for kind, of in kinds.items()}
-    return {kind: dict(c.most_common(max_n)) | ({'others': rest} if (rest := c.total() - sum(n for _, n in c.most_common(max_n))) else {}) for kind, c in counts.items() if any(c)}
+    return {kind: dict(c.most_common(max_n))
+        | ({'others': rest} if (rest := c.total() - sum(n for _, n in c.most_common(max_n))) else {})
+        for kind, c in counts.items() if any(c)}
 
 def installed_versions() -> dict[str, str]:  # Version by name
     "The software that takes part in an export"
@@ -250,8 +261,10 @@ def bundle_metrics(
     if not len(held): return {}
     held = with_temperature(held, temperature)
     calibration, slices = calibration_error(held), slice_errors(held, image_metadata(held))
-    rows = slices[slices.verdict != 'nothing to compare'][['by', 'slice', 'n', 'wrong', 'error', 'low', 'high', 'verdict']]
-    return plain_values(dict(error_rate_of(held), log_loss=log_loss_of(held), calibration_error=calibration['error'], calibration_by_chance=calibration['chance'],
+    rows = slices[slices.verdict != 'nothing to compare'][['by', 'slice', 'n', 'wrong', 'error', 'low', 'high',
+            'verdict']]
+    return plain_values(dict(error_rate_of(held), log_loss=log_loss_of(held), calibration_error=calibration['error'],
+            calibration_by_chance=calibration['chance'],
         labels=label_metrics(held).to_dict('index'), slices=rows.to_dict('records')))
 
 # %% ../../nbs/export/07_convert.ipynb #21c41548
@@ -279,9 +292,12 @@ def export_bundle(
     dest = Path(dest)
     check_dest(dest)
     if key is not None: read_key(key, secret=True)
-    if seen is not None and ood_score is True and not len(seen.only('train')): raise ExportError("`seen` holds no training images, which the OOD score is measured against: pass `evaluate(learn, 'all')`, or `ood_score=False`")
+    if seen is not None and ood_score is True and not len(seen.only('train')):
+        raise ExportError("`seen` holds no training images, which the OOD score is measured against: pass "
+            "`evaluate(learn, 'all')`, or `ood_score=False`")
     if not 0 < max_error < 1: raise ValueError(f'`max_error` must be between 0 and 1, got {max_error}')
-    metadata = bundle_metadata(learn, metrics, 1. if temperature is None else temperature, .6 if threshold is None else threshold)
+    metadata = bundle_metadata(learn, metrics, 1. if temperature is None else temperature,
+        .6 if threshold is None else threshold)
     files = _to_compare(learn, files, max_check)
     seen, notes = own_answers(learn, seen, ood_score is True, threads)
     far = _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score, threads)
@@ -303,16 +319,21 @@ def export_bundle(
 def _to_compare(learn, files, max_check):
     "The images to ask both sides about"
     if max_check < 1: raise ValueError(f'`max_check` must be at least 1, got {max_check}')
-    if files is None and not (files := [f for f in validation_files(learn.dls) if f.exists()]): raise ExportError('None of the validation images is where it was; pass some images as `files` to check the bundle on')
-    if not (files := find_images(files)): raise ExportError('`files` is empty; at least one image is needed to check the bundle')
+    if files is None and not (files := [f for f in validation_files(learn.dls) if f.exists()]):
+        raise ExportError('None of the validation images is where it was; pass some images as `files` to check the '
+            'bundle on')
+    if not (files := find_images(files)):
+        raise ExportError('`files` is empty; at least one image is needed to check the bundle')
     return [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), max_check)).round().astype(int)]
 
 def _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score, threads):
     "Temperature, metrics and OOD score into the metadata; the last is returned for the model"
     held, fit = seen.only('valid') if seen is not None else None, {}
-    if held is not None and temperature is None: metadata.temperature, fit = choose_temperature(held_out_answers(learn, seen, threads=threads))
+    if held is not None and temperature is None:
+        metadata.temperature, fit = choose_temperature(held_out_answers(learn, seen, threads=threads))
     if held is not None and metrics is None: metadata.metrics = bundle_metrics(held, metadata.temperature)
-    if held is not None and metrics is None and (found := error_by_source(learn, seen, threads=threads)): metadata.metrics['by_source'] = found
+    if held is not None and metrics is None and (found := error_by_source(learn, seen, threads=threads)):
+        metadata.metrics['by_source'] = found
     if fit: metadata.metrics['temperature_fit'] = fit
     if ood_score is True: ood_score = _fit_ood_score(learn, seen, notes)
     if ood_score: metadata.ood_score = plain_values(ood_score_metadata(ood_score, metadata.labels))
@@ -335,7 +356,8 @@ def _measure_strangers(bundle, far, seen):
     "How well drawn images of other things are told from held-back ones, by kind"
     drawn = draw_strangers(60)
     rows = Classifier(bundle).predict_batch([image for _, image in drawn], quiet=True)
-    by_kind = {kind: [row.prediction.ood_score for (k, _), row in zip(drawn, rows) if k == kind] for kind in stranger_kinds}
+    by_kind = {kind: [row.prediction.ood_score for (k, _), row in zip(drawn, rows) if k == kind]
+        for kind in stranger_kinds}
     return {row.pop('kind'): row for row in measure_ood_score(far.usual, by_kind, far.false_positive_rate)}
 
 # %% ../../nbs/export/07_convert.ipynb #7b9fc0fd
@@ -365,8 +387,10 @@ def bundle_metadata(
         raise ExportError('This Learner gives an image several labels; a bundle holds a model that gives each image one')
     settings = dls_settings(learn.dls)
     arch = getattr(learn, 'arch', None)
-    return Bundle(settings['labels'], settings['size'], settings['method'], settings['pad_mode'], settings['min_side'], settings['mean'],
-        settings['std'], float(temperature), float(threshold), trained_smallest(learn.dls), metrics=plain_values(metrics or {}), data=data_metadata(learn.dls),
+    return Bundle(settings['labels'], settings['size'], settings['method'], settings['pad_mode'], settings['min_side'],
+        settings['mean'],
+        settings['std'], float(temperature), float(threshold), trained_smallest(learn.dls),
+        metrics=plain_values(metrics or {}), data=data_metadata(learn.dls),
         versions=installed_versions(), created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         arch=getattr(arch, '__name__', None) or str(arch or type(learn.model).__name__))
 
@@ -378,9 +402,12 @@ def check_dest(
     expect('dest', dest, os.PathLike)
     if not dest.exists(): return
     if dest.is_file() and dest.suffix.lower() == '.zip': return _check_older(dest)
-    if not dest.is_dir(): raise ExportError(f'{dest} is a file; `dest` must be a folder to make, a file that ends in .zip, or an older bundle')
+    if not dest.is_dir():
+        raise ExportError(f'{dest} is a file; `dest` must be a folder to make, a file that ends in .zip, or an older '
+            'bundle')
     names = {f.name for f in dest.iterdir()}
-    if names and metadata_file not in names: raise ExportError(f'{dest} holds something else than a bundle, so it is not replaced')
+    if names and metadata_file not in names:
+        raise ExportError(f'{dest} holds something else than a bundle, so it is not replaced')
     if other := sorted(names - set(bundle_names)):
         raise ExportError(f'{dest} also holds {other[0]}, which is no part of a bundle, so the folder is not replaced')
     if names: _check_older(dest)
@@ -388,8 +415,10 @@ def check_dest(
 def _check_older(dest):
     "Only a bundle is replaced, and only if nobody has written on its card"
     try: older = read_bundle(dest)
-    except BundleError as e: raise ExportError(f'{dest} is no bundle that can be read, so it is not replaced: {e}') from e
-    if card_changed(older): raise ExportError(f'The model card in {dest} was changed by hand, so it is not replaced; move it away first')
+    except BundleError as e:
+        raise ExportError(f'{dest} is no bundle that can be read, so it is not replaced: {e}') from e
+    if card_changed(older):
+        raise ExportError(f'The model card in {dest} was changed by hand, so it is not replaced; move it away first')
 
 def _move(new, dest, old):
     "Put the new folder in place; the old one goes only when the new one stands"
@@ -400,5 +429,7 @@ def _move(new, dest, old):
         raise
 
 def _disagreement(difference, tolerance, n):
-    return (f'The bundle would not answer as the Learner does: on {n} images the largest difference of a probability is {difference:.4f}, at most '
-        f'{tolerance:g} is accepted. Are there transforms that change images in validation, such as `aug_transforms(size=...)`?')
+    return (f'The bundle would not answer as the Learner does: on {n} images the largest difference of a probability '
+        f'is {difference:.4f}, at most '
+        f'{tolerance:g} is accepted. Are there transforms that change images in validation, such as '
+        '`aug_transforms(size=...)`?')

@@ -68,7 +68,8 @@ def at_most(
 ) -> Evaluation:       # Evenly spread over them
     "Some of the answers"
     expect('seen', seen, Evaluation)
-    return seen.where(np.isin(np.arange(len(seen)), np.linspace(0, len(seen) - 1, min(len(seen), max_n)).round().astype(int)))
+    return seen.where(np.isin(np.arange(len(seen)),
+            np.linspace(0, len(seen) - 1, min(len(seen), max_n)).round().astype(int)))
 
 def body_averages(
     learn: Learner,    # Trained Learner
@@ -95,12 +96,13 @@ def error_by_source(
     some = at_most(seen, max_n)
     groups, words = _sources(learn, some, group_by)
     by_chance = np.random.default_rng(0).permutation(len(some)) % 5
-    wrong, wrong_random = (held_out_logits(learn, some.features, some.targets, f, threads).argmax(1) != some.targets for f in (deal_groups(groups, some.targets), by_chance))
+    wrong, wrong_random = (held_out_logits(learn, some.features, some.targets, f, threads).argmax(1) != some.targets
+        for f in (deal_groups(groups, some.targets), by_chance))
     mine, sizes = (np.bincount(groups, weights) for weights in (wrong, None))  # of each group
     draws = np.random.default_rng(0).integers(0, len(sizes), (2000, len(sizes)))  # groups, and not images, are drawn again
     low, high = np.quantile(mine[draws].sum(1)/np.maximum(sizes[draws].sum(1), 1), [.025, .975])
-    return dict(error=float(wrong.mean()), low=float(low), high=float(high), wrong=int(wrong.sum()), n=len(some), groups=int((sizes > 0).sum()), grouped_by=words,
-        random=float(wrong_random.mean()))
+    return dict(error=float(wrong.mean()), low=float(low), high=float(high), wrong=int(wrong.sum()), n=len(some),
+        groups=int((sizes > 0).sum()), grouped_by=words, random=float(wrong_random.mean()))
 
 def _sources(learn, some, group_by):
     "A number for each image's source, and what it stands for; images whose source you do not know are each their own"
@@ -126,7 +128,8 @@ def held_out_answers(
     groups, _ = image_sources(inside.table.file, body_averages(learn, inside), inside.targets)
     logits = held_out_logits(learn, inside.features, inside.targets, deal_groups(groups, inside.targets), threads)
     p = np.exp(logits - logits.max(1, keepdims=True))
-    return tabulate([*held.table.file, *inside.table.file], ['valid']*(len(held) + len(inside)), np.concatenate([held.probabilities, p/p.sum(1, keepdims=True)]),
+    return tabulate([*held.table.file, *inside.table.file], ['valid']*(len(held) + len(inside)),
+        np.concatenate([held.probabilities, p/p.sum(1, keepdims=True)]),
         np.concatenate([held.targets, inside.targets]), seen.labels, np.zeros((len(held) + len(inside), 0)))
 
 # %% ../../nbs/export/06_held_out.ipynb #12d453ac
@@ -137,7 +140,9 @@ def choose_temperature(
     expect('held', held, Evaluation)
     if len(held) < 2: return 1., {}
     fitted = fit_temperature(held)
-    return fitted.value, {name: v for name in ('low', 'high', 'before', 'after', 'cross_validated', 'n') if np.isfinite(v := getattr(fitted, name))}
+    return fitted.value, {name: v
+        for name in ('low', 'high', 'before', 'after', 'cross_validated', 'n')
+        if np.isfinite(v := getattr(fitted, name))}
 
 # %% ../../nbs/export/06_held_out.ipynb #979f0eca
 def learner_ood_score(
@@ -152,7 +157,8 @@ def learner_ood_score(
     held = None if is_frozen(learn) else (some.table.split == 'valid').to_numpy()
     groups, words = image_sources(some.table.file, body_averages(learn, some), some.targets)
     head = class_head(learn)
-    fitted = fit_ood_score(some.features, some.targets, held, groups, words, averages_of(learn.model), head and ClassHead.of(*head))
+    fitted = fit_ood_score(some.features, some.targets, held, groups, words, averages_of(learn.model),
+        head and ClassHead.of(*head))
     fitted.n = len(seen)
     return fitted
 
@@ -186,18 +192,22 @@ def fit_trust(
     again = can_cross_fit(learn)
     asked = np.flatnonzero(again | (known.table.split == 'valid').to_numpy())
     if len(asked) < 20: return None
-    groups, words = image_sources(known.table.file.iloc[asked], body_averages(learn, known)[asked], known.targets[asked])
+    groups, words = image_sources(known.table.file.iloc[asked], body_averages(learn, known)[asked],
+        known.targets[asked])
     folds = np.full(len(known), -1)  # training images of a trained body are in no fold
     folds[asked] = deal_groups(groups, known.targets[asked])
     some = np.linspace(0, len(asked) - 1, min(len(asked), max_n)).round().astype(int)
     copies = answer_copies(classifier, known.table.file.iloc[asked[some]], n_copies)
     mine = asked[some[copies.of]]  # position of each answer's image
     logits = copies.logits
-    if again: logits = held_out_logits(learn, known.features, known.targets, folds, threads, copies.features, folds[mine])
+    if again:
+        logits = held_out_logits(learn, known.features, known.targets, folds, threads, copies.features, folds[mine])
     heat = np.exp((logits - logits.max(1, keepdims=True))/classifier.bundle.temperature)
     p = heat/heat.sum(1, keepdims=True)
     scores = overlaps = None
-    if far is not None: scores, overlaps = held_out_scores(far, known.features, known.targets, folds, copies.features, folds[mine], len(seen.labels))
+    if far is not None:
+        scores, overlaps = held_out_scores(far, known.features, known.targets, folds, copies.features, folds[mine],
+            len(seen.labels))
     evidence = evidence_of(p, copies.light, scores, overlaps)
     right = p.argmax(1) == known.targets[mine]
     values = _by_other_folds(evidence, right, folds[mine])

@@ -25,8 +25,10 @@ def ood_threshold(
     false_positive_rate: float = .05,  # Accepted share of such images above the threshold, 0 to 1
 ) -> tuple[float, float]:       # Threshold, and the share that it promises: `false_positive_rate`, or more where there are too few images
     "The value that new images of the same kind exceed no more often than accepted"
-    if not 0 < false_positive_rate < 1: raise ValueError(f'`false_positive_rate` must be between 0 and 1, got {false_positive_rate}')
-    if not (n := len(held)): raise DataError('A threshold is chosen by images that were held back from the training; got none')
+    if not 0 < false_positive_rate < 1:
+        raise ValueError(f'`false_positive_rate` must be between 0 and 1, got {false_positive_rate}')
+    if not (n := len(held)):
+        raise DataError('A threshold is chosen by images that were held back from the training; got none')
     place = min(n, math.ceil((n + 1)*(1 - false_positive_rate) - 1e-9))
     return float(np.sort(held)[place - 1]), max(false_positive_rate, 1/(n + 1))
 
@@ -48,7 +50,8 @@ def auroc(
     "The probability that a stranger has a larger value than a known image"
     known, strangers = np.sort(np.asarray(known, float)), np.asarray(strangers, float)
     if not len(known) or not len(strangers): return math.nan
-    return float((np.searchsorted(known, strangers, 'left') + np.searchsorted(known, strangers, 'right')).mean()/(2*len(known)))
+    return float((np.searchsorted(known, strangers, 'left')
+            + np.searchsorted(known, strangers, 'right')).mean()/(2*len(known)))
 
 def share_caught(
     strangers: Sequence[float],  # Values of images unlike the training's
@@ -65,7 +68,8 @@ def measure_ood_score(
 ) -> list[dict[str, Any]]:                  # A row for each kind: kind, n, auroc, caught
     "How well each kind of stranger is told from the known images, by any score that is larger for strangers"
     threshold = ood_threshold(known, false_positive_rate)[0]
-    return [dict(kind=kind, n=len(v), auroc=auroc(known, v), caught=share_caught(v, threshold)) for kind, v in strangers.items()]
+    return [dict(kind=kind, n=len(v), auroc=auroc(known, v), caught=share_caught(v, threshold))
+        for kind, v in strangers.items()]
 
 # %% ../../nbs/export/02_ood.ipynb #39e68c30
 @dataclass(repr=False)
@@ -208,8 +212,10 @@ class OODScore:
 
     def __repr__(self):
         low, high = self.sources
-        return (f'OODScore(threshold {self.threshold:.3f} for {self.false_positive_rate:.0%} false positives, {low:.0%} to {high:.0%} by source; '
-            f'{self.n:,} images, {len(self.neighbours.index)} of them to compare with{", ImageNet classes" if self.classes else ""})')
+        return (f'OODScore(threshold {self.threshold:.3f} for {self.false_positive_rate:.0%} false positives, '
+            f'{low:.0%} to {high:.0%} by source; '
+            f'{self.n:,} images, {len(self.neighbours.index)} of them to compare '
+            f'with{", ImageNet classes" if self.classes else ""})')
 
 def _distances(averages, neighbours, classes):
     "(images, 1 or 2), some thousand images after the other"
@@ -221,7 +227,8 @@ def _checked(features, d=None, name='features'):
     "Rows of finite numbers"
     features = np.asarray(features, np.float32)
     if features.ndim != 2 or d is not None and features.shape[1] != d:
-        raise DataError(f'`{name}` must be rows of {"numbers" if d is None else f"{d} numbers"}, one row for each image; got the shape {features.shape}')
+        raise DataError(f'`{name}` must be rows of {"numbers" if d is None else f"{d} numbers"}, one row for each '
+            f'image; got the shape {features.shape}')
     if not np.isfinite(features).all(): raise DataError(f'`{name}` holds nan or infinity')
     return features
 
@@ -277,7 +284,8 @@ def _held_distances(averages, targets, folds, held, head, how):
     "Distances of held-back images from those of the other folds: (images held, 1 or 2)"
     some = averages[held]
     found = np.zeros((len(some), 2 if head else 1))
-    for mine, fit, _ in _by_fold(averages, targets, folds, folds[held], head, how): found[mine] = _distances(some[mine], *fit)
+    for mine, fit, _ in _by_fold(averages, targets, folds, folds[held], head, how):
+        found[mine] = _distances(some[mine], *fit)
     return found
 
 def _scale(distances):
@@ -302,7 +310,8 @@ def _told_apart(left_out, n_distances, false_positive_rate):
     for t, distances in left_out.items():
         centre, spread = _scale(distances[0][:, :n_distances])
         usual, strange = (((d[:, :n_distances] - centre)/spread).max(1) for d in distances)
-        rows[t] = dict(n=len(strange), auroc=auroc(usual, strange), caught=share_caught(strange, ood_threshold(usual, false_positive_rate)[0]))
+        rows[t] = dict(n=len(strange), auroc=auroc(usual, strange),
+            caught=share_caught(strange, ood_threshold(usual, false_positive_rate)[0]))
     return rows
 
 # %% ../../nbs/export/02_ood.ipynb #8be3401b
@@ -324,16 +333,19 @@ def fit_ood_score(
     "Learn what the known images look like to the network, and from where on an image is unlike them"
     x = _checked(features)
     if len(x) < 3: raise DataError(f'An OOD score is fitted to three images or more; got {len(x)}')
-    if min(k, max_n, n_directions) < 1: raise ValueError(f'`k`, `max_n` and `n_directions` must be at least 1; got {k}, {max_n} and {n_directions}')
+    if min(k, max_n, n_directions) < 1:
+        raise ValueError(f'`k`, `max_n` and `n_directions` must be at least 1; got {k}, {max_n} and {n_directions}')
     expect('head', head, ClassHead, None)
     for name, given in (('targets', targets), ('held', held), ('groups', groups)):
-        if given is not None and len(given) != len(x): raise DataError(f'`{name}` has {len(given)} numbers for {len(x)} images')
+        if given is not None and len(given) != len(x):
+            raise DataError(f'`{name}` has {len(given)} numbers for {len(x)} images')
     ood_threshold([0.], false_positive_rate)  # refuses an impossible share
     targets, head = (np.zeros(len(x), int), None) if targets is None else (np.asarray(targets), head)
     some = _evenly(targets, len(x), max_fit, np.random.default_rng(seed))
     x, targets = x[some], targets[some]
     held = np.ones(len(x), bool) if held is None else np.asarray(held, bool)[some]
-    if not held.any(): raise DataError('A threshold is chosen by images that were held back from the training; got none')
+    if not held.any():
+        raise DataError('A threshold is chosen by images that were held back from the training; got none')
     first, gain, shift = averages or _from_smallest(x)
     a = x[:, first:]*gain + shift
     groups = find_groups(a, targets, seed=seed) if groups is None else np.asarray(groups)[some]
@@ -402,7 +414,8 @@ def plot_ood_score(
     ax = axes_for(ax, 7, .8 + .42*len(values))
     rng = np.random.default_rng(0)
     for y, (kind, v) in enumerate(values.items()):
-        ax.scatter(v, y + rng.uniform(-.28, .28, len(v)), s=9, alpha=.7, color='#2f6f8f' if y == 0 else '#b5651d', linewidth=0)
+        ax.scatter(v, y + rng.uniform(-.28, .28, len(v)), s=9, alpha=.7, color='#2f6f8f' if y == 0 else '#b5651d',
+            linewidth=0)
     ax.axvline(threshold, color='#666666', linestyle=':')
     ax.set_yticks(range(len(values)), [f'{kind} ({len(v)})' for kind, v in values.items()])
     ax.set(xlabel='ood_score', ylim=(len(values) - .5, -.5))
@@ -417,19 +430,24 @@ def ood_score_metadata(
     expect('fitted', fitted, OODScore)
     low, high = fitted.sources
     left_out = {labels[t] if t < len(labels) else str(t): row for t, row in fitted.left_out.items()}
-    return dict(threshold=fitted.threshold, false_positive_rate=fitted.false_positive_rate, false_positive_rate_low=low, false_positive_rate_high=high,
-        images=fitted.n, held_back=fitted.n_held, groups=fitted.n_groups, grouped_by=fitted.grouped_by, k=fitted.neighbours.k,
-        score='neighbours and ImageNet classes' if fitted.classes else 'neighbours', left_out=left_out, measured=fitted.measured)
+    return dict(threshold=fitted.threshold, false_positive_rate=fitted.false_positive_rate, false_positive_rate_low=low,
+        false_positive_rate_high=high,
+        images=fitted.n, held_back=fitted.n_held, groups=fitted.n_groups, grouped_by=fitted.grouped_by,
+        k=fitted.neighbours.k,
+        score='neighbours and ImageNet classes' if fitted.classes else 'neighbours', left_out=left_out,
+        measured=fitted.measured)
 
 def false_positive_words(
     metadata: Mapping[str, Any],  # What `ood_score_metadata` or a bundle says
 ) -> str:                      # One sentence or two, without a full stop at the end
     "How often a good image is called unlike, and how that was measured"
-    low, high, n, groups = (metadata.get(name) for name in ('false_positive_rate_low', 'false_positive_rate_high', 'held_back', 'groups'))
+    low, high, n, groups = (metadata.get(name)
+        for name in ('false_positive_rate_low', 'false_positive_rate_high', 'held_back', 'groups'))
     words = f'about {metadata["false_positive_rate"]:.0%} of images like the training’s lie above it'
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)): return words
     if not groups: return f'{words} ({low:.0%} to {high:.0%}, from {n or "some"} held-back images)'
-    return (f'{words}: {low:.0%} to {high:.0%} depending on the source. This was measured on {n:,} images in {groups} groups ({metadata.get("grouped_by")}), each held back while the '
+    return (f'{words}: {low:.0%} to {high:.0%} depending on the source. This was measured on {n:,} images in {groups} '
+        f'groups ({metadata.get("grouped_by")}), each held back while the '
         'threshold was chosen by the others')
 
 def ood_score_html(
@@ -441,5 +459,6 @@ def ood_score_html(
     f = ood_score_metadata(fitted, labels)
     words = f'<p>Images above an OOD score of {f["threshold"]:.3f} are not trusted; {false_positive_words(f)}.</p>'
     kinds = f['measured'] | {f'{label}, left out': row for label, row in f['left_out'].items()}
-    rows = [{'strangers': kind, 'n': m['n'], 'AUROC': f'{m["auroc"]:.3f}', 'caught': f'{m["caught"]:.0%}'} for kind, m in kinds.items()]
+    rows = [{'strangers': kind, 'n': m['n'], 'AUROC': f'{m["auroc"]:.3f}', 'caught': f'{m["caught"]:.0%}'}
+        for kind, m in kinds.items()]
     return Html(words + (html_table(rows) if rows else ''))

@@ -38,9 +38,12 @@ class Recalibration:
 
     def _repr_html_(self):
         rows = [{'': 'threshold', 'before': f'{self.before:.3f}', 'now': f'{self.after:.3f}'},
-            {'': f'of {self.n:,} images, passed on to a person', 'before': f'{self.flagged_before:.0%}', 'now': f'{self.flagged:.0%}'}]
-        skipped = f'<p>{len(self.skipped):,} files took no part, such as {Path(self.skipped[0].file).name}: {self.skipped[0].reason}</p>' if self.skipped else ''
-        return str(Html(f'{html_table(rows)}<p>Of further images from this place, {self.low:.0%} to {self.high:.0%} (95% interval).</p>{skipped}'))
+            {'': f'of {self.n:,} images, passed on to a person', 'before': f'{self.flagged_before:.0%}',
+                    'now': f'{self.flagged:.0%}'}]
+        skipped = ('<p>'
+            f'{len(self.skipped):,} files took no part, such as {Path(self.skipped[0].file).name}: {self.skipped[0].reason}</p>' '' if self.skipped else '')
+        return str(Html(f'{html_table(rows)}<p>'
+                f'Of further images from this place, {self.low:.0%} to {self.high:.0%} (95% interval).</p>{skipped}'))
 
 # %% ../../nbs/export/09_recalibrate.ipynb #dae68e5a
 def recalibrate(
@@ -53,17 +56,25 @@ def recalibrate(
 ) -> Recalibration:               # What it was and what it is
     "Choose a bundle's threshold of the OOD score by images of another place"
     expect('bundle', bundle, str, os.PathLike)
-    if not 0 < false_positive_rate < 1: raise ValueError(f'`false_positive_rate` must be between 0 and 1, got {false_positive_rate}')
+    if not 0 < false_positive_rate < 1:
+        raise ValueError(f'`false_positive_rate` must be between 0 and 1, got {false_positive_rate}')
     metadata = read_bundle(bundle)
-    if not metadata.ood_score: raise BundleError(f'{bundle} does not tell how unlike an image is, so there is no threshold to choose')
+    if not metadata.ood_score:
+        raise BundleError(f'{bundle} does not tell how unlike an image is, so there is no threshold to choose')
     rows = Classifier(metadata, threads).predict_batch(find_images(files))
     scores = np.array([r.prediction.ood_score for r in rows if r.status == 'ok'])
     fewest = int(np.ceil(1/false_positive_rate)) - 1
-    if len(scores) < fewest: raise DataError(f'{len(scores)} images can be opened; for {false_positive_rate:.0%} at least {fewest} are needed, and a few hundred are better')
+    if len(scores) < fewest:
+        raise DataError(f'{len(scores)} images can be opened; for {false_positive_rate:.0%} at least {fewest} are '
+            'needed, and a few hundred are better')
     before = metadata.ood_score['threshold']
     after, share = ood_threshold(scores, false_positive_rate)
     low, high = false_positive_interval(len(scores), false_positive_rate)
-    history = [*metadata.ood_score.get('recalibrated', []), dict(before=before, after=after, images=len(scores), on=datetime.now(timezone.utc).isoformat(timespec='seconds'))]
-    new = dict(threshold=after, false_positive_rate=share, false_positive_rate_low=low, false_positive_rate_high=high, held_back=len(scores), groups=0, recalibrated=history)
+    history = [*metadata.ood_score.get('recalibrated', []),
+        dict(before=before, after=after, images=len(scores),
+            on=datetime.now(timezone.utc).isoformat(timespec='seconds'))]
+    new = dict(threshold=after, false_positive_rate=share, false_positive_rate_low=low, false_positive_rate_high=high,
+        held_back=len(scores), groups=0, recalibrated=history)
     change_bundle(bundle, lambda b: replace(b, ood_score=b.ood_score | new), key, replace_card)
-    return Recalibration(before, after, float((scores > before).mean()), float((scores > after).mean()), low, high, len(scores), [r for r in rows if r.status != 'ok'])
+    return Recalibration(before, after, float((scores > before).mean()), float((scores > after).mean()), low, high,
+        len(scores), [r for r in rows if r.status != 'ok'])

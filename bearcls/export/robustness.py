@@ -50,7 +50,8 @@ def infrared(
     y, x = np.mgrid[:h, :w]
     far = np.hypot(x - cx*w, y - cy*h)/(math.hypot(w, h)/2)
     lit = 255*(np.clip(grey, 0, 255)/255)**.7*np.exp(-(far/reach)**2)
-    return Image.fromarray(np.uint8(np.clip(lit + 5*rng.standard_normal(grey.shape, np.float32), 0, 255))).convert('RGB')
+    return Image.fromarray(np.uint8(np.clip(lit + 5*rng.standard_normal(grey.shape, np.float32), 0,
+                255))).convert('RGB')
 
 # %% ../../nbs/export/03_robustness.ipynb #aafb6dcc
 def low_resolution(
@@ -99,10 +100,12 @@ def rain(
     (w, h), side = image.size, min(image.size)
     streaks, wind = Image.new('L', image.size), rng.uniform(-.35, .35)
     pen, n = ImageDraw.Draw(streaks), int(n_streaks)
-    for x, y, length, light in zip(rng.uniform(-.2, 1.2, n)*w, rng.uniform(-.2, 1, n)*h, rng.uniform(.04, .14, n)*side, rng.uniform(90, 220, n)):
+    for x, y, length, light in zip(rng.uniform(-.2, 1.2, n)*w, rng.uniform(-.2, 1, n)*h, rng.uniform(.04, .14, n)*side,
+        rng.uniform(90, 220, n)):
         pen.line((x, y, x + wind*length, y + length), fill=int(light), width=max(1, side//160))
     veil = Image.blend(image, Image.new('RGB', image.size, (176, 182, 188)), min(.6, n_streaks/4000))
-    return Image.composite(Image.new('RGB', image.size, (226, 230, 234)), veil, streaks.filter(ImageFilter.GaussianBlur(side/350)))
+    return Image.composite(Image.new('RGB', image.size, (226, 230, 234)), veil,
+        streaks.filter(ImageFilter.GaussianBlur(side/350)))
 
 # %% ../../nbs/export/03_robustness.ipynb #9aee4f2a
 def occlusion(
@@ -119,7 +122,8 @@ def occlusion(
         x, y, angle, length = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(0, math.pi), rng.uniform(.12, .3)*side
         t = np.linspace(0, 2*math.pi, 24)
         u, v = .5*length*np.cos(t), .16*length*np.sin(t)*np.sin(t/2)*1.6
-        leaf = list(zip((x + u*math.cos(angle) - v*math.sin(angle)).tolist(), (y + u*math.sin(angle) + v*math.cos(angle)).tolist()))
+        leaf = list(zip((x + u*math.cos(angle) - v*math.sin(angle)).tolist(),
+                (y + u*math.sin(angle) + v*math.cos(angle)).tolist()))
         pens[0].polygon(leaf, fill=255)
         pens[1].polygon(leaf, fill=tuple(int(c) for c in np.array([52, 84, 40])*rng.uniform(.6, 1.4)))
     return leaves.filter(ImageFilter.GaussianBlur(side/250)) if share else leaves
@@ -184,8 +188,10 @@ def apply_corruption(
     "An image under one corruption"
     expect('image', image, Image.Image)
     if kind not in corruptions: raise ValueError(f'`kind` must be one of {", ".join(corruptions)}; got {kind!r}')
-    if strength not in range((n := len(corruptions[kind].levels)) + 1): raise ValueError(f'`strength` must be from 0 to {n}, got {strength}')
-    return corruptions[kind].apply(image, corruptions[kind].levels[strength - 1], np.random.default_rng(seed)) if strength else image
+    if strength not in range((n := len(corruptions[kind].levels)) + 1):
+        raise ValueError(f'`strength` must be from 0 to {n}, got {strength}')
+    return (corruptions[kind].apply(image, corruptions[kind].levels[strength - 1], np.random.default_rng(seed))
+        if strength else image)
 
 # %% ../../nbs/export/03_robustness.ipynb #21fa32d7
 def show_corruptions(
@@ -195,8 +201,10 @@ def show_corruptions(
     side: int = 112,                         # Longer side of a thumbnail, in pixels
 ) -> Html:                                   # A gallery that begins with the image as it is
     "One image under all corruptions"
-    image, views = reduced_to(load_image(image), 2*side), [(k, s) for k in _several(corruptions if kinds is None else kinds) for s in _several(strengths)]
-    return gallery([image, *(apply_corruption(image, k, s) for k, s in views)], ['as it is', *(f'{k}, {_level_words(k, s)}' for k, s in views)], side, len(views) + 1)
+    image, views = reduced_to(load_image(image), 2*side), [(k, s)
+        for k in _several(corruptions if kinds is None else kinds) for s in _several(strengths)]
+    return gallery([image, *(apply_corruption(image, k, s) for k, s in views)],
+        ['as it is', *(f'{k}, {_level_words(k, s)}' for k, s in views)], side, len(views) + 1)
 
 def _several(values):
     "A list, also of a single one"
@@ -209,14 +217,16 @@ def reduced_to(
     "An image as small as a model needs it, so that corrupting it takes no longer than it must"
     expect('image', image, Image.Image)
     factor = side/min(image.size)
-    return image if factor >= 1 else image.resize([max(1, round(s*factor)) for s in image.size], Image.Resampling.LANCZOS)
+    return (image if factor >= 1
+        else image.resize([max(1, round(s*factor)) for s in image.size], Image.Resampling.LANCZOS))
 
 def _level_words(kind, strength):
     "A level with its unit"
     return corruptions[kind].words.format(corruptions[kind].levels[strength - 1])
 
 # %% ../../nbs/export/03_robustness.ipynb #12c11cf7
-robustness_columns = ['kind', 'strength', 'level', 'n', 'wrong', 'error', 'low', 'high', 'probability', 'trusted', 'n_trusted', 'trusted_error', 'trusted_high']
+robustness_columns = ['kind', 'strength', 'level', 'n', 'wrong', 'error', 'low', 'high', 'probability', 'trusted',
+    'n_trusted', 'trusted_error', 'trusted_high']
 
 def evaluate_robustness(
     classifier: Classifier | str | os.PathLike,   # A classifier, or the folder of a bundle
@@ -235,7 +245,8 @@ def evaluate_robustness(
         for strength in strengths: apply_corruption(Image.new('RGB', (8, 8)), kind, strength)  # refuses before anything is opened
     images, labels = _robustness_images(classifier, path, max_n, seed)
     ways = [('none', 0)] + [(k, s) for k in kinds for s in strengths if s]
-    return pd.DataFrame([_robustness_row(classifier, images, labels, *way, seed) for way in progress(ways, 'corruptions', unit='way')], columns=robustness_columns)
+    return pd.DataFrame([_robustness_row(classifier, images, labels, *way, seed)
+            for way in progress(ways, 'corruptions', unit='way')], columns=robustness_columns)
 
 # %% ../../nbs/export/03_robustness.ipynb #893b5eeb
 def _robustness_images(classifier, path, max_n, seed):
@@ -247,7 +258,8 @@ def _robustness_images(classifier, path, max_n, seed):
     if not files: raise DataError(f'`path` holds no images in folders named {", ".join(classifier.labels[:10])}')
     rng, turns = np.random.default_rng(seed), {}
     order = [files[i] for i in rng.permutation(len(files))]
-    queue = sorted(order, key=lambda f: turns.update({label_of(f): turns.get(label_of(f), 0) + 1}) or turns[label_of(f)])
+    queue = sorted(order,
+        key=lambda f: turns.update({label_of(f): turns.get(label_of(f), 0) + 1}) or turns[label_of(f)])
     images, labels, side = [], [], round(1.25*min(classifier.bundle.size))
     for f in queue:
         if len(images) == max_n: break
@@ -264,11 +276,14 @@ def _robustness_row(classifier, images, labels, kind, strength, seed):
     "One kind in one strength"
     corrupted = (apply_corruption(p, kind, strength, (seed, i)) if strength else p for i, p in enumerate(images))
     answers = [row.prediction for row in classifier.predict_batch(corrupted)]
-    wrong, trusted = np.array([a.label != label for a, label in zip(answers, labels)]), np.array([a.trusted for a in answers])
+    wrong, trusted = np.array([a.label != label for a, label in zip(answers, labels)]), np.array([a.trusted
+            for a in answers])
     n, n_trusted, bad = len(answers), int(trusted.sum()), int((wrong & trusted).sum())
     low, high = wilson(int(wrong.sum()), n)
-    return dict(kind=kind, strength=strength, level=_level_words(kind, strength) if strength else '', n=n, wrong=int(wrong.sum()), error=wrong.mean(), low=low, high=high,
-        probability=float(np.mean([a.probability for a in answers])), trusted=n_trusted/n, n_trusted=n_trusted, trusted_error=bad/n_trusted if n_trusted else math.nan,
+    return dict(kind=kind, strength=strength, level=_level_words(kind, strength) if strength else '', n=n,
+        wrong=int(wrong.sum()), error=wrong.mean(), low=low, high=high,
+        probability=float(np.mean([a.probability for a in answers])), trusted=n_trusted/n, n_trusted=n_trusted,
+        trusted_error=bad/n_trusted if n_trusted else math.nan,
         trusted_high=wilson(bad, n_trusted)[1] if n_trusted else math.nan)
 
 # %% ../../nbs/export/03_robustness.ipynb #57cd1833
@@ -281,7 +296,8 @@ def plot_robustness(
     ax = axes_for(ax, 7, .9 + .24*len(table))
     y = np.arange(len(table))
     ax.barh(y, 100*table.trusted, color='#8884', height=.8, label='answers that are trusted')
-    ax.errorbar(100*table.error, y, xerr=100*np.array([table.error - table.low, table.high - table.error]).clip(min=0), fmt='o', color='#b5651d', capsize=2, markersize=4, label='error')
+    ax.errorbar(100*table.error, y, xerr=100*np.array([table.error - table.low, table.high - table.error]).clip(min=0),
+        fmt='o', color='#b5651d', capsize=2, markersize=4, label='error')
     ax.plot(100*table.trusted_error, y, 'D', color='#2f6f8f', markersize=4, label='error among the trusted')
     ax.set_yticks(y, [f'{r.kind}: {r.level}' if r.strength else 'as they are' for r in table.itertuples()], fontsize=8)
     ax.set(xlabel='%', xlim=(-2, 102), ylim=(len(table) - .5, -.5))
@@ -297,12 +313,15 @@ def trust_on_corruptions(
     rest, first = table[table.strength > 0], table.iloc[0]
     if not len(rest): raise DataError('`table` has no corrupted images')
     ranks = table[['error', 'trusted']].rank()
-    correlation = float(ranks.error.corr(ranks.trusted)) if table.error.nunique() > 1 and table.trusted.nunique() > 1 else math.nan
+    correlation = (float(ranks.error.corr(ranks.trusted)) if table.error.nunique() > 1
+        and table.trusted.nunique() > 1 else math.nan)
     bad, n_trusted = int(round((rest.trusted_error.fillna(0)*rest.n_trusted).sum())), int(rest.n_trusted.sum())
-    lows = [wilson(int(round(r.trusted_error*r.n_trusted)), r.n_trusted)[0] if r.n_trusted else 0 for r in rest.itertuples()]
+    lows = [wilson(int(round(r.trusted_error*r.n_trusted)), r.n_trusted)[0] if r.n_trusted else 0
+        for r in rest.itertuples()]
     limit = first.trusted_high if first.n_trusted else 1.
     harmful = [(r.kind, r.strength) for r, low in zip(rest.itertuples(), lows) if low > limit]
-    return dict(correlation=correlation, error=float(rest.wrong.sum()/rest.n.sum()), trusted_error=bad/n_trusted if n_trusted else math.nan, trusted=n_trusted/int(rest.n.sum()), harmful=harmful)
+    return dict(correlation=correlation, error=float(rest.wrong.sum()/rest.n.sum()),
+        trusted_error=bad/n_trusted if n_trusted else math.nan, trusted=n_trusted/int(rest.n.sum()), harmful=harmful)
 
 # %% ../../nbs/export/03_robustness.ipynb #ab472440
 def plot_trust(
@@ -333,13 +352,16 @@ def robustness_metadata(
 ) -> dict[str, Any]:      # words, rows; ready for JSON and for `add_metrics`
     "Robustness for the metadata and the model card of a bundle"
     expect('table', table, pd.DataFrame)
-    rows = [{name: v.item() if hasattr(v, 'item') else v for name, v in row.items()} for row in table.to_dict('records')]
+    rows = [{name: v.item() if hasattr(v, 'item') else v for name, v in row.items()}
+        for row in table.to_dict('records')]
     return dict(words=robustness_words(table), rows=[{name: None if v != v else v for name, v in row.items()} for row in rows])  # nan is no number of JSON
 
 def _robustness_lines(table):
     "Rows for readers"
-    return [{'corruption': r.kind, 'level': r.level, 'error': f'{r.error:.0%} ({r.low:.0%} to {r.high:.0%})', 'trusted': f'{r.trusted:.0%}',
-        'error among the trusted': f'{r.trusted_error:.0%} of {r.n_trusted}' if r.n_trusted else 'none trusted'} for r in table.itertuples()]
+    return [{'corruption': r.kind, 'level': r.level, 'error': f'{r.error:.0%} ({r.low:.0%} to {r.high:.0%})',
+            'trusted': f'{r.trusted:.0%}',
+        'error among the trusted': f'{r.trusted_error:.0%} of {r.n_trusted}' if r.n_trusted else 'none trusted'}
+        for r in table.itertuples()]
 
 def robustness_words(
     table: pd.DataFrame,  # From `evaluate_robustness`
@@ -348,8 +370,13 @@ def robustness_words(
     expect('table', table, pd.DataFrame)
     first, t = table.iloc[0], trust_on_corruptions(table)
     worst = table[table.strength > 0].sort_values('error', ascending=False, kind='stable').iloc[0]
-    words = (f'On {first.n} images {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under {table.kind.nunique() - 1} corruptions; the worst is {worst.kind} ({worst.level}) with {worst.error:.0%}. '
-        f'Of the corrupted images {t["trusted"]:.0%} are answered with trust, and {t["trusted_error"]:.0%} of these answers are wrong.' if t['trusted'] else
-        f'On {first.n} images {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under {table.kind.nunique() - 1} corruptions, none of which are answered with trust.')
-    if not t['harmful']: return words + ' In no way are trusted answers clearly more often wrong than those on uncorrupted images.'
-    return words + f' Trusted answers are clearly more often wrong than on uncorrupted images under {", ".join(f"{k} ({_level_words(k, s)})" for k, s in t["harmful"])}: do not rely on the model there.'
+    words = (f'On {first.n} images {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under '
+        f'{table.kind.nunique() - 1} corruptions; the worst is {worst.kind} ({worst.level}) with {worst.error:.0%}. '
+        f'Of the corrupted images {t["trusted"]:.0%} are answered with trust, and {t["trusted_error"]:.0%} of these '
+        'answers are wrong.' if t['trusted'] else
+        f'On {first.n} images {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under '
+        f'{table.kind.nunique() - 1} corruptions, none of which are answered with trust.')
+    if not t['harmful']:
+        return words + ' In no way are trusted answers clearly more often wrong than those on uncorrupted images.'
+    return (words + ' Trusted answers are clearly more often wrong than on uncorrupted images under '
+        f'{", ".join(f"{k} ({_level_words(k, s)})" for k, s in t["harmful"])}: do not rely on the model there.')

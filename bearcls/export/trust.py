@@ -50,7 +50,8 @@ def answer_copies(
     expect('classifier', classifier, Classifier)
     files = expect_all('files', files, str, os.PathLike)
     with ThreadPoolExecutor(usable_cores(), 'bearcls-copies') as pool:
-        rows = [r for found in pool.map(lambda job: _answer(classifier, *job, n_copies, seed), enumerate(files)) for r in found]
+        rows = [r for found in pool.map(lambda job: _answer(classifier, *job, n_copies, seed), enumerate(files))
+            for r in found]
     if not rows: raise DataError(f'None of the {len(files)} images can be opened')
     of, kinds, light, logits, features = zip(*rows)
     return Copies(np.array(of), np.array(kinds), np.array(light), np.stack(logits), np.stack(features))
@@ -61,11 +62,13 @@ def _answer(classifier, i, file, n_copies, seed):
     try:
         image = reduced_to(load_image(file, bundle.min_side), round(1.25*min(bundle.size)))
         drawn = [(str(rng.choice(list(corruptions))), int(rng.integers(1, 4))) for _ in range(n_copies)]
-        views = [image, *(apply_corruption(image, kind, strength, (seed, i, k)) for k, (kind, strength) in enumerate(drawn))]
+        views = [image,
+            *(apply_corruption(image, kind, strength, (seed, i, k)) for k, (kind, strength) in enumerate(drawn))]
         pixels = [np.asarray(prepare(view, bundle.size, bundle.method, bundle.pad_mode)) for view in views]
     except ImageError: return []
     out = classifier.run(np.stack(pixels))
-    return list(zip([i]*len(views), ['none', *(kind for kind, _ in drawn)], map(lightness, pixels), out['logits'], out['features']))
+    return list(zip([i]*len(views), ['none', *(kind for kind, _ in drawn)], map(lightness, pixels), out['logits'],
+            out['features']))
 
 # %% ../../nbs/export/04_trust.ipynb #3aebfe0d
 def fit_confidence(
@@ -117,7 +120,8 @@ def measure_trust(
     error, low, high = _risk(bad[is_copy], trusted[is_copy], groups[is_copy])
     as_is, _, _ = _risk(bad[~is_copy], trusted[~is_copy], groups[~is_copy])
     def share(values): return float(values.mean()) if len(values) else math.nan
-    return dict(error=error, error_low=low, error_high=high, trusted=share(trusted[is_copy]), error_as_is=as_is, trusted_as_is=share(trusted[~is_copy]),
+    return dict(error=error, error_low=low, error_high=high, trusted=share(trusted[is_copy]), error_as_is=as_is,
+        trusted_as_is=share(trusted[~is_copy]),
         images=int((~is_copy).sum()), copies=int(is_copy.sum()), groups=len(np.unique(groups)))
 
 def _risk(bad, trusted, groups):

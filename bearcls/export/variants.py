@@ -35,7 +35,8 @@ def store_as_float16(
     names, casts = {n for node in proto.graph.node for n in (*node.input, *node.output)}, []
     for tensor in proto.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size < min_n or np.abs(values).max() > np.finfo(np.float16).max: continue
+        if values.dtype != np.float32 or values.size < min_n or np.abs(values).max() > np.finfo(np.float16).max:
+            continue
         small = tensor.name + '_float16'
         while small in names: small += '_'
         casts.append(onnx.helper.make_node('Cast', [small], [tensor.name], to=onnx.TensorProto.FLOAT))
@@ -51,7 +52,8 @@ def quantize(
     pixels: Iterable[np.ndarray],  # Prepared images to calibrate on: bytes as (images, height, width, 3)
 ) -> bytes:                        # ONNX that calculates in whole numbers where it looks
     "The same model in 8 bits, by static quantization"
-    onnx, tool = (optional_import(m, m.partition('.')[0], 'Quantizing a bundle') for m in ('onnx', 'onnxruntime.quantization'))
+    onnx, tool = (optional_import(m, m.partition('.')[0], 'Quantizing a bundle')
+        for m in ('onnx', 'onnxruntime.quantization'))
     images = iter(pixels)
     class Reader(tool.CalibrationDataReader):
         def get_next(self): return next(({'image': p} for p in images), None)
@@ -87,7 +89,9 @@ def _prepared(files, bundle, bs=8):
     "Images as the model sees them, in batches"
     batch, found = [], 0
     for file in progress(files, 'calibrating', unit='img'):
-        try: batch.append(np.asarray(prepare(load_image(file, bundle.min_side), bundle.size, bundle.method, bundle.pad_mode)))
+        try:
+            batch.append(np.asarray(prepare(load_image(file, bundle.min_side), bundle.size, bundle.method,
+                        bundle.pad_mode)))
         except ImageError: continue
         if len(batch) == bs: yield np.stack(batch); batch = []
         found += 1
@@ -105,8 +109,10 @@ def compare_bundles(
     expect('before', before, str, os.PathLike, Bundle)
     expect('after', after, str, os.PathLike, Bundle)
     files, sides = find_images(files), [Classifier(b) for b in (before, after)]
-    if sides[0].labels != sides[1].labels: raise BundleError('The two bundles have different labels, so their answers cannot be compared')
-    rows = [(a.prediction, b.prediction, Path(a.file).parent.name) for a, b in zip(*(c.predict_batch(files) for c in sides)) if a.prediction and b.prediction]
+    if sides[0].labels != sides[1].labels:
+        raise BundleError('The two bundles have different labels, so their answers cannot be compared')
+    rows = [(a.prediction, b.prediction, Path(a.file).parent.name)
+        for a, b in zip(*(c.predict_batch(files) for c in sides)) if a.prediction and b.prediction]
     if not rows: raise DataError('None of the images in `files` can be opened, so nothing can be compared')
     labels = sides[0].labels
     p, q = (np.array([[row[i].probabilities[label] for label in labels] for row in rows]) for i in (0, 1))
@@ -114,18 +120,22 @@ def compare_bundles(
     errors = np.mean(named, axis=0).tolist() if named else [None, None]
     sizes = [len(model_bytes(c.bundle)) for c in sides]
     moved = [b.ood_score - a.ood_score for a, b, _ in rows if a.ood_score is not None and b.ood_score is not None]
-    return dict(n=len(rows), changed=int((p.argmax(1) != q.argmax(1)).sum()), largest_change=float(np.abs(p - q).max()), mean_change=float(np.abs(p - q).mean()),
-        error_before=errors[0], error_after=errors[1], n_labelled=len(named), bytes_before=sizes[0], bytes_after=sizes[1],
-        ood_score_moved=float(np.median(moved)) if moved else None)
+    return dict(n=len(rows), changed=int((p.argmax(1) != q.argmax(1)).sum()), largest_change=float(np.abs(p - q).max()),
+        mean_change=float(np.abs(p - q).mean()),
+        error_before=errors[0], error_after=errors[1], n_labelled=len(named), bytes_before=sizes[0],
+        bytes_after=sizes[1], ood_score_moved=float(np.median(moved)) if moved else None)
 
 def changes_html(
     changes: dict[str, Any],  # From `compare_bundles`
 ) -> Html:                    # A table
     "What changed between two bundles, for people"
     def share(v): return 'not known' if v is None else f'{v:.1%}'
-    rows = [{'': 'size', 'before': f'{changes["bytes_before"]/1e6:.2f} MB', 'after': f'{changes["bytes_after"]/1e6:.2f} MB'},
-        {'': f'error on {changes["n_labelled"]:,} images', 'before': share(changes['error_before']), 'after': share(changes['error_after'])}]
-    return Html(f'{html_table(rows)}<p>{changes["changed"]:,} of {changes["n"]:,} answers changed; a probability moved by {changes["mean_change"]:.4f} on average and by {changes["largest_change"]:.4f} at most.</p>')
+    rows = [{'': 'size', 'before': f'{changes["bytes_before"]/1e6:.2f} MB',
+            'after': f'{changes["bytes_after"]/1e6:.2f} MB'},
+        {'': f'error on {changes["n_labelled"]:,} images', 'before': share(changes['error_before']),
+                'after': share(changes['error_after'])}]
+    return Html(f'{html_table(rows)}<p>'
+        f'{changes["changed"]:,} of {changes["n"]:,} answers changed; a probability moved by {changes["mean_change"]:.4f} on average and by {changes["largest_change"]:.4f} at most.</p>' '')
 
 # %% ../../nbs/export/08_variants.ipynb #337be791
 def compress_bundle(
@@ -144,22 +154,32 @@ def compress_bundle(
     if key is not None: read_key(key, secret=True)
     kind = dict(fp16='float16').get(kind, kind)
     if kind not in ('float16', 'int8'): raise ValueError(f'`kind` must be float16 or int8, got {kind!r}')
-    if source.variant != 'float32': raise BundleError(f'{bundle} is stored as {source.variant} already; compress the original')
+    if source.variant != 'float32':
+        raise BundleError(f'{bundle} is stored as {source.variant} already; compress the original')
     if dest.exists(): raise BundleError(f'{dest} exists already')
-    held, files = (files[::4], [f for i, f in enumerate(files) if i % 4]) if held is None else (find_images(held), files)
-    if not held or kind == 'int8' and not files: raise DataError(f'`files` holds {len(files)} images and `held` {len(held)}; images are needed to compare on' + (', and to calibrate on' if kind == 'int8' else ''))
+    held, files = (files[::4], [f for i, f in enumerate(files) if i % 4]) if held is None else (find_images(held),
+        files)
+    if not held or kind == 'int8' and not files:
+        raise DataError(f'`files` holds {len(files)} images and `held` {len(held)}; images are needed to compare on'
+            + (', and to calibrate on' if kind == 'int8' else ''))
     model = model_bytes(source)
     model = store_as_float16(model) if kind == 'float16' else quantize(model, _prepared(files, source))
     dest.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f'.{dest.name}-') as aside: return _write_compared(replace(source, variant=kind, weights=None), model, Path(aside)/'new', source, held, max_changed, key, dest)
+    with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f'.{dest.name}-') as aside:
+        return _write_compared(replace(source, variant=kind, weights=None), model, Path(aside)/'new', source, held,
+            max_changed, key, dest)
 
 def _write_compared(metadata, model, aside, source, held, max_changed, key, dest):
     "Compare, and put the new bundle in place if it answers alike"
     changes = compare_bundles(source, write_bundle(metadata, model, aside), held)
     if changes['changed'] > max_changed*changes['n']:
-        raise BundleError(f'As {metadata.variant} the model would answer differently: {changes["changed"]} of {changes["n"]} answers change, and at most {max_changed:.0%} are accepted. Other images to calibrate on may help')
+        raise BundleError(f'As {metadata.variant} the model would answer differently: {changes["changed"]} of '
+            f'{changes["n"]} answers change, and at most {max_changed:.0%} are accepted. Other images to calibrate '
+            'on may help')
     metadata = replace(metadata, metrics=metadata.metrics | dict(compressed=changes))
-    if metadata.ood_score and changes['ood_score_moved'] is not None: metadata.ood_score = metadata.ood_score | dict(threshold=metadata.ood_score['threshold'] + changes['ood_score_moved'])
+    if metadata.ood_score and changes['ood_score_moved'] is not None:
+        metadata.ood_score = (metadata.ood_score
+            | dict(threshold=metadata.ood_score['threshold'] + changes['ood_score_moved']))
     new = write_bundle(metadata, model, aside, model_card(metadata, dest.name))
     if key is not None: sign_bundle(new, key)
     os.replace(zip_bundle(new) if dest.suffix.lower() == '.zip' else new, dest)

@@ -34,8 +34,11 @@ from ..inference.files import BundleError, weights_file
 from ..train.arch import TrainError, get_arch, own_archs, says_if_uncuttable
 
 # %% ../../nbs/export/01_weights.ipynb #02908f41
-_head_layers = dict(AdaptiveConcatPool2d=(AdaptiveConcatPool2d, ('size',)), AdaptiveAvgPool2d=(nn.AdaptiveAvgPool2d, ('output_size',)), Flatten=(Flatten, ('full',)), ReLU=(nn.ReLU, ('inplace',)), Dropout=(nn.Dropout, ('p', 'inplace')),
-    BatchNorm1d=(nn.BatchNorm1d, ('num_features', 'eps', 'momentum', 'affine')), Linear=(nn.Linear, ('in_features', 'out_features', 'bias')))
+_head_layers = dict(AdaptiveConcatPool2d=(AdaptiveConcatPool2d, ('size',)),
+    AdaptiveAvgPool2d=(nn.AdaptiveAvgPool2d, ('output_size',)), Flatten=(Flatten, ('full',)),
+    ReLU=(nn.ReLU, ('inplace',)), Dropout=(nn.Dropout, ('p', 'inplace')),
+    BatchNorm1d=(nn.BatchNorm1d, ('num_features', 'eps', 'momentum', 'affine')),
+    Linear=(nn.Linear, ('in_features', 'out_features', 'bias')))
 
 def build_network(
     arch: str,                # Name of the architecture
@@ -53,7 +56,8 @@ def build_network(
         if not isinstance(recipe.get('head'), list): raise TrainError('its head is not described')
         head = [_layer(spec) for spec in recipe['head']]
         known = get_arch(arch)
-        body = create_timm_model(known, n_labels, pretrained=False)[0][0] if isinstance(known, str) else create_vision_model(known, n_labels, pretrained=False)[0]
+        body = (create_timm_model(known, n_labels, pretrained=False)[0][0] if isinstance(known, str)
+            else create_vision_model(known, n_labels, pretrained=False)[0])
         return nn.Sequential(body, nn.Sequential(*head))
 
 _cut_off = 150_000_000  # Numbers that the part of an architecture may have that is cut off, as VGG's last layers
@@ -74,14 +78,20 @@ def _at_most(limit) -> Iterator[None]:
 
 def _layer(spec):
     "One layer of a head"
-    if not isinstance(spec, list) or len(spec) != 2 or spec[0] not in _head_layers or not isinstance(spec[1], dict): raise TrainError(f'the layer {spec!r:.60} is not known')
+    if not isinstance(spec, list) or len(spec) != 2 or spec[0] not in _head_layers or not isinstance(spec[1], dict):
+        raise TrainError(f'the layer {spec!r:.60} is not known')
     kind, names = _head_layers[spec[0]]
-    if set(spec[1]) - set(names) or not all(v is None or isinstance(v, (int, float)) for v in spec[1].values()): raise TrainError(f'the layer {spec!r:.60} has settings that are not known')
-    sides, pools = ([spec[1].get(k) for k in names] for names in (('num_features', 'in_features', 'out_features'), ('size', 'output_size')))
-    if not all(n is None or isinstance(n, int) and 0 < n < 1 << 20 for n in sides) or np.prod([n or 1 for n in sides], dtype=float) > 1e9 or not all(n is None or n in range(1, 17) for n in pools):
+    if set(spec[1]) - set(names) or not all(v is None or isinstance(v, (int, float)) for v in spec[1].values()):
+        raise TrainError(f'the layer {spec!r:.60} has settings that are not known')
+    sides, pools = ([spec[1].get(k) for k in names]
+        for names in (('num_features', 'in_features', 'out_features'), ('size', 'output_size')))
+    if not all(n is None or isinstance(n, int) and 0 < n < 1 << 20
+        for n in sides) or np.prod([n or 1 for n in sides], dtype=float) > 1e9 or not all(n is None or n in range(1, 17)
+        for n in pools):
         raise TrainError(f'the layer {spec!r:.60} is larger than layers of a head are')
     try: return kind(**spec[1])
-    except (ValueError, TypeError, RuntimeError) as e: raise TrainError(f'the layer {spec!r:.60} cannot be made: {e}') from e
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise TrainError(f'the layer {spec!r:.60} cannot be made: {e}') from e
 
 # %% ../../nbs/export/01_weights.ipynb #5a692719
 def learner_weights(
@@ -101,15 +111,21 @@ def _recipe(learn, state):
         try: network = build_network(name, recipe, len(learn.dls.vocab))
         except (TrainError, ImportError, TypeError, ValueError, RuntimeError): continue
         own = network.state_dict()
-        if {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in state.items()} and repr(network) == repr(learn.model): return recipe
+        if ({k: v.shape for k, v in own.items()} == {k: v.shape for k, v in state.items()}
+                and repr(network) == repr(learn.model)):
+            return recipe
     return dict(builder='own')
 
 def _head_words(model):
     "The layers of a head by name and setting; empty if one is not known"
-    head = list(model[1]) if isinstance(model, nn.Sequential) and len(model) == 2 and isinstance(model[1], nn.Sequential) else []
+    head = (list(model[1]) if isinstance(model, nn.Sequential) and len(model) == 2
+        and isinstance(model[1], nn.Sequential) else [])
     if any(type(layer) is not _head_layers.get(type(layer).__name__, (None,))[0] for layer in head): return []
-    def setting(layer, name): return {'bias': lambda: layer.bias is not None, 'size': lambda: layer.ap.output_size}.get(name, lambda: getattr(layer, name))()
-    return [[type(layer).__name__, {n: setting(layer, n) for n in _head_layers[type(layer).__name__][1]}] for layer in head]
+    def setting(layer, name):
+        return {'bias': lambda: layer.bias is not None, 'size': lambda: layer.ap.output_size}.get(name,
+            lambda: getattr(layer, name))()
+    return [[type(layer).__name__, {n: setting(layer, n) for n in _head_layers[type(layer).__name__][1]}]
+        for layer in head]
 
 # %% ../../nbs/export/01_weights.ipynb #f315de7f
 def bundle_dls(
@@ -120,7 +136,8 @@ def bundle_dls(
     opener = OpenImage(bundle.min_side) if bundle.min_side else PILImage.create
     images = TransformBlock(type_tfms=[opener], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
     plain = (bundle.mean, bundle.std) == ([0.]*3, [1.]*3)
-    block = DataBlock(blocks=(images, CategoryBlock(vocab=bundle.labels, sort=False)), get_x=_shown, get_y=parent_label, splitter=IndexSplitter([0]),
+    block = DataBlock(blocks=(images, CategoryBlock(vocab=bundle.labels, sort=False)), get_x=_shown, get_y=parent_label,
+        splitter=IndexSplitter([0]),
         item_tfms=_resize(bundle), batch_tfms=[] if plain else [Normalize.from_stats(bundle.mean, bundle.std)])
     return block.dataloaders([_NoImage(f'{i}/none.jpg') for i in bundle.labels], bs=8, num_workers=0).new_empty()
 
@@ -133,7 +150,8 @@ def _resize(bundle):
     "fastai's transform for the bundle's rule"
     width, height = bundle.size
     if bundle.method == 'random_crop': return RandomResizedCrop((height, width))
-    return Resize((height, width), getattr(ResizeMethod, bundle.method.capitalize()), pad_mode=getattr(PadMode, bundle.pad_mode.capitalize()))
+    return Resize((height, width), getattr(ResizeMethod, bundle.method.capitalize()),
+        pad_mode=getattr(PadMode, bundle.pad_mode.capitalize()))
 
 # %% ../../nbs/export/01_weights.ipynb #f9fa67fb
 def learner_from_bundle(
@@ -148,11 +166,13 @@ def learner_from_bundle(
     expect('key', key, str, os.PathLike, None)
     bundle = read_bundle(path, key)
     if dls is not None and [str(v) for v in dls.vocab] != bundle.labels:
-        raise TrainError(f'`dls` has the labels {", ".join(map(str, dls.vocab))}; the bundle\'s are {", ".join(bundle.labels)}')
+        raise TrainError(f'`dls` has the labels {", ".join(map(str, dls.vocab))}; the bundle\'s are '
+            f'{", ".join(bundle.labels)}')
     state = _tensors(bundle)
     network = _network(bundle, state) if model is None else model
     _fill(network, state, bundle)
-    learn = Learner(bundle_dls(bundle) if dls is None else dls, network, loss_func=CrossEntropyLossFlat(), metrics=error_rate, splitter=_splitter(bundle, model))
+    learn = Learner(bundle_dls(bundle) if dls is None else dls, network, loss_func=CrossEntropyLossFlat(),
+        metrics=error_rate, splitter=_splitter(bundle, model))
     learn.arch, learn.temperature = bundle.arch, bundle.temperature
     return learn
 
@@ -173,11 +193,15 @@ def _network(bundle, state):
     "The untrained network that the metadata tell of, no larger than its weights"
     n_numbers = sum(t.numel() for t in state.values())
     try: return build_network(bundle.arch, bundle.weights, len(bundle.labels), n_numbers)
-    except (TrainError, ImportError, TypeError, ValueError, RuntimeError) as e: raise BundleError(f'{bundle.path} does not tell how its network is built: {e}. Pass an untrained one as `model`') from e
+    except (TrainError, ImportError, TypeError, ValueError, RuntimeError) as e:
+        raise BundleError(f'{bundle.path} does not tell how its network is built: {e}. Pass an untrained one as `model`') from e
 
 def _fill(network, state, bundle):
     "Weights into the network, if every one has its place"
     own = network.state_dict()
     wrong = sorted(set(own) ^ set(state)) + [k for k in own if k in state and own[k].shape != state[k].shape]
-    if wrong: raise BundleError(f'The weights of {bundle.path} do not fit: {wrong[0]}{f" and {len(wrong) - 1} more" if wrong[1:] else ""}; `model` must have the form of the exported network')
+    if wrong:
+        raise BundleError(f'The weights of {bundle.path} do not fit: '
+            f'{wrong[0]}{f" and {len(wrong) - 1} more" if wrong[1:] else ""}; `model` must have the form of the '
+            'exported network')
     network.load_state_dict(state)

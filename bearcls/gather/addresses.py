@@ -54,7 +54,8 @@ def hosts_allowed(
     if isinstance(allow_private, bool): return allow_private
     return frozenset(h.lower() for h in ([allow_private] if isinstance(allow_private, str) else allow_private))
 
-def _is_allowed(host, allow_private): return allow_private if isinstance(allow_private, bool) else host.lower() in allow_private
+def _is_allowed(host, allow_private):
+    return allow_private if isinstance(allow_private, bool) else host.lower() in allow_private
 
 # %% ../../nbs/gather/01_addresses.ipynb #369b3da8
 _well_formed = re.compile(r"(?:[\w\-.~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+", re.ASCII)  # Sent as it is: signatures of addresses depend on every letter
@@ -68,7 +69,8 @@ def checked_address(
     except ValueError: raise FetchError('', 'the address cannot be read', 'refused') from None
     host = (url.raw_host or '').lower()
     if url.scheme not in ('http', 'https'):
-        raise FetchError('', f'only http and https addresses are visited, not {url.scheme[:20] or "a bare name"}', 'refused')
+        raise FetchError('', f'only http and https addresses are visited, not {url.scheme[:20] or "a bare name"}',
+            'refused')
     if not host: raise FetchError('', 'the address names no host', 'refused')
     if len(address) > 20_000: raise FetchError(host, f'the address is {len(address):,} characters long', 'refused')
     if not _looks_public(host) and not _is_allowed(host, hosts_allowed(allow_private)): raise _private(host)
@@ -79,10 +81,12 @@ def _looks_public(host):
     "Could this host be on the public internet, as far as its spelling tells?"
     with contextlib.suppress(ValueError): return is_public(host)
     last = host.rstrip('.').rpartition('.')[2]
-    if re.fullmatch(r'0x[0-9a-f]*|\d+', last): raise FetchError(host, 'the host is a number and no plain address', 'refused')
+    if re.fullmatch(r'0x[0-9a-f]*|\d+', last):
+        raise FetchError(host, 'the host is a number and no plain address', 'refused')
     return last != 'localhost'
 
-def _private(host): return FetchError(host, f'{host[:100]} is on a private network; `allow_private` would permit it', 'refused')
+def _private(host):
+    return FetchError(host, f'{host[:100]} is on a private network; `allow_private` would permit it', 'refused')
 
 # %% ../../nbs/gather/01_addresses.ipynb #4e23780d
 class GuardedResolver(aiohttp.abc.AbstractResolver):
@@ -103,8 +107,10 @@ class GuardedResolver(aiohttp.abc.AbstractResolver):
         ask = partial(self.lookup, host, port, family, socket.SOCK_STREAM)
         try: found = await asyncio.get_running_loop().run_in_executor(self.pool, ask)
         except UnicodeError as e: raise OSError(socket.EAI_NONAME, 'no host can have this name') from e
-        if not _is_allowed(host, self.allow_private) and not all(is_public(f[4][0]) for f in found): raise _private(host)
-        return [dict(hostname=host, host=f[4][0], port=port, family=f[0], proto=f[2], flags=socket.AI_NUMERICHOST) for f in found]
+        if not _is_allowed(host, self.allow_private) and not all(is_public(f[4][0]) for f in found):
+            raise _private(host)
+        return [dict(hostname=host, host=f[4][0], port=port, family=f[0], proto=f[2], flags=socket.AI_NUMERICHOST)
+            for f in found]
 
     async def close(self) -> None:
         "Let the threads go"

@@ -55,7 +55,8 @@ def _accept(data):
     except FileFlaw as e: raise ImageError(f'it {e}', e.reason) from e
     except Image.DecompressionBombError as e: raise ImageError('it claims more pixels than are accepted', 'bomb') from e
     except Exception as e: raise ImageError(f'it cannot be opened: {e}') from e  # decoders know many ways to fail, and none of them may end a run
-    with _one_large if n_pixels > 20_000_000 else contextlib.nullcontext(): small = small_grey(load_image(data, min_side=256))
+    with _one_large if n_pixels > 20_000_000 else contextlib.nullcontext():
+        small = small_grey(load_image(data, min_side=256))
     phash = f'{perceptual_hash(small):016x}'
     return _Image(sha256(data), suffix, *image_size(data), len(data), phash)
 
@@ -69,7 +70,8 @@ class _Workplace:
     "The hidden folder of an unfinished run"
     def __init__(self, dest):
         self.dest, self.path, self.numbers = dest, dest/'.bearcls-download', itertools.count()
-        if self.path.is_symlink(): raise DataError(f'{self.path} is a link; files would be written and cleared where it leads')
+        if self.path.is_symlink():
+            raise DataError(f'{self.path} is a link; files would be written and cleared where it leads')
         self.path.mkdir(parents=True, exist_ok=True)
         self.file, self.lock = self.path/'journal.jsonl', open(self.path/'lock', 'ab')
         if hold_file(self.lock): return
@@ -115,7 +117,9 @@ def _left_over(file, dest):
     for line in file.read_bytes().splitlines():
         try: known = json.loads(line)
         except (ValueError, RecursionError): continue
-        if isinstance(known, dict) and all(isinstance(known.get(k, ''), str) for k in ('file', 'label', 'url', 'status', 'sha256')): rows.append(ImageRow(**{k: v for k, v in known.items() if k in names}))
+        if (isinstance(known, dict)
+                and all(isinstance(known.get(k, ''), str) for k in ('file', 'label', 'url', 'status', 'sha256'))):
+            rows.append(ImageRow(**{k: v for k, v in known.items() if k in names}))
     return [r for r in rows if not r.file or (dest/r.file).is_file()]
 
 # %% ../../nbs/gather/06_download.ipynb #22538759
@@ -133,7 +137,8 @@ def _label_from(rows, dest, label):
     "The state of a label in an image folder"
     mine = [r for r in rows if r.label == label]
     banned = {r.sha256: r.file for r in mine if r.status == 'quarantined' and r.sha256}
-    files = {r.sha256: r.file for r in reversed(mine) if r.status == 'ok' and r.sha256 and _is_whole(dest/r.file, r.bytes)}
+    files = {r.sha256: r.file
+        for r in reversed(mine) if r.status == 'ok' and r.sha256 and _is_whole(dest/r.file, r.bytes)}
     held = files.keys() | banned.keys()
     def is_settled(r): return r.status == 'quarantined' or r.status in ('ok', 'duplicate') and r.sha256 in held
     settled = {r.url: r for r in mine if r.url and is_settled(r)}
@@ -160,7 +165,8 @@ def _mark_duplicates(rows, state):
     taken = set()
     for i, r in enumerate(rows):
         file = state.files.get(r.sha256)
-        if not file or r.label != state.name or r.status not in ('ok', 'duplicate') or r.file not in ('', file): continue
+        if not file or r.label != state.name or r.status not in ('ok', 'duplicate') or r.file not in ('', file):
+            continue
         if r.sha256 not in taken: rows[i] = replace(r, status='ok', file=file, reason='')
         elif r.url: rows[i] = replace(r, status='duplicate', file='', reason=f'the same bytes as {file}')
         taken.add(r.sha256)
@@ -197,7 +203,8 @@ async def _fetch_all(place, state, todo, limits, told, **run):
             told(results[url], '')
         local = {r.image: local_path(r.image) for r in todo if r.provider == 'local' and local_path(r.image)}
         await _in_turn(settle, local, limits.max_bytes, run['stop'])
-        await fetch_many([url for url in results if url not in local], settle, limits, {'Accept': 'image/*,*/*;q=0.5'}, **run)
+        await fetch_many([url for url in results if url not in local], settle, limits, {'Accept': 'image/*,*/*;q=0.5'},
+            **run)
 
 async def _in_turn(settle, files, max_bytes, stop):
     "Read files of this machine, as many at once as are decoded at once"
@@ -205,7 +212,8 @@ async def _in_turn(settle, files, max_bytes, stop):
     async def reader():
         for url, file in waiting:
             why = stop()
-            await settle(url, FetchError('', why, 'stopped') if why else await asyncio.to_thread(_read_local, file, max_bytes))
+            await settle(url,
+                FetchError('', why, 'stopped') if why else await asyncio.to_thread(_read_local, file, max_bytes))
     await asyncio.gather(*[reader() for _ in range(_n_decoders)])
 
 def _read_local(file, max_bytes):
@@ -221,7 +229,8 @@ _reserved = {'con', 'prn', 'aux', 'nul', *(f'{kind}{n}' for kind in ('com', 'lpt
 
 def _plain_name(label):
     "A label that is the name of a folder and nothing else"
-    plain = isinstance(label, str) and label and label.isprintable() and label == label.strip() and '.' not in (label[0], label[-1])
+    plain = (isinstance(label, str) and label and label.isprintable() and label == label.strip()
+        and '.' not in (label[0], label[-1]))
     if not plain or any(c in '/\\:*?"<>|' for c in label) or label.lower().partition('.')[0] in _reserved:
         raise DataError('`label` must be a plain folder name without / \\ : * ? " < > |, not begin or end with a dot '
                         f'and not be a device name of Windows, got {label!r}')
@@ -231,7 +240,9 @@ def _as_results(results):
     "Results with distinct addresses; bare addresses become results"
     if isinstance(results, str): raise DataError('`results` must be a list of results or addresses, got one string')
     found = [r if isinstance(r, SearchResult) else SearchResult(str(r)) for r in results]
-    found, first = [replace(r, **{k: _storable(v)[:20_001 if k == 'image' else 2_000] for k, v in asdict(r).items() if isinstance(v, str)}) for r in found], {}
+    found, first = [replace(r,
+            **{k: _storable(v)[:20_001 if k == 'image' else 2_000] for k, v in asdict(r).items() if isinstance(v, str)})
+        for r in found], {}
     for r in found: first.setdefault(r.image, r)
     return list(first.values())
 
@@ -258,14 +269,17 @@ def download_images(
     if not isinstance(results, str): expect_all('results', results)
     expect('dest', dest, str, os.PathLike)
     dest, label = Path(dest), _plain_name(label)
-    for name, number in dict(n_connections=n_connections, per_host=per_host, enough=1 if enough is None else enough).items():
+    for name, number in dict(n_connections=n_connections, per_host=per_host,
+        enough=1 if enough is None else enough).items():
         if number < 1: raise DataError(f'`{name}` must be at least 1, got {number}')
     results = _as_results(results)
-    limits = FetchLimits(timeout=timeout, max_bytes=max_bytes, allow_private=allow_private, respect_robots=respect_robots, **limits)
+    limits = FetchLimits(timeout=timeout, max_bytes=max_bytes, allow_private=allow_private,
+        respect_robots=respect_robots, **limits)
     try:
         (dest/label).mkdir(parents=True, exist_ok=True)
         with contextlib.closing(_Workplace(dest)) as place:
-            return _download(place, label, results, limits, enough, deadline=deadline, n_connections=n_connections, per_host=per_host)
+            return _download(place, label, results, limits, enough, deadline=deadline, n_connections=n_connections,
+                per_host=per_host)
     except OSError as e: raise DataError(f'{dest} cannot be written: {e.strerror or e}') from e
 
 # %% ../../nbs/gather/06_download.ipynb #4d076059
@@ -282,11 +296,13 @@ def _download(place, label, results, limits, enough, **run):
             n['failed' if why_skipped or state.rows[result.image].status == 'failed' else 'good'] += 1
             bar.set_postfix_str(f"{n['good']} good, {n['failed']} failed", refresh=False)
             bar.update(1)
-        def stop(): return 'not fetched: enough images had come' if enough is not None and len(state.files) >= enough else ''
+        def stop():
+            return 'not fetched: enough images had come' if enough is not None and len(state.files) >= enough else ''
         try: run_aside(lambda: _fetch_all(place, state, todo, limits, told, stop=stop, **run))
         finally:
             place.clear()
-            fresh = [_final_row(state, r, skipped.get(r.image, 'the run was stopped before it was fetched')) for r in results]
+            fresh = [_final_row(state, r, skipped.get(r.image, 'the run was stopped before it was fetched'))
+                for r in results]
             rows = _mark_duplicates(_merge(old, fresh), state)
             place.finish(rows)
     by_url = {r.url: r for r in rows if r.label == label}
@@ -332,7 +348,8 @@ def gather(
             except SearchError as e: answer = SearchResults(errors=[e])
             found += answer
             failures += answer.errors
-            rows += [ImageRow(label=label, term=term, provider=e.provider, status='failed', reason=str(e)) for e in answer.errors]
+            rows += [ImageRow(label=label, term=term, provider=e.provider, status='failed', reason=str(e))
+                for e in answer.errors]
         rows += download_images(dest, found, label, **download)
     if failures and not any(r.status == 'ok' for r in rows): raise failures[0]
     return rows

@@ -160,7 +160,8 @@ def _words(error, host):
     if isinstance(error, aiohttp.ClientConnectorError):
         words = os.strerror(cause.errno).lower() if (cause.errno or 0) > 0 else 'the host cannot be reached'
         return FetchError(host, f'no connection: {words}', 'unreachable', busy=isinstance(cause, ConnectionResetError))
-    if isinstance(error, (aiohttp.InvalidURL, ValueError)): return FetchError(host, 'the address cannot be used', 'refused')
+    if isinstance(error, (aiohttp.InvalidURL, ValueError)):
+        return FetchError(host, 'the address cannot be used', 'refused')
     if isinstance(error, aiohttp.ClientResponseError):
         return FetchError(host, 'the answer is not proper HTTP, or its header is too long', 'broken')
     return FetchError(host, 'the connection broke off before the end', 'broken', busy=True)
@@ -217,11 +218,13 @@ class _Queue:
             self._offer(due)
 
     def _offer(self, host):
-        if host in self.waiting and host not in self.paused and self.running[host] < self.per_host: self.turns.setdefault(host)
+        if host in self.waiting and host not in self.paused and self.running[host] < self.per_host:
+            self.turns.setdefault(host)
 
     def rest(self):
         "All jobs that have not started, taken out"
-        jobs = [j for q in self.waiting.values() for j in q] + [due for _, _, due in self.later if isinstance(due, _Job)]
+        jobs = ([j for q in self.waiting.values() for j in q]
+            + [due for _, _, due in self.later if isinstance(due, _Job)])
         self.__init__(self.per_host)
         return jobs
 
@@ -293,7 +296,8 @@ def _pause(job, error, limits):
 def _follow(job, to, limits):
     "Send a job to the address of a redirect; a `FetchError` if it must not go there"
     job.hops += 1
-    if job.hops > limits.max_redirects: return FetchError(job.host, f'more than {limits.max_redirects} redirects', 'refused')
+    if job.hops > limits.max_redirects:
+        return FetchError(job.host, f'more than {limits.max_redirects} redirects', 'refused')
     if _site(to) != _site(job.url):
         if any(value in unquote(to) for value in job.secrets.values()):
             return FetchError(job.host, 'a redirect would carry a key to another host', 'refused')
@@ -454,10 +458,13 @@ async def _ask_robots(run, job):
     "Refuse what the site's robots.txt does not want visited"
     url = checked_address(job.url, run.limits.allow_private)
     site = str(url.origin())
-    if site not in run.rules: run.rules[site] = asyncio.ensure_future(_read_robots(run, _Job('', f'{site}/robots.txt', job.host)))
+    if site not in run.rules:
+        run.rules[site] = asyncio.ensure_future(_read_robots(run, _Job('', f'{site}/robots.txt', job.host)))
     rules = await asyncio.shield(run.rules[site])
-    if rules is None: raise FetchError(job.host, 'its robots.txt cannot be read just now, so nothing is visited', 'robots')
-    if not rules.can_fetch('bearcls', str(url)): raise FetchError(job.host, 'robots.txt does not want this address visited', 'robots')
+    if rules is None:
+        raise FetchError(job.host, 'its robots.txt cannot be read just now, so nothing is visited', 'robots')
+    if not rules.can_fetch('bearcls', str(url)):
+        raise FetchError(job.host, 'robots.txt does not want this address visited', 'robots')
 
 async def _read_robots(run, job):
     "A site's rules; None where they cannot be told"

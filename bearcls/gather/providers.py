@@ -86,7 +86,8 @@ def _license_name(license, names):
     if license not in licenses: raise DataError(f'`license` must be one of {", ".join(licenses)}, got {license!r}')
     return names[license]
 
-def _known(provider, term, license): return dict(provider=provider, term=term, license=f'{license} (filter)' if license else '')
+def _known(provider, term, license):
+    return dict(provider=provider, term=term, license=f'{license} (filter)' if license else '')
 
 # %% ../../nbs/gather/04_providers.ipynb #573fcf9c
 def _stems(text):
@@ -101,9 +102,12 @@ def search_local(
 ) -> SearchResults:             # In the order of the folder or the file
     "Search a folder of images or a file of results"
     source, wanted = Path(source), _stems(term)
-    if not source.exists(): raise SearchError('local', f'there is no folder or file {source}', 'Pass `source=` the path of an image folder or of a JSON file')
+    if not source.exists():
+        raise SearchError('local', f'there is no folder or file {source}',
+            'Pass `source=` the path of an image folder or of a JSON file')
     known = _folder_results(source) if source.is_dir() else _file_results(source)
-    return collect([[replace(r, term=term, provider=r.provider or 'local') for text, r in known if wanted <= _stems(text)]], max_images)
+    return collect([[replace(r, term=term, provider=r.provider or 'local')
+                for text, r in known if wanted <= _stems(text)]], max_images)
 
 # %% ../../nbs/gather/04_providers.ipynb #ebfd1cea
 def _folder_results(folder):
@@ -111,8 +115,10 @@ def _folder_results(folder):
     rows = {r.file: r for r in known_rows(folder)}
     for f in image_files(folder):
         row = rows.get(name := f.relative_to(folder).as_posix())
-        told = dict(page=row.page, title=row.title or f.stem, license=row.license, width=row.width, height=row.height) if row else dict(title=f.stem)
-        yield f'{name} {told["title"]} {row.term if row else ""}', SearchResult(Path(os.path.abspath(f)).as_uri(), **told)
+        told = (dict(page=row.page, title=row.title or f.stem, license=row.license, width=row.width, height=row.height)
+            if row else dict(title=f.stem))
+        yield f'{name} {told["title"]} {row.term if row else ""}', SearchResult(Path(os.path.abspath(f)).as_uri(),
+            **told)
 
 def _file_results(file):
     "Text to match and result of each entry of a JSON file"
@@ -130,12 +136,15 @@ class _Told:
         "The answer, or a `FetchError`"
         host, ddgs_errors = urlsplit(url).hostname, optional_import('ddgs.exceptions', 'ddgs')
         try: answer = self.client.request(method, url, **options)
-        except ddgs_errors.TimeoutException: raise FetchError(host, f'{host} did not answer in time', 'silent', busy=True) from None
+        except ddgs_errors.TimeoutException:
+            raise FetchError(host, f'{host} did not answer in time', 'silent', busy=True) from None
         except ddgs_errors.DDGSException as e:
-            raise FetchError(host, f'no connection to {host} ({str(e).partition(":")[0][:40]})', 'unreachable') from None
+            raise FetchError(host, f'no connection to {host} ({str(e).partition(":")[0][:40]})',
+                'unreachable') from None
         if (status := answer.status_code) == 200: return answer
         said = {k.lower(): v for k, v in getattr(getattr(answer, '_resp', answer), 'headers', {}).items()}
-        raise FetchError(host, f'HTTP {status} from {host}', 'status', status, said.get('retry-after', ''), is_busy(status) or status in (202, 403, 418))
+        raise FetchError(host, f'HTTP {status} from {host}', 'status', status, said.get('retry-after', ''),
+            is_busy(status) or status in (202, 403, 418))
 
 # %% ../../nbs/gather/04_providers.ipynb #e1fce374
 def _engine(module, name, client):
@@ -186,11 +195,13 @@ def _read_answer(provider, data, name):
     try: answer = json.loads(data)
     except (ValueError, RecursionError): answer = None
     entries = answer.get(name, []) if isinstance(answer, dict) else None
-    if not isinstance(entries, list): raise SearchError(provider, 'the answer is no list of results', 'Try again later, or another provider')
+    if not isinstance(entries, list):
+        raise SearchError(provider, 'the answer is no list of results', 'Try again later, or another provider')
     return answer, entries
 
 # %% ../../nbs/gather/04_providers.ipynb #ff184f06
-_duckduckgo_names = dict(image='image', page='url', title='title', thumbnail='thumbnail', width='width', height='height')
+_duckduckgo_names = dict(image='image', page='url', title='title', thumbnail='thumbnail', width='width',
+    height='height')
 _duckduckgo_licenses = dict(any='any', share='Share', share_commercially='ShareCommercially', modify='Modify',
                             modify_commercially='ModifyCommercially', public_domain='Public')
 
@@ -207,10 +218,12 @@ def search_duckduckgo(
     client: Any = None,         # Object with the `request` method of ddgs's client; None: that client
 ) -> SearchResults:             # In the provider's order
     "Search DuckDuckGo for images, through ddgs"
-    engine, name = _engine('duckduckgo_images', 'DuckduckgoImages', client), _license_name(license, _duckduckgo_licenses)
+    engine, name = _engine('duckduckgo_images', 'DuckduckgoImages', client), _license_name(license,
+        _duckduckgo_licenses)
     more = {**(filters or {}), **({'license_image': name} if name else {})}
     def page(n):
-        text = with_retries(lambda: _ask_duckduckgo(engine, term, region, 'on' if safe else 'off', n, more), 'duckduckgo', tries, wait)
+        text = with_retries(lambda: _ask_duckduckgo(engine, term, region, 'on' if safe else 'off', n, more),
+            'duckduckgo', tries, wait)
         entries = _read_answer('duckduckgo', text, 'results')[1]
         return [clean_result(_pick(e, _duckduckgo_names), **_known('duckduckgo', term, license)) for e in entries]
     return collect(map(page, range(1, 11)), max_images)
@@ -220,7 +233,8 @@ def _ask_duckduckgo(engine, term, region, safe, n, more):
     "One page: ddgs first asks for a token, then for the images"
     failed = optional_import('ddgs.exceptions', 'ddgs').DDGSException
     try: payload = engine.build_payload(term, region, safe, None, n, **more)
-    except failed: raise FetchError('duckduckgo.com', 'duckduckgo.com gave no token for a search', 'broken', busy=True) from None
+    except failed:
+        raise FetchError('duckduckgo.com', 'duckduckgo.com gave no token for a search', 'broken', busy=True) from None
     return engine.http_client.request('GET', engine.search_url, params=payload).text
 
 # %% ../../nbs/gather/04_providers.ipynb #02bd3dc3
@@ -235,7 +249,8 @@ class _BingPage(HTMLParser):
         attrs = dict(attrs)
         self.near = tag == 'span' and attrs.get('class') == 'nowrap'
         if tag != 'a' or not attrs.get('m'): return
-        with suppress(ValueError, RecursionError): self.entries += [e] if isinstance(e := json.loads(attrs['m']), dict) else []
+        with suppress(ValueError, RecursionError):
+            self.entries += [e] if isinstance(e := json.loads(attrs['m']), dict) else []
 
     def handle_data(self, data):
         size = re.match(r'\s*(\d{1,6})\s*[×x]\s*(\d{1,6})\b', data) if self.near and self.entries else None
@@ -243,8 +258,8 @@ class _BingPage(HTMLParser):
 
 # %% ../../nbs/gather/04_providers.ipynb #827a1082
 _bing_names = dict(image='murl', page='purl', title='t', thumbnail='turl', width='width', height='height')
-_bing_licenses = dict(any='licenseType-Any', share='license-L2_L3_L4_L5_L6_L7', share_commercially='license-L2_L3_L4', modify='license-L2_L3_L5_L6',
-                      modify_commercially='license-L2_L3', public_domain='license-L1')
+_bing_licenses = dict(any='licenseType-Any', share='license-L2_L3_L4_L5_L6_L7', share_commercially='license-L2_L3_L4',
+    modify='license-L2_L3_L5_L6', modify_commercially='license-L2_L3', public_domain='license-L1')
 
 @provider('bing', cached=True)
 def search_bing(
@@ -263,7 +278,8 @@ def search_bing(
     more = {'adlt': 'strict' if safe else 'off', **({'qft': wanted} if wanted else {})}
     def page(n):
         params = engine.build_payload(term, 'us-en', 'on' if safe else 'off', None, n) | more
-        text = with_retries(lambda: engine.http_client.request('GET', engine.search_url, params=params).text, 'bing', tries, wait)
+        text = with_retries(lambda: engine.http_client.request('GET', engine.search_url, params=params).text, 'bing',
+            tries, wait)
         return [clean_result(_pick(e, _bing_names), **_known('bing', term, license)) for e in _BingPage(text).entries]
     return collect(map(page, range(1, 41)), max_images)
 
@@ -271,8 +287,12 @@ def search_bing(
 def _key(provider, argument, value, variable, where):
     "A key from the argument or the environment"
     key = (os.environ.get(variable, '') if value is None else str(value)).strip()
-    if not key: raise SearchError(provider, f'there is no key: neither `{argument}=` nor the environment variable {variable} holds one', where)
-    if not re.fullmatch('[!-~]+', key): raise SearchError(provider, f'what `{argument}=` or {variable} holds is no key: it has spaces or letters that keys do not have', where)
+    if not key:
+        raise SearchError(provider,
+            f'there is no key: neither `{argument}=` nor the environment variable {variable} holds one', where)
+    if not re.fullmatch('[!-~]+', key):
+        raise SearchError(provider,
+            f'what `{argument}=` or {variable} holds is no key: it has spaces or letters that keys do not have', where)
     return key
 
 # %% ../../nbs/gather/04_providers.ipynb #5314c48b
@@ -287,15 +307,20 @@ def _key_words(error):
     "Why an interface with a key did not answer, and what to do about it"
     if error.status not in (400, 401, 403, 429): return _words(error)
     told = next((told for words, told in _refusals.items() if re.search(words.encode(), error.body, re.I)), None)
-    if not told: told = _refused if error.status in (401, 403) else ('it was asked too often, or its quota is used up', 'Wait, or try another provider') if error.status == 429 else _words(error)
+    if not told:
+        told = (_refused if error.status in (401, 403)
+            else ('it was asked too often, or its quota is used up', 'Wait, or try another provider')
+            if error.status == 429 else _words(error))
     return f'{told[0]} (HTTP {error.status})' if told[0] != error.why else error.why, told[1]
 
 # %% ../../nbs/gather/04_providers.ipynb #1c7124cd
 def _ask_api(provider, url, params, header, name, limits, words):
     "A page of a keyed interface: the whole answer, and the list in it under `name`"
-    params, limits = {k: str(v) for k, v in params.items() if v is not None}, limits or FetchLimits(max_bytes=5_000_000, max_wait=60.0)
+    params, limits = {k: str(v)
+        for k, v in params.items() if v is not None}, limits or FetchLimits(max_bytes=5_000_000, max_wait=60.0)
     once = replace(limits, tries=1, max_wait=float('inf'))  # the patience is ours
-    data = with_retries(lambda: fetch(url, params=params, headers=header, limits=once, secret=tuple(header)).data, provider, limits.tries, 1.0, limits.max_wait, words)
+    data = with_retries(lambda: fetch(url, params=params, headers=header, limits=once, secret=tuple(header)).data,
+        provider, limits.tries, 1.0, limits.max_wait, words)
     for key in header.values(): data = data.replace(key.encode(), b'')
     return _read_answer(provider, data, name)
 
@@ -303,10 +328,12 @@ def _further(following, now): return following if isinstance(following, int) and
 
 # %% ../../nbs/gather/04_providers.ipynb #4d54b843
 bing_endpoint = 'https://api.bing.microsoft.com'  # Closed in August 2025
-_bing_closed = 'Microsoft closed this interface in August 2025. Pass `endpoint=` of a server that still speaks it, or search Bing without a key: provider="bing"'
-_bing_api_names = dict(image='contentUrl', page='hostPageUrl', title='name', thumbnail='thumbnailUrl', width='width', height='height')
-_bing_api_licenses = dict(any='Any', share='Share', share_commercially='ShareCommercially', modify='Modify', modify_commercially='ModifyCommercially',
-                          public_domain='Public')
+_bing_closed = ('Microsoft closed this interface in August 2025. Pass `endpoint=` of a server that still speaks it, or '
+    'search Bing without a key: provider="bing"')
+_bing_api_names = dict(image='contentUrl', page='hostPageUrl', title='name', thumbnail='thumbnailUrl', width='width',
+    height='height')
+_bing_api_licenses = dict(any='Any', share='Share', share_commercially='ShareCommercially', modify='Modify',
+    modify_commercially='ModifyCommercially', public_domain='Public')
 _bing_api_keys = {'key': 'BING_SEARCH_KEY'}
 
 def _bing_words(error): return _key_words(error)[0], _bing_closed
@@ -328,7 +355,8 @@ def search_bing_api(
     endpoint = (endpoint or os.environ.get('BING_SEARCH_ENDPOINT') or bing_endpoint).rstrip('/')
     url, words = f'{endpoint}/{version}/images/search', _bing_words if endpoint == bing_endpoint else _key_words
     header = {'Ocp-Apim-Subscription-Key': _key('bing_api', 'key', key, _bing_api_keys['key'], _bing_closed)}
-    params = dict(q=term, count=min(max_images, 150), safeSearch='Strict' if safe else 'Off', license=_license_name(license, _bing_api_licenses), **(filters or {}))
+    params = dict(q=term, count=min(max_images, 150), safeSearch='Strict' if safe else 'Off',
+        license=_license_name(license, _bing_api_licenses), **(filters or {}))
     def pages(offset=0):
         while offset is not None:
             answer, entries = _ask_api('bing_api', url, params | {'offset': offset}, header, 'value', limits, words)
@@ -337,14 +365,16 @@ def search_bing_api(
     return collect(pages(), max_images)
 
 # %% ../../nbs/gather/04_providers.ipynb #83adf621
-_google_names = dict(image='link', page='image.contextLink', title='title', thumbnail='image.thumbnailLink', width='image.width', height='image.height')
+_google_names = dict(image='link', page='image.contextLink', title='title', thumbnail='image.thumbnailLink',
+    width='image.width', height='image.height')
 _google_any = '(cc_publicdomain|cc_attribute|cc_sharealike|cc_noncommercial|cc_nonderived)'
 _google_licenses = dict(any=_google_any, share=_google_any, public_domain='cc_publicdomain',
                         share_commercially='(cc_publicdomain|cc_attribute|cc_sharealike|cc_nonderived).-(cc_noncommercial)',
                         modify='(cc_publicdomain|cc_attribute|cc_sharealike|cc_noncommercial).-(cc_nonderived)',
                         modify_commercially='(cc_publicdomain|cc_attribute|cc_sharealike).-(cc_noncommercial|cc_nonderived)')
 _google_keys = {'key': 'GOOGLE_API_KEY', 'cx': 'GOOGLE_CSE_ID'}
-_google_where = ('See https://developers.google.com/custom-search/v1/overview; Google gives them to existing customers only. '
+_google_where = ('See https://developers.google.com/custom-search/v1/overview; Google gives them to existing customers '
+    'only. '
                  'Without them, ask provider="duckduckgo" or "bing"')
 
 # %% ../../nbs/gather/04_providers.ipynb #f6ee1485
@@ -362,11 +392,13 @@ def search_google(
 ) -> SearchResults:              # In the provider's order
     "Search with Google's Custom Search JSON API"
     header = {'X-Goog-Api-Key': _key('google', 'key', key, _google_keys['key'], _google_where)}
-    params = dict(q=term, cx=_key('google', 'cx', cx, _google_keys['cx'], _google_where), searchType='image', num=min(max_images, 10),
+    params = dict(q=term, cx=_key('google', 'cx', cx, _google_keys['cx'], _google_where), searchType='image',
+        num=min(max_images, 10),
                   safe='active' if safe else 'off', rights=_license_name(license, _google_licenses), **(filters or {}))
     def pages(start=1):
         while start is not None and start <= 91:
-            answer, entries = _ask_api('google', endpoint, params | {'start': start}, header, 'items', limits, _key_words)
+            answer, entries = _ask_api('google', endpoint, params | {'start': start}, header, 'items', limits,
+                _key_words)
             yield [clean_result(_pick(e, _google_names), **_known('google', term, license)) for e in entries]
             start = _further(_google_next(answer), start)
     return collect(pages(), max_images)

@@ -45,13 +45,15 @@ def clean_result(
     if not isinstance(entry, dict) or not (image := _visible(entry.get('image'))): return None
     found = {k: _visible(entry.get(k)) for k in ('page', 'thumbnail', 'provider', 'term', 'license')}
     found['title'] = ' '.join(html.unescape(_visible(entry.get('title')))[:500].split())
-    return SearchResult(**{'image': image, **found, 'width': _pixels(entry.get('width')), 'height': _pixels(entry.get('height')), **known})
+    return SearchResult(**{'image': image, **found, 'width': _pixels(entry.get('width')),
+            'height': _pixels(entry.get('height')), **known})
 
 # %% ../../nbs/gather/03_results.ipynb #ed01e44b
 def _visible(value):
     "A text without control characters, private ones and halves of characters; empty for everything else"
     if not isinstance(value, str): return ''
-    return ''.join(' ' if c in '\n\t' else c for c in value if c in '\n\t' or unicodedata.category(c) not in ('Cc', 'Co', 'Cs')).strip()
+    return ''.join(' ' if c in '\n\t' else c
+        for c in value if c in '\n\t' or unicodedata.category(c) not in ('Cc', 'Co', 'Cs')).strip()
 
 def _pixels(value):
     "A number of pixels, or None for what is none"
@@ -128,7 +130,8 @@ def attrgot(self,
     "One field of every result, as in the book's `results.attrgot('contentUrl')`"
     return [getattr(r, _book_names.get(name, name)) for r in self]
 
-_book_names = {'contentUrl': 'image', 'content_url': 'image', 'hostPageUrl': 'page', 'name': 'title', 'thumbnailUrl': 'thumbnail'}
+_book_names = {'contentUrl': 'image', 'content_url': 'image', 'hostPageUrl': 'page', 'name': 'title',
+    'thumbnailUrl': 'thumbnail'}
 
 # %% ../../nbs/gather/03_results.ipynb #2c37f4f5
 def results_html(
@@ -139,10 +142,12 @@ def results_html(
     results = expect_all('results', results, SearchResult)
     failed = ''.join(f'<li>{html.escape(str(e))}</li>' for e in getattr(results, 'errors', ()))
     results = list(results)
-    rows = [{'': _preview(r), 'title': _short(r.title), 'size': f'{r.width}×{r.height}' if r.width else '', 'term': r.term, 'provider': r.provider,
+    rows = [{'': _preview(r), 'title': _short(r.title), 'size': f'{r.width}×{r.height}' if r.width else '',
+            'term': r.term, 'provider': r.provider,
              'license': r.license, 'image': _short(r.image)} for r in results[:max_rows]]
     told = [name for name in (rows[0] if rows else []) if any(r[name] for r in rows)]
-    head = f'<p>{len(results):,} {"result" if len(results) == 1 else "results"}</p>' + (f'<p>Not everybody could answer:</p><ul>{failed}</ul>' if failed else '')
+    head = (f'<p>{len(results):,} {"result" if len(results) == 1 else "results"}</p>'
+        + (f'<p>Not everybody could answer:</p><ul>{failed}</ul>' if failed else ''))
     more = f'<p>… and {len(results) - max_rows:,} more</p>' if len(results) > max_rows else ''
     return Html(head + html_table(rows, told, max_rows) + more)
 
@@ -154,8 +159,10 @@ def _short(text):
 def _preview(result):
     "An image if it needs no network"
     for address in (result.thumbnail, result.image):
-        if address.startswith('data:image/'): return Html(f'<img src="{html.escape(address, quote=True)}" alt="" style="max-width:96px;max-height:96px">')
-        if result.provider == 'local' and (file := local_path(address)) and file.is_file(): return thumbnail(file, 96, result.title)
+        if address.startswith('data:image/'):
+            return Html(f'<img src="{html.escape(address, quote=True)}" alt="" style="max-width:96px;max-height:96px">')
+        if result.provider == 'local' and (file := local_path(address)) and file.is_file():
+            return thumbnail(file, 96, result.title)
     return ''
 
 # %% ../../nbs/gather/03_results.ipynb #d4f6d0f9
@@ -176,7 +183,9 @@ def fetch_thumbnails(
 
 def _small_image(answer, side):
     "A fetched image as a `data:` address; empty if it is none"
-    try: return data_uri(load_image(answer.data, min_side=side, limit=25_000_000), side) if isinstance(answer, Fetched) else ''
+    try:
+        return (data_uri(load_image(answer.data, min_side=side, limit=25_000_000), side) if isinstance(answer, Fetched)
+            else '')
     except ImageError: return ''
 
 # %% ../../nbs/gather/03_results.ipynb #233b8a84
@@ -211,5 +220,6 @@ def read_results(
     about = content if isinstance(content, dict) else {'results': content}
     entries = about.pop('results', None)
     found = [clean_result(e) for e in entries] if isinstance(entries, list) else [None]
-    if None in found: raise DataError(f'{file} holds no list of results: expected is a list of objects with at least "image"')
+    if None in found:
+        raise DataError(f'{file} holds no list of results: expected is a list of objects with at least "image"')
     return SearchResults(found, about=about)

@@ -23,19 +23,23 @@ _all_ = ['SearchError', 'SearchResult', 'SearchResults', 'licenses', 'local_path
 # %% ../../nbs/gather/05_search.ipynb #b5b0e455
 def default_providers() -> list[str]:  # Names in `providers`
     "Who is asked if nobody is named: those without a key, then those whose keys the environment holds"
-    keyed = [n for n in ('google', 'bing_api') if n in providers and all(os.environ.get(v, '').strip() for v in provider_metadata(providers[n]).keys.values())]
+    keyed = [n
+        for n in ('google', 'bing_api') if n in providers
+        and all(os.environ.get(v, '').strip() for v in provider_metadata(providers[n]).keys.values())]
     return ['duckduckgo', 'bing', *keyed]
 
 def _chain(provider):
     "Providers by name, in the order of asking"
-    names = default_providers() if provider is None else [provider] if isinstance(provider, str) or callable(provider) else list(provider)
+    names = (default_providers() if provider is None else [provider] if isinstance(provider, str)
+        or callable(provider) else list(provider))
     if not names: raise DataError('`provider` is an empty list; name at least one')
     if unknown := [n for n in names if not callable(n) and n not in providers]:
         raise DataError(f'There is no provider {unknown[0]!r}; known are {", ".join(sorted(providers))}')
     chain = {}
     for n in names:
         name, function = (getattr(n, '__name__', 'your function'), n) if callable(n) else (n, providers[n])
-        if not any(f is function for f in chain.values()): chain[f'{name} {len(chain) + 1}' if name in chain else name] = function
+        if not any(f is function for f in chain.values()):
+            chain[f'{name} {len(chain) + 1}' if name in chain else name] = function
     return chain
 
 # %% ../../nbs/gather/05_search.ipynb #b820e1cf
@@ -65,8 +69,10 @@ def _settings_of(chain): return '; '.join(f'{n} takes {", ".join(_takes(f)[0]) o
 def _check_settings(name, function, given):
     "Is each setting known, and nothing missing?"
     named, anything = _takes(function)
-    if unknown := [k for k in given if k not in named and not anything]: raise DataError(f'`{unknown[0]}` is no setting of {name}; {_settings_of({name: function})}')
-    if missing := [k for k, needed in named.items() if needed and k not in given]: raise DataError(f'Provider {name!r} needs `{missing[0]}=`')
+    if unknown := [k for k in given if k not in named and not anything]:
+        raise DataError(f'`{unknown[0]}` is no setting of {name}; {_settings_of({name: function})}')
+    if missing := [k for k, needed in named.items() if needed and k not in given]:
+        raise DataError(f'Provider {name!r} needs `{missing[0]}=`')
 
 # %% ../../nbs/gather/05_search.ipynb #4c8356b8
 def _cache_file(folder, name, function, term, settings):
@@ -104,20 +110,26 @@ def _ask(name, function, settings, term, max_images, cache, refresh):
     if file and not refresh and (kept := _kept(file, name, term, max_images)) is not None: return kept
     try: found = function(term, max_images, **settings)
     except ImportError as e: raise SearchError(name, str(e), 'Install it, or try another provider') from e
-    except OSError as e: raise SearchError(name, f'no connection ({type(e).__name__})', 'Look at the network, or try another provider') from None
+    except OSError as e:
+        raise SearchError(name, f'no connection ({type(e).__name__})',
+            'Look at the network, or try another provider') from None
     found = SearchResults(islice(() if found is None else found, max_images), getattr(found, 'errors', ()))
-    if odd := [r for r in found if not isinstance(r, SearchResult)]: raise DataError(f'Provider {name!r} must return a list of SearchResult, got {type(odd[0]).__name__}')
+    if odd := [r for r in found if not isinstance(r, SearchResult)]:
+        raise DataError(f'Provider {name!r} must return a list of SearchResult, got {type(odd[0]).__name__}')
     if file and found and not found.errors: _keep(file, found, name, term, max_images)
     return found
 
 # %% ../../nbs/gather/05_search.ipynb #d3843afb
-def _no_filter(name): return SearchError(name, 'it cannot filter by licence, so it was not asked', f'Leave out `license=`, or ask one that can: {", ".join(n for n, f in providers.items() if "license" in _takes(f)[0])}')
+def _no_filter(name):
+    return SearchError(name, 'it cannot filter by licence, so it was not asked', 'Leave out `license=`, or ask one '
+        f'that can: {", ".join(n for n, f in providers.items() if "license" in _takes(f)[0])}')
 
 def _all_failed(errors):
     "One error for all"
     if len(errors) == 1: return errors[0]
     whys, advice = [f'{e.provider}: {e.why}' for e in errors], dict.fromkeys(e.advice for e in errors)
-    return SearchError(', '.join(e.provider for e in errors), f'none of them could answer ({"; ".join(whys)})', '. '.join(advice))
+    return SearchError(', '.join(e.provider for e in errors), f'none of them could answer ({"; ".join(whys)})',
+        '. '.join(advice))
 
 # %% ../../nbs/gather/05_search.ipynb #f11ec4f0
 def search_images(
@@ -134,7 +146,8 @@ def search_images(
     term, chain = ' '.join(term.split()), _chain(provider)
     if not term: raise DataError('`term` is empty; give one or more words to search for')
     if max_images < 1: raise DataError(f'`max_images` must be at least 1, got {max_images}')
-    if license is not None and license not in licenses: raise DataError(f'`license` must be one of {", ".join(licenses)}, got {license!r}')
+    if license is not None and license not in licenses:
+        raise DataError(f'`license` must be one of {", ".join(licenses)}, got {license!r}')
     settings, found, errors, n_failed = _settings(chain, options), {}, [], 0
     for name, function in chain.items():
         if len(found) >= max_images: break

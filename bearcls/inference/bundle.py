@@ -37,8 +37,10 @@ def prepare(
     "Bring an image into the model's shape as fastai does in validation, to the last bit"
     expect('image', image, Image.Image)
     width, height = (size, size) if isinstance(size, int) else size
-    if method not in resize_methods: raise ValueError(f'`method` must be one of {", ".join(resize_methods)}; got {method!r}')
-    if pad_mode not in pad_modes: raise ValueError(f'`pad_mode` must be one of {", ".join(pad_modes)}; got {pad_mode!r}')
+    if method not in resize_methods:
+        raise ValueError(f'`method` must be one of {", ".join(resize_methods)}; got {method!r}')
+    if pad_mode not in pad_modes:
+        raise ValueError(f'`pad_mode` must be one of {", ".join(pad_modes)}; got {pad_mode!r}')
     if method == 'squish': return image.resize((width, height), Image.Resampling.BILINEAR)
     if method == 'random_crop': return _middle(image, width, height)
     return _box_of(image, width, height, method, pad_mode).resize((width, height), Image.Resampling.BILINEAR)
@@ -49,7 +51,8 @@ def _box_of(image, width, height, method, pad_mode):
     factor = (min if method == 'crop' else max)(image.width/width, image.height/height)
     w, h = max(1, int(factor*width)), max(1, int(factor*height))
     left, top = int(0.5*(image.width - w)), int(0.5*(image.height - h))
-    if w*h > max_pixels: raise ImageError(f'an image of {image.width}×{image.height} pixels is too long and thin to be padded', 'bomb')
+    if w*h > max_pixels:
+        raise ImageError(f'an image of {image.width}×{image.height} pixels is too long and thin to be padded', 'bomb')
     x, y = max(left, 0), max(top, 0)
     part = image.crop((x, y, min(left + w, image.width), min(top + h, image.height)))
     before = max(-top, 0), max(-left, 0)
@@ -118,12 +121,13 @@ def bundle_json(
     "The metadata in the layout of the file"
     expect('bundle', bundle, Bundle)
     return dict(format=format_name, format_version=format_version, created=bundle.created, labels=list(bundle.labels),
-        input=dict(width=bundle.size[0], height=bundle.size[1], method=bundle.method, pad_mode=bundle.pad_mode, resample='bilinear',
-            min_side=bundle.min_side, colour=colour_rule),
+        input=dict(width=bundle.size[0], height=bundle.size[1], method=bundle.method, pad_mode=bundle.pad_mode,
+                resample='bilinear', min_side=bundle.min_side, colour=colour_rule),
         normalisation=dict(mean=list(bundle.mean), std=list(bundle.std)), temperature=bundle.temperature,
-        trust=dict(threshold=bundle.threshold, smallest=bundle.smallest, ood_score=bundle.ood_score, confidence=bundle.confidence),
-        metrics=bundle.metrics, data=bundle.data, versions=bundle.versions,
-        model=dict(arch=bundle.arch, variant=bundle.variant, sha256=digest, bytes=n_bytes), weights=bundle.weights, card=bundle.card)
+        trust=dict(threshold=bundle.threshold, smallest=bundle.smallest, ood_score=bundle.ood_score,
+                confidence=bundle.confidence), metrics=bundle.metrics, data=bundle.data, versions=bundle.versions,
+        model=dict(arch=bundle.arch, variant=bundle.variant, sha256=digest, bytes=n_bytes), weights=bundle.weights,
+        card=bundle.card)
 
 def plain_values(
     value: Any,        # What was measured: numbers of Python or NumPy, texts, lists and dicts of them
@@ -133,7 +137,8 @@ def plain_values(
     if isinstance(value, Mapping): return {str(k): plain_values(v, f'{name}.{k}') for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [plain_values(v, f'{name}[{i}]') for i, v in enumerate(value)]
     if isinstance(value, np.generic): value = value.item()
-    if value is None or isinstance(value, (str, bool, int)) or isinstance(value, float) and math.isfinite(value): return value
+    if value is None or isinstance(value, (str, bool, int)) or isinstance(value, float) and math.isfinite(value):
+        return value
     raise BundleError(f'`{name}` holds {short_words(value)}, which cannot be written as JSON')
 
 # %% ../../nbs/inference/04_bundle.ipynb #e253c5a1
@@ -149,7 +154,8 @@ def write_bundle(
     expect('dest', dest, str, os.PathLike)
     dest, metadata = Path(dest), bundle_json(replace(bundle, card=sha256(card.encode())), sha256(model), len(model))
     _metadata(metadata, f'The bundle for {dest}')
-    if bool(weights) != bool(bundle.weights): raise BundleError(f'`weights` holds {len(weights):,} bytes, and the metadata say {short_words(bundle.weights)}')
+    if bool(weights) != bool(bundle.weights):
+        raise BundleError(f'`weights` holds {len(weights):,} bytes, and the metadata say {short_words(bundle.weights)}')
     text = json.dumps(metadata, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
     files = {model_file: model, weights_file: weights, card_file: card.encode(), metadata_file: text.encode()}  # the metadata last: without them it is no bundle
     return write_files({name: content for name, content in files.items() if content or name == card_file}, dest)
@@ -163,16 +169,21 @@ def can_be_labels(
     v: Any,   # Anything, as it stands in `bundle.json`
 ) -> bool:    # Two different names at least, each of 1 to 200 characters and none a control character
     "Can a bundle have these labels?"
-    return (isinstance(v, list) and 2 <= len(v) <= 100_000 and all(isinstance(s, str) and 0 < len(s) <= 200 for s in v)
-        and len(set(v)) == len(v) and not any(c < ' ' or '\x7f' <= c <= '\x9f' or '\ud800' <= c <= '\udfff' for s in v for c in s))
+    return ((isinstance(v, list) and 2 <= len(v) <= 100_000 and all(isinstance(s, str) and 0 < len(s) <= 200 for s in v)
+        and len(set(v)) == len(v)
+        and not any(c < ' ' or '\x7f' <= c <= '\x9f' or '\ud800' <= c <= '\udfff' for s in v for c in s)))
 def _digest(v): return isinstance(v, str) and len(v) == 64 and not set(v.lower()) - set('0123456789abcdef')
 def _file(v): return isinstance(v, dict) and _digest(v.get('sha256')) and _whole(v.get('bytes'), 1, 1 << 31)
 def _ood_score(v):
-    return v is None or (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_positive_rate'), 0, 1) and _whole(v.get('images'), 1, 10**9))
+    return (v is None
+        or (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_positive_rate'), 0, 1)
+            and _whole(v.get('images'), 1, 10**9)))
 
 def _confidence(v):
     if v is None: return True
-    if not isinstance(v, dict) or not _number(v.get('bias')) or not isinstance(v.get('evidence'), dict) or not v['evidence']: return False
+    if not isinstance(v, dict) or not _number(v.get('bias')) or not isinstance(v.get('evidence'),
+        dict) or not v['evidence']:
+        return False
     return all(name in evidence_names and _three(n) and n[1] > 0 for name, n in v['evidence'].items())
 
 _later = {'trust.confidence': None}  # Fields that older bundles lack, and what they stand for there
@@ -201,8 +212,8 @@ _fields = {
     'model.sha256': (_digest, '64 hexadecimal digits'),
     'model.bytes': (lambda v: _whole(v, 1, 1 << 31), 'a whole number up to 2 GiB'),
     'card': (lambda v: v == '' or _digest(v), '64 hexadecimal digits'),
-    'weights': (lambda v: v is None or _file(v) and isinstance(v.get('builder'), str), 'null or an object with `sha256`, `bytes` and `builder`'),
-}
+    'weights': (lambda v: v is None or _file(v) and isinstance(v.get('builder'), str),
+            'null or an object with `sha256`, `bytes` and `builder`'), }
 
 # %% ../../nbs/inference/04_bundle.ipynb #23c1f2b3
 def _metadata(metadata, where):
@@ -210,12 +221,15 @@ def _metadata(metadata, where):
     if not isinstance(metadata, dict) or metadata.get('format') != format_name:
         raise BundleError(f'{where} is no bundle of bearcls: `format` should be {format_name!r}')
     version = metadata.get('format_version')
-    if not _whole(version, 1, 10**6): raise BundleError(f'{where}: `format_version` holds {short_words(version)}; a whole number is expected')
+    if not _whole(version, 1, 10**6):
+        raise BundleError(f'{where}: `format_version` holds {short_words(version)}; a whole number is expected')
     if version > format_version:
-        raise BundleError(f'{where} has format {version}, and this bearcls reads up to {format_version}: pip install -U bearcls')
+        raise BundleError(f'{where} has format {version}, and this bearcls reads up to {format_version}: pip install '
+            '-U bearcls')
     for name, (holds, expected) in _fields.items():
         value = metadata
-        if name in _later and isinstance(metadata.get('trust'), dict): metadata['trust'].setdefault(name.partition('.')[2], _later[name])
+        if name in _later and isinstance(metadata.get('trust'), dict):
+            metadata['trust'].setdefault(name.partition('.')[2], _later[name])
         for key in name.split('.'):
             if not isinstance(value, dict) or key not in value: raise BundleError(f'{where}: `{name}` is missing')
             value = value[key]
@@ -248,9 +262,12 @@ def read_bundle(
         signed = signature_file in files
         if key is not None: _check_signature(files, key)
     given, trust, norm, model = metadata['input'], metadata['trust'], metadata['normalisation'], metadata['model']
-    return Bundle(metadata['labels'], (given['width'], given['height']), given['method'], given['pad_mode'], given['min_side'], norm['mean'],
-        norm['std'], metadata['temperature'], trust['threshold'], trust['smallest'], trust['ood_score'], trust['confidence'], metadata['metrics'], metadata['data'], metadata['versions'],
-        metadata['created'], model['arch'], model['variant'], metadata['weights'], metadata['card'], signed, model['sha256'].lower(), path.absolute())
+    return Bundle(metadata['labels'], (given['width'], given['height']), given['method'], given['pad_mode'],
+        given['min_side'], norm['mean'],
+        norm['std'], metadata['temperature'], trust['threshold'], trust['smallest'], trust['ood_score'],
+        trust['confidence'], metadata['metrics'], metadata['data'], metadata['versions'],
+        metadata['created'], model['arch'], model['variant'], metadata['weights'], metadata['card'], signed,
+        model['sha256'].lower(), path.absolute())
 
 def _read_json(files):
     "What `bundle.json` holds, whatever it is"
@@ -262,7 +279,8 @@ def _read_json(files):
         metadata = load()
         is_first = isinstance(metadata, dict) and metadata.get('format_version') == 1
         return load(_todays_names) if is_first else metadata
-    except (ValueError, RecursionError) as e: raise BundleError(f'{file} cannot be read: {short_words(str(e), 100).strip(chr(39))}') from e
+    except (ValueError, RecursionError) as e:
+        raise BundleError(f'{file} cannot be read: {short_words(str(e), 100).strip(chr(39))}') from e
 
 # %% ../../nbs/inference/04_bundle.ipynb #6c4e1599
 def model_bytes(
@@ -288,7 +306,8 @@ def card_text(
 ) -> str:            # Markdown; empty if there is none
     "The model card of a bundle, as it is now"
     expect('bundle', bundle, Bundle)
-    with opened(_place(bundle)) as files: return file_content(files, card_file, 1 << 22).decode('utf-8', 'replace') if card_file in files else ''
+    with opened(_place(bundle)) as files:
+        return file_content(files, card_file, 1 << 22).decode('utf-8', 'replace') if card_file in files else ''
 
 def card_changed(
     bundle: Bundle,  # From `read_bundle`
@@ -299,14 +318,16 @@ def card_changed(
 
 def _place(bundle):
     "Folder or zip"
-    if bundle.path is None: raise BundleError('This Bundle was not read from anywhere; `read_bundle` gives one that was')
+    if bundle.path is None:
+        raise BundleError('This Bundle was not read from anywhere; `read_bundle` gives one that was')
     return bundle.path
 
 def _stated(bundle, name, stated):
     "A file that the metadata tell of, checked"
     with opened(_place(bundle)) as files:
         if name not in files: raise BundleError(f'{bundle.path} has no {name}')
-        return checked_file(files, name, stated | dict(bytes=stated['bytes'] or min(files.size(name), 1 << 31)), keep=True)
+        return checked_file(files, name, stated | dict(bytes=stated['bytes'] or min(files.size(name), 1 << 31)),
+            keep=True)
 
 # %% ../../nbs/inference/04_bundle.ipynb #7d8a7849
 def zip_bundle(
@@ -324,7 +345,8 @@ def zip_bundle(
 
 def _all_files(path):
     "Every file of a bundle, by name"
-    with opened(Path(path)) as files: return {name: file_content(files, name, 1 << 31) for name in reversed(bundle_names) if name in files}
+    with opened(Path(path)) as files:
+        return {name: file_content(files, name, 1 << 31) for name in reversed(bundle_names) if name in files}
 
 # %% ../../nbs/inference/04_bundle.ipynb #fbaf3e7b
 def sign_bundle(
@@ -337,18 +359,24 @@ def sign_bundle(
     path, secret = Path(path), read_key(key, secret=True)
     read_bundle(path)
     files = _all_files(path)
-    note = dict(format='bearcls-signature', algorithm='Ed25519', key=public_key(secret).hex(), signature=sign_bytes(_signed(files), secret).hex())
-    return write_files({name: files[name] for name in files if name not in (metadata_file, signature_file)} | {signature_file: (json.dumps(note, indent=1) + '\n').encode(), metadata_file: files[metadata_file]}, path)
+    note = dict(format='bearcls-signature', algorithm='Ed25519', key=public_key(secret).hex(),
+        signature=sign_bytes(_signed(files), secret).hex())
+    return write_files({name: files[name] for name in files if name not in (metadata_file, signature_file)}
+        | {signature_file: (json.dumps(note, indent=1) + '\n').encode(), metadata_file: files[metadata_file]}, path)
 
 def _signed(files):
     "What is signed: the digests of metadata and card"
-    return '\n'.join([f'{format_name} signature 1', *(f'{sha256(files.get(name, b""))} {name}' for name in (metadata_file, card_file))]).encode()
+    return '\n'.join([f'{format_name} signature 1',
+            *(f'{sha256(files.get(name, b""))} {name}' for name in (metadata_file, card_file))]).encode()
 
 def _check_signature(files, key):
     "Was this signed with the counterpart of a public key?"
     public = read_key(key)
-    if signature_file not in files: raise BundleError(f'{files.path} is not signed, and only bundles signed with the given key are accepted')
+    if signature_file not in files:
+        raise BundleError(f'{files.path} is not signed, and only bundles signed with the given key are accepted')
     try: signature = bytes.fromhex(json.loads(file_content(files, signature_file, 10_000))['signature'])
-    except (ValueError, LookupError, TypeError, RecursionError) as e: raise BundleError(f'{files.path/signature_file} holds no signature') from e
-    if not signature_fits(_signed({name: file_content(files, name, 1 << 22) for name in (metadata_file, card_file) if name in files}), signature, public):
+    except (ValueError, LookupError, TypeError, RecursionError) as e:
+        raise BundleError(f'{files.path/signature_file} holds no signature') from e
+    if not signature_fits(_signed({name: file_content(files, name, 1 << 22)
+                for name in (metadata_file, card_file) if name in files}), signature, public):
         raise BundleError(f'{files.path} was not signed with the given key, or was changed since')

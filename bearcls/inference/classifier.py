@@ -43,10 +43,12 @@ def execution_provider_names(
     for given in [execution_providers] if isinstance(execution_providers, str) else execution_providers:
         name, package = execution_providers_known.get(str(given).lower(), (given, ''))
         if not package and name not in ort.get_all_providers():
-            raise ValueError(f'`execution_providers` may hold {", ".join(execution_providers_known)} or names of ONNX Runtime, such as {", ".join(there)}; got {given!r}')
+            raise ValueError(f'`execution_providers` may hold {", ".join(execution_providers_known)} or names of ONNX '
+                f'Runtime, such as {", ".join(there)}; got {given!r}')
         package = package or next((p for n, p in execution_providers_known.values() if n == name), '')
         if name not in there:
-            raise ImportError(f'`execution_providers`: {given} is not in this ONNX Runtime, which has {", ".join(there)}'
+            raise ImportError(f'`execution_providers`: {given} is not in this ONNX Runtime, which has '
+                f'{", ".join(there)}'
                 + (f': pip uninstall onnxruntime, then pip install {package}' if package else ''))
         names.append(name)
     return [*names, *({'CPUExecutionProvider'} - set(names))]
@@ -54,7 +56,8 @@ def execution_provider_names(
 def _check_execution_provider(session, wanted):
     "ONNX Runtime falls back on the CPU in silence"
     if (missing := [n for n in wanted if n not in session.get_providers()]):
-        raise ExecutionProviderError(f'`execution_providers`: {missing[0]} is installed, and does not start on this machine; is its device there, with a driver and libraries?')
+        raise ExecutionProviderError(f'`execution_providers`: {missing[0]} is installed, and does not start on this '
+            'machine; is its device there, with a driver and libraries?')
 
 # %% ../../nbs/inference/07_classifier.ipynb #763e6b13
 class Classifier:
@@ -72,14 +75,17 @@ class Classifier:
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         self.allow_url, self.allow_private, self.max_pixels = allow_url, allow_private, max_pixels
         self.threads, self.execution_providers = threads or usable_cores(), execution_provider_names(execution_providers)
-        self.session, self._lean, self._lock = _session(self.bundle, self.threads, self.execution_providers), None, threading.Lock()
+        self.session, self._lean, self._lock = _session(self.bundle, self.threads,
+            self.execution_providers), None, threading.Lock()
         self.outputs = [o.name for o in self.session.get_outputs() if _first_outputs.get(o.name, o.name) in _outputs]
         self._asked_threads = threads
 
     @property
     def labels(self): return self.bundle.labels
 
-    def __repr__(self): return f'Classifier({", ".join(self.labels[:5])}{"…" if len(self.labels) > 5 else ""}; bundle {self.bundle.path.name})'
+    def __repr__(self):
+        return (f'Classifier({", ".join(self.labels[:5])}{"…" if len(self.labels) > 5 else ""}; bundle '
+            f'{self.bundle.path.name})')
 
 _outputs = ('logits', 'probabilities', 'features', 'ood_score', 'second_opinion')
 _first_outputs = {'unlikeness': 'ood_score'}  # Names of outputs in bundles of format 1
@@ -97,19 +103,24 @@ def _session(bundle, threads, wanted):
     where = f'The model of {bundle.path}'
     model = model_bytes(bundle)
     try: session = ort.InferenceSession(model, options, providers=wanted)
-    except _runtime_errors() as e: raise BundleError(f'{where} is no model that ONNX Runtime {ort.__version__} can load') from e
+    except _runtime_errors() as e:
+        raise BundleError(f'{where} is no model that ONNX Runtime {ort.__version__} can load') from e
     _check_execution_provider(session, wanted)
     given = {i.name: (i.type, i.shape[1:]) for i in session.get_inputs()}
     width, height = bundle.size
     if given != {'image': ('tensor(uint8)', [height, width, 3])}:
         raise BundleError(f'{where} takes {short_words(given)}; `image` of {height}×{width}×3 bytes is expected')
     outputs = {_first_outputs.get(o.name, o.name): o.shape for o in session.get_outputs()}
-    if not {'logits', 'probabilities', 'features'} <= set(outputs) or outputs['probabilities'][1:] != [len(bundle.labels)]:
-        raise BundleError(f'{where} gives {short_words(outputs)}; logits, probabilities and features for {len(bundle.labels)} labels are expected')
+    if not {'logits', 'probabilities',
+        'features'} <= set(outputs) or outputs['probabilities'][1:] != [len(bundle.labels)]:
+        raise BundleError(f'{where} gives {short_words(outputs)}; logits, probabilities and features for '
+            f'{len(bundle.labels)} labels are expected')
     if bundle.ood_score and len(outputs.get('ood_score', ())) != 1:
-        raise BundleError(f'{where} gives {short_words(outputs)}; the metadata promises `ood_score`, one number for each image')
+        raise BundleError(f'{where} gives {short_words(outputs)}; the metadata promises `ood_score`, one number for '
+            'each image')
     evidence = bundle.confidence['evidence'] if bundle.confidence else {}
-    for name, output, shape in (('ood_score', 'ood_score', []), ('second opinion', 'second_opinion', [len(bundle.labels)])):
+    for name, output, shape in (('ood_score', 'ood_score', []),
+        ('second opinion', 'second_opinion', [len(bundle.labels)])):
         if name in evidence and outputs.get(output, [None, None, None])[1:] != shape:
             raise BundleError(f'{where} gives {short_words(outputs)}; the metadata promises `{output}` as evidence')
     return session
@@ -123,27 +134,35 @@ def _bound_memory(ort):
         if _bounded: return
         _bounded.append(True)
         arena = ort.OrtArenaCfg({'max_mem': max_memory, 'arena_extend_strategy': 1})  # 1: grows by what is asked for, not by doubling
-        try: ort.create_and_register_allocator(ort.OrtMemoryInfo('Cpu', ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT), arena)
+        try:
+            ort.create_and_register_allocator(ort.OrtMemoryInfo('Cpu', ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0,
+                    ort.OrtMemType.DEFAULT), arena)
         except _runtime_errors(): return
 
 def _runtime_errors():
     "ONNX Runtime's exceptions have no base of their own"
     from onnxruntime.capi import onnxruntime_pybind11_state as state
-    return (RuntimeError, ValueError, *(c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)))
+    return (RuntimeError, ValueError,
+        *(c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)))
 
 # %% ../../nbs/inference/07_classifier.ipynb #168a6acd
 def _as_image(source, bundle, allow_url=False, allow_private=False, limit=max_pixels):
     "Open any source the way the bundle's model was trained to see it"
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.ndim == 3 and source.shape[2] not in (3, 4) or not source.size:
-            raise ImageError(f'an array should hold bytes as (height, width, 3); got {source.dtype} as {source.shape}', 'not_an_image')
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.ndim == 3 and source.shape[2] not in (3,
+            4) or not source.size:
+            raise ImageError(f'an array should hold bytes as (height, width, 3); got {source.dtype} as {source.shape}',
+                'not_an_image')
         source = Image.fromarray(source)
     elif isinstance(source, str) and source[:8].lower().startswith(('http://', 'https://')):
-        if not allow_url: raise ImageError(f'{source[:200]} is an address, which is visited only if that is asked for: `allow_url=True`, or --url', 'missing')
+        if not allow_url:
+            raise ImageError(f'{source[:200]} is an address, which is visited only if that is asked for: '
+                '`allow_url=True`, or --url', 'missing')
         source = fetch_image(source, allow_private=allow_private)
     elif isinstance(source, (memoryview, bytearray)): source = bytes(source)
     elif not isinstance(source, (str, os.PathLike, bytes, Image.Image)) and not hasattr(source, 'read'):
-        raise ImageError(f'a path, bytes, an open binary file, a Pillow image or an array of bytes is expected; got a {type(source).__name__}', 'not_an_image')
+        raise ImageError('a path, bytes, an open binary file, a Pillow image or an array of bytes is expected; got a '
+            f'{type(source).__name__}', 'not_an_image')
     return load_image(source, bundle.min_side, limit)
 
 # %% ../../nbs/inference/07_classifier.ipynb #2db1d810
@@ -162,18 +181,23 @@ def _run(self, session, pixels, release=False):
     options.log_severity_level = 4
     if release: options.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
     try: found = session.run(self.outputs, {'image': pixels}, options)
-    except _runtime_errors() as e: raise BundleError(f'The model of {self.bundle.path} cannot answer: {short_words(str(e), 200)}') from e
+    except _runtime_errors() as e:
+        raise BundleError(f'The model of {self.bundle.path} cannot answer: {short_words(str(e), 200)}') from e
     out = {_first_outputs.get(name, name): values for name, values in zip(self.outputs, found)}
-    if not _are_answers(out, len(pixels), len(self.labels)): raise BundleError(f'The model of {self.bundle.path} gives no probabilities for {len(pixels)} images and {len(self.labels)} labels')
+    if not _are_answers(out, len(pixels), len(self.labels)):
+        raise BundleError(f'The model of {self.bundle.path} gives no probabilities for {len(pixels)} images and '
+            f'{len(self.labels)} labels')
     return out
 
 def _are_answers(out, n, n_labels):
     "A forged model may give anything: arrays of another size, numbers that are no probabilities"
-    if not all(isinstance(v, np.ndarray) and v.dtype.kind == 'f' and v.shape[:1] == (n,) for v in out.values()): return False
+    if not all(isinstance(v, np.ndarray) and v.dtype.kind == 'f' and v.shape[:1] == (n,) for v in out.values()):
+        return False
     p = out['probabilities']
     far, second = out.get('ood_score', p[:, 0]), out.get('second_opinion', p)
     if far.shape != (n,) or any(values.shape != (n, n_labels) for values in (p, out['logits'], second)): return False
-    return bool(np.isfinite(far).all() and np.isfinite(second).all() and (p >= 0).all() and (abs(p.sum(1) - 1) < .01).all())
+    return bool(np.isfinite(far).all() and np.isfinite(second).all() and (p >= 0).all()
+        and (abs(p.sum(1) - 1) < .01).all())
 
 @patch_to(Classifier)
 def predict(self,
@@ -196,7 +220,8 @@ def _ask(self, session, opened):
     unknown = [None]*len(pixels)
     needed = self.bundle.ood_score or 'ood_score' in (self.bundle.confidence or {}).get('evidence', ())
     unlike = out['ood_score'] if needed else unknown
-    return [self._answer(*one) for one in zip(out['probabilities'], sizes, map(lightness, pixels), unlike, out.get('second_opinion', unknown))]
+    return [self._answer(*one)
+        for one in zip(out['probabilities'], sizes, map(lightness, pixels), unlike, out.get('second_opinion', unknown))]
 
 @patch_to(Classifier)
 def _answer(self, values, size, light, unlike, overlaps):
@@ -207,7 +232,8 @@ def _answer(self, values, size, light, unlike, overlaps):
     label, known = next(iter(probabilities)), self.bundle.confidence
     sure = look_at(known, values, light, unlike, overlaps) if known else None
     reason = judge(self.bundle, probabilities, size, light, unlike, sure)
-    return Prediction(label, probabilities[label], probabilities, unlike, not reason, reason, sure.value if sure else None)
+    return Prediction(label, probabilities[label], probabilities, unlike, not reason, reason,
+        sure.value if sure else None)
 
 # %% ../../nbs/inference/07_classifier.ipynb #392890fd
 @dataclass
@@ -220,9 +246,11 @@ class PredictionRow:
 
     def as_dict(self) -> dict[str, Any]:  # Ready for JSON or a line of CSV
         "One flat row: file, status, label, probability, trusted, reason, OOD score, confidence, and a column `p_<label>` for each label"
-        row = dict(file=self.file, status=self.status, label='', probability=None, trusted=None, reason=self.reason, ood_score=None, confidence=None)
+        row = dict(file=self.file, status=self.status, label='', probability=None, trusted=None, reason=self.reason,
+            ood_score=None, confidence=None)
         if (p := self.prediction) is None: return row
-        row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, ood_score=p.ood_score, confidence=p.confidence)
+        row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, ood_score=p.ood_score,
+            confidence=p.confidence)
         return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}
 
 # %% ../../nbs/inference/07_classifier.ipynb #f07c035a
@@ -243,7 +271,8 @@ def _stream(self, sources, bs, n_workers):
     "Rows, while a pool of threads is at work on at most two batches for each of them"
     from concurrent.futures import ThreadPoolExecutor
     named = ((_name(source, i), source) for i, source in enumerate(sources, 1))
-    pool, waiting, session = ThreadPoolExecutor(n_workers, thread_name_prefix='bearcls'), deque(), self._session_for(n_workers)
+    pool, waiting, session = ThreadPoolExecutor(n_workers,
+        thread_name_prefix='bearcls'), deque(), self._session_for(n_workers)
     ahead = 2*n_workers if n_workers > 1 else 0
     try:
         while batch := list(islice(named, bs)):
@@ -276,7 +305,8 @@ def _rows(self, session, batch):
     opened = [self._try_open(source) for _, source in batch]
     good = [o for o in opened if isinstance(o, tuple)]
     answers = iter(self._ask(session, good) if good else ())
-    return [PredictionRow(name, next(answers)) if isinstance(o, tuple) else _unanswered(name, o) for (name, _), o in zip(batch, opened)]
+    return [PredictionRow(name, next(answers)) if isinstance(o, tuple) else _unanswered(name, o)
+        for (name, _), o in zip(batch, opened)]
 
 def _unanswered(name, why):
     "The row of a source without an answer"
@@ -293,7 +323,8 @@ def predict_batch(self,
     "Classify many images; one that cannot be opened becomes a row with its reason"
     sources = _sources(sources)
     rows = self.predict_stream(sources, bs, n_workers)
-    return list(rows if quiet else progress(rows, 'predicting', len(sources) if hasattr(sources, '__len__') else None, 'image'))
+    return list(rows if quiet
+        else progress(rows, 'predicting', len(sources) if hasattr(sources, '__len__') else None, 'image'))
 
 # %% ../../nbs/inference/07_classifier.ipynb #8e1870ca
 def folder_sources(
@@ -347,11 +378,13 @@ def features(self,
             answers.append(self.run(np.stack(waiting)))
             waiting = []
     if waiting: answers.append(self.run(np.stack(waiting)))
-    def column(name, width): return np.concatenate([a[name] for a in answers]) if answers else np.zeros((0, width), np.float32)
+    def column(name, width):
+        return np.concatenate([a[name] for a in answers]) if answers else np.zeros((0, width), np.float32)
     return good, failed, column('probabilities', len(self.labels)), column('features', 0)
 
 # %% ../../nbs/inference/07_classifier.ipynb #a70a29ec
 @patch_to(Classifier)
 def __reduce__(self):
     "What is sent to another process: no session and no lock, but all that makes the same ones again"
-    return type(self), (self.bundle, self._asked_threads, self.execution_providers, self.allow_url, self.allow_private, self.max_pixels)
+    return type(self), (self.bundle, self._asked_threads, self.execution_providers, self.allow_url, self.allow_private,
+        self.max_pixels)

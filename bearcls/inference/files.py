@@ -39,8 +39,10 @@ class _Zip:
         _check_directory(path)
         self.zip = zipfile.ZipFile(path)
         entries = [e for e in self.zip.infolist() if not e.is_dir() and not e.filename.startswith('__MACOSX/')]
-        tops = {e.filename.removesuffix(metadata_file) for e in entries if e.filename.split('/')[-1] == metadata_file and e.filename.count('/') < 2}
-        if len(tops) != 1: raise BundleError(f'{path} is no bundle: it has {"several" if tops else "no"} {metadata_file}')
+        tops = {e.filename.removesuffix(metadata_file)
+            for e in entries if e.filename.split('/')[-1] == metadata_file and e.filename.count('/') < 2}
+        if len(tops) != 1:
+            raise BundleError(f'{path} is no bundle: it has {"several" if tops else "no"} {metadata_file}')
         top = tops.pop()
         named = [(e.filename.removeprefix(top), e) for e in entries if e.filename.startswith(top)]
         self.entries = dict(named)
@@ -60,21 +62,27 @@ def _check_directory(path):
         f.seek(start)
         tail = f.read(66_000)
     at = tail.rfind(b'PK\5\6')
-    if at < 0 or len(tail) - at < 22: raise BundleError(f'{path} is neither a folder nor a zip; a bundle is one of them, with {model_file} and {metadata_file}')
+    if at < 0 or len(tail) - at < 22:
+        raise BundleError(f'{path} is neither a folder nor a zip; a bundle is one of them, with {model_file} and '
+            f'{metadata_file}')
     n, size = struct.unpack_from('<HI', tail, at + 10)
-    if n > 1000 or size > 1 << 20 or tail[max(0, at - 20):at].startswith(b'PK\6\7'): raise BundleError(f'{path} lists too many files for a bundle')
+    if n > 1000 or size > 1 << 20 or tail[max(0, at - 20):at].startswith(b'PK\6\7'):
+        raise BundleError(f'{path} lists too many files for a bundle')
 
 def _check_entry(path, entry):
     "Refuse what no bundle needs"
     if entry.flag_bits & 1: raise BundleError(f'{path} is locked with a password')
     if entry.compress_type not in (0, 8): raise BundleError(f'{path} is compressed in a way that is not read')  # as it is, or deflated
-    if entry.file_size > (1 << 20) + 100*entry.compress_size: raise BundleError(f'{path} holds a file that would unfold to {entry.file_size:,} bytes')
+    if entry.file_size > (1 << 20) + 100*entry.compress_size:
+        raise BundleError(f'{path} holds a file that would unfold to {entry.file_size:,} bytes')
 
 # %% ../../nbs/inference/01_files.ipynb #9890b74b
 def _is_damage(error):
     "What Python's reader of zips raises for damaged ones"
     import zipfile
-    return isinstance(error, (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, LookupError, struct.error)) and not isinstance(error, BearclsError)
+    return (isinstance(error,
+            (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, LookupError,
+                struct.error)) and not isinstance(error, BearclsError))
 
 class opened:
     "For `with`: the files of a bundle, and whatever goes wrong with them as one `BundleError`"
@@ -92,8 +100,10 @@ class opened:
         self.files.close()
         if error: self._reraise(error)
     def _reraise(self, error):
-        if isinstance(error, OSError): raise BundleError(f'{self.path} cannot be read: {error.strerror or short_words(str(error))}') from error
-        if _is_damage(error): raise BundleError(f'{self.path} is a damaged zip: {short_words(str(error), 100)}') from error
+        if isinstance(error, OSError):
+            raise BundleError(f'{self.path} cannot be read: {error.strerror or short_words(str(error))}') from error
+        if _is_damage(error):
+            raise BundleError(f'{self.path} is a damaged zip: {short_words(str(error), 100)}') from error
         raise error
 
 # %% ../../nbs/inference/01_files.ipynb #7b572cc8
@@ -105,7 +115,9 @@ def file_content(
     "What a file holds; one that is larger than `limit` is not read"
     if (size := files.size(name)) > limit: raise BundleError(f'{files.path/name} is larger than {limit:,} bytes')
     with files.open(name) as f: content = f.read(size)
-    if len(content) < size: raise BundleError(f'{files.path/name} has {len(content):,} bytes, {size:,} are expected: the copy is not complete')
+    if len(content) < size:
+        raise BundleError(f'{files.path/name} has {len(content):,} bytes, {size:,} are expected: the copy is not '
+            'complete')
     return content
 
 def checked_file(
@@ -117,7 +129,8 @@ def checked_file(
     "Compare a file with its size and digest in the metadata"
     if name not in files: raise BundleError(f'{files.path} has no {name}')
     if (size := files.size(name)) != stated['bytes']:
-        raise BundleError(f'{files.path/name} has {size:,} bytes, {stated["bytes"]:,} are expected: the copy is not complete')
+        raise BundleError(f'{files.path/name} has {size:,} bytes, {stated["bytes"]:,} are expected: the copy is not '
+            'complete')
     digest, blocks = hashlib.sha256(), []
     with files.open(name) as f:
         if keep: blocks = [f.read(size)]
@@ -139,7 +152,8 @@ def write_files(
             for name, content in files.items(): z.writestr(_zip_entry(name), content)
         return dest
     dest.mkdir(parents=True, exist_ok=True)
-    if (own := [name for name in bundle_names if (dest/name).exists()]) and metadata_file not in own: raise BundleError(f'{dest} has a {own[0]} and is no bundle, so nothing is written there')
+    if (own := [name for name in bundle_names if (dest/name).exists()]) and metadata_file not in own:
+        raise BundleError(f'{dest} has a {own[0]} and is no bundle, so nothing is written there')
     for name in set(bundle_names) - set(files): (dest/name).unlink(missing_ok=True)
     for name, content in files.items():
         with atomic_write(dest/name) as f: f.write(content)

@@ -60,10 +60,13 @@ class OnnxFile:
     def _repr_html_(self):
         kinds = ', '.join(f'{n/1e6:.2f} MB {name}' for name, n in self.tensors.most_common() if n > 1000)
         rows = [dict(operator=name, nodes=n) for name, n in self.operators.most_common(12)]
-        return str(Html(f'<p>{self.n_bytes/1e6:.2f} MB, operator set {self.opset}, {self.operators.total()} nodes, {self.n_weights:,} numbers ({kinds})</p>{html_table(rows)}'))
+        return str(Html('<p>'
+                f'{self.n_bytes/1e6:.2f} MB, operator set {self.opset}, {self.operators.total()} nodes, {self.n_weights:,} numbers ({kinds})</p>' f'{html_table(rows)}'))
 
-element_types = {1: 'float32', 2: 'uint8', 3: 'int8', 4: 'uint16', 5: 'int16', 6: 'int32', 7: 'int64', 9: 'bool', 10: 'float16', 11: 'float64', 12: 'uint32', 13: 'uint64', 16: 'bfloat16'}
-element_bytes = dict(float32=4, uint8=1, int8=1, uint16=2, int16=2, int32=4, int64=8, bool=1, float16=2, float64=8, uint32=4, uint64=8, bfloat16=2)
+element_types = {1: 'float32', 2: 'uint8', 3: 'int8', 4: 'uint16', 5: 'int16', 6: 'int32', 7: 'int64', 9: 'bool',
+    10: 'float16', 11: 'float64', 12: 'uint32', 13: 'uint64', 16: 'bfloat16'}
+element_bytes = dict(float32=4, uint8=1, int8=1, uint16=2, int16=2, int32=4, int64=8, bool=1, float16=2, float64=8,
+    uint32=4, uint64=8, bfloat16=2)
 max_nodes = 50_000  # The largest networks of timm have a few thousand
 allowed_operators = frozenset("""
 Abs Add And ArgMax ArgMin Attention AveragePool BatchNormalization BitShift Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos CumSum DepthToSpace DequantizeLinear
@@ -112,8 +115,10 @@ def _node(record, found):
         if number == 4: name = _word(value)
         if number == 7: domain = _word(value)
         if number == 5: _attribute(value, found)
-    if domain not in ('', 'ai.onnx'): raise OnnxFileError(f'it uses the operator {name} of {domain}, which is not in the standard')
-    if name not in allowed_operators: raise OnnxFileError(f'it uses the operator {name}, which classifiers of images have no need of')
+    if domain not in ('', 'ai.onnx'):
+        raise OnnxFileError(f'it uses the operator {name} of {domain}, which is not in the standard')
+    if name not in allowed_operators:
+        raise OnnxFileError(f'it uses the operator {name}, which classifiers of images have no need of')
     found.operators[name] += 1
 
 def _attribute(record, found):
@@ -140,7 +145,8 @@ def _tensor(record, found):
     for side in shape:
         n *= side
         if n > len(record): raise OnnxFileError('a tensor is smaller than its shape says')
-    if isinstance(raw, int) or raw is not None and len(raw) != n*element_bytes[name]: raise OnnxFileError('a tensor is not as large as its shape says')
+    if isinstance(raw, int) or raw is not None and len(raw) != n*element_bytes[name]:
+        raise OnnxFileError('a tensor is not as large as its shape says')
     found.tensors[name] += n*element_bytes[name]
     found.n_weights += n
 

@@ -55,12 +55,14 @@ def bars_html(
 ) -> Html:                            # Lines with a name, a bar and a number
     "Probabilities as bars"
     rows = [_bar(label, p) for label, p in list(probabilities.items())[:max_n]]
-    if (left := len(probabilities) - max_n) > 0: rows.append(f'<div style="font-size:12px">… and {left} more labels</div>')
+    if (left := len(probabilities) - max_n) > 0:
+        rows.append(f'<div style="font-size:12px">… and {left} more labels</div>')
     return Html(''.join(rows))
 
 def _bar(label, probability):
     "One label: name, bar, number"
-    return (f'<div style="display:flex;align-items:center;gap:8px"><span style="flex:0 0 7em;overflow-wrap:anywhere">{escape(label)}</span>'
+    return ('<div style="display:flex;align-items:center;gap:8px"><span style="flex:0 0 7em;overflow-wrap:anywhere">'
+        f'{escape(label)}</span>'
         f'<span aria-hidden="true" style="flex:1;height:10px;background:#8883;border-radius:3px;overflow:hidden">'
         f'<span style="display:block;height:100%;width:{100*probability:.1f}%;background:#3b7ea1"></span></span>'
         f'<span style="flex:0 0 3em;text-align:right;font-variant-numeric:tabular-nums">{probability:.2f}</span></div>')
@@ -144,10 +146,14 @@ def confidence_words(
     "What trust is worth, in words"
     m, sources = measured, measured.get('grouped_by') or 'sources'
     def share(name): return f'{m[name]:.1%}' if isinstance(m.get(name), (int, float)) else 'an unknown share'
-    copies, images, groups = (m.get(name) if isinstance(m.get(name), int) else 0 for name in ('copies', 'images', 'groups'))
-    return (f'Trust was measured on {images:,} images, held back by source ({groups:,} {sources}), and on {copies:,} corrupted copies of them: night, blur, few pixels, rain and the like. '
-        f'Of the answers on the copies {share("trusted")} were trusted, and {share("error")} of these were wrong ({share("error_low")} to {share("error_high")}). '
-        f'Of those on the images as they are, {share("trusted_as_is")} were trusted, and {share("error_as_is")} of these wrong')
+    copies, images, groups = (m.get(name) if isinstance(m.get(name), int) else 0
+        for name in ('copies', 'images', 'groups'))
+    return (f'Trust was measured on {images:,} images, held back by source ({groups:,} {sources}), and on {copies:,} '
+        'corrupted copies of them: night, blur, few pixels, rain and the like. '
+        f'Of the answers on the copies {share("trusted")} were trusted, and {share("error")} of these were wrong '
+        f'({share("error_low")} to {share("error_high")}). '
+        f'Of those on the images as they are, {share("trusted_as_is")} were trusted, and {share("error_as_is")} of '
+        'these wrong')
 
 # %% ../../nbs/inference/05_prediction.ipynb #27fc6d11
 def lightness(
@@ -171,7 +177,8 @@ def judge(
     if min(size) < bundle.smallest: return f'the image is only {size[0]} by {size[1]} pixels'
     if light < min_light: return f'the image is too dark: 95% of it is at {light:.0f} of 255 or darker'
     if ood_score is not None and bundle.ood_score and not ood_score <= (usual := bundle.ood_score['threshold']):
-        return f'it is unlike the images that the model was trained on ({ood_score:.2f}, where up to {usual:.2f} is usual)'
+        return (f'it is unlike the images that the model was trained on ({ood_score:.2f}, where up to {usual:.2f} is '
+            'usual)')
     (first, p), (second, q) = list(probabilities.items())[:2]
     if (p if confidence is None else confidence.value) >= bundle.threshold: return ''
     if confidence is not None and (words := _doubt_words(bundle, first, p, confidence)): return words
@@ -182,5 +189,6 @@ def _doubt_words(bundle, first, p, confidence):
     sure = f'such answers are right in {math.floor(100*confidence.value)} of 100 cases'
     if confidence.doubt == 'second opinion' and confidence.other is not None:
         return f'it looks like {first} ({p:.2f}), and on a second look like {bundle.labels[confidence.other]}; {sure}'
-    words = {'second opinion': 'a second look is not clear', 'lightness': 'the image is rather dark', 'ood_score': 'it is somewhat unlike the images that the model was trained on'}
+    words = {'second opinion': 'a second look is not clear', 'lightness': 'the image is rather dark',
+        'ood_score': 'it is somewhat unlike the images that the model was trained on'}
     return f'{words[confidence.doubt]}; {sure}' if confidence.doubt in words else ''

@@ -31,7 +31,8 @@ def tally(
         if r.status == 'skipped': skipped += 1
         elif (p := r.prediction) is None: failed += 1
         else: counts.setdefault(p.label, [0, 0])[not p.trusted] += 1
-    out = [dict(label=label, images=good + ask, trusted=good, ask=ask) for label, (good, ask) in sorted(counts.items(), key=lambda c: (-sum(c[1]), c[0]))]
+    out = [dict(label=label, images=good + ask, trusted=good, ask=ask)
+        for label, (good, ask) in sorted(counts.items(), key=lambda c: (-sum(c[1]), c[0]))]
     out += [dict(label='(not opened)', images=failed, trusted=0, ask=failed)] if failed else []
     return out + ([dict(label='(no image)', images=skipped, trusted=0, ask=0)] if skipped else [])
 
@@ -41,7 +42,9 @@ def by_need(
 ) -> list[PredictionRow]:           # The same, sorted
     "Rows in the order in which a person should see them"
     rows = expect_all('rows', rows, PredictionRow)
-    return sorted(rows, key=lambda r: (r.status == 'skipped', r.prediction is not None, bool(r.prediction and r.prediction.trusted), r.prediction.probability if r.prediction else 0))
+    return sorted(rows,
+        key=lambda r: (r.status == 'skipped', r.prediction is not None, bool(r.prediction and r.prediction.trusted),
+            r.prediction.probability if r.prediction else 0))
 
 def rows_html(
     rows: Iterable[PredictionRow],     # From `predict_batch`
@@ -52,9 +55,11 @@ def rows_html(
     "Answers beside their images"
     rows = expect_all('rows', rows, PredictionRow)
     rows = list(rows)
-    if images is not None and len(images) != len(rows): raise ValueError(f'`images` holds {len(images)} for {len(rows)} rows')
+    if images is not None and len(images) != len(rows):
+        raise ValueError(f'`images` holds {len(images)} for {len(rows)} rows')
     sources = images if images is not None else [r.file if os.path.isfile(r.file) else None for r in rows]
-    table = [dict(image='' if s is None else thumbnail(s, side, Path(r.file).name), file=Path(r.file).name, answer=_answer_html(r),
+    table = [dict(image='' if s is None else thumbnail(s, side, Path(r.file).name), file=Path(r.file).name,
+            answer=_answer_html(r),
         note=r.reason or (r.prediction.reason if r.prediction else '')) for r, s in zip(rows[:max_rows], sources)]
     more = f'<p>… and {len(rows) - max_rows:,} more rows</p>' if len(rows) > max_rows else ''
     return Html(f'{html_table(table, ["image", "file", "answer", "note"], max_rows)}{more}')
@@ -62,7 +67,8 @@ def rows_html(
 def _answer_html(row):
     "Label and bars of a row"
     if (p := row.prediction) is None: return Html('no image' if row.status == 'skipped' else '<b>not opened</b>')
-    return Html(f'<div style="min-width:15em"><b>{escape(p.label) if p.trusted else "ask a person"}</b>{bars_html(p.probabilities, 3)}</div>')
+    return Html(f'<div style="min-width:15em"><b>{escape(p.label) if p.trusted else "ask a person"}</b>'
+        f'{bars_html(p.probabilities, 3)}</div>')
 
 # %% ../../nbs/inference/08_predictions.ipynb #5730550e
 def write_predictions(

@@ -29,8 +29,10 @@ def fetch_image(
         with _web(allow_private, connections).open(request, timeout=timeout) as answer:
             while block := answer.read1(1 << 16):
                 data += block
-                if len(data) > max_bytes: raise ImageError(f'{address[:200]} sends more than {max_bytes:,} bytes', 'unreadable')
-                if time.monotonic() > end: raise ImageError(f'{address[:200]} takes longer than {timeout:g} seconds', 'unreadable')
+                if len(data) > max_bytes:
+                    raise ImageError(f'{address[:200]} sends more than {max_bytes:,} bytes', 'unreadable')
+                if time.monotonic() > end:
+                    raise ImageError(f'{address[:200]} takes longer than {timeout:g} seconds', 'unreadable')
     except (OSError, http.client.HTTPException, ValueError) as e:
         if isinstance(e, ImageError): raise
         if time.monotonic() <= end: raise ImageError(f'{address[:200]} cannot be fetched: {e}', 'missing') from e
@@ -77,5 +79,7 @@ def _web(allow_private, connections):
     class Secure(web.HTTPSHandler):
         def https_open(self, request): return self.do_open(guarded(http.client.HTTPSConnection), request)
     opener = web.OpenerDirector()
-    for h in (Plain(), Secure(), web.HTTPRedirectHandler(), web.HTTPErrorProcessor(), web.HTTPDefaultErrorHandler(), web.UnknownHandler()): opener.add_handler(h)
+    for h in (Plain(), Secure(), web.HTTPRedirectHandler(), web.HTTPErrorProcessor(), web.HTTPDefaultErrorHandler(),
+        web.UnknownHandler()):
+        opener.add_handler(h)
     return opener

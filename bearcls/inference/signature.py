@@ -101,7 +101,8 @@ def make_keys(
     for file in (secret_file, public_file):
         if file.exists(): raise SignatureError(f'{file} exists already; keys are not replaced')
     secret = os.urandom(32)
-    with open(os.open(secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w', encoding='ascii') as f: f.write(f'{_secret_head} {secret.hex()}\n')
+    with open(os.open(secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w', encoding='ascii') as f:
+        f.write(f'{_secret_head} {secret.hex()}\n')
     public_file.write_text(f'{_public_head} {public_key(secret).hex()}\n', encoding='ascii')
     return secret_file, public_file
 
@@ -115,9 +116,11 @@ def read_key(
     text, head = _key_text(key), _secret_head if secret else _public_head
     kind = 'secret' if secret else 'public'
     if text.startswith(_public_head if secret else _secret_head):
-        raise SignatureError(f'{key} holds a {"public" if secret else "secret"} key; the {kind} one is expected' + ('' if secret else ', and the secret one should stay where bundles are signed'))
+        raise SignatureError(f'{key} holds a {"public" if secret else "secret"} key; the {kind} one is expected'
+            + ('' if secret else ', and the secret one should stay where bundles are signed'))
     digits = text.removeprefix(head).strip()
-    if len(digits) != 64 or set(digits.lower()) - set('0123456789abcdef'): raise SignatureError(f'{key} holds no {kind} key; expected a line that begins "{head}"')
+    if len(digits) != 64 or set(digits.lower()) - set('0123456789abcdef'):
+        raise SignatureError(f'{key} holds no {kind} key; expected a line that begins "{head}"')
     return bytes.fromhex(digits)
 
 def _key_text(key):

@@ -25,9 +25,11 @@ def read_frames(
     rate: float = 2.,  # Frames to take out of a second; fewer where a video has fewer
 ) -> Iterator[tuple[float, Image.Image]]:  # Seconds from the beginning, and the upright RGB frame
     "The frames of a video, at a rate; an `ImageError` says what cannot be read"
-    if not (rate > 0 and math.isfinite(rate)): raise ValueError(f'`rate` must be a positive number of frames a second, got {rate}')
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ValueError(f'`rate` must be a positive number of frames a second, got {rate}')
     if isinstance(source, (bytes, bytearray)): source = io.BytesIO(source)
-    if isinstance(source, (str, os.PathLike)) and not os.path.isfile(source): raise ImageError(f'{source} does not exist', 'missing')
+    if isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
+        raise ImageError(f'{source} does not exist', 'missing')
     return _at_rate(_animation(source, rate) or _video(source), rate)
 
 def _at_rate(frames, rate):
@@ -61,11 +63,13 @@ def _pillow_frames(image, rate):
                 image.load()
             seconds = (image.info.get('duration') or 100)/1000
             yield at, lambda: flatten(image)
-            for n in range(math.floor(at*rate + 1e-6) + 1, math.ceil((at + min(seconds, 10))*rate - 1e-6)): yield n/rate, lambda: flatten(image)
+            for n in range(math.floor(at*rate + 1e-6) + 1, math.ceil((at + min(seconds, 10))*rate - 1e-6)):
+                yield n/rate, lambda: flatten(image)
             at += seconds
 
 def _check_size(width, height):
-    if width*height > max_pixels: raise ImageError(f'the video claims {width}×{height} pixels; at most {max_pixels:,} are accepted', 'bomb')
+    if width*height > max_pixels:
+        raise ImageError(f'the video claims {width}×{height} pixels; at most {max_pixels:,} are accepted', 'bomb')
 
 # %% ../../nbs/inference/09_video.ipynb #5a73c65a
 def _video(source):
@@ -73,7 +77,8 @@ def _video(source):
     av = optional_import('av', purpose='Reading a video that is no GIF, WebP or PNG')
     name = source if isinstance(source, (str, os.PathLike)) else 'the video'
     try:
-        with av.open(source if hasattr(source, 'read') else os.path.abspath(source), options=dict(protocol_whitelist='file,pipe', format_whitelist=_containers)) as video:
+        with av.open(source if hasattr(source, 'read') else os.path.abspath(source),
+            options=dict(protocol_whitelist='file,pipe', format_whitelist=_containers)) as video:
             if not video.streams.video: raise ImageError(f'{name} has no images in it', 'not_an_image')
             stream = video.streams.video[0]
             _check_size(getattr(stream, 'width', 0) or 0, getattr(stream, 'height', 0) or 0)
@@ -114,7 +119,8 @@ def follow(
     "Levels after one more answer"
     expect('prediction', prediction, Prediction)
     keep = math.exp(-seconds/smoothing) if smoothing > 0 else 0.
-    return {label: keep*level.get(label, 0.) + (1 - keep)*p*prediction.trusted for label, p in prediction.probabilities.items()}
+    return {label: keep*level.get(label, 0.) + (1 - keep)*p*prediction.trusted
+        for label, p in prediction.probabilities.items()}
 
 # %% ../../nbs/inference/09_video.ipynb #32865085
 @patch_to(Classifier)
@@ -175,9 +181,11 @@ def sightings(
 ) -> list[Sighting]:           # In the order of their beginnings
     "When was which label there?"
     rows = expect_all('rows', rows, FrameRow)
-    if not 0 < stop <= start <= 1: raise ValueError(f'`stop` and `start` must fulfil 0 < stop <= start <= 1, got {stop} and {start}')
+    if not 0 < stop <= start <= 1:
+        raise ValueError(f'`stop` and `start` must fulfil 0 < stop <= start <= 1, got {stop} and {start}')
     rows = [r for r in rows if r.prediction]
-    found = [s for label in (rows[0].level if rows else ()) for s in _joined(list(_stretches(rows, label, start, stop)), gap)]
+    found = [s for label in (rows[0].level if rows else ())
+        for s in _joined(list(_stretches(rows, label, start, stop)), gap)]
     return sorted(found, key=lambda s: (s.start, s.label))
 
 def _stretches(rows, label, start, stop):

@@ -33,7 +33,8 @@ def reliability(
         mine = seen.table[bins == k]
         n, right = len(mine), int(mine.correct.sum())
         low, high = wilson(right, n)
-        rows.append((k/n_bins, (k + 1)/n_bins, n, mine.probability.mean() if n else math.nan, right/n if n else math.nan, low, high))
+        rows.append((k/n_bins, (k + 1)/n_bins, n, mine.probability.mean() if n else math.nan,
+                right/n if n else math.nan, low, high))
     return pd.DataFrame(rows, columns=reliability_columns)
 
 def _bins(seen, n_bins):
@@ -54,9 +55,13 @@ def plot_reliability(
     ax = axes_for(ax, 3.6, 3.6)
     rows = reliability(seen, n_bins).query('n > 0')
     ax.plot([0, 1], [0, 1], color='#999999', linestyle=':')
-    ax.errorbar(rows.promised, rows.kept, yerr=[(rows.kept - rows.kept_low).clip(lower=0), (rows.kept_high - rows.kept).clip(lower=0)], fmt='o-', color='#2f6f8f', capsize=3)
-    for r in rows.itertuples(): ax.annotate(f'{r.n}', (r.promised, r.kept), xytext=(4, -10), textcoords='offset points', fontsize=8)
-    ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel='promised: mean probability', ylabel='kept: share of right answers', title=title or f'calibration error {calibration_error(seen, n_bins)["error"]:.3f}')
+    ax.errorbar(rows.promised, rows.kept,
+        yerr=[(rows.kept - rows.kept_low).clip(lower=0), (rows.kept_high - rows.kept).clip(lower=0)], fmt='o-',
+        color='#2f6f8f', capsize=3)
+    for r in rows.itertuples():
+        ax.annotate(f'{r.n}', (r.promised, r.kept), xytext=(4, -10), textcoords='offset points', fontsize=8)
+    ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel='promised: mean probability', ylabel='kept: share of right answers',
+        title=title or f'calibration error {calibration_error(seen, n_bins)["error"]:.3f}')
     return ax
 
 # %% ../../nbs/interpret/02_calibrate.ipynb #d9634f6e
@@ -73,7 +78,8 @@ def calibration_error(
     member = np.eye(n_bins)[bins]
     def distance(right): return np.abs((right - p) @ member).sum(-1)/len(p)  # |kept - promised| times the answers of the bin
     draws = distance(np.random.default_rng(0).random((n_draws, len(p))) < p)
-    return dict(error=float(distance(seen.table.correct.to_numpy(float))), chance=float(draws.mean()), chance_high=float(np.quantile(draws, .95)), n=len(p))
+    return dict(error=float(distance(seen.table.correct.to_numpy(float))), chance=float(draws.mean()),
+        chance_high=float(np.quantile(draws, .95)), n=len(p))
 
 # %% ../../nbs/interpret/02_calibrate.ipynb #b392ca9e
 def with_temperature(
@@ -83,7 +89,8 @@ def with_temperature(
     "What a model would say at another temperature"
     expect('seen', seen, Evaluation)
     if not 0 < temperature < math.inf: raise ValueError(f'`temperature` must be positive and finite, got {temperature}')
-    scaled = tabulate(seen.table.file, seen.table.split, _heated(seen.probabilities, temperature), seen.targets, seen.labels, seen.features)
+    scaled = tabulate(seen.table.file, seen.table.split, _heated(seen.probabilities, temperature), seen.targets,
+        seen.labels, seen.features)
     scaled.failed = seen.failed
     return scaled
 
@@ -134,21 +141,27 @@ def fit_temperature(
 ) -> Temperature:       # `value` is for `export_bundle(learn, dest, temperature=...)`
     "The most probable temperature, and what it changes"
     expect('seen', seen, Evaluation)
-    if prior is not None and not prior[1] > 0: raise ValueError(f'`prior` must be a mean and a deviation above 0, got {prior}')
-    if (seen.table.split == 'train').any(): raise DataError('These predictions hold images that the model was trained on, of which it is too sure; pass `seen.only("valid")`')
+    if prior is not None and not prior[1] > 0:
+        raise ValueError(f'`prior` must be a mean and a deviation above 0, got {prior}')
+    if (seen.table.split == 'train').any():
+        raise DataError('These predictions hold images that the model was trained on, of which it is too sure; pass '
+            '`seen.only("valid")`')
     if len(seen) < 2: raise DataError(f'A temperature is fitted to images; got {len(seen)}')
     p, y = np.asarray(seen.probabilities, float), seen.targets
     before, ece = log_loss_of(seen), calibration_error(seen, n_bins, 1)['error']
     if prior is None and (seen.table.correct.all() or not seen.table.correct.any()):
-        return Temperature(1., 0., math.inf, before, before, before, ece, ece, len(y), 'Every answer is right, or every one wrong, so nothing tells how sure the model should be')
+        return Temperature(1., 0., math.inf, before, before, before, ece, ece, len(y),
+            'Every answer is right, or every one wrong, so nothing tells how sure the model should be')
     value = _best(p, y, prior)
     cooled = with_temperature(seen, value)
     low, high = _interval(p, y, value, prior)
     note = '' if not low <= 1 <= high else 'These images do not tell the temperature from 1'
-    return Temperature(value, low, high, before, log_loss_of(cooled), _cross_validated(p, y, prior), ece, calibration_error(cooled, n_bins, 1)['error'], len(y), note)
+    return Temperature(value, low, high, before, log_loss_of(cooled), _cross_validated(p, y, prior), ece,
+        calibration_error(cooled, n_bins, 1)['error'], len(y), note)
 
 # %% ../../nbs/interpret/02_calibrate.ipynb #62c4ce5f
-def _loss(log_t, p, y): return float(-np.log(np.maximum(_heated(p, math.exp(log_t))[np.arange(len(y)), y], 1e-12)).mean())
+def _loss(log_t, p, y):
+    return float(-np.log(np.maximum(_heated(p, math.exp(log_t))[np.arange(len(y)), y], 1e-12)).mean())
 
 def _cost(log_t, p, y, prior):
     "Minus the logarithm of likelihood and prior"
@@ -177,12 +190,14 @@ def temperature_html(
 ) -> Html:                # A table and a sentence
     "A temperature and its effect in a notebook or a report"
     expect('fitted', fitted, Temperature)
-    rows = [{'': 'log loss', 'before': fitted.before, 'after': fitted.after, 'on images it was not fitted to': fitted.cross_validated},
+    rows = [{'': 'log loss', 'before': fitted.before, 'after': fitted.after,
+            'on images it was not fitted to': fitted.cross_validated},
         {'': 'expected calibration error', 'before': fitted.error_before, 'after': fitted.error_after}]
     high = 'no bound' if math.isinf(fitted.high) else f'{fitted.high:.2f}'
     what = 'surer than it should be' if fitted.value > 1 else 'less sure than it might be'
     words = fitted.note or f'The model is {what}.'
-    return Html(f'<p>Temperature {fitted.value:.2f} (95% interval {fitted.low:.2f} to {high}, from {fitted.n:,} images). {words}{"" if fitted.note.endswith(".") or not fitted.note else "."}</p>{html_table(rows)}')
+    return Html('<p>'
+        f'Temperature {fitted.value:.2f} (95% interval {fitted.low:.2f} to {high}, from {fitted.n:,} images). {words}{"" if fitted.note.endswith(".") or not fitted.note else "."}</p>' f'{html_table(rows)}')
 
 def calibration_html(
     seen: Evaluation,  # Predictions on images that the model was not trained on
@@ -192,7 +207,10 @@ def calibration_html(
     expect('seen', seen, Evaluation)
     if len(seen) < 2: return Html('<p>Too few images to tell whether the probabilities can be believed.</p>')
     e, rows = calibration_error(seen, n_bins), reliability(seen, n_bins).query('n > 0')
-    table = [{'probability': f'{r.low:.1f} to {r.high:.1f}', 'answers': r.n, 'promised': f'{r.promised:.0%}', 'kept': f'{r.kept:.0%}', '95% interval': f'{r.kept_low:.0%} to {r.kept_high:.0%}'} for r in rows.itertuples()]
+    table = [{'probability': f'{r.low:.1f} to {r.high:.1f}', 'answers': r.n, 'promised': f'{r.promised:.0%}',
+            'kept': f'{r.kept:.0%}', '95% interval': f'{r.kept_low:.0%} to {r.kept_high:.0%}'}
+        for r in rows.itertuples()]
     verdict = 'no more than chance gives' if e['error'] <= e['chance_high'] else 'more than chance explains'
-    return Html(f'<p>Expected calibration error {e["error"]:.3f}, {verdict}: a perfectly calibrated model would have {e["chance"]:.3f} on average on {e["n"]:,} images.</p>'
+    return Html('<p>'
+        f'Expected calibration error {e["error"]:.3f}, {verdict}: a perfectly calibrated model would have {e["chance"]:.3f} on average on {e["n"]:,} images.</p>' ''
         f'{html_table(table)}{temperature_html(fit_temperature(seen))}')

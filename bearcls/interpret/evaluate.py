@@ -52,7 +52,8 @@ class Evaluation:
     ) -> 'Evaluation':
         "Some of the images"
         mask = np.asarray(mask, bool)
-        return Evaluation(self.table[mask].reset_index(drop=True), self.labels, self.probabilities[mask], self.features[mask], self.failed)
+        return Evaluation(self.table[mask].reset_index(drop=True), self.labels, self.probabilities[mask],
+            self.features[mask], self.failed)
 
     def only(self,
         split: str,     # 'train', 'valid', or '' for images of which it is not known
@@ -83,7 +84,9 @@ def tabulate(
 ) -> Evaluation:                # One row for each image, in their order
     "Predictions from any source as an `Evaluation`"
     files = expect_all('files', files, str, os.PathLike)
-    if not np.isfinite(probabilities).all(): raise DataError('The model gives nan or infinity instead of probabilities: its training has diverged, as with a learning rate that is too high')
+    if not np.isfinite(probabilities).all():
+        raise DataError('The model gives nan or infinity instead of probabilities: its training has diverged, as with '
+            'a learning rate that is too high')
     targets, rows = np.asarray(targets, int), np.arange(len(files))
     best = probabilities.argmax(1)
     loss = -np.log(np.maximum(probabilities[rows, targets], 1e-12))
@@ -102,7 +105,8 @@ def evaluate(
     "Ask a model about labelled images, once"
     expect('path', path, str, os.PathLike, None)
     expect('known', known, Split, None)
-    if split not in (None, 'valid', 'train', 'all'): raise ValueError(f'`split` must be valid, train or all, got {split!r}')
+    if split not in (None, 'valid', 'train', 'all'):
+        raise ValueError(f'`split` must be valid, train or all, got {split!r}')
     model = source if isinstance(source, Learner) else _classifier(source)
     if path is None and isinstance(model, Learner): return _own_images(model, split or 'valid', threads)
     if path is None: raise DataError('A bundle knows no images; give `path`, an image folder')
@@ -114,21 +118,26 @@ def _own_images(learn, split, threads=None):
     "A Learner's predictions on its own images"
     parts = {'train': learn.dls.train_ds, 'valid': learn.dls.valid_ds}
     chosen = {name: ds for name, ds in parts.items() if split in (name, 'all') and len(ds)}
-    if not chosen: raise DataError(f'This Learner has no images to {"validate with" if split == "valid" else "ask about"}; give `path`, an image folder, or another `split` than {split!r}')
+    if not chosen:
+        raise DataError(f'This Learner has no images to {"validate with" if split == "valid" else "ask about"}; give '
+            f'`path`, an image folder, or another `split` than {split!r}')
     rows = [(name, f, t) for name, ds in chosen.items() for f, t in zip(dataset_files(ds, name), _targets(learn, ds))]
     there = [not isinstance(f, Path) or f.exists() for _, f, _ in rows]
-    if not any(there): raise DataError(f'None of the {len(rows):,} images of this Learner is where it was; the first was {rows[0][1]}')
+    if not any(there):
+        raise DataError(f'None of the {len(rows):,} images of this Learner is where it was; the first was {rows[0][1]}')
     items = itertools.chain.from_iterable(_each(ds.items) for ds in chosen.values())
     probabilities, features = _ask_learner(learn, [i for i, ok in zip(items, there) if ok], threads)
     splits, files, targets = zip(*itertools.compress(rows, there))
     seen = tabulate(files, splits, probabilities, targets, [str(v) for v in learn.dls.vocab], features)
-    seen.failed = pd.DataFrame([(str(f), 'it is not there any more') for (_, f, _), ok in zip(rows, there) if not ok], columns=['file', 'reason'])
+    seen.failed = pd.DataFrame([(str(f), 'it is not there any more') for (_, f, _), ok in zip(rows, there) if not ok],
+        columns=['file', 'reason'])
     return seen
 
 def _targets(learn, ds):
     "The label of every image as a number"
     first = torch.as_tensor(ds.tls[-1][0])
-    if len(ds.tls) != 2 or first.dim() or first.is_floating_point(): raise DataError('Each image must have one label, as with `CategoryBlock`; these DataLoaders hold something else')
+    if len(ds.tls) != 2 or first.dim() or first.is_floating_point():
+        raise DataError('Each image must have one label, as with `CategoryBlock`; these DataLoaders hold something else')
     return label_numbers(learn, ds).tolist()
 
 def _each(items):
@@ -173,7 +182,8 @@ def _ask_network(learn, items, threads=None):
     softmax = None if hasattr(learn.loss_func, 'activation') else lambda logits: logits.softmax(-1)  # PyTorch's own losses bring no activation
     try:
         with paced(learn, threads), learn.no_bar(), learn.no_logging():
-            probabilities, _ = learn.get_preds(dl=learn.dls.test_dl(items, **_fast_batches(learn)), act=softmax, cbs=kept)
+            probabilities, _ = learn.get_preds(dl=learn.dls.test_dl(items, **_fast_batches(learn)), act=softmax,
+                cbs=kept)
     finally: hook.remove()
     return probabilities.float().cpu().numpy(), torch.cat(kept.features).numpy()
 
@@ -183,7 +193,8 @@ def _fast_batches(learn):
 
 class _KeepFeatures(Callback):
     "Keeps what enters a layer, and shows how far `get_preds` is; fastai's own bar is made for notebooks"
-    def before_validate(self): self.bar, self.features = progress(desc='predicting', total=len(self.dl), unit='batch'), []
+    def before_validate(self):
+        self.bar, self.features = progress(desc='predicting', total=len(self.dl), unit='batch'), []
     def see(self, layer, args): self.now = pool_features(args[0]).detach().float().cpu()  # the last call counts where there are several
     def after_batch(self):
         self.features.append(self.now)
@@ -201,23 +212,29 @@ def _classifier(source):
 
 def _folder(model, path, known, threads=None):
     "Predictions on the images of a folder"
-    folder, labels = scan_folder(path), [str(v) for v in (model.dls.vocab if isinstance(model, Learner) else model.labels)]
+    folder, labels = scan_folder(path), [str(v)
+        for v in (model.dls.vocab if isinstance(model, Learner) else model.labels)]
     refuse_problems(folder)
     files, label_of = folder.files, folder.label_of
-    if not files: raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
+    if not files:
+        raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
     answerable = [f for f in files if label_of(f) in labels]
-    if not answerable: raise DataError(f'{path} has images of {label_of(files[0])}, and the model knows {", ".join(labels[:10])}: no image has a label that it knows')
+    if not answerable:
+        raise DataError(f'{path} has images of {label_of(files[0])}, and the model knows {", ".join(labels[:10])}: no '
+            'image has a label that it knows')
     failed = [(f, f'filed as {label_of(f)}, which the model does not know') for f in files if label_of(f) not in labels]
     failed += [(path/r.file, r.reason) for r in folder.left_out if r.kind in ('not_an_image', 'outside', 'unreadable')]
     good, problems, probabilities, features = _ask(model, answerable, threads)
-    seen = tabulate(good, _sides(model, good, known), probabilities, [labels.index(label_of(f)) for f in good], labels, features)
+    seen = tabulate(good, _sides(model, good, known), probabilities, [labels.index(label_of(f)) for f in good], labels,
+        features)
     seen.failed = pd.DataFrame([(str(f), why) for f, why in failed + problems], columns=['file', 'reason'])
     return seen
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #030993c3
 def _ask(model, files, threads=None):
     "Files that can be opened, the others with their reasons, probabilities and features"
-    problems = [p for p in progress(in_order(_problem, files), 'opening', len(files), 'img') if p] if isinstance(model, Learner) else []
+    problems = ([p for p in progress(in_order(_problem, files), 'opening', len(files), 'img') if p]
+        if isinstance(model, Learner) else [])
     bad = {f for f, _ in problems}
     good = [f for f in files if f not in bad]
     if isinstance(model, Learner) and good: return good, problems, *_ask_learner(model, good, threads)
@@ -252,7 +269,8 @@ def confusion(
     "The confusion matrix"
     expect('seen', seen, Evaluation)
     counts = pd.crosstab(seen.table.actual, seen.table.predicted)
-    counts = counts.reindex(index=seen.labels, columns=seen.labels, fill_value=0).rename_axis(index='actual', columns='predicted').astype(int)
+    counts = counts.reindex(index=seen.labels, columns=seen.labels, fill_value=0).rename_axis(index='actual',
+        columns='predicted').astype(int)
     return counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0) if share else counts
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #be691172
@@ -266,7 +284,8 @@ def plot_confusion(
     side = 1.2 + 0.5 * len(seen.labels)
     ax = axes_for(ax, side, side, layout=None)
     ax.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-    for i, j in np.ndindex(counts.shape): ax.text(j, i, counts.iat[i, j], ha='center', va='center', color='white' if shares.iat[i, j] > .7 else 'black')
+    for i, j in np.ndindex(counts.shape):
+        ax.text(j, i, counts.iat[i, j], ha='center', va='center', color='white' if shares.iat[i, j] > .7 else 'black')
     ax.set_xticks(range(len(seen.labels)), seen.labels, rotation=30, ha='right')
     ax.set_yticks(range(len(seen.labels)), seen.labels)
     ax.set(xlabel='predicted', ylabel='actual')
@@ -286,8 +305,10 @@ def show_confusion(
     name = f'confusion-{sha256(seen.probabilities.tobytes() + repr(seen.table.file.tolist()).encode())[:8]}-{next(_number)}'
     cells = {(i, j): f'{name}-{i}-{j}' for i, j in np.ndindex(counts.shape) if counts.iat[i, j]}
     first = max((c for c in cells if c[0] != c[1]), key=lambda c: counts.iat[c], default=next(iter(cells), None))
-    panels = ''.join(f'<div class="panel {i}"><p><b>{escape(_cell_words(seen, counts, *c))}</b></p>{_cell_gallery(seen, *c, max_n, side)}</div>' for c, i in cells.items())
-    return Html(f'<div class="{name}">{_confusion_style(name, cells)}{_confusion_table(seen, counts, cells, first, name)}{panels}</div>')
+    panels = ''.join(f'<div class="panel {i}"><p><b>{escape(_cell_words(seen, counts, *c))}</b></p>'
+        f'{_cell_gallery(seen, *c, max_n, side)}</div>' for c, i in cells.items())
+    return Html(f'<div class="{name}">'
+        f'{_confusion_style(name, cells)}{_confusion_table(seen, counts, cells, first, name)}{panels}</div>')
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #922c3326
 def _cell_words(seen, counts, i, j):
@@ -297,9 +318,11 @@ def _cell_words(seen, counts, i, j):
 
 def _cell_gallery(seen, i, j, max_n, side):
     "The images behind a number, highest loss first"
-    rows = seen.table[(seen.table.actual == seen.labels[i]) & (seen.table.predicted == seen.labels[j])].sort_values('loss', ascending=False, kind='stable')
+    rows = seen.table[(seen.table.actual == seen.labels[i]) & (seen.table.predicted == seen.labels[j])].sort_values('loss',
+        ascending=False, kind='stable')
     more = f'<p>… and {len(rows) - max_n} more</p>' if len(rows) > max_n else ''
-    return gallery(rows.file[:max_n], [f'{r.predicted} {r.probability:.2f}' for r in rows[:max_n].itertuples()], side) + more
+    return (gallery(rows.file[:max_n], [f'{r.predicted} {r.probability:.2f}' for r in rows[:max_n].itertuples()], side)
+        + more)
 
 def _confusion_table(seen, counts, cells, first, name):
     "The matrix, each number with its button in the same place"
@@ -309,8 +332,11 @@ def _confusion_table(seen, counts, cells, first, name):
         button = f'<input type="radio" name="{name}" id="{cells[i, j]}" aria-label="{escape(_cell_words(seen, counts, i, j), quote=True)}"{" checked" if (i, j) == first else ""}>'
         return f'<td style="padding:0;text-align:center;{_shade(share)}"><label>{button}<span>{n}</span></label></td>'
     head = ''.join(f'<th scope="col">{escape(label)}</th>' for label in seen.labels)
-    body = ''.join(f'<tr><th scope="row">{escape(a)}</th>{"".join(cell(i, j) for j in range(len(seen.labels)))}</tr>' for i, a in enumerate(seen.labels))
-    return f'<div style="overflow-x:auto"><table><caption style="white-space:nowrap">rows: filed as; columns: the model says</caption><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = ''.join(f'<tr><th scope="row">{escape(a)}</th>{"".join(cell(i, j) for j in range(len(seen.labels)))}</tr>'
+        for i, a in enumerate(seen.labels))
+    return ('<div style="overflow-x:auto"><table><caption style="white-space:nowrap">'
+        f'rows: filed as; columns: the model says</caption><thead><tr><td></td>{head}</tr></thead><tbody>'
+        f'{body}</tbody></table></div>')
 
 def _shade(share):
     "The colour of a share, on which text can be read on a light page and on a dark one"
@@ -320,8 +346,11 @@ def _shade(share):
 def _confusion_style(name, cells):
     "Shows the images of the chosen number, and marks it"
     shown = ', '.join(f'.{name}:has(#{i}:checked) .{i}' for i in cells.values())
-    return (f'<style>.{name} .panel {{ display: none }} .{name} td span {{ display: block; padding: .5em 1em; outline-offset: -3px }} .{name} label {{ display: block; position: relative; cursor: pointer }} '
-        f'.{name} input {{ position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: pointer }} '
+    return ('<style>'
+        f'.{name} .panel {{ display: none }} .{name} td span {{ display: block; padding: .5em 1em; outline-offset: '
+        f'-3px }} .{name} label {{ display: block; position: relative; cursor: pointer }} '
+        f'.{name} input {{ position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: '
+        f'pointer }} '
         f'.{name} input:checked + span {{ outline: 2px solid }} .{name} input:focus-visible + span {{ outline: 3px dashed }} {shown + " { display: block }" if shown else ""}</style>')
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #5e50b50b
@@ -336,7 +365,8 @@ def most_confused(
         if i == j or counts.iat[i, j] < max(1, min_n): continue
         wrong, of = int(counts.iat[i, j]), int(counts.iloc[i].sum())
         low, high = wilson(wrong, of)
-        rows.append(dict(actual=seen.labels[i], predicted=seen.labels[j], wrong=wrong, of=of, share=wrong/of, low=low, high=high))
+        rows.append(dict(actual=seen.labels[i], predicted=seen.labels[j], wrong=wrong, of=of, share=wrong/of, low=low,
+                high=high))
     table = pd.DataFrame(rows, columns=['actual', 'predicted', 'wrong', 'of', 'share', 'low', 'high'])
     return table.sort_values(['wrong', 'share'], ascending=False, kind='stable').reset_index(drop=True)
 
@@ -380,7 +410,9 @@ def plot_label_metrics(
     ax = axes_for(ax, 5, .8 + .5*len(metrics))
     for k, (name, colour) in enumerate(zip(names, ('#2f6f8f', '#b5651d', '#555555'))):
         value, y = metrics[name], np.arange(len(metrics)) + (k - 1)*.22
-        ax.errorbar(value, y, xerr=[(value - metrics[f'{name}_low']).clip(lower=0), (metrics[f'{name}_high'] - value).clip(lower=0)], fmt='o', color=colour, capsize=3, label=name)
+        ax.errorbar(value, y,
+            xerr=[(value - metrics[f'{name}_low']).clip(lower=0), (metrics[f'{name}_high'] - value).clip(lower=0)],
+            fmt='o', color=colour, capsize=3, label=name)
     ax.set_yticks(range(len(metrics)), metrics.index)
     ax.set(xlim=(0, 1.02), ylim=(len(metrics) - .5, -.5))
     ax.legend(loc='lower left')
@@ -410,7 +442,8 @@ def show_rows(
 ) -> Html:               # Gallery with prediction, actual label, loss and probability
     "Predictions as images"
     expect('rows', rows, pd.DataFrame)
-    lines = [f'{r.predicted}, filed as {r.actual}; loss {r.loss:.2f}, probability {r.probability:.2f}' for r in rows.itertuples()]
+    lines = [f'{r.predicted}, filed as {r.actual}; loss {r.loss:.2f}, probability {r.probability:.2f}'
+        for r in rows.itertuples()]
     return gallery(rows.file, lines, side)
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #1e6141fd

@@ -34,16 +34,22 @@ def map_layer(
 ) -> nn.Module:        # The last layer that gives (images, maps, height, width) with more than one place
     "The layer whose maps a decision rests on"
     given = []
-    hooks = [m.register_forward_hook(lambda m, args, out: given.append((m, out.shape if isinstance(out, torch.Tensor) else ()))) for m in model.modules() if m is not model]
+    hooks = [m.register_forward_hook(lambda m, args, out: given.append((m,
+                    out.shape if isinstance(out, torch.Tensor) else ()))) for m in model.modules() if m is not model]
     try:
         with keep_modes(model), torch.no_grad(): model.eval()(x)
     finally:
         for h in hooks: h.remove()
     last = max((i for i, (_, shape) in enumerate(given) if len(shape) == 4 and shape[2]*shape[3] > 1), default=None)
-    if last is None: raise TrainError(f'A {type(model).__name__} has no layer that gives maps, so there is no telling where in an image it looks')
+    if last is None:
+        raise TrainError(f'A {type(model).__name__} has no layer that gives maps, so there is no telling where in an '
+            'image it looks')
     _, a, b, c = given[last][1]
-    if x.shape[2] == x.shape[3] and a == b != c: raise TrainError(f'The maps of this {type(model).__name__} stand with their places first and their features last, which cannot be drawn in this way')
-    if any(len(shape) == 3 for _, shape in given[last:]): raise TrainError(f'This network cuts images into tokens, as vision transformers do, and has no maps; where it looks cannot be drawn in this way')
+    if x.shape[2] == x.shape[3] and a == b != c:
+        raise TrainError(f'The maps of this {type(model).__name__} stand with their places first and their features '
+            'last, which cannot be drawn in this way')
+    if any(len(shape) == 3 for _, shape in given[last:]):
+        raise TrainError(f'This network cuts images into tokens, as vision transformers do, and has no maps; where it looks cannot be drawn in this way')
     return given[last][0]
 
 # %% ../../nbs/interpret/04_gradcam.ipynb #2d2c9e83
@@ -87,9 +93,13 @@ class Attention:
         image = self.image.convert('RGB')
         image = image.resize([max(1, round(s*side/max(image.size))) for s in image.size], Image.Resampling.BICUBIC)
         heat = Image.fromarray((255*self.heat).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
-        return Image.composite(Image.merge('RGB', [heat.point(lambda v: min(255, 2*v)), heat, heat.point(lambda v: 90 - v//3)]), image.convert('L').convert('RGB'), heat.point(lambda v: int(strength*v)))
+        return Image.composite(Image.merge('RGB',
+                [heat.point(lambda v: min(255, 2*v)), heat, heat.point(lambda v: 90 - v//3)]),
+            image.convert('L').convert('RGB'), heat.point(lambda v: int(strength*v)))
 
-    def _repr_html_(self): return str(gallery([self.image, self.draw()], [f'{self.predicted}', f'for {self.label}, {self.probability:.0%}'], 160))
+    def _repr_html_(self):
+        return str(gallery([self.image, self.draw()],
+                [f'{self.predicted}', f'for {self.label}, {self.probability:.0%}'], 160))
 
 # %% ../../nbs/interpret/04_gradcam.ipynb #71ce5656
 def attend(
@@ -100,7 +110,8 @@ def attend(
     "Where in an image a Learner finds a label"
     expect('learn', learn, Learner)
     labels = [str(v) for v in learn.dls.vocab]
-    if label is not None and label not in labels: raise DataError(f'`label` must be one of {", ".join(labels)}; got {label!r}')
+    if label is not None and label not in labels:
+        raise DataError(f'`label` must be one of {", ".join(labels)}; got {label!r}')
     if isinstance(source, Image.Image): source.load()
     dl = learn.dls.test_dl([source], num_workers=0)
     x = dl.one_batch()[0].as_subclass(torch.Tensor)
@@ -113,7 +124,9 @@ def attend(
 def _shown(dl, source, x):
     "The image under the map: all of it if it was squished by a pipeline that turns images upright, otherwise what the model saw"
     upright = any(isinstance(t, OpenImage) for t in dl.dataset.tls[0].tfms.fs)
-    if upright and any(isinstance(t, Resize) and str(getattr(t.method, 'value', t.method)) == 'squish' for t in dl.after_item.fs): return load_image(source, min_side=256)
+    if upright and any(isinstance(t, Resize) and str(getattr(t.method, 'value', t.method)) == 'squish'
+        for t in dl.after_item.fs):
+        return load_image(source, min_side=256)
     for t in dl.after_batch.fs:
         if isinstance(t, Normalize): x = x*t.std.as_subclass(torch.Tensor) + t.mean.as_subclass(torch.Tensor)
     return Image.fromarray((255*x[0].clamp(0, 1)).byte().permute(1, 2, 0).cpu().numpy())
@@ -130,7 +143,8 @@ def show_attention(
     lines = []
     for r in rows.itertuples():
         maps = [attend(learn, r.file, label) for label in dict.fromkeys((r.predicted, r.actual))]
-        lines.append(gallery([maps[0].image, *(m.draw(side) for m in maps)], [f'filed as {r.actual}', *(f'for {m.label}, {m.probability:.0%}' for m in maps)], side))
+        lines.append(gallery([maps[0].image, *(m.draw(side) for m in maps)],
+                [f'filed as {r.actual}', *(f'for {m.label}, {m.probability:.0%}' for m in maps)], side))
     return Html('<div style="display:flex;flex-direction:column;gap:10px">' + ''.join(lines) + '</div>')
 
 # %% ../../nbs/interpret/04_gradcam.ipynb #8802efa2
@@ -150,7 +164,8 @@ def nearest_images(
     x = x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     cosine = x[there] @ x[places[0]]
     order = np.argsort(-cosine, kind='stable')[:n]
-    return seen.table.iloc[there[order]][['file', 'actual', 'predicted']].assign(likeness=cosine[order]).reset_index(drop=True)
+    return seen.table.iloc[there[order]][['file', 'actual',
+            'predicted']].assign(likeness=cosine[order]).reset_index(drop=True)
 
 # %% ../../nbs/interpret/04_gradcam.ipynb #d13526c5
 def show_nearest(
@@ -162,9 +177,13 @@ def show_nearest(
     "Mistakes beside the training images that they take after"
     if files is not None: files = expect_all('files', files, str, os.PathLike)
     expect('seen', seen, Evaluation)
-    if files is None: files = [f for f, ok in zip(*top_losses(seen.only('valid'), 4)[['file', 'correct']].T.values) if not ok]
+    if files is None:
+        files = [f for f, ok in zip(*top_losses(seen.only('valid'), 4)[['file', 'correct']].T.values) if not ok]
     rows, lines = seen.table.drop_duplicates('file').set_index('file'), []
     for f in map(str, files):
         near, r = nearest_images(seen, f, n), rows.loc[f]
-        lines.append(gallery([f, *near.file], [f'filed as {r.actual}, called {r.predicted}', *(f'{m.actual}, {m.likeness:.2f}' for m in near.itertuples())], side))
-    return Html('<div style="display:flex;flex-direction:column;gap:12px">' + (''.join(lines) or '<p>No mistakes.</p>') + '</div>')
+        lines.append(gallery([f, *near.file],
+                [f'filed as {r.actual}, called {r.predicted}',
+                    *(f'{m.actual}, {m.likeness:.2f}' for m in near.itertuples())], side))
+    return Html('<div style="display:flex;flex-direction:column;gap:12px">' + (''.join(lines) or '<p>No mistakes.</p>')
+        + '</div>')

@@ -60,7 +60,8 @@ def _softmax_regression(x, y, n_labels, weight_decay):
     opt = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
-        loss = (weight*nn.functional.cross_entropy(x @ w + b, y, reduction='none')).sum()/weight.sum() + weight_decay*w.square().sum()
+        loss = (weight*nn.functional.cross_entropy(x @ w + b, y,
+                reduction='none')).sum()/weight.sum() + weight_decay*w.square().sum()
         loss.backward()
         return loss
     opt.step(closure)
@@ -89,7 +90,9 @@ def likeness_to_label(
 def _whiten(x, y, shrinkage):
     "Features that vary alike within the labels"
     x = ((x - x.mean(0)) / (x.std(0) + 1e-6)).astype(np.float64)
-    within = x - np.stack([x[y == label].mean(0) for label in range(y.max() + 1) if (y == label).any()])[np.unique(y, return_inverse=True)[1]]
+    within = (x
+        - np.stack([x[y == label].mean(0)
+                for label in range(y.max() + 1) if (y == label).any()])[np.unique(y, return_inverse=True)[1]])
     c = within.T @ within / len(x)
     c = (1 - shrinkage)*c + shrinkage*np.eye(len(c))*max(np.trace(c)/len(c), 1e-12)
     return np.linalg.solve(np.linalg.cholesky(c), x.T).T
@@ -104,14 +107,19 @@ def judge_labels(
     table = seen.table[['file', 'split', 'actual']].reset_index(drop=True)
     y, rows = seen.targets, np.arange(len(seen))
     judged = np.bincount(y, minlength=len(seen.labels))[y] >= 5
-    if (bad := ~np.isfinite(seen.features).all(1)).any(): raise DataError(f'{bad.sum():,} images have features that are nan or infinite, the first {seen.table.file[bad.argmax()]}: the training has diverged')
-    if seen.features.shape[1] == 0 and len(seen): raise DataError('These predictions came without features, and labels are judged by features')
-    if len(set(y[judged])) < 2: return table.assign(fit=np.nan, other='', other_fit=np.nan, likeness=np.nan, score=np.nan)
+    if (bad := ~np.isfinite(seen.features).all(1)).any():
+        raise DataError(f'{bad.sum():,} images have features that are nan or infinite, the first '
+            f'{seen.table.file[bad.argmax()]}: the training has diverged')
+    if seen.features.shape[1] == 0 and len(seen):
+        raise DataError('These predictions came without features, and labels are judged by features')
+    if len(set(y[judged])) < 2:
+        return table.assign(fit=np.nan, other='', other_fit=np.nan, likeness=np.nan, score=np.nan)
     p = out_of_fold(seen.features, y, seed=seed, n_labels=len(seen.labels))
     others = np.where(np.eye(len(seen.labels), dtype=bool)[y], -1, p)
     other, fit, likeness = others.argmax(1), p[rows, y], likeness_to_label(seen.features, y)
     t = rankdata(fit) * rankdata(likeness) / (len(y) + 1)**2
-    table = table.assign(fit=fit, other=[seen.labels[o] for o in other], other_fit=p[rows, other], likeness=likeness, score=1 - t*(1 - np.log(t)))
+    table = table.assign(fit=fit, other=[seen.labels[o] for o in other], other_fit=p[rows, other], likeness=likeness,
+        score=1 - t*(1 - np.log(t)))
     table.loc[~judged, ['fit', 'other_fit', 'likeness', 'score']] = np.nan
     return table
 
@@ -141,7 +149,8 @@ def label_issues(
     listed = [i for place, i in enumerate(order) if judged.score[i] >= 0 and (place < share*len(judged) or wrong[i])]
     table = judged.iloc[listed]
     kind = np.select([wrong[listed], _is_outlier(judged)[listed]], ['wrong_label', 'no_label'], 'doubtful')
-    table = table.assign(suggested=np.where(lead[listed] > 0, table.other, ''), margin=lead[listed].clip(lower=0), kind=kind)
+    table = table.assign(suggested=np.where(lead[listed] > 0, table.other, ''), margin=lead[listed].clip(lower=0),
+        kind=kind)
     return table.assign(reason=[_reason(r) for r in table.itertuples()])[issue_columns].reset_index(drop=True)
 
 def _is_outlier(judged):
@@ -153,7 +162,9 @@ def _is_outlier(judged):
 def _reason(r):
     "The suspicion in words"
     if r.kind == 'wrong_label': return f'looks like {r.other} ({r.other_fit:.0%} against {r.fit:.0%})'
-    if r.kind == 'no_label': return f'unlike the other images of {r.actual}; best guess {r.other if r.suggested else r.actual} ({max(r.fit, r.other_fit):.0%})'
+    if r.kind == 'no_label':
+        return (f'unlike the other images of {r.actual}; best guess {r.other if r.suggested else r.actual} '
+            f'({max(r.fit, r.other_fit):.0%})')
     if r.suggested: return f'perhaps {r.other} ({r.other_fit:.0%} against {r.fit:.0%})'
     return f'an unusual {r.actual} ({r.fit:.0%})'
 
@@ -166,7 +177,8 @@ def show_issues(
 ) -> Html:                     # Gallery with the label and the reason under each image
     "Suspicious labels as images"
     expect('issues', issues, pd.DataFrame)
-    if kind is not None and kind not in issue_kinds: raise ValueError(f'`kind` must be one of {", ".join(issue_kinds)}; got {kind!r}')
+    if kind is not None and kind not in issue_kinds:
+        raise ValueError(f'`kind` must be one of {", ".join(issue_kinds)}; got {kind!r}')
     rows = (issues if kind is None else issues[issues.kind == kind]).head(n)
     return gallery(rows.file, [f'filed as {r.actual}: {r.reason}' for r in rows.itertuples()], side)
 
@@ -185,8 +197,11 @@ class WrongLabels:
         if not self.listed: return 'no label is contradicted by its image'
         of = f'{self.listed:,} labels are contradicted by their images'
         if math.isnan(self.n): return f'{of}; there are too few images to say how many of them are wrong'
-        if self.n < .5: return f'{of}; probably none of them is wrong (at most {self.high:,})' if self.high else f'{of}; probably none of them is wrong'
-        return f'{of}; about {self.n:,.0f} of them {"is" if round(self.n) == 1 else "are"} probably wrong ({self.low:,} to {self.high:,})'
+        if self.n < .5:
+            return (f'{of}; probably none of them is wrong (at most {self.high:,})' if self.high
+                else f'{of}; probably none of them is wrong')
+        return (f'{of}; about {self.n:,.0f} of them {"is" if round(self.n) == 1 else "are"} probably wrong '
+            f'({self.low:,} to {self.high:,})')
 
     @property
     def worth_a_look(self) -> bool:  # One in four of the list, or more
@@ -203,7 +218,9 @@ def count_wrong_labels(
     expect('seen', seen, Evaluation)
     expect('issues', issues, pd.DataFrame, None)
     y, n = seen.targets, len(seen)
-    if n < 20 or seen.features.shape[1] == 0 or len(set(y)) < 2: raise DataError(f'To count wrong labels, 20 images of two labels are needed at least, with features; got {n} images of {len(set(y))} labels')
+    if n < 20 or seen.features.shape[1] == 0 or len(set(y)) < 2:
+        raise DataError(f'To count wrong labels, 20 images of two labels are needed at least, with features; got {n} '
+            f'images of {len(set(y))} labels')
     p = out_of_fold(seen.features, y, seed=seed, n_labels=len(seen.labels))
     listed = p.argmax(1) != y if issues is None else seen.table.file.isin(set(issues.file)).to_numpy()
     some = np.linspace(0, n - 1, min(n, max_fit)).round().astype(int)
@@ -227,7 +244,8 @@ def _any_for_any(p, y, some, listed, seed, n_draws=400):
     shares = (edges[1:] + edges[:-1])/2
     k, rows, at = p.shape[1] - 1, np.arange(len(y)), np.flatnonzero(listed)
     given = np.stack([_heated(p, t)[rows, y] for t in temperatures])  # probability of the given label
-    likelihood = np.stack([np.log(np.maximum((1 - shares)[:, None]*g + shares[:, None]*(1 - g)/k, 1e-12)).sum(1) for g in given[:, some]])
+    likelihood = np.stack([np.log(np.maximum((1 - shares)[:, None]*g + shares[:, None]*(1 - g)/k, 1e-12)).sum(1)
+            for g in given[:, some]])
     weight = likelihood + np.log(np.diff(edges)) + 9*np.log(1 - shares)
     weight = np.exp(weight - weight.max())
     rng = np.random.default_rng(seed)
@@ -252,7 +270,8 @@ def _habits(q, y, weight, n_steps=25, strength=10., share=.02):
 
 def _by_habit(p, y, some, listed, seed, n_draws=20):
     "Draws of the number of wrong labels, and the best log likelihood"
-    heated, rng, draws, best = [_heated(p, t) for t in np.geomspace(.12, 1.6, 14)], np.random.default_rng(seed), [], None
+    heated, rng, draws, best = [_heated(p, t)
+        for t in np.geomspace(.12, 1.6, 14)], np.random.default_rng(seed), [], None
     for draw in range(n_draws):
         weight = rng.dirichlet(np.ones(len(some)))*len(some) if draw else np.ones(len(some))
         fits = [(*_habits(q[some], y[some], weight), q) for q in heated]
@@ -276,13 +295,15 @@ def duplicate_issues(
     surveyed = survey([Path(f) for f in seen.table.file]) if surveyed is None else surveyed
     known = {os.path.abspath(s.file): s for s in surveyed}
     looks = [known.get(os.path.abspath(f)) for f in seen.table.file]
-    if None in looks: raise DataError(f'`surveyed` lacks {seen.table.file.iloc[looks.index(None)]}; survey the same images')
+    if None in looks:
+        raise DataError(f'`surveyed` lacks {seen.table.file.iloc[looks.index(None)]}; survey the same images')
     groups, rows = pd.Series(near_groups(looks), dtype=int), []
     for _, places in groups.groupby(groups).groups.items():
         if len(places) < 2: continue
         first, *rest = sorted(places, key=lambda i: (-_pixels(seen.table.file[i]), seen.table.file[i]))
         rows += [_copy_row(seen.table.iloc[i], seen.table.iloc[first], looks[i], looks[first]) for i in rest]
-    return pd.DataFrame(rows, columns=issue_columns).sort_values('score', ascending=False, kind='stable').reset_index(drop=True)
+    return pd.DataFrame(rows, columns=issue_columns).sort_values('score', ascending=False,
+        kind='stable').reset_index(drop=True)
 
 def _pixels(file):
     "Width times height; 0 if it cannot be told"
@@ -296,7 +317,8 @@ def _copy_row(copy, kept, a, b):
     if copy.split != kept.split: words += '; one is trained on, the other validated with'
     score = 1. if a.digest == b.digest else similarity(a.fingerprint.tiny, b.fingerprint.tiny)
     other = kept.actual if copy.actual != kept.actual else ''
-    return dict(file=copy.file, split=copy.split, actual=copy.actual, suggested=other, margin=0., kind='copy', score=score, reason=words)
+    return dict(file=copy.file, split=copy.split, actual=copy.actual, suggested=other, margin=0., kind='copy',
+        score=score, reason=words)
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #beef001f
 def find_issues(
@@ -308,5 +330,6 @@ def find_issues(
     "Suspicious labels and copies together"
     if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('seen', seen, Evaluation)
-    table = pd.concat([t for t in (label_issues(seen, share, seed), duplicate_issues(seen, surveyed)) if len(t)] or [pd.DataFrame(columns=issue_columns)])
+    table = pd.concat([t for t in (label_issues(seen, share, seed), duplicate_issues(seen, surveyed)) if len(t)]
+        or [pd.DataFrame(columns=issue_columns)])
     return table.sort_values('score', ascending=False, kind='stable').reset_index(drop=True)

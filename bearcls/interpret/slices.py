@@ -24,7 +24,8 @@ from .evaluate import Evaluation, real_name
 from ..intervals import wilson
 
 # %% ../../nbs/interpret/03_slices.ipynb #5805d3f0
-fact_words = {'brightness': 'brightness', 'size': 'shorter side', 'aspect': 'width to height', 'site': 'site', 'term': 'search term'}
+fact_words = {'brightness': 'brightness', 'size': 'shorter side', 'aspect': 'width to height', 'site': 'site',
+    'term': 'search term'}
 
 def image_metadata(
     seen: Evaluation,                      # Predictions on the images to describe
@@ -45,7 +46,8 @@ def _look(file):
     "Brightness, shorter side, and width over height"
     try:
         width, height = image_size(file)
-        return float(np.asarray(load_image(file, min_side=64).resize((32, 32)).convert('L')).mean()), min(width, height), width/height
+        return float(np.asarray(load_image(file, min_side=64).resize((32, 32)).convert('L')).mean()), min(width,
+            height), width/height
     except ImageError: return math.nan, math.nan, math.nan
 
 # %% ../../nbs/interpret/03_slices.ipynb #3e583bdc
@@ -57,14 +59,16 @@ def cut_slices(
     "Put every image into a slice by one fact"
     if n_parts < 2: raise ValueError(f'`n_parts` must be at least 2, got {n_parts}')
     values = pd.Series(list(values))
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values): return _cut_numbers(values.astype(float), n_parts)
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        return _cut_numbers(values.astype(float), n_parts)
     names = values.where(values.notna(), '').astype(str).replace('', 'not known')
     common = list(names.value_counts().index[:max_n])
     return _ordered(names.where(names.isin(common), 'all others'), common)
 
 def _ordered(names, order):
     "Names as categories in this order"
-    return names.astype(pd.CategoricalDtype([n for n in dict.fromkeys([*order, 'all others', 'not known']) if (names == n).any()]))
+    return names.astype(pd.CategoricalDtype([n
+                for n in dict.fromkeys([*order, 'all others', 'not known']) if (names == n).any()]))
 
 def _cut_numbers(values, n_parts):
     "Parts of about the same number of images, named by their ends"
@@ -78,7 +82,8 @@ def _cut_numbers(values, n_parts):
 def _part_names(ends):
     "Names of parts by their ends, with three digits, or as many more as tell all ends apart"
     def number(v, digits): return f'{v:.0f}' if v == round(v) and abs(v) < 1e15 else f'{v:.{digits}g}'
-    def name(low, high, digits): return number(low, digits) if low == high else f'{number(low, digits)} to {number(high, digits)}'
+    def name(low, high, digits):
+        return number(low, digits) if low == high else f'{number(low, digits)} to {number(high, digits)}'
     different = len({v for pair in ends for v in pair})
     digits = next((d for d in range(3, 17) if len({number(v, d) for pair in ends for v in pair}) == different), 17)
     return [name(*pair, digits) for pair in ends]
@@ -98,11 +103,13 @@ def slice_errors(
     expect('seen', seen, Evaluation)
     expect('metadata', metadata, pd.DataFrame, None)
     metadata, wrong = _checked_metadata(seen, metadata, by), ~seen.table.correct.to_numpy(bool)
-    rows = [row for column in metadata for row in _slice_rows(column, cut_slices(metadata[column], n_parts), wrong, seen.table.actual, min_n)]
+    rows = [row for column in metadata
+        for row in _slice_rows(column, cut_slices(metadata[column], n_parts), wrong, seen.table.actual, min_n)]
     table = pd.DataFrame(rows, columns=slice_columns[:-2])
     table['p_adjusted'] = _holm(table.p.to_numpy(float))
     more = np.where(table.error > table.elsewhere, 'more errors', 'fewer errors')
-    unjudged = np.where(table.elsewhere.isna(), 'nothing to compare', np.where(table.n < min_n, 'too few', 'cannot tell'))
+    unjudged = np.where(table.elsewhere.isna(), 'nothing to compare',
+        np.where(table.n < min_n, 'too few', 'cannot tell'))
     return table.assign(verdict=np.where(table.p_adjusted < alpha, more, unjudged))
 
 def _checked_metadata(seen, metadata, by):
@@ -110,7 +117,8 @@ def _checked_metadata(seen, metadata, by):
     by = [by] if isinstance(by, str) else by
     metadata = image_metadata(seen) if metadata is None else metadata
     if len(metadata) != len(seen): raise DataError(f'`metadata` has {len(metadata)} rows for {len(seen)} images')
-    if missing := [c for c in by or () if c not in metadata]: raise DataError(f'`metadata` has no column {missing[0]!r}; it has {", ".join(map(str, metadata.columns))}')
+    if missing := [c for c in by or () if c not in metadata]:
+        raise DataError(f'`metadata` has no column {missing[0]!r}; it has {", ".join(map(str, metadata.columns))}')
     return metadata.reset_index(drop=True)[list(by) if by is not None else list(metadata.columns)]
 
 # %% ../../nbs/interpret/03_slices.ipynb #96684873
@@ -120,7 +128,8 @@ def _slice_rows(column, slices, wrong, actual, min_n):
         inside = np.zeros(len(wrong), bool)
         inside[np.asarray(places)] = True
         outside = ~inside & actual.isin(actual[inside]).to_numpy()
-        n, k, others, others_wrong = (int(v) for v in (inside.sum(), wrong[inside].sum(), outside.sum(), wrong[outside].sum()))
+        n, k, others, others_wrong = (int(v)
+            for v in (inside.sum(), wrong[inside].sum(), outside.sum(), wrong[outside].sum()))
         low, high = wilson(k, n)
         p = fisher_exact([[k, n - k], [others_wrong, others - others_wrong]])[1] if n >= min_n and others else math.nan
         yield column, name, n, k, k/n, low, high, others_wrong/others if others else math.nan, p
@@ -143,8 +152,10 @@ def plot_slices(
     ax = axes_for(ax, 7, .9 + .28*len(table))
     for y, r in enumerate(table.itertuples()):
         colour = {'more errors': '#b5651d', 'fewer errors': '#2f6f8f', 'too few': '#bbbbbb'}.get(r.verdict, '#666666')
-        ax.errorbar(100*r.error, y, xerr=[[max(0, 100*(r.error - r.low))], [max(0, 100*(r.high - r.error))]], fmt='o', color=colour, capsize=3)
-    ax.set_yticks(range(len(table)), [f'{fact_words.get(r.by, r.by)}: {r.slice} ({r.n})' for r in table.itertuples()], fontsize=8)
+        ax.errorbar(100*r.error, y, xerr=[[max(0, 100*(r.error - r.low))], [max(0, 100*(r.high - r.error))]], fmt='o',
+            color=colour, capsize=3)
+    ax.set_yticks(range(len(table)), [f'{fact_words.get(r.by, r.by)}: {r.slice} ({r.n})' for r in table.itertuples()],
+        fontsize=8)
     ax.set(xlabel='error in %, with its 95% interval', ylim=(len(table) - .5, -.5), xlim=(-1, None))
     return ax
 
@@ -159,7 +170,8 @@ def coverage(
     expect('seen', seen, Evaluation)
     expect('metadata', metadata, pd.DataFrame, None)
     metadata, labels = _checked_metadata(seen, metadata, by), pd.Categorical(seen.table.actual, categories=seen.labels)
-    parts = {column: pd.crosstab(cut_slices(metadata[column], n_parts), labels, dropna=False) for column in metadata} if len(seen) else {}
+    parts = ({column: pd.crosstab(cut_slices(metadata[column], n_parts), labels, dropna=False) for column in metadata}
+        if len(seen) else {})
     parts = {column: part.reindex(columns=seen.labels, fill_value=0) for column, part in parts.items() if len(part) > 1}
     if not parts: return pd.DataFrame(columns=seen.labels, index=pd.MultiIndex.from_tuples([], names=['by', 'slice']))
     return pd.concat(parts, names=['by', 'slice']).rename_axis(columns=None)
@@ -174,13 +186,20 @@ def slice_words(
     expect('counted', counted, pd.DataFrame, None)
     found = table[table.p_adjusted.notna()]
     out = found[found.verdict.isin(['more errors', 'fewer errors'])].sort_values(['verdict', 'p_adjusted'], ascending=[False, True], kind='stable')  # more errors first
-    words = [f'{_slice_name(r)}: {r.verdict} than elsewhere, {r.wrong} of {r.n} ({r.error:.0%}, probably {r.low:.0%} to {r.high:.0%}) against {r.elsewhere:.0%}.' for r in out.itertuples()]
-    if not len(found): return ['There are too few images, or too few metadata about them, to compare any slices.', *_gap_words(counted)]
-    if not len(out): words.append(f'None of the {len(found)} slices that were compared differs from the rest beyond chance.')
+    words = [f'{_slice_name(r)}: {r.verdict} than elsewhere, {r.wrong} of {r.n} ({r.error:.0%}, probably {r.low:.0%} '
+        f'to {r.high:.0%}) against {r.elsewhere:.0%}.' for r in out.itertuples()]
+    if not len(found):
+        return ['There are too few images, or too few metadata about them, to compare any slices.',
+            *_gap_words(counted)]
+    if not len(out):
+        words.append(f'None of the {len(found)} slices that were compared differs from the rest beyond chance.')
     small = found.loc[found.n.idxmin()]
-    words.append(f'That is no proof that the others are alike: in the smallest that was compared, {small.n} images, even none wrong would allow an error of {wilson(0, int(small.n))[1]:.0%}.')
+    words.append(f'That is no proof that the others are alike: in the smallest that was compared, {small.n} images, '
+        f'even none wrong would allow an error of {wilson(0, int(small.n))[1]:.0%}.')
     few = table[table.verdict == 'too few']
-    if len(few): words.append(f'{len(few)} slice{"s have" if len(few) > 1 else " has"} too few images to be judged: {"; ".join(_slice_name(r) + f" ({r.n})" for r in few[:6].itertuples())}{" …" if len(few) > 6 else ""}.')
+    if len(few):
+        words.append(f'{len(few)} slice{"s have" if len(few) > 1 else " has"} too few images to be judged: '
+            f'{"; ".join(_slice_name(r) + f" ({r.n})" for r in few[:6].itertuples())}{" …" if len(few) > 6 else ""}.')
     return words + _gap_words(counted)
 
 def _slice_name(r): return f'{fact_words.get(r.by, r.by)} {r.slice}'
@@ -188,9 +207,11 @@ def _slice_name(r): return f'{fact_words.get(r.by, r.by)} {r.slice}'
 def _gap_words(counted):
     "Labels that a slice has no image of"
     if counted is None: return []
-    gaps = [(label, *key) for key, row in counted.iterrows() for label, n in row.items() if n == 0 and key[1] not in ('not known', 'all others') and key[0] != 'term']
+    gaps = [(label, *key) for key, row in counted.iterrows()
+        for label, n in row.items() if n == 0 and key[1] not in ('not known', 'all others') and key[0] != 'term']
     more = f' There are {len(gaps) - 8} more such gaps.' if len(gaps) > 8 else ''
-    return [f'No image of {label} has {fact_words.get(by, by)} {name}: what is missing can neither be learnt nor measured.{more if i == 7 else ""}' for i, (label, by, name) in enumerate(gaps[:8])]
+    return [f'No image of {label} has {fact_words.get(by, by)} {name}: what is missing can neither be learnt nor '
+        f'measured.{more if i == 7 else ""}' for i, (label, by, name) in enumerate(gaps[:8])]
 
 # %% ../../nbs/interpret/03_slices.ipynb #d7c84ad7
 def slices_html(
@@ -204,6 +225,7 @@ def slices_html(
     metadata = _checked_metadata(seen, metadata, by)
     table = slice_errors(seen, metadata)
     words = ''.join(f'<li>{escape(w)}</li>' for w in slice_words(table, coverage(seen, metadata)))
-    rows = [{'by': fact_words.get(r.by, r.by), 'slice': r.slice, 'images': r.n, 'wrong': r.wrong, 'error': f'{r.error:.0%}', '95% interval': f'{r.low:.0%} to {r.high:.0%}', 'verdict': r.verdict}
+    rows = [{'by': fact_words.get(r.by, r.by), 'slice': r.slice, 'images': r.n, 'wrong': r.wrong,
+            'error': f'{r.error:.0%}', '95% interval': f'{r.low:.0%} to {r.high:.0%}', 'verdict': r.verdict}
         for r in table[table.verdict != 'nothing to compare'].itertuples()]
     return Html(f'<ul>{words}</ul>{html_table(rows, max_rows=60) if rows else ""}')

@@ -75,7 +75,8 @@ def _png(image):
     return out.getvalue()
 
 # %% ../../nbs/sample/04_bears.ipynb #d5d67ffe
-_page = b'<!doctype html>\n<html><head><title>404 Not Found</title></head>\n<body><h1>Not Found</h1><p>This image has moved.</p></body></html>\n'
+_page = (b'<!doctype html>\n<html><head><title>404 Not Found</title></head>\n<body><h1>Not Found</h1><p>'
+    b'This image has moved.</p></body></html>\n')
 
 def _bomb():
     "The first bytes of a PNG that would need 10 GB of memory"
@@ -123,14 +124,17 @@ def spoil(
 ) -> bytes:                       # What goes into the file
     "The bytes of `image` with `fault` done to it"
     expect('image', image, Image.Image)
-    make = {'truncated_jpeg': lambda: _half(_jpeg(image)), 'html_page': lambda: _page, 'empty_file': lambda: b'', 'bomb_png': _bomb,
-            'webp_as_jpg': lambda: _webp(image), 'rgba_png': lambda: _png(_cut_out(image)), 'palette_png': lambda: _png(image.quantize(64)),
+    make = {'truncated_jpeg': lambda: _half(_jpeg(image)), 'html_page': lambda: _page, 'empty_file': lambda: b'',
+        'bomb_png': _bomb,
+            'webp_as_jpg': lambda: _webp(image), 'rgba_png': lambda: _png(_cut_out(image)),
+            'palette_png': lambda: _png(image.quantize(64)),
             'cmyk_jpeg': lambda: _jpeg(image.convert('CMYK')), 'exif_rotated': lambda: _on_its_side(image),
             'one_pixel': lambda: _jpeg(image.resize((1, 1))),
             'rescaled_copy': lambda: _jpeg(image.resize([round(v*.6) for v in image.size], Image.Resampling.LANCZOS)),
             'reencoded_copy': lambda: _jpeg(image, 45), 'cropped_copy': lambda: _jpeg(_cropped(image, rng)),
             'too_dark': lambda: _jpeg(_dark(image)), 'blurred': lambda: _jpeg(_blur(image))}
-    if fault and fault not in fault_kinds: raise ValueError(f'`fault` must be one of {", ".join(fault_kinds)}, got {fault!r}')
+    if fault and fault not in fault_kinds:
+        raise ValueError(f'`fault` must be one of {", ".join(fault_kinds)}, got {fault!r}')
     return make[fault]() if fault in make else _jpeg(image, int(rng.integers(80, 93)))
 
 # %% ../../nbs/sample/04_bears.ipynb #930e0142
@@ -162,7 +166,8 @@ def plan_bears(
 ) -> list[Item]:           # One for each file, by label and number
     "What `draw_bears` will draw"
     rng = np.random.default_rng([seed, n_per_label, len(bear_labels)])
-    items = [Item(label, i, label, i, suffix='.png' if rng.random() < .02 else '.jpg') for label in bear_labels for i in range(n_per_label)]
+    items = [Item(label, i, label, i, suffix='.png' if rng.random() < .02 else '.jpg') for label in bear_labels
+        for i in range(n_per_label)]
     if not faults: return items
     names = [name for name, n in fault_counts(len(items)).items() for _ in range(n)]
     order = rng.permutation(len(items)).tolist()
@@ -239,7 +244,8 @@ def _write_set(dest, items, content, unit='image'):
 # %% ../../nbs/sample/04_bears.ipynb #6f9be907
 def _check_whole(name, value, low, high=None):
     "A whole number in a range, or a ValueError that names the argument"
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)): raise DataError(f'`{name}` must be a whole number, got {value!r}')
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise DataError(f'`{name}` must be a whole number, got {value!r}')
     if value < low or (high is not None and value > high):
         raise DataError(f'`{name}` must be {f"between {low} and {high}" if high else f"at least {low}"}, got {value}')
 

@@ -23,7 +23,8 @@ def mix(
     amount: float,  # How far, 0 for `a` and 1 for `b`
 ) -> Colour:        # The colour between
     "A colour between two others"
-    return (int(a[0] + (b[0] - a[0])*amount + .5), int(a[1] + (b[1] - a[1])*amount + .5), int(a[2] + (b[2] - a[2])*amount + .5))
+    return (int(a[0] + (b[0] - a[0])*amount + .5), int(a[1] + (b[1] - a[1])*amount + .5),
+        int(a[2] + (b[2] - a[2])*amount + .5))
 
 # %% ../../nbs/sample/01_drawing.ipynb #e8ccc878
 @functools.lru_cache(maxsize=None)
@@ -188,7 +189,8 @@ def add_mist(
     canvas: Canvas,  # Canvas to paint over
 ) -> None:
     "Soft banks of fog over everything drawn so far"
-    patches = Image.fromarray(canvas.rng.integers(0, 150, (5, 2), dtype=np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+    patches = Image.fromarray(canvas.rng.integers(0, 150, (5, 2), dtype=np.uint8)).resize((32, 32),
+        Image.Resampling.BICUBIC)
     canvas.image.paste((232, 238, 242), (0, 0), patches.resize(canvas.image.size, Image.Resampling.BILINEAR))
 
 # %% ../../nbs/sample/01_drawing.ipynb #33371fb0
@@ -261,7 +263,8 @@ class LinePen(Pen):
     ) -> None:
         "A dashed line"
         p = np.rint(self.where(points)).astype(int).tolist()
-        for a, b in zip(p[::2], p[1::2]): self.canvas.draw.line([*a, *b], fill=colour, width=max(1, round(width*self.unit)))
+        for a, b in zip(p[::2], p[1::2]):
+            self.canvas.draw.line([*a, *b], fill=colour, width=max(1, round(width*self.unit)))
 
 # %% ../../nbs/sample/01_drawing.ipynb #49fc17ae
 def _frayed(p, size, flow, rng):
@@ -306,7 +309,8 @@ class FurPen(LinePen):
         t = np.sqrt(rng.random((n, 1)))*.96
         m = self.where.matrix
         mirrored = -1.0 if m[0, 0]*m[1, 1] < m[0, 1]*m[1, 0] else 1.0
-        lean = v/np.maximum(np.hypot(v[:, 0], v[:, 1]), 1e-6)[:, None]*.7*t + (flow[0]*mirrored, flow[1]) + rng.normal(0, .3, (n, 2))
+        lean = (v/np.maximum(np.hypot(v[:, 0], v[:, 1]), 1e-6)[:, None]*.7*t + (flow[0]*mirrored, flow[1])
+            + rng.normal(0, .3, (n, 2)))
         half = lean*self.unit*length*.8
         light, dark = mix(colour, (255, 244, 225), contrast), mix(colour, (12, 8, 12), contrast*1.3)
         tones = [dark, mix(colour, dark, .5), mix(colour, light, .5), light]

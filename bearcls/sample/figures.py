@@ -76,8 +76,11 @@ class Build:
 def _build(label, rng):
     "A build within its label's ranges"
     u = rng.uniform
-    if label == 'grizzly': return Build(u(.14, .21), u(.045, .075), u(.05, .06), u(.85, 1.0), u(.17, .195), u(.21, .235), u(.055, .08), u(1.0, 1.12))
-    return Build(u(-.03, 0), u(-.02, .005), u(.052, .062), u(1.65, 2.1), u(.1, .125), u(.16, .18), u(.012, .022), u(.84, .98))
+    if label == 'grizzly':
+        return Build(u(.14, .21), u(.045, .075), u(.05, .06), u(.85, 1.0), u(.17, .195), u(.21, .235), u(.055, .08),
+            u(1.0, 1.12))
+    return Build(u(-.03, 0), u(-.02, .005), u(.052, .062), u(1.65, 2.1), u(.1, .125), u(.16, .18), u(.012, .022),
+        u(.84, .98))
 
 # %% ../../nbs/sample/03_figures.ipynb #e4e7ce6e
 _ink, _nose = (30, 26, 26), (36, 28, 30)
@@ -86,7 +89,8 @@ def _ear(x, y, b, lean, size=1.0):
     "Outline of an ear at a place, leaning outwards"
     r, h = b.ear*size, b.ear*b.tall*size
     tip = .6 if b.grizzly else .35
-    p = np.array([(-r, .3*r), (-r*.92, -h*.55), (-r*tip, -h*1.05), (r*tip, -h*1.05), (r*.92, -h*.55), (r, .3*r), (0, r*.7)])
+    p = np.array([(-r, .3*r), (-r*.92, -h*.55), (-r*tip, -h*1.05), (r*tip, -h*1.05), (r*.92, -h*.55), (r, .3*r),
+            (0, r*.7)])
     c, s = math.cos(lean), math.sin(lean)
     return curve(p @ np.array([[c, s], [-s, c]]) + (x, y), 6)
 
@@ -98,7 +102,8 @@ def _eye(pen, x, y, r, c):
 
 def _snout(pen, x, y, w, h):
     "A nose from the front, with a soft glint"
-    pen.shape(curve([(x - w, y - h*.5), (x, y - h*.8), (x + w, y - h*.5), (x + w*.55, y + h*.5), (x, y + h*.85), (x - w*.55, y + h*.5)], 5), _nose)
+    pen.shape(curve([(x - w, y - h*.5), (x, y - h*.8), (x + w, y - h*.5), (x + w*.55, y + h*.5), (x, y + h*.85),
+                (x - w*.55, y + h*.5)], 5), _nose)
     pen.oval(x - w*.3, y - h*.35, w*.34, h*.2, (120, 108, 108))
 
 # %% ../../nbs/sample/03_figures.ipynb #9766112b
@@ -110,13 +115,15 @@ def _face(pen, b, c, rng, turn=0.0):
         pen.part(_ear(x, y, b, s*lean), c.dark, fur=.014, volume=.7)
         pen.shape(_ear(x, y - .004, b, s*lean, .55), mix(c.dark, c.muzzle, .45))
     pen.part(curve([(0, -.2), (w*.62, -.175), (w*.98, -.06), (w + cheek, .06), (w*.68, .16), (0, .205),
-                    (-w*.68, .16), (-w - cheek, .06), (-w*.98, -.06), (-w*.62, -.175)]), c.base, fur=.026, strokes=70, flow=(0, .35), contrast=c.contrast)
+                    (-w*.68, .16), (-w - cheek, .06), (-w*.98, -.06), (-w*.62, -.175)]), c.base, fur=.026, strokes=70,
+                    flow=(0, .35), contrast=c.contrast)
     (_dished if b.grizzly else _straight)(pen, c, turn)
     for s in (-1, 1): _eye(pen, turn*.8 + s*(.1 if b.grizzly else .088), -.034, .021, c)
 
 def _muzzle(pen, c, turn, half, top, bottom, nose_y):
     "Muzzle, nose and mouth"
-    pen.part(curve([(turn, top), (turn + half, top + .045), (turn + half*1.05, bottom - .055), (turn, bottom), (turn - half*1.05, bottom - .055), (turn - half, top + .045)]),
+    pen.part(curve([(turn, top), (turn + half, top + .045), (turn + half*1.05, bottom - .055), (turn, bottom),
+                (turn - half*1.05, bottom - .055), (turn - half, top + .045)]),
              c.muzzle, fur=.008, strokes=14, volume=.9)
     _snout(pen, turn*1.15, nose_y, .048, .04)
     x, y = turn*1.1, nose_y + .068
@@ -126,13 +133,16 @@ def _muzzle(pen, c, turn, half, top, bottom, nose_y):
 # %% ../../nbs/sample/03_figures.ipynb #4a368fc8
 def _dished(pen, c, turn):
     "The middle of a grizzly's face: light brow, shadow below it, short muzzle"
-    pen.shape(curve([(turn - .075, -.05), (turn, -.02), (turn + .075, -.05), (turn + .06, .05), (turn - .06, .05)], 5), mix(c.base, c.dark, .55))
-    pen.shape(curve([(turn*.6 - .09, -.115), (turn*.6, -.145), (turn*.6 + .09, -.115), (turn*.6, -.075)], 5), mix(c.base, c.light, .45))
+    pen.shape(curve([(turn - .075, -.05), (turn, -.02), (turn + .075, -.05), (turn + .06, .05), (turn - .06, .05)], 5),
+        mix(c.base, c.dark, .55))
+    pen.shape(curve([(turn*.6 - .09, -.115), (turn*.6, -.145), (turn*.6 + .09, -.115), (turn*.6, -.075)], 5),
+        mix(c.base, c.light, .45))
     _muzzle(pen, c, turn, .09, .0, .165, .062)
 
 def _straight(pen, c, turn):
     "The middle of a black bear's face: one line from brow to nose, long muzzle"
-    pen.shape(curve([(turn*.6 - .045, -.13), (turn*.6 + .045, -.13), (turn + .06, 0), (turn - .06, 0)], 5), mix(c.base, c.light, .3))
+    pen.shape(curve([(turn*.6 - .045, -.13), (turn*.6 + .045, -.13), (turn + .06, 0), (turn - .06, 0)], 5),
+        mix(c.base, c.light, .3))
     _muzzle(pen, c, turn, .082, -.045, .185, .03)
 
 # %% ../../nbs/sample/03_figures.ipynb #92613bdc
@@ -140,10 +150,11 @@ def _profile(pen, b, c, rng):
     "A wild bear's head from the side, looking right"
     x, y, dip = -.075 if b.grizzly else -.085, -.125, b.dish
     pen.part(_ear(x + .07, y, b, .1), c.far, volume=.4)
-    pen.part(curve([(-.2, 0), (-.12, -.125), (0, -.15), (.085, -.115), (.15, -.085 + dip), (.225, -.06 + dip*.65), (.285, -.04 + dip*.3),
-                    (.297, .035), (.25, .088), (.16, .115), (.06, .15), (-.1, .17), (-.2, .12)]),
+    pen.part(curve([(-.2, 0), (-.12, -.125), (0, -.15), (.085, -.115), (.15, -.085 + dip), (.225, -.06 + dip*.65),
+                (.285, -.04 + dip*.3), (.297, .035), (.25, .088), (.16, .115), (.06, .15), (-.1, .17), (-.2, .12)]),
              c.base, fur=.016, strokes=60, flow=(-.6, .3), contrast=c.contrast, volume=.55)
-    pen.part(curve([(.145, -.075 + dip), (.225, -.055 + dip*.65), (.287, -.037 + dip*.3), (.293, .035), (.25, .083), (.17, .1), (.125, .03)]), c.muzzle, strokes=8, volume=.8)
+    pen.part(curve([(.145, -.075 + dip), (.225, -.055 + dip*.65), (.287, -.037 + dip*.3), (.293, .035), (.25, .083),
+                (.17, .1), (.125, .03)]), c.muzzle, strokes=8, volume=.8)
     pen.shape(curve([(.262, -.05 + dip*.35), (.3, -.035 + dip*.25), (.306, 0), (.28, .012), (.262, -.01)], 5), _nose)
     pen.oval(.279, -.032 + dip*.3, .01, .006, (130, 118, 118))
     pen.line([(.28, .04), (.22, .058), (.16, .045)], _ink, .01)
@@ -157,14 +168,17 @@ def _claws(pen, x, y, b, spread=.09, forward=1.0):
     colour = (232, 216, 184) if b.grizzly else (40, 34, 34)
     for i in range(4):
         a = x - spread/2 + spread*i/3
-        pen.shape([(a - .011, y), (a + .013, y - .004), (a + b.claw*.55*forward, y + b.claw*.55 + .008), (a + b.claw*.2*forward, y + b.claw*.75)], colour)
+        pen.shape([(a - .011, y), (a + .013, y - .004), (a + b.claw*.55*forward, y + b.claw*.55 + .008),
+                (a + b.claw*.2*forward, y + b.claw*.75)], colour)
 
 def _leg(pen, hip, foot, w, b, c, colour, strokes=24):
     "A leg from the side, foot to the right"
     kx, ky = (hip[0] + foot[0])/2 + .03, (hip[1] + foot[1])/2
     fx, fy = foot
-    pen.part(curve([(hip[0] - w, hip[1]), (hip[0], hip[1] - w*.8), (hip[0] + w, hip[1]), (kx + w*.62, ky), (fx + w*.62, fy - .06), (fx + w, fy - .02),
-                    (fx + w*.9, fy), (fx - w*.55, fy), (fx - w*.6, fy - .08), (kx - w*.75, ky)], 6), colour, fur=.014, strokes=strokes, flow=(-.1, .8), contrast=c.contrast)
+    pen.part(curve([(hip[0] - w, hip[1]), (hip[0], hip[1] - w*.8), (hip[0] + w, hip[1]), (kx + w*.62, ky),
+                (fx + w*.62, fy - .06), (fx + w, fy - .02),
+                    (fx + w*.9, fy), (fx - w*.55, fy), (fx - w*.6, fy - .08), (kx - w*.75, ky)], 6), colour, fur=.014,
+                    strokes=strokes, flow=(-.1, .8), contrast=c.contrast)
     _claws(pen, fx + w*.72, fy - .028, b, .07)
 
 # %% ../../nbs/sample/03_figures.ipynb #703d284a
@@ -176,10 +190,13 @@ def _walking(pen, b, c, rng):
     _leg(pen, (.24, -.26), (.22 + stride, -.012), .09*k, b, c, c.far, 12)
     pen.oval(-.53, -.42, .035, .045, c.dark, .4)
     rump = -.575 if b.grizzly else -.625
-    pen.part(curve([(-.54, -.36), (-.48, rump + .05), (-.34, rump - .015), (-.12, -.565), (0, -.567 - h*.38), (.12, -.575 - h*.85), (.25, -.575 - h*.92),
-                    (.38, -.565 - h*.45 + low*.15), (.5, -.56 + low*.5), (.58, -.42 + low*.6), (.46, -.29 + low*.3), (.34, -.25), (.16, -.225), (-.06, -.215), (-.3, -.23), (-.5, -.25)]),
+    pen.part(curve([(-.54, -.36), (-.48, rump + .05), (-.34, rump - .015), (-.12, -.565), (0, -.567 - h*.38),
+                (.12, -.575 - h*.85), (.25, -.575 - h*.92),
+                    (.38, -.565 - h*.45 + low*.15), (.5, -.56 + low*.5), (.58, -.42 + low*.6), (.46, -.29 + low*.3),
+                    (.34, -.25), (.16, -.225), (-.06, -.215), (-.3, -.23), (-.5, -.25)]),
              c.base, fur=.026, strokes=190, flow=(-.75, .35), contrast=c.contrast)
-    if b.grizzly: pen.hair(pen.where(oval(.14, -.53 - h*.6, .17, .1)), mix(c.base, c.light, .6), 60, (-.7, .5), c.contrast, .03)
+    if b.grizzly:
+        pen.hair(pen.where(oval(.14, -.53 - h*.6, .17, .1)), mix(c.base, c.light, .6), 60, (-.7, .5), c.contrast, .03)
     _leg(pen, (-.36, -.28), (-.37 + stride, 0), .135*k, b, c, c.base)
     _leg(pen, (.27, -.28), (.28 - stride, 0), .115*k, b, c, c.base)
     _profile(pen.at(.56, -.5 - h*.1 + low*.5, 1.14, low*1.1), b, c, rng)
@@ -188,9 +205,11 @@ def _walking(pen, b, c, rng):
 def _torso(pen, b, c, top, bottom, shoulder, hip):
     "A body from the front; a hump shows as raised shoulders"
     h, mid = max(b.hump, 0), (top + bottom)/2
-    right = [(shoulder*.6, top - h*.75 + .02), (shoulder, top + .1), (shoulder*1.02, mid - .04), (hip, bottom - .16), (hip*.82, bottom - .03)]
+    right = [(shoulder*.6, top - h*.75 + .02), (shoulder, top + .1), (shoulder*1.02, mid - .04), (hip, bottom - .16),
+        (hip*.82, bottom - .03)]
     left = [(-x, y) for x, y in right[::-1]]
-    pen.part(curve([(0, top - h*.5), *right, (0, bottom), *left]), c.base, fur=.03, strokes=130, flow=(0, .8), contrast=c.contrast)
+    pen.part(curve([(0, top - h*.5), *right, (0, bottom), *left]), c.base, fur=.03, strokes=130, flow=(0, .8),
+        contrast=c.contrast)
 
 def _sitting(pen, b, c, rng):
     "Upright on its haunches, from the front"
@@ -203,7 +222,8 @@ def _sitting(pen, b, c, rng):
         pen.oval(s*.28*k, -.05, .05, .032, c.pads, s*-.25)
         _claws(pen.at(s*.3*k, -.115, 1, s*.3), 0, 0, b, .1, s)
     for s in (-1, 1):
-        pen.part(curve([(s*.2*k, -.5), (s*.235*k, -.32), (s*.15, -.07), (s*.145, -.01), (s*.04, -.01), (s*.045, -.1), (s*.07, -.34), (s*.1, -.5)], 6),
+        pen.part(curve([(s*.2*k, -.5), (s*.235*k, -.32), (s*.15, -.07), (s*.145, -.01), (s*.04, -.01), (s*.045, -.1),
+                    (s*.07, -.34), (s*.1, -.5)], 6),
                  mix(c.base, c.light, .12), fur=.016, strokes=26, flow=(0, .9), contrast=c.contrast)
         _claws(pen.at(s*.095, -.025), 0, 0, b, .085, s*.4)
     _face(pen.at(turn, -.76, 1.02, rng.uniform(-.12, .12)), b, c, rng, turn*.9)
@@ -213,13 +233,17 @@ def _standing(pen, b, c, rng):
     "Upright on its hind legs, from the front"
     k, turn, lift = b.bulk, rng.uniform(-.05, .05), rng.uniform(0, 1)
     for s in (-1, 1):
-        pen.part(curve([(s*.22*k, -.34), (s*.25*k, -.18), (s*.2, -.03), (s*.23, -.005), (s*.06, -.005), (s*.055, -.1), (s*.05, -.34)], 6), c.far, fur=.016, strokes=18, contrast=c.contrast)
+        pen.part(curve([(s*.22*k, -.34), (s*.25*k, -.18), (s*.2, -.03), (s*.23, -.005), (s*.06, -.005), (s*.055, -.1),
+                    (s*.05, -.34)], 6), c.far, fur=.016, strokes=18, contrast=c.contrast)
         _claws(pen.at(s*.16, -.03), 0, 0, b, .09, s*.5)
     _torso(pen, b, c, -.86, -.2, (.235 if b.grizzly else .185)*k, .25*k)
-    if rng.random() < .25: pen.part(curve([(-.09, -.64), (0, -.6), (.09, -.64), (0, -.52)], 6), mix(c.base, (230, 210, 170), .6), fur=.02, volume=.7)
+    if rng.random() < .25:
+        pen.part(curve([(-.09, -.64), (0, -.6), (.09, -.64), (0, -.52)], 6), mix(c.base, (230, 210, 170), .6), fur=.02,
+            volume=.7)
     for s in (-1, 1):
         x, y = s*(.24 + .06*lift)*k, -.36 - .16*lift*(1 if s > 0 else .4)
-        pen.part(limb((s*.2*k, -.68), (x, y), .085, .06), mix(c.base, c.light, .1), fur=.016, strokes=24, flow=(0, .9), contrast=c.contrast)
+        pen.part(limb((s*.2*k, -.68), (x, y), .085, .06), mix(c.base, c.light, .1), fur=.016, strokes=24, flow=(0, .9),
+            contrast=c.contrast)
         _claws(pen, x, y + .035, b, .08, s*.4)
     _face(pen.at(turn*.6, -.93, .86, rng.uniform(-.1, .1)), b, c, rng, turn)
 
@@ -228,13 +252,15 @@ def _portrait(pen, b, c, rng):
     "Head and shoulders from the front"
     pen, h, w = pen.at(0, 0, 1.5), max(b.hump, 0), .36 if b.grizzly else .27
     right = [(w*.55, -.33 - h*.8), (w, -.2), (w*1.15, .06), (w*.9, .2)]
-    pen.part(curve([(0, -.36 - h*.75), *right, *[(-x, y) for x, y in right[::-1]]]), c.dark, fur=.03, strokes=90, flow=(0, .8), contrast=c.contrast)
+    pen.part(curve([(0, -.36 - h*.75), *right, *[(-x, y) for x, y in right[::-1]]]), c.dark, fur=.03, strokes=90,
+        flow=(0, .8), contrast=c.contrast)
     _face(pen.at(0, -.3, 1.1, rng.uniform(-.15, .15)), b, c, rng, rng.uniform(-.05, .05))
 
 def _side_portrait(pen, b, c, rng):
     "Head and shoulders from the side"
     pen, h = pen.at(-.12, .04, 1.45), max(b.hump, 0)
-    pen.part(curve([(-.5, .1), (-.48, -.28), (-.36, -.4 - h*.9), (-.22, -.42 - h*.9), (-.08, -.42 - h*.15), (.06, -.36), (.1, -.16), (0, .02), (-.05, .15), (-.3, .2)]),
+    pen.part(curve([(-.5, .1), (-.48, -.28), (-.36, -.4 - h*.9), (-.22, -.42 - h*.9), (-.08, -.42 - h*.15), (.06, -.36),
+                (.1, -.16), (0, .02), (-.05, .15), (-.3, .2)]),
              c.base, fur=.028, strokes=120, flow=(-.6, .5), contrast=c.contrast)
     _profile(pen.at(.07, -.27, 1.12, rng.uniform(-.2, .2)), b, c, rng)
 
@@ -253,7 +279,8 @@ def _toy_face(pen, c, rng, turn=0.0):
     for s in (-1, 1):
         pen.part(oval(s*gap, -.15, r, r), c.base, fur=.01, strokes=10)
         pen.oval(s*(gap + .004), -.144, r*.6, r*.6, c.pads, volume=.5)
-    pen.part(oval(0, 0, rng.uniform(.215, .235), .2), c.base, fur=.012, strokes=70, flow=(0, .2), contrast=c.contrast*.8)
+    pen.part(oval(0, 0, rng.uniform(.215, .235), .2), c.base, fur=.012, strokes=70, flow=(0, .2),
+        contrast=c.contrast*.8)
     pen.stitches(np.stack([np.full(9, turn*.5), np.linspace(-.185, -.03, 9)], 1), c.thread)
     pen.part(oval(turn, .075, .105, .08), c.muzzle, fur=.006, strokes=12)
     _snout(pen, turn*1.15, .035, .04, .032)
@@ -279,9 +306,11 @@ def _toy_sitting(pen, c, rng):
     "Sitting, soles to the front; now and then it waves"
     turn, wave, spread = rng.uniform(-.05, .05), rng.random() < .3, rng.uniform(.2, .27)
     for s in (-1, 1):
-        pen.part(limb((s*.16, -.45), (s*.34, -.58) if wave and s > 0 else (s*.31, -.26), .075, .082), mix(c.base, c.dark, .25), fur=.01, strokes=20, flow=(0, .4))
+        pen.part(limb((s*.16, -.45), (s*.34, -.58) if wave and s > 0 else (s*.31, -.26), .075, .082),
+            mix(c.base, c.dark, .25), fur=.01, strokes=20, flow=(0, .4))
         pen.stitches([(s*.16, -.37), (s*.19, -.4), (s*.2, -.44), (s*.19, -.48)], c.thread, .01)
-    pen.part(curve([(0, -.54), (.15, -.48), (.225, -.26), (.2, -.06), (0, 0), (-.2, -.06), (-.225, -.26), (-.15, -.48)]), c.base, fur=.012, strokes=70, flow=(0, .4), contrast=c.contrast*.8)
+    pen.part(curve([(0, -.54), (.15, -.48), (.225, -.26), (.2, -.06), (0, 0), (-.2, -.06), (-.225, -.26),
+                (-.15, -.48)]), c.base, fur=.012, strokes=70, flow=(0, .4), contrast=c.contrast*.8)
     if rng.random() < .8: _patch(pen, 0, -.22, rng.uniform(.12, .145), rng.uniform(.13, .16), c)
     else: pen.stitches(np.stack([np.zeros(13), np.linspace(-.46, -.04, 13)], 1), c.thread)
     for s in (-1, 1):
@@ -303,7 +332,8 @@ def _toy_standing(pen, c, rng):
         y = -.66 if rng.random() < .35 else -.4
         pen.part(limb((s*.14, -.52), (s*.31, y), .07, .078), mix(c.base, c.dark, .2), fur=.01, strokes=16)
         _patch(pen, s*.315, y + .005, .045, .045, c)
-    pen.part(curve([(0, -.62), (.14, -.57), (.205, -.36), (.17, -.18), (0, -.13), (-.17, -.18), (-.205, -.36), (-.14, -.57)]), c.base, fur=.012, strokes=60, flow=(0, .4), contrast=c.contrast*.8)
+    pen.part(curve([(0, -.62), (.14, -.57), (.205, -.36), (.17, -.18), (0, -.13), (-.17, -.18), (-.205, -.36),
+                (-.14, -.57)]), c.base, fur=.012, strokes=60, flow=(0, .4), contrast=c.contrast*.8)
     if rng.random() < .8: _patch(pen, 0, -.34, .12, .135, c)
     _toy_face(pen.at(turn, -.75, rng.uniform(1.0, 1.1), rng.uniform(-.2, .2)), c, rng, turn*.8)
     if rng.random() < .5: _bow(pen, -.585, rng)
@@ -313,7 +343,8 @@ def _toy_portrait(pen, c, rng):
     "Head and shoulders"
     pen = pen.at(0, 0, 1.45)
     for s in (-1, 1): pen.part(limb((s*.2, -.06), (s*.3, .16), .09, .09), mix(c.base, c.dark, .25), fur=.01, strokes=10)
-    pen.part(curve([(0, -.16), (.2, -.09), (.27, .2), (-.27, .2), (-.2, -.09)]), c.base, fur=.012, strokes=50, flow=(0, .4), contrast=c.contrast*.8)
+    pen.part(curve([(0, -.16), (.2, -.09), (.27, .2), (-.27, .2), (-.2, -.09)]), c.base, fur=.012, strokes=50,
+        flow=(0, .4), contrast=c.contrast*.8)
     pen.stitches(np.stack([np.zeros(7), np.linspace(-.08, .18, 7)], 1), c.thread)
     _toy_face(pen.at(0, -.3, 1.15, rng.uniform(-.2, .2)), c, rng, rng.uniform(-.04, .04))
     if rng.random() < .6: _bow(pen, -.1, rng, .13)
@@ -331,7 +362,8 @@ class _Pose:
     low: float
     high: float
 
-_wild = {'walking': _Pose(_walking, .36, .6, .74), 'sitting': _Pose(_sitting, .2, .66, .9), 'standing': _Pose(_standing, .16, .7, .84),
+_wild = {'walking': _Pose(_walking, .36, .6, .74), 'sitting': _Pose(_sitting, .2, .66, .9),
+    'standing': _Pose(_standing, .16, .7, .84),
          'portrait': _Pose(_portrait, .16, .7, .95), 'side_portrait': _Pose(_side_portrait, .12, .66, .9)}
 _toy = {'sitting': _Pose(_toy_sitting, .5, .66, .9), 'standing': _Pose(_toy_standing, .22, .7, .88),
         'portrait': _Pose(_toy_portrait, .18, .7, .95), 'lying': _Pose(_toy_lying, .1, .74, .95)}
@@ -340,14 +372,16 @@ poses = {label: tuple(_toy if label == 'teddy' else _wild) for label in bear_lab
 # %% ../../nbs/sample/03_figures.ipynb #7e7e32bc
 def _check_one_of(name, value, choices):
     "A ValueError that names the argument and the choices"
-    if value is not None and value not in choices: raise ValueError(f'`{name}` must be one of {", ".join(choices)}, got {value!r}')
+    if value is not None and value not in choices:
+        raise ValueError(f'`{name}` must be one of {", ".join(choices)}, got {value!r}')
 
 def _rng(seed, side):
     "The image's source of chance"
     if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or not 32 <= side <= 2048:
         raise ValueError(f'`side` must be a whole number between 32 and 2048, got {side!r}')
     try: return np.random.default_rng(seed)
-    except (TypeError, ValueError) as e: raise ValueError(f'`seed` must be a whole number of 0 or more, or several, got {seed!r}') from e
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'`seed` must be a whole number of 0 or more, or several, got {seed!r}') from e
 
 def _light_for(scene, rng):
     "An hour of the day that the place can have: no lamps outdoors, no dusk in a room"
@@ -366,13 +400,16 @@ def draw_bear(
 ) -> Image.Image:                      # RGB image
     "An image of one bear"
     _check_one_of('label', label, bear_labels)
-    for name, value, choices in (('pose', pose, poses[label]), ('scene', scene, scenes), ('coat', coat, coats), ('light', light, lights)): _check_one_of(name, value, choices)
+    for name, value, choices in (('pose', pose, poses[label]), ('scene', scene, scenes), ('coat', coat, coats),
+        ('light', light, lights)):
+        _check_one_of(name, value, choices)
     rng, styles = _rng(seed, side), _toy if label == 'teddy' else _wild
     scene = scene or [*scenes][int(rng.integers(len(scenes)))]
     canvas, whole, left = start(side, rng, scene)
     pose = pose or [*styles][int(rng.choice(len(styles), p=[p.share for p in styles.values()]))]
     pen = FurPen(canvas, _place(canvas, rng, styles[pose], 'portrait' in pose, scene))
-    if 'portrait' not in pose: cast_shadow(canvas, pen.where(oval(-left*.08, -.01, .5 if pose == 'walking' else .42, .07)))
+    if 'portrait' not in pose:
+        cast_shadow(canvas, pen.where(oval(-left*.08, -.01, .5 if pose == 'walking' else .42, .07)))
     fur = _coat(label, rng, coat)
     styles[pose].draw(pen, *(() if label == 'teddy' else (_build(label, rng),)), fur, rng)
     put_in_front(canvas, whole, scene)
@@ -392,8 +429,10 @@ def _painted(rng): return _paint[int(rng.integers(len(_paint)))]
 
 def _car(pen, rng):
     c = _painted(rng)
-    pen.shape(curve([(-.5, -.12), (-.5, -.3), (-.3, -.34), (-.18, -.52), (.14, -.53), (.3, -.35), (.5, -.3), (.52, -.12), (0, -.1)]), c, 1)
-    for a, b, d, e in ((-.25, -.15, -.01, -.01), (.03, .03, .12, .23)): pen.shape([(a, -.35), (b, -.48), (d, -.48), (e, -.35)], (176, 208, 222), .6)
+    pen.shape(curve([(-.5, -.12), (-.5, -.3), (-.3, -.34), (-.18, -.52), (.14, -.53), (.3, -.35), (.5, -.3),
+                (.52, -.12), (0, -.1)]), c, 1)
+    for a, b, d, e in ((-.25, -.15, -.01, -.01), (.03, .03, .12, .23)):
+        pen.shape([(a, -.35), (b, -.48), (d, -.48), (e, -.35)], (176, 208, 222), .6)
     for x in (-.29, .29):
         pen.oval(x, -.1, .115, .115, (40, 38, 42))
         pen.oval(x, -.1, .055, .055, (190, 190, 194), volume=.8)
@@ -414,7 +453,9 @@ def _house(pen, rng):
 def _tree(pen, rng):
     pen.shape([(-.06, 0), (.07, 0), (.045, -.5), (-.04, -.5)], (112, 80, 56), .9)
     leaves = [(96, 146, 82), (206, 132, 62), (126, 160, 92), (224, 160, 176)][int(rng.integers(4))]
-    for x, y, r in ((-.2, -.52, .2), (.21, -.54, .19), (0, -.44, .17), (-.08, -.76, .21), (.12, -.74, .2), (0, -.6, .22)): pen.part(oval(x, y, r, r*.92), leaves, fur=.02, strokes=16)
+    for x, y, r in ((-.2, -.52, .2), (.21, -.54, .19), (0, -.44, .17), (-.08, -.76, .21), (.12, -.74, .2),
+        (0, -.6, .22)):
+        pen.part(oval(x, y, r, r*.92), leaves, fur=.02, strokes=16)
 
 def _cup(pen, rng):
     c = _painted(rng)
@@ -429,19 +470,23 @@ def _boat(pen, rng):
     c = _painted(rng)
     pen.line([(0, -.2), (0, -.92)], (112, 80, 56), .03)
     pen.shape(curve([(.03, -.9), (.24, -.6), (.4, -.28), (.2, -.25), (.03, -.28)]), (246, 240, 226), .8)
-    pen.shape(curve([(-.03, -.84), (-.16, -.56), (-.32, -.28), (-.16, -.25), (-.03, -.28)]), mix(c, (255, 255, 255), .5), .8)
+    pen.shape(curve([(-.03, -.84), (-.16, -.56), (-.32, -.28), (-.16, -.25), (-.03, -.28)]),
+        mix(c, (255, 255, 255), .5), .8)
     pen.shape(curve([(-.48, -.22), (0, -.19), (.48, -.22), (.34, -.02), (0, 0), (-.34, -.02)]), c, 1)
 
 # %% ../../nbs/sample/03_figures.ipynb #8931a8fa
 def _cat(pen, rng):
     c = [(216, 140, 70), (70, 66, 70), (150, 146, 144), (236, 226, 210)][int(rng.integers(4))]
-    pen.line(curve([(.2, -.06), (.42, -.04), (.46, -.24), (.38, -.4), (.44, -.2), (.4, -.02)])[:34], mix(c, (20, 14, 14), .25), .07)
-    pen.part(curve([(0, -.56), (.16, -.42), (.24, -.12), (.16, 0), (-.16, 0), (-.24, -.12), (-.16, -.42)]), c, fur=.014, strokes=60)
+    pen.line(curve([(.2, -.06), (.42, -.04), (.46, -.24), (.38, -.4), (.44, -.2), (.4, -.02)])[:34],
+        mix(c, (20, 14, 14), .25), .07)
+    pen.part(curve([(0, -.56), (.16, -.42), (.24, -.12), (.16, 0), (-.16, 0), (-.24, -.12), (-.16, -.42)]), c, fur=.014,
+        strokes=60)
     for s in (-1, 1):
         pen.oval(s*.08, -.03, .075, .04, mix(c, (255, 255, 255), .3), volume=.6)
         pen.shape([(s*.2, -.62), (s*.19, -.92), (s*.03, -.76)], c, .7)
         pen.shape([(s*.17, -.68), (s*.17, -.84), (s*.08, -.76)], (226, 160, 150))
-    pen.part(curve([(0, -.8), (.16, -.77), (.23, -.62), (.13, -.48), (0, -.45), (-.13, -.48), (-.23, -.62), (-.16, -.77)]), c, fur=.012, strokes=30)
+    pen.part(curve([(0, -.8), (.16, -.77), (.23, -.62), (.13, -.48), (0, -.45), (-.13, -.48), (-.23, -.62),
+                (-.16, -.77)]), c, fur=.012, strokes=30)
     for s in (-1, 1):
         pen.oval(s*.09, -.64, .04, .045, (170, 196, 90))
         pen.oval(s*.09, -.64, .013, .04, (20, 18, 18))

@@ -54,7 +54,8 @@ class LoopbackWeb:
         self.pages, self.delay, self.hosts = dict(pages), delay, list(hosts)
         self.hits = Counter()            # How often each path, query included, was asked for
         self._random = random.Random(seed)
-        if bad := [h for h in self.hosts if not h.startswith('127.')]: raise ValueError(f'`hosts` must be loopback addresses such as 127.0.0.1, got {bad[0]!r}')
+        if bad := [h for h in self.hosts if not h.startswith('127.')]:
+            raise ValueError(f'`hosts` must be loopback addresses such as 127.0.0.1, got {bad[0]!r}')
 
     @property
     def url(self) -> str:
@@ -81,7 +82,8 @@ class LoopbackWeb:
     def _wait_for(self, task): return asyncio.run_coroutine_threadsafe(task, self._loop).result()
 
     async def _listen(self):
-        self._runner = web.ServerRunner(web.Server(self._serve, access_log=None, handler_cancellation=True), shutdown_timeout=0.01)
+        self._runner = web.ServerRunner(web.Server(self._serve, access_log=None, handler_cancellation=True),
+            shutdown_timeout=0.01)
         await self._runner.setup()
         self.port = 0
         for host in self.hosts:
@@ -101,7 +103,8 @@ class LoopbackWeb:
 # %% ../../nbs/sample/06_loopback.ipynb #2d0c0435
 async def _send(request, answer):
     "Send an answer as it wants to be sent"
-    response = web.StreamResponse(status=answer.status, headers={'Content-Length': str(len(answer.body)), **answer.headers})
+    response = web.StreamResponse(status=answer.status,
+        headers={'Content-Length': str(len(answer.body)), **answer.headers})
     await response.prepare(request)
     body = answer.body if answer.send is None else answer.body[:answer.send]
     middle = len(body)//2 if answer.stall else len(body)
@@ -129,7 +132,8 @@ def fault_of(
 ) -> dict[str, str]:                             # Fault by path, empty for most
     "Deal out the web's faults"
     paths = list(paths)
-    faults = [name for name, share in (web_faults if shares is None else shares).items() for _ in range(round(share*len(paths)))]
+    faults = [name for name, share in (web_faults if shares is None else shares).items()
+        for _ in range(round(share*len(paths)))]
     random.Random(seed).shuffle(faults := (faults + ['']*len(paths))[:len(paths)])
     return dict(zip(paths, faults))
 

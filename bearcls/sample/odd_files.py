@@ -153,8 +153,8 @@ def _damaged_pngs():
         png(before=[_chunk(b'iCCP', b'x\0\0' + b'no zlib')]))
     yield odd('profile-method', 'a colour profile packed in an unknown way',
         png(before=[_chunk(b'iCCP', b'x\0\7' + b'no zlib')]))
-    sides = {b'iCCP': b'x\0\0' + zlib.compress(bytes(9)), b'tEXt': b'Comment\0text', b'pHYs': bytes(9), b'gAMA': bytes(4),
-             b'tIME': bytes(7), b'prVt': b'mine'}
+    sides = {b'iCCP': b'x\0\0' + zlib.compress(bytes(9)), b'tEXt': b'Comment\0text', b'pHYs': bytes(9),
+        b'gAMA': bytes(4), b'tIME': bytes(7), b'prVt': b'mine'}
     for kind, body in sides.items():
         yield odd(f'checksum-{kind.decode()}', f'a wrong checksum in the side chunk {kind.decode()}',
             png(before=[wrong(kind, body)]))
@@ -255,7 +255,8 @@ def _odd_jpegs():
         yield odd(f'{name}-zeros-inside', f'zeros instead of the last 100 bytes ({name})', data[:-102] + bytes(500),
             'truncated')
     pieces = _jpeg(image, restart_marker_blocks=3)
-    yield odd('piece-missing', 'the last of its pieces between restart markers missing', pieces[:pieces.rindex(b'\xff\xd5')], 'truncated')
+    yield odd('piece-missing', 'the last of its pieces between restart markers missing',
+        pieces[:pieces.rindex(b'\xff\xd5')], 'truncated')
     data = _jpeg(image, progressive=True)
     yield odd('layers-missing', 'the last layer of a progressive image missing', data[:data.rindex(b'\xff\xc4')],
         'truncated')
@@ -383,7 +384,8 @@ def _odd_tiffs():
         packed = _saved(each, 'TIFF', compression='tiff_lzw')
         yield OddFile(f'{name}-lzw.tif', packed, f'8 bits or less ({name})', '', np.asarray(each.convert('RGB')))
     white = _white_under(colours, np.rint(grey*255)/255)
-    yield OddFile('alpha.tif', _saved(clear, 'TIFF', compression='tiff_lzw'), 'partial transparency', '', white, within=2)
+    yield OddFile('alpha.tif', _saved(clear, 'TIFF', compression='tiff_lzw'), 'partial transparency', '', white,
+        within=2)
     for bits, form, values in ((16, 1, colours.astype(np.int64)*257), (32, 3, colours/255)):
         yield OddFile(f'colours{bits}.tif', _tiff(values, bits, form), f'colours of {bits} bits', '', colours)
 

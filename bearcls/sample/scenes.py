@@ -15,14 +15,16 @@ from .drawing import Canvas, LinePen, add_mist, curve, fill_gradient, frame, mix
 # %% ../../nbs/sample/02_scenes.ipynb #7975d131
 def _pine(pen, x, y, h, colour, snowy=False):
     "A conifer of height `h`, in three tiers"
-    pen.shape([(x - h*.03, y), (x + h*.03, y), (x + h*.03, y - h*.2), (x - h*.03, y - h*.2)], mix(colour, (60, 40, 30), .6))
+    pen.shape([(x - h*.03, y), (x + h*.03, y), (x + h*.03, y - h*.2), (x - h*.03, y - h*.2)],
+        mix(colour, (60, 40, 30), .6))
     for i in range(3):
         top, low, half = y - h*(1 - i*.22), y - h*(.52 - i*.2), h*.3*(.6 + i*.22)
-        pen.shape([(x, top), (x + half, low), (x + half*.45, low - h*.03), (x, low + h*.015), (x - half*.45, low - h*.03), (x - half, low)],
-                  mix(colour, (10, 20, 20), .06*i))
+        pen.shape([(x, top), (x + half, low), (x + half*.45, low - h*.03), (x, low + h*.015),
+                (x - half*.45, low - h*.03), (x - half, low)], mix(colour, (10, 20, 20), .06*i))
         if not snowy: continue
         drop = low - top
-        pen.shape([(x, top), (x + half*.55, top + drop*.55), (x + half*.1, top + drop*.45), (x - half*.3, top + drop*.62), (x - half*.5, top + drop*.5)], (240, 244, 250))
+        pen.shape([(x, top), (x + half*.55, top + drop*.55), (x + half*.1, top + drop*.45),
+                (x - half*.3, top + drop*.62), (x - half*.5, top + drop*.5)], (240, 244, 250))
 
 def _hill(pen, y, height, colour, rng):
     "A wavy ridge at `y`, filled to the bottom"
@@ -37,7 +39,8 @@ def _grass(pen, y0, y1, n, colour, rng, tall=.03):
     h = tall*(.5 + (y - y0)/(y1 - y0))
     lean = rng.normal(0, .3, n)*h
     for a, b, c, d, t in zip(x.tolist(), y.tolist(), h.tolist(), lean.tolist(), tone.tolist()):
-        pen.shape([(a - c*.12, b), (a + d, b - c), (a + c*.12, b)], mix(colour, (240, 240, 170) if t > .5 else (10, 40, 30), abs(t - .5)*.5))
+        pen.shape([(a - c*.12, b), (a + d, b - c), (a + c*.12, b)],
+            mix(colour, (240, 240, 170) if t > .5 else (10, 40, 30), abs(t - .5)*.5))
 
 def _planks(pen, y, colour, rng, n=5):
     "A wooden floor below `y`"
@@ -69,7 +72,8 @@ def _forest(canvas, pen, rng):
     fill_gradient(canvas, (214, 228, 208), (150, 184, 160), 0, ground + .02)
     for i, (n, tall) in enumerate(((11, .4), (9, .56), (6, .8))):
         colour = mix((168, 196, 180), (48, 88, 66), .2 + .33*i)
-        for x in ((np.arange(n) + rng.random(n))/n).tolist(): _pine(pen, x, ground + .02 + .015*i, tall*u(.75, 1.1), colour)
+        for x in ((np.arange(n) + rng.random(n))/n).tolist():
+            _pine(pen, x, ground + .02 + .015*i, tall*u(.75, 1.1), colour)
     fill_gradient(canvas, (106, 134, 84), (70, 98, 60), ground - .025, 1)
     _grass(pen, ground + .05, 1.0, 70, (96, 126, 72), rng)
     for _ in range(rng.integers(0, 4)):
@@ -81,7 +85,8 @@ def _river(canvas, pen, rng):
     "Pines on the far bank, ripples, pebbles on the near one"
     u, far, near = rng.uniform, rng.uniform(.36, .46), rng.uniform(.62, .7)
     fill_gradient(canvas, (176, 208, 226), (226, 234, 226), 0, far)
-    for x in np.sort(rng.random(12)).tolist(): _pine(pen, x, far + .02, u(.16, .34), mix((92, 128, 104), (60, 98, 84), u(0, 1)))
+    for x in np.sort(rng.random(12)).tolist():
+        _pine(pen, x, far + .02, u(.16, .34), mix((92, 128, 104), (60, 98, 84), u(0, 1)))
     pen.shape(_box(0, far, 1, far + .05), (116, 146, 96))
     fill_gradient(canvas, (122, 168, 186), (84, 138, 164), far + .03, near + .12)
     for x, y in zip(rng.random(26).tolist(), rng.uniform(far + .05, near + .03, 26).tolist()):
@@ -97,7 +102,8 @@ def _snow(canvas, pen, rng):
     fill_gradient(canvas, (168, 190, 216), (230, 236, 244))
     _hill(pen, ground - .06, .16, (206, 218, 234), rng)
     for x in np.sort(rng.random(9)).tolist(): _pine(pen, x, ground + .02, u(.18, .42), (84, 112, 112), snowy=True)
-    for down, tall, colour in ((0, .05, (236, 241, 248)), (.17, .06, (226, 233, 244)), (.3, .06, (240, 244, 250))): _hill(pen, ground + down, tall, colour, rng)
+    for down, tall, colour in ((0, .05, (236, 241, 248)), (.17, .06, (226, 233, 244)), (.3, .06, (240, 244, 250))):
+        _hill(pen, ground + down, tall, colour, rng)
 
 def _meadow(canvas, pen, rng):
     "Clouds, rolling green, flowers"
@@ -105,7 +111,8 @@ def _meadow(canvas, pen, rng):
     fill_gradient(canvas, (132, 186, 222), (226, 238, 236), 0, ground + .1)
     for _ in range(rng.integers(1, 4)):
         x, y, s = u(0, 1), u(.06, .26), u(.08, .15)
-        for dx, dy, r in ((-.6, .06, .4), (0, -.06, .6), (.6, .05, .45), (0, .12, .55)): pen.oval(x + dx*s, y + dy*s, r*s, r*s*.62, (250, 250, 250))
+        for dx, dy, r in ((-.6, .06, .4), (0, -.06, .6), (.6, .05, .45), (0, .12, .55)):
+            pen.oval(x + dx*s, y + dy*s, r*s, r*s*.62, (250, 250, 250))
     _hill(pen, ground - .02, .14, (158, 188, 140), rng)
     _hill(pen, ground + .04, .08, (142, 180, 108), rng)
     fill_gradient(canvas, (146, 184, 98), (98, 148, 74), ground + .09, 1)
@@ -118,18 +125,21 @@ def _meadow(canvas, pen, rng):
 def _mountain(canvas, pen, rng):
     "Two peaks with snow, rocks on dry grass, now and then an evening sky"
     u, ground, warm = rng.uniform, rng.uniform(.56, .64), rng.random() < .4
-    fill_gradient(canvas, (238, 190, 150) if warm else (150, 188, 220), (250, 226, 196) if warm else (224, 234, 238), 0, ground + .1)
+    fill_gradient(canvas, (238, 190, 150) if warm else (150, 188, 220), (250, 226, 196) if warm else (224, 234, 238), 0,
+        ground + .1)
     for i in range(2):
         x, y, w, t = u(.05, .45) + .4*i, ground - .02, u(.3, .45), u(.32, .5)
         rock = mix((122, 132, 156), (96, 110, 130), i)
         pen.shape([(x - w, y), (x, y - t), (x + w, y)], rock)
         pen.shape([(x, y - t), (x + w, y), (x + w*.1, y)], mix(rock, (30, 36, 60), .22))
-        pen.shape([(x, y - t), (x + w*.28, y - t*.72), (x + w*.12, y - t*.76), (x + w*.02, y - t*.66), (x - w*.1, y - t*.76), (x - w*.27, y - t*.73)], (246, 248, 250))
+        pen.shape([(x, y - t), (x + w*.28, y - t*.72), (x + w*.12, y - t*.76), (x + w*.02, y - t*.66),
+                (x - w*.1, y - t*.76), (x - w*.27, y - t*.73)], (246, 248, 250))
     _hill(pen, ground, .06, (126, 146, 112), rng)
     _hill(pen, ground + .1, .06, (150, 150, 112), rng)
     for x, y in zip(rng.random(9).tolist(), np.sort(rng.uniform(ground + .1, 1, 9)).tolist()):
         s = u(.02, .07)
-        pen.shape(curve([(x - s, y), (x - s*.7, y - s*.7), (x + s*.2, y - s), (x + s, y - s*.3), (x + s, y)], 4), mix((128, 124, 122), (170, 164, 156), u(0, 1)), .8)
+        pen.shape(curve([(x - s, y), (x - s*.7, y - s*.7), (x + s*.2, y - s), (x + s, y - s*.3), (x + s, y)], 4),
+            mix((128, 124, 122), (170, 164, 156), u(0, 1)), .8)
     _grass(pen, ground + .12, 1.0, 36, (136, 142, 92), rng)
 
 # %% ../../nbs/sample/02_scenes.ipynb #773e3759
@@ -162,14 +172,16 @@ _books = [(168, 62, 58), (54, 92, 120), (214, 168, 84), (90, 122, 92), (116, 84,
 
 def _shelf(canvas, pen, rng):
     "A board between rows of books"
-    u, board, wood = rng.uniform, rng.uniform(.84, .92), _one_of([(150, 104, 66), (196, 152, 106), (122, 82, 58), (214, 206, 194)], rng)
+    u, board, wood = rng.uniform, rng.uniform(.84,
+        .92), _one_of([(150, 104, 66), (196, 152, 106), (122, 82, 58), (214, 206, 194)], rng)
     back = mix(wood, (30, 20, 20), .38)
     fill_gradient(canvas, mix(back, (10, 6, 6), .2), back, 0, board)
     for x, end in ((-.02, u(.1, .4)), (u(.62, .9), 1.02)):
         while x < end:
             w, top, c = u(.035, .075), board - u(.4, .62), _one_of(_books, rng)
             pen.shape(_box(x, top, x + w, board), c)
-            for f in (.06, .11): pen.line([(x + .004, top + f), (x + w - .004, top + f)], mix(c, (250, 230, 180), .6), .007)
+            for f in (.06, .11):
+                pen.line([(x + .004, top + f), (x + w - .004, top + f)], mix(c, (250, 230, 180), .6), .007)
             pen.line([(x + w, board), (x + w, top)], mix(c, (0, 0, 0), .4), .005)
             x += w
     pen.shape(_box(0, board, 1, 1.05), wood)
@@ -186,8 +198,10 @@ def _rug(canvas, pen, rng):
         pen.shape(_box(x, .06, x + s, .06 + s), (206, 222, 214))
         pen.shape([(x, .06 + s), (x + s*.5, .06 + s*.4), (x + s, .06 + s)], (104, 140, 120))
     _planks(pen, floor, _one_of([(190, 146, 104), (160, 116, 84), (206, 172, 132)], rng), rng, 7)
-    c, x, y = _one_of([(176, 74, 70), (74, 106, 140), (98, 132, 110), (204, 164, 96), (130, 96, 140)], rng), u(.4, .6), u(.76, .84)
-    for r, pale in ((1, 0), (.88, .65), (.8, 0), (.5, .4), (.42, 0)): pen.oval(x, y, .58*r, .24*r, mix(c, (250, 238, 214), pale))
+    c, x, y = _one_of([(176, 74, 70), (74, 106, 140), (98, 132, 110), (204, 164, 96), (130, 96, 140)], rng), u(.4,
+        .6), u(.76, .84)
+    for r, pale in ((1, 0), (.88, .65), (.8, 0), (.5, .4), (.42, 0)):
+        pen.oval(x, y, .58*r, .24*r, mix(c, (250, 238, 214), pale))
     if rng.random() < .35: pen.oval(u(0, 1), floor + u(.06, .2), .06, .06, _one_of(_toys, rng), volume=1)
 
 # %% ../../nbs/sample/02_scenes.ipynb #1697e016
@@ -217,7 +231,8 @@ def _blades(pen, rng, colour):
     for a in x.tolist():
         h, lean = rng.uniform(.12, .32), rng.normal(0, .05)
         tone = mix(colour, (230, 230, 150) if rng.random() > .5 else (20, 60, 40), rng.uniform(0, .35))
-        pen.shape([(a - .011, 1.02), (a + lean*.4 - .004, 1 - h*.6), (a + lean, 1 - h), (a + lean*.4 + .007, 1 - h*.6), (a + .012, 1.02)], tone)
+        pen.shape([(a - .011, 1.02), (a + lean*.4 - .004, 1 - h*.6), (a + lean, 1 - h), (a + lean*.4 + .007, 1 - h*.6),
+                (a + .012, 1.02)], tone)
 
 def _branch(pen, rng, snowy=False):
     "A branch with leaves from the left or the right"
@@ -242,7 +257,8 @@ def put_in_front(
     if rng.random() > .4: return
     canvas.in_front, first = True, rng.random() < .6
     if scene in _grass_of: _blades(pen, rng, _grass_of[scene]) if first else _branch(pen, rng)
-    elif scene == 'snow': _hill(pen, rng.uniform(.88, .95), .08, (246, 249, 253), rng) if first else _branch(pen, rng, True)
+    elif scene == 'snow':
+        _hill(pen, rng.uniform(.88, .95), .08, (246, 249, 253), rng) if first else _branch(pen, rng, True)
     elif first: _blocks(pen, rng.uniform(-.02, .85), 1.01, rng.uniform(.12, .17), rng)
     else: pen.oval(rng.uniform(0, 1), 1.0, .13, .13, _one_of(_toys, rng), volume=1)
     canvas.in_front = False

@@ -24,10 +24,12 @@ class ServiceMetrics:
         self.folder, self.registry = folder, client.CollectorRegistry()
         make = dict(registry=self.registry)
         self.requests = client.Counter('bearcls_requests', 'Requests that were answered', ['path', 'status'], **make)
-        self.seconds = client.Histogram('bearcls_request_seconds', 'From the first byte of a request to its answer', ['path'],
-            buckets=(.005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30), **make)
-        self.images = client.Counter('bearcls_images', 'Images, by what became of them: trusted, not_trusted, failed', ['result'], **make)
-        self.bundles = client.Counter('bearcls_bundles', 'New bundles that were seen: changed, refused', ['result'], **make)
+        self.seconds = client.Histogram('bearcls_request_seconds', 'From the first byte of a request to its answer',
+            ['path'], buckets=(.005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30), **make)
+        self.images = client.Counter('bearcls_images', 'Images, by what became of them: trusted, not_trusted, failed',
+            ['result'], **make)
+        self.bundles = client.Counter('bearcls_bundles', 'New bundles that were seen: changed, refused', ['result'],
+            **make)
         self.waiting = client.Gauge('bearcls_waiting_images', 'Images in the queue', multiprocess_mode='sum', **make)
 
     def text(self) -> bytes:  # In Prometheus' own format
@@ -58,7 +60,9 @@ class ServiceGate:
     ): self.app, self.service = app, service
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] != 'http': return await self.app(scope, receive, send) if scope['type'] == 'lifespan' else await send(dict(type='websocket.close', code=1000))
+        if scope['type'] != 'http':
+            return (await self.app(scope, receive, send) if scope['type'] == 'lifespan'
+                else await send(dict(type='websocket.close', code=1000)))
         visit = ServiceVisit(self.service, scope, receive, send)
         try:
             if problem := visit.denied(): await visit.say(problem)
@@ -91,18 +95,20 @@ class ServiceVisit:
         scheme, _, token = self.headers.get('authorization', '').partition(' ')
         given = token.strip() if scheme.lower() == 'bearer' else self.headers.get('x-api-key', '')
         if hmac.compare_digest(given.encode('latin-1'), key.encode()): return None
-        return Problem(401, 'this service asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY', {'WWW-Authenticate': 'Bearer'})
+        return Problem(401, 'this service asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY',
+            {'WWW-Authenticate': 'Bearer'})
 
     async def say(self, problem):
         "Answer with a problem"
         body = json.dumps(problem_body(problem.status, problem.detail, self.name), ensure_ascii=False).encode()
         headers = {'Content-Type': problem_type, 'Content-Length': str(len(body)), **problem.headers}
-        await self.send(dict(type='http.response.start', status=problem.status, headers=[(k.lower().encode(), v.encode('latin-1')) for k, v in headers.items()]))
+        await self.send(dict(type='http.response.start', status=problem.status,
+                headers=[(k.lower().encode(), v.encode('latin-1')) for k, v in headers.items()]))
         await self.send(dict(type='http.response.body', body=body))
 
 # %% ../../nbs/serve/04_middleware.ipynb #3e351494
-_gate_headers = {b'x-content-type-options': b'nosniff', b'referrer-policy': b'no-referrer', b'cache-control': b'no-store',
-    b'content-security-policy': b"default-src 'none'; frame-ancestors 'none'"}
+_gate_headers = {b'x-content-type-options': b'nosniff', b'referrer-policy': b'no-referrer',
+    b'cache-control': b'no-store', b'content-security-policy': b"default-src 'none'; frame-ancestors 'none'"}
 
 @patch_to(ServiceVisit)
 async def send(self, message):
@@ -110,7 +116,8 @@ async def send(self, message):
     if message['type'] == 'http.response.start':
         self.status, there = message['status'], {k.lower() for k, _ in message['headers']}
         if self.unread: await self._drain()
-        more = {b'x-request-id': self.name.encode(), **_gate_headers, **({b'connection': b'close'} if self.unread else {})}
+        more = {b'x-request-id': self.name.encode(), **_gate_headers,
+            **({b'connection': b'close'} if self.unread else {})}
         message = {**message, 'headers': [*message['headers'], *((k, v) for k, v in more.items() if k not in there)]}
     await self.send_(message)
 
@@ -127,7 +134,8 @@ async def _drain(self):
 def note(self):
     "Count the request, and write its line"
     seconds, path, metrics = time.perf_counter() - self.start, self.scope['path'], self.service.metrics
-    known = path if path in ('/', '/predict', '/labels', '/healthz', '/readyz', '/metrics', '/openapi.json') else '/static' if path.startswith('/static/') else 'other'
+    known = (path if path in ('/', '/predict', '/labels', '/healthz', '/readyz', '/metrics', '/openapi.json')
+        else '/static' if path.startswith('/static/') else 'other')
     metrics.requests.labels(known, str(self.status or 499)).inc()
     metrics.seconds.labels(known).observe(seconds)
     metrics.waiting.set(self.service.workers.waiting if self.service.workers else 0)

@@ -15,24 +15,34 @@ def _service_schemas():
     "What goes in and comes out, as JSON Schema"
     text, number, share = dict(type='string'), dict(type='number'), dict(type='number', minimum=0, maximum=1)
     listed = lambda of: dict(type='array', items=of)
-    result = dict(type='object', required=['name', 'status', 'reason'], properties=dict(name=text, status=dict(type='string', enum=['ok', 'failed']),
+    result = dict(type='object', required=['name', 'status', 'reason'],
+        properties=dict(name=text, status=dict(type='string', enum=['ok', 'failed']),
         reason=dict(type='string', description='Why it failed, or why a person should look'),
         label=text, probability=share, probabilities=dict(type='object', additionalProperties=share),
         trusted=dict(type='boolean', description='May the label be used without asking a person?'),
         ood_score=dict(type=['number', 'null'], description='How unlike the training images it is'),
-        confidence=dict(type=['number', 'null'], minimum=0, maximum=1, description='How probably the label is right, from all that is known of the answer'), model=dict(type='string', description='Which model answered: the first 12 digits of the SHA-256 of its file')))
-    problem = dict(type='object', required=['type', 'title', 'status', 'detail'], properties=dict(type=text, title=text, status=dict(type='integer'), detail=text, request_id=text))
-    labels = dict(type='object', required=['labels', 'model', 'title'], properties=dict(labels=listed(text), model=text, title=text))
+        confidence=dict(type=['number', 'null'], minimum=0, maximum=1,
+                description='How probably the label is right, from all that is known of the answer'),
+        model=dict(type='string', description='Which model answered: the first 12 digits of the SHA-256 of its file')))
+    problem = dict(type='object', required=['type', 'title', 'status', 'detail'],
+        properties=dict(type=text, title=text, status=dict(type='integer'), detail=text, request_id=text))
+    labels = dict(type='object', required=['labels', 'model', 'title'],
+        properties=dict(labels=listed(text), model=text, title=text))
     state = dict(type='object', required=['status'], properties=dict(status=text))
-    images = dict(type='object', required=['images'], additionalProperties=False, properties=dict(images=dict(type='array', minItems=1,
+    images = dict(type='object', required=['images'], additionalProperties=False,
+        properties=dict(images=dict(type='array', minItems=1,
         items=dict(type='object', required=['data'], additionalProperties=False,
-        properties=dict(name=text, data=dict(type='string', contentEncoding='base64', description='The file in base64'))))))
-    form = dict(type='object', required=['file'], properties=dict(file=dict(type='array', minItems=1, items=dict(type='string', format='binary'))))
-    return dict(Answers=dict(type='object', required=['results'], properties=dict(results=listed({'$ref': '#/components/schemas/Result'}))),
+        properties=dict(name=text,
+                data=dict(type='string', contentEncoding='base64', description='The file in base64'))))))
+    form = dict(type='object', required=['file'],
+        properties=dict(file=dict(type='array', minItems=1, items=dict(type='string', format='binary'))))
+    return dict(Answers=dict(type='object', required=['results'],
+            properties=dict(results=listed({'$ref': '#/components/schemas/Result'}))),
         Result=result, Problem=problem, Labels=labels, State=state, Images=images, Form=form)
 
 # %% ../../nbs/serve/05_openapi.ipynb #5775ad9d
-_service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzly', probability=0.94, probabilities=dict(grizzly=0.94, black=0.05, teddy=0.01),
+_service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzly', probability=0.94,
+            probabilities=dict(grizzly=0.94, black=0.05, teddy=0.01),
     trusted=True, reason='', ood_score=0.12, confidence=0.97, model='3f2a90c1d4e5'),
     dict(name='notes.jpg', status='failed', reason='the file is no image of a known format')])
 
@@ -40,15 +50,24 @@ _service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNYqq
 
 def _service_docs(ok, *problems, example=None, content=None):
     "The `responses` of an endpoint"
-    told = {401: 'No key, or another one', 408: 'The body came too slowly', 413: 'Too large, or too many images', 415: 'A body of another kind',
-        422: 'No image that can be opened, with the reason', 400: 'Not what its Content-Type says', 500: 'A fault of the service', 503: 'Not now; `Retry-After` says when to ask again', 504: 'No answer in time'}
-    out = {200: dict(description='In order', content=content or {'application/json': dict(schema={'$ref': f'#/components/schemas/{ok}'}, **(dict(example=example) if example else {}))})}
-    return out | {n: dict(description=told[n], content={problem_type: dict(schema={'$ref': '#/components/schemas/Problem'})}) for n in problems}
+    told = {401: 'No key, or another one', 408: 'The body came too slowly', 413: 'Too large, or too many images',
+        415: 'A body of another kind',
+        422: 'No image that can be opened, with the reason', 400: 'Not what its Content-Type says',
+        500: 'A fault of the service', 503: 'Not now; `Retry-After` says when to ask again', 504: 'No answer in time'}
+    out = {200: dict(description='In order',
+            content=content
+            or {'application/json': dict(schema={'$ref': f'#/components/schemas/{ok}'},
+                    **(dict(example=example) if example else {}))})}
+    return (out
+        | {n: dict(description=told[n], content={problem_type: dict(schema={'$ref': '#/components/schemas/Problem'})})
+            for n in problems})
 
 def _service_body():
     "The `requestBody` of /predict"
     binary = dict(schema=dict(type='string', format='binary'))
     images = dict(schema={'$ref': '#/components/schemas/Images'}, examples=dict(two=dict(summary='Two images',
         value=dict(images=[dict(name='bear.png', data=_service_pixel), dict(data=_service_pixel)]))))
-    return dict(requestBody=dict(required=True, content={'multipart/form-data': dict(schema={'$ref': '#/components/schemas/Form'}), 'application/json': images,
+    return dict(requestBody=dict(required=True,
+            content={'multipart/form-data': dict(schema={'$ref': '#/components/schemas/Form'}),
+                'application/json': images,
         'image/jpeg': binary, 'image/png': binary, 'image/webp': binary, 'application/octet-stream': binary}))

@@ -67,9 +67,12 @@ def _form_uploads(body, boundary, most):
             break
         if i > most: raise Problem(413, f'at most {most} images are taken at a time')
         head, gap, content = part[:16_384].partition(b'\r\n\r\n')
-        if not gap or head.strip(b' \t')[:2] != b'\r\n': raise Problem(400, f'part {i} of the form has no headers that can be read')
+        if not gap or head.strip(b' \t')[:2] != b'\r\n':
+            raise Problem(400, f'part {i} of the form has no headers that can be read')
         field, name = _part_names(head)
-        if name is None: raise Problem(422, f'the field `{upload_name(field, i)}` holds no file; send each image as a file of the form')
+        if name is None:
+            raise Problem(422,
+                f'the field `{upload_name(field, i)}` holds no file; send each image as a file of the form')
         uploads.append(Upload(upload_name(name, i), part[len(head) + 4:]))
     if not ended: raise Problem(400, 'the form ends before its last boundary')
     return uploads
@@ -89,14 +92,18 @@ def _part_names(head):
 def _json_uploads(body, most):
     "The images of {\"images\": [{\"name\": …, \"data\": base64}]}"
     shape = 'the body should be {"images": [{"name": "bear.jpg", "data": "base64 of the file"}]}'
-    if sum(map(body.count, (b'{', b'[', b',', b':'))) > 250*most + 100: raise Problem(413, f'{shape}, with at most {most} images')
+    if sum(map(body.count, (b'{', b'[', b',', b':'))) > 250*most + 100:
+        raise Problem(413, f'{shape}, with at most {most} images')
     def refuse(word): raise ValueError(f'{word} is no number of JSON')
     try: said = json.loads(body.decode('utf-8'), parse_constant=refuse)
     except (ValueError, RecursionError) as e: raise Problem(400, f'the body is no JSON: {str(e)[:120]}') from e
-    if not isinstance(said, dict) or set(said) != {'images'} or not isinstance(said['images'], list): raise Problem(422, shape)
-    if len(said['images']) > most: raise Problem(413, f'at most {most} images are taken at a time, and `images` holds {len(said["images"])}')
+    if not isinstance(said, dict) or set(said) != {'images'} or not isinstance(said['images'], list):
+        raise Problem(422, shape)
+    if len(said['images']) > most:
+        raise Problem(413, f'at most {most} images are taken at a time, and `images` holds {len(said["images"])}')
     for i, one in enumerate(said['images']):
-        if not isinstance(one, dict) or not {'data'} <= set(one) <= {'name', 'data'} or not all(isinstance(v, str) for v in one.values()):
+        if not isinstance(one, dict) or not {'data'} <= set(one) <= {'name', 'data'} or not all(isinstance(v, str)
+            for v in one.values()):
             raise Problem(422, f'`images[{i}]` should hold `data` and perhaps `name`, both texts; {shape}')
     return [_from_base64(upload_name(one.get('name'), i), one['data']) for i, one in enumerate(said['images'], 1)]
 
@@ -119,11 +126,14 @@ def read_uploads(
     if kind == 'multipart/form-data':
         try: boundary = message.get_param('boundary')
         except (ValueError, LookupError): boundary = None  # written in a way that Python's own reader stumbles over
-        if not isinstance(boundary, str) or not 0 < len(boundary) <= 200: raise Problem(400, 'the Content-Type of a form should name its boundary')
+        if not isinstance(boundary, str) or not 0 < len(boundary) <= 200:
+            raise Problem(400, 'the Content-Type of a form should name its boundary')
         uploads = _form_uploads(body, boundary.encode('utf-8', 'replace'), most)
     elif kind == 'application/json': uploads = _json_uploads(body, most)
     elif kind.startswith('image/') or kind == 'application/octet-stream': uploads = [Upload('image 1', body)]
-    else: raise Problem(415, f'{content_type[:100] or "no Content-Type"} is not taken: send a form with files (multipart/form-data), an image (image/jpeg, image/png, …), '
+    else:
+        raise Problem(415, f'{content_type[:100] or "no Content-Type"} is not taken: send a form with files '
+            '(multipart/form-data), an image (image/jpeg, image/png, …), '
         'application/octet-stream, or application/json')
     if not uploads: raise Problem(422, 'the request holds no image')
     return uploads

@@ -49,13 +49,21 @@ class Settings:
     title: str = ''                  # Headline of the page; empty: the labels
 
     def __post_init__(self):
-        least = dict(threads=1, max_waiting=1, max_batch=1, max_images=1, max_bytes=1, max_held=1, max_pixels=1, max_connections=1, seconds_watch=0, seconds_leaving=0)
-        for name, low in {**least, **dict.fromkeys(('seconds_head', 'seconds_body', 'seconds_answer', 'seconds_stuck'), 0.001)}.items():
-            if (value := getattr(self, name)) is not None and value < low: raise ValueError(f'`{name}` must be at least {low}, got {value}')
-        if self.api_key and not re.fullmatch('[!-~]+', self.api_key): raise ValueError('`api_key` must be letters, digits and signs of ASCII, without spaces: others do not travel in a header')
+        least = dict(threads=1, max_waiting=1, max_batch=1, max_images=1, max_bytes=1, max_held=1, max_pixels=1,
+            max_connections=1, seconds_watch=0, seconds_leaving=0)
+        for name, low in {**least,
+            **dict.fromkeys(('seconds_head', 'seconds_body', 'seconds_answer', 'seconds_stuck'), 0.001)}.items():
+            if (value := getattr(self, name)) is not None and value < low:
+                raise ValueError(f'`{name}` must be at least {low}, got {value}')
+        if self.api_key and not re.fullmatch('[!-~]+', self.api_key):
+            raise ValueError('`api_key` must be letters, digits and signs of ASCII, without spaces: others do not '
+                'travel in a header')
         for name in ('origins', 'frames'):
-            if isinstance(getattr(self, name), str): raise ValueError(f'`{name}` must be several addresses, such as ("https://example.org",), got the text {getattr(self, name)!r}')
-        if self.max_held < self.max_bytes: raise ValueError(f'`max_held` must be at least `max_bytes` ({self.max_bytes:,}), got {self.max_held:,}')
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f'`{name}` must be several addresses, such as ("https://example.org",), got the text '
+                    f'{getattr(self, name)!r}')
+        if self.max_held < self.max_bytes:
+            raise ValueError(f'`max_held` must be at least `max_bytes` ({self.max_bytes:,}), got {self.max_held:,}')
 
     def __repr__(self):
         changed = {f.name: value for f in fields(self) if f.repr and (value := getattr(self, f.name)) != f.default}
@@ -78,7 +86,8 @@ class Service:
 
     def load(self, path=None):
         "A classifier of what lies there now"
-        return load_classifier(path or self.given, self.settings.execution_providers, self.settings.max_pixels, max(30, self.settings.seconds_answer))
+        return load_classifier(path or self.given, self.settings.execution_providers, self.settings.max_pixels,
+            max(30, self.settings.seconds_answer))
 
     def start(self):
         "Load the bundle, start the threads"
@@ -87,7 +96,8 @@ class Service:
         self.workers = Workers(classifier, s.threads, max(s.max_waiting, s.max_images), s.max_batch)
         if classifier is not self.given: self.watch = BundleWatch(self.given, self.workers, self.load)
         threading.Thread(target=self._look_around, name='bearcls_watch', daemon=True).start()
-        service_log.info(dict(event='ready', n_labels=len(classifier.labels), model=classifier.bundle.digest[:12], threads=len(self.workers.threads)))
+        service_log.info(dict(event='ready', n_labels=len(classifier.labels), model=classifier.bundle.digest[:12],
+                threads=len(self.workers.threads)))
 
     def _patient_load(self):
         "Under a supervisor another process may have a good bundle while this one finds none: somebody is copying"
@@ -141,7 +151,8 @@ def _why_ill(self, sign):
     stuck = self.settings.seconds_stuck
     if sign.late(self.loop, stuck/2) > stuck: return 'requests are not being read any more'
     if self.workers.longest() > stuck: return f'an answer has been taking longer than {stuck:g} seconds'
-    return '' if self.workers.closed or all(t.is_alive() for t in self.workers.threads) else 'a thread that answers has ended'
+    return ('' if self.workers.closed
+        or all(t.is_alive() for t in self.workers.threads) else 'a thread that answers has ended')
 
 class _LoopSign:
     "Asks a loop for a sign of life, one at a time"
@@ -172,7 +183,8 @@ def result_of(
     digest: str = '',           # SHA-256 of the model that answered
 ) -> dict[str, Any]:            # Ready for JSON
     "One image's part of an answer"
-    if row is None or row.prediction is None: return dict(name=upload.name, status='failed', reason=upload.reason or row.reason)
+    if row is None or row.prediction is None:
+        return dict(name=upload.name, status='failed', reason=upload.reason or row.reason)
     p = row.prediction
     return dict(name=upload.name, status='ok', label=p.label, probability=p.probability, probabilities=p.probabilities,
         trusted=p.trusted, reason=p.reason, ood_score=p.ood_score, confidence=p.confidence, model=digest[:12])
@@ -187,14 +199,18 @@ async def answer_uploads(
     except Busy as e: raise Problem(503, str(e), {'Retry-After': str(e.seconds)}) from e
     every = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
     try: answers = await asyncio.wait_for(every, s.seconds_answer)
-    except (TimeoutError, asyncio.TimeoutError) as e: raise Problem(504, f'there was no answer within {s.seconds_answer:g} seconds') from e
+    except (TimeoutError, asyncio.TimeoutError) as e:
+        raise Problem(504, f'there was no answer within {s.seconds_answer:g} seconds') from e
     finally: service.workers.forget(futures)  # also when the client has gone
     for e in answers:
-        if isinstance(e, TimeoutError): raise Problem(504, f'there was no answer within {s.seconds_answer:g} seconds') from e
+        if isinstance(e, TimeoutError):
+            raise Problem(504, f'there was no answer within {s.seconds_answer:g} seconds') from e
         if isinstance(e, BaseException): raise e
     answers = iter(answers)
     results = [result_of(u, *((None,) if u.reason else next(answers))) for u in uploads]
-    for r in results: service.metrics.images.labels('failed' if r['status'] == 'failed' else 'trusted' if r['trusted'] else 'not_trusted').inc()
+    for r in results:
+        service.metrics.images.labels('failed' if r['status'] == 'failed' else 'trusted' if r['trusted']
+            else 'not_trusted').inc()
     return results
 
 async def answer_request(
@@ -204,7 +220,8 @@ async def answer_request(
     "Read the body within bounds of bytes and seconds, and answer; a `Problem` says what is wrong"
     import anyio
     s, headers = service.settings, request.headers
-    if headers.get('content-encoding', 'identity').lower() != 'identity': raise Problem(415, 'the body must not be compressed once more; images already are')
+    if headers.get('content-encoding', 'identity').lower() != 'identity':
+        raise Problem(415, 'the body must not be compressed once more; images already are')
     with BoundedBody(service.budget, s.max_bytes, headers.get('content-length', '')) as body:
         try:
             with anyio.fail_after(s.seconds_body):
@@ -240,23 +257,27 @@ def make_app(
         yield
         await anyio.to_thread.run_sync(service.stop)
 
-    app = fastapi.FastAPI(title='bearcls', version='1', summary='Labels for images, from a bundle', lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = fastapi.FastAPI(title='bearcls', version='1', summary='Labels for images, from a bundle', lifespan=lifespan,
+        docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     app.add_middleware(ServiceGate, service=service)
     if settings.origins:
         from starlette.middleware.cors import CORSMiddleware
         app.add_middleware(CORSMiddleware, allow_origins=list(settings.origins), allow_methods=['GET', 'POST'],
-            allow_headers=['Authorization', 'Content-Type', 'X-API-Key', 'X-Request-ID'], expose_headers=['X-Request-ID', 'Retry-After'])
+            allow_headers=['Authorization', 'Content-Type', 'X-API-Key', 'X-Request-ID'],
+            expose_headers=['X-Request-ID', 'Retry-After'])
 
     def say(request, status, detail, headers=None):
-        return JSONResponse(problem_body(status, detail, request.scope.get('request_id', '')), status, headers, problem_type)
+        return JSONResponse(problem_body(status, detail, request.scope.get('request_id', '')), status, headers,
+            problem_type)
 
     @app.exception_handler(Problem)
     async def problem(request, e): return say(request, e.status, e.detail, e.headers)
 
     @app.exception_handler(HTTPException)
     async def http_problem(request, e):
-        words = {404: f'there is nothing at {request.url.path[:200]}', 405: f'{request.method} is not for {request.url.path[:200]}'}
+        words = {404: f'there is nothing at {request.url.path[:200]}',
+            405: f'{request.method} is not for {request.url.path[:200]}'}
         return say(request, e.status_code, words.get(e.status_code, str(e.detail)), e.headers)
 
     _add_endpoints(app, service, fastapi.Request, JSONResponse, Response)
@@ -267,7 +288,8 @@ def make_app(
         schema.setdefault('components', {})['schemas'] = _service_schemas()
         if settings.api_key:
             schema['components']['securitySchemes'] = dict(bearer=dict(type='http', scheme='bearer'))
-            for path in ('/predict', '/labels', '/metrics'): next(iter(schema['paths'][path].values()))['security'] = [dict(bearer=[])]
+            for path in ('/predict', '/labels', '/metrics'):
+                next(iter(schema['paths'][path].values()))['security'] = [dict(bearer=[])]
         return schema
     app.openapi = openapi
     return app
@@ -287,7 +309,8 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
     async def labels():
         if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})
         metadata = service.workers.classifier.bundle
-        return JSONResponse(dict(labels=list(metadata.labels), model=metadata.digest[:12], title=service.settings.title or metadata.question))
+        return JSONResponse(dict(labels=list(metadata.labels), model=metadata.digest[:12],
+                title=service.settings.title or metadata.question))
 
     @app.head('/healthz', include_in_schema=False)
     @app.get('/healthz', summary='Is this process well?', responses=_service_docs('State', 503))
@@ -302,7 +325,8 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
         return JSONResponse(dict(status='ok'))
 
     plain = {'text/plain': dict(schema=dict(type='string'))}
-    @app.get('/metrics', summary='Numbers for Prometheus', responses=_service_docs('', *key, content=plain), response_class=Response)
+    @app.get('/metrics', summary='Numbers for Prometheus', responses=_service_docs('', *key, content=plain),
+        response_class=Response)
     async def metrics():
         return Response(service.metrics.text(), media_type='text/plain; version=0.0.4')
 
@@ -310,16 +334,19 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
 def _add_page(app, service, Response):
     "What people see"
     static = package_file('static')
-    files = {'service.js': (static/'service.js', 'text/javascript'), 'classify.js': (static/'classify.js', 'text/javascript'),
+    files = {'service.js': (static/'service.js', 'text/javascript'),
+        'classify.js': (static/'classify.js', 'text/javascript'),
         'classify.css': (static/'classify.css', 'text/css'), 'service.css': (static/'service.css', 'text/css')}
     frames = ' '.join(["'self'", *service.settings.frames])
-    policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' "
+        "blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
         f'frame-ancestors {frames}')
 
     @app.head('/', include_in_schema=False)
     @app.get('/', include_in_schema=False)
     async def page():
-        headers = {'Content-Security-Policy': policy, 'Permissions-Policy': 'camera=(self), microphone=(), geolocation=()'}
+        headers = {'Content-Security-Policy': policy,
+            'Permissions-Policy': 'camera=(self), microphone=(), geolocation=()'}
         return Response((static/'service.html').read_bytes(), media_type='text/html; charset=utf-8', headers=headers)
 
     @app.get('/static/{name}', include_in_schema=False)
@@ -335,7 +362,8 @@ def _service_config(app, settings):
     def noted(status, detail):
         app.state.service.metrics.requests.labels('none', str(status)).inc()
         service_log.info(dict(event='refused', status=status, reason=detail))
-    return uvicorn.Config(app, http=http_protocol(seconds_head=settings.seconds_head, max_connections=settings.max_connections, noted=noted),
+    return uvicorn.Config(app,
+        http=http_protocol(seconds_head=settings.seconds_head, max_connections=settings.max_connections, noted=noted),
         lifespan='on', ws='none', log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.seconds_answer) + 5)
 
@@ -356,13 +384,15 @@ def serving(
     expect('bundle', bundle, str, os.PathLike, Classifier)
     import uvicorn
     if not isinstance(bundle, Classifier): read_bundle(bundle)  # its own errors, before a thread is started
-    config, sock = _service_config(make_app(bundle, replace(settings, seconds_leaving=0)), settings), _service_socket(host, 0)
+    config, sock = _service_config(make_app(bundle, replace(settings, seconds_leaving=0)),
+        settings), _service_socket(host, 0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), name='bearcls_serving', daemon=True)
     thread.start()
     try:
         while not server.started:
-            if not thread.is_alive(): raise BundleError(f'The service for {bundle} could not be started; the log of uvicorn says why')
+            if not thread.is_alive():
+                raise BundleError(f'The service for {bundle} could not be started; the log of uvicorn says why')
             time.sleep(.01)
         yield f'http://{host}:{sock.getsockname()[1]}'
     finally:
@@ -383,14 +413,19 @@ def run_server(
     expect('bundle', bundle, str, os.PathLike)
     import tempfile
     if workers < 1: raise ValueError(f'`workers` must be at least 1, got {workers}')
-    for name in ('fastapi', 'uvicorn', 'prometheus_client'): optional_import(name, "'bearcls[serve]'", 'The HTTP service')
-    settings = replace(settings, api_key=settings.api_key or os.environ.get('BEARCLS_API_KEY', '').strip(), threads=settings.threads or max(1, usable_cores()//workers))
-    labels = load_classifier(bundle, settings.execution_providers, settings.max_pixels, max(30, settings.seconds_answer)).labels
+    for name in ('fastapi', 'uvicorn', 'prometheus_client'):
+        optional_import(name, "'bearcls[serve]'", 'The HTTP service')
+    settings = replace(settings, api_key=settings.api_key or os.environ.get('BEARCLS_API_KEY', '').strip(),
+        threads=settings.threads or max(1, usable_cores()//workers))
+    labels = load_classifier(bundle, settings.execution_providers, settings.max_pixels,
+        max(30, settings.seconds_answer)).labels
     write_log()
     with _service_socket(host, port) as sock, tempfile.TemporaryDirectory(prefix='bearcls_serve_') as folder:
         address = f'[{host}]' if ':' in host else host
-        service_log.info(dict(event='listening', url=f'http://{address}:{sock.getsockname()[1]}', labels=list(labels[:20]), processes=workers, threads=settings.threads))
-        return Supervisor(serve_process, (os.path.abspath(bundle), settings, sock, folder), workers, settings.seconds_leaving + settings.seconds_answer + 15, [sock]).run()
+        service_log.info(dict(event='listening', url=f'http://{address}:{sock.getsockname()[1]}',
+                labels=list(labels[:20]), processes=workers, threads=settings.threads))
+        return Supervisor(serve_process, (os.path.abspath(bundle), settings, sock, folder), workers,
+            settings.seconds_leaving + settings.seconds_answer + 15, [sock]).run()
 
 def serve_process(
     bundle: str,        # Folder or .zip
@@ -410,7 +445,8 @@ def serve_process(
         "Says for a moment that it leaves, before it does"
         def handle_exit(self, sig, frame):
             if sig == signal.SIGINT: return  # a terminal sends Ctrl+C to all of its processes, and the supervisor says what follows
-            later = threading.Timer(0 if (service := app.state.service).leaving else settings.seconds_leaving, setattr, (self, 'should_exit', True))
+            later = threading.Timer(0 if (service := app.state.service).leaving else settings.seconds_leaving, setattr,
+                (self, 'should_exit', True))
             service.leaving, later.daemon = True, True
             later.start()
     server = LeavingServer(_service_config(app, settings))

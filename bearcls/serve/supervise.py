@@ -58,7 +58,8 @@ def http_protocol(
 
         def connection_made(self, transport):
             super().connection_made(transport)
-            if len(self.connections) > max_connections: return self.refuse(503, 'too many connections', 'Retry-After: 1\r\n')
+            if len(self.connections) > max_connections:
+                return self.refuse(503, 'too many connections', 'Retry-After: 1\r\n')
             self.head_clock = self.loop.call_later(seconds_head, self.too_slow)
 
         def data_received(self, data):
@@ -66,7 +67,8 @@ def http_protocol(
             before = self.cycle
             if before is None or before.response_complete or not before.more_body:  # this belongs to the head of a request
                 self.head_bytes += len(data)
-                if before is None or before.response_complete: self.head_clock = self.head_clock or self.loop.call_later(seconds_head, self.too_slow)
+                if before is None or before.response_complete:
+                    self.head_clock = self.head_clock or self.loop.call_later(seconds_head, self.too_slow)
             super().data_received(data)
             if self.cycle is not before: self.begun()
             elif self.head_bytes > max_head: self.refuse(431, f'the headers are longer than {max_head:,} bytes')
@@ -96,7 +98,8 @@ def http_protocol(
             if noted: noted(status, detail)
             problem = problem_body(status, detail)
             body = json.dumps(problem).encode()
-            head = f'HTTP/1.1 {status} {problem["title"]}\r\nContent-Type: {problem_type}\r\nContent-Length: {len(body)}\r\n{headers}Connection: close\r\n\r\n'
+            head = (f'HTTP/1.1 {status} {problem["title"]}\r\nContent-Type: {problem_type}\r\nContent-Length: '
+                f'{len(body)}\r\n{headers}Connection: close\r\n\r\n')
             self.transport.write(head.encode() + body)
             if self.transport.can_write_eof(): self.transport.write_eof()
             self.loop.call_later(2, self.transport.close)
@@ -137,7 +140,8 @@ def _look(self):
         lived = time.monotonic() - started
         if process.exitcode == 3 and lived < 20 and tries == 0: return False  # uvicorn's sign for "cannot begin"
         tries = 0 if lived > 20 else tries + 1
-        service_log.error(dict(event='process_died', number=k, pid=process.pid, exit=process.exitcode, lived=round(lived, 1)))
+        service_log.error(dict(event='process_died', number=k, pid=process.pid, exit=process.exitcode,
+                lived=round(lived, 1)))
         if tries > 1 and self.stopping.wait(min(8, .25*2**tries)): return True
         self._start(k, tries)
     return True

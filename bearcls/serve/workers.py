@@ -33,14 +33,16 @@ def load_classifier(
 ) -> Classifier:                            # One thread for each answer; it has answered once
     "A classifier for workers; a `BundleError` says why a bundle cannot be used"
     import onnxruntime as ort
-    classifier, options = Classifier(bundle, threads=1, execution_providers=execution_providers, max_pixels=max_pixels), ort.RunOptions()
+    classifier, options = Classifier(bundle, threads=1, execution_providers=execution_providers,
+        max_pixels=max_pixels), ort.RunOptions()
     options.log_severity_level, (width, height) = 4, classifier.bundle.size
     clock, start = threading.Timer(seconds, lambda: setattr(options, 'terminate', True)), time.monotonic()
     clock.daemon = True
     clock.start()
     try: classifier.session.run(None, {'image': np.zeros((1, height, width, 3), np.uint8)}, options)
     except Exception as e:  # ONNX Runtime's errors have no common base
-        why = f'does not answer a blank image within {seconds:g} seconds' if time.monotonic() - start >= seconds else f'cannot answer a blank image: {str(e)[:200]}'
+        why = (f'does not answer a blank image within {seconds:g} seconds' if time.monotonic() - start >= seconds
+            else f'cannot answer a blank image: {str(e)[:200]}')
         raise BundleError(f'The model of {classifier.bundle.path} {why}') from e
     finally: clock.cancel()
     classifier.run(np.zeros((1, height, width, 3), np.uint8))  # are they answers?
@@ -102,13 +104,16 @@ class Workers:
         self.classifier, self.max_waiting, self.max_batch, self.large = classifier, max_waiting, max_batch, large
         self.jobs, self.large_jobs, self.large_begun = deque(), deque(), False
         self.changed, self.closed, self.begun, self.mean = threading.Condition(), False, {}, 0.
-        self.threads = [threading.Thread(target=self._work, name=f'bearcls_worker_{k}', daemon=True) for k in range(n_workers or usable_cores())]
+        self.threads = [threading.Thread(target=self._work, name=f'bearcls_worker_{k}', daemon=True)
+            for k in range(n_workers or usable_cores())]
         for t in self.threads: t.start()
 
     @property
     def waiting(self): return len(self.jobs) + len(self.large_jobs)
 
-    def __repr__(self): return f'Workers({len(self.threads)} threads, {self.waiting} of {self.max_waiting} waiting, {self.classifier!r})'
+    def __repr__(self):
+        return (f'Workers({len(self.threads)} threads, {self.waiting} of {self.max_waiting} waiting, '
+            f'{self.classifier!r})')
 
 # %% ../../nbs/serve/02_workers.ipynb #b3c14e3b
 @patch_to(Workers)
@@ -122,8 +127,11 @@ def ask(self,
         if self.closed: raise Busy('no more images are taken, the end has come', 5)
         wait = self.mean*(self.waiting + len(self.begun))/len(self.threads)
         if self.waiting + len(jobs) > self.max_waiting:
-            raise Busy(f'{self.waiting} images are waiting already, and at most {self.max_waiting} may: there is no room for {len(jobs)} more', max(1, math.ceil(wait)))
-        if wait > seconds: raise Busy(f'{self.waiting} images are waiting, which will take longer than {seconds:g} seconds', math.ceil(wait - seconds))
+            raise Busy(f'{self.waiting} images are waiting already, and at most {self.max_waiting} may: there is no '
+                f'room for {len(jobs)} more', max(1, math.ceil(wait)))
+        if wait > seconds:
+            raise Busy(f'{self.waiting} images are waiting, which will take longer than {seconds:g} seconds',
+                math.ceil(wait - seconds))
         self.jobs.extend(jobs)
         self.changed.notify(len(jobs))
     return [job.future for job in jobs]
@@ -161,7 +169,9 @@ def _take(self):
             if large and not (self.jobs and self.jobs[0].until < self.large_jobs[0].until):
                 self.large_begun = True
                 return [self.large_jobs.popleft()], True
-            if self.jobs: return [self.jobs.popleft() for _ in range(min(self.max_batch or batch_for(self.classifier), len(self.jobs)))], False
+            if self.jobs:
+                return [self.jobs.popleft()
+                    for _ in range(min(self.max_batch or batch_for(self.classifier), len(self.jobs)))], False
             if self.closed and not self.large_jobs: return None, False
             self.changed.wait()
 

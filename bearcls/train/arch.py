@@ -33,12 +33,15 @@ def get_arch(
     name: str,  # Of torchvision, such as 'resnet18'; of timm, such as 'convnextv2_atto' or 'timm/resnet18'; or 'xresnet18_thin'
 ) -> Any:       # What `vision_learner` takes: a function for torchvision's, timm's name for timm's
     "The architecture called `name`"
-    if not isinstance(name, str): raise TrainError(f'`arch` must be a name in quotes, such as {getattr(name, "__name__", "resnet18")!r}; got a {type(name).__name__}')
+    if not isinstance(name, str):
+        raise TrainError(f'`arch` must be a name in quotes, such as {getattr(name, "__name__", "resnet18")!r}; got a '
+            f'{type(name).__name__}')
     if name in own_archs: return own_archs[name]
     if name in torchvision_archs: return getattr(torchvision.models, name)
     if name.startswith('timm/'): return _timm_arch(optional_import('timm', purpose=f'The architecture {name}'), name)
     try: timm = optional_import('timm')
-    except ImportError: raise TrainError(f'{_unknown(name, torchvision_archs)} (timm has many more: pip install timm)') from None
+    except ImportError:
+        raise TrainError(f'{_unknown(name, torchvision_archs)} (timm has many more: pip install timm)') from None
     return _timm_arch(timm, name)
 
 torchvision_archs = torchvision.models.list_models(module=torchvision.models)
@@ -127,7 +130,8 @@ def averages_of(
     concat = any(isinstance(m, AdaptiveConcatPool2d) for m in before)
     pools = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d) if concat else nn.AdaptiveAvgPool2d
     norms = [m for m in before if isinstance(m, nn.BatchNorm1d)]
-    if not all(isinstance(m, (pools, Flatten, nn.Flatten, nn.Dropout, nn.Identity, nn.BatchNorm1d)) for m in before): return None
+    if not all(isinstance(m, (pools, Flatten, nn.Flatten, nn.Dropout, nn.Identity, nn.BatchNorm1d)) for m in before):
+        return None
     if not isinstance(layer, nn.Linear) or len(norms) > 1 or not any(isinstance(m, pools) for m in before): return None
     first, n = layer.in_features//2 if concat else 0, layer.in_features
     gain, shift = torch.ones(n), torch.zeros(n)
@@ -154,7 +158,8 @@ def frozen_part(
 ) -> FrozenPart:       # Its parts; they share the model's weights
     "Cut a model where its head has pooled"
     if not (isinstance(model, nn.Sequential) and len(model) == 2 and isinstance(model[1], nn.Sequential)):
-        raise TrainError(f'`fit_fast` needs a Learner from `vision_learner`, with a body and a head; this model is a {type(model).__name__}')
+        raise TrainError('`fit_fast` needs a Learner from `vision_learner`, with a body and a head; this model is a '
+            f'{type(model).__name__}')
     head = list(model[1])
     ends = [i for i, layer in enumerate(head) if isinstance(layer, (Flatten, nn.Flatten))]
     if not ends: raise TrainError('`fit_fast` needs a head that begins with pooling and Flatten, as fastai makes them')
@@ -199,7 +204,8 @@ def _timm_weights(arch):
     "Cached file of timm's weights, or '', and their address; they are on the Hugging Face Hub, few elsewhere"
     metadata = optional_import('timm').get_pretrained_cfg(arch)
     if not metadata.hf_hub_id: return _torch_cache(metadata.url) if metadata.url else '', metadata.url
-    hub, names = optional_import('huggingface_hub'), [metadata.hf_hub_filename or 'model.safetensors', 'pytorch_model.bin']
+    hub, names = optional_import('huggingface_hub'), [metadata.hf_hub_filename or 'model.safetensors',
+        'pytorch_model.bin']
     cached = (hub.try_to_load_from_cache(metadata.hf_hub_id, n) for n in names)
     return next((file for file in cached if isinstance(file, str)), ''), hub.hf_hub_url(metadata.hf_hub_id, names[0])
 
@@ -226,7 +232,8 @@ def find_weights(
 
 def _own_file(name, file):
     "Weights in a file that must be there"
-    if name == 'xresnet18_thin': raise TrainError(f'{name} starts from nothing; `weights` can be given to any other architecture')
+    if name == 'xresnet18_thin':
+        raise TrainError(f'{name} starts from nothing; `weights` can be given to any other architecture')
     if not file.is_file(): raise TrainError(f"`weights` must be 'auto', None or a file; there is no file {file}")
     return Weights(name, 'file', f'with the weights in {file.name}', file=str(file))
 
@@ -238,7 +245,8 @@ def _ask(url, timeout):
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=timeout): answer[0] = ''
         except urllib.error.HTTPError as e: answer[0] = f'the server answered {e.code}'
-        except urllib.error.URLError as e: answer[0] = 'no connection' if not isinstance(e.reason, TimeoutError) else answer[0]
+        except urllib.error.URLError as e:
+            answer[0] = 'no connection' if not isinstance(e.reason, TimeoutError) else answer[0]
         except TimeoutError: pass
         except (OSError, ValueError) as e: answer[0] = f'no connection: {type(e).__name__}'
     thread = threading.Thread(target=ask, daemon=True)
@@ -261,7 +269,8 @@ def read_weights(
 def _read_pth(file):
     try: return torch.load(file, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as e:
-        raise TrainError(f'{file} is not opened, since it holds no weights or more than weights: {str(e).splitlines()[0] if str(e) else "it ends too early"}') from e
+        raise TrainError(f'{file} is not opened, since it holds no weights or more than weights: '
+            f'{str(e).splitlines()[0] if str(e) else "it ends too early"}') from e
 
 def _read_safetensors(file):
     library = optional_import('safetensors', purpose=f'Reading {file.name}')
@@ -293,7 +302,8 @@ def _library_names(name):
     "The library's name for each tensor of fastai's body, found by cutting a network and seeing where its tensors went"
     arch = get_arch(name)
     with torch.random.fork_rng([]), says_if_uncuttable(name):
-        if isinstance(arch, str): body = TimmBody(full := optional_import('timm').create_model(arch, num_classes=0), pretrained=False)
+        if isinstance(arch, str):
+            body = TimmBody(full := optional_import('timm').create_model(arch, num_classes=0), pretrained=False)
         else: body = create_body(full := arch(), cut=model_meta.get(arch, {}).get('cut'), pretrained=False)
     names = {id(t): n for n, t in full.state_dict(keep_vars=True).items()}
     return {n: names[id(t)] for n, t in body.state_dict(keep_vars=True).items()}
@@ -313,6 +323,9 @@ def class_head(
     except (TrainError, ImportError, OSError): return None
     for key in reversed([k for k in state if k.endswith('weight')]):
         weight, bias = state[key], state.get(key.removesuffix('weight') + 'bias')
-        if bias is None or bias.dim() != 1 or not 2 < len(bias) <= 1000 or weight.shape[:2] != (len(bias), len(parts[1])): continue
-        if weight.numel() == len(bias)*len(parts[1]): return weight.reshape(len(bias), -1).float().numpy(), bias.float().numpy()
+        if bias is None or bias.dim() != 1 or not 2 < len(bias) <= 1000 or weight.shape[:2] != (len(bias),
+            len(parts[1])):
+            continue
+        if weight.numel() == len(bias)*len(parts[1]):
+            return weight.reshape(len(bias), -1).float().numpy(), bias.float().numpy()
     return None

@@ -54,9 +54,11 @@ def measure_learner(
     wrong, n = int((probabilities.argmax(1) != targets).sum()), len(targets)
     right = probabilities[np.arange(n), targets].astype(float)
     log_loss = float(-np.log(right.clip(1e-12)).mean())
-    if not math.isfinite(log_loss): raise ArithmeticError('the model answers with numbers that are none: its training diverged')
+    if not math.isfinite(log_loss):
+        raise ArithmeticError('the model answers with numbers that are none: its training diverged')
     if probabilities.min() < 0 or np.abs(probabilities.sum(1) - 1).max() > .02:
-        raise DataError('the Learner answers with numbers that are no probabilities; its loss must turn them into some, as `CrossEntropyLossFlat` of fastai does')
+        raise DataError('the Learner answers with numbers that are no probabilities; its loss must turn them into '
+            'some, as `CrossEntropyLossFlat` of fastai does')
     return dict(n_train=len(learn.dls.train_ds), n_valid=n, wrong=wrong, error=wrong / n, log_loss=log_loss)
 
 # %% ../../nbs/train/08_experiment.ipynb #f75f8048
@@ -116,13 +118,17 @@ def compare(self: Experiment,
     measure: str = 'error',  # 'error', 'log_loss' or 'seconds'
 ) -> pd.DataFrame:           # A row per variant: variant, runs, mean, sd, difference, low, high, verdict
     "Every variant against the first"
-    if measure not in ('error', 'log_loss', 'seconds'): raise ValueError(f'`measure` must be error, log_loss or seconds, got {measure!r}')
+    if measure not in ('error', 'log_loss', 'seconds'):
+        raise ValueError(f'`measure` must be error, log_loss or seconds, got {measure!r}')
     rows, names = [], self.variants
     for name in names:
         mine = self.of(name)
         values = np.array([getattr(r, measure) for r in mine.values()])
-        row = dict(variant=name, runs=len(values), mean=values.mean() if len(values) else math.nan, sd=values.std(ddof=1) if len(values) > 1 else math.nan)
-        rows.append(row | (_difference(mine, self.of(names[0]), measure, self.confidence) if name != names[0] else dict(verdict='reference')))
+        row = dict(variant=name, runs=len(values), mean=values.mean() if len(values) else math.nan,
+            sd=values.std(ddof=1) if len(values) > 1 else math.nan)
+        rows.append(row
+            | (_difference(mine, self.of(names[0]), measure, self.confidence) if name != names[0]
+                else dict(verdict='reference')))
     return pd.DataFrame(rows, columns=_columns)
 
 # %% ../../nbs/train/08_experiment.ipynb #75621ffb
@@ -134,7 +140,8 @@ def summary(self: Experiment) -> pd.DataFrame: # A row per variant: variant, run
     seconds = [float(np.median([r.seconds for r in self.of(v).values()] or [math.nan])) for v in error.variant]
     table = error.rename(columns=dict(mean='error', sd='error_sd'))
     table.insert(2, 'failed', failed)
-    for at, (name, values) in enumerate(dict(log_loss=loss['mean'], log_loss_sd=loss.sd, seconds=seconds).items()): table.insert(5 + at, name, values)
+    for at, (name, values) in enumerate(dict(log_loss=loss['mean'], log_loss_sd=loss.sd, seconds=seconds).items()):
+        table.insert(5 + at, name, values)
     return table
 
 # %% ../../nbs/train/08_experiment.ipynb #1cd44f9a
@@ -148,10 +155,10 @@ def _row_words(r, confidence):
     first = r.verdict == 'reference'
     between = '' if math.isnan(r.low) else f' ({100*r.low:+.1f} to {100*r.high:+.1f})'
     return {'variant': r.variant, 'runs': f'{r.runs} of {r.runs + r.failed}' if r.failed else r.runs,
-        'error (spread)': _number(r.error, r.error_sd, '.1f', 100, '%'), 'log loss (spread)': _number(r.log_loss, r.log_loss_sd),
-        'seconds': _number(r.seconds, form='.1f'),
-        f'difference ({confidence:.0%} interval)': '' if first else _number(r.difference, form='+.1f', scale=100, unit='%') + between,
-        'error is': r.verdict}
+        'error (spread)': _number(r.error, r.error_sd, '.1f', 100, '%'),
+        'log loss (spread)': _number(r.log_loss, r.log_loss_sd), 'seconds': _number(r.seconds, form='.1f'),
+        f'difference ({confidence:.0%} interval)': '' if first
+        else _number(r.difference, form='+.1f', scale=100, unit='%') + between, 'error is': r.verdict}
 
 @patch
 def _repr_html_(self: Experiment):
@@ -172,10 +179,13 @@ def plot(self: Experiment,
     for i, seed in enumerate(seeds):
         shift = .24 * ((i + .5)/len(seeds) - .5)  # equal results stay visible
         dots = [getattr(self.of(v)[seed], measure)*scale if seed in self.of(v) else math.nan for v in names]
-        ax.plot(np.arange(len(names)) + shift, dots, 'o-', color='#2f6f8f', linewidth=.8, alpha=.55, markersize=5, clip_on=False)
-    ax.hlines(compared['mean']*scale, np.arange(len(names)) - .22, np.arange(len(names)) + .22, color='#b03a2e', linewidth=2.5, label='mean', zorder=1)
+        ax.plot(np.arange(len(names)) + shift, dots, 'o-', color='#2f6f8f', linewidth=.8, alpha=.55, markersize=5,
+            clip_on=False)
+    ax.hlines(compared['mean']*scale, np.arange(len(names)) - .22, np.arange(len(names)) + .22, color='#b03a2e',
+        linewidth=2.5, label='mean', zorder=1)
     ax.set_xticks(range(len(names)), names)
-    ax.set(ylabel={'error': 'validation error in %', 'log_loss': 'log loss', 'seconds': 'seconds'}[measure], ylim=(0, None), xlim=(-.5, len(names) - .5))
+    ax.set(ylabel={'error': 'validation error in %', 'log_loss': 'log loss', 'seconds': 'seconds'}[measure],
+        ylim=(0, None), xlim=(-.5, len(names) - .5))
     ax.legend(frameon=False)
     return ax
 
@@ -186,10 +196,13 @@ def _check_variants(variants, common):
     "Refuse what cannot be compared"
     if not variants: raise ValueError('`variants` is empty; expected a dictionary of names and arguments for `train`')
     for name, arguments in variants.items():
-        if not isinstance(arguments, Mapping): raise ValueError(f'`variants[{name!r}]` must be a dictionary of arguments for `train`, got {arguments!r}')
+        if not isinstance(arguments, Mapping):
+            raise ValueError(f'`variants[{name!r}]` must be a dictionary of arguments for `train`, got {arguments!r}')
         if mine := [a for a in split_arguments if a in arguments]:
-            raise ValueError(f'Variant {name!r} sets {", ".join(mine)}, so it would be examined on other images; give it to `experiment`, for all variants')
-    if 'split' in common: raise ValueError('`split` fixes one split, and an experiment needs another for each seed; leave it out')
+            raise ValueError(f'Variant {name!r} sets {", ".join(mine)}, so it would be examined on other images; give '
+                'it to `experiment`, for all variants')
+    if 'split' in common:
+        raise ValueError('`split` fixes one split, and an experiment needs another for each seed; leave it out')
     if 'seed' in common: raise ValueError('`seed` is one; give several as `seeds`')
 
 # %% ../../nbs/train/08_experiment.ipynb #b0a403de
@@ -225,7 +238,9 @@ def read_runs(
     if not Path(file).exists(): return []
     problem = f'{file} is no table of runs, and it is not replaced; name another file'
     words, numbers = ('variant', 'problem', 'split', 'arguments'), ('error', 'log_loss', 'seconds')
-    try: table = pd.read_csv(file, keep_default_na=False, na_values={c: [''] for c in numbers}, dtype={c: str for c in words})
+    try:
+        table = pd.read_csv(file, keep_default_na=False, na_values={c: [''] for c in numbers},
+            dtype={c: str for c in words})
     except ValueError as e: raise DataError(f'{problem} ({e})') from e
     if list(table.columns) != [f.name for f in fields(Run)]: raise DataError(problem)
     return [Run(**row) for row in table.astype(object).to_dict('records')]
@@ -257,7 +272,8 @@ def experiment(
     wanted = [Run(v, s, split=splits[s][1], arguments=_argument_text(arguments[v])) for s in splits for v in variants]
     rows = _known(wanted, read_runs(file) if file else [])
     for run in _with_time_left([r for r in wanted if _key(r) not in rows], rows):
-        rows[_key(run)] = _run(run, trainer or partial(train, quiet=True), path, arguments[run.variant], splits[run.seed][0])
+        rows[_key(run)] = _run(run, trainer or partial(train, quiet=True), path, arguments[run.variant],
+            splits[run.seed][0])
         if file: write_runs(file, _merged(read_runs(file), rows))
     return Experiment([rows[_key(r)] for r in wanted], confidence)
 
@@ -286,7 +302,8 @@ def _run(run, trainer, path, arguments, sides):
     try:
         learn = trainer(path, seed=run.seed, **arguments)
         seconds = time.perf_counter() - start
-        if _sides(learn.dls) != sides: raise DataError('it was trained or examined on other images than the split of its seed')
+        if _sides(learn.dls) != sides:
+            raise DataError('it was trained or examined on other images than the split of its seed')
         return Run(**{**asdict(run), **measure_learner(learn), 'seconds': round(seconds, 3)})
     except Exception as e:  # not KeyboardInterrupt
         return Run(**{**asdict(run), 'problem': ' '.join(f'{type(e).__name__}: {e}'.split())[:300]})

@@ -37,11 +37,17 @@ def check_dls(
     "Refuse what is not images with one label each, for training and for validation"
     expect('dls', dls, DataLoaders)
     columns = getattr(dls.train_ds, 'tls', ())
-    if len(columns) != 2: raise TrainError(f'These DataLoaders must hold images and their labels, as those of `image_dls` or a DataBlock do; got a {type(dls.train_ds).__name__} of {len(columns)} columns')
-    if not len(dls.train_ds) or len(dls.loaders) < 2 or not len(dls.valid_ds): raise TrainError('These DataLoaders lack images to train on, or to validate with; hold a share back, such as `valid_pct=0.2`, and note that a Learner from `load_learner` has none')
+    if len(columns) != 2:
+        raise TrainError('These DataLoaders must hold images and their labels, as those of `image_dls` or a DataBlock '
+            f'do; got a {type(dls.train_ds).__name__} of {len(columns)} columns')
+    if not len(dls.train_ds) or len(dls.loaders) < 2 or not len(dls.valid_ds):
+        raise TrainError('These DataLoaders lack images to train on, or to validate with; hold a share back, such as '
+            '`valid_pct=0.2`, and note that a Learner from `load_learner` has none')
     label = columns[1][0]
-    if not isinstance(label, (int, torch.Tensor)) or torch.as_tensor(label).dim() or torch.is_floating_point(torch.as_tensor(label)):
-        raise TrainError(f'Each image must have one label, as with `CategoryBlock`; the first of these has {str(label)[:60]} ({type(label).__name__}). Train them with `fine_tune` of fastai')
+    if not isinstance(label,
+        (int, torch.Tensor)) or torch.as_tensor(label).dim() or torch.is_floating_point(torch.as_tensor(label)):
+        raise TrainError('Each image must have one label, as with `CategoryBlock`; the first of these has '
+            f'{str(label)[:60]} ({type(label).__name__}). Train them with `fine_tune` of fastai')
 
 # %% ../../nbs/train/03_fast.ipynb #65b38d6e
 def view_names(
@@ -67,7 +73,8 @@ def _is_known(tfm):
 def _plain_loader(dls, items):
     "Images as validation sees them; transforms that only turn training images are left out, since even doing nothing takes them long"
     dl = dls.test_dl(items, bs=_bs(dls), num_workers=0)
-    dl.after_batch = Pipeline([t for t in dl.after_batch.fs if not (isinstance(t, AffineCoordTfm) and _is_known(t))], split_idx=1)
+    dl.after_batch = Pipeline([t for t in dl.after_batch.fs if not (isinstance(t, AffineCoordTfm) and _is_known(t))],
+        split_idx=1)
     return dl
 
 def _bs(dls): return 8 if dls.device.type == 'cpu' else dls.bs
@@ -113,10 +120,12 @@ def feature_kind(
     expect('learn', learn, Learner)
     dls, opener = learn.dls, _opener(learn.dls)
     tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
-    files = all(isinstance(f, (str, os.PathLike)) for ds in (dls.train_ds, dls.valid_ds) for f in _chosen(ds.items, range(len(ds))))
+    files = all(isinstance(f, (str, os.PathLike)) for ds in (dls.train_ds, dls.valid_ds)
+        for f in _chosen(ds.items, range(len(ds))))
     if not files or not opener or not opener.store or not all(map(_is_known, tfms)): return None
     settings = {k: v for k, v in dls_settings(dls).items() if k != 'labels'}
-    metadata = [_weights_digest(frozen_part(learn.model)), settings, opener.kind, str(dtype), torch.__version__, learn.dls.device.type]
+    metadata = [_weights_digest(frozen_part(learn.model)), settings, opener.kind, str(dtype), torch.__version__,
+        learn.dls.device.type]
     return 'features ' + hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/train/03_fast.ipynb #ad236a8b
@@ -190,7 +199,8 @@ def linear_head(
 ) -> nn.Sequential:             # BatchNorm1d that standardises, and Linear
     "The best linear head for some features"
     mean, var = x.mean(0), x.var(0, correction=0)
-    norm, linear = nn.BatchNorm1d(x.shape[1], eps=1e-3*float(var.mean()) or 1e-5, affine=False), nn.Linear(x.shape[1], n_labels)
+    norm, linear = nn.BatchNorm1d(x.shape[1], eps=1e-3*float(var.mean()) or 1e-5, affine=False), nn.Linear(x.shape[1],
+        n_labels)
     norm.running_mean, norm.running_var = mean, var
     for p in linear.parameters(): nn.init.zeros_(p)
     weights = torch.ones(len(x)) if weights is None else weights/weights.mean()
@@ -303,8 +313,10 @@ def fit_fast(self: Learner,
     views = [torch.from_numpy(train.pop(n)) for n in names]
     losses = _fit_head(self, views, torch.from_numpy(valid['plain']), head, weight_decay, epochs, in_store, threads)
     times.append(time.time())
-    self.fast = FastFit(names, head, str(dtype).removeprefix('torch.'), len(self.dls.train_ds) + len(self.dls.valid_ds), n_train + n_valid,
-        *losses, weight_decay, _weights_digest(frozen_part(self.model)), dict(zip(('features', 'head'), np.diff(times).tolist())))
+    self.fast = FastFit(names, head, str(dtype).removeprefix('torch.'), len(self.dls.train_ds) + len(self.dls.valid_ds),
+        n_train + n_valid,
+        *losses, weight_decay, _weights_digest(frozen_part(self.model)),
+        dict(zip(('features', 'head'), np.diff(times).tolist())))
     return self
 
 # %% ../../nbs/train/03_fast.ipynb #d01493be
@@ -313,7 +325,8 @@ def _loss_of_each(learn, weights):
     loss = learn.loss_func
     if hasattr(loss, 'reduction') or 'reduction' in inspect.signature(loss).parameters: return learn.loss_not_reduced()
     if weights is None: return nullcontext()
-    raise TrainError('Some images are drawn more often here, and so must count more, but the loss has no `reduction` with which to weigh them one by one; a CrossEntropyLossFlat has')
+    raise TrainError('Some images are drawn more often here, and so must count more, but the loss has no `reduction` '
+        'with which to weigh them one by one; a CrossEntropyLossFlat has')
 
 def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads):
     "Train the head and put it into the Learner; training loss, validation loss and error"
@@ -324,12 +337,14 @@ def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads
     weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float32).repeat(len(views))
     if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')  # where the features are; any later training puts it back
     with _loss_of_each(learn, weights):
-        if head == 'linear': rest = linear_head(x, y, learn.loss_func, learn.dls.c, weight_decay, weights, in_place, threads)
+        if head == 'linear':
+            rest = linear_head(x, y, learn.loss_func, learn.dls.c, weight_decay, weights, in_place, threads)
         else: rest = train_head(part.rest.cpu(), x, y, learn.loss_func, epochs, weights=weights, threads=threads)
     with torch.no_grad():
         after = rest.eval()[1:] if head == 'linear' and in_place else rest.eval()  # the first layer has standardised `x`
         logits, seen = (torch.cat([f(rows) for rows in m.split(1000)]) for f, m in ((rest, valid), (after, x)))
-        result = learn.loss_func(seen, y).item(), learn.loss_func(logits, y_valid).item(), (logits.argmax(1) != y_valid).float().mean().item()
+        result = learn.loss_func(seen, y).item(), learn.loss_func(logits,
+            y_valid).item(), (logits.argmax(1) != y_valid).float().mean().item()
     learn.model[1] = nn.Sequential(*part.pool, *rest).to(learn.dls.device)
     learn.model.eval()  # as any training leaves it
     learn.opt = None
@@ -350,7 +365,8 @@ class _Remembered:
         "Features of items, and the positions of those that are not known"
         rows = [self.rows.get(str(item)) for item in items]
         known = [i for i, (item, row) in enumerate(zip(items, rows)) if row and row[1:] == _times(item)]
-        seen, at, n = np.empty((len(items), self.train.shape[1]), np.float32), [rows[i][0] for i in known], len(self.train)
+        seen, at, n = np.empty((len(items), self.train.shape[1]), np.float32), [rows[i][0]
+            for i in known], len(self.train)
         for i, place in zip(known, at): seen[i] = self.train[place] if place < n else self.valid[place - n]
         return seen, sorted(set(range(len(items))) - set(known))
 
@@ -395,7 +411,8 @@ def known_features(
 def _meddles(learn):
     "Has the Learner a callback of the user's own that may change batches or predictions?"
     own = [cb for cb in learn.cbs if type(cb).__module__.split('.')[0] not in ('fastai', 'bearcls')]
-    return any(hasattr(cb, event) for cb in own for event in ('before_validate', 'before_batch', 'after_pred', 'after_batch', 'after_validate'))
+    return any(hasattr(cb, event) for cb in own
+        for event in ('before_validate', 'before_batch', 'after_pred', 'after_batch', 'after_validate'))
 
 # %% ../../nbs/train/03_fast.ipynb #488d3577
 def known_answers(
@@ -449,7 +466,8 @@ def held_out_logits(
 ) -> np.ndarray:          # (asked, labels)
     "What heads like the Learner's say about images of a fold that they have not seen"
     expect('learn', learn, Learner)
-    x, y = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)), torch.from_numpy(np.asarray(targets, np.int64))
+    x, y = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)), torch.from_numpy(np.asarray(targets,
+            np.int64))
     some = x if asked is None else torch.from_numpy(np.ascontiguousarray(asked, dtype=np.float32))
     asked_folds = folds if asked is None else asked_folds
     logits = torch.zeros(len(some), learn.dls.c)
@@ -458,6 +476,7 @@ def held_out_logits(
         for fold in np.unique(asked_folds):
             rest = torch.from_numpy(folds != fold)
             mine = torch.from_numpy(asked_folds == fold)
-            head = linear_head(x[rest], y[rest], learn.loss_func, learn.dls.c, learn.fast.weight_decay, threads=threads).eval()
+            head = linear_head(x[rest], y[rest], learn.loss_func, learn.dls.c, learn.fast.weight_decay,
+                threads=threads).eval()
             with torch.no_grad(): logits[mine] = head(some[mine])
     return logits.numpy()

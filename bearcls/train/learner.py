@@ -65,16 +65,20 @@ def plan_training(
     weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: start from nothing; or a file of the architecture's library
 ) -> Plan:                        # What `train` will do
     "Choose how to train, within seconds"
-    if route not in ('auto', *routes): raise TrainError(f'`route` must be auto, fast, fine_tune or scratch, got {route!r}')
+    if route not in ('auto', *routes):
+        raise TrainError(f'`route` must be auto, fast, fine_tune or scratch, got {route!r}')
     if epochs is not None: _whole('epochs', epochs, 1)
     if size is not None: _whole('size', size, 8)
-    if epochs and route == 'fast': raise TrainError('The route fast sees every image once; leave `epochs` out, or take the route fine_tune')
+    if epochs and route == 'fast':
+        raise TrainError('The route fast sees every image once; leave `epochs` out, or take the route fine_tune')
     found = _find(route, arch, timeout, weights)
     if not found.usable and route in ('fast', 'fine_tune'):
-        raise TrainError(f'{found.reason}, and the route {route} needs some; use the route scratch, or set TORCH_HOME to a folder that holds them')
+        raise TrainError(f'{found.reason}, and the route {route} needs some; use the route scratch, or set TORCH_HOME '
+            'to a folder that holds them')
     if not found.usable: return _plan('scratch', arch or scratch_plan['arch'], epochs, size, found.reason)
     chosen, why = (route, '') if route != 'auto' else _choose(epochs)
-    plan = _plan(chosen, found.arch, epochs, size, found.reason + why, found.file if found.status == 'file' else 'imagenet')
+    plan = _plan(chosen, found.arch, epochs, size, found.reason + why,
+        found.file if found.status == 'file' else 'imagenet')
     return replace(plan, is_open=route == 'auto' and chosen == 'fast' and not arch)
 
 # %% ../../nbs/train/07_learner.ipynb #cdeff0af
@@ -92,9 +96,11 @@ def _choose(epochs):
 def _plan(route, arch, epochs, size, reason, weights=''):
     "The route's own numbers, and the caller's where given"
     only = fixed_size(arch)
-    if only and size and size != only: raise TrainError(f'{arch} takes images of {only} pixels and no others, got `size` {size}')
+    if only and size and size != only:
+        raise TrainError(f'{arch} takes images of {only} pixels and no others, got `size` {size}')
     own = routes[route]
-    return Plan(**{**own, 'arch': arch, 'epochs': epochs or own['epochs'], 'size': size or only or own['size'], 'reason': reason, 'weights': weights})
+    return Plan(**{**own, 'arch': arch, 'epochs': epochs or own['epochs'], 'size': size or only or own['size'],
+            'reason': reason, 'weights': weights})
 
 # %% ../../nbs/train/07_learner.ipynb #0652b595
 light_archs = ('resnet18', 'squeezenet1_1', 'resnet34', 'mobilenet_v3_small', 'resnet50')
@@ -105,7 +111,8 @@ def _find(route, arch, timeout, weights):
     if own_file and not arch: raise TrainError('`weights` is a file; `arch` must say which architecture they are of')
     if own_file and route == 'scratch': raise TrainError('The route scratch starts from nothing; leave `weights` out')
     if arch: get_arch(arch)
-    if route == 'scratch' or weights is None: return Weights(arch or '', 'absent', 'as asked' if route in ('scratch', 'auto') else 'No weights are wanted')
+    if route == 'scratch' or weights is None:
+        return Weights(arch or '', 'absent', 'as asked' if route in ('scratch', 'auto') else 'No weights are wanted')
     if arch: return find_weights(arch, timeout, weights)
     cached = (find_weights(name, 0) for name in light_archs)
     return next((w for w in cached if w.status == 'cached'), None) or find_weights(light_archs[0], timeout)
@@ -131,15 +138,19 @@ def train(
 ) -> Learner:                        # Trained Learner, with `plan` and `training_log`
     "Train a classifier on `data`"
     expect('plan', plan, Plan, None)
-    if not isinstance(data, (str, os.PathLike, DataLoaders)): raise TrainError(f'`data` must be an image folder or DataLoaders, got a {type(data).__name__}')
+    if not isinstance(data, (str, os.PathLike, DataLoaders)):
+        raise TrainError(f'`data` must be an image folder or DataLoaders, got a {type(data).__name__}')
     seed = _whole('seed', seed)
     plan = plan_training(route, arch, epochs, size, timeout, weights) if plan is None else plan
     dls = data if isinstance(data, DataLoaders) else _plan_dls(data, plan, seed, dls_kwargs)
     given = [*dls_kwargs, *(['size'] if size is not None else [])]
-    if dls is data and given: raise TrainError(f'{", ".join(given)}: these are for `image_dls`, and the DataLoaders exist already')
+    if dls is data and given:
+        raise TrainError(f'{", ".join(given)}: these are for `image_dls`, and the DataLoaders exist already')
     check_dls(dls)
     if dls is data: plan = replace(plan, size=data.valid.one_batch()[0].shape[-1])
-    if plan.is_open: plan, dls = settle_plan(plan, dls, None if dls is data else lambda p: _plan_dls(data, p, seed, dls_kwargs), seed, threads)
+    if plan.is_open:
+        plan, dls = settle_plan(plan, dls, None if dls is data else lambda p: _plan_dls(data, p, seed, dls_kwargs),
+            seed, threads)
     if not quiet: print(describe_plan(plan))
     set_seed(seed, reproducible=True)
     for i, dl in enumerate(dls.loaders): dl.rng = random.Random(seed + i)
@@ -168,7 +179,8 @@ def describe_plan(
 ) -> str:        # One sentence
     "The plan and its reason in one line"
     expect('plan', plan, Plan)
-    what = dict(fast='Training a head on what {arch} sees', fine_tune='Fine-tuning {arch}', scratch='Training {arch} from scratch')[plan.route]
+    what = dict(fast='Training a head on what {arch} sees', fine_tune='Fine-tuning {arch}',
+        scratch='Training {arch} from scratch')[plan.route]
     return f'{what.format(arch=plan.arch)} at {plan.size} pixels: {plan.reason}.'
 
 # %% ../../nbs/train/07_learner.ipynb #e09c0a48
@@ -181,11 +193,14 @@ def make_learner(
     "The Learner of a plan, ready for `fit`"
     expect('dls', dls, DataLoaders)
     plan = plan_training(arch=plan) if isinstance(plan, str) else expect('plan', plan, Plan, str)
-    if imbalance not in (None, 'class_weights', 'balanced_sampling'): raise TrainError(f'`imbalance` must be class_weights, balanced_sampling or None; got {imbalance!r}')
+    if imbalance not in (None, 'class_weights', 'balanced_sampling'):
+        raise TrainError(f'`imbalance` must be class_weights, balanced_sampling or None; got {imbalance!r}')
     precision = pick_precision(precision, dls.device)
     if imbalance == 'balanced_sampling': dls = balanced_dls(dls)
     smoothing = .1 if plan.route == 'scratch' else 0.  # keeps it from being sure of wrong labels
-    how = dict(metrics=error_rate, loss_func=CrossEntropyLossFlat(weight=class_weights(dls) if imbalance == 'class_weights' else None, label_smoothing=smoothing))
+    how = dict(metrics=error_rate,
+        loss_func=CrossEntropyLossFlat(weight=class_weights(dls) if imbalance == 'class_weights' else None,
+            label_smoothing=smoothing))
     learn = _new_learner(dls, plan, {**how, **(dict(wd=.05) if plan.route == 'scratch' else {})})
     learn.model.to(memory_format=torch.channels_last)
     learn.plan, learn.precision = plan, precision
@@ -214,7 +229,9 @@ def _raise_with_cause(plan, e):
     "Raise `e` again; as a `TrainError` where a damaged file or the network is the cause"
     file = find_weights(plan.arch, 0).file if plan.weights == 'imagenet' else ''
     try: read_weights(file) if file else None
-    except TrainError: raise TrainError(f'{file}, the cached weights of {plan.arch}, is damaged; delete it, so that they are fetched anew') from e
+    except TrainError:
+        raise TrainError(f'{file}, the cached weights of {plan.arch}, is damaged; delete it, so that they are fetched '
+            'anew') from e
     if isinstance(e, OSError): raise TrainError(f'The weights of {plan.arch} could not be fetched: {e}') from e
     raise e
 
@@ -234,20 +251,26 @@ def fit(
     _check_last_batch(learn.dls.train)
     phases = fine_tune_phases(plan.epochs, plan.lr) if plan.route == 'fine_tune' else [Phase(plan.epochs, plan.lr)]
     what = {k: v for k, v in asdict(plan).items() if k in ('route', 'arch', 'size', 'recipe')}
-    metadata = training_metadata(learn, **what, precision=learn.precision, **settings) if checkpoint is not None else None
+    metadata = (training_metadata(learn, **what, precision=learn.precision, **settings) if checkpoint is not None
+        else None)
     return run_phases(learn, phases, early_stop, checkpoint, metadata, threads)
 
 def _check_last_batch(dl):
     "Refuse a batch of one image, of which batch normalisation cannot take the deviation"
     last = dl.bs if dl.drop_last else dl.n % dl.bs or dl.bs
-    if last == 1: raise TrainError(f'Of {dl.n} images in batches of {dl.bs}, one would be alone in a batch, and this network needs two or more; make the DataLoaders with another `bs`')
+    if last == 1:
+        raise TrainError(f'Of {dl.n} images in batches of {dl.bs}, one would be alone in a batch, and this network '
+            'needs two or more; make the DataLoaders with another `bs`')
 
 def _fit_fast(learn, early_stop, threads):
     "The head on frozen features, with a row for it in the log"
-    if early_stop is not None: raise TrainError('The route fast has no epochs to stop after; leave `early_stop` out, or take the route fine_tune')
+    if early_stop is not None:
+        raise TrainError('The route fast has no epochs to stop after; leave `early_stop` out, or take the route '
+            'fine_tune')
     learn.fit_fast(dtype=getattr(torch, learn.precision), threads=threads)
     done: FastFit = learn.fast
-    learn.training_log.add_row(train_loss=done.train_loss, valid_loss=done.valid_loss, error_rate=done.error_rate, seconds=sum(done.seconds.values()))
+    learn.training_log.add_row(train_loss=done.train_loss, valid_loss=done.valid_loss, error_rate=done.error_rate,
+        seconds=sum(done.seconds.values()))
     return learn
 
 # %% ../../nbs/train/07_learner.ipynb #496d39a7
@@ -267,11 +290,13 @@ def settle_plan(
     own_size = plan.size if remake is None or plan.size != fast_plan['size'] else None
     other = _plan('scratch', scratch_plan['arch'], None, own_size, '')
     set_seed(seed, reproducible=True)
-    trial = _tried_before(plan, dls, what, seed, lambda: try_routes(make_learner(dls, plan), what, scratch_augment(32), seed=seed, threads=threads))
+    trial = _tried_before(plan, dls, what, seed,
+        lambda: try_routes(make_learner(dls, plan), what, scratch_augment(32), seed=seed, threads=threads))
     plan = replace(plan, reason=f'{plan.reason}, but {trial.reason}')
     if trial.chosen == 'fast': return plan, dls
     if remake is None and plan.size > 2*scratch_plan['size']:
-        return replace(plan, reason=f'{plan.reason}; these DataLoaders of {plan.size} pixels are too large for that, the route scratch takes {scratch_plan["size"]}'), dls
+        return replace(plan, reason=f'{plan.reason}; these DataLoaders of {plan.size} pixels are too large for that, '
+            f'the route scratch takes {scratch_plan["size"]}'), dls
     return replace(other, reason=plan.reason), dls if remake is None else remake(other)
 
 def _tried_before(plan, dls, what, seed, run):

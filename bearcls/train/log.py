@@ -32,7 +32,8 @@ from .arch import TrainError, keep_modes
 class TrainingLog(Callback):
     "Keeps every epoch's figures in `rows` and shows one progress bar"
     order = 60  # after Recorder
-    def __init__(self): self.rows, self.bar, self.is_planned, self.is_training, self.first, self.to_show = [], None, False, False, 0, []
+    def __init__(self):
+        self.rows, self.bar, self.is_planned, self.is_training, self.first, self.to_show = [], None, False, False, 0, []
     def before_fit(self):  # also called by `predict`
         self.first, self.is_training = len(self.rows), False
         if not self.is_planned: self._close()  # left open by an interruption
@@ -45,7 +46,8 @@ class TrainingLog(Callback):
         if self.bar is not None: self.bar.update(1)
     def after_epoch(self):
         if not self.is_training: return
-        self.add_row(**dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])), seconds=time.time() - self.start)
+        self.add_row(**dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])),
+            seconds=time.time() - self.start)
     def after_fit(self):
         if self.is_planned or not self.is_training: return
         self._close()
@@ -58,7 +60,9 @@ def add_row(self: TrainingLog,
 ):
     "An epoch, or whatever counts as one, is done"
     self.rows.append(dict(epoch=len(self.rows) + 1, **figures))
-    if self.bar is not None: self.bar.set_postfix_str(', '.join(f'{k} {v}' for k, v in _readable(self.rows[-1]).items() if k in ('epoch', 'error_rate')))
+    if self.bar is not None:
+        self.bar.set_postfix_str(', '.join(f'{k} {v}'
+                for k, v in _readable(self.rows[-1]).items() if k in ('epoch', 'error_rate')))
 
 @patch
 def _open(self: TrainingLog,
@@ -94,7 +98,8 @@ def _show(self: TrainingLog,
 ):
     "A readable table: as text in a terminal, and at the end of the cell in a notebook"
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    if shell is None or type(shell).__name__ == 'TerminalInteractiveShell': return print(pd.DataFrame(map(_readable, rows)).to_string(index=False))
+    if shell is None or type(shell).__name__ == 'TerminalInteractiveShell':
+        return print(pd.DataFrame(map(_readable, rows)).to_string(index=False))
     if not self.to_show: shell.events.register('post_run_cell', self._show_at_end)
     self.to_show += rows
 
@@ -107,7 +112,9 @@ def _show_at_end(self: TrainingLog, result: Any = None):
 
 def _readable(row):
     "Losses with four digits, rates in per cent, whole epochs"
-    def words(name, v): return f'{v:.1%}' if name == 'error_rate' else f'{v:.1f}' if name == 'seconds' else f'{v:.4f}' if isinstance(v, float) else v
+    def words(name, v):
+        return (f'{v:.1%}' if name == 'error_rate' else f'{v:.1f}' if name == 'seconds' else f'{v:.4f}'
+            if isinstance(v, float) else v)
     return {name: words(name, v) for name, v in row.items()}
 
 # %% ../../nbs/train/04_log.ipynb #2947006b
@@ -129,7 +136,8 @@ def training_table(
 ) -> pd.DataFrame:     # A row per epoch: epoch, train_loss, valid_loss, error_rate, seconds
     "What happened, epoch by epoch, over all phases"
     expect('learn', learn, Learner)
-    if not hasattr(learn, 'training_log'): raise TrainError('This Learner keeps no log of its training; `log_training(learn)` gives it one')
+    if not hasattr(learn, 'training_log'):
+        raise TrainError('This Learner keeps no log of its training; `log_training(learn)` gives it one')
     return pd.DataFrame(learn.training_log.rows)
 
 def plot_training(
@@ -141,7 +149,8 @@ def plot_training(
     table = training_table(learn)
     if not len(table): raise TrainError('This Learner has not been trained yet, so there is no curve to draw')
     ax = axes_for(ax, 6, 3, layout=None)
-    lines = dict(train_loss=('training loss', '#8a6642', '-'), valid_loss=('validation loss', '#2f6f8f', '-'), error_rate=('validation error', '#b03a2e', '--'))
+    lines = dict(train_loss=('training loss', '#8a6642', '-'), valid_loss=('validation loss', '#2f6f8f', '-'),
+        error_rate=('validation error', '#b03a2e', '--'))
     for name in [n for n in lines if n in table]: _line(ax, table, name, *lines[name])
     ax.set(xlabel='epoch', ylim=(0, None))
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -221,7 +230,8 @@ class LearningRates:
         ax = axes_for(ax, 6, 3, layout=None)
         ax.semilogx(self.rates, self.losses, color='#2f6f8f')
         ax.axvline(self.suggested, color='#b03a2e', linestyle='--', label=f'suggested: {self.suggested:.2g}')
-        ax.set(xlabel='learning rate', ylabel='training loss', ylim=(min(self.losses)*.9, min(max(self.losses), 1.5*self.losses[0])*1.05))
+        ax.set(xlabel='learning rate', ylabel='training loss',
+            ylim=(min(self.losses)*.9, min(max(self.losses), 1.5*self.losses[0])*1.05))
         ax.legend(frameon=False)
         return ax
 
@@ -233,7 +243,8 @@ def random_state(
     expect('dls', dls, DataLoaders)
     name, numbers, *rest = np.random.get_state()
     return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        numpy=[name, numbers.tolist(), *rest], python=random.getstate(), loaders=[dl.rng.getstate() for dl in dls.loaders])
+        numpy=[name, numbers.tolist(), *rest], python=random.getstate(),
+        loaders=[dl.rng.getstate() for dl in dls.loaders])
 
 def set_random_state(
     dls: DataLoaders,        # The same, or others with as many loaders
@@ -262,7 +273,8 @@ class _LRFinder(LRFinder):
 def _untouched(learn):
     "Put weights, modes, optimizer, recorder and random number generators back, whatever happens"
     weights = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    opt, record, stand = learn.opt, {**vars(learn.recorder), 'smooth_loss': copy.copy(learn.recorder.smooth_loss)}, random_state(learn.dls)
+    opt, record, stand = learn.opt, {**vars(learn.recorder),
+        'smooth_loss': copy.copy(learn.recorder.smooth_loss)}, random_state(learn.dls)
     learn.opt = None
     try:
         with keep_modes(learn.model): yield
@@ -279,7 +291,8 @@ def check_batches(
     "Refuse DataLoaders from which no batch comes"
     expect('dls', dls, DataLoaders)
     if not len(dls.train):
-        raise TrainError(f'There are {len(dls.train_ds)} images to train on and a batch takes {dls.train.bs}, so none is full; make the DataLoaders with a `bs` of at most {len(dls.train_ds)}')
+        raise TrainError(f'There are {len(dls.train_ds)} images to train on and a batch takes {dls.train.bs}, so none '
+            f'is full; make the DataLoaders with a `bs` of at most {len(dls.train_ds)}')
 
 # %% ../../nbs/train/04_log.ipynb #2bfaffbe
 def suggest_lr(
@@ -290,13 +303,18 @@ def suggest_lr(
 ) -> LearningRates:           # With `suggested` and `plot()`
     "Find a learning rate in a mock training that leaves no trace"
     expect('learn', learn, Learner)
-    if not (0 < start_lr < end_lr and num_it >= 10): raise TrainError(f'0 < `start_lr` < `end_lr` and at least 10 for `num_it` are needed; got {start_lr}, {end_lr} and {num_it}')
+    if not (0 < start_lr < end_lr and num_it >= 10):
+        raise TrainError(f'0 < `start_lr` < `end_lr` and at least 10 for `num_it` are needed; got {start_lr}, {end_lr} '
+            f'and {num_it}')
     check_batches(learn.dls)
     finder = _LRFinder(start_lr, end_lr, num_it)
-    with _untouched(learn), paced(learn), learn.no_logging(), learn.no_bar(), progress(desc='learning rates', total=num_it, unit='batch') as finder.bar:
+    with _untouched(learn), paced(learn), learn.no_logging(), learn.no_bar(), progress(desc='learning rates',
+        total=num_it, unit='batch') as finder.bar:
         learn.fit(num_it//len(learn.dls.train) + 1, cbs=finder)
         rates, losses = list(map(float, learn.recorder.lrs)), list(map(float, learn.recorder.losses))
     skip, n = num_it//10, next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), len(losses))
     rates, losses = rates[skip:n], losses[skip:n]
-    if not losses: raise TrainError(f'The loss is no number from batch {n + 1} on; a lower `start_lr` than {start_lr:g} may help, or the weights are damaged')
+    if not losses:
+        raise TrainError(f'The loss is no number from batch {n + 1} on; a lower `start_lr` than {start_lr:g} may help, '
+            'or the weights are damaged')
     return LearningRates(valley(rates, losses, num_it)[0], rates, losses)

@@ -33,7 +33,8 @@ class KeepBest(Callback):
     def __init__(self,
         patience: int,  # Epochs in a row that may be no better than the best one
     ):
-        if not isinstance(patience, Integral) or patience < 1: raise TrainError(f'`early_stop` must be at least 1 epoch, got {patience!r}')
+        if not isinstance(patience, Integral) or patience < 1:
+            raise TrainError(f'`early_stop` must be at least 1 epoch, got {patience!r}')
         self.patience, self.best, self.epoch_kept, self.n_seen, self.waited, self.weights = patience, float('inf'), 0, 0, 0, None
     def before_fit(self): self.waited = 0
     def after_epoch(self):
@@ -63,7 +64,8 @@ class Checkpoint(Callback):
     ):
         self.file, self.metadata, self.phase, self.keepers, self.state = Path(folder).expanduser().absolute()/'checkpoint.pth', metadata, 0, keepers, None
         self.must_be_free = False
-        if self.file.parent.exists() and not self.file.parent.is_dir(): raise TrainError(f'`checkpoint` must be a folder; {folder} is a file')
+        if self.file.parent.exists() and not self.file.parent.is_dir():
+            raise TrainError(f'`checkpoint` must be a folder; {folder} is a file')
     def before_epoch(self):
         if self.state is not None: self.put_back()
         else: self.write()
@@ -84,8 +86,11 @@ def read(self: Checkpoint) -> dict | None:  # The state, or None where there is 
         raise TrainError(f'{self.file} cannot be read as a checkpoint; give another folder, or delete the file') from e
     came = state.get('metadata') if isinstance(state, dict) else None
     if not isinstance(came, dict): raise TrainError(f'{self.file} is no checkpoint of bearcls; give another folder')
-    other = [f'{k} was {came.get(k)!r} and is {self.metadata.get(k)!r}' for k in {**self.metadata, **came} if came.get(k) != self.metadata.get(k)]
-    if other: raise OtherTraining(f'{self.file} is of another training ({"; ".join(other[:3])}); give another folder for `checkpoint`, or delete the file to start anew')
+    other = [f'{k} was {came.get(k)!r} and is {self.metadata.get(k)!r}'
+        for k in {**self.metadata, **came} if came.get(k) != self.metadata.get(k)]
+    if other:
+        raise OtherTraining(f'{self.file} is of another training ({"; ".join(other[:3])}); give another folder for '
+            '`checkpoint`, or delete the file to start anew')
     self.state = state
     return state
 
@@ -96,16 +101,21 @@ def write(self: Checkpoint,
 ):
     "Write the state as it is now"
     learn, rec = self.learn, self.learn.recorder
-    state = dict(metadata=self.metadata, is_done=is_done, phase=self.phase, epoch=learn.epoch, rows=learn.training_log.rows, random=random_state(learn.dls),
-        model=learn.model.state_dict(), opt=learn.opt and learn.opt.state_dict(), smooth_loss=(rec.smooth_loss.count, rec.smooth_loss.val), n_batches=learn.train_iter,
-        best=[{k: getattr(cb, k) for k in _best_of} for cb in self.keepers], scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None)
-    if self.must_be_free and self.file.exists(): raise TrainError(f'Another training has begun to write to {self.file.parent}; give each a folder of its own')
+    state = dict(metadata=self.metadata, is_done=is_done, phase=self.phase, epoch=learn.epoch,
+        rows=learn.training_log.rows, random=random_state(learn.dls),
+        model=learn.model.state_dict(), opt=learn.opt and learn.opt.state_dict(),
+        smooth_loss=(rec.smooth_loss.count, rec.smooth_loss.val), n_batches=learn.train_iter,
+        best=[{k: getattr(cb, k) for k in _best_of} for cb in self.keepers],
+        scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None)
+    if self.must_be_free and self.file.exists():
+        raise TrainError(f'Another training has begun to write to {self.file.parent}; give each a folder of its own')
     try:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.file) as f: torch.save(_plain(state), f)
     except (OSError, RuntimeError) as e:  # torch's way to say that a disk is full
         why = getattr(e, 'strerror', None) or 'is the disk full?'
-        raise TrainError(f'{self.file} cannot be written ({why}); make room, or give another folder for `checkpoint`. What was there before is unharmed') from e
+        raise TrainError(f'{self.file} cannot be written ({why}); make room, or give another folder for `checkpoint`. '
+            'What was there before is unharmed') from e
     self.must_be_free = False
 
 _best_of = ('best', 'epoch_kept', 'n_seen', 'waited', 'weights')
@@ -149,10 +159,13 @@ def training_metadata(
     weights = hashlib.sha256()
     for t in learn.model.state_dict().values(): weights.update(t.detach().cpu().contiguous().float().numpy().tobytes())
     digests = {str(s.file): s.digest for s in getattr(learn.dls, 'survey', None) or []}
-    images = '\n'.join(f'{_digest(f, digests)} {y.tolist()} {i}' for i, dl in enumerate(learn.dls.loaders) for f, y in zip(_rows(dl.dataset.items), dl.dataset.tls[1]))
+    images = '\n'.join(f'{_digest(f, digests)} {y.tolist()} {i}' for i, dl in enumerate(learn.dls.loaders)
+        for f, y in zip(_rows(dl.dataset.items), dl.dataset.tls[1]))
     transforms = '\n'.join(str(p) for dl in learn.dls.loaders for p in (dl.after_item, dl.after_batch))
-    return _plain({**settings, **_means(learn), 'batch size': learn.dls.train.bs, 'software': software, 'images': sha256(images.encode())[:12],
-        'transforms': sha256(re.sub(r' at 0x[0-9a-fA-F]+', '', transforms).encode())[:12], 'first weights': weights.hexdigest()[:12]})
+    return _plain({**settings, **_means(learn), 'batch size': learn.dls.train.bs, 'software': software,
+            'images': sha256(images.encode())[:12],
+        'transforms': sha256(re.sub(r' at 0x[0-9a-fA-F]+', '', transforms).encode())[:12],
+        'first weights': weights.hexdigest()[:12]})
 
 def _rows(items): return items.itertuples(index=False, name=None) if hasattr(items, 'itertuples') else items
 
@@ -165,15 +178,18 @@ def _digest(item, known):
 def _means(learn):
     "What a Learner trains with besides its model and its images"
     own = (TrainingLog, KeepBest, Checkpoint, ProgressCallback)
-    return {'loss': _described(learn.loss_func), 'optimizer': _described(learn.opt_func), 'wd': learn.wd, 'moms': learn.moms,
-        'callbacks': sorted(type(cb).__name__ for cb in learn.cbs if not isinstance(cb, own)), 'loading processes': learn.dls.train.fake_l.num_workers}
+    return {'loss': _described(learn.loss_func), 'optimizer': _described(learn.opt_func), 'wd': learn.wd,
+        'moms': learn.moms,
+        'callbacks': sorted(type(cb).__name__ for cb in learn.cbs if not isinstance(cb, own)),
+        'loading processes': learn.dls.train.fake_l.num_workers}
 
 def _described(part):
     "Name and settings of a loss, or of the function that makes an optimizer"
     inner = getattr(part, 'func', part)  # what fastai's losses and `partial` wrap
     values = {**getattr(part, 'keywords', {}), **getattr(inner, '__dict__', {}), **getattr(inner, '_buffers', {})}
     kinds = (bool, int, float, tuple, torch.Tensor)
-    return f'{getattr(inner, "__name__", type(inner).__name__)} { {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in values.items() if isinstance(v, kinds)} }'
+    return (f'{getattr(inner, "__name__", type(inner).__name__)} '
+        f'{ {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in values.items() if isinstance(v, kinds)} }')
 
 # %% ../../nbs/train/05_phases.ipynb #97b301e0
 @dataclass
@@ -210,7 +226,8 @@ def run_phases(
     keep = [KeepBest(early_stop)] if early_stop is not None else []
     if checkpoint is None: saver = done = None
     else:
-        metadata = {**(training_metadata(learn) if metadata is None else metadata), 'phases': repr(list(phases)), 'early_stop': early_stop}
+        metadata = {**(training_metadata(learn) if metadata is None else metadata), 'phases': repr(list(phases)),
+            'early_stop': early_stop}
         saver = Checkpoint(checkpoint, metadata, keep)
         done = saver.read()
     with paced(learn, threads), learn.added_cbs([*keep, *([saver] if saver else [])]):
@@ -228,7 +245,8 @@ def _run(learn, phases, log, saver, done):
         for i, phase in enumerate(phases[first:], first):
             if saver: saver.phase = i
             if phase.is_frozen is not None: learn.freeze() if phase.is_frozen else learn.unfreeze()
-            learn.fit_one_cycle(phase.n_epoch, phase.lr_max, pct_start=phase.pct_start, div=phase.div, start_epoch=epoch if i == first else 0)
+            learn.fit_one_cycle(phase.n_epoch, phase.lr_max, pct_start=phase.pct_start, div=phase.div,
+                start_epoch=epoch if i == first else 0)
 
 def _already(learn, phases, saver):
     "The training had ended: nothing is left to do but to put its weights in place"

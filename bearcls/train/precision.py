@@ -22,7 +22,8 @@ def fast_dtype(
 ) -> torch.dtype:                        # float32, bfloat16 or float16
     "The shortest numbers that this machine calculates with faster than with float32"
     kind = torch.device(device).type
-    if kind == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if kind == 'cuda':
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     has = getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)
     return torch.bfloat16 if kind == 'cpu' and has() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
@@ -43,7 +44,9 @@ def pick_precision(
     kind = torch.device(device).type
     if precision not in ('auto', 'float32', 'bfloat16', 'float16'):
         raise TrainError(f'`precision` must be auto, float32, bfloat16 or float16; got {precision!r}')
-    if precision == 'float16' and kind != 'cuda': raise TrainError(f'`precision` float16 needs a GPU of Nvidia\'s or AMD\'s; this model is trained on {kind}, where bfloat16 is the faster one if any')
+    if precision == 'float16' and kind != 'cuda':
+        raise TrainError(f'`precision` float16 needs a GPU of Nvidia\'s or AMD\'s; this model is trained on {kind}, '
+            'where bfloat16 is the faster one if any')
     if precision != 'auto': return precision
     return str(fast_dtype(device)).removeprefix('torch.')
 

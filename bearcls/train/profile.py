@@ -98,7 +98,8 @@ def _untouched(learn: Learner) -> Iterator[None]:
     records = [cb for cb in learn.cbs if _keeps_records(cb) and not isinstance(cb, ProgressCallback)]  # `no_bar` sees to the bar
     try:
         with ExitStack() as stack:
-            for context in (keep_modes(learn.model), learn.no_bar(), learn.no_logging(), learn.removed_cbs(records)): stack.enter_context(context)
+            for context in (keep_modes(learn.model), learn.no_bar(), learn.no_logging(), learn.removed_cbs(records)):
+                stack.enter_context(context)
             yield
     finally:
         learn.opt = opt
@@ -128,8 +129,11 @@ class EpochProfile:
         "One stage alone"
         return next(r['ms'] for r in self.rows if r['stage'] == stage)
     def _repr_html_(self):
-        rows = [{'stage': stages[r['stage']], 'ms per image': f'{r["ms"]:.2f}', 'share': f'{r["share"]:.0%}'} for r in self.rows]
-        return html_table([*rows, {'stage': f'all; {self.seconds:.1f} s for the {self.n_train:,} images of an epoch', 'ms per image': f'{self.ms:.2f}', 'share': '100%'}])
+        rows = [{'stage': stages[r['stage']], 'ms per image': f'{r["ms"]:.2f}', 'share': f'{r["share"]:.0%}'}
+            for r in self.rows]
+        return html_table([*rows,
+                {'stage': f'all; {self.seconds:.1f} s for the {self.n_train:,} images of an epoch',
+                    'ms per image': f'{self.ms:.2f}', 'share': '100%'}])
 
 # %% ../../nbs/train/09_profile.ipynb #5dc6de6b
 def profile_epoch(

@@ -89,7 +89,8 @@ def try_head(
     threads: int | None = None,  # See `linear_head`
 ) -> np.ndarray:             # True where the head that has not seen an image gets it wrong
     "Cross-validate the linear head of `fit_fast`"
-    x, y, wrong = torch.from_numpy(features), torch.from_numpy(np.asarray(targets, np.int64)), np.zeros(len(targets), bool)
+    x, y, wrong = torch.from_numpy(features), torch.from_numpy(np.asarray(targets, np.int64)), np.zeros(len(targets),
+        bool)
     each = torch.nn.CrossEntropyLoss(reduction='none')
     for fold in np.unique(folds):
         held = torch.from_numpy(folds == fold)
@@ -106,7 +107,8 @@ def small_images(
     "Images as validation sees them, made small"
     loader = dls.test_dl(items, bs=16, num_workers=0)
     loader.after_batch = Pipeline([t for t in loader.after_batch.fs if not isinstance(t, Normalize)], split_idx=1)
-    small = [nn.functional.interpolate(x.as_subclass(torch.Tensor).float(), (side, side), mode='area').cpu() for x, *_ in loader]
+    small = [nn.functional.interpolate(x.as_subclass(torch.Tensor).float(), (side, side), mode='area').cpu()
+        for x, *_ in loader]
     return torch.cat(small).clamp(0, 1)
 
 def try_small(
@@ -165,9 +167,12 @@ class Trial:
     def reason(self) -> str:
         "The choice with its figures, to follow on 'the weights are cached'"
         begin = f'the images are {self.what}, so it was tried out: '
-        if not self.n_both: return f'{begin}of {self.n:,} training images, cross-validated, a head on the frozen network gets {self.wrong/self.n:.1%} wrong'
+        if not self.n_both:
+            return (f'{begin}of {self.n:,} training images, cross-validated, a head on the frozen network gets '
+                f'{self.wrong/self.n:.1%} wrong')
         fast, scratch = (f'{wrong/self.n_both:.1%}' for wrong in (self.wrong_fast, self.wrong_scratch))
-        return f'{begin}of {self.n_both:,} training images held back, a head on the frozen network gets {fast} wrong, a network trained from nothing {scratch}'
+        return (f'{begin}of {self.n_both:,} training images held back, a head on the frozen network gets {fast} wrong, '
+            f'a network trained from nothing {scratch}')
 
 # %% ../../nbs/train/06_trial.ipynb #c8953596
 def try_routes(
@@ -186,7 +191,8 @@ def try_routes(
     targets = np.fromiter((int(y) for y in dls.train_ds.tls[1]), int, len(dls.train_ds))
     rows = pick_rows(targets, max_n, seed)
     items, folds = [dls.train_ds.items[int(i)] for i in rows], fold_numbers(targets[rows])
-    wrong = try_head(image_features(learn, items, fast_dtype(dls.device), threads), targets[rows], folds, dls.c, threads)
+    wrong = try_head(image_features(learn, items, fast_dtype(dls.device), threads), targets[rows], folds, dls.c,
+        threads)
     trial = Trial(what, len(rows), int(wrong.sum()))
     if wrong.mean() < good: return trial
     x, y = small_images(dls, items), torch.from_numpy(targets[rows])
@@ -194,5 +200,6 @@ def try_routes(
         held = folds == fold
         trial.n_both += int(held.sum())
         trial.wrong_fast += int(wrong[held].sum())
-        trial.wrong_scratch += int(try_small(x, y, torch.from_numpy(held), dls.c, augment, epochs, threads=threads).sum())
+        trial.wrong_scratch += int(try_small(x, y, torch.from_numpy(held), dls.c, augment, epochs,
+                threads=threads).sum())
     return trial

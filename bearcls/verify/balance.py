@@ -63,7 +63,8 @@ def _label_balance(label, sizes, n_all, sources):
     n, good = len(sizes), [s for s in sizes if s]
     known = {kind: [s for s in sources if s.label == label and s.kind == kind and s.name] for kind in source_kinds}
     top = known['site'][0] if known['site'] else Source(label, 'site', '', 0)
-    return LabelBalance(label, n, n/n_all, n - len(good), median(min(s) for s in good) if good else 0.0, median(w/h for w, h in good) if good else 0.0,
+    return LabelBalance(label, n, n/n_all, n - len(good), median(min(s) for s in good) if good else 0.0,
+        median(w/h for w, h in good) if good else 0.0,
                         top.name, top.images/n, sum(s.images for s in known['license'])/n)
 
 def _size(file):
@@ -77,11 +78,16 @@ def _notes(labels, sources, much, most):
     "What stands out, a sentence each"
     few, many = min(labels, key=lambda l: l.images), max(labels, key=lambda l: l.images)
     if many.images >= much*few.images:
-        yield f'{many.label} has {many.images/few.images:.1f} times as many images as {few.label} ({many.images:,} and {few.images:,}): in doubt, a model will say {many.label}.'
+        yield (f'{many.label} has {many.images/few.images:.1f} times as many images as {few.label} ({many.images:,} '
+            f'and {few.images:,}): in doubt, a model will say {many.label}.')
     seen = [l for l in labels if l.side]
-    if seen: yield from _shape_notes(min(seen, key=lambda l: l.side), max(seen, key=lambda l: l.side), min(seen, key=lambda l: l.aspect), max(seen, key=lambda l: l.aspect), much)
+    if seen:
+        yield from _shape_notes(min(seen, key=lambda l: l.side), max(seen, key=lambda l: l.side),
+            min(seen, key=lambda l: l.aspect), max(seen, key=lambda l: l.aspect), much)
     for l in labels:
-        if l.site_share >= most: yield f'{l.site} supplies {l.site_share:.0%} of {l.label}: a model may learn that site instead of the label.'
+        if l.site_share >= most:
+            yield (f'{l.site} supplies {l.site_share:.0%} of {l.label}: a model may learn that site instead of the '
+                'label.')
     yield from _provider_notes(sources, most)
     unknown = round(sum((1 - l.license_share)*l.images for l in labels))
     if unknown: yield f'The licence of {unknown:,} of {sum(l.images for l in labels):,} images is not known.'
@@ -89,9 +95,11 @@ def _notes(labels, sources, much, most):
 def _shape_notes(small, large, tall, wide, much):
     "Labels whose images differ in size or in shape"
     if large.side >= much*small.side:
-        yield f'Images of {large.label} are {large.side/small.side:.1f} times as large as those of {small.label} (shorter side {large.side:.0f} and {small.side:.0f} pixels): a model may learn how sharp they are.'
+        yield (f'Images of {large.label} are {large.side/small.side:.1f} times as large as those of {small.label} '
+            f'(shorter side {large.side:.0f} and {small.side:.0f} pixels): a model may learn how sharp they are.')
     if wide.aspect >= 1.25*tall.aspect:
-        yield f'Images of {wide.label} are wider than those of {tall.label} (width to height {wide.aspect:.2f} and {tall.aspect:.2f}): what is cropped or padded differs.'
+        yield (f'Images of {wide.label} are wider than those of {tall.label} (width to height {wide.aspect:.2f} and '
+            f'{tall.aspect:.2f}): what is cropped or padded differs.')
 
 def _provider_notes(sources, most):
     "Labels that came mostly through different providers"
@@ -99,8 +107,11 @@ def _provider_notes(sources, most):
     for s in sources:
         if s.kind == 'provider': total[s.label] += s.images
     for s in sources:
-        if s.kind == 'provider' and s.name and s.images >= most*total[s.label]: main.setdefault(s.name, []).append(s.label)
-    if len(main) > 1: yield 'Labels came through different providers: ' + '; '.join(f'{", ".join(labels)} through {name}' for name, labels in main.items()) + '.'
+        if s.kind == 'provider' and s.name and s.images >= most*total[s.label]:
+            main.setdefault(s.name, []).append(s.label)
+    if len(main) > 1:
+        yield 'Labels came through different providers: ' + '; '.join(f'{", ".join(labels)} through {name}'
+            for name, labels in main.items()) + '.'
 
 # %% ../../nbs/verify/04_balance.ipynb #64095b62
 @dataclass
@@ -131,7 +142,8 @@ def balance(
     if not 0 < most <= 1: raise DataError(f'`most` must lie above 0 and at most at 1, got {most}')
     path, folder = Path(path), scan_folder(path)
     files, label_of = folder.files, folder.label_of
-    if not files: raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
+    if not files:
+        raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
     sizes, sources = list(progress(in_order(_size, files), 'reading sizes', len(files), 'img')), _sources(folder)
     by_label = {}
     for f, size in zip(files, sizes): by_label.setdefault(label_of(f), []).append(size)
@@ -141,18 +153,22 @@ def balance(
 # %% ../../nbs/verify/04_balance.ipynb #07e43b83
 def _bar(share, width=140):
     "A share as a bar, with its number"
-    return Html(f'<div style="display:flex;align-items:center;gap:6px"><div style="width:{max(1, round(share*width))}px;height:12px;background:#4c78a8"></div>{share:.0%}</div>')
+    return Html('<div style="display:flex;align-items:center;gap:6px">'
+        f'<div style="width:{max(1, round(share*width))}px;height:12px;background:#4c78a8"></div>{share:.0%}</div>')
 
 def balance_html(
     balance: Balance,  # What `balance` counted
 ) -> Html:             # Bars for each label, and what stands out
     "The balance of an image folder as a page"
     expect('balance', balance, Balance)
-    rows = [{'label': l.label, 'images': l.images, 'share': _bar(l.share), 'shorter side': f'{l.side:.0f} px', 'width to height': f'{l.aspect:.2f}',
-             'largest site': l.site or 'not known', 'its share': _bar(l.site_share) if l.site else '', 'licence known': _bar(l.license_share)} for l in balance.labels]
+    rows = [{'label': l.label, 'images': l.images, 'share': _bar(l.share), 'shorter side': f'{l.side:.0f} px',
+            'width to height': f'{l.aspect:.2f}',
+             'largest site': l.site or 'not known', 'its share': _bar(l.site_share) if l.site else '',
+             'licence known': _bar(l.license_share)} for l in balance.labels]
     columns = [c for c in rows[0] if c not in ('largest site', 'its share') or any(l.site for l in balance.labels)]
     notes = ''.join(f'<li>{html.escape(n)}</li>' for n in balance.notes) or '<li>Nothing stands out.</li>'
-    return Html(f'<p><b>{html.escape(Path(os.path.abspath(balance.path)).name)}</b>, {sum(l.images for l in balance.labels):,} images</p>{html_table(rows, columns)}<ul>{notes}</ul>')
+    return Html(f'<p><b>{html.escape(Path(os.path.abspath(balance.path)).name)}</b>'
+        f', {sum(l.images for l in balance.labels):,} images</p>{html_table(rows, columns)}<ul>{notes}</ul>')
 
 # %% ../../nbs/verify/04_balance.ipynb #94da1275
 def average_images(
@@ -165,7 +181,8 @@ def average_images(
     if side < 1 or max_n < 1: raise DataError(f'`side` and `max_n` must be at least 1, got {side} and {max_n}')
     folder, by_label = scan_folder(path), {}
     for f in folder.files: by_label.setdefault(folder.label_of(f), []).append(f)
-    return {label: mean for label, files in by_label.items() if (mean := _average(files[::-(-len(files)//max_n)], side))}
+    return {label: mean
+        for label, files in by_label.items() if (mean := _average(files[::-(-len(files)//max_n)], side))}
 
 def _average(files, side):
     "The mean of some images, None if none can be opened"

@@ -95,7 +95,8 @@ def _read(file):
     try:
         with open(file, 'rb') as f:
             before = os.fstat(f.fileno())
-            if before.st_size > 4*max_pixels: return b'', ('bomb', f'{before.st_size:,} bytes are more than any accepted image has')
+            if before.st_size > 4*max_pixels:
+                return b'', ('bomb', f'{before.st_size:,} bytes are more than any accepted image has')
             data = f.read(before.st_size + 1)
             after = os.fstat(f.fileno())
     except FileNotFoundError: return b'', ('missing', 'the file went away while it was checked')
@@ -112,7 +113,8 @@ def measure_file(
 ) -> Measures:                # With `issue` set if it cannot be opened
     "Read and decode a file once and keep what the checks need"
     file = Path(file)
-    m = Measures(file.relative_to(root).as_posix(), file.parent.name if label is None else label, real=os.path.realpath(file))
+    m = Measures(file.relative_to(root).as_posix(), file.parent.name if label is None else label,
+        real=os.path.realpath(file))
     data, refused = _read(file)
     if refused:
         m.issue, m.message = refused

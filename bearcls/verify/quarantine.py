@@ -85,7 +85,8 @@ def read_journal(
             entry = json.loads(line)
             if not isinstance(entry, dict): continue
             if isinstance(entry.get('restored'), int): back.add(entry['restored'])
-            elif isinstance(entry.get('id'), int) and all(isinstance(entry.get(k), str) for k in ('file', 'to')): moved.append(entry)
+            elif isinstance(entry.get('id'), int) and all(isinstance(entry.get(k), str) for k in ('file', 'to')):
+                moved.append(entry)
     return moved, back
 
 def next_id(
@@ -162,10 +163,12 @@ def _quarantine_one(path, number, suspect, row):
     def skipped(reason): return Move(suspect.file, 'skipped', '', suspect.issue, reason)
     try:
         if not os.path.lexists(source): return skipped('the file is not there any more')
-        if suspect.sha256 and sha256(source) != suspect.sha256: return skipped('the file has changed since it was checked')
+        if suspect.sha256 and sha256(source) != suspect.sha256:
+            return skipped('the file has changed since it was checked')
         target = free_name(home/suspect.file)
         target.parent.mkdir(parents=True, exist_ok=True)
-        entry = dict(id=number, **asdict(suspect), to=target.relative_to(home).as_posix(), when=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+        entry = dict(id=number, **asdict(suspect), to=target.relative_to(home).as_posix(),
+            when=datetime.now(timezone.utc).isoformat(timespec='seconds'))
         if row: entry['row'] = dict(status=row.status, reason=row.reason)
         append_entry(home/journal_name, entry)
         move_file(source, target)
@@ -217,7 +220,8 @@ def _restore_one(path, entry):
         move_file(home/entry['to'], target)
         append_entry(home/journal_name, dict(restored=entry['id'], name=name))
         with contextlib.suppress(OSError): (home/entry['to']).parent.rmdir()
-    except OSError as e: return Move(entry['file'], 'skipped', '', entry.get('issue', ''), f'it cannot be moved back: {e.strerror or e}')
+    except OSError as e:
+        return Move(entry['file'], 'skipped', '', entry.get('issue', ''), f'it cannot be moved back: {e.strerror or e}')
     reason = '' if name == entry['file'] else 'its name was taken in the meantime'
     return Move(entry['file'], 'restored', name, entry.get('issue', ''), reason)
 
@@ -225,7 +229,8 @@ def _lost(path):
     "Files that the journal knows and that are nowhere"
     moved, back = read_journal(path)
     latest = {e['file']: e for e in moved}
-    return [Move(f, 'skipped', '', e.get('issue', ''), 'it is neither in the image folder nor in quarantine') for f, e in latest.items()
+    return [Move(f, 'skipped', '', e.get('issue', ''), 'it is neither in the image folder nor in quarantine')
+        for f, e in latest.items()
             if e['id'] not in back and not (path/f).exists() and not (quarantine_folder(path)/e['to']).exists()]
 
 # %% ../../nbs/verify/02_quarantine.ipynb #52ca0f32

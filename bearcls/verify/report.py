@@ -97,23 +97,30 @@ def _file_findings(m, t):
     promised = Image.registered_extensions().get(Path(m.file).suffix.lower())
     if promised != m.format and (promised, m.format) != ('JPEG', 'MPO'):
         suffix = Path(m.file).suffix
-        add('wrong_extension', None, f'named {suffix}, but it is {m.format}' if suffix else f'its name has no ending; it is {m.format}')
+        add('wrong_extension', None,
+            f'named {suffix}, but it is {m.format}' if suffix else f'its name has no ending; it is {m.format}')
     if m.mode not in ('RGB', 'L', '1'): add('odd_mode', None, f'colours stored as {_mode_words.get(m.mode, m.mode)}')
     if m.orientation != 1: add('exif_rotated', None, f'EXIF orientation {m.orientation}')
     side, aspect = min(m.width, m.height), max(m.width, m.height)/min(m.width, m.height)
-    if aspect > t.max_aspect: add('extreme_aspect', aspect, f'{m.width}×{m.height} pixels: {aspect:.1f} times as long as wide')
+    if aspect > t.max_aspect:
+        add('extreme_aspect', aspect, f'{m.width}×{m.height} pixels: {aspect:.1f} times as long as wide')
     if side < t.min_side: add('too_small', side, f'{m.width}×{m.height} pixels')
     else: found += _pixel_findings(m, t)
     return found
 
 def _pixel_findings(m, t):
     "Findings about light, contrast and sharpness"
-    if m.light < t.min_light: yield Finding(m.file, 'too_dark', m.light, f'95% of the pixels are at {m.light:.0f} of 255 or darker')
-    if m.dark > t.max_light: yield Finding(m.file, 'too_bright', m.dark, f'95% of the pixels are at {m.dark:.0f} of 255 or brighter')
-    if m.contrast < t.min_contrast: yield Finding(m.file, 'near_constant', m.contrast, f'its shades span {m.contrast:.0f} of 255 grey levels')
-    elif m.sharpness < t.min_sharpness: yield Finding(m.file, 'blurred', m.sharpness, f'sharpness {m.sharpness:.3f}, below {t.min_sharpness:g}')
+    if m.light < t.min_light:
+        yield Finding(m.file, 'too_dark', m.light, f'95% of the pixels are at {m.light:.0f} of 255 or darker')
+    if m.dark > t.max_light:
+        yield Finding(m.file, 'too_bright', m.dark, f'95% of the pixels are at {m.dark:.0f} of 255 or brighter')
+    if m.contrast < t.min_contrast:
+        yield Finding(m.file, 'near_constant', m.contrast, f'its shades span {m.contrast:.0f} of 255 grey levels')
+    elif m.sharpness < t.min_sharpness:
+        yield Finding(m.file, 'blurred', m.sharpness, f'sharpness {m.sharpness:.3f}, below {t.min_sharpness:g}')
 
-_mode_words = {'CMYK': 'CMYK, for print', 'P': 'a palette', 'PA': 'a palette with transparency', 'RGBA': 'RGB with transparency (RGBA)', 'LA': 'grey with transparency (LA)',
+_mode_words = {'CMYK': 'CMYK, for print', 'P': 'a palette', 'PA': 'a palette with transparency',
+    'RGBA': 'RGB with transparency (RGBA)', 'LA': 'grey with transparency (LA)',
                'I': '32-bit grey', 'I;16': '16-bit grey', 'I;16B': '16-bit grey', 'F': 'floating-point grey'}
 
 # %% ../../nbs/verify/03_report.ipynb #9336a870
@@ -164,10 +171,12 @@ def _across_findings(measures, of, valid):
         kept = of[m.file]
         while kept.file in of: kept = of[kept.file]
         if m.label != kept.label:
-            yield Finding(m.file, 'across_labels', None, f'the same image under {m.label} and under {kept.label}: which is right?', kept.file)
+            yield Finding(m.file, 'across_labels', None,
+                f'the same image under {m.label} and under {kept.label}: which is right?', kept.file)
         if (m.file in valid) != (kept.file in valid):
             side = ('validation', 'training') if m.file in valid else ('training', 'validation')
-            yield Finding(m.file, 'across_split', None, f'used for {side[0]}, while {kept.file} is used for {side[1]}', kept.file)
+            yield Finding(m.file, 'across_split', None, f'used for {side[0]}, while {kept.file} is used for {side[1]}',
+                kept.file)
 
 # %% ../../nbs/verify/03_report.ipynb #f7c50625
 def _left_out_findings(folder):
@@ -253,7 +262,8 @@ def check_images(
     expect('thresholds', thresholds, Thresholds, None)
     folder = scan_folder(path)
     path, label_of = folder.path, folder.label_of
-    if not folder.names: raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
+    if not folder.names:
+        raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='PIL')
         found = in_order(lambda name: measure_file(path/name, path, label_of(name)), folder.names, n_workers)
@@ -300,7 +310,8 @@ def with_split(self: ImageReport,
 # %% ../../nbs/verify/03_report.ipynb #33052572
 _thresholds_of = {
     'too_small': 'shorter side below {min_side} pixels', 'extreme_aspect': 'sides above {max_aspect:g} to 1',
-    'near_constant': 'shades span less than {min_contrast:g} of 255', 'too_dark': '95% of the pixels below {min_light:g} of 255',
+    'near_constant': 'shades span less than {min_contrast:g} of 255',
+    'too_dark': '95% of the pixels below {min_light:g} of 255',
     'too_bright': '95% of the pixels above {max_light:g} of 255', 'blurred': 'sharpness below {min_sharpness:g}',
     'near_duplicate': 'similarity from {min_similarity:g}',
 }
@@ -308,7 +319,8 @@ _thresholds_of = {
 def _summary(report):
     "One row for each issue that occurs"
     limits = asdict(report.thresholds)
-    return [{'issue': k, 'found': n, 'meaning': issue_words[k], 'threshold': _thresholds_of.get(k, '').format(**limits)} for k, n in report.counts.items()]
+    return [{'issue': k, 'found': n, 'meaning': issue_words[k], 'threshold': _thresholds_of.get(k, '').format(**limits)}
+        for k, n in report.counts.items()]
 
 # %% ../../nbs/verify/03_report.ipynb #076cb93c
 def report_html(
@@ -318,9 +330,11 @@ def report_html(
     "The report as a page"
     expect('report', report, ImageReport)
     n_files = len(report.files())
-    found = f'{len(report.rows):,} finding{"" if len(report.rows) == 1 else "s"} in {n_files:,} file{"" if n_files == 1 else "s"}' if report.rows else 'nothing found'
+    found = (f'{len(report.rows):,} finding{"" if len(report.rows) == 1 else "s"} in {n_files:,} '
+        f'file{"" if n_files == 1 else "s"}' if report.rows else 'nothing found')
     head = f'{len(report.measures):,} images checked: {found}'
-    parts = [f'<p><b>{html.escape(report._home.name)}</b>, {head}</p>', html_table(_summary(report)) if report.rows else '']
+    parts = [f'<p><b>{html.escape(report._home.name)}</b>, {head}</p>',
+        html_table(_summary(report)) if report.rows else '']
     parts += [f'<p><b>To be settled before training:</b> {html.escape(p)}</p>' for p in report.problems]
     for issue, n in report.counts.items():
         rows = [f for f in report.rows if f.issue == issue]
@@ -354,7 +368,8 @@ def write_html(self: ImageReport,
 ) -> Path:                    # The page: one file with all it needs, to be opened in any browser
     "Write the report as a page"
     if not Path(file).parent.is_dir(): raise DataError(f'There is no folder {Path(file).parent} to write the report in')
-    with atomic_write(file, 'w') as f: f.write(_page.format(title=html.escape(f'{self._home.name}: what was found'), body=report_html(self, max_n)))
+    with atomic_write(file, 'w') as f:
+        f.write(_page.format(title=html.escape(f'{self._home.name}: what was found'), body=report_html(self, max_n)))
     return Path(file)
 
 # %% ../../nbs/verify/03_report.ipynb #7a21bf13
@@ -366,7 +381,8 @@ def _suspects(report, issues, files):
     for f in report.rows:
         if f.issue in issues: why.setdefault(f.file, Suspect(f.file, f.issue, f.reason, digests.get(f.file, '')))
     chosen = list(why) if files is None else list(files)
-    if unknown := [f for f in chosen if f not in why]: raise DataError(f'{unknown[0]!r} has none of the findings {", ".join(issues)}')
+    if unknown := [f for f in chosen if f not in why]:
+        raise DataError(f'{unknown[0]!r} has none of the findings {", ".join(issues)}')
     return [why[f] for f in chosen]
 
 # %% ../../nbs/verify/03_report.ipynb #f3393c19
