@@ -125,7 +125,8 @@ def _predict(args):
     if all(isinstance(f, LeftOut) for f in files):
         what = ''.join(f'; {f.file} is {f.reason}' for f in files[:3])
         return _fail(f'there are no images in {", ".join(args.files)}{what}')
-    rows, seen = classifier.predict_stream(files, n_workers=args.threads), _Rows()
+    rows = classifier.predict_stream(files, n_workers=args.threads)
+    seen = _Rows()
     if args.out:
         write_predictions(_noted(progress(rows, 'predicting', len(files), 'image'), seen), args.out, classifier.labels)
         for c in tally(seen):

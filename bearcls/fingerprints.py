@@ -76,8 +76,11 @@ class Prints(Sequence):
         in_memory: int = 1000,               # Thumbnails to collect in memory before they go to a temporary file
     ):
         self.in_memory = in_memory
-        self._hashes, self._tail, self._n_written = array('Q'), bytearray(), 0
-        self._file, self._lock = None, threading.Lock()
+        self._hashes = array('Q')
+        self._tail = bytearray()
+        self._n_written = 0
+        self._file = None
+        self._lock = threading.Lock()
         for p in expect_all('prints', prints, Fingerprint): self.append(p)
 
     def append(self,

@@ -134,7 +134,8 @@ class _Tree:
 
 def _read_tree(path, name, above=()):
     "Images below `path/name`, and everything else with its reason"
-    tree, here = _Tree(), path/name
+    tree = _Tree()
+    here = path/name
     try:
         this = _identity(here)
         entries = sorted(os.scandir(here), key=lambda e: e.name)
@@ -330,7 +331,9 @@ def scan_folder(
     if not path.is_dir(): raise DataError(f'{path} is not a folder' if path.exists() else f'There is no folder {path}')
     try: entries = sorted(os.scandir(path), key=lambda e: e.name)
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror or e}') from e
-    loose, trees, root = _Tree(), {}, _identity(path)
+    loose = _Tree()
+    trees = {}
+    root = _identity(path)
     for e in entries:
         if _is_folder(e) and not _unused_name(e.name): trees[e.name] = _read_tree(path, e.name, (root,))
         else: _read_entry(path, e.name, e, loose, (root,))
@@ -359,7 +362,8 @@ def _plain(path, trees, left_out):
 # %% ../nbs/06_folders.ipynb #b3061e33
 def _sided(path, trees, left_out):
     "A folder with the sides of a split"
-    names, labels = [], {}
+    names = []
+    labels = {}
     for top, tree in trees.items():
         left_out += tree.left_out
         side = side_names.get(top.casefold())
@@ -439,7 +443,8 @@ def find_all(
 ) -> tuple[list[Path], list[LeftOut]]:  # Images by name, and what is left out
     "The images below a folder, and everything else with its reason"
     expect('path', path, str, os.PathLike)
-    path, tree = Path(path), _Tree()
+    path = Path(path)
+    tree = _Tree()
     try: entries = sorted(os.scandir(path), key=lambda e: e.name)
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror or e}') from e
     for e in entries: _read_entry(path, e.name, e, tree, (_identity(path),))

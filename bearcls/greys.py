@@ -94,7 +94,8 @@ def tiff_tags(
     f: BinaryIO,  # TIFF or BigTIFF, a file that can seek
 ) -> tuple[str, dict[int, tuple]]:  # Byte order, '<' or '>', and the numbers of each tag
     "The first directory of a TIFF"
-    order, tags = '<', {}
+    order = '<'
+    tags = {}
     def read(at, form):
         f.seek(at)
         return struct.unpack(order + form, f.read(struct.calcsize(order + form)))
@@ -112,13 +113,16 @@ _byte_packings = {1, 5, 8, 32946, 32773, 34925, 50000}  # None, LZW, deflate twi
 
 class DeepTiff:
     "A TIFF whose samples are deeper than 8 bits, signed or floats; opened like an image of Pillow"
-    format, info = 'TIFF', {}
+    format = 'TIFF'
+    info = {}
     def __init__(self,
         f: BinaryIO,              # The file, open as long as this is used
         order: str,               # Byte order, '<' or '>'
         tags: dict[int, tuple],   # From `tiff_tags`
     ):
-        self.f, self.order, self.tags = f, order, tags
+        self.f = f
+        self.order = order
+        self.tags = tags
         self.size = self.width, self.height = self.one(256, 0), self.one(257, 0)
         self.bits, self.form = self.one(258, 1), self.one(339, 1)
         if self.form == 4: self.form = 1  # undefined
@@ -161,11 +165,13 @@ _bytes_at_once = 1 << 26  # Bytes that are unpacked at a time
 
 def _sample_rows(image, parts, offsets, counts):
     "Samples that lie together, some rows at a time, as (rows, width, parts)"
-    one, packing = image.one, image.one(259, 1)
+    one = image.one
+    packing = image.one(259, 1)
     tiled = 324 in image.tags
     across, high = (one(322, 1), one(323, 1)) if tiled else (image.width, min(one(278, image.height), image.height))
     if across < 1 or high < 1: raise FileFlaw('cannot be decoded: its parts have no size')
-    row, n_across = -(-across*parts*image.bits//8), -(-image.width//across)
+    row = -(-across*parts*image.bits//8)
+    n_across = -(-image.width//across)
     if row*n_across*high > 8*_bytes_at_once:
         raise FileFlaw(f'has parts of {row*high:,} bytes, more than are accepted', 'bomb')
     predictor = one(317, 1) if packing not in (1, 32773) else 1
@@ -199,7 +205,9 @@ def _unpacked_parts(image, places, row, rows, high, n_across, tiled):
 
 def _tiff_directory(tags, start):
     "A directory of whole numbers that stands at `start`"
-    room, entries, extra = start + 2 + 12*len(tags) + 4, b'', b''
+    room = start + 2 + 12*len(tags) + 4
+    entries = b''
+    extra = b''
     for tag, values in sorted(tags.items()):
         body = struct.pack(f'<{len(values)}I', *values)
         place = body if len(values) == 1 else struct.pack('<I', room + len(extra))
@@ -210,7 +218,8 @@ def _tiff_directory(tags, start):
 # %% ../nbs/01_greys.ipynb #ab4e5227
 def _as_samples(raw, n, parts, bits, form, order, predictor):
     "Rows of bytes as rows of `n` samples"
-    kind, size = {1: 'u', 2: 'i', 3: 'f'}[form], bits//8
+    kind = {1: 'u', 2: 'i', 3: 'f'}[form]
+    size = bits//8
     if predictor == 3 and form == 3:
         sorted_bytes = np.cumsum(raw.reshape(len(raw), -1, parts), axis=1, dtype=np.uint8).reshape(len(raw), size, n)
         return np.ascontiguousarray(sorted_bytes.swapaxes(1, 2)).view(f'>f{size}')[..., 0]
@@ -244,8 +253,10 @@ def load_deep(
     "The image on the 8-bit scale: as the file declares it, otherwise as its data type has it"
     if min(image.size) < 1: raise FileFlaw(f'cannot be decoded: it claims {image.width}×{image.height} pixels')
     low, high, declared = image.scale
-    colours, extra = image.colours, image.tags.get(338, ())[:1]
-    out, y = np.empty((image.height, image.width, colours), np.uint8), 0
+    colours = image.colours
+    extra = image.tags.get(338, ())[:1]
+    out = np.empty((image.height, image.width, colours), np.uint8)
+    y = 0
     for values in _all_samples(image):
         levels = grey_levels(values[..., :colours], low, high, declared, image.photo == 0)
         if extra in ((1,), (2,)) and image.parts > colours:

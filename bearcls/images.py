@@ -65,15 +65,19 @@ _costly_words = 'it is made of so many parts that opening it would take minutes'
 # %% ../nbs/03_images.ipynb #6d908e64
 def _costly_jpeg(f):
     "Segments before the first scan, and scans"
-    at, pixels, parts, layered = 2, 0, 0, False
+    at = 2
+    pixels = 0
+    parts = 0
+    layered = False
     for n in range(most_parts):
         f.seek(at)
         head = f.read(10)
         if head[0] != 0xff: return ''
         if head[1] == 0xda: break
         if 0xc0 <= head[1] <= 0xcf and head[1] not in (0xc4, 0xc8, 0xcc):
-            pixels, parts, layered = struct.unpack('>H', head[5:7])[0]*struct.unpack('>H',
-                head[7:9])[0], head[9], head[1] in (0xc2, 0xc6, 0xca, 0xce)
+            pixels = struct.unpack('>H', head[5:7])[0]*struct.unpack('>H', head[7:9])[0]
+            parts = head[9]
+            layered = head[1] in (0xc2, 0xc6, 0xca, 0xce)
         at += 1 if head[1] == 0xff else 2 + struct.unpack('>H', head[2:4])[0]
     else: return _costly_words
     if not layered and head[4] >= parts: return ''  # one scan has everything
@@ -83,7 +87,8 @@ def _costly_jpeg(f):
 def _count_in(f, start, what, step=1 << 20):
     "How often some bytes occur in a file from `start` on"
     f.seek(start)
-    found, rest = 0, b''
+    found = 0
+    rest = b''
     while piece := f.read(step):
         found += (rest + piece).count(what)
         rest = piece[1 - len(what):]
@@ -92,7 +97,8 @@ def _count_in(f, start, what, step=1 << 20):
 # %% ../nbs/03_images.ipynb #f829469f
 def _costly_png(f):
     "Chunks, all of them"
-    most, at = most_parts + f.seek(0, os.SEEK_END)//1000, 8
+    most = most_parts + f.seek(0, os.SEEK_END)//1000
+    at = 8
     for n in range(most):
         f.seek(at)
         head = f.read(8)

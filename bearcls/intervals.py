@@ -23,8 +23,10 @@ def wilson(
     "Confidence interval of a share"
     if not 0 <= k <= n: raise ValueError(f'`k` must lie between 0 and `n`, got {k} of {n}')
     if n == 0: return 0., 1.
-    p, zz = k / n, z * z / n
-    centre, spread = (p + zz / 2) / (1 + zz), z * math.sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
+    p = k / n
+    zz = z * z / n
+    centre = (p + zz / 2) / (1 + zz)
+    spread = z * math.sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
     return max(0., centre - spread), min(1., centre + spread)
 
 # %% ../nbs/09_intervals.ipynb #8a73f12b

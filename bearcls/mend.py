@@ -24,7 +24,8 @@ def mended(
     else: f = io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source
     try:
         f.seek(0)
-        head, out = f.read(16), f
+        head = f.read(16)
+        out = f
         if head[:8] == b'\x89PNG\r\n\x1a\n': out = _mended_png(f, pixels, limit)
         elif head[:3] == b'\xff\xd8\xff' and pixels: out = _mended_jpeg(f, limit)
         elif head[:4] == b'RIFF' and head[8:12] == b'WEBP': _whole_webp(f)
@@ -44,7 +45,10 @@ _png_samples = {2: 3, 4: 2, 6: 4}  # Samples of a pixel, where there is more tha
 
 def _mended_png(f, pixels, limit):
     "Header, palette, transparent colours, EXIF and pixels; all other chunks are left out, unread"
-    parts, body, right, ended = {}, [], True, False
+    parts = {}
+    body = []
+    right = True
+    ended = False
     f.seek(8)
     while not ended and len(head := f.read(8)) == 8:
         size, name = struct.unpack('>I4s', head)
@@ -52,7 +56,8 @@ def _mended_png(f, pixels, limit):
             body.append(b'')
             break
         if name == b'IDAT' or name in (b'IHDR', b'PLTE', b'tRNS', b'eXIf') and name not in parts and not body:
-            data, check = f.read(size), f.read(4)
+            data = f.read(size)
+            check = f.read(4)
             whole = len(data) == size and check == struct.pack('>I', zlib.crc32(data, zlib.crc32(name)))
             if name == b'IDAT':
                 body.append(data)
@@ -124,7 +129,8 @@ def load_png(
     image: Image.Image,  # A PNG that Pillow has opened from what `mended` gave
 ) -> Image.Image:        # The same, its pixels loaded; one transparent colour of 16 bits is white by now
     "Pixels of a PNG, with what Pillow passes over: missing rows, and colours that differ in the lower byte"
-    f, key = image.fp, image.info.get('transparency')
+    f = image.fp
+    key = image.info.get('transparency')
     deep = image.mode == 'RGB' and image.tile[0][3] == 'RGB;16B' and isinstance(key, tuple)
     try: image.load()
     except OSError as e:
@@ -152,7 +158,8 @@ def _all_zero(row):
 def _check_rows(f):
     "`FileFlaw` for a PNG whose packed pixels end early"
     f.seek(0)
-    data, at = f.read(), 8
+    data = f.read()
+    at = 8
     width, height, depth, kind, _, _, interlaced = struct.unpack('>IIBBBBB', data[16:29])
     while data[at + 4:at + 8] != b'IDAT': at += 12 + struct.unpack('>I', data[at:at + 4])[0]
     packed = memoryview(data)[at + 8:at + 8 + struct.unpack('>I', data[at:at + 4])[0]]
@@ -168,7 +175,8 @@ def _check_packed(body, need):
 
 def _unpacked_size(packed, most):
     "Number of bytes that come out, up to about `most`, and whether the end was reached"
-    unpack, n = zlib.decompressobj(), 0
+    unpack = zlib.decompressobj()
+    n = 0
     for piece in packed:
         while piece and not unpack.eof and n < most:
             n += len(unpack.decompress(piece, 1 << 20))
@@ -192,7 +200,10 @@ def _mended_jpeg(f, limit):
 
 def _jpeg_start(f):
     "Where the first scan begins, the number of pixels, the numbers of the components, and whether they come in layers"
-    at, n_pixels, numbers, layered = 2, 0, b'', False
+    at = 2
+    n_pixels = 0
+    numbers = b''
+    layered = False
     while True:
         f.seek(at)
         head = f.read(10)
@@ -201,7 +212,9 @@ def _jpeg_start(f):
         if head[1] == 0xda: return at, n_pixels, numbers, layered
         if 0xc0 <= head[1] <= 0xcf and head[1] not in (0xc4, 0xc8, 0xcc) and len(head) == 10:
             height, width = struct.unpack('>HH', head[5:9])
-            n_pixels, numbers, layered = height*width, f.read(3*head[9])[::3], head[1] in (0xc2, 0xc6, 0xca, 0xce)
+            n_pixels = height*width
+            numbers = f.read(3*head[9])[::3]
+            layered = head[1] in (0xc2, 0xc6, 0xca, 0xce)
         at += 1 if head[1] == 0xff else 2 + struct.unpack('>H', head[2:4])[0]
 
 def _has_end(f, start, step=1 << 16):
@@ -256,7 +269,9 @@ def _whole_webp(f):
 
 def _whole_boxes(f):
     "`FileFlaw` for an AVIF or HEIF that breaks off within one of its boxes"
-    at, end, left = 0, f.seek(0, os.SEEK_END), {b'meta', b'mdat'}
+    at = 0
+    end = f.seek(0, os.SEEK_END)
+    left = {b'meta', b'mdat'}
     while left and at + 8 <= end:
         f.seek(at)
         size, name, long = struct.unpack('>I4sQ', f.read(16).ljust(16, b'\0'))

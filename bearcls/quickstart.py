@@ -130,7 +130,9 @@ class Steps:
         n: int,               # Number of steps
         quiet: bool = False,  # Say nothing
     ):
-        self.n, self.quiet, self.seconds = n, quiet, {}
+        self.n = n
+        self.quiet = quiet
+        self.seconds = {}
 
     @contextmanager
     def step(self,
@@ -161,7 +163,8 @@ def quickstart(
     expect('dest', dest, str, os.PathLike)
     expect('data', data, str, os.PathLike, None)
     check_place(dest, data)
-    steps, dest = Steps(8, quiet), writable_folder(dest)
+    steps = Steps(8, quiet)
+    dest = writable_folder(dest)
     check_free(dest)
     plan = plan_training('auto', arch, epochs)
     with steps.step('images', _images_words(data, search)):
@@ -313,7 +316,8 @@ def _svg(draw, width=6., height=3.):
 # %% ../nbs/17_quickstart.ipynb #bc53a451
 def _data_section(q):
     "Data at a glance"
-    folder, by_label = scan_folder(q.path), {}
+    folder = scan_folder(q.path)
+    by_label = {}
     for f in folder.files: by_label.setdefault(folder.label_of(f), []).append(f)
     few = [f for mine in by_label.values() for f in mine[::max(1, len(mine)//5)][:5]]
     return Html(f'{balance_html(balance(q.path))}<p class="soft">A few of each label:</p>'
@@ -403,7 +407,9 @@ def advice(
 ) -> list[str]:     # Sentences, the most useful first
     "What to do next, judged by the results"
     expect('q', q, Quickstart)
-    error, counts, found = q.error, scan_folder(q.path).counts, []
+    error = q.error
+    counts = scan_folder(q.path).counts
+    found = []
     wrong = q.wrong_labels
     if wrong.worth_a_look:
         found.append(f'Look at the {wrong.listed} contradicted labels first, of which '
@@ -454,7 +460,8 @@ def write_report(
 ) -> Path:          # `report.html` in `q.dest`
     "Write the report, one page that needs no other file"
     expect('q', q, Quickstart)
-    e, labels = q.error, q.seen.labels
+    e = q.error
+    labels = q.seen.labels
     cards = [dict(value=f'{len(q.learn.dls.train_ds) + len(q.learn.dls.valid_ds):,}',
             words=f'images with {len(labels)} labels'),
         dict(value=f'{e["error"]:.1%}',

@@ -47,7 +47,9 @@ def _look_up(queries, index, max_distance, crowd=None):
     if len(queries)*len(hashes) <= all_pairs_up_to:
         is_near = _count_bits(queries[:, None] ^ hashes) <= max_distance
         if is_near.sum(1).max(initial=0) <= limit: return np.argwhere(is_near)
-    found, n_found, n_seen = [np.empty(0, np.int64)], np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64)
+    found = [np.empty(0, np.int64)]
+    n_found = np.zeros(len(queries), np.int64)
+    n_seen = np.zeros(len(queries), np.int64)
     keys = [_sixteen_bits(queries, n) for n in range(4)]
     for mask in _flips(max_distance // 4):
         for n, (order, starts) in enumerate(index.bands):
@@ -67,7 +69,8 @@ def _sixteen_bits(hashes, n): return (hashes >> np.uint64(16*n)).astype(np.uint1
 class _Index:
     "Hashes sorted by each of their four bands of 16 bits, with the place where each of the 65536 buckets starts"
     def __init__(self, hashes):
-        self.hashes, self.bands = hashes, []
+        self.hashes = hashes
+        self.bands = []
         for n in range(4):
             h = _sixteen_bits(hashes, n)
             order = np.argsort(h, kind='stable').astype(np.int32)
@@ -132,7 +135,8 @@ def _small(pixels):
 
 def _best_crop(a, b):
     "Likeness of `b` and the best of the coarse crops of `a`, with the numbers of its rows and of its columns"
-    n, side = len(_coarse), tiny_side
+    n = len(_coarse)
+    side = tiny_side
     rows = (_coarse.reshape(-1, side) @ a.transpose(1, 0, 2).reshape(side, -1)).reshape(-1, side)
     views = (rows @ _coarse.reshape(-1, side).T).reshape(n, 8, 3, n, 8).transpose(0, 3, 2, 1, 4).reshape(n*n, 3, 64)
     scores = _cosines(views, _small(b))
@@ -146,9 +150,13 @@ def similarity(
     "Likeness of two thumbnails, best of many crops of either"
     if a == b: return 1.0
     a, b = _pixels(a), _pixels(b)
-    one, other = _best_crop(a, b), _best_crop(b, a)
+    one = _best_crop(a, b)
+    other = _best_crop(b, a)
     if other[0] > one[0]: a, b, one = b, a, other
-    rows, columns, target, side = _finer[one[1]], _finer[one[2]], _unit(b.reshape(3, -1)), tiny_side
+    rows = _finer[one[1]]
+    columns = _finer[one[2]]
+    target = _unit(b.reshape(3, -1))
+    side = tiny_side
     views = rows.reshape(-1, side) @ (a @ _crops[one[2]].T).transpose(1, 0, 2).reshape(side, -1)
     best = _cosines(views.reshape(-1, side, 3, side).transpose(0, 2, 1, 3).reshape(-1, 3, side**2), target).argmax()
     views = (rows[best] @ a).reshape(-1, side) @ columns.reshape(-1, side).T
@@ -191,7 +199,8 @@ class _Company:
 def _stands_out(k, other, distance, around, prints, n_exact=16):
     "Is image `other` much nearer to image `k` than what else is around it?"
     is_other = around[0] != other
-    others, apart = around[0][is_other], around[1][is_other]
+    others = around[0][is_other]
+    apart = around[1][is_other]
     exact = np.zeros(len(apart), bool)
     for factor, most, horizon in _levels:
         reach = min(factor*distance, horizon or 2.)
@@ -207,7 +216,8 @@ def _stands_out(k, other, distance, around, prints, n_exact=16):
 # %% ../nbs/08_similarity.ipynb #6ef67f89
 def _is_copy(a, b, score, around, company):
     "Is the similarity of two images one of copies, in this company?"
-    distance, others = 1 - score, len(around[0]) - 1
+    distance = 1 - score
+    others = len(around[0]) - 1
     if distance <= _same or others < _few and score >= 1 - _alone[others == 0]: return True
     if others == 0 or not _stands_out(a, b, distance, around, company.prints): return False
     return _stands_out(b, a, distance, company.around(b, around[0].tolist()), company.prints)
@@ -216,7 +226,8 @@ def _is_copy(a, b, score, around, company):
 class _Hashes:
     "Which images have hashes near to each other's"
     def __init__(self, prints, max_distance, crowd=50):
-        self.max_distance, self.crowd = max_distance, crowd
+        self.max_distance = max_distance
+        self.crowd = crowd
         self.parts = []
         for column in prints.hashes.T:
             hashes, of = np.unique(column, return_inverse=True)
@@ -261,9 +272,11 @@ class _Search:
     "Finds near duplicates among the images of one folder"
     def __init__(self, prints, max_distance=11, min_similarity=.96):
         self.prints = prints if isinstance(prints, Prints) else Prints(prints)
-        self.hashes, self.company = _Hashes(self.prints, max_distance), _Company(self.prints)
+        self.hashes = _Hashes(self.prints, max_distance)
+        self.company = _Company(self.prints)
         self.min_similarity = min_similarity
-        self.small, self.norm = np.empty((len(prints), 192), np.int8), np.empty(len(prints), np.float32)
+        self.small = np.empty((len(prints), 192), np.int8)
+        self.norm = np.empty(len(prints), np.float32)
         for k in range(len(prints)):
             small = _small(_pixels(self.prints.tiny(k)))
             self.small[k] = np.rint(small * (127/max(abs(small).max(), 1e-6)))
@@ -300,9 +313,11 @@ def _first_like(search, order, at_once=4096, at_most=1000):
     for start in range(0, len(order), at_once):
         ks = order[start:start + at_once]
         for k, near in zip(ks, search.hashes.near(np.array(ks))):
-            w, m = parts[0][1][k], parts[1][1][k]
+            w = parts[0][1][k]
+            m = parts[1][1][k]
             chains = (kept[part][h] for part, numbers in zip((0, 0, 0, 1), ([w], *near)) for h in numbers)
-            others, around = list(islice(dict.fromkeys(chain.from_iterable(chains)), at_most)), []
+            others = list(islice(dict.fromkeys(chain.from_iterable(chains)), at_most))
+            around = []
             for other in search.most_alike(k, others):
                 if (score := search.score(k, other, near, around)) is not None:
                     yield other, k, score
@@ -340,7 +355,9 @@ def joined_duplicates(
 ) -> Groups:                        # Positions in `prints`, near duplicates joined
     "Which images belong together, directly or through others"
     prints = expect_all('prints', prints, Fingerprint)
-    search, groups, n = _Search(prints, max_distance, min_similarity), Groups(len(prints)), len(prints)
+    search = _Search(prints, max_distance, min_similarity)
+    groups = Groups(len(prints))
+    n = len(prints)
     for order in (range(n), range(n - 1, -1, -1)):
         for a, b, _ in _first_like(search, order): groups.join(a, b)
     size = np.bincount([groups.leader(k) for k in range(n)], minlength=n)
@@ -348,7 +365,8 @@ def joined_duplicates(
     for start in range(0, len(have_duplicates), 4096):
         ks = have_duplicates[start:start + 4096]
         for k, near in zip(ks, search.hashes.near(np.array(ks))):
-            others, around = [o for o in search.hashes.images(near, 150) if groups.leader(o) != groups.leader(k)], []
+            others = [o for o in search.hashes.images(near, 150) if groups.leader(o) != groups.leader(k)]
+            around = []
             for other in search.most_alike(k, others):
                 if groups.leader(k) != groups.leader(other) and search.score(k, other, near, around) is not None:
                     groups.join(k, other)

@@ -108,7 +108,8 @@ def measure(self: Pace,
     work: Callable[[], Any],  # Some milliseconds of work like what is to come; called several times
 ) -> int:                     # Number of threads that PyTorch is set to now
     "Time `work` with one thread and with all of them, and keep the faster number"
-    start, numbers = time.perf_counter(), (self.before, 1)
+    start = time.perf_counter()
+    numbers = (self.before, 1)
     seconds = dict.fromkeys(numbers, 0.)
     for turn in range(4):
         for n in numbers:
@@ -120,8 +121,11 @@ def measure(self: Pace,
     if seconds[other] < .8*seconds[self.now]: self.now = other
     torch.set_num_threads(self.now)
     end = time.perf_counter()
-    self.measured, self.usual, self.slow = seconds, None, 0
-    self.next, self.earlier = end + (end - start)/self.share, end + 10*(end - start)
+    self.measured = seconds
+    self.usual = None
+    self.slow = 0
+    self.next = end + (end - start)/self.share
+    self.earlier = end + 10*(end - start)
     return self.now
 
 @patch

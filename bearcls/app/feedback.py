@@ -70,7 +70,8 @@ class Feedback:
         timeout: float = 5.,                          # Seconds to wait while others write
     ):
         expect('path', path, str, os.PathLike)
-        self.path, self.timeout = Path(path), timeout
+        self.path = Path(path)
+        self.timeout = timeout
 
     def __repr__(self): return f'Feedback({self.path.name})'
 
@@ -79,7 +80,8 @@ class Feedback:
 @contextlib.contextmanager
 def _open_votes(self, write):
     "A connection to the file, in a transaction; SQLite's many errors as one sentence"
-    where, connection = self.path.resolve().as_uri(), None
+    where = self.path.resolve().as_uri()
+    connection = None
     try:
         for mode in ('rwc',) if write else ('ro', 'ro&immutable=1'):  # the last for a place where not even a lock can be written
             try:
@@ -186,7 +188,8 @@ def write_csv(self,
     dest: str | os.PathLike,  # File to write
 ) -> Path:                    # The file
     "All votes as CSV, in UTF-8, with a line of headings"
-    dest, guarded = Path(dest), lambda v: "'" + v if isinstance(v, str) and v[:1] in tuple('=+-@\t\r') else v
+    dest = Path(dest)
+    guarded = lambda v: "'" + v if isinstance(v, str) and v[:1] in tuple('=+-@\t\r') else v
     with open(dest, 'w', newline='', encoding='utf-8') as f:
         out = csv.writer(f, lineterminator='\n')
         out.writerow([field.name for field in fields(Vote)])

@@ -100,7 +100,9 @@ class AppDesk:
     ):
         expect('classifier', classifier, Classifier)
         expect('feedback', feedback, Feedback, None)
-        self.classifier, self.feedback, self.answers = classifier, feedback, []
+        self.classifier = classifier
+        self.feedback = feedback
+        self.answers = []
         self._lock = threading.RLock()  # some notebooks hand messages to several threads
 
     def classify(self,
@@ -170,7 +172,8 @@ def _told(self, message):
 # %% ../../nbs/app/02_notebook.ipynb #abd02f27
 class ClassifierApp(anywidget.AnyWidget):
     "A place to put images, and a bundle's answers; shows itself in a notebook"
-    _esm, _css = package_file('static/classify.js'), package_file('static/classify.css')
+    _esm = package_file('static/classify.js')
+    _css = package_file('static/classify.css')
     metadata = traitlets.Dict().tag(sync=True)
 
     def __init__(self,
@@ -211,7 +214,8 @@ def write_app(
     "Write the notebook that shows the application"
     expect('bundle', bundle, str, os.PathLike)
     expect('dest', dest, str, os.PathLike)
-    question, dest = read_bundle(bundle).question, Path(dest)
+    question = read_bundle(bundle).question
+    dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
     if feedback is not None: feedback = _as_seen_from(feedback or Path(bundle).resolve().parent/'feedback.sqlite', dest)
     arguments = ', '.join([repr(_as_seen_from(bundle, dest)), *([repr(title)] if title else []),

@@ -68,9 +68,15 @@ class Cleaning:
         expect('seen', seen, Evaluation, None)
         expect('report', report, ImageReport, None)
         expect('state', state, str, os.PathLike, None)
-        self.path, self._first_labels = Path(os.path.abspath(path)), []
+        self.path = Path(os.path.abspath(path))
+        self._first_labels = []
         self._trouble = ''  # What went wrong after an `apply` or `undo`, in words
-        self._lock, self._thumbnails, self._metadata, self._rows, self._seen, self._report = threading.RLock(), {}, {}, {}, None, None
+        self._lock = threading.RLock()
+        self._thumbnails = {}
+        self._metadata = {}
+        self._rows = {}
+        self._seen = None
+        self._report = None
         refuse_problems(self.refresh())
         self._first_labels = [check_label(l, self._folders) for l in labels or ()]
         if not self._files and not self._batches and not self.unfinished:
@@ -95,10 +101,15 @@ def refresh(self: Cleaning) -> ImageFolder:
     files = folder.names
     with self._lock:
         self._label_of = LabelOf('.', folder.level)  # names are relative to the folder
-        self._files, self._known_files, self._earlier, self._batches = files, set(files), {}, []
+        self._files = files
+        self._known_files = set(files)
+        self._earlier = {}
+        self._batches = []
         with contextlib.suppress(DataError): self._earlier, self._batches = moved_from(self.path), batches(self.path)  # `unfinished` tells that one is damaged
         self._folders = sorted(folder.labels)
-        self._items, self._orders, self._roots = None, {}, {}
+        self._items = None
+        self._orders = {}
+        self._roots = {}
     return folder
 
 @patch(as_prop=True)
@@ -118,7 +129,8 @@ def items(self: Cleaning) -> list[CleaningItem]:
 @patch
 def _item(self: Cleaning, file):
     "What is known of a file, which may have had another label when it was predicted"
-    label, then = self._label_of(file), file if file in self._metadata else self._earlier.get(file, file)
+    label = self._label_of(file)
+    then = file if file in self._metadata else self._earlier.get(file, file)
     known = self._metadata.get(then)
     if known is None: return CleaningItem(file, label)
     if known.label == label: return known if then == file else replace(known, file=file)
@@ -138,14 +150,17 @@ def add_predictions(self: Cleaning,
     report: ImageReport | None = None,  # From `check_images`; None: the one given before, if any
 ):
     "Order and proposals by a model and a report; marks stay as they are"
-    seen, report = seen if seen is not None else self._seen, report if report is not None else self._report
-    metadata, rows = {}, {}
+    seen = seen if seen is not None else self._seen
+    report = report if report is not None else self._report
+    metadata = {}
+    rows = {}
     judged = judge_labels(seen) if seen is not None else None
     doubts = judged.score.fillna(0).tolist() if seen is not None else ()
     for n, r in enumerate(seen.table.itertuples() if seen is not None else ()):
         if name := self._name(r.file):
-            metadata[name], rows[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability),
-                float(r.loss), doubt=doubts[n]), n
+            metadata[name] = CleaningItem(name, r.actual, r.split, r.predicted, float(r.probability), float(r.loss),
+                doubt=doubts[n])
+            rows[name] = n
     if seen is not None and len(seen) and not metadata:
         raise DataError(f'None of the {len(seen):,} predictions is about an image in {self.path}; the first is about '
             f'{seen.table.file.iloc[0]}')
@@ -155,8 +170,12 @@ def add_predictions(self: Cleaning,
         metadata[name] = replace(metadata.get(name) or CleaningItem(name, r['label'], r['split']), score=r['score'],
             reason=r['reason'], proposal=r['action'], to=r['to'], kind=r['kind'])
     with self._lock:
-        self._metadata, self._rows, self._seen, self._report = metadata, rows, seen, report
-        self._items, self._orders = None, {}
+        self._metadata = metadata
+        self._rows = rows
+        self._seen = seen
+        self._report = report
+        self._items = None
+        self._orders = {}
 
 @patch
 def _pile(self: Cleaning, seen, report, judged):
@@ -373,7 +392,8 @@ def _thumbnail(file, side):
 def _card(words, side):
     "A grey card with a cross and a few words, in place of an image"
     card = Image.new('RGB', (side, side*3//4), '#f2f2f2')
-    draw, lines = ImageDraw.Draw(card), ['']
+    draw = ImageDraw.Draw(card)
+    lines = ['']
     width, height = card.size
     draw.rectangle((0, 0, width - 1, height - 1), outline='#999999')
     for a, b in (((.42, .2), (.58, .41)), ((.58, .2), (.42, .41))):
@@ -392,7 +412,8 @@ def show(self: Cleaning,
     **view: str | int,   # As for `view`
 ) -> Html:               # Images with mark, prediction and reason
     "A view as images"
-    page, marks = self.view(per_page=per_page, **view), self.marks
+    page = self.view(per_page=per_page, **view)
+    marks = self.marks
     images = [Image.open(io.BytesIO(self.thumbnail(i.file, side))) for i in page.items]
     images = [ImageOps.expand(p, 4, _colours[marks[i.file].action]) if i.file in marks else p
         for i, p in zip(page.items, images)]
@@ -410,7 +431,8 @@ def _caption(item, mark):
 @patch
 def plan(self: Cleaning) -> CleaningPlan:  # Steps of the marks to delete and to relabel
     "What `apply` would do; nothing moves"
-    items, marks = {i.file: i for i in self.items}, self.marks
+    items = {i.file: i for i in self.items}
+    marks = self.marks
     files = [*[f for f in items if f in marks], *[f for f in marks if f not in items and not self._marks.is_done(f)]]
     return plan_changes(self.path,
         [self._change(f, marks[f], items.get(f)) for f in files if marks[f].action != 'keep'])
@@ -461,7 +483,8 @@ def _settled(self: Cleaning, work):
 def _bring_back(self: Cleaning, batch: Batch, moves):
     "Give files that were brought back the marks that had moved them; whether these could be kept"
     self.refresh()
-    marks, steps = self.marks, {s.file: s for s in batch.steps}
+    marks = self.marks
+    steps = {s.file: s for s in batch.steps}
     home = [(m, steps[m.file]) for m in moves if m.status == 'restored' and m.file in steps]
     left = {s.to: None for _, s in home if s.action == 'relabel' and s.to in marks and s.to not in self._known_files}
     return self._follow({**left,

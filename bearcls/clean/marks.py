@@ -43,10 +43,15 @@ class Marks:
     ):
         expect('path', path, str, os.PathLike)
         expect('file', file, str, os.PathLike, None)
-        self.path, self.is_own_file = Path(os.path.abspath(path)), file is not None
+        self.path = Path(os.path.abspath(path))
+        self.is_own_file = file is not None
         self.file = Path(os.path.abspath(file)) if file else cleaning_folder(path)/'marks.json'
         self.problem = ''  # What became of a damaged file, in words
-        self._lock, self._marks, self._stamps, self._history, self._read = threading.RLock(), {}, {}, [], None
+        self._lock = threading.RLock()
+        self._marks = {}
+        self._stamps = {}
+        self._history = []
+        self._read = None
         self.now()
 
     def __len__(self): return len(self.now())
@@ -64,7 +69,9 @@ class Marks:
 def _reread(self: Marks):
     "Read the file if another has written it since"
     if (written := self._written()) == self._read: return
-    self._marks, self._stamps, self._read = {}, {}, None
+    self._marks = {}
+    self._stamps = {}
+    self._read = None
     if written is None: return
     if self.file.is_dir(): return self._set_aside('it is a folder')
     try: known = json.loads(self.file.read_bytes())
@@ -85,12 +92,15 @@ def _written(self: Marks):
 def _take(self: Marks, known):
     "Marks as the file has them, if they are about this folder; whether they could be taken"
     try:
-        folder, marks, stamps = known['folder'], {}, {}
+        folder = known['folder']
+        marks = {}
+        stamps = {}
         for name, e in known['marks'].items(): marks[name], stamps[name] = self._entry(name, e)
         is_elsewhere = self.is_own_file and self._is_another(folder)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e: return self._set_aside(e)
     if is_elsewhere: raise DataError(f'{self.file} keeps the marks of {folder}, not of {self.path}; name another file')
-    self._marks, self._stamps = marks, stamps
+    self._marks = marks
+    self._stamps = stamps
     return True
 
 @patch
@@ -174,7 +184,8 @@ def _stamp(self: Marks, file, mark):
 @patch
 def _save(self: Marks, changes):
     "Change marks and write them, or change none"
-    marks, stamps = dict(self._marks), dict(self._stamps)
+    marks = dict(self._marks)
+    stamps = dict(self._stamps)
     for f, (mark, stamp) in changes.items():
         if mark: marks[f], stamps[f] = mark, stamp
         else: marks.pop(f, None), stamps.pop(f, None)

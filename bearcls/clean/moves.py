@@ -179,7 +179,8 @@ def _keep_manifest(path, batch):
 # %% ../../nbs/clean/02_moves.ipynb #08e37269
 def _forward(path, batch):
     "Do what is left to do of a batch, and bring the manifest in step"
-    ids, rows = itertools.count(next_id(path)), {r.file: r for r in own_rows(path)}
+    ids = itertools.count(next_id(path))
+    rows = {r.file: r for r in own_rows(path)}
     moves = [_go(path, s, ids, rows.get(s.file)) for s in batch.steps]
     batch.moved = [m.file for m in moves if m.status == 'moved']
     trouble = _manifest_forward(path, batch)
@@ -208,7 +209,8 @@ def _go(path, step, ids, row):
     source, target = _ends(path, step)
     def told(status, reason): return Move(step.file, status, step.to if status == 'moved' else '', step.action, reason)
     try:
-        here, there = _holds(source, step), _holds(target, step)
+        here = _holds(source, step)
+        there = _holds(target, step)
         if there:
             if here and _other_disk(source, target): os.unlink(source)  # its copy is complete: the last act of a move between disks
             return told('moved', step.reason)
@@ -233,7 +235,8 @@ def _tell_quarantine(path, step, number, row):
 def _manifest_forward(path, batch):
     "Bring the rows of moved files in step; a skipped `Move` if that fails"
     try:
-        rows, ways = own_rows(path), {s.file: s for s in batch.steps if s.file in set(batch.moved)}
+        rows = own_rows(path)
+        ways = {s.file: s for s in batch.steps if s.file in set(batch.moved)}
         changed = [(r, ways[r.file]) for r in rows if r.file in ways]
         for r, s in changed:
             if s.action == 'relabel': r.file = s.to
@@ -293,7 +296,8 @@ def _backward(path, batch, then=None):
     moves = [m for m in moves if m]
     for label in batch.made:
         with contextlib.suppress(OSError): (path/label).rmdir()  # not empty: somebody else uses it
-    trouble, stuck = _manifest_backward(path, batch, moves), [m.file for m in moves if m.reason.startswith(_cannot)]
+    trouble = _manifest_backward(path, batch, moves)
+    stuck = [m.file for m in moves if m.reason.startswith(_cannot)]
     if then and not then(batch, moves): return [*moves, *([trouble] if trouble else [])]
     if stuck: _save(path, replace(batch, state='applied', moved=stuck))  # the next undo tries these once more
     elif not trouble or not trouble.reason.startswith(_cannot): _save(path, replace(batch, state='undone'))
@@ -307,7 +311,8 @@ def _come_back(path, step, entry, surely):
     source, target = _ends(path, step)
     def told(status, reason='', to=''): return Move(step.file, status, to, step.action, reason)
     try:
-        here, there = _holds(source, step), _holds(target, step)
+        here = _holds(source, step)
+        there = _holds(target, step)
         if here:
             _settle(path, step, entry, there)
             return told('restored', 'it was back already', step.file) if surely else None
@@ -356,8 +361,8 @@ def _manifest_backward(path, batch, moves):
     def told(status, reason):
         return Move(manifest_name, status, manifest_name if status == 'restored' else '', 'manifest', reason)
     try:
-        now, kept = sha256(_manifest(path)) if _manifest(path).exists() else '', _batch_folder(path,
-            batch.number)/'before'/manifest_name
+        now = sha256(_manifest(path)) if _manifest(path).exists() else ''
+        kept = _batch_folder(path, batch.number)/'before'/manifest_name
         _aside(_manifest(path)).unlink(missing_ok=True)  # left by a crash in the middle of `_put`
         home = all(m.status == 'restored' and m.to == m.file for m in moves)
         if home and now == batch.before: return None
@@ -371,8 +376,9 @@ def _manifest_backward(path, batch, moves):
 
 def _rows_back(path, batch, moves):
     "Put back the rows of the files that came back; whether the manifest is another than before the batch"
-    steps, came, kept = {s.file: s for s in batch.steps}, {m.file: m.to
-        for m in moves if m.status == 'restored'}, _batch_folder(path, batch.number)/'before'
+    steps = {s.file: s for s in batch.steps}
+    came = {m.file: m.to for m in moves if m.status == 'restored'}
+    kept = _batch_folder(path, batch.number)/'before'
     before = read_manifest(kept)
     earlier = {r.file: r for r in before}
     ways = {s.to if s.action == 'relabel' else s.file: s for s in steps.values() if s.file in came}
@@ -380,7 +386,8 @@ def _rows_back(path, batch, moves):
     changed = [(r, ways[r.file])
         for r in rows if r.file in ways and (ways[r.file].action == 'relabel' or r.status == 'quarantined')]
     for r, s in changed:
-        r.file, old = came[s.file], earlier.get(s.file)
+        r.file = came[s.file]
+        old = earlier.get(s.file)
         if s.action == 'delete': r.status, r.reason = (old.status, old.reason) if old else ('ok', '')
     if rows == before: _put(kept/manifest_name, _manifest(path))
     elif changed: _put(_written(path, batch, 'back', rows), _manifest(path))

@@ -116,7 +116,9 @@ def plan_changes(
     "Work out what a batch of changes would do, with the names the files would get"
     expect('path', path, str, os.PathLike)
     changes = expect_all('changes', changes, Change)
-    path, chosen, taken = Path(path), {}, set()
+    path = Path(path)
+    chosen = {}
+    taken = set()
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     folder = scan_folder(path)
     labels = {*folder.labels, *(d.name for d in os.scandir(path) if d.is_dir() and d.name[0] != '.')}

@@ -65,7 +65,8 @@ def _now(_, widget):
 
 class CleanerWidget(anywidget.AnyWidget):
     "A `Cleaning` as a grid of images in the notebook; shows itself"
-    _esm, _css = _static/'cleaner.js', _static/'cleaner.css'
+    _esm = _static/'cleaner.js'
+    _css = _static/'cleaner.css'
     now = traitlets.Any().tag(sync=True, to_json=_now)
 
     def __init__(self,
@@ -77,8 +78,13 @@ class CleanerWidget(anywidget.AnyWidget):
         expect('cleaning', cleaning, Cleaning)
         _check_page(per_page, 'per_page')
         cleaning.view(**asdict(query))  # refuses what cannot be shown
-        self.cleaning, self.per_page, self.query = cleaning, per_page, query
-        self.revision, self.predictions, self.lock, self.batches = 0, '', threading.RLock(), _batch_times(cleaning.path)
+        self.cleaning = cleaning
+        self.per_page = per_page
+        self.query = query
+        self.revision = 0
+        self.predictions = ''
+        self.lock = threading.RLock()
+        self.batches = _batch_times(cleaning.path)
         super().__init__()
         self.on_msg(lambda _, message, buffers: self.send(*self.answer(message)))
 
@@ -205,7 +211,9 @@ def answer(self: CleanerWidget,
     message: Any,  # What the browser sent
 ) -> tuple[dict, list[bytes]]:  # The answer and the bytes that go with it
     "Do what the browser asks, or say why not"
-    message, has_moved, buffers = _spelled(message, _from_browser), False, []
+    message = _spelled(message, _from_browser)
+    has_moved = False
+    buffers = []
     id = message.get('id') if isinstance(message, dict) else None
     with self.lock:
         try:
@@ -474,7 +482,9 @@ class ImageClassifierCleaner(CleanerWidget):
         cleaning = Cleaning(path or _image_folder(learn), labels=labels)
         work = _later(learn, path) if seen is None else _added(cleaning, seen)
         super().__init__(cleaning, max_n)
-        self.order, self._ordered_items, self._fns = [], None, []
+        self.order = []
+        self._ordered_items = None
+        self._fns = []
         if work is not None: self.predict(work)
 
     @property
@@ -486,8 +496,9 @@ class ImageClassifierCleaner(CleanerWidget):
             known = set(self.order)
             new = [i.file
                 for i in self.cleaning.view(order='loss', per_page=max(1, len(items))).items if i.file not in known]
-            self.order, self._fns, self._ordered_items = [*self.order, *new], [*self._fns,
-                *(self.cleaning.path/f for f in new)], items
+            self.order = [*self.order, *new]
+            self._fns = [*self._fns, *(self.cleaning.path/f for f in new)]
+            self._ordered_items = items
         return L(list(self._fns))
 
 # %% ../../nbs/clean/06_widget.ipynb #8634b48c
@@ -504,5 +515,6 @@ def change(self: ImageClassifierCleaner) -> L:  # Pairs of a position in `fns` a
 @patch
 def _marked_fns(self: ImageClassifierCleaner):
     "Position, action and label of every marked image that is still there"
-    marks, fns = self.cleaning.marks, self.fns
+    marks = self.cleaning.marks
+    fns = self.fns
     return [(k, marks[f].action, marks[f].to) for k, f in enumerate(self.order) if f in marks and fns[k].exists()]

@@ -32,8 +32,12 @@ class Store:
         max_mb: float = 4000,                   # Megabytes at most; then the kinds that were unused for longest go
     ):
         expect('file', file, str, os.PathLike, None)
-        self.file, self.max_mb = Path(file) if file else cache_folder()/'images.sqlite', max_mb
-        self.usable, self.local, self.lock, self.used = True, threading.local(), threading.RLock(), set()
+        self.file = Path(file) if file else cache_folder()/'images.sqlite'
+        self.max_mb = max_mb
+        self.usable = True
+        self.local = threading.local()
+        self.lock = threading.RLock()
+        self.used = set()
 
     def __repr__(self): return f'Store({self.file.name!r}, {self.size_mb:.1f} MB)'
     def __reduce__(self): return type(self), (self.file.absolute(), self.max_mb)  # another process opens the file itself
@@ -53,7 +57,8 @@ def _connection(self: Store):
         db.executescript('''PRAGMA page_size=16384; PRAGMA synchronous=OFF;
             CREATE TABLE IF NOT EXISTS kinds (kind TEXT PRIMARY KEY, used REAL, bytes INTEGER);
             CREATE TABLE IF NOT EXISTS entries (kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key));''')
-        self.local.db, self.local.pid = db, os.getpid()
+        self.local.db = db
+        self.local.pid = os.getpid()
     return self.local.db
 
 @patch
@@ -162,8 +167,13 @@ class OpenImage(Transform):
         keep_mb: float = 0,                     # Megabytes of opened files to keep in memory for later epochs
         store: 'Store | None' = None,           # Where opened images of surveyed files are kept on disk
     ):
-        self.min_side, self.squish, self.keep_mb, self.store = min_side, squish, keep_mb, store
-        self.kept, self.kept_bytes, self.digests = {}, 0, {}
+        self.min_side = min_side
+        self.squish = squish
+        self.keep_mb = keep_mb
+        self.store = store
+        self.kept = {}
+        self.kept_bytes = 0
+        self.digests = {}
     def encodes(self, source):
         key = _file_key(source) if self.keep_mb or self.store else None
         if key in self.kept: return self.kept[key]
@@ -250,7 +260,9 @@ def survey(
     expect('store', store, Store, None)
     files = expect_all('files', files, str, os.PathLike)
     store = store or (opener.store if opener else None)
-    found, waiting, prints = [], [], Prints()
+    found = []
+    waiting = []
+    prints = Prints()
     look = partial(_look, opener=opener, store=store)
     for s in progress(in_order(look, files), 'looking', total=len(files), unit='image'):
         found.append(s)
@@ -279,11 +291,13 @@ def _look(file, opener, store):
 def _open(s, data, opener):
     "Decode once for opener and fingerprint; the fingerprint must not depend on the opener"
     try:
-        is_jpeg, min_side = data[:2] == b'\xff\xd8', opener.min_side if opener else 256
+        is_jpeg = data[:2] == b'\xff\xd8'
+        min_side = opener.min_side if opener else 256
         whole = load_image(data, min_side if is_jpeg else None)
         if s.fingerprint is None:
             same = not is_jpeg or min_side == 256 or min(whole.size) < 512 and whole.size == image_size(data)
-            s.is_new, s.fingerprint = True, fingerprint(reduced(whole, 256) if same else load_image(data, 256))
+            s.is_new = True
+            s.fingerprint = fingerprint(reduced(whole, 256) if same else load_image(data, 256))
         if opener: s.opened = opener.shape(reduced(whole, min_side))
     except ImageError as e: s.problem = str(e).replace('the file', str(s.file), 1)
 

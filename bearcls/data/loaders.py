@@ -187,7 +187,8 @@ def source_pairs(
     files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
     if any(side_of(folder, name) == 'valid' for name in folder.names):
         raise DataError(f'`group_by`: {folder.path} has its own split, which decides what is held back')
-    names, sources = dict(zip(files, source_names(files, group_by))), {}
+    names = dict(zip(files, source_names(files, group_by)))
+    sources = {}
     for f, name in names.items():
         if name: sources.setdefault(name, []).append(f)
     for label in sorted(set(map(folder.label_of, files))):
@@ -241,7 +242,9 @@ def image_dls(
     dls = block.dataloaders(order, path=writable_place(path), bs=min(bs, len(split.train)),
         num_workers=_n_workers(num_workers))
     dls.train.rng = random.Random(int(seed))
-    dls.split, dls.survey, dls.folder = split, looked, folder
+    dls.split = split
+    dls.survey = looked
+    dls.folder = folder
     return dls
 
 # %% ../../nbs/data/04_loaders.ipynb #2606416b

@@ -41,7 +41,9 @@ def near_groups(
 def _near_pairs(surveyed, min_similarity, store):
     "Digests of near duplicates in pairs, from the store if these very images were compared before"
     rows = {s.digest: i for i, s in enumerate(surveyed) if s.fingerprint is not None}
-    prints, order, key = Prints(), sorted(rows), hashlib.sha256(repr(min_similarity).encode())
+    prints = Prints()
+    order = sorted(rows)
+    key = hashlib.sha256(repr(min_similarity).encode())
     for d in order:
         prints.append(p := surveyed[rows[d]].fingerprint)
         key.update(f'{d} {p.whole} {p.middle}'.encode())
@@ -124,7 +126,8 @@ def split_files(
     _check_split(valid_pct, seed)
     digests = [sha256(f) for f in files] if digests is None else list(digests)
     names = _group_names(files, digests, pairs, groups, sides or {})
-    members, queue = {}, {name: _place_in_queue(name[0], seed) for name in names}
+    members = {}
+    queue = {name: _place_in_queue(name[0], seed) for name in names}
     for f, name in zip(files, names): members.setdefault(_label(f, label_of), Counter())[name] += 1
     held = _choose(members, queue, valid_pct, {name: name[1] for name in names if name[1] is not None})
     return [i for i, name in enumerate(names) if not held[name]], [i for i, name in enumerate(names) if held[name]]
@@ -141,11 +144,14 @@ def _label(file, label_of): return label_of(file) if label_of else Path(file).pa
 
 def _group_names(files, digests, pairs, groups, sides):
     "The lowest digest of each file's group, with the side that is settled for it (None: not settled)"
-    joined, by_file, first = _Joined(), dict(zip(map(str, files), digests)), {}
+    joined = _Joined()
+    by_file = dict(zip(map(str, files), digests))
+    first = {}
     for a, b in pairs:
         if str(a) in by_file and str(b) in by_file: joined.join(by_file[str(a)], by_file[str(b)])
     for d, g in zip(digests, groups if groups is not None else ()): joined.join(first.setdefault(g, d), d)
-    leaders, settled = [joined.leader(d) for d in digests], {}
+    leaders = [joined.leader(d) for d in digests]
+    settled = {}
     for d, leader in zip(digests, leaders):
         if d in sides: settled[leader] = settled.get(leader, True) and sides[d]
     return [(leader, sides.get(d, settled.get(leader))) for d, leader in zip(digests, leaders)]
@@ -197,7 +203,8 @@ def split_images(
     expect('store', store, Store, None)
     surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('known', known, Split, None)
-    files, digests = [s.file for s in surveyed], [s.digest for s in surveyed]
+    files = [s.file for s in surveyed]
+    digests = [s.digest for s in surveyed]
     groups = near_groups(surveyed, store=store) if near_duplicates else None
     train, valid = split_files(files, valid_pct, seed, pairs, groups, digests, known.sides if known else None, label_of)
     return Split([files[i] for i in train], [files[i] for i in valid], dict(zip(files, digests)), float(valid_pct),
@@ -245,10 +252,12 @@ def load(cls: Split,
 
 def _unique_names(names):
     "Paths by digest; of two images of one name, from two folders, one gets a number"
-    paths, unique = {d: Path(PurePosixPath(name)) for d, name in names.items()}, {}
+    paths = {d: Path(PurePosixPath(name)) for d, name in names.items()}
+    unique = {}
     taken = set(paths.values())
     for d, path in paths.items():
-        own, n = path, 2
+        own = path
+        n = 2
         while own in unique or own != path and own in taken: own, n = Path(f'{path} ({n})'), n + 1
         unique[own] = d
     return {d: path for path, d in unique.items()}

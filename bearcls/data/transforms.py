@@ -55,9 +55,12 @@ def resize_transforms(
 
 def _presize(size, min_scale):
     "Large squares and random parts of them in training, the plain crop in validation"
-    large, plain, part = _LargeResize(2*size), Resize(size), RandomResizedCropGPU(size, min_scale=min_scale,
-        ratio=(1, 1))
-    large.split_idx, plain.split_idx, part.split_idx = 0, 1, 0
+    large = _LargeResize(2*size)
+    plain = Resize(size)
+    part = RandomResizedCropGPU(size, min_scale=min_scale, ratio=(1, 1))
+    large.split_idx = 0
+    plain.split_idx = 1
+    part.split_idx = 0
     return [large, plain], [part]
 
 class _LargeResize(Resize):
@@ -121,7 +124,10 @@ def model_view(
     left, top, w, h = _frame(item, image.size, training)
     for part in batch if training else ():
         square, scale = _as_image(part(_as_batch(square), split_idx=0)), w/square.width
-        left, top, w, h = left + part.tl[1]*scale, top + part.tl[0]*scale, part.cp_size[1]*scale, part.cp_size[0]*scale
+        left = left + part.tl[1]*scale
+        top = top + part.tl[0]*scale
+        w = part.cp_size[1]*scale
+        h = part.cp_size[0]*scale
     return Seen(Image.fromarray(np.asarray(square)), (left, top, left + w, top + h), image.size)
 
 # %% ../../nbs/data/03_transforms.ipynb #89a4694f
@@ -153,7 +159,8 @@ class ResizeView:
     def cost(self) -> str:  # A sentence or two
         "What it costs, from the frame's numbers"
         parts = [v for v in (self.valid, *self.train)]
-        lost, words = [v.lost for v in parts], []
+        lost = [v.lost for v in parts]
+        words = []
         if self.train and max(lost) > .005: words.append(f'{_range(lost)} of the image is lost each time')
         elif max(lost) > .005: words.append(f'{max(lost):.0%} of the image is lost')
         if self.valid.bars > .005: words.append(f'{self.valid.bars:.0%} of the square is bars')
@@ -184,7 +191,8 @@ def compare_resizes(
 ) -> ResizeComparison:         # Shows itself as a gallery
     "What each recipe keeps, loses and bends of an image"
     if not isinstance(source, Image.Image) and Path(source).is_dir(): source = _most_oblong(source)
-    image, only = load_image(source), [only] if isinstance(only, str) else only
+    image = load_image(source)
+    only = [only] if isinstance(only, str) else only
     with no_random(seed):
         views = [_view(image, r, size, p) for r in only for p in (pad_fills if r == 'pad' else ('zeros',))]
     return ResizeComparison(image, views)
@@ -210,7 +218,8 @@ def _most_oblong(folder):
     return max(files, key=oblong)
 
 # %% ../../nbs/data/03_transforms.ipynb #950c133c
-_orange, _tints = '#e8792b', ('#2f86d6', '#b05cc8', '#2f9e6e')
+_orange = '#e8792b'
+_tints = ('#2f86d6', '#b05cc8', '#2f9e6e')
 
 def _rect(x, y, w, h, style): return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" {style}/>'
 
@@ -233,7 +242,8 @@ def _frames_svg(image, uri, view, width=190, height=150):
     left, top = (min(0, *(f[i] for f in frames)) for i in (0, 1))
     right, bottom = (max(image.size[i], *(f[i + 2] for f in frames)) for i in (0, 1))
     k = min((width - 4)/(right - left), (height - 4)/(bottom - top))
-    x0, y0 = (width - k*(right + left))/2, (height - k*(bottom + top))/2
+    x0 = (width - k*(right + left))/2
+    y0 = (height - k*(bottom + top))/2
     def place(f): return x0 + k*f[0], y0 + k*f[1], k*(f[2] - f[0]), k*(f[3] - f[1])
     whole = place((0, 0, *image.size))
     parts = [_rect(*place(view.valid.frame), 'fill="currentColor" fill-opacity=".13"') if view.valid.bars > .005
@@ -389,7 +399,8 @@ def apply_augment(
 ) -> Image.Image:                   # The image after them
     "An image after batch transforms, as in training"
     expect('image', image, Image.Image)
-    batch, norm = _as_batch(image), Normalize.from_stats(*imagenet_stats, cuda=False)
+    batch = _as_batch(image)
+    norm = Normalize.from_stats(*imagenet_stats, cuda=False)
     for t in transforms:
         batch = (norm_apply_denorm(batch, lambda x: t(x, split_idx=0), norm) if isinstance(t, RandomErasing)
             else t(batch, split_idx=0))

@@ -55,7 +55,8 @@ def make_environment(
     "Install what a folder asks for, and nothing else"
     expect('path', path, str, os.PathLike)
     expect('dest', dest, str, os.PathLike)
-    dest, wanted = Path(dest), requirements_of(path)
+    dest = Path(dest)
+    wanted = requirements_of(path)
     if sys.version_info < oldest_python:
         raise DeployError(f'The versions in {wanted} need Python {".".join(map(str, oldest_python))} or newer, and '
             f'this is {sys.version.split()[0]}; the folder is written, but cannot be tried with it')
@@ -94,7 +95,8 @@ def started(
     timeout: float = 120,      # Seconds to wait until it answers
 ) -> Iterator[str]:            # Its address, for as long as the block lasts
     "A deployed folder at work on this machine"
-    target, port = deploy_targets[read_record(path)['target']], _any_port()
+    target = deploy_targets[read_record(path)['target']]
+    port = _any_port()
     command = [w.replace('{port}', str(port)) for w in target.command]
     command[0] = (shutil.which(command[0], path=str(programs)) or shutil.which('python', path=str(programs))
         or sys.executable)
@@ -149,7 +151,9 @@ def ask_page(
 
 def _in_browser(url, image, label, timeout):
     from playwright.sync_api import sync_playwright
-    asked, said = [], '(label) => [...document.body.innerText.matchAll(/[<>]?\\d+(\\.\\d+)? ?%|\\b[01]\\.\\d+\\b/g)].find(m => document.body.innerText.slice(0, m.index).trimEnd().endsWith(label))?.[0]'
+    asked = []
+    said = ('(label) => [...document.body.innerText.matchAll(/[<>]?\\d+(\\.\\d+)? ?%|\\b[01]\\.\\d+\\b/g)].find(m => '
+        'document.body.innerText.slice(0, m.index).trimEnd().endsWith(label))?.[0]')
     with sync_playwright() as p:
         if not Path(program := find_browser() or p.chromium.executable_path).exists(): raise _NoBrowser(program)
         browser = p.chromium.launch(executable_path=program,
@@ -204,7 +208,8 @@ class _Failed(Exception): "A step failed, and was written down"
 @contextlib.contextmanager
 def _step(check, name, quiet):
     "Try something: its words, its time, and what went wrong"
-    step, start = CheckStep(name, 'ok'), time.monotonic()
+    step = CheckStep(name, 'ok')
+    start = time.monotonic()
     try: yield step
     except Exception as e: step.status, step.words = 'failed', ' '.join(str(e).split())[:500] or type(e).__name__
     step.seconds = time.monotonic() - start
@@ -231,7 +236,8 @@ def _environment_for(path, dest):
 
 def _question_for(bundle, record, tmp):
     "A drawn image, and what the library says about it"
-    file, classifier = tmp/'bear.png', Classifier(bundle)
+    file = tmp/'bear.png'
+    classifier = Classifier(bundle)
     if classifier.bundle.digest != record['model']:
         raise DeployError(f'{bundle} holds another model than the folder was written with')
     draw_bear('grizzly', seed=1).save(file)

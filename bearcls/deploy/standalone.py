@@ -40,7 +40,9 @@ def module_statements(
 ) -> tuple[list[Statement], dict[str, tuple[str, str]]]:  # In their order; and names from other modules of bearcls, each with module and name
     "What a module consists of"
     text = _module_text(module)
-    lines, found, borrowed = text.splitlines(), [], {}
+    lines = text.splitlines()
+    found = []
+    borrowed = {}
     for node in ast.parse(text).body[1:]:  # without the docstring
         if isinstance(node, ast.ImportFrom) and node.level:
             borrowed |= {a.asname or a.name: (_imported_module(module, node), a.name) for a in node.names}
@@ -99,7 +101,9 @@ def reached(
 ) -> list[Statement]:      # Imports and definitions; within a module in its own order
     "All statements that `roots` need, from every module of bearcls"
     waiting = [tuple(r.rsplit('.', 1)) for r in roots]
-    kept, seen, asked = {}, set(), set(waiting)
+    kept = {}
+    seen = set()
+    asked = set(waiting)
     while waiting:
         if (job := waiting.pop()) in seen: continue
         seen.add(job)
@@ -120,11 +124,13 @@ def join_modules(
     files: Mapping[str, Sequence[str]],  # For each file to make: the modules that it consists of, in the order of their dependence
 ) -> dict[str, str]:                     # Source of each file, by its name
     "The statements that `roots` need, as files that need no bearcls"
-    statements, home = reached(roots), {m: name for name, modules in files.items() for m in modules}
+    statements = reached(roots)
+    home = {m: name for name, modules in files.items() for m in modules}
     if strange := sorted({s.module for s in statements} - home.keys()):
         raise RuntimeFileError(f'{", ".join(roots)} need {", ".join(strange)}, which no file is made of')
     made = {name: [s for m in modules for s in statements if s.module == m] for name, modules in files.items()}
-    out, earlier = {}, {}
+    out = {}
+    earlier = {}
     for name, parts in made.items():
         if parts:
             out[name] = _file_source(name, parts, earlier,
@@ -134,7 +140,8 @@ def join_modules(
 
 def _file_source(name, parts, elsewhere, modules):
     "Docstring, imports, and the statements"
-    makers, imports = {}, {}
+    makers = {}
+    imports = {}
     for s in parts:
         for n, line in s.imports.items():
             if imports.setdefault(n, line) != line:
@@ -157,7 +164,8 @@ def _listed(words): return f'{", ".join(words[:-1])} and {words[-1]}' if len(wor
 # %% ../../nbs/deploy/01_standalone.ipynb #12abab86
 def _import_lines(lines):
     "Imports put together: plain ones in one line, then a line for each module that names come from"
-    plain, froms = sorted({w.removeprefix('import ') for w in lines if w.startswith('import ')}), {}
+    plain = sorted({w.removeprefix('import ') for w in lines if w.startswith('import ')})
+    froms = {}
     for line in sorted({w for w in lines if w.startswith('from ')}):
         module, _, name = line.removeprefix('from ').partition(' import ')
         froms.setdefault(module, []).append(name)
@@ -168,7 +176,8 @@ def _import_lines(lines):
 
 def _blocks(parts):
     "Statements with an empty line between those that are longer than one"
-    out, before = [], None
+    out = []
+    before = None
     for s in parts:
         if s.imports: continue
         if before is not None and ('\n' in s.source or '\n' in before.source or s.module != before.module):

@@ -97,7 +97,9 @@ def deploy_files(
     if not re.fullmatch(r'[a-z0-9]+([._-][a-z0-9]+)*', name):
         raise ValueError('`name` should be of small letters, digits, and single -, _ or . between them, as hosts want '
             f'it; got {name!r}')
-    t, metadata, repo = deploy_targets[target], read_bundle(bundle), _checked_repo(repo)
+    t = deploy_targets[target]
+    metadata = read_bundle(bundle)
+    repo = _checked_repo(repo)
     values = dict(title=' '.join(title.split()) or metadata.question, labels=list(metadata.labels), name=name,
         version=__version__, python='3.12', target=target, repo=repo,
         space=f'USER/{name}' if repo == 'USER/REPO' else repo, single='')
@@ -130,7 +132,8 @@ def _rendered(target, values):
 
 def _layer(layer, values):
     "The templates of one folder"
-    root, out = package_file(f'templates/deploy/{layer}'), {}
+    root = package_file(f'templates/deploy/{layer}')
+    out = {}
     jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(root.parent), keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined)
     for file in sorted(f for f in root.rglob('*') if f.is_file() and '__pycache__' not in f.parts):

@@ -27,7 +27,8 @@ from ..inference.files import metadata_file, model_file
 class WebError(BearclsError, RuntimeError):
     "The page cannot be made"
 
-runtime_name, runtime_version = 'onnxruntime-web', '1.30.0'
+runtime_name = 'onnxruntime-web'
+runtime_version = '1.30.0'
 runtime_digests = {  # SHA-256 of the two files, as npm has them
     'ort.wasm.bundle.min.mjs': '11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90',
     'ort-wasm-simd-threaded.wasm': '3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2',
@@ -89,7 +90,9 @@ def _runtime_from(source):
 
 def _from_tgz(source, most=1 << 29):
     "Only the named files are read, and none is unpacked to the disk"
-    wanted, files, total = {f'package/dist/{name}': name for name in runtime_digests}, {}, 0
+    wanted = {f'package/dist/{name}': name for name in runtime_digests}
+    files = {}
+    total = 0
     try:
         with tarfile.open(source, 'r:gz') as tar:
             while len(files) < len(wanted) and (entry := tar.next()) is not None:
@@ -115,7 +118,9 @@ def web_metadata(
             weights=None, card=''), sha256(model), len(model))
 
 # %% ../../nbs/deploy/02_web.ipynb #45b102c2
-page_file, single_name, packed_name = 'index.html', 'classifier.html', 'ort-wasm-simd-threaded.wasm.packed'
+page_file = 'index.html'
+single_name = 'classifier.html'
+packed_name = 'ort-wasm-simd-threaded.wasm.packed'
 _scripts = ('classify.js', 'files.js', 'tiff.js', 'pixels.js', 'model.js', 'page.js')
 
 def _part(name):
@@ -272,7 +277,8 @@ def web_files(
     expect('bundle', bundle, str, os.PathLike, Bundle)
     expect('runtime', runtime, str, os.PathLike, None)
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-    model, title = model_bytes(bundle), ' '.join(title.split()) or bundle.question
+    model = model_bytes(bundle)
+    title = ' '.join(title.split()) or bundle.question
     if single and len(model) > largest_single:
         raise WebError(f'The model has {len(model)/1e6:,.0f} MB, and in a single file browsers take up to '
             f'{largest_single/1e6:,.0f}: {_smaller}, or write the page alone, with `bearcls.deploy.web.write_web(…, '

@@ -66,7 +66,8 @@ def _a(kind, value): return value if isinstance(value, kind) else kind()
 
 # %% ../../nbs/export/05_card.ipynb #0d4f20f4
 def _results(bundle):
-    m, parts = bundle.metrics, []
+    m = bundle.metrics
+    parts = []
     if all(_is_number(m.get(k)) for k in ('error', 'low', 'high', 'wrong', 'n')):
         parts.append(f'Of {m["n"]:,} images that the model was not trained on, {m["wrong"]:,} were answered wrongly: '
             f'an error of {m["error"]:.1%}. On other images like these it probably lies between {m["low"]:.1%} and '
@@ -123,7 +124,8 @@ def _label_table(rows):
 
 def _calibration_words(m, temperature):
     "Calibration error, log loss and temperature in sentences"
-    words, fit = [], _a(dict, m.get('temperature_fit'))
+    words = []
+    fit = _a(dict, m.get('temperature_fit'))
     if _is_number(m.get('calibration_error')):
         words.append(f'The expected calibration error is {m["calibration_error"]:.3f}' + ('; a model with perfect '
                 f'probabilities would show {m["calibration_by_chance"]:.3f} by chance on as many images.'
@@ -171,7 +173,8 @@ def _robustness_words(s):
 
 # %% ../../nbs/export/05_card.ipynb #d7c6e6f8
 def _data(bundle):
-    d, sources = bundle.data, _a(dict, bundle.data.get('sources'))
+    d = bundle.data
+    sources = _a(dict, bundle.data.get('sources'))
     parts = ([markdown_table(['label', 'trained on', 'validated on'],
                 [(label, n.get('train', ''), n.get('valid', '')) for label, n in rows])]
         if (rows := _rows(d.get('labels'))) else [])
@@ -207,7 +210,8 @@ def _stranger_words(far):
     def kinds(name):
         return [(k, v) for k, v in _rows(far.get(name)) if _is_number(v.get('caught')) and _is_number(v.get('n'))]
     def shares(rows): return ', '.join(f'{v["caught"]:.0%} of {v["n"]} ({markdown_text(k)})' for k, v in rows)
-    drawn, left_out = kinds('measured'), kinds('left_out')
+    drawn = kinds('measured')
+    left_out = kinds('left_out')
     words = ('An image unlike any that the model was trained on is noticed by its features. Of the threshold: '
         f'{markdown_text(false_positive_words(far))}.')
     if drawn: words += f' Of drawn images without any of the labels it notices {shares(drawn)}.'

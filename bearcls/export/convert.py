@@ -62,8 +62,11 @@ class DeployedModel(nn.Module):
     ):
         expect('ood_score', ood_score, OODScore, None)
         super().__init__()
-        self.model, self.temperature = model, temperature
-        self.k, self.first, self.has_classes = 0, 0, False
+        self.model = model
+        self.temperature = temperature
+        self.k = 0
+        self.first = 0
+        self.has_classes = False
         if ood_score: self._take(ood_score)
         self.layer = [feature_layer(model)]  # in a list, so that its weights are not registered twice
         mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (mean, std))
@@ -82,8 +85,11 @@ class DeployedModel(nn.Module):
 
     def _take(self, ood_score):
         "Keep the arrays of `OODScore`, the large ones in few bytes"
-        near, classes = ood_score.neighbours, ood_score.classes
-        self.k, self.first, self.has_classes = min(near.k, len(near.index)), ood_score.first, classes is not None
+        near = ood_score.neighbours
+        classes = ood_score.classes
+        self.k = min(near.k, len(near.index))
+        self.first = ood_score.first
+        self.has_classes = classes is not None
         small = dict(averages_gain=ood_score.gain, averages_shift=ood_score.shift, centre=ood_score.centre,
             spread=ood_score.spread)
         large = dict(map=near.map, index=near.index.T)
@@ -100,7 +106,8 @@ class DeployedModel(nn.Module):
         averages = features[:, self.first:]*self.averages_gain + self.averages_shift
         length = (averages*averages).sum(1, keepdim=True).sqrt().clamp(min=1e-6)
         near = (averages @ self.map.float()/length) @ self.index.float()
-        distances, overlaps = [1 - near.topk(self.k, dim=1).values.mean(1)], []
+        distances = [1 - near.topk(self.k, dim=1).values.mean(1)]
+        overlaps = []
         if self.has_classes:
             logits = averages @ self.class_weight.float()*self.class_scale + self.class_bias
             overlaps = [logits.softmax(1).sqrt() @ self.usual.float()]
@@ -184,7 +191,9 @@ def verify_bundle(
     classifier = Classifier(bundle)
     if not (files := validation_files(learn.dls) if files is None else find_images(files)):
         raise ExportError('`files` is empty; at least one image is needed to check the bundle')
-    temperature, min_side, worst = classifier.bundle.temperature, dls_settings(learn.dls)['min_side'], 0.
+    temperature = classifier.bundle.temperature
+    min_side = dls_settings(learn.dls)['min_side']
+    worst = 0.
     known = _said(seen, temperature) if seen is not None and min_side else {}
     for start in progress(range(0, len(files), 16), 'comparing', unit='batch'):
         some = files[start:start + 16]
@@ -260,7 +269,8 @@ def bundle_metrics(
     expect('held', held, Evaluation)
     if not len(held): return {}
     held = with_temperature(held, temperature)
-    calibration, slices = calibration_error(held), slice_errors(held, image_metadata(held))
+    calibration = calibration_error(held)
+    slices = slice_errors(held, image_metadata(held))
     rows = slices[slices.verdict != 'nothing to compare'][['by', 'slice', 'n', 'wrong', 'error', 'low', 'high',
             'verdict']]
     return plain_values(dict(error_rate_of(held), log_loss=log_loss_of(held), calibration_error=calibration['error'],
@@ -301,7 +311,8 @@ def export_bundle(
     files = _to_compare(learn, files, max_check)
     seen, notes = own_answers(learn, seen, ood_score is True, threads)
     far = _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score, threads)
-    model, table = onnx_model(learn.model, metadata.size, metadata.mean, metadata.std, metadata.temperature, far), b''
+    model = onnx_model(learn.model, metadata.size, metadata.mean, metadata.std, metadata.temperature, far)
+    table = b''
     if weights: table, metadata.weights = learner_weights(learn)
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f'.{dest.name}-') as aside:
@@ -328,7 +339,8 @@ def _to_compare(learn, files, max_check):
 
 def _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score, threads):
     "Temperature, metrics and OOD score into the metadata; the last is returned for the model"
-    held, fit = seen.only('valid') if seen is not None else None, {}
+    held = seen.only('valid') if seen is not None else None
+    fit = {}
     if held is not None and temperature is None:
         metadata.temperature, fit = choose_temperature(held_out_answers(learn, seen, threads=threads))
     if held is not None and metrics is None: metadata.metrics = bundle_metrics(held, metadata.temperature)
@@ -367,7 +379,8 @@ def trained_smallest(
 ) -> int:                # Shorter side in pixels; 32 where the training images are no files
     "Below which size an image is too small for a model, from what it was trained on"
     expect('dls', dls, DataLoaders)
-    files, sides = dataset_files(dls.train_ds), []
+    files = dataset_files(dls.train_ds)
+    sides = []
     for file in files[::-(-len(files)//max_n) or 1]:
         with suppress(ImageError, OSError): sides.append(min(image_size(file)))
     return min(smallest_side(sides), int(np.quantile(sides, .01))) if sides else 32

@@ -122,7 +122,8 @@ def held_out_answers(
     "The Learner's answers on its validation images; after `fit_fast`, also those of heads that have not seen a part of the training images"
     expect('learn', learn, Learner)
     expect('seen', seen, Evaluation)
-    held, inside = seen.only('valid'), seen.only('train')
+    held = seen.only('valid')
+    inside = seen.only('train')
     if not can_cross_fit(learn) or len(inside) < 20: return held
     inside = at_most(inside, max_n)
     groups, _ = image_sources(inside.table.file, body_averages(learn, inside), inside.targets)

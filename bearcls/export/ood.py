@@ -48,7 +48,8 @@ def auroc(
     strangers: Sequence[float],  # Values of images unlike them
 ) -> float:                      # 0 to 1; ties count half; nan if either is empty
     "The probability that a stranger has a larger value than a known image"
-    known, strangers = np.sort(np.asarray(known, float)), np.asarray(strangers, float)
+    known = np.sort(np.asarray(known, float))
+    strangers = np.asarray(strangers, float)
     if not len(known) or not len(strangers): return math.nan
     return float((np.searchsorted(known, strangers, 'left')
             + np.searchsorted(known, strangers, 'right')).mean()/(2*len(known)))
@@ -101,7 +102,8 @@ def find_neighbours(
     seed: int = 0,           # Decides which images are kept where there are more
 ) -> Neighbours:             # Ready to compare
     "Choose directions and images to compare with"
-    rng, rows = np.random.default_rng(seed), _unit(averages)
+    rng = np.random.default_rng(seed)
+    rows = _unit(averages)
     kept = _evenly(targets, len(rows), max_n, rng)
     directions = _directions(rows[rng.permutation(len(rows))[:1000]], n_directions)
     return Neighbours(directions, rows[kept] @ directions, k)
@@ -116,7 +118,8 @@ def _directions(rows, n):
 
 def _evenly(targets, n, max_n, rng):
     "Positions of at most `max_n` images, from all labels alike"
-    order, turn = rng.permutation(n), np.arange(n)
+    order = rng.permutation(n)
+    turn = np.arange(n)
     if targets is not None:
         labels = np.asarray(targets)[order]
         for label in np.unique(labels): turn[labels == label] = np.arange((labels == label).sum())
@@ -172,7 +175,8 @@ def find_classes(
 ) -> UsualClasses:           # What it says about them
     "Keep the usual answer of a classifier for each label"
     expect('head', head, ClassHead)
-    roots, targets = head.roots(averages), np.asarray(targets)
+    roots = head.roots(averages)
+    targets = np.asarray(targets)
     return UsualClasses(head, np.stack([roots[targets == t].mean(0) for t in np.unique(targets)]).astype(np.float32))
 
 # %% ../../nbs/export/02_ood.ipynb #8a09f640
@@ -241,7 +245,10 @@ def find_groups(
 ) -> np.ndarray:             # (images,) number of the group of each
     "Divide the images of each label into groups of images that look alike"
     from sklearn.cluster import KMeans
-    rows, targets, groups, n = _unit(averages), np.asarray(targets), np.zeros(len(averages), int), 0
+    rows = _unit(averages)
+    targets = np.asarray(targets)
+    groups = np.zeros(len(averages), int)
+    n = 0
     each = max(5, round(n_groups/max(1, len(np.unique(targets)))))
     for t in np.unique(targets):
         mine = np.flatnonzero(targets == t)
@@ -257,12 +264,15 @@ def deal_groups(
     seed: int = 0,           # Decides which groups come together
 ) -> np.ndarray:             # (images,) 0 to n_folds - 1
     "Deal whole groups into folds, so that each fold gets as much of every label as can be"
-    groups, targets = np.unique(groups, return_inverse=True)[1], np.unique(targets, return_inverse=True)[1]
+    groups = np.unique(groups, return_inverse=True)[1]
+    targets = np.unique(targets, return_inverse=True)[1]
     counts = np.zeros((groups.max() + 1, targets.max() + 1))
     np.add.at(counts, (groups, targets), 1)
     order = np.random.default_rng(seed).permutation(len(counts))
     order = order[np.argsort(-counts.sum(1)[order], kind='stable')]
-    filled, fold_of, share = np.zeros((n_folds, counts.shape[1])), np.zeros(len(counts), int), counts.sum(0)
+    filled = np.zeros((n_folds, counts.shape[1]))
+    fold_of = np.zeros(len(counts), int)
+    share = counts.sum(0)
     for g in order:
         crowded = (filled*counts[g]/share**2).sum(1)  # how much of this group's labels each fold has
         fold_of[g] = np.lexsort((filled.sum(1), crowded))[0]
@@ -295,7 +305,8 @@ def _scale(distances):
 
 def _leave_labels_out(averages, targets, folds, held, head, how, max_labels=10):
     "By label: distances of the other labels' held-back images, and of its own as strangers, by fits that have not seen it"
-    found, labels = {}, np.unique(targets)
+    found = {}
+    labels = np.unique(targets)
     if len(labels) < 2: return found
     for t in labels[np.linspace(0, len(labels) - 1, min(len(labels), max_labels)).round().astype(int)]:
         known = targets != t
@@ -342,7 +353,8 @@ def fit_ood_score(
     ood_threshold([0.], false_positive_rate)  # refuses an impossible share
     targets, head = (np.zeros(len(x), int), None) if targets is None else (np.asarray(targets), head)
     some = _evenly(targets, len(x), max_fit, np.random.default_rng(seed))
-    x, targets = x[some], targets[some]
+    x = x[some]
+    targets = targets[some]
     held = np.ones(len(x), bool) if held is None else np.asarray(held, bool)[some]
     if not held.any():
         raise DataError('A threshold is chosen by images that were held back from the training; got none')
@@ -350,7 +362,8 @@ def fit_ood_score(
     a = x[:, first:]*gain + shift
     groups = find_groups(a, targets, seed=seed) if groups is None else np.asarray(groups)[some]
     if len(np.unique(groups)) < 2: groups, grouped_by = np.arange(len(x)), 'single images'
-    folds, how = deal_groups(groups, targets, 5, seed), dict(k=k, max_n=max_n, n_directions=n_directions, seed=seed)
+    folds = deal_groups(groups, targets, 5, seed)
+    how = dict(k=k, max_n=max_n, n_directions=n_directions, seed=seed)
     given = a, targets, folds, held
     tried = _leave_labels_out(*given, head, how)
     ways = [(h, _told_apart(tried, n, false_positive_rate)) for n, h in ((1, None), (2, head)) if n == 1 or head]
@@ -394,11 +407,14 @@ def held_out_scores(
 ) -> tuple[np.ndarray, np.ndarray | None]:  # (asked,) scores; (asked, labels) overlaps with the usual ImageNet classes, None without these
     "Scores of images by fits without their fold"
     expect('fitted', fitted, OODScore)
-    averages, some, targets = fitted.averages(features), fitted.averages(asked), np.asarray(targets)
+    averages = fitted.averages(features)
+    some = fitted.averages(asked)
+    targets = np.asarray(targets)
     head = fitted.classes.head if fitted.classes else None
     near = fitted.neighbours
     how = dict(k=near.k, max_n=len(near.index), n_directions=near.map.shape[1])
-    scores, overlaps = np.zeros(len(some), np.float32), np.zeros((len(some), n_labels), np.float32)
+    scores = np.zeros(len(some), np.float32)
+    overlaps = np.zeros((len(some), n_labels), np.float32)
     for mine, fit, known in _by_fold(averages, targets, folds, asked_folds, head, how):
         scores[mine] = ((_distances(some[mine], *fit) - fitted.centre)/fitted.spread).max(1)
         if head: overlaps[np.ix_(mine, known)] = fit[1].overlaps(some[mine])

@@ -72,7 +72,8 @@ def motion_blur(
 ) -> Image.Image:              # Blurred in one direction
     "The camera or the bear moved"
     far, angle, (w, h), n = length*min(image.size)/2, rng.uniform(0, math.pi), image.size, 24
-    edge, total = math.ceil(far), np.zeros((h, w, 3), np.uint16)
+    edge = math.ceil(far)
+    total = np.zeros((h, w, 3), np.uint16)
     wide = np.pad(np.asarray(image), ((edge, edge), (edge, edge), (0, 0)), 'edge')  # what nothing came from goes on as the edge
     for t in np.linspace(-far, far, n):
         x, y = edge + round(t*math.cos(angle)), edge + round(t*math.sin(angle))
@@ -98,8 +99,10 @@ def rain(
 ) -> Image.Image:              # Streaks and a veil of grey
     "Rain before the lens"
     (w, h), side = image.size, min(image.size)
-    streaks, wind = Image.new('L', image.size), rng.uniform(-.35, .35)
-    pen, n = ImageDraw.Draw(streaks), int(n_streaks)
+    streaks = Image.new('L', image.size)
+    wind = rng.uniform(-.35, .35)
+    pen = ImageDraw.Draw(streaks)
+    n = int(n_streaks)
     for x, y, length, light in zip(rng.uniform(-.2, 1.2, n)*w, rng.uniform(-.2, 1, n)*h, rng.uniform(.04, .14, n)*side,
         rng.uniform(90, 220, n)):
         pen.line((x, y, x + wind*length, y + length), fill=int(light), width=max(1, side//160))
@@ -115,13 +118,18 @@ def occlusion(
 ) -> Image.Image:              # Partly behind leaves
     "Leaves in front of the bear"
     (w, h), side = image.size, min(image.size)
-    hidden, leaves = Image.new('L', image.size), image.copy()
+    hidden = Image.new('L', image.size)
+    leaves = image.copy()
     pens = ImageDraw.Draw(hidden), ImageDraw.Draw(leaves)
     for _ in range(1000):
         if np.asarray(hidden.reduce(4)).mean() >= 255*share: break
-        x, y, angle, length = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(0, math.pi), rng.uniform(.12, .3)*side
+        x = rng.uniform(0, w)
+        y = rng.uniform(0, h)
+        angle = rng.uniform(0, math.pi)
+        length = rng.uniform(.12, .3)*side
         t = np.linspace(0, 2*math.pi, 24)
-        u, v = .5*length*np.cos(t), .16*length*np.sin(t)*np.sin(t/2)*1.6
+        u = .5*length*np.cos(t)
+        v = .16*length*np.sin(t)*np.sin(t/2)*1.6
         leaf = list(zip((x + u*math.cos(angle) - v*math.sin(angle)).tolist(),
                 (y + u*math.sin(angle) + v*math.cos(angle)).tolist()))
         pens[0].polygon(leaf, fill=255)
@@ -201,8 +209,8 @@ def show_corruptions(
     side: int = 112,                         # Longer side of a thumbnail, in pixels
 ) -> Html:                                   # A gallery that begins with the image as it is
     "One image under all corruptions"
-    image, views = reduced_to(load_image(image), 2*side), [(k, s)
-        for k in _several(corruptions if kinds is None else kinds) for s in _several(strengths)]
+    image = reduced_to(load_image(image), 2*side)
+    views = [(k, s) for k in _several(corruptions if kinds is None else kinds) for s in _several(strengths)]
     return gallery([image, *(apply_corruption(image, k, s) for k, s in views)],
         ['as it is', *(f'{k}, {_level_words(k, s)}' for k, s in views)], side, len(views) + 1)
 
@@ -240,7 +248,8 @@ def evaluate_robustness(
     if not isinstance(path, (str, os.PathLike)): path = expect_all('path', path)
     expect('classifier', classifier, str, os.PathLike, Classifier)
     classifier = classifier if isinstance(classifier, Classifier) else Classifier(classifier)
-    kinds, strengths = _several(corruptions if kinds is None else kinds), _several(strengths)
+    kinds = _several(corruptions if kinds is None else kinds)
+    strengths = _several(strengths)
     for kind in kinds:
         for strength in strengths: apply_corruption(Image.new('RGB', (8, 8)), kind, strength)  # refuses before anything is opened
     images, labels = _robustness_images(classifier, path, max_n, seed)
@@ -256,11 +265,14 @@ def _robustness_images(classifier, path, max_n, seed):
     files, label_of = (folder.files, folder.label_of) if folder else ([Path(f) for f in path], lambda f: f.parent.name)
     files = [f for f in files if label_of(f) in classifier.labels]
     if not files: raise DataError(f'`path` holds no images in folders named {", ".join(classifier.labels[:10])}')
-    rng, turns = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    turns = {}
     order = [files[i] for i in rng.permutation(len(files))]
     queue = sorted(order,
         key=lambda f: turns.update({label_of(f): turns.get(label_of(f), 0) + 1}) or turns[label_of(f)])
-    images, labels, side = [], [], round(1.25*min(classifier.bundle.size))
+    images = []
+    labels = []
+    side = round(1.25*min(classifier.bundle.size))
     for f in queue:
         if len(images) == max_n: break
         try:
@@ -276,9 +288,11 @@ def _robustness_row(classifier, images, labels, kind, strength, seed):
     "One kind in one strength"
     corrupted = (apply_corruption(p, kind, strength, (seed, i)) if strength else p for i, p in enumerate(images))
     answers = [row.prediction for row in classifier.predict_batch(corrupted)]
-    wrong, trusted = np.array([a.label != label for a, label in zip(answers, labels)]), np.array([a.trusted
-            for a in answers])
-    n, n_trusted, bad = len(answers), int(trusted.sum()), int((wrong & trusted).sum())
+    wrong = np.array([a.label != label for a, label in zip(answers, labels)])
+    trusted = np.array([a.trusted for a in answers])
+    n = len(answers)
+    n_trusted = int(trusted.sum())
+    bad = int((wrong & trusted).sum())
     low, high = wilson(int(wrong.sum()), n)
     return dict(kind=kind, strength=strength, level=_level_words(kind, strength) if strength else '', n=n,
         wrong=int(wrong.sum()), error=wrong.mean(), low=low, high=high,
@@ -310,12 +324,14 @@ def trust_on_corruptions(
 ) -> dict[str, Any]:      # correlation, error and trusted_error over all corrupted images, trusted (share), harmful: (kind, strength) of ways in which trusted answers are wrong clearly more often than uncorrupted ones
     "Does trust fall where errors rise?"
     expect('table', table, pd.DataFrame)
-    rest, first = table[table.strength > 0], table.iloc[0]
+    rest = table[table.strength > 0]
+    first = table.iloc[0]
     if not len(rest): raise DataError('`table` has no corrupted images')
     ranks = table[['error', 'trusted']].rank()
     correlation = (float(ranks.error.corr(ranks.trusted)) if table.error.nunique() > 1
         and table.trusted.nunique() > 1 else math.nan)
-    bad, n_trusted = int(round((rest.trusted_error.fillna(0)*rest.n_trusted).sum())), int(rest.n_trusted.sum())
+    bad = int(round((rest.trusted_error.fillna(0)*rest.n_trusted).sum()))
+    n_trusted = int(rest.n_trusted.sum())
     lows = [wilson(int(round(r.trusted_error*r.n_trusted)), r.n_trusted)[0] if r.n_trusted else 0
         for r in rest.itertuples()]
     limit = first.trusted_high if first.n_trusted else 1.
@@ -368,7 +384,8 @@ def robustness_words(
 ) -> str:                 # For a report or a card
     "What the table says, in sentences"
     expect('table', table, pd.DataFrame)
-    first, t = table.iloc[0], trust_on_corruptions(table)
+    first = table.iloc[0]
+    t = trust_on_corruptions(table)
     worst = table[table.strength > 0].sort_values('error', ascending=False, kind='stable').iloc[0]
     words = (f'On {first.n} images {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under '
         f'{table.kind.nunique() - 1} corruptions; the worst is {worst.kind} ({worst.level}) with {worst.error:.0%}. '

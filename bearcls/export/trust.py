@@ -58,7 +58,8 @@ def answer_copies(
 
 def _answer(classifier, i, file, n_copies, seed):
     "Rows of one file: position, kind, lightness, logits, features"
-    bundle, rng = classifier.bundle, np.random.default_rng((seed, i))
+    bundle = classifier.bundle
+    rng = np.random.default_rng((seed, i))
     try:
         image = reduced_to(load_image(file, bundle.min_side), round(1.25*min(bundle.size)))
         drawn = [(str(rng.choice(list(corruptions))), int(rng.integers(1, 4))) for _ in range(n_copies)]
@@ -76,17 +77,20 @@ def fit_confidence(
     right: np.ndarray,                   # (answers,) is the answer right?
 ) -> dict[str, Any]:                     # `evidence` with mean, spread and weight by name, and `bias`; for `confidence_of`
     "Logistic regression, held back by a prior that the confidence is the probability"
-    names, right = list(evidence), np.asarray(right, float)
+    names = list(evidence)
+    right = np.asarray(right, float)
     if not len(right): raise DataError('Confidence is fitted to answers; got none')
     x = np.stack([np.asarray(evidence[name], float) for name in names], 1)
-    mean, spread = x.mean(0), np.maximum(x.std(0), 1e-3)
+    mean = x.mean(0)
+    spread = np.maximum(x.std(0), 1e-3)
     z = np.c_[(x - mean)/spread, np.ones(len(x))]
     start = np.zeros(len(names) + 1)
     if 'probability' in names:
         k = names.index('probability')
         start[[k, -1]] = spread[k], mean[k]
     def cost(v):
-        total, off = z @ v, v - start
+        total = z @ v
+        off = v - start
         slope = 1/(1 + np.exp(-total)) - right
         return (np.logaddexp(0, total) - right*total).sum() + (off**2).sum()/2, z.T @ slope + off
     bounds = [(None, 0) if name == 'ood_score' else (0, None) for name in names] + [(None, None)]
@@ -141,7 +145,8 @@ def plot_risk(
 ) -> Any:                              # The axes
     "The share of wrong answers among those that are trusted, against the share that is trusted"
     ax = axes_for(ax, 5, 3.4)
-    n, wrong = np.arange(1, len(right) + 1), ~np.asarray(right, bool)
+    n = np.arange(1, len(right) + 1)
+    wrong = ~np.asarray(right, bool)
     for name, score in scores.items():
         order = np.argsort(-score, kind='stable')
         found = auroc(-score[~wrong], -score[wrong])

@@ -32,7 +32,8 @@ def store_as_float16(
     "The same model with its weights stored as float16"
     onnx = optional_import('onnx', purpose='Making a smaller bundle')
     proto = onnx.load_from_string(model)
-    names, casts = {n for node in proto.graph.node for n in (*node.input, *node.output)}, []
+    names = {n for node in proto.graph.node for n in (*node.input, *node.output)}
+    casts = []
     for tensor in proto.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype != np.float32 or values.size < min_n or np.abs(values).max() > np.finfo(np.float16).max:
@@ -70,7 +71,8 @@ _in_whole_numbers = ['Conv', 'MatMul', 'Gemm', 'Relu', 'MaxPool', 'Concat', 'Add
 
 def _after_features(proto):
     "Names of the nodes that are calculated from the features"
-    known, names = {'features'}, []
+    known = {'features'}
+    names = []
     for node in proto.graph.node:
         if known & set(node.input):
             known |= set(node.output)
@@ -87,7 +89,8 @@ class _silent:
 # %% ../../nbs/export/08_variants.ipynb #86e63bcb
 def _prepared(files, bundle, bs=8):
     "Images as the model sees them, in batches"
-    batch, found = [], 0
+    batch = []
+    found = 0
     for file in progress(files, 'calibrating', unit='img'):
         try:
             batch.append(np.asarray(prepare(load_image(file, bundle.min_side), bundle.size, bundle.method,
@@ -108,7 +111,8 @@ def compare_bundles(
     if not isinstance(files, (str, os.PathLike)): files = expect_all('files', files)
     expect('before', before, str, os.PathLike, Bundle)
     expect('after', after, str, os.PathLike, Bundle)
-    files, sides = find_images(files), [Classifier(b) for b in (before, after)]
+    files = find_images(files)
+    sides = [Classifier(b) for b in (before, after)]
     if sides[0].labels != sides[1].labels:
         raise BundleError('The two bundles have different labels, so their answers cannot be compared')
     rows = [(a.prediction, b.prediction, Path(a.file).parent.name)
@@ -150,7 +154,9 @@ def compress_bundle(
     "A smaller bundle that says itself how differently it answers"
     expect('bundle', bundle, str, os.PathLike)
     expect('dest', dest, str, os.PathLike)
-    dest, source, files = Path(dest), read_bundle(bundle), find_images(files)
+    dest = Path(dest)
+    source = read_bundle(bundle)
+    files = find_images(files)
     if key is not None: read_key(key, secret=True)
     kind = dict(fp16='float16').get(kind, kind)
     if kind not in ('float16', 'int8'): raise ValueError(f'`kind` must be float16 or int8, got {kind!r}')

@@ -66,7 +66,8 @@ _cut_off = 150_000_000  # Numbers that the part of an architecture may have that
 def _at_most(limit) -> Iterator[None]:
     "Stop as soon as more numbers are made than allowed, before they take the memory"
     if limit is None: return (yield)
-    me, total = threading.get_ident(), 0
+    me = threading.get_ident()
+    total = 0
     def count(module, name, parameter):
         nonlocal total
         if parameter is None or threading.get_ident() != me: return
@@ -173,7 +174,8 @@ def learner_from_bundle(
     _fill(network, state, bundle)
     learn = Learner(bundle_dls(bundle) if dls is None else dls, network, loss_func=CrossEntropyLossFlat(),
         metrics=error_rate, splitter=_splitter(bundle, model))
-    learn.arch, learn.temperature = bundle.arch, bundle.temperature
+    learn.arch = bundle.arch
+    learn.temperature = bundle.temperature
     return learn
 
 def _splitter(bundle, model):

@@ -43,8 +43,13 @@ class FetchError(BearclsError):
         body: bytes = b'',          # Beginning of the error page; an API explains itself there
     ):
         super().__init__(f'{host[:100]}: {why}' if host[:100] not in why else why)
-        self.host, self.why, self.kind, self.status = host, why, kind, status
-        self.retry_after, self.busy, self.body = retry_after, busy, body
+        self.host = host
+        self.why = why
+        self.kind = kind
+        self.status = status
+        self.retry_after = retry_after
+        self.busy = busy
+        self.body = body
 
 # %% ../../nbs/gather/01_addresses.ipynb #222d2d0a
 def hosts_allowed(
@@ -95,7 +100,8 @@ class GuardedResolver(aiohttp.abc.AbstractResolver):
         allow_private: bool | Iterable[str] = False,  # See `hosts_allowed`
         lookup: Callable[..., list] | None = None,    # Asks the name server; None: `socket.getaddrinfo`
     ):
-        self.allow_private, self.lookup = hosts_allowed(allow_private), lookup or socket.getaddrinfo
+        self.allow_private = hosts_allowed(allow_private)
+        self.lookup = lookup or socket.getaddrinfo
         self.pool = ThreadPoolExecutor(32, thread_name_prefix='bearcls-dns')
 
     async def resolve(self,

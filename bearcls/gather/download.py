@@ -50,7 +50,8 @@ def _accept(data):
     if why := costly_build(data): raise ImageError(f'it cannot be decoded: {why}')
     try:
         with _open(data, pixels=False) as header:
-            suffix, n_pixels = _suffixes.get(header.format, f'.{header.format.lower()}'), header.width*header.height
+            suffix = _suffixes.get(header.format, f'.{header.format.lower()}')
+            n_pixels = header.width*header.height
     except UnidentifiedImageError as e: raise ImageError(_what_it_is(data), 'not_an_image') from e
     except FileFlaw as e: raise ImageError(f'it {e}', e.reason) from e
     except Image.DecompressionBombError as e: raise ImageError('it claims more pixels than are accepted', 'bomb') from e
@@ -69,11 +70,14 @@ def _what_it_is(data):
 class _Workplace:
     "The hidden folder of an unfinished run"
     def __init__(self, dest):
-        self.dest, self.path, self.numbers = dest, dest/'.bearcls-download', itertools.count()
+        self.dest = dest
+        self.path = dest/'.bearcls-download'
+        self.numbers = itertools.count()
         if self.path.is_symlink():
             raise DataError(f'{self.path} is a link; files would be written and cleared where it leads')
         self.path.mkdir(parents=True, exist_ok=True)
-        self.file, self.lock = self.path/'journal.jsonl', open(self.path/'lock', 'ab')
+        self.file = self.path/'journal.jsonl'
+        self.lock = open(self.path/'lock', 'ab')
         if hold_file(self.lock): return
         self.lock.close()
         raise DataError(f'Another run is downloading into {dest}; wait until it has ended, or give another folder')
@@ -113,7 +117,8 @@ class _Workplace:
 def _left_over(file, dest):
     "Rows that an interrupted run had settled; neither a line that broke off nor an image that never moved is one"
     if not file.is_file(): return []
-    names, rows = {f.name for f in fields(ImageRow)}, []
+    names = {f.name for f in fields(ImageRow)}
+    rows = []
     for line in file.read_bytes().splitlines():
         try: known = json.loads(line)
         except (ValueError, RecursionError): continue
@@ -193,7 +198,8 @@ def _settle(place, state, result, got, part=None):
 # %% ../../nbs/gather/06_download.ipynb #53d7e4de
 async def _fetch_all(place, state, todo, limits, told, **run):
     "Fetch every result, accept what is an image, settle each as it comes"
-    results, loop = {r.image: r for r in todo}, asyncio.get_running_loop()
+    results = {r.image: r for r in todo}
+    loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(_n_decoders, thread_name_prefix='bearcls-decode') as pool:
         async def settle(url, got):
             if isinstance(got, FetchError) and got.kind == 'stopped': return told(results[url], got.why)
@@ -240,9 +246,10 @@ def _as_results(results):
     "Results with distinct addresses; bare addresses become results"
     if isinstance(results, str): raise DataError('`results` must be a list of results or addresses, got one string')
     found = [r if isinstance(r, SearchResult) else SearchResult(str(r)) for r in results]
-    found, first = [replace(r,
+    found = [replace(r,
             **{k: _storable(v)[:20_001 if k == 'image' else 2_000] for k, v in asdict(r).items() if isinstance(v, str)})
-        for r in found], {}
+        for r in found]
+    first = {}
     for r in found: first.setdefault(r.image, r)
     return list(first.values())
 
@@ -268,7 +275,8 @@ def download_images(
     "Download images into an image folder, with a row for each address; `limits` are further fields of `FetchLimits`"
     if not isinstance(results, str): expect_all('results', results)
     expect('dest', dest, str, os.PathLike)
-    dest, label = Path(dest), _plain_name(label)
+    dest = Path(dest)
+    label = _plain_name(label)
     for name, number in dict(n_connections=n_connections, per_host=per_host,
         enough=1 if enough is None else enough).items():
         if number < 1: raise DataError(f'`{name}` must be at least 1, got {number}')
@@ -285,9 +293,12 @@ def download_images(
 # %% ../../nbs/gather/06_download.ipynb #4d076059
 def _download(place, label, results, limits, enough, **run):
     "Fetch what is not settled; the manifest is written even if the run is stopped"
-    wanted, left = {r.image for r in results}, _left_over(place.file, place.dest)
+    wanted = {r.image for r in results}
+    left = _left_over(place.file, place.dest)
     old = read_manifest(place.dest) + [r for r in left if r.label != label or r.url not in wanted]
-    state, skipped, n = _label_from(old + left, place.dest, label), {}, Counter()
+    state = _label_from(old + left, place.dest, label)
+    skipped = {}
+    n = Counter()
     todo = [r for r in results if r.image not in state.settled]
     place.clear()
     with progress(desc=label, total=len(todo), unit='img') as bar:
@@ -339,7 +350,8 @@ def gather(
     **download: Any,                            # Passed to `download_images` for each label: enough, deadline, respect_robots…
 ) -> list[ImageRow]:                            # A row for each address, and one for each provider that could not answer
     "Search, download and keep what decodes as an image, for several labels; `download` goes to `download_images`, such as `enough`"
-    rows, failures = [], []
+    rows = []
+    failures = []
     for label in labels: _plain_name(label)
     for label, terms in labels.items():
         found = []

@@ -98,7 +98,9 @@ class _Job:
 
     def hear(self):
         now = time.monotonic()
-        self.silence, self.heard, self.answered = max(self.silence, now - self.heard), now, True
+        self.silence = max(self.silence, now - self.heard)
+        self.heard = now
+        self.answered = True
 
 # %% ../../nbs/gather/02_fetch.ipynb #c7b8c63e
 async def _visit(run, job):
@@ -170,8 +172,14 @@ def _words(error, host):
 class _Queue:
     "Jobs by host: at most some of each host at once, hosts in turn"
     def __init__(self, per_host):
-        self.per_host, self.waiting, self.running = per_host, defaultdict(deque), Counter()
-        self.turns, self.paused, self.later, self.order, self.n_waiting = {}, {}, [], itertools.count(), 0
+        self.per_host = per_host
+        self.waiting = defaultdict(deque)
+        self.running = Counter()
+        self.turns = {}
+        self.paused = {}
+        self.later = []
+        self.order = itertools.count()
+        self.n_waiting = 0
 
     def __len__(self): return self.n_waiting
 
@@ -302,7 +310,8 @@ def _follow(job, to, limits):
         if any(value in unquote(to) for value in job.secrets.values()):
             return FetchError(job.host, 'a redirect would carry a key to another host', 'refused')
         job.headers = {k: v for k, v in job.headers.items() if k.lower() not in job.secrets}
-    job.url, job.host = to, _site(to)[1]
+    job.url = to
+    job.host = _site(to)[1]
 
 def _site(address):
     "Scheme, host and port of an address, empty where it cannot be read"
@@ -318,7 +327,8 @@ def _patience(run):
 
 def _watch(run, job):
     "Give up a job that takes too long"
-    now, limits = time.monotonic(), run.limits
+    now = time.monotonic()
+    limits = run.limits
     quiet = now - job.heard
     if job.spent + now - job.started > limits.timeout: why = f'no complete answer within {limits.timeout:g} seconds'
     elif quiet > (limits.idle if run.queue else _patience(run)): why = 'the server fell silent'
@@ -443,7 +453,9 @@ def fetch(
 ) -> Fetched:                                  # The answer, if its status is 200; otherwise `FetchError` is raised
     "The bytes at one address"
     expect('limits', limits, FetchLimits)
-    params, headers, got = {k: str(v) for k, v in (params or {}).items()}, dict(headers or {}), []
+    params = {k: str(v) for k, v in (params or {}).items()}
+    headers = dict(headers or {})
+    got = []
     names = {name.lower() for name in secret}
     secrets = {k.lower(): v for k, v in [*params.items(), *headers.items()] if k.lower() in names}
     async def keep(_, answer): got.append(answer)

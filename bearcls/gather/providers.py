@@ -59,7 +59,9 @@ def collect(
     max_images: int,                                 # Enough
 ) -> SearchResults:                                  # Distinct results, in order; `errors` tells if a page failed
     "Go through pages until there are enough results"
-    found, errors, pages = {}, [], iter(pages)
+    found = {}
+    errors = []
+    pages = iter(pages)
     while len(found) < max_images:
         n_before = len(found)
         try:
@@ -101,7 +103,8 @@ def search_local(
     source: str | os.PathLike,  # Image folder, or JSON file with a list of results
 ) -> SearchResults:             # In the order of the folder or the file
     "Search a folder of images or a file of results"
-    source, wanted = Path(source), _stems(term)
+    source = Path(source)
+    wanted = _stems(term)
     if not source.exists():
         raise SearchError('local', f'there is no folder or file {source}',
             'Pass `source=` the path of an image folder or of a JSON file')
@@ -134,7 +137,8 @@ class _Told:
 
     def request(self, method, url, **options):
         "The answer, or a `FetchError`"
-        host, ddgs_errors = urlsplit(url).hostname, optional_import('ddgs.exceptions', 'ddgs')
+        host = urlsplit(url).hostname
+        ddgs_errors = optional_import('ddgs.exceptions', 'ddgs')
         try: answer = self.client.request(method, url, **options)
         except ddgs_errors.TimeoutException:
             raise FetchError(host, f'{host} did not answer in time', 'silent', busy=True) from None
@@ -218,8 +222,8 @@ def search_duckduckgo(
     client: Any = None,         # Object with the `request` method of ddgs's client; None: that client
 ) -> SearchResults:             # In the provider's order
     "Search DuckDuckGo for images, through ddgs"
-    engine, name = _engine('duckduckgo_images', 'DuckduckgoImages', client), _license_name(license,
-        _duckduckgo_licenses)
+    engine = _engine('duckduckgo_images', 'DuckduckgoImages', client)
+    name = _license_name(license, _duckduckgo_licenses)
     more = {**(filters or {}), **({'license_image': name} if name else {})}
     def page(n):
         text = with_retries(lambda: _ask_duckduckgo(engine, term, region, 'on' if safe else 'off', n, more),
@@ -242,7 +246,8 @@ class _BingPage(HTMLParser):
     "The entries of a page of images"
     def __init__(self, text):
         super().__init__()
-        self.entries, self.near = [], False
+        self.entries = []
+        self.near = False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -273,7 +278,8 @@ def search_bing(
     client: Any = None,          # Object with the `request` method of ddgs's client; None: that client
 ) -> SearchResults:              # In the provider's order
     "Search Bing for images without a key, through ddgs"
-    engine, name = _engine('bing_images', 'BingImages', client), _license_name(license, _bing_licenses)
+    engine = _engine('bing_images', 'BingImages', client)
+    name = _license_name(license, _bing_licenses)
     wanted = ' '.join(f'filterui:{f}' for f in [*filters, *([name] if name else [])])
     more = {'adlt': 'strict' if safe else 'off', **({'qft': wanted} if wanted else {})}
     def page(n):
@@ -316,8 +322,8 @@ def _key_words(error):
 # %% ../../nbs/gather/04_providers.ipynb #1c7124cd
 def _ask_api(provider, url, params, header, name, limits, words):
     "A page of a keyed interface: the whole answer, and the list in it under `name`"
-    params, limits = {k: str(v)
-        for k, v in params.items() if v is not None}, limits or FetchLimits(max_bytes=5_000_000, max_wait=60.0)
+    params = {k: str(v) for k, v in params.items() if v is not None}
+    limits = limits or FetchLimits(max_bytes=5_000_000, max_wait=60.0)
     once = replace(limits, tries=1, max_wait=float('inf'))  # the patience is ours
     data = with_retries(lambda: fetch(url, params=params, headers=header, limits=once, secret=tuple(header)).data,
         provider, limits.tries, 1.0, limits.max_wait, words)
@@ -353,7 +359,8 @@ def search_bing_api(
 ) -> SearchResults:              # In the provider's order
     "Search with Bing's Image Search API, version 7"
     endpoint = (endpoint or os.environ.get('BING_SEARCH_ENDPOINT') or bing_endpoint).rstrip('/')
-    url, words = f'{endpoint}/{version}/images/search', _bing_words if endpoint == bing_endpoint else _key_words
+    url = f'{endpoint}/{version}/images/search'
+    words = _bing_words if endpoint == bing_endpoint else _key_words
     header = {'Ocp-Apim-Subscription-Key': _key('bing_api', 'key', key, _bing_api_keys['key'], _bing_closed)}
     params = dict(q=term, count=min(max_images, 150), safeSearch='Strict' if safe else 'Off',
         license=_license_name(license, _bing_api_licenses), **(filters or {}))

@@ -90,7 +90,9 @@ class SearchError(BearclsError):
         advice: str,    # What to try next, in words
     ):
         super().__init__(f'{provider}: {why}. {advice}')
-        self.provider, self.why, self.advice = provider, why, advice
+        self.provider = provider
+        self.why = why
+        self.advice = advice
 
 
 # %% ../../nbs/gather/03_results.ipynb #8fe01ddb
@@ -104,7 +106,8 @@ class SearchResults(list):
         results = expect_all('results', results)
         expect_all('errors', errors)
         super().__init__(results)
-        self.errors, self.about = list(errors), dict(about or {})
+        self.errors = list(errors)
+        self.about = dict(about or {})
 
     @property
     def table(self) -> Any:
@@ -174,7 +177,8 @@ def fetch_thumbnails(
     "Fetch thumbnails, all at once and 30 seconds at most"
     expect('limits', limits, FetchLimits, None)
     results = expect_all('results', results, SearchResult)
-    results, small = list(results), {}
+    results = list(results)
+    small = {}
     async def keep(address, answer): small[address] = await asyncio.to_thread(_small_image, answer, side)
     wanted = {a: None for r in results if (a := r.thumbnail or r.image).lower().startswith(('http://', 'https://'))}
     limits = limits or FetchLimits(timeout=10.0, max_bytes=5_000_000, tries=1)

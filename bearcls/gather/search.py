@@ -127,7 +127,8 @@ def _no_filter(name):
 def _all_failed(errors):
     "One error for all"
     if len(errors) == 1: return errors[0]
-    whys, advice = [f'{e.provider}: {e.why}' for e in errors], dict.fromkeys(e.advice for e in errors)
+    whys = [f'{e.provider}: {e.why}' for e in errors]
+    advice = dict.fromkeys(e.advice for e in errors)
     return SearchError(', '.join(e.provider for e in errors), f'none of them could answer ({"; ".join(whys)})',
         '. '.join(advice))
 
@@ -143,12 +144,16 @@ def search_images(
     **options: Any,                    # What providers take, such as `source=` for 'local'; for one of several: `google={...}`
 ) -> SearchResults:                    # Distinct results in the order they were found; `errors` tells who failed
     "Search for images; `options` are what providers take, such as `source=` for 'local', or `google={...}` for one of several"
-    term, chain = ' '.join(term.split()), _chain(provider)
+    term = ' '.join(term.split())
+    chain = _chain(provider)
     if not term: raise DataError('`term` is empty; give one or more words to search for')
     if max_images < 1: raise DataError(f'`max_images` must be at least 1, got {max_images}')
     if license is not None and license not in licenses:
         raise DataError(f'`license` must be one of {", ".join(licenses)}, got {license!r}')
-    settings, found, errors, n_failed = _settings(chain, options), {}, [], 0
+    settings = _settings(chain, options)
+    found = {}
+    errors = []
+    n_failed = 0
     for name, function in chain.items():
         if len(found) >= max_images: break
         common = {k: v for k, v in dict(safe=safe, license=license).items() if k in _takes(function)[0]}

@@ -109,7 +109,8 @@ class Bundle:
         return f'{", ".join(self.labels[:-1])} or {self.labels[-1]}?'
 
 # %% ../../nbs/inference/04_bundle.ipynb #8f768680
-format_name, format_version = 'bearcls-bundle', 2
+format_name = 'bearcls-bundle'
+format_version = 2
 colour_rule = 'rgb, upright, transparency on white'  # What `load_image` does
 evidence_names = ('probability', 'second opinion', 'lightness', 'ood_score')  # What `confidence` may be calculated from
 
@@ -152,7 +153,8 @@ def write_bundle(
     "Write the files of a bundle"
     expect('bundle', bundle, Bundle)
     expect('dest', dest, str, os.PathLike)
-    dest, metadata = Path(dest), bundle_json(replace(bundle, card=sha256(card.encode())), sha256(model), len(model))
+    dest = Path(dest)
+    metadata = bundle_json(replace(bundle, card=sha256(card.encode())), sha256(model), len(model))
     _metadata(metadata, f'The bundle for {dest}')
     if bool(weights) != bool(bundle.weights):
         raise BundleError(f'`weights` holds {len(weights):,} bytes, and the metadata say {short_words(bundle.weights)}')
@@ -261,7 +263,10 @@ def read_bundle(
         checked_file(files, model_file, metadata['model'])
         signed = signature_file in files
         if key is not None: _check_signature(files, key)
-    given, trust, norm, model = metadata['input'], metadata['trust'], metadata['normalisation'], metadata['model']
+    given = metadata['input']
+    trust = metadata['trust']
+    norm = metadata['normalisation']
+    model = metadata['model']
     return Bundle(metadata['labels'], (given['width'], given['height']), given['method'], given['pad_mode'],
         given['min_side'], norm['mean'],
         norm['std'], metadata['temperature'], trust['threshold'], trust['smallest'], trust['ood_score'],
@@ -272,7 +277,8 @@ def read_bundle(
 def _read_json(files):
     "What `bundle.json` holds, whatever it is"
     if metadata_file not in files: raise BundleError(f'{files.path} is no bundle: it has no {metadata_file}')
-    file, content = files.path/metadata_file, file_content(files, metadata_file, 1 << 22)
+    file = files.path/metadata_file
+    content = file_content(files, metadata_file, 1 << 22)
     def refuse(word): raise ValueError(f'{word} is no number of JSON')
     def load(hook=None): return json.loads(content.decode('utf-8'), parse_constant=refuse, object_hook=hook)
     try:
@@ -356,7 +362,8 @@ def sign_bundle(
     "Sign a bundle; an earlier signature is replaced"
     expect('path', path, str, os.PathLike)
     expect('key', key, str, os.PathLike)
-    path, secret = Path(path), read_key(key, secret=True)
+    path = Path(path)
+    secret = read_key(key, secret=True)
     read_bundle(path)
     files = _all_files(path)
     note = dict(format='bearcls-signature', algorithm='Ed25519', key=public_key(secret).hex(),

@@ -39,7 +39,8 @@ def execution_provider_names(
 ) -> list[str]:                      # Names of ONNX Runtime, with the CPU as the last
     "What `execution_providers` means; an error says what to install, or what may be said"
     ort = optional_import('onnxruntime', purpose='Classifier')
-    names, there = [], ort.get_available_providers()
+    names = []
+    there = ort.get_available_providers()
     for given in [execution_providers] if isinstance(execution_providers, str) else execution_providers:
         name, package = execution_providers_known.get(str(given).lower(), (given, ''))
         if not package and name not in ort.get_all_providers():
@@ -73,10 +74,14 @@ class Classifier:
         expect('bundle', bundle, str, os.PathLike, Bundle)
         if threads is not None and threads < 1: raise ValueError(f'`threads` must be at least 1, got {threads}')
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-        self.allow_url, self.allow_private, self.max_pixels = allow_url, allow_private, max_pixels
-        self.threads, self.execution_providers = threads or usable_cores(), execution_provider_names(execution_providers)
-        self.session, self._lean, self._lock = _session(self.bundle, self.threads,
-            self.execution_providers), None, threading.Lock()
+        self.allow_url = allow_url
+        self.allow_private = allow_private
+        self.max_pixels = max_pixels
+        self.threads = threads or usable_cores()
+        self.execution_providers = execution_provider_names(execution_providers)
+        self.session = _session(self.bundle, self.threads, self.execution_providers)
+        self._lean = None
+        self._lock = threading.Lock()
         self.outputs = [o.name for o in self.session.get_outputs() if _first_outputs.get(o.name, o.name) in _outputs]
         self._asked_threads = threads
 
@@ -95,7 +100,9 @@ def _session(bundle, threads, wanted):
     "The model in ONNX Runtime, checked against the metadata"
     import onnxruntime as ort
     options = ort.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 4, threads, 1
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     options.add_session_config_entry('session.load_model_format', 'ONNX')  # what was checked, not what else the bytes could mean
     options.add_session_config_entry('session.force_spinning_stop', '1')
     options.add_session_config_entry('session.use_env_allocators', '1')
@@ -125,7 +132,8 @@ def _session(bundle, threads, wanted):
             raise BundleError(f'{where} gives {short_words(outputs)}; the metadata promises `{output}` as evidence')
     return session
 
-_bounded, _bounding = [], threading.Lock()
+_bounded = []
+_bounding = threading.Lock()
 max_memory = 2 << 30  # Bytes that the models of a process may use for intermediate results, together
 
 def _bound_memory(ort):
@@ -194,7 +202,8 @@ def _are_answers(out, n, n_labels):
     if not all(isinstance(v, np.ndarray) and v.dtype.kind == 'f' and v.shape[:1] == (n,) for v in out.values()):
         return False
     p = out['probabilities']
-    far, second = out.get('ood_score', p[:, 0]), out.get('second_opinion', p)
+    far = out.get('ood_score', p[:, 0])
+    second = out.get('second_opinion', p)
     if far.shape != (n,) or any(values.shape != (n, n_labels) for values in (p, out['logits'], second)): return False
     return bool(np.isfinite(far).all() and np.isfinite(second).all() and (p >= 0).all()
         and (abs(p.sum(1) - 1) < .01).all())
@@ -229,7 +238,8 @@ def _answer(self, values, size, light, unlike, overlaps):
     order = np.argsort(-values, kind='stable')
     probabilities = {self.labels[i]: float(values[i]) for i in order}
     unlike = None if unlike is None else float(unlike)
-    label, known = next(iter(probabilities)), self.bundle.confidence
+    label = next(iter(probabilities))
+    known = self.bundle.confidence
     sure = look_at(known, values, light, unlike, overlaps) if known else None
     reason = judge(self.bundle, probabilities, size, light, unlike, sure)
     return Prediction(label, probabilities[label], probabilities, unlike, not reason, reason,
@@ -271,8 +281,9 @@ def _stream(self, sources, bs, n_workers):
     "Rows, while a pool of threads is at work on at most two batches for each of them"
     from concurrent.futures import ThreadPoolExecutor
     named = ((_name(source, i), source) for i, source in enumerate(sources, 1))
-    pool, waiting, session = ThreadPoolExecutor(n_workers,
-        thread_name_prefix='bearcls'), deque(), self._session_for(n_workers)
+    pool = ThreadPoolExecutor(n_workers, thread_name_prefix='bearcls')
+    waiting = deque()
+    session = self._session_for(n_workers)
     ahead = 2*n_workers if n_workers > 1 else 0
     try:
         while batch := list(islice(named, bs)):
@@ -367,7 +378,10 @@ def features(self,
     def opened(file):
         try: return file, self._open(file)[1]
         except ImageError as e: return file, str(e).replace(str(file), 'the file')
-    good, failed, answers, waiting = [], [], [], []
+    good = []
+    failed = []
+    answers = []
+    waiting = []
     for file, pixels in progress(in_order(opened, files), 'predicting', len(files), 'img'):
         if isinstance(pixels, str):
             failed.append((file, pixels))

@@ -16,7 +16,11 @@ from typing import Any
 from ..core import BearclsError, atomic_write, short_words
 
 # %% ../../nbs/inference/01_files.ipynb #ded464a8
-model_file, metadata_file, card_file, weights_file, signature_file = 'model.onnx', 'bundle.json', 'README.md', 'weights.safetensors', 'bundle.sig'
+model_file = 'model.onnx'
+metadata_file = 'bundle.json'
+card_file = 'README.md'
+weights_file = 'weights.safetensors'
+signature_file = 'bundle.sig'
 bundle_names = (metadata_file, card_file, signature_file, weights_file, model_file)  # All that a bundle may consist of
 
 class BundleError(BearclsError, ValueError):
@@ -131,7 +135,8 @@ def checked_file(
     if (size := files.size(name)) != stated['bytes']:
         raise BundleError(f'{files.path/name} has {size:,} bytes, {stated["bytes"]:,} are expected: the copy is not '
             'complete')
-    digest, blocks = hashlib.sha256(), []
+    digest = hashlib.sha256()
+    blocks = []
     with files.open(name) as f:
         if keep: blocks = [f.read(size)]
         for block in blocks or iter(lambda: f.read(1 << 20), b''): digest.update(block)

@@ -24,15 +24,18 @@ def record_fields(
 ) -> Iterator[tuple[int, int | memoryview]]:  # Number and value of each field
     "The fields of a record of Protocol Buffers"
     if isinstance(data, int): raise OnnxFileError('its records are not those of ONNX')
-    at, end = 0, len(data)
+    at = 0
+    end = len(data)
     while at < end:
         key, at = _whole_number(data, at)
-        kind, number = key & 7, key >> 3
+        kind = key & 7
+        number = key >> 3
         if kind == 0: value, at = _whole_number(data, at)
         elif kind in (1, 2, 5):
             length, at = _whole_number(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
             if length > end - at: raise OnnxFileError('a record ends before its content does')
-            value, at = data[at:at + length], at + length
+            value = data[at:at + length]
+            at = at + length
         else: raise OnnxFileError('a record holds a field of no known kind')
         if not number: raise OnnxFileError('a record holds a field without a number')
         yield number, value
@@ -42,7 +45,8 @@ def _whole_number(data, at):
     value = 0
     for i in range(10):
         if at >= len(data): raise OnnxFileError('a record ends before its content does')
-        byte, at = data[at], at + 1
+        byte = data[at]
+        at = at + 1
         value |= (byte & 127) << 7*i
         if byte < 128: return value & (1 << 64) - 1, at
     raise OnnxFileError('a number in a record has no end')
@@ -134,7 +138,9 @@ def _word(value):
 # %% ../../nbs/inference/03_onnxfile.ipynb #4a3f1b5e
 def _tensor(record, found):
     "Numbers with a shape, all of them in the file"
-    shape, kind, raw = [], 0, None
+    shape = []
+    kind = 0
+    raw = None
     for number, value in record_fields(record):
         if number == 13 or number == 14 and value: raise OnnxFileError('its weights lie in another file')
         if number == 1: shape += _packed(value)
@@ -153,7 +159,8 @@ def _tensor(record, found):
 def _packed(value):
     "Whole numbers: one, or several in a row"
     if isinstance(value, int): return [value]
-    numbers, at = [], 0
+    numbers = []
+    at = 0
     while at < len(value):
         number, at = _whole_number(value, at)
         numbers.append(number)

@@ -75,7 +75,8 @@ def evidence_of(
     overlaps: np.ndarray | None = None,     # (images, labels) how well each label fits the network's first classifier, 0 to 1; None likewise
 ) -> dict[str, np.ndarray]:                 # (images,) for each name in `evidence_names` that is known
     "What speaks for each answer, and against it"
-    rows, best = np.arange(len(probabilities)), probabilities.argmax(1)
+    rows = np.arange(len(probabilities))
+    best = probabilities.argmax(1)
     p = np.clip(probabilities[rows, best].astype(float), 1e-6, 1 - 1e-6)
     found = {'probability': np.log(p) - np.log1p(-p)}
     if overlaps is not None: found['second opinion'] = _preference(overlaps, best)
@@ -124,12 +125,14 @@ def look_at(
 ) -> Confidence:                          # Of this one answer
     "The same as `confidence_of` for one answer, without the cost of arrays"
     expect('fitted', fitted, Mapping)
-    best, other = int(probabilities.argmax()), None
+    best = int(probabilities.argmax())
+    other = None
     p = min(max(float(probabilities[best]), 1e-6), 1 - 1e-6)
     evidence = {'probability': math.log(p) - math.log1p(-p), 'lightness': light/255}
     if ood_score is not None: evidence['ood_score'] = min(max(ood_score, -1), 6)
     if overlaps is not None:
-        preferred, own = int(overlaps.argmax()), float(overlaps[best])
+        preferred = int(overlaps.argmax())
+        own = float(overlaps[best])
         if preferred != best: other = preferred
         rest = np.delete(overlaps, best).max() if other is None else overlaps[other]
         evidence['second opinion'] = math.log(max(own, 1e-6)) - math.log(max(float(rest), 1e-6))
@@ -144,7 +147,8 @@ def confidence_words(
     measured: Mapping,  # A bundle's `confidence`
 ) -> str:               # Two sentences, without a full stop at the end
     "What trust is worth, in words"
-    m, sources = measured, measured.get('grouped_by') or 'sources'
+    m = measured
+    sources = measured.get('grouped_by') or 'sources'
     def share(name): return f'{m[name]:.1%}' if isinstance(m.get(name), (int, float)) else 'an unknown share'
     copies, images, groups = (m.get(name) if isinstance(m.get(name), int) else 0
         for name in ('copies', 'images', 'groups'))

@@ -26,7 +26,9 @@ def tally(
 ) -> list[dict[str, Any]]:          # label, images, trusted, ask; the most frequent first, and last, if there are any, rows for files that failed and for those that hold no image
     "How many images got each label, and how many of these answers may be used"
     rows = expect_all('rows', rows, PredictionRow)
-    counts, failed, skipped = {}, 0, 0
+    counts = {}
+    failed = 0
+    skipped = 0
     for r in rows:
         if r.status == 'skipped': skipped += 1
         elif (p := r.prediction) is None: failed += 1
@@ -82,12 +84,14 @@ def write_predictions(
     dest = Path(dest)
     writer = _writers.get(dest.suffix.lower())
     if writer is None: raise ValueError(f'`dest` must end in {", ".join(_writers)}; got {dest.name!r}')
-    rows, held = iter(rows), []
+    rows = iter(rows)
+    held = []
     while labels is None:
         if (row := next(rows, None)) is None: break
         held.append(row)
         if row.prediction: labels = row.prediction.probabilities
-    n, columns = 0, [*_first_columns, *(f'p_{label}' for label in sorted(labels or ()))]
+    n = 0
+    columns = [*_first_columns, *(f'p_{label}' for label in sorted(labels or ()))]
     with writer(dest, columns) as put:
         for n, row in enumerate(chain(held, rows), 1): put(row.as_dict())
     return n
@@ -115,7 +119,8 @@ def _parquet(dest, columns, n=4096):
     pa = optional_import('pyarrow', purpose='Writing Parquet')
     import pyarrow.parquet as pq
     kinds = {**dict.fromkeys(('file', 'status', 'label', 'reason'), pa.string()), 'trusted': pa.bool_()}
-    schema, waiting = pa.schema([(c, kinds.get(c, pa.float64())) for c in columns]), []
+    schema = pa.schema([(c, kinds.get(c, pa.float64())) for c in columns])
+    waiting = []
     with atomic_write(dest) as f, pq.ParquetWriter(f, schema) as out:
         def flush():
             out.write_table(pa.table({c: [_plain(r.get(c)) for r in waiting] for c in columns}, schema))

@@ -21,7 +21,9 @@ def fetch_image(
 ) -> bytes:                      # What the server sent; it need not be an image
     "Fetch one file from the web, within limits; an `ImageError` says why not. Proxies are not used"
     import http.client, time, urllib.request
-    end, data, connections = time.monotonic() + timeout, bytearray(), []
+    end = time.monotonic() + timeout
+    data = bytearray()
+    connections = []
     clock = threading.Timer(timeout, _cut, [connections])
     try:
         clock.start()

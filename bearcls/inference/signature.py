@@ -21,9 +21,14 @@ _root = pow(2, (_p - 1)//4, _p)                        # Its square is -1
 def _add(a, b):
     "The sum of two points"
     (x1, y1, z1, t1), (x2, y2, z2, t2) = a, b
-    e, f = (y1 - x1)*(y2 - x2) % _p, (y1 + x1)*(y2 + x2) % _p
-    g, h = 2*_d*t1*t2 % _p, 2*z1*z2 % _p
-    u, v, w, s = f - e, h - g, h + g, f + e
+    e = (y1 - x1)*(y2 - x2) % _p
+    f = (y1 + x1)*(y2 + x2) % _p
+    g = 2*_d*t1*t2 % _p
+    h = 2*z1*z2 % _p
+    u = f - e
+    v = h - g
+    w = h + g
+    s = f + e
     return u*v % _p, w*s % _p, v*w % _p, u*s % _p
 
 def _times(n, point):
@@ -31,7 +36,8 @@ def _times(n, point):
     total = (0, 1, 1, 0)
     while n:
         if n & 1: total = _add(total, point)
-        point, n = _add(point, point), n >> 1
+        point = _add(point, point)
+        n = n >> 1
     return total
 
 def _pack(point):
@@ -42,7 +48,8 @@ def _pack(point):
 def _unpack(data):
     "The point that 32 bytes stand for; None if they stand for none"
     number = int.from_bytes(data, 'little')
-    y, odd = number & (1 << 255) - 1, number >> 255
+    y = number & (1 << 255) - 1
+    odd = number >> 255
     if y >= _p: return None
     square = (y*y - 1)*pow(_d*y*y + 1, -1, _p) % _p
     x = pow(square, (_p + 3)//8, _p)
@@ -76,7 +83,8 @@ def sign_bytes(
 ) -> bytes:          # 64 bytes
     "The Ed25519 signature of a message"
     number, prefix = _halves(secret)
-    r, public = _hash(prefix, message), public_key(secret)
+    r = _hash(prefix, message)
+    public = public_key(secret)
     point = _pack(_times(r, _base))
     return point + ((r + _hash(point, public, message)*number) % _order).to_bytes(32, 'little')
 
@@ -87,7 +95,8 @@ def signature_fits(
 ) -> bool:             # False for anything damaged, too
     "Was this message signed with the secret key that belongs to `public`?"
     if len(signature) != 64 or len(public) != 32 or (key := _unpack(public)) is None: return False
-    point, s = signature[:32], int.from_bytes(signature[32:], 'little')
+    point = signature[:32]
+    s = int.from_bytes(signature[32:], 'little')
     if s >= _order: return False
     minus = _p - key[0], key[1], 1, _p - key[3]
     return _pack(_add(_times(s, _base), _times(_hash(point, public, message), minus))) == point
@@ -106,14 +115,16 @@ def make_keys(
     public_file.write_text(f'{_public_head} {public_key(secret).hex()}\n', encoding='ascii')
     return secret_file, public_file
 
-_secret_head, _public_head = 'bearcls secret key, Ed25519:', 'bearcls public key, Ed25519:'
+_secret_head = 'bearcls secret key, Ed25519:'
+_public_head = 'bearcls public key, Ed25519:'
 
 def read_key(
     key: str | os.PathLike,  # File that `make_keys` wrote, or the 64 hexadecimal digits of a public key
     secret: bool = False,    # A secret key is expected
 ) -> bytes:                  # 32 bytes
     "The key in a file"
-    text, head = _key_text(key), _secret_head if secret else _public_head
+    text = _key_text(key)
+    head = _secret_head if secret else _public_head
     kind = 'secret' if secret else 'public'
     if text.startswith(_public_head if secret else _secret_head):
         raise SignatureError(f'{key} holds a {"public" if secret else "secret"} key; the {kind} one is expected'

@@ -83,7 +83,9 @@ def _video(source):
             stream = video.streams.video[0]
             _check_size(getattr(stream, 'width', 0) or 0, getattr(stream, 'height', 0) or 0)
             stream.thread_type = 'AUTO'
-            step, at, last = 1/float(stream.average_rate or 25), 0., None
+            step = 1/float(stream.average_rate or 25)
+            at = 0.
+            last = None
             for n, frame in enumerate(video.decode(stream)):
                 _check_size(frame.width, frame.height)
                 gap = step if frame.time is None or last is None else frame.time - last
@@ -132,7 +134,10 @@ def watch(self,
 ) -> Iterator['FrameRow']:                # One for each frame, in their order
     "Answer frames as they come"
     if not smoothing >= 0: raise ValueError(f'`smoothing` must be 0 or more seconds, got {smoothing}')
-    times, problem, level, before = deque(), [], {}, None
+    times = deque()
+    problem = []
+    level = {}
+    before = None
     def images():
         try:
             for at, image in frames:

@@ -28,10 +28,12 @@ def reliability(
 ) -> pd.DataFrame:     # A row per bin: low, high, n, promised (mean probability), kept (share of right answers), kept_low, kept_high (95% interval)
     "What the probabilities promise, and what they keep; nan in a bin without answers"
     expect('seen', seen, Evaluation)
-    bins, rows = _bins(seen, n_bins), []
+    bins = _bins(seen, n_bins)
+    rows = []
     for k in range(n_bins):
         mine = seen.table[bins == k]
-        n, right = len(mine), int(mine.correct.sum())
+        n = len(mine)
+        right = int(mine.correct.sum())
         low, high = wilson(right, n)
         rows.append((k/n_bins, (k + 1)/n_bins, n, mine.probability.mean() if n else math.nan,
                 right/n if n else math.nan, low, high))
@@ -74,7 +76,8 @@ def calibration_error(
     expect('seen', seen, Evaluation)
     if not len(seen): return dict(error=math.nan, chance=math.nan, chance_high=math.nan, n=0)
     if n_draws < 1: raise ValueError(f'`n_draws` must be at least 1, got {n_draws}')
-    bins, p = _bins(seen, n_bins), seen.table.probability.to_numpy(float)
+    bins = _bins(seen, n_bins)
+    p = seen.table.probability.to_numpy(float)
     member = np.eye(n_bins)[bins]
     def distance(right): return np.abs((right - p) @ member).sum(-1)/len(p)  # |kept - promised| times the answers of the bin
     draws = distance(np.random.default_rng(0).random((n_draws, len(p))) < p)
@@ -147,8 +150,10 @@ def fit_temperature(
         raise DataError('These predictions hold images that the model was trained on, of which it is too sure; pass '
             '`seen.only("valid")`')
     if len(seen) < 2: raise DataError(f'A temperature is fitted to images; got {len(seen)}')
-    p, y = np.asarray(seen.probabilities, float), seen.targets
-    before, ece = log_loss_of(seen), calibration_error(seen, n_bins, 1)['error']
+    p = np.asarray(seen.probabilities, float)
+    y = seen.targets
+    before = log_loss_of(seen)
+    ece = calibration_error(seen, n_bins, 1)['error']
     if prior is None and (seen.table.correct.all() or not seen.table.correct.any()):
         return Temperature(1., 0., math.inf, before, before, before, ece, ece, len(y),
             'Every answer is right, or every one wrong, so nothing tells how sure the model should be')
@@ -206,7 +211,8 @@ def calibration_html(
     "Calibration as a section of a report"
     expect('seen', seen, Evaluation)
     if len(seen) < 2: return Html('<p>Too few images to tell whether the probabilities can be believed.</p>')
-    e, rows = calibration_error(seen, n_bins), reliability(seen, n_bins).query('n > 0')
+    e = calibration_error(seen, n_bins)
+    rows = reliability(seen, n_bins).query('n > 0')
     table = [{'probability': f'{r.low:.1f} to {r.high:.1f}', 'answers': r.n, 'promised': f'{r.promised:.0%}',
             'kept': f'{r.kept:.0%}', '95% interval': f'{r.kept_low:.0%} to {r.kept_high:.0%}'}
         for r in rows.itertuples()]

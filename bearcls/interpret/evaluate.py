@@ -87,7 +87,8 @@ def tabulate(
     if not np.isfinite(probabilities).all():
         raise DataError('The model gives nan or infinity instead of probabilities: its training has diverged, as with '
             'a learning rate that is too high')
-    targets, rows = np.asarray(targets, int), np.arange(len(files))
+    targets = np.asarray(targets, int)
+    rows = np.arange(len(files))
     best = probabilities.argmax(1)
     loss = -np.log(np.maximum(probabilities[rows, targets], 1e-12))
     table = pd.DataFrame(dict(file=[str(f) for f in files], split=list(splits), actual=[labels[t] for t in targets],
@@ -212,10 +213,11 @@ def _classifier(source):
 
 def _folder(model, path, known, threads=None):
     "Predictions on the images of a folder"
-    folder, labels = scan_folder(path), [str(v)
-        for v in (model.dls.vocab if isinstance(model, Learner) else model.labels)]
+    folder = scan_folder(path)
+    labels = [str(v) for v in (model.dls.vocab if isinstance(model, Learner) else model.labels)]
     refuse_problems(folder)
-    files, label_of = folder.files, folder.label_of
+    files = folder.files
+    label_of = folder.label_of
     if not files:
         raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
     answerable = [f for f in files if label_of(f) in labels]
@@ -280,7 +282,8 @@ def plot_confusion(
 ) -> Any:              # The axes
     "The confusion matrix as a drawing: shares of each row as colour, counts as numbers"
     expect('seen', seen, Evaluation)
-    counts, shares = confusion(seen), confusion(seen, share=True).fillna(0)
+    counts = confusion(seen)
+    shares = confusion(seen, share=True).fillna(0)
     side = 1.2 + 0.5 * len(seen.labels)
     ax = axes_for(ax, side, side, layout=None)
     ax.imshow(shares, cmap='Blues', vmin=0, vmax=1)
@@ -327,7 +330,8 @@ def _cell_gallery(seen, i, j, max_n, side):
 def _confusion_table(seen, counts, cells, first, name):
     "The matrix, each number with its button in the same place"
     def cell(i, j):
-        share, n = counts.iat[i, j] / max(1, counts.iloc[i].sum()), counts.iat[i, j]
+        share = counts.iat[i, j] / max(1, counts.iloc[i].sum())
+        n = counts.iat[i, j]
         if not n: return '<td style="padding:0;text-align:center"><span>0</span></td>'
         button = f'<input type="radio" name="{name}" id="{cells[i, j]}" aria-label="{escape(_cell_words(seen, counts, i, j), quote=True)}"{" checked" if (i, j) == first else ""}>'
         return f'<td style="padding:0;text-align:center;{_shade(share)}"><label>{button}<span>{n}</span></label></td>'
@@ -360,10 +364,12 @@ def most_confused(
 ) -> pd.DataFrame:     # actual, predicted, wrong, of (images filed as `actual`), share, low, high (95% interval)
     "Pairs of labels by the number of mistakes, the most confused first"
     expect('seen', seen, Evaluation)
-    counts, rows = confusion(seen), []
+    counts = confusion(seen)
+    rows = []
     for i, j in np.ndindex(counts.shape):
         if i == j or counts.iat[i, j] < max(1, min_n): continue
-        wrong, of = int(counts.iat[i, j]), int(counts.iloc[i].sum())
+        wrong = int(counts.iat[i, j])
+        of = int(counts.iloc[i].sum())
         low, high = wilson(wrong, of)
         rows.append(dict(actual=seen.labels[i], predicted=seen.labels[j], wrong=wrong, of=of, share=wrong/of, low=low,
                 high=high))
@@ -390,8 +396,11 @@ def label_metrics(
     expect('seen', seen, Evaluation)
     rows = []
     for label in seen.labels:
-        actual, predicted = seen.table.actual == label, seen.table.predicted == label
-        hits, n, called = int((actual & predicted).sum()), int(actual.sum()), int(predicted.sum())
+        actual = seen.table.actual == label
+        predicted = seen.table.predicted == label
+        hits = int((actual & predicted).sum())
+        n = int(actual.sum())
+        called = int(predicted.sum())
         row = dict(label=label, images=n)
         for name, of in (('precision', called), ('recall', n)):
             low, high = wilson(hits, of)
@@ -406,10 +415,12 @@ def plot_label_metrics(
 ) -> Any:              # The axes
     "Precision, recall and F1 of every label as points with their intervals"
     expect('seen', seen, Evaluation)
-    metrics, names = label_metrics(seen), ('precision', 'recall', 'f1')
+    metrics = label_metrics(seen)
+    names = ('precision', 'recall', 'f1')
     ax = axes_for(ax, 5, .8 + .5*len(metrics))
     for k, (name, colour) in enumerate(zip(names, ('#2f6f8f', '#b5651d', '#555555'))):
-        value, y = metrics[name], np.arange(len(metrics)) + (k - 1)*.22
+        value = metrics[name]
+        y = np.arange(len(metrics)) + (k - 1)*.22
         ax.errorbar(value, y,
             xerr=[(value - metrics[f'{name}_low']).clip(lower=0), (metrics[f'{name}_high'] - value).clip(lower=0)],
             fmt='o', color=colour, capsize=3, label=name)

@@ -60,7 +60,8 @@ def grad_cam(
     layer: nn.Module | None = None,  # Whose maps are asked; None: `map_layer`
 ) -> tuple[np.ndarray, np.ndarray]:  # What speaks for the label, (height, width) from 0 to 1, all 0 if nothing does; and the logits
     "Where in an image the score of a label comes from"
-    layer, kept = map_layer(model, x) if layer is None else layer, []
+    layer = map_layer(model, x) if layer is None else layer
+    kept = []
     def swap(m, args, out):
         if out.dim() != 4: return out  # a layer that is used again further on, for numbers
         kept.append(out.detach().requires_grad_())
@@ -179,9 +180,11 @@ def show_nearest(
     expect('seen', seen, Evaluation)
     if files is None:
         files = [f for f, ok in zip(*top_losses(seen.only('valid'), 4)[['file', 'correct']].T.values) if not ok]
-    rows, lines = seen.table.drop_duplicates('file').set_index('file'), []
+    rows = seen.table.drop_duplicates('file').set_index('file')
+    lines = []
     for f in map(str, files):
-        near, r = nearest_images(seen, f, n), rows.loc[f]
+        near = nearest_images(seen, f, n)
+        r = rows.loc[f]
         lines.append(gallery([f, *near.file],
                 [f'filed as {r.actual}, called {r.predicted}',
                     *(f'{m.actual}, {m.likeness:.2f}' for m in near.itertuples())], side))

@@ -45,7 +45,8 @@ def out_of_fold(
 
 def _folds(y, n_folds, seed):
     "The part of each image; every label is dealt out evenly"
-    fold, rng = np.empty(len(y), int), np.random.default_rng(seed)
+    fold = np.empty(len(y), int)
+    rng = np.random.default_rng(seed)
     for label in np.unique(y):
         mine = rng.permutation(np.flatnonzero(y == label))
         fold[mine] = np.arange(len(mine)) % n_folds
@@ -76,7 +77,8 @@ def likeness_to_label(
 ) -> np.ndarray:           # Mean cosine to them, -1 to 1, for each; 0 for the only image of a label
     "How alike each image is to the most alike images of its own label"
     if not 0 < shrinkage <= 1: raise ValueError(f'`shrinkage` must lie above 0 and at most at 1, got {shrinkage}')
-    x, result = _whiten(x, y, shrinkage), np.zeros(len(y))
+    x = _whiten(x, y, shrinkage)
+    result = np.zeros(len(y))
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     for label in np.unique(y):
         mine = np.flatnonzero(y == label)
@@ -105,7 +107,8 @@ def judge_labels(
     "How well every label fits its image, judged without having seen it"
     expect('seen', seen, Evaluation)
     table = seen.table[['file', 'split', 'actual']].reset_index(drop=True)
-    y, rows = seen.targets, np.arange(len(seen))
+    y = seen.targets
+    rows = np.arange(len(seen))
     judged = np.bincount(y, minlength=len(seen.labels))[y] >= 5
     if (bad := ~np.isfinite(seen.features).all(1)).any():
         raise DataError(f'{bad.sum():,} images have features that are nan or infinite, the first '
@@ -116,7 +119,9 @@ def judge_labels(
         return table.assign(fit=np.nan, other='', other_fit=np.nan, likeness=np.nan, score=np.nan)
     p = out_of_fold(seen.features, y, seed=seed, n_labels=len(seen.labels))
     others = np.where(np.eye(len(seen.labels), dtype=bool)[y], -1, p)
-    other, fit, likeness = others.argmax(1), p[rows, y], likeness_to_label(seen.features, y)
+    other = others.argmax(1)
+    fit = p[rows, y]
+    likeness = likeness_to_label(seen.features, y)
     t = rankdata(fit) * rankdata(likeness) / (len(y) + 1)**2
     table = table.assign(fit=fit, other=[seen.labels[o] for o in other], other_fit=p[rows, other], likeness=likeness,
         score=1 - t*(1 - np.log(t)))
@@ -217,7 +222,8 @@ def count_wrong_labels(
     "How many of the suspicious labels are probably wrong"
     expect('seen', seen, Evaluation)
     expect('issues', issues, pd.DataFrame, None)
-    y, n = seen.targets, len(seen)
+    y = seen.targets
+    n = len(seen)
     if n < 20 or seen.features.shape[1] == 0 or len(set(y)) < 2:
         raise DataError(f'To count wrong labels, 20 images of two labels are needed at least, with features; got {n} '
             f'images of {len(set(y))} labels')
@@ -240,9 +246,12 @@ def _heated(p, temperature):
 
 def _any_for_any(p, y, some, listed, seed, n_draws=400):
     "Draws of the number of wrong labels, and the best log likelihood"
-    temperatures, edges = np.geomspace(.1, 3, 35), np.concatenate([[0], np.geomspace(.0005, .6, 60)])
+    temperatures = np.geomspace(.1, 3, 35)
+    edges = np.concatenate([[0], np.geomspace(.0005, .6, 60)])
     shares = (edges[1:] + edges[:-1])/2
-    k, rows, at = p.shape[1] - 1, np.arange(len(y)), np.flatnonzero(listed)
+    k = p.shape[1] - 1
+    rows = np.arange(len(y))
+    at = np.flatnonzero(listed)
     given = np.stack([_heated(p, t)[rows, y] for t in temperatures])  # probability of the given label
     likelihood = np.stack([np.log(np.maximum((1 - shares)[:, None]*g + shares[:, None]*(1 - g)/k, 1e-12)).sum(1)
             for g in given[:, some]])
@@ -250,7 +259,8 @@ def _any_for_any(p, y, some, listed, seed, n_draws=400):
     weight = np.exp(weight - weight.max())
     rng = np.random.default_rng(seed)
     i, j = np.unravel_index(rng.choice(weight.size, n_draws, p=(weight/weight.sum()).ravel()), weight.shape)
-    g, share = given[i][:, at], shares[j][:, None]
+    g = given[i][:, at]
+    share = shares[j][:, None]
     wrong = share*(1 - g)/k
     return (rng.random(wrong.shape) < wrong/np.maximum(wrong + (1 - share)*g, 1e-12)).sum(1), likelihood.max()
 
@@ -259,7 +269,8 @@ def _habits(q, y, weight, n_steps=25, strength=10., share=.02):
     "How often images of each label (rows) are filed under each, and the log likelihood"
     k = q.shape[1]
     prior = strength*np.where(np.eye(k, dtype=bool), 1 - share, share/(k - 1))
-    habits, filed = np.where(np.eye(k, dtype=bool), .95, .05/(k - 1)), np.eye(k)[y]
+    habits = np.where(np.eye(k, dtype=bool), .95, .05/(k - 1))
+    filed = np.eye(k)[y]
     for _ in range(n_steps):
         true = q*habits[:, y].T
         true /= np.maximum(true.sum(1, keepdims=True), 1e-300)
@@ -270,14 +281,17 @@ def _habits(q, y, weight, n_steps=25, strength=10., share=.02):
 
 def _by_habit(p, y, some, listed, seed, n_draws=20):
     "Draws of the number of wrong labels, and the best log likelihood"
-    heated, rng, draws, best = [_heated(p, t)
-        for t in np.geomspace(.12, 1.6, 14)], np.random.default_rng(seed), [], None
+    heated = [_heated(p, t) for t in np.geomspace(.12, 1.6, 14)]
+    rng = np.random.default_rng(seed)
+    draws = []
+    best = None
     for draw in range(n_draws):
         weight = rng.dirichlet(np.ones(len(some)))*len(some) if draw else np.ones(len(some))
         fits = [(*_habits(q[some], y[some], weight), q) for q in heated]
         habits, likelihood, q = max(fits, key=lambda fit: fit[1])
         best = likelihood if best is None else best
-        q, mine = q[listed], y[listed]
+        q = q[listed]
+        mine = y[listed]
         right = q[np.arange(len(mine)), mine]*habits[mine, mine]
         wrong = 1 - right/np.maximum((q*habits[:, mine].T).sum(1), 1e-300)
         draws.append((rng.random((20, len(mine))) < wrong).sum(1))
@@ -297,7 +311,8 @@ def duplicate_issues(
     looks = [known.get(os.path.abspath(f)) for f in seen.table.file]
     if None in looks:
         raise DataError(f'`surveyed` lacks {seen.table.file.iloc[looks.index(None)]}; survey the same images')
-    groups, rows = pd.Series(near_groups(looks), dtype=int), []
+    groups = pd.Series(near_groups(looks), dtype=int)
+    rows = []
     for _, places in groups.groupby(groups).groups.items():
         if len(places) < 2: continue
         first, *rest = sorted(places, key=lambda i: (-_pixels(seen.table.file[i]), seen.table.file[i]))

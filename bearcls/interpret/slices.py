@@ -72,7 +72,9 @@ def _ordered(names, order):
 
 def _cut_numbers(values, n_parts):
     "Parts of about the same number of images, named by their ends"
-    known, names, order = values.dropna(), pd.Series('not known', values.index, dtype=object), []
+    known = values.dropna()
+    names = pd.Series('not known', values.index, dtype=object)
+    order = []
     edges = np.unique(np.quantile(known, np.arange(1, n_parts)/n_parts, method='inverted_cdf')) if len(known) else []
     parts = [known[mine] for mine in known.groupby(np.searchsorted(edges, known)).groups.values()]
     order = _part_names([(mine.min(), mine.max()) for mine in parts])
@@ -102,7 +104,8 @@ def slice_errors(
     "The error on each slice with its 95% interval, and whether it differs from elsewhere beyond chance"
     expect('seen', seen, Evaluation)
     expect('metadata', metadata, pd.DataFrame, None)
-    metadata, wrong = _checked_metadata(seen, metadata, by), ~seen.table.correct.to_numpy(bool)
+    metadata = _checked_metadata(seen, metadata, by)
+    wrong = ~seen.table.correct.to_numpy(bool)
     rows = [row for column in metadata
         for row in _slice_rows(column, cut_slices(metadata[column], n_parts), wrong, seen.table.actual, min_n)]
     table = pd.DataFrame(rows, columns=slice_columns[:-2])
@@ -136,7 +139,8 @@ def _slice_rows(column, slices, wrong, actual, min_n):
 
 def _holm(p):
     "Probabilities after looking at so many, by Holm's step-down method; nan stays nan"
-    adjusted, known = np.full(len(p), math.nan), np.flatnonzero(~np.isnan(p))
+    adjusted = np.full(len(p), math.nan)
+    known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind='stable')]
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)))
     return adjusted
@@ -169,7 +173,8 @@ def coverage(
     "How many images of each label there are in each slice"
     expect('seen', seen, Evaluation)
     expect('metadata', metadata, pd.DataFrame, None)
-    metadata, labels = _checked_metadata(seen, metadata, by), pd.Categorical(seen.table.actual, categories=seen.labels)
+    metadata = _checked_metadata(seen, metadata, by)
+    labels = pd.Categorical(seen.table.actual, categories=seen.labels)
     parts = ({column: pd.crosstab(cut_slices(metadata[column], n_parts), labels, dropna=False) for column in metadata}
         if len(seen) else {})
     parts = {column: part.reindex(columns=seen.labels, fill_value=0) for column, part in parts.items() if len(part) > 1}

@@ -178,7 +178,8 @@ def plan_bears(
 # %% ../../nbs/sample/04_bears.ipynb #163319e0
 def _plant(item, fault, good, rng):
     "Make `item` a carrier of `fault`; copies take after one of the `good` items of the same label, each used once"
-    item.fault, item.suffix = fault, '.png' if fault.endswith('_png') else '.jpg'
+    item.fault = fault
+    item.suffix = '.png' if fault.endswith('_png') else '.jpg'
     if fault == 'not_a_bear': item.subject = sorted(things)[rng.integers(len(things))]
     if fault == 'swapped_label': item.subject = [label for label in bear_labels if label != item.label][rng.integers(2)]
     if fault.endswith('_copy'):
@@ -238,7 +239,8 @@ def _write_set(dest, items, content, unit='image'):
     for o, row in zip(progress(items, 'drawing', unit=unit, delay=2), rows):
         data = content(o)
         (dest/o.file).write_bytes(data)
-        row.sha256, row.bytes = sha256(data), len(data)
+        row.sha256 = sha256(data)
+        row.bytes = len(data)
     write_manifest(dest, rows)
 
 # %% ../../nbs/sample/04_bears.ipynb #6f9be907
@@ -262,7 +264,8 @@ def draw_bears(
     _check_whole('n_per_label', n_per_label, 20 if faults else 1)
     _check_whole('side', side, 32, 2048)
     _check_whole('seed', seed, 0)
-    dest, items = Path(dest), plan_bears(n_per_label, seed, faults)
+    dest = Path(dest)
+    items = plan_bears(n_per_label, seed, faults)
     _check_dest(dest, {o.file for o in items})
     _write_set(dest, items, lambda o: _item_bytes(o, side, seed))
     _write_faults(dest, items)

@@ -73,7 +73,8 @@ def limb(
     "The outline of an arm or a leg"
     a, b = np.array(start, float), np.array(end, float)
     d = b - a
-    turn, length = math.atan2(d[1], d[0]), math.hypot(*d) or 1.0
+    turn = math.atan2(d[1], d[0])
+    length = math.hypot(*d) or 1.0
     t = np.linspace(-np.pi/2, np.pi/2, 9)
     cap = lambda p, r, turn: np.stack([p[0] + r*np.cos(t + turn), p[1] + r*np.sin(t + turn)], 1)
     side = np.array([-d[1], d[0]])/length*(w0 + w1)/2
@@ -99,7 +100,8 @@ class Frame:
         angle: float = 0.0,   # Turn, in radians clockwise
     ) -> 'Frame':             # The inner frame
         "A frame within this one"
-        c, s = math.cos(angle)*scale, math.sin(angle)*scale
+        c = math.cos(angle)*scale
+        s = math.sin(angle)*scale
         return Frame(self.matrix @ np.array([[c, -s], [s, c]]), self((x, y)))
 
 # %% ../../nbs/sample/01_drawing.ipynb #5757e075
@@ -111,7 +113,8 @@ def frame(
     angle: float = 0.0,   # Turn, in radians clockwise
 ) -> Frame:               # The outermost frame
     "A frame placed by pixels"
-    c, s = math.cos(angle), math.sin(angle)
+    c = math.cos(angle)
+    s = math.sin(angle)
     mirror = np.diag([-1.0 if flip else 1.0, 1.0])
     return Frame(np.array([[c, -s], [s, c]]) @ mirror*size, np.array([x, y], float))
 
@@ -125,11 +128,15 @@ class Canvas:
         rng: np.random.Generator,                  # Source of chance for this image
         light: tuple[float, float] = (-.6, -.7),   # Where the light comes from: left of and above the middle
     ):
-        self.side, self.size, self.rng = side, side*_over, rng
+        self.side = side
+        self.size = side*_over
+        self.rng = rng
         self.image = Image.new('RGB', (self.size, self.size))
         self.light = Image.new('L', (side, side), 128)
-        self.draw, self.draw_light = ImageDraw.Draw(self.image), ImageDraw.Draw(self.light)
-        self.ball, self.in_front = _ball(light), False
+        self.draw = ImageDraw.Draw(self.image)
+        self.draw_light = ImageDraw.Draw(self.light)
+        self.ball = _ball(light)
+        self.in_front = False
 
     def fill(self, points, colour):
         "Fill an outline, given in pixels of the large image"
@@ -212,7 +219,9 @@ def finish(
 class Pen:
     "Draws shapes in a frame of a canvas"
     def __init__(self, canvas: Canvas, where: Frame):
-        self.canvas, self.where, self.rng = canvas, where, canvas.rng
+        self.canvas = canvas
+        self.where = where
+        self.rng = canvas.rng
         self.unit = where.unit
 
     def at(self,
@@ -304,7 +313,8 @@ class FurPen(LinePen):
         length: float,               # Of a hair, in units of the frame
     ) -> None:
         "Strokes of hair within an outline"
-        rng, middle = self.rng, p.mean(0)
+        rng = self.rng
+        middle = p.mean(0)
         v = p[rng.integers(0, len(p), n)] - middle
         t = np.sqrt(rng.random((n, 1)))*.96
         m = self.where.matrix
@@ -312,7 +322,8 @@ class FurPen(LinePen):
         lean = (v/np.maximum(np.hypot(v[:, 0], v[:, 1]), 1e-6)[:, None]*.7*t + (flow[0]*mirrored, flow[1])
             + rng.normal(0, .3, (n, 2)))
         half = lean*self.unit*length*.8
-        light, dark = mix(colour, (255, 244, 225), contrast), mix(colour, (12, 8, 12), contrast*1.3)
+        light = mix(colour, (255, 244, 225), contrast)
+        dark = mix(colour, (12, 8, 12), contrast*1.3)
         tones = [dark, mix(colour, dark, .5), mix(colour, light, .5), light]
         ends = np.rint(np.concatenate([middle + v*t - half, middle + v*t + half], 1)).astype(int).tolist()
         width = max(1, round(self.unit*.006))

@@ -83,15 +83,18 @@ def _build(label, rng):
         u(.84, .98))
 
 # %% ../../nbs/sample/03_figures.ipynb #e4e7ce6e
-_ink, _nose = (30, 26, 26), (36, 28, 30)
+_ink = (30, 26, 26)
+_nose = (36, 28, 30)
 
 def _ear(x, y, b, lean, size=1.0):
     "Outline of an ear at a place, leaning outwards"
-    r, h = b.ear*size, b.ear*b.tall*size
+    r = b.ear*size
+    h = b.ear*b.tall*size
     tip = .6 if b.grizzly else .35
     p = np.array([(-r, .3*r), (-r*.92, -h*.55), (-r*tip, -h*1.05), (r*tip, -h*1.05), (r*.92, -h*.55), (r, .3*r),
             (0, r*.7)])
-    c, s = math.cos(lean), math.sin(lean)
+    c = math.cos(lean)
+    s = math.sin(lean)
     return curve(p @ np.array([[c, s], [-s, c]]) + (x, y), 6)
 
 def _eye(pen, x, y, r, c):
@@ -109,7 +112,9 @@ def _snout(pen, x, y, w, h):
 # %% ../../nbs/sample/03_figures.ipynb #9766112b
 def _face(pen, b, c, rng, turn=0.0):
     "A wild bear's face from the front; `turn` moves its middle sideways"
-    w, cheek, lean = b.wide, .03 if b.grizzly else 0.0, .45 if b.grizzly else .22
+    w = b.wide
+    cheek = .03 if b.grizzly else 0.0
+    lean = .45 if b.grizzly else .22
     for s in (-1, 1):
         x, y = s*b.gap + turn*.1, -.135 if b.grizzly else -.145
         pen.part(_ear(x, y, b, s*lean), c.dark, fur=.014, volume=.7)
@@ -148,7 +153,9 @@ def _straight(pen, c, turn):
 # %% ../../nbs/sample/03_figures.ipynb #92613bdc
 def _profile(pen, b, c, rng):
     "A wild bear's head from the side, looking right"
-    x, y, dip = -.075 if b.grizzly else -.085, -.125, b.dish
+    x = -.075 if b.grizzly else -.085
+    y = -.125
+    dip = b.dish
     pen.part(_ear(x + .07, y, b, .1), c.far, volume=.4)
     pen.part(curve([(-.2, 0), (-.12, -.125), (0, -.15), (.085, -.115), (.15, -.085 + dip), (.225, -.06 + dip*.65),
                 (.285, -.04 + dip*.3), (.297, .035), (.25, .088), (.16, .115), (.06, .15), (-.1, .17), (-.2, .12)]),
@@ -173,7 +180,8 @@ def _claws(pen, x, y, b, spread=.09, forward=1.0):
 
 def _leg(pen, hip, foot, w, b, c, colour, strokes=24):
     "A leg from the side, foot to the right"
-    kx, ky = (hip[0] + foot[0])/2 + .03, (hip[1] + foot[1])/2
+    kx = (hip[0] + foot[0])/2 + .03
+    ky = (hip[1] + foot[1])/2
     fx, fy = foot
     pen.part(curve([(hip[0] - w, hip[1]), (hip[0], hip[1] - w*.8), (hip[0] + w, hip[1]), (kx + w*.62, ky),
                 (fx + w*.62, fy - .06), (fx + w, fy - .02),
@@ -184,7 +192,10 @@ def _leg(pen, hip, foot, w, b, c, colour, strokes=24):
 # %% ../../nbs/sample/03_figures.ipynb #703d284a
 def _walking(pen, b, c, rng):
     "On four legs, from the side: the back rises to the hump, or falls from the rump"
-    k, h, stride, low = b.bulk, b.hump, rng.uniform(-.11, .11), rng.uniform(-.06, .26)
+    k = b.bulk
+    h = b.hump
+    stride = rng.uniform(-.11, .11)
+    low = rng.uniform(-.06, .26)
     pen = pen.at(-.2, 0)
     _leg(pen, (-.30, -.26), (-.32 - stride, -.012), .1*k, b, c, c.far, 12)
     _leg(pen, (.24, -.26), (.22 + stride, -.012), .09*k, b, c, c.far, 12)
@@ -204,7 +215,8 @@ def _walking(pen, b, c, rng):
 # %% ../../nbs/sample/03_figures.ipynb #f9a720e6
 def _torso(pen, b, c, top, bottom, shoulder, hip):
     "A body from the front; a hump shows as raised shoulders"
-    h, mid = max(b.hump, 0), (top + bottom)/2
+    h = max(b.hump, 0)
+    mid = (top + bottom)/2
     right = [(shoulder*.6, top - h*.75 + .02), (shoulder, top + .1), (shoulder*1.02, mid - .04), (hip, bottom - .16),
         (hip*.82, bottom - .03)]
     left = [(-x, y) for x, y in right[::-1]]
@@ -213,7 +225,8 @@ def _torso(pen, b, c, top, bottom, shoulder, hip):
 
 def _sitting(pen, b, c, rng):
     "Upright on its haunches, from the front"
-    k, turn = b.bulk, rng.uniform(-.05, .05)
+    k = b.bulk
+    turn = rng.uniform(-.05, .05)
     for s in (-1, 1): pen.part(oval(s*.25*k, -.13, .15, .13, s*.2), c.far, fur=.02, strokes=16, contrast=c.contrast)
     _torso(pen, b, c, -.72, 0, (.26 if b.grizzly else .2)*k, .3*k)
     if b.grizzly: pen.hair(pen.where(oval(0, -.66, .22, .1)), mix(c.base, c.light, .5), 36, (0, .8), c.contrast, .03)
@@ -231,7 +244,9 @@ def _sitting(pen, b, c, rng):
 # %% ../../nbs/sample/03_figures.ipynb #6a2e8f34
 def _standing(pen, b, c, rng):
     "Upright on its hind legs, from the front"
-    k, turn, lift = b.bulk, rng.uniform(-.05, .05), rng.uniform(0, 1)
+    k = b.bulk
+    turn = rng.uniform(-.05, .05)
+    lift = rng.uniform(0, 1)
     for s in (-1, 1):
         pen.part(curve([(s*.22*k, -.34), (s*.25*k, -.18), (s*.2, -.03), (s*.23, -.005), (s*.06, -.005), (s*.055, -.1),
                     (s*.05, -.34)], 6), c.far, fur=.016, strokes=18, contrast=c.contrast)
@@ -250,7 +265,9 @@ def _standing(pen, b, c, rng):
 # %% ../../nbs/sample/03_figures.ipynb #afdc9bc4
 def _portrait(pen, b, c, rng):
     "Head and shoulders from the front"
-    pen, h, w = pen.at(0, 0, 1.5), max(b.hump, 0), .36 if b.grizzly else .27
+    pen = pen.at(0, 0, 1.5)
+    h = max(b.hump, 0)
+    w = .36 if b.grizzly else .27
     right = [(w*.55, -.33 - h*.8), (w, -.2), (w*1.15, .06), (w*.9, .2)]
     pen.part(curve([(0, -.36 - h*.75), *right, *[(-x, y) for x, y in right[::-1]]]), c.dark, fur=.03, strokes=90,
         flow=(0, .8), contrast=c.contrast)
@@ -258,7 +275,8 @@ def _portrait(pen, b, c, rng):
 
 def _side_portrait(pen, b, c, rng):
     "Head and shoulders from the side"
-    pen, h = pen.at(-.12, .04, 1.45), max(b.hump, 0)
+    pen = pen.at(-.12, .04, 1.45)
+    h = max(b.hump, 0)
     pen.part(curve([(-.5, .1), (-.48, -.28), (-.36, -.4 - h*.9), (-.22, -.42 - h*.9), (-.08, -.42 - h*.15), (.06, -.36),
                 (.1, -.16), (0, .02), (-.05, .15), (-.3, .2)]),
              c.base, fur=.028, strokes=120, flow=(-.6, .5), contrast=c.contrast)
@@ -275,7 +293,8 @@ def _button(pen, x, y, r, c, gloss):
 
 def _toy_face(pen, c, rng, turn=0.0):
     "A toy's face: round ears on the sides, seam, buttons"
-    r, gap = rng.uniform(.088, .112), rng.uniform(.165, .18)
+    r = rng.uniform(.088, .112)
+    gap = rng.uniform(.165, .18)
     for s in (-1, 1):
         pen.part(oval(s*gap, -.15, r, r), c.base, fur=.01, strokes=10)
         pen.oval(s*(gap + .004), -.144, r*.6, r*.6, c.pads, volume=.5)
@@ -286,7 +305,9 @@ def _toy_face(pen, c, rng, turn=0.0):
     _snout(pen, turn*1.15, .035, .04, .032)
     pen.line([(turn*1.1, .06), (turn*1.1, .1)], c.thread, .012)
     pen.line(oval(turn*1.1, .085, .048, .03)[2:17], c.thread, .012)
-    x, size, gloss = rng.uniform(.085, .1), rng.uniform(.026, .033), mix((24, 20, 22), (90, 60, 40), rng.random()*.5)
+    x = rng.uniform(.085, .1)
+    size = rng.uniform(.026, .033)
+    gloss = mix((24, 20, 22), (90, 60, 40), rng.random()*.5)
     for s in (-1, 1): _button(pen, turn*.8 + s*x, -.037, size, c, gloss)
 
 # %% ../../nbs/sample/03_figures.ipynb #cf4bbee9
@@ -304,7 +325,9 @@ def _bow(pen, y, rng, w=.1):
 # %% ../../nbs/sample/03_figures.ipynb #36e62c2d
 def _toy_sitting(pen, c, rng):
     "Sitting, soles to the front; now and then it waves"
-    turn, wave, spread = rng.uniform(-.05, .05), rng.random() < .3, rng.uniform(.2, .27)
+    turn = rng.uniform(-.05, .05)
+    wave = rng.random() < .3
+    spread = rng.uniform(.2, .27)
     for s in (-1, 1):
         pen.part(limb((s*.16, -.45), (s*.34, -.58) if wave and s > 0 else (s*.31, -.26), .075, .082),
             mix(c.base, c.dark, .25), fur=.01, strokes=20, flow=(0, .4))
@@ -314,7 +337,8 @@ def _toy_sitting(pen, c, rng):
     if rng.random() < .8: _patch(pen, 0, -.22, rng.uniform(.12, .145), rng.uniform(.13, .16), c)
     else: pen.stitches(np.stack([np.zeros(13), np.linspace(-.46, -.04, 13)], 1), c.thread)
     for s in (-1, 1):
-        x, r = s*(spread + .03), rng.uniform(.088, .1)
+        x = s*(spread + .03)
+        r = rng.uniform(.088, .1)
         pen.part(limb((s*.14, -.1), (s*spread, -.085), .085, .085), c.base, fur=.01, strokes=10)
         pen.part(oval(x, -.085, r, r*1.08), c.base, fur=.01, strokes=8)
         _patch(pen, x, -.08, r*.68, r*.74, c)
@@ -403,7 +427,8 @@ def draw_bear(
     for name, value, choices in (('pose', pose, poses[label]), ('scene', scene, scenes), ('coat', coat, coats),
         ('light', light, lights)):
         _check_one_of(name, value, choices)
-    rng, styles = _rng(seed, side), _toy if label == 'teddy' else _wild
+    rng = _rng(seed, side)
+    styles = _toy if label == 'teddy' else _wild
     scene = scene or [*scenes][int(rng.integers(len(scenes)))]
     canvas, whole, left = start(side, rng, scene)
     pose = pose or [*styles][int(rng.choice(len(styles), p=[p.share for p in styles.values()]))]
@@ -420,7 +445,9 @@ def draw_bear(
 def _place(canvas, rng, pose, close, scene):
     "Where the figure stands, how large, facing which way"
     low, high = (.92, 1.02) if close else (.89, .95) if scene == 'shelf' else (.88, .97)
-    x, y, size = rng.uniform(.42, .58), rng.uniform(low, high), rng.uniform(pose.low, pose.high)
+    x = rng.uniform(.42, .58)
+    y = rng.uniform(low, high)
+    size = rng.uniform(pose.low, pose.high)
     return frame(x*canvas.size, y*canvas.size, size*canvas.size, rng.random() < .5, rng.normal(0, .04))
 
 # %% ../../nbs/sample/03_figures.ipynb #6abb8976

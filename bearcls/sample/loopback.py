@@ -51,7 +51,9 @@ class LoopbackWeb:
         seed: int = 42,                                  # Of the delays
         hosts: Iterable[str] = ('127.0.0.1',),           # Loopback addresses to listen on; Linux has all of 127.0.0.0/8
     ):
-        self.pages, self.delay, self.hosts = dict(pages), delay, list(hosts)
+        self.pages = dict(pages)
+        self.delay = delay
+        self.hosts = list(hosts)
         self.hits = Counter()            # How often each path, query included, was asked for
         self._random = random.Random(seed)
         if bad := [h for h in self.hosts if not h.startswith('127.')]:

@@ -78,7 +78,8 @@ def _png(values, kind, depth=8, before=(), interlaced=False, after=(), idat=None
 # %% ../../nbs/sample/05_odd_files.ipynb #5731d20d
 def _odd_pngs():
     "Transparent colours of every kind, and what may go wrong beside the pixels"
-    colours, grey = _colours(), _grey()
+    colours = _colours()
+    grey = _grey()
     def odd(name, what, data, pixels=colours, within=1, reason=''):
         return OddFile(f'{name}.png', data, what, reason, None if reason else pixels, within=within)
     for interlaced in (False, True):
@@ -129,7 +130,8 @@ def _damaged_pngs():
     def odd(name, what, data, reason='', pixels=pixels, within=0):
         return OddFile(f'{name}.png', data, what, reason, None if reason else pixels, within=within)
     noise = np.random.default_rng(0).bytes(1_200_000)
-    whole, packed = png(), zlib.compress(_rows(pixels, 8))
+    whole = png()
+    packed = zlib.compress(_rows(pixels, 8))
     hurt = bytearray(packed)
     hurt[len(hurt)//2] ^= 255
     claims = bytearray(whole)
@@ -310,7 +312,9 @@ def _tiff(values, bits, form=1, order='<', white_is_zero=False, declared=(), com
             339: (3, [form]*parts)}
     if len(declared): tags |= {number: (12, [value]*parts) for number, value in zip((340, 341), declared)}
     letters = {3: 'H', 4: 'I', 12: 'd'}
-    start, extra, entries = 8 + 2 + 12*len(tags) + 4, b'', b''
+    start = 8 + 2 + 12*len(tags) + 4
+    extra = b''
+    entries = b''
     sizes = {number: struct.calcsize(f'<{len(given)}{letters[kind]}') for number, (kind, given) in tags.items()}
     tags[273] = (4, [start + sum(-(-n//2)*2 for n in sizes.values() if n > 4)])
     for number, (kind, given) in sorted(tags.items()):
@@ -357,7 +361,8 @@ def _odd_tiffs():
     yield odd('grey16-deflate', '16-bit grey, packed', _tiff(np.rint(grey*65535), 16, compression=8))
     yield odd('grey16-predictor', '16-bit grey, packed as differences',
         _tiff(np.rint(grey*65535), 16, compression=8, predictor=2))
-    deep, floats = Image.fromarray(np.rint(grey*65535).astype(np.uint16)), Image.fromarray(grey.astype(np.float32))
+    deep = Image.fromarray(np.rint(grey*65535).astype(np.uint16))
+    floats = Image.fromarray(grey.astype(np.float32))
     for packing in ('tiff_lzw', 'packbits', 'tiff_adobe_deflate'):
         yield odd(f'grey16-{packing}', f'16-bit grey, packed with {packing}', _saved(deep, 'TIFF', compression=packing))
         yield odd(f'float-{packing}', f'floats, packed with {packing}', _saved(floats, 'TIFF', compression=packing))
@@ -376,7 +381,8 @@ def _odd_tiffs():
     yield odd('declared-nothing', 'a declared scale from 5 to 5', _tiff(grey, 32, 3, declared=(5, 5)),
         reason='unreadable')
     yield odd('half', 'half a file', _tiff(np.rint(grey*65535), 16)[:2000], reason='truncated')
-    colours, image = _colours(), Image.fromarray(_colours())
+    colours = _colours()
+    image = Image.fromarray(_colours())
     clear = image.copy()
     clear.putalpha(Image.fromarray(np.rint(grey*255).astype(np.uint8)))
     plain = {'rgb': image, 'palette': image.quantize(16), 'grey': image.convert('L'), 'bits': image.convert('1')}
@@ -392,9 +398,11 @@ def _odd_tiffs():
 # %% ../../nbs/sample/05_odd_files.ipynb #c34e2090
 def _odd_others():
     "GIF, WebP, AVIF and BMP; and what is no image"
-    colours, image = _colours(), Image.fromarray(_colours())
+    colours = _colours()
+    image = Image.fromarray(_colours())
     table = image.quantize(16)
-    gif, seen = _saved(table, 'GIF'), np.asarray(table.convert('RGB'))
+    gif = _saved(table, 'GIF')
+    seen = np.asarray(table.convert('RGB'))
     yield OddFile('whole.gif', gif, 'a plain one', '', seen)
     yield OddFile('no-end.gif', gif[:-1], 'no end marker', '', seen)
     yield OddFile('no-end-of-data.gif', gif[:-2], 'the pixels whole, and nothing behind them', '', seen)

@@ -18,7 +18,9 @@ def _pine(pen, x, y, h, colour, snowy=False):
     pen.shape([(x - h*.03, y), (x + h*.03, y), (x + h*.03, y - h*.2), (x - h*.03, y - h*.2)],
         mix(colour, (60, 40, 30), .6))
     for i in range(3):
-        top, low, half = y - h*(1 - i*.22), y - h*(.52 - i*.2), h*.3*(.6 + i*.22)
+        top = y - h*(1 - i*.22)
+        low = y - h*(.52 - i*.2)
+        half = h*.3*(.6 + i*.22)
         pen.shape([(x, top), (x + half, low), (x + half*.45, low - h*.03), (x, low + h*.015),
                 (x - half*.45, low - h*.03), (x - half, low)], mix(colour, (10, 20, 20), .06*i))
         if not snowy: continue
@@ -35,7 +37,9 @@ def _hill(pen, y, height, colour, rng):
 # %% ../../nbs/sample/02_scenes.ipynb #16774bc1
 def _grass(pen, y0, y1, n, colour, rng, tall=.03):
     "Tufts between two heights, taller towards the viewer"
-    x, y, tone = rng.random(n), np.sort(rng.uniform(y0, y1, n)), rng.random(n)
+    x = rng.random(n)
+    y = np.sort(rng.uniform(y0, y1, n))
+    tone = rng.random(n)
     h = tall*(.5 + (y - y0)/(y1 - y0))
     lean = rng.normal(0, .3, n)*h
     for a, b, c, d, t in zip(x.tolist(), y.tolist(), h.tolist(), lean.tolist(), tone.tolist()):
@@ -60,7 +64,9 @@ def _one_of(choices, rng): return choices[int(rng.integers(len(choices)))]
 def _blocks(pen, x, y, s, rng):
     "One to three toy blocks, the third on top"
     for dx, dy in ((0, 0), (1.05, 0), (.5, -1.0))[:int(rng.integers(1, 4))]:
-        c, a, b = _one_of(_toys, rng), x + dx*s, y + dy*s
+        c = _one_of(_toys, rng)
+        a = x + dx*s
+        b = y + dy*s
         pen.shape(_box(a, b - s, a + s, b), c)
         pen.shape(_box(a + s*.16, b - s*.84, a + s*.84, b - s*.16), mix(c, (255, 250, 235), .45))
         pen.oval(a + s*.5, b - s*.5, s*.18, s*.18, c)
@@ -68,7 +74,8 @@ def _blocks(pen, x, y, s, rng):
 # %% ../../nbs/sample/02_scenes.ipynb #37b5fed8
 def _forest(canvas, pen, rng):
     "Three rows of pines in haze, grass, toadstools"
-    u, ground = rng.uniform, rng.uniform(.5, .62)
+    u = rng.uniform
+    ground = rng.uniform(.5, .62)
     fill_gradient(canvas, (214, 228, 208), (150, 184, 160), 0, ground + .02)
     for i, (n, tall) in enumerate(((11, .4), (9, .56), (6, .8))):
         colour = mix((168, 196, 180), (48, 88, 66), .2 + .33*i)
@@ -83,7 +90,9 @@ def _forest(canvas, pen, rng):
 
 def _river(canvas, pen, rng):
     "Pines on the far bank, ripples, pebbles on the near one"
-    u, far, near = rng.uniform, rng.uniform(.36, .46), rng.uniform(.62, .7)
+    u = rng.uniform
+    far = rng.uniform(.36, .46)
+    near = rng.uniform(.62, .7)
     fill_gradient(canvas, (176, 208, 226), (226, 234, 226), 0, far)
     for x in np.sort(rng.random(12)).tolist():
         _pine(pen, x, far + .02, u(.16, .34), mix((92, 128, 104), (60, 98, 84), u(0, 1)))
@@ -98,7 +107,8 @@ def _river(canvas, pen, rng):
 # %% ../../nbs/sample/02_scenes.ipynb #29a00f62
 def _snow(canvas, pen, rng):
     "White slopes and laden pines"
-    u, ground = rng.uniform, rng.uniform(.5, .6)
+    u = rng.uniform
+    ground = rng.uniform(.5, .6)
     fill_gradient(canvas, (168, 190, 216), (230, 236, 244))
     _hill(pen, ground - .06, .16, (206, 218, 234), rng)
     for x in np.sort(rng.random(9)).tolist(): _pine(pen, x, ground + .02, u(.18, .42), (84, 112, 112), snowy=True)
@@ -107,10 +117,13 @@ def _snow(canvas, pen, rng):
 
 def _meadow(canvas, pen, rng):
     "Clouds, rolling green, flowers"
-    u, ground = rng.uniform, rng.uniform(.46, .56)
+    u = rng.uniform
+    ground = rng.uniform(.46, .56)
     fill_gradient(canvas, (132, 186, 222), (226, 238, 236), 0, ground + .1)
     for _ in range(rng.integers(1, 4)):
-        x, y, s = u(0, 1), u(.06, .26), u(.08, .15)
+        x = u(0, 1)
+        y = u(.06, .26)
+        s = u(.08, .15)
         for dx, dy, r in ((-.6, .06, .4), (0, -.06, .6), (.6, .05, .45), (0, .12, .55)):
             pen.oval(x + dx*s, y + dy*s, r*s, r*s*.62, (250, 250, 250))
     _hill(pen, ground - .02, .14, (158, 188, 140), rng)
@@ -124,11 +137,16 @@ def _meadow(canvas, pen, rng):
 # %% ../../nbs/sample/02_scenes.ipynb #314a2f6d
 def _mountain(canvas, pen, rng):
     "Two peaks with snow, rocks on dry grass, now and then an evening sky"
-    u, ground, warm = rng.uniform, rng.uniform(.56, .64), rng.random() < .4
+    u = rng.uniform
+    ground = rng.uniform(.56, .64)
+    warm = rng.random() < .4
     fill_gradient(canvas, (238, 190, 150) if warm else (150, 188, 220), (250, 226, 196) if warm else (224, 234, 238), 0,
         ground + .1)
     for i in range(2):
-        x, y, w, t = u(.05, .45) + .4*i, ground - .02, u(.3, .45), u(.32, .5)
+        x = u(.05, .45) + .4*i
+        y = ground - .02
+        w = u(.3, .45)
+        t = u(.32, .5)
         rock = mix((122, 132, 156), (96, 110, 130), i)
         pen.shape([(x - w, y), (x, y - t), (x + w, y)], rock)
         pen.shape([(x, y - t), (x + w, y), (x + w*.1, y)], mix(rock, (30, 36, 60), .22))
@@ -153,7 +171,10 @@ def _window(pen, x, y, s):
 
 def _nursery(canvas, pen, rng):
     "Wallpaper, a window, toys on the floor"
-    u, floor, wall, paper = rng.uniform, rng.uniform(.62, .72), _one_of(_walls, rng), int(rng.integers(3))
+    u = rng.uniform
+    floor = rng.uniform(.62, .72)
+    wall = _one_of(_walls, rng)
+    paper = int(rng.integers(3))
     soft = mix(wall, (255, 255, 255), .4)
     fill_gradient(canvas, mix(wall, (255, 255, 255), .15), wall, 0, floor + .02)
     if paper == 0:
@@ -172,13 +193,16 @@ _books = [(168, 62, 58), (54, 92, 120), (214, 168, 84), (90, 122, 92), (116, 84,
 
 def _shelf(canvas, pen, rng):
     "A board between rows of books"
-    u, board, wood = rng.uniform, rng.uniform(.84,
-        .92), _one_of([(150, 104, 66), (196, 152, 106), (122, 82, 58), (214, 206, 194)], rng)
+    u = rng.uniform
+    board = rng.uniform(.84, .92)
+    wood = _one_of([(150, 104, 66), (196, 152, 106), (122, 82, 58), (214, 206, 194)], rng)
     back = mix(wood, (30, 20, 20), .38)
     fill_gradient(canvas, mix(back, (10, 6, 6), .2), back, 0, board)
     for x, end in ((-.02, u(.1, .4)), (u(.62, .9), 1.02)):
         while x < end:
-            w, top, c = u(.035, .075), board - u(.4, .62), _one_of(_books, rng)
+            w = u(.035, .075)
+            top = board - u(.4, .62)
+            c = _one_of(_books, rng)
             pen.shape(_box(x, top, x + w, board), c)
             for f in (.06, .11):
                 pen.line([(x + .004, top + f), (x + w - .004, top + f)], mix(c, (250, 230, 180), .6), .007)
@@ -190,16 +214,20 @@ def _shelf(canvas, pen, rng):
 
 def _rug(canvas, pen, rng):
     "A round rug on floorboards, perhaps a framed image and a ball"
-    u, floor, wall = rng.uniform, rng.uniform(.34, .5), _one_of(_walls, rng)
+    u = rng.uniform
+    floor = rng.uniform(.34, .5)
+    wall = _one_of(_walls, rng)
     fill_gradient(canvas, mix(wall, (120, 100, 90), .12), mix(wall, (255, 255, 255), .1), 0, floor)
     if rng.random() < .5:
-        x, s = u(.1, .7), u(.14, .22)
+        x = u(.1, .7)
+        s = u(.14, .22)
         pen.shape(_box(x - .015, .045, x + s + .015, .075 + s), (120, 84, 60))
         pen.shape(_box(x, .06, x + s, .06 + s), (206, 222, 214))
         pen.shape([(x, .06 + s), (x + s*.5, .06 + s*.4), (x + s, .06 + s)], (104, 140, 120))
     _planks(pen, floor, _one_of([(190, 146, 104), (160, 116, 84), (206, 172, 132)], rng), rng, 7)
-    c, x, y = _one_of([(176, 74, 70), (74, 106, 140), (98, 132, 110), (204, 164, 96), (130, 96, 140)], rng), u(.4,
-        .6), u(.76, .84)
+    c = _one_of([(176, 74, 70), (74, 106, 140), (98, 132, 110), (204, 164, 96), (130, 96, 140)], rng)
+    x = u(.4, .6)
+    y = u(.76, .84)
     for r, pale in ((1, 0), (.88, .65), (.8, 0), (.5, .4), (.42, 0)):
         pen.oval(x, y, .58*r, .24*r, mix(c, (250, 238, 214), pale))
     if rng.random() < .35: pen.oval(u(0, 1), floor + u(.06, .2), .06, .06, _one_of(_toys, rng), volume=1)
@@ -229,14 +257,16 @@ def _blades(pen, rng, colour):
     n = int(rng.integers(16, 34))
     x = rng.uniform(-.02, 1.02, n) if rng.random() < .6 else rng.normal(rng.uniform(.2, .8), .16, n)
     for a in x.tolist():
-        h, lean = rng.uniform(.12, .32), rng.normal(0, .05)
+        h = rng.uniform(.12, .32)
+        lean = rng.normal(0, .05)
         tone = mix(colour, (230, 230, 150) if rng.random() > .5 else (20, 60, 40), rng.uniform(0, .35))
         pen.shape([(a - .011, 1.02), (a + lean*.4 - .004, 1 - h*.6), (a + lean, 1 - h), (a + lean*.4 + .007, 1 - h*.6),
                 (a + .012, 1.02)], tone)
 
 def _branch(pen, rng, snowy=False):
     "A branch with leaves from the left or the right"
-    left, y = rng.random() < .5, rng.uniform(.02, .3)
+    left = rng.random() < .5
+    y = rng.uniform(.02, .3)
     place = lambda x: x if left else 1 - x
     pen.line([(place(-.05), y), (place(.2), y + .05), (place(.5), y + rng.uniform(0, .12))], (84, 62, 48), .022)
     a, b = ((120, 140, 130), (240, 244, 250)) if snowy else ((92, 136, 72), (60, 100, 60))
@@ -255,7 +285,8 @@ def put_in_front(
     "Grass, a branch, a drift of snow, blocks or a ball before the figure, in two images of five"
     rng = canvas.rng
     if rng.random() > .4: return
-    canvas.in_front, first = True, rng.random() < .6
+    canvas.in_front = True
+    first = rng.random() < .6
     if scene in _grass_of: _blades(pen, rng, _grass_of[scene]) if first else _branch(pen, rng)
     elif scene == 'snow':
         _hill(pen, rng.uniform(.88, .95), .08, (246, 249, 253), rng) if first else _branch(pen, rng, True)
@@ -277,7 +308,8 @@ def add_weather(
     if scene == 'snow' or rng.random() < .2:
         for a, b, r in zip(x, y, rng.uniform(.003, .009, n).tolist()): pen.oval(a, b, r, r, (250, 252, 255))
     elif rng.random() < .5:
-        slant, draw = .02*rng.normal(), ImageDraw.Draw(canvas.image, 'RGBA')
+        slant = .02*rng.normal()
+        draw = ImageDraw.Draw(canvas.image, 'RGBA')
         for a, b in zip(x, y):
             ends = np.rint(pen.where([(a, b), (a + slant, b + .05)])).astype(int).ravel().tolist()
             draw.line(ends, fill=(235, 242, 250, 120), width=max(1, canvas.size//330))

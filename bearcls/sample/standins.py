@@ -23,7 +23,8 @@ def colour_model(
     ood_score: bool = False, # Also tell how far the mean colour is from the nearest known one, 0 to 1.7
 ) -> bytes:                 # ONNX: what `write_bundle` takes
     "A model that finds the nearest of some colours, written by hand; needs the package onnx"
-    centres, n = np.array(list(colours.values()), dtype=float)/255, len(colours)
+    centres = np.array(list(colours.values()), dtype=float)/255
+    n = len(colours)
     def numbers(a): return '{' + ', '.join(f'{v:.8g}' for v in a.ravel()) + '}'
     parser = optional_import('onnx.parser', 'onnx', purpose='`colour_model`')
     far, distance = (', float[n] ood_score', '''
@@ -51,7 +52,9 @@ def draw_face(
     "A bear's face in the middle of an image"
     image = Image.new('RGB', (width, height), background)
     draw = ImageDraw.Draw(image)
-    r, x, y = min(width, height)*0.32, width/2, height*0.55
+    r = min(width, height)*0.32
+    x = width/2
+    y = height*0.55
     def disc(dx, dy, k, colour):
         draw.ellipse((x + dx*r - k*r, y + dy*r - k*r, x + dx*r + k*r, y + dy*r + k*r), fill=colour)
     for side in (-1, 1):

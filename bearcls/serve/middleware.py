@@ -21,7 +21,8 @@ class ServiceMetrics:
         folder: str | os.PathLike | None = None,  # Shared by several processes, see `share_metrics`; None: this process alone
     ):
         self.client = client = optional_import('prometheus_client', "'bearcls[serve]'", 'The HTTP service')
-        self.folder, self.registry = folder, client.CollectorRegistry()
+        self.folder = folder
+        self.registry = client.CollectorRegistry()
         make = dict(registry=self.registry)
         self.requests = client.Counter('bearcls_requests', 'Requests that were answered', ['path', 'status'], **make)
         self.seconds = client.Histogram('bearcls_request_seconds', 'From the first byte of a request to its answer',
@@ -76,9 +77,15 @@ class ServiceGate:
 class ServiceVisit:
     "One request on its way through the gate"
     def __init__(self, service, scope, receive, send):
-        self.service, self.scope, self.receive_, self.send_, self.start = service, scope, receive, send, time.perf_counter()
+        self.service = service
+        self.scope = scope
+        self.receive_ = receive
+        self.send_ = send
+        self.start = time.perf_counter()
         self.headers = {k.decode('latin-1').lower(): v.decode('latin-1') for k, v in scope['headers']}
-        self.name, self.status, self.bytes = request_name(self.headers.get('x-request-id', '')), 0, 0
+        self.name = request_name(self.headers.get('x-request-id', ''))
+        self.status = 0
+        self.bytes = 0
         self.unread = 'transfer-encoding' in self.headers or self.headers.get('content-length', '0').strip('0') != ''
         scope['request_id'] = self.name
 
@@ -90,7 +97,8 @@ class ServiceVisit:
 
     def denied(self):
         "The problem of who has no key"
-        key, path = self.service.settings.api_key, self.scope['path']
+        key = self.service.settings.api_key
+        path = self.scope['path']
         if not key or path in open_paths or path.startswith('/static/'): return None
         scheme, _, token = self.headers.get('authorization', '').partition(' ')
         given = token.strip() if scheme.lower() == 'bearer' else self.headers.get('x-api-key', '')
@@ -114,7 +122,8 @@ _gate_headers = {b'x-content-type-options': b'nosniff', b'referrer-policy': b'no
 async def send(self, message):
     "Add headers, and let the client finish"
     if message['type'] == 'http.response.start':
-        self.status, there = message['status'], {k.lower() for k, _ in message['headers']}
+        self.status = message['status']
+        there = {k.lower() for k, _ in message['headers']}
         if self.unread: await self._drain()
         more = {b'x-request-id': self.name.encode(), **_gate_headers,
             **({b'connection': b'close'} if self.unread else {})}
@@ -133,7 +142,9 @@ async def _drain(self):
 @patch_to(ServiceVisit)
 def note(self):
     "Count the request, and write its line"
-    seconds, path, metrics = time.perf_counter() - self.start, self.scope['path'], self.service.metrics
+    seconds = time.perf_counter() - self.start
+    path = self.scope['path']
+    metrics = self.service.metrics
     known = (path if path in ('/', '/predict', '/labels', '/healthz', '/readyz', '/metrics', '/openapi.json')
         else '/static' if path.startswith('/static/') else 'other')
     metrics.requests.labels(known, str(self.status or 499)).inc()

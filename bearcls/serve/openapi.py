@@ -13,7 +13,9 @@ from .problems import problem_type
 # %% ../../nbs/serve/05_openapi.ipynb #caa19838
 def _service_schemas():
     "What goes in and comes out, as JSON Schema"
-    text, number, share = dict(type='string'), dict(type='number'), dict(type='number', minimum=0, maximum=1)
+    text = dict(type='string')
+    number = dict(type='number')
+    share = dict(type='number', minimum=0, maximum=1)
     listed = lambda of: dict(type='array', items=of)
     result = dict(type='object', required=['name', 'status', 'reason'],
         properties=dict(name=text, status=dict(type='string', enum=['ok', 'failed']),

@@ -28,7 +28,9 @@ class Problem(BearclsError, ValueError):
         headers: Mapping[str, str] | None = None,  # Such as `Retry-After`
     ):
         super().__init__(detail)
-        self.status, self.detail, self.headers = status, detail, dict(headers or {})
+        self.status = status
+        self.detail = detail
+        self.headers = dict(headers or {})
 
 def problem_body(
     status: int,           # Status code of HTTP
@@ -60,7 +62,8 @@ def _form_uploads(body, boundary, most):
     "The files of multipart/form-data"
     parts = (b'\r\n' + body).split(b'\r\n--' + boundary, most + 2)
     if len(parts) < 2: raise Problem(400, 'the body does not hold the boundary that its Content-Type names')
-    uploads, ended = [], False
+    uploads = []
+    ended = False
     for i, part in enumerate(parts[1:], 1):
         if part[:2] == b'--':
             ended = True
@@ -189,7 +192,8 @@ class BoundedBody:
     def __enter__(self): return self
     def __exit__(self, *_):
         self.budget.give(self.size)
-        self.parts, self.size = [], 0
+        self.parts = []
+        self.size = 0
 
 # %% ../../nbs/serve/01_problems.ipynb #20029459
 def request_name(

@@ -80,8 +80,16 @@ class Service:
     ):
         expect('settings', settings, Settings)
         expect('bundle', bundle, str, os.PathLike, Classifier)
-        self.given, self.settings, self.supervised, self.workers, self.watch = bundle, settings, supervised, None, None
-        self.budget, self.leaving, self.ill, self.ended, self.loop = BodyBudget(settings.max_held), False, '', threading.Event(), None
+        self.given = bundle
+        self.settings = settings
+        self.supervised = supervised
+        self.workers = None
+        self.watch = None
+        self.budget = BodyBudget(settings.max_held)
+        self.leaving = False
+        self.ill = ''
+        self.ended = threading.Event()
+        self.loop = None
         self.metrics = ServiceMetrics(metrics)
 
     def load(self, path=None):
@@ -125,7 +133,9 @@ class Service:
 @patch_to(Service)
 def _look_around(self):
     "A thread: new bundles, hanging threads, a supervisor that is gone"
-    s, looked, sign = self.settings, time.monotonic(), _LoopSign()
+    s = self.settings
+    looked = time.monotonic()
+    sign = _LoopSign()
     while not self.ended.wait(max(.02, min(.5, s.seconds_watch or .5, s.seconds_stuck/4))):
         if self.watch and s.seconds_watch and time.monotonic() - looked >= s.seconds_watch:
             self._look()
@@ -160,11 +170,13 @@ class _LoopSign:
 
     def late(self, loop, most):
         "Seconds for which the last sign has been missing; of a time in which nobody looked, `most` count, as all may have been asleep"
-        before, self.looked = self.looked, time.monotonic()
+        before = self.looked
+        self.looked = time.monotonic()
         if not loop or loop.is_closed(): return 0
         if self.asked and not self.came.is_set(): self.missing += min(self.looked - before, most)
         else:
-            self.asked, self.missing = True, 0.
+            self.asked = True
+            self.missing = 0.
             self.came.clear()
             with contextlib.suppress(RuntimeError): loop.call_soon_threadsafe(self.came.set)  # it may be closed by now
         return self.missing
@@ -194,7 +206,8 @@ async def answer_uploads(
     uploads: list[Upload],  # At least one
 ) -> list[dict[str, Any]]:  # One for each, in order
     "Ask the workers, and wait no longer than is allowed; a `Problem` if that fails"
-    s, wanted = service.settings, [(u.name, u.content) for u in uploads if not u.reason]
+    s = service.settings
+    wanted = [(u.name, u.content) for u in uploads if not u.reason]
     try: futures = service.workers.ask(wanted, s.seconds_answer)
     except Busy as e: raise Problem(503, str(e), {'Retry-After': str(e.seconds)}) from e
     every = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
@@ -219,7 +232,8 @@ async def answer_request(
 ) -> list[dict[str, Any]]:  # One result for each image, in order
     "Read the body within bounds of bytes and seconds, and answer; a `Problem` says what is wrong"
     import anyio
-    s, headers = service.settings, request.headers
+    s = service.settings
+    headers = request.headers
     if headers.get('content-encoding', 'identity').lower() != 'identity':
         raise Problem(415, 'the body must not be compressed once more; images already are')
     with BoundedBody(service.budget, s.max_bytes, headers.get('content-length', '')) as body:
@@ -384,8 +398,8 @@ def serving(
     expect('bundle', bundle, str, os.PathLike, Classifier)
     import uvicorn
     if not isinstance(bundle, Classifier): read_bundle(bundle)  # its own errors, before a thread is started
-    config, sock = _service_config(make_app(bundle, replace(settings, seconds_leaving=0)),
-        settings), _service_socket(host, 0)
+    config = _service_config(make_app(bundle, replace(settings, seconds_leaving=0)), settings)
+    sock = _service_socket(host, 0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[sock]), name='bearcls_serving', daemon=True)
     thread.start()
@@ -447,7 +461,8 @@ def serve_process(
             if sig == signal.SIGINT: return  # a terminal sends Ctrl+C to all of its processes, and the supervisor says what follows
             later = threading.Timer(0 if (service := app.state.service).leaving else settings.seconds_leaving, setattr,
                 (self, 'should_exit', True))
-            service.leaving, later.daemon = True, True
+            service.leaving = True
+            later.daemon = True
             later.start()
     server = LeavingServer(_service_config(app, settings))
     server.run(sockets=[sock])

@@ -39,7 +39,8 @@ def write_log(
     handler.setFormatter(LogLines())
     for name in ('bearcls.serve', 'uvicorn.error'):
         log = logging.getLogger(name)
-        log.handlers, log.propagate = [handler], False
+        log.handlers = [handler]
+        log.propagate = False
         log.setLevel(level if name == 'bearcls.serve' else max(level, logging.WARNING))
 
 # %% ../../nbs/serve/03_supervise.ipynb #ed59c41d
@@ -54,7 +55,9 @@ def http_protocol(
 
     class BoundedProtocol(base):
         "Counts what comes before a request has begun"
-        head_bytes, head_clock, refused = 0, None, False
+        head_bytes = 0
+        head_clock = None
+        refused = False
 
         def connection_made(self, transport):
             super().connection_made(transport)
@@ -116,8 +119,14 @@ class Supervisor:
         seconds: float = 60,      # They are given this time to end
         closing: Sequence[Any] = (), # Sockets to close when it is told to stop; the processes have their own
     ):
-        self.target, self.args, self.n, self.seconds, self.closing = target, args, n, seconds, closing
-        self.context, self.stopping, self.processes = multiprocessing.get_context('spawn'), threading.Event(), {}
+        self.target = target
+        self.args = args
+        self.n = n
+        self.seconds = seconds
+        self.closing = closing
+        self.context = multiprocessing.get_context('spawn')
+        self.stopping = threading.Event()
+        self.processes = {}
 
     def stop(self, *_):
         "Let all processes end"

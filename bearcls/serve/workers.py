@@ -33,10 +33,11 @@ def load_classifier(
 ) -> Classifier:                            # One thread for each answer; it has answered once
     "A classifier for workers; a `BundleError` says why a bundle cannot be used"
     import onnxruntime as ort
-    classifier, options = Classifier(bundle, threads=1, execution_providers=execution_providers,
-        max_pixels=max_pixels), ort.RunOptions()
+    classifier = Classifier(bundle, threads=1, execution_providers=execution_providers, max_pixels=max_pixels)
+    options = ort.RunOptions()
     options.log_severity_level, (width, height) = 4, classifier.bundle.size
-    clock, start = threading.Timer(seconds, lambda: setattr(options, 'terminate', True)), time.monotonic()
+    clock = threading.Timer(seconds, lambda: setattr(options, 'terminate', True))
+    start = time.monotonic()
     clock.daemon = True
     clock.start()
     try: classifier.session.run(None, {'image': np.zeros((1, height, width, 3), np.uint8)}, options)
@@ -58,7 +59,8 @@ def batch_seconds(
     expect('classifier', classifier, Classifier)
     width, height = classifier.bundle.size
     def seconds(n):
-        pixels, times = np.zeros((n, height, width, 3), np.uint8), []
+        pixels = np.zeros((n, height, width, 3), np.uint8)
+        times = []
         for _ in range(rounds):
             start = time.perf_counter()
             classifier.run(pixels)
@@ -101,9 +103,17 @@ class Workers:
     ):
         for name, value in dict(n_workers=n_workers, max_waiting=max_waiting, max_batch=max_batch, large=large).items():
             if value is not None and value < 1: raise ValueError(f'`{name}` must be at least 1, got {value}')
-        self.classifier, self.max_waiting, self.max_batch, self.large = classifier, max_waiting, max_batch, large
-        self.jobs, self.large_jobs, self.large_begun = deque(), deque(), False
-        self.changed, self.closed, self.begun, self.mean = threading.Condition(), False, {}, 0.
+        self.classifier = classifier
+        self.max_waiting = max_waiting
+        self.max_batch = max_batch
+        self.large = large
+        self.jobs = deque()
+        self.large_jobs = deque()
+        self.large_begun = False
+        self.changed = threading.Condition()
+        self.closed = False
+        self.begun = {}
+        self.mean = 0.
         self.threads = [threading.Thread(target=self._work, name=f'bearcls_worker_{k}', daemon=True)
             for k in range(n_workers or usable_cores())]
         for t in self.threads: t.start()
@@ -180,7 +190,9 @@ def _work(self):
     "Take one image after another until told to stop"
     while (taken := self._take())[0] is not None:
         jobs, large = taken
-        me, start, n = threading.get_ident(), time.monotonic(), len(jobs)
+        me = threading.get_ident()
+        start = time.monotonic()
+        n = len(jobs)
         self.begun[me] = start
         try:
             jobs = jobs if large else self._without_large(jobs)
@@ -263,7 +275,8 @@ def bundle_stamp(
     path: str | os.PathLike,  # Folder or .zip of a bundle
 ) -> tuple:                   # Something that differs when a file has changed; empty if no bundle is there at the moment
     "Names, sizes and times of a bundle's files"
-    path, stamp = Path(path), []
+    path = Path(path)
+    stamp = []
     for file in [path/name for name in sorted(bundle_names)] if path.is_dir() else [path]:
         try: s = file.stat()
         except OSError: continue
@@ -277,22 +290,28 @@ class BundleWatch:
         workers: Workers,                          # Whose classifier is exchanged
         load: Callable[[Any], Classifier] = load_classifier,  # Makes a classifier of a path
     ):
-        self.path, self.workers, self.load = Path(path), workers, load
-        self.stamp, self.refused = (), ''
+        self.path = Path(path)
+        self.workers = workers
+        self.load = load
+        self.stamp = ()
+        self.refused = ''
 
     def look(self) -> tuple[str, str]:  # What happened, changed or refused, and what there is to say; two empty texts if nothing did
         "Look once, and exchange the classifier if another bundle is there"
         stamp = bundle_stamp(self.path)
         if not stamp or stamp == self.stamp: return '', ''
         try:
-            metadata, now = read_bundle(self.path), self.workers.classifier.bundle
+            metadata = read_bundle(self.path)
+            now = self.workers.classifier.bundle
             if same := metadata == now and metadata.digest == now.digest: new = None
             else: new = self.load(self.path)
         except (BundleError, OSError, MemoryError, ImportError) as e:
             if bundle_stamp(self.path) == stamp: self.stamp = stamp  # else it is still being written
-            said, self.refused = self.refused, str(e)
+            said = self.refused
+            self.refused = str(e)
             return ('refused', str(e)) if str(e) != said else ('', '')
-        self.stamp, self.refused = stamp, ''
+        self.stamp = stamp
+        self.refused = ''
         if same: return '', ''
         self.workers.use(new)
         return 'changed', f'{", ".join(new.labels)}; model {new.bundle.digest[:12]}'

@@ -123,7 +123,8 @@ def averages_of(
 ) -> tuple[int, np.ndarray, np.ndarray] | None:  # `first`, `gain`, `shift`: features from `first` on, times `gain`, plus `shift`; None where the head is of another kind
     "How the averages of the body's maps follow from the features of `feature_layer`"
     if not (isinstance(model, nn.Sequential) and len(model) == 2): return None
-    before, layer = [], feature_layer(model)
+    before = []
+    layer = feature_layer(model)
     for m in model[1].modules():
         if m is layer: break
         if not list(m.children()) or isinstance(m, AdaptiveConcatPool2d): before.append(m)
@@ -133,8 +134,10 @@ def averages_of(
     if not all(isinstance(m, (pools, Flatten, nn.Flatten, nn.Dropout, nn.Identity, nn.BatchNorm1d)) for m in before):
         return None
     if not isinstance(layer, nn.Linear) or len(norms) > 1 or not any(isinstance(m, pools) for m in before): return None
-    first, n = layer.in_features//2 if concat else 0, layer.in_features
-    gain, shift = torch.ones(n), torch.zeros(n)
+    first = layer.in_features//2 if concat else 0
+    n = layer.in_features
+    gain = torch.ones(n)
+    shift = torch.zeros(n)
     for norm in norms:
         weight = norm.weight.detach().cpu() if norm.affine else torch.ones(n)
         bias = norm.bias.detach().cpu() if norm.affine else torch.zeros(n)
@@ -204,8 +207,8 @@ def _timm_weights(arch):
     "Cached file of timm's weights, or '', and their address; they are on the Hugging Face Hub, few elsewhere"
     metadata = optional_import('timm').get_pretrained_cfg(arch)
     if not metadata.hf_hub_id: return _torch_cache(metadata.url) if metadata.url else '', metadata.url
-    hub, names = optional_import('huggingface_hub'), [metadata.hf_hub_filename or 'model.safetensors',
-        'pytorch_model.bin']
+    hub = optional_import('huggingface_hub')
+    names = [metadata.hf_hub_filename or 'model.safetensors', 'pytorch_model.bin']
     cached = (hub.try_to_load_from_cache(metadata.hf_hub_id, n) for n in names)
     return next((file for file in cached if isinstance(file, str)), ''), hub.hf_hub_url(metadata.hf_hub_id, names[0])
 
@@ -284,7 +287,8 @@ def load_weights(
     file: str | Path,   # File that `read_weights` reads, in the layout of the architecture's library
 ):
     "Give the body of a model the weights in a file, or say why they do not fit"
-    state, names = read_weights(file), _library_names(name)
+    state = read_weights(file)
+    names = _library_names(name)
     body = model[0].state_dict()
     wrong = [w for ours, theirs in names.items() if (w := _misfit(theirs, state.get(theirs), body[ours]))]
     if wrong:
@@ -313,8 +317,10 @@ def class_head(
     learn: Any,   # Learner whose body began with pretrained weights
 ) -> tuple[np.ndarray, np.ndarray] | None:  # Weights (classes, averages) and bias (classes,) in float32; None where there is none for this body
     "The classifier that comes with the pretrained weights of a Learner's body, from the cache or from your file"
-    arch, plan = getattr(learn, 'arch', ''), getattr(learn, 'plan', None)
-    name, parts = getattr(arch, '__name__', None) or str(arch), averages_of(learn.model)
+    arch = getattr(learn, 'arch', '')
+    plan = getattr(learn, 'plan', None)
+    name = getattr(arch, '__name__', None) or str(arch)
+    parts = averages_of(learn.model)
     own = getattr(plan, 'weights', 'imagenet')
     if parts is None or not own: return None
     try:
@@ -322,7 +328,8 @@ def class_head(
         state = read_weights(file) if file else {}
     except (TrainError, ImportError, OSError): return None
     for key in reversed([k for k in state if k.endswith('weight')]):
-        weight, bias = state[key], state.get(key.removesuffix('weight') + 'bias')
+        weight = state[key]
+        bias = state.get(key.removesuffix('weight') + 'bias')
         if bias is None or bias.dim() != 1 or not 2 < len(bias) <= 1000 or weight.shape[:2] != (len(bias),
             len(parts[1])):
             continue

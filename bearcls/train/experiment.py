@@ -51,7 +51,8 @@ def measure_learner(
     if not hasattr(learn, 'get_preds'): expect('learn', learn, Learner)  # yours may only behave like one
     pace = paced(learn) if isinstance(learn, Learner) else nullcontext()
     with pace, learn.no_bar(), learn.no_logging(): probabilities, targets = map(np.asarray, learn.get_preds())
-    wrong, n = int((probabilities.argmax(1) != targets).sum()), len(targets)
+    wrong = int((probabilities.argmax(1) != targets).sum())
+    n = len(targets)
     right = probabilities[np.arange(n), targets].astype(float)
     log_loss = float(-np.log(right.clip(1e-12)).mean())
     if not math.isfinite(log_loss):
@@ -120,7 +121,8 @@ def compare(self: Experiment,
     "Every variant against the first"
     if measure not in ('error', 'log_loss', 'seconds'):
         raise ValueError(f'`measure` must be error, log_loss or seconds, got {measure!r}')
-    rows, names = [], self.variants
+    rows = []
+    names = self.variants
     for name in names:
         mine = self.of(name)
         values = np.array([getattr(r, measure) for r in mine.values()])
@@ -135,7 +137,8 @@ def compare(self: Experiment,
 @patch(as_prop=True)
 def summary(self: Experiment) -> pd.DataFrame: # A row per variant: variant, runs, failed, error, error_sd, log_loss, log_loss_sd, seconds, difference, low, high, verdict
     "Mean and spread of each variant, and its paired difference in error to the first"
-    error, loss = self.compare('error'), self.compare('log_loss')
+    error = self.compare('error')
+    loss = self.compare('log_loss')
     failed = [sum(bool(r.problem) for r in self.rows if r.variant == v) for v in error.variant]
     seconds = [float(np.median([r.seconds for r in self.of(v).values()] or [math.nan])) for v in error.variant]
     table = error.rename(columns=dict(mean='error', sd='error_sd'))
@@ -162,7 +165,8 @@ def _row_words(r, confidence):
 
 @patch
 def _repr_html_(self: Experiment):
-    summary, failed = self.summary, [r for r in self.rows if r.problem]
+    summary = self.summary
+    failed = [r for r in self.rows if r.problem]
     why = html_table([dict(variant=r.variant, seed=r.seed, problem=r.problem) for r in failed]) if failed else ''
     return html_table([_row_words(r, self.confidence) for r in summary.itertuples()]) + why
 
@@ -173,9 +177,11 @@ def plot(self: Experiment,
     ax: Any = None,          # Matplotlib axes to draw on; None for new ones
 ) -> Any:                    # The axes
     "Every run a dot, a line for each seed, a bar for each mean"
-    compared, names = self.compare(measure), self.variants
+    compared = self.compare(measure)
+    names = self.variants
     ax = axes_for(ax, max(4, 1.6*len(names) + 1), 3)
-    scale, seeds = 100 if measure == 'error' else 1, list(dict.fromkeys(r.seed for r in self.rows))
+    scale = 100 if measure == 'error' else 1
+    seeds = list(dict.fromkeys(r.seed for r in self.rows))
     for i, seed in enumerate(seeds):
         shift = .24 * ((i + .5)/len(seeds) - .5)  # equal results stay visible
         dots = [getattr(self.of(v)[seed], measure)*scale if seed in self.of(v) else math.nan for v in names]
@@ -237,7 +243,8 @@ def read_runs(
     "Read runs back"
     if not Path(file).exists(): return []
     problem = f'{file} is no table of runs, and it is not replaced; name another file'
-    words, numbers = ('variant', 'problem', 'split', 'arguments'), ('error', 'log_loss', 'seconds')
+    words = ('variant', 'problem', 'split', 'arguments')
+    numbers = ('error', 'log_loss', 'seconds')
     try:
         table = pd.read_csv(file, keep_default_na=False, na_values={c: [''] for c in numbers},
             dtype={c: str for c in words})
@@ -298,7 +305,8 @@ def _merged(found, rows):
 # %% ../../nbs/train/08_experiment.ipynb #58bf6dc7
 def _run(run, trainer, path, arguments, sides):
     "One run, measured; what goes wrong is written in its row"
-    start, learn = time.perf_counter(), None
+    start = time.perf_counter()
+    learn = None
     try:
         learn = trainer(path, seed=run.seed, **arguments)
         seconds = time.perf_counter() - start

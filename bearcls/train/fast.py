@@ -118,7 +118,8 @@ def feature_kind(
 ) -> str | None:          # Name of a kind in the store; None if these features cannot be kept
     "All that features depend on besides the image's bytes and the view"
     expect('learn', learn, Learner)
-    dls, opener = learn.dls, _opener(learn.dls)
+    dls = learn.dls
+    opener = _opener(learn.dls)
     tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
     files = all(isinstance(f, (str, os.PathLike)) for ds in (dls.train_ds, dls.valid_ds)
         for f in _chosen(ds.items, range(len(ds))))
@@ -131,11 +132,14 @@ def feature_kind(
 # %% ../../nbs/train/03_fast.ipynb #ad236a8b
 def _features(learn, items, names, dtype, threads=None):
     "Features of items in each view, from the store where they are there; how many were; and are they all there now?"
-    kept, part = [n for n in names if not n.startswith('random')], frozen_part(learn.model)
-    kind, opener = feature_kind(learn, dtype), _opener(learn.dls)
+    kept = [n for n in names if not n.startswith('random')]
+    part = frozen_part(learn.model)
+    kind = feature_kind(learn, dtype)
+    opener = _opener(learn.dls)
     digests = [digest_of(f, opener) for f in items] if kind else []
     seen, missing = _from_store(opener.store, kind, digests, kept) if kind else ({}, list(range(len(items))))
-    at, new = 0, {n: {} for n in kept}
+    at = 0
+    new = {n: {} for n in kept}
     loader = _plain_loader(learn.dls, _chosen(items, missing)) if missing else ()
     for batch in _see(part, loader, kept, dtype, threads) if missing else ():
         rows = missing[at:at + len(batch[kept[0]])]
@@ -152,7 +156,8 @@ def _features(learn, items, names, dtype, threads=None):
 
 def _from_store(store, kind, digests, names):
     "Arrays of the features that the store has, and the positions of those that it lacks"
-    seen, missing = {}, []
+    seen = {}
+    missing = []
     for start in range(0, len(digests), 500):
         some = digests[start:start + 500]
         found = {n: store.get(f'{kind} {n}', some) for n in names}
@@ -168,7 +173,8 @@ def _from_store(store, kind, digests, names):
 
 def _random_views(learn, names, dtype, threads=None):
     "Features of training images as training sees them, in their order"
-    part, dl = frozen_part(learn.model), learn.dls.train.new(bs=_bs(learn.dls), shuffle=False, drop_last=False)
+    part = frozen_part(learn.model)
+    dl = learn.dls.train.new(bs=_bs(learn.dls), shuffle=False, drop_last=False)
     return {n: _joined(_see(part, dl, [n], dtype, threads))[n] for n in names if n.startswith('random')}
 
 # %% ../../nbs/train/03_fast.ipynb #82b046b6
@@ -198,10 +204,12 @@ def linear_head(
     threads: int | None = None, # PyTorch's threads, at least 1; None: one for few features, for many the faster of one and all
 ) -> nn.Sequential:             # BatchNorm1d that standardises, and Linear
     "The best linear head for some features"
-    mean, var = x.mean(0), x.var(0, correction=0)
-    norm, linear = nn.BatchNorm1d(x.shape[1], eps=1e-3*float(var.mean()) or 1e-5, affine=False), nn.Linear(x.shape[1],
-        n_labels)
-    norm.running_mean, norm.running_var = mean, var
+    mean = x.mean(0)
+    var = x.var(0, correction=0)
+    norm = nn.BatchNorm1d(x.shape[1], eps=1e-3*float(var.mean()) or 1e-5, affine=False)
+    linear = nn.Linear(x.shape[1], n_labels)
+    norm.running_mean = mean
+    norm.running_var = var
     for p in linear.parameters(): nn.init.zeros_(p)
     weights = torch.ones(len(x)) if weights is None else weights/weights.mean()
     x = _standardised(norm.eval(), x) if in_place else norm.eval()(x)
@@ -235,7 +243,8 @@ def train_head(
     threads: int | None = None,  # PyTorch's threads, at least 1; None: the faster of one and all
 ) -> nn.Sequential:              # `rest`
     "Train a head on features"
-    weights, n_batches = torch.ones(len(x)) if weights is None else weights/weights.mean(), max(1, len(x)//bs)
+    weights = torch.ones(len(x)) if weights is None else weights/weights.mean()
+    n_batches = max(1, len(x)//bs)
     opt = torch.optim.AdamW(rest.parameters(), weight_decay=.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*n_batches)
     def probe():
@@ -277,7 +286,8 @@ def label_numbers(
 ) -> np.ndarray:     # Index of the label of each item, as int64
     "The labels of a dataset as numbers"
     expect('learn', learn, Learner)
-    kept, items = _label_memory.setdefault(learn, {}), ds.items
+    kept = _label_memory.setdefault(learn, {})
+    items = ds.items
     state = None if hasattr(items, 'iloc') else (hash(tuple(map(str, items))), tuple(map(str, ds.vocab)))
     if state and id(ds) in kept and kept[id(ds)][0] is ds and kept[id(ds)][1] == state: return kept[id(ds)][2].copy()
     labels = np.fromiter((int(t) for t in ds.tls[-1]), np.int64, len(ds))
@@ -298,7 +308,9 @@ def fit_fast(self: Learner,
     if head not in ('linear', 'concat'): raise TrainError(f'`head` must be linear or concat, got {head!r}')
     if epochs < 1: raise TrainError(f'`epochs` must be at least 1, got {epochs}')
     check_dls(self.dls)
-    names, dtype, times = view_names(self.dls, n_views), dtype or fast_dtype(self.dls.device), [time.time()]
+    names = view_names(self.dls, n_views)
+    dtype = dtype or fast_dtype(self.dls.device)
+    times = [time.time()]
     self.model.to(self.dls.device)
     self.model[0].to(memory_format=torch.channels_last)
     with keep_modes(self.model), self.no_bar(), self.no_logging():
@@ -332,7 +344,9 @@ def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads
     "Train the head and put it into the Learner; training loss, validation loss and error"
     y, y_valid = (torch.from_numpy(label_numbers(learn, ds)) for ds in (learn.dls.train_ds, learn.dls.valid_ds))
     x = views[0] if len(views) == 1 else torch.cat(views)
-    y, part, in_place = y.repeat(len(views)), frozen_part(learn.model), in_place or len(views) > 1
+    y = y.repeat(len(views))
+    part = frozen_part(learn.model)
+    in_place = in_place or len(views) > 1
     weights = getattr(learn.dls.train, 'wgts', None)
     weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float32).repeat(len(views))
     if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')  # where the features are; any later training puts it back
@@ -355,18 +369,22 @@ def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads
 class _Remembered:
     "Features of a Learner's images in memory, with what they depend on"
     def __init__(self, learn, train, valid):
-        self.metadata, self.rows, at = _metadata_of(learn), {}, 0
+        self.metadata = _metadata_of(learn)
+        self.rows = {}
+        at = 0
         for ds in (learn.dls.train_ds, learn.dls.valid_ds):
             for item in ds.items if not hasattr(ds.items, 'iloc') else ():
                 if isinstance(item, (str, os.PathLike)): self.rows[str(item)] = at, *_times(item)
                 at += 1
-        self.train, self.valid = train, valid
+        self.train = train
+        self.valid = valid
     def find(self, items):
         "Features of items, and the positions of those that are not known"
         rows = [self.rows.get(str(item)) for item in items]
         known = [i for i, (item, row) in enumerate(zip(items, rows)) if row and row[1:] == _times(item)]
-        seen, at, n = np.empty((len(items), self.train.shape[1]), np.float32), [rows[i][0]
-            for i in known], len(self.train)
+        seen = np.empty((len(items), self.train.shape[1]), np.float32)
+        at = [rows[i][0] for i in known]
+        n = len(self.train)
         for i, place in zip(known, at): seen[i] = self.train[place] if place < n else self.valid[place - n]
         return seen, sorted(set(range(len(items))) - set(known))
 
@@ -399,7 +417,8 @@ def known_features(
     opener = _opener(learn.dls)
     digests = [digest_of(f, opener) if os.path.exists(f) else '' for f in items]
     found, missing = _from_store(opener.store, kind, digests, ['plain'])
-    own, dtype = {str(f) for f in learn.dls.train_ds.items}, getattr(torch, learn.fast.dtype)
+    own = {str(f) for f in learn.dls.train_ds.items}
+    dtype = getattr(torch, learn.fast.dtype)
     again = [i for i in missing if str(items[i]) in own] if dtype != torch.float32 else []
     if not again: return found.get('plain'), missing
     shorter, lacking = _from_store(opener.store, feature_kind(learn, dtype), [digests[i] for i in again], ['plain'])
@@ -422,9 +441,12 @@ def known_answers(
     "The Learner's answers on images whose features are known: only its head is calculated"
     seen, missing = known_features(learn, items)
     if seen is None or len(missing) == len(items): return None
-    rest, device = frozen_part(learn.model).rest, learn.dls.device
+    rest = frozen_part(learn.model).rest
+    device = learn.dls.device
     act = getattr(learn.loss_func, 'activation', lambda logits: logits.softmax(-1))
-    probabilities, features, entered = [], [], []
+    probabilities = []
+    features = []
+    entered = []
     layer = feature_layer(learn.model)
     if not any(layer is m for m in rest.modules()): return None
     hook = layer.register_forward_pre_hook(lambda layer, args: entered.append(pool_features(args[0]).float().cpu().numpy()))

@@ -171,7 +171,8 @@ def _plan_dls(path, plan, seed, kwargs):
     dls = image_dls(path, **{**dict(size=plan.size, seed=seed, recipe=plan.recipe, bs=plan.bs), **augment, **kwargs})
     wanted = Normalize.from_stats(*arch_stats(plan.arch), cuda=False)
     for t in [t for dl in dls.loaders for t in dl.after_batch.fs if isinstance(t, Normalize)]:
-        t.mean, t.std = wanted.mean.to(dls.device), wanted.std.to(dls.device)
+        t.mean = wanted.mean.to(dls.device)
+        t.std = wanted.std.to(dls.device)
     return dls
 
 def describe_plan(
@@ -203,7 +204,8 @@ def make_learner(
             label_smoothing=smoothing))
     learn = _new_learner(dls, plan, {**how, **(dict(wd=.05) if plan.route == 'scratch' else {})})
     learn.model.to(memory_format=torch.channels_last)
-    learn.plan, learn.precision = plan, precision
+    learn.plan = plan
+    learn.precision = precision
     log_training(learn)
     if callback := precision_callback(precision, dls.device): learn.add_cb(callback)
     return learn
@@ -284,7 +286,8 @@ def settle_plan(
     "Decide between the routes fast and scratch by a trial, if these images are unlike photographs"
     expect('plan', plan, Plan)
     expect('dls', dls, DataLoaders)
-    plan, items = replace(plan, is_open=False), dls.train_ds.items
+    plan = replace(plan, is_open=False)
+    items = dls.train_ds.items
     is_file = isinstance(items, list) and all(isinstance(f, (str, os.PathLike)) for f in items)
     if plan.route != 'fast' or not is_file or not (what := unlike_photographs(items)): return plan, dls
     own_size = plan.size if remake is None or plan.size != fast_plan['size'] else None
@@ -305,7 +308,8 @@ def _tried_before(plan, dls, what, seed, run):
     if not opener or not opener.store: return run()
     images = [[digest_of(f, opener), int(y)] for f, y in zip(dls.train_ds.items, dls.train_ds.tls[1])]
     metadata = [what, plan.arch, plan.size, plan.weights, seed, torch.__version__, images]
-    kind, key = 'route trial 1', hashlib.sha256(json.dumps(metadata).encode()).hexdigest()
+    kind = 'route trial 1'
+    key = hashlib.sha256(json.dumps(metadata).encode()).hexdigest()
     kept = opener.store.get(kind, [key])
     if kept: return Trial(**json.loads(kept[key]))
     trial = run()

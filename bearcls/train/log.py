@@ -35,7 +35,8 @@ class TrainingLog(Callback):
     def __init__(self):
         self.rows, self.bar, self.is_planned, self.is_training, self.first, self.to_show = [], None, False, False, 0, []
     def before_fit(self):  # also called by `predict`
-        self.first, self.is_training = len(self.rows), False
+        self.first = len(self.rows)
+        self.is_training = False
         if not self.is_planned: self._close()  # left open by an interruption
     def before_train(self):
         if hasattr(self.learn, 'lr_finder'): return
@@ -107,7 +108,8 @@ def _show(self: TrainingLog,
 def _show_at_end(self: TrainingLog, result: Any = None):
     "What this cell has trained"
     sys.modules['IPython'].get_ipython().events.unregister('post_run_cell', self._show_at_end)
-    rows, self.to_show = self.to_show, []
+    rows = self.to_show
+    self.to_show = []
     sys.modules['IPython'].display.display(html_table([_readable(r) for r in rows]))
 
 def _readable(row):
@@ -187,7 +189,8 @@ def balanced_dls(
     expect('dls', dls, DataLoaders)
     weights = class_weights(dls)
     train = dls.train.new(cls=WeightedDL, wgts=np.array([weights[int(y)] for y in dls.train_ds.tls[1]]))
-    train.rng, new = dls.train.rng, copy.copy(dls)
+    train.rng = dls.train.rng
+    new = copy.copy(dls)
     new.loaders = [train, *dls.loaders[1:]]
     return new
 
@@ -273,8 +276,9 @@ class _LRFinder(LRFinder):
 def _untouched(learn):
     "Put weights, modes, optimizer, recorder and random number generators back, whatever happens"
     weights = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    opt, record, stand = learn.opt, {**vars(learn.recorder),
-        'smooth_loss': copy.copy(learn.recorder.smooth_loss)}, random_state(learn.dls)
+    opt = learn.opt
+    record = {**vars(learn.recorder), 'smooth_loss': copy.copy(learn.recorder.smooth_loss)}
+    stand = random_state(learn.dls)
     learn.opt = None
     try:
         with keep_modes(learn.model): yield
@@ -311,9 +315,12 @@ def suggest_lr(
     with _untouched(learn), paced(learn), learn.no_logging(), learn.no_bar(), progress(desc='learning rates',
         total=num_it, unit='batch') as finder.bar:
         learn.fit(num_it//len(learn.dls.train) + 1, cbs=finder)
-        rates, losses = list(map(float, learn.recorder.lrs)), list(map(float, learn.recorder.losses))
-    skip, n = num_it//10, next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), len(losses))
-    rates, losses = rates[skip:n], losses[skip:n]
+        rates = list(map(float, learn.recorder.lrs))
+        losses = list(map(float, learn.recorder.losses))
+    skip = num_it//10
+    n = next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), len(losses))
+    rates = rates[skip:n]
+    losses = losses[skip:n]
     if not losses:
         raise TrainError(f'The loss is no number from batch {n + 1} on; a lower `start_lr` than {start_lr:g} may help, '
             'or the weights are damaged')

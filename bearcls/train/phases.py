@@ -35,13 +35,22 @@ class KeepBest(Callback):
     ):
         if not isinstance(patience, Integral) or patience < 1:
             raise TrainError(f'`early_stop` must be at least 1 epoch, got {patience!r}')
-        self.patience, self.best, self.epoch_kept, self.n_seen, self.waited, self.weights = patience, float('inf'), 0, 0, 0, None
+        self.patience = patience
+        self.best = float('inf')
+        self.epoch_kept = 0
+        self.n_seen = 0
+        self.waited = 0
+        self.weights = None
     def before_fit(self): self.waited = 0
     def after_epoch(self):
         if not len(self.recorder.values[-1]): return
-        loss, self.n_seen, self.waited = self.recorder.values[-1][1], self.n_seen + 1, self.waited + 1
+        loss = self.recorder.values[-1][1]
+        self.n_seen = self.n_seen + 1
+        self.waited = self.waited + 1
         if loss < self.best:
-            self.best, self.epoch_kept, self.waited = loss, self.n_seen, 0
+            self.best = loss
+            self.epoch_kept = self.n_seen
+            self.waited = 0
             self.weights = {k: v.detach().clone() for k, v in self.learn.model.state_dict().items()}
         if self.waited >= self.patience: raise CancelFitException()
     def put_back(self,
@@ -62,7 +71,11 @@ class Checkpoint(Callback):
         metadata: dict[str, Any],      # What makes this training this one: a checkpoint with other metadata is refused
         keepers: Sequence[KeepBest] = (),  # Callbacks whose state belongs to the training's
     ):
-        self.file, self.metadata, self.phase, self.keepers, self.state = Path(folder).expanduser().absolute()/'checkpoint.pth', metadata, 0, keepers, None
+        self.file = Path(folder).expanduser().absolute()/'checkpoint.pth'
+        self.metadata = metadata
+        self.phase = 0
+        self.keepers = keepers
+        self.state = None
         self.must_be_free = False
         if self.file.parent.exists() and not self.file.parent.is_dir():
             raise TrainError(f'`checkpoint` must be a folder; {folder} is a file')
@@ -100,7 +113,8 @@ def write(self: Checkpoint,
     is_done: bool = False,  # Has the training ended?
 ):
     "Write the state as it is now"
-    learn, rec = self.learn, self.learn.recorder
+    learn = self.learn
+    rec = self.learn.recorder
     state = dict(metadata=self.metadata, is_done=is_done, phase=self.phase, epoch=learn.epoch,
         rows=learn.training_log.rows, random=random_state(learn.dls),
         model=learn.model.state_dict(), opt=learn.opt and learn.opt.state_dict(),
@@ -131,7 +145,9 @@ def _plain(value):
 @patch
 def put_back(self: Checkpoint):
     "Give the learner the state that was read"
-    learn, state, self.state = self.learn, self.state, None
+    learn = self.learn
+    state = self.state
+    self.state = None
     learn.model.load_state_dict(state['model'])
     if learn.opt is None: learn.create_opt()
     if state['opt']: learn.opt.load_state_dict(_on_device(state['opt'], learn.dls.device))

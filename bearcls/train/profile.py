@@ -80,10 +80,12 @@ class _Watch(Callback):
     def before_step(self): self.mark = self.clock.now()
     def after_step(self): self._add('step')
     def after_batch(self):
-        now, clock = self.clock.now(), self.clock
+        now = self.clock.now()
+        clock = self.clock
         clock.add('other', now - self.begun - sum(clock.present.values()))
         clock.batches.append(dict(clock.present, images=len(self.learn.yb[0])))
-        self.begun, clock.present = now, {}
+        self.begun = now
+        clock.present = {}
         if len(clock.batches) >= self.n_batches: raise CancelFitException()
     def _add(self, stage): self.clock.add(stage, self.clock.now() - self.mark)
 
@@ -94,7 +96,10 @@ def _keeps_records(cb): return hasattr(type(cb), 'before_epoch') or hasattr(type
 def _untouched(learn: Learner) -> Iterator[None]:
     "Whatever is trained inside, the Learner is as before"
     model = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-    opt, learn.opt, rng, states = learn.opt, None, learn.dls.train.rng.getstate(), get_random_states()
+    opt = learn.opt
+    learn.opt = None
+    rng = learn.dls.train.rng.getstate()
+    states = get_random_states()
     records = [cb for cb in learn.cbs if _keeps_records(cb) and not isinstance(cb, ProgressCallback)]  # `no_bar` sees to the bar
     try:
         with ExitStack() as stack:
@@ -146,7 +151,8 @@ def profile_epoch(
     if n_batches < 1: raise ValueError(f'`n_batches` must be at least 1, got {n_batches}')
     dl = learn.dls.train
     if not len(dl): raise ValueError(f'An epoch has no whole batch: {len(dl.dataset)} images in batches of {dl.bs}')
-    clock, total = _Clock(dl.device or 'cpu'), warm_up + n_batches
+    clock = _Clock(dl.device or 'cpu')
+    total = warm_up + n_batches
     with _untouched(learn), _watched(dl, clock): learn.fit(math.ceil(total/len(dl)), lr=0., cbs=_Watch(clock, total))
     timed = clock.batches[warm_up:]
     ms = {s: 1000 * float(np.median([b.get(s, 0.) / b['images'] for b in timed])) for s in stages}

@@ -60,8 +60,10 @@ def pick_rows(
     seed: int = 0,           # Decides which
 ) -> np.ndarray:             # Positions, in random order
     "Some images, as evenly from all labels as can be"
-    rng, targets = np.random.default_rng(seed), np.asarray(targets)
-    order, turn = rng.permutation(len(targets)), np.zeros(len(targets))
+    rng = np.random.default_rng(seed)
+    targets = np.asarray(targets)
+    order = rng.permutation(len(targets))
+    turn = np.zeros(len(targets))
     for label in np.unique(targets):
         mine = order[targets[order] == label]
         turn[mine] = np.arange(len(mine)) + rng.random(len(mine))
@@ -73,7 +75,8 @@ def fold_numbers(
     k: int = 5,              # Number of folds
 ) -> np.ndarray:             # 0 to k - 1 for each image
     "Folds with the labels spread evenly"
-    folds, targets = np.zeros(len(targets), int), np.asarray(targets)
+    folds = np.zeros(len(targets), int)
+    targets = np.asarray(targets)
     place = 0
     for label in np.unique(targets):
         mine = np.flatnonzero(targets == label)
@@ -89,8 +92,9 @@ def try_head(
     threads: int | None = None,  # See `linear_head`
 ) -> np.ndarray:             # True where the head that has not seen an image gets it wrong
     "Cross-validate the linear head of `fit_fast`"
-    x, y, wrong = torch.from_numpy(features), torch.from_numpy(np.asarray(targets, np.int64)), np.zeros(len(targets),
-        bool)
+    x = torch.from_numpy(features)
+    y = torch.from_numpy(np.asarray(targets, np.int64))
+    wrong = np.zeros(len(targets), bool)
     each = torch.nn.CrossEntropyLoss(reduction='none')
     for fold in np.unique(folds):
         held = torch.from_numpy(folds == fold)
@@ -124,7 +128,8 @@ def try_small(
 ) -> np.ndarray:            # True for each held image that the network gets wrong
     "Train a small network from nothing, and ask it about the images held back"
     def fed(images): return ((images - .45)/.23).contiguous(memory_format=torch.channels_last)
-    model, tfms = xresnet18_thin(n_labels).to(memory_format=torch.channels_last), Pipeline(list(augment), split_idx=0)
+    model = xresnet18_thin(n_labels).to(memory_format=torch.channels_last)
+    tfms = Pipeline(list(augment), split_idx=0)
     rows = torch.nonzero(~held)[:, 0]
     n_batches = max(1, len(rows)//bs)
     opt = torch.optim.AdamW(model.parameters(), lr, (.9, .99), 1e-5, .05)
@@ -190,7 +195,8 @@ def try_routes(
     dls = learn.dls
     targets = np.fromiter((int(y) for y in dls.train_ds.tls[1]), int, len(dls.train_ds))
     rows = pick_rows(targets, max_n, seed)
-    items, folds = [dls.train_ds.items[int(i)] for i in rows], fold_numbers(targets[rows])
+    items = [dls.train_ds.items[int(i)] for i in rows]
+    folds = fold_numbers(targets[rows])
     wrong = try_head(image_features(learn, items, fast_dtype(dls.device), threads), targets[rows], folds, dls.c,
         threads)
     trial = Trial(what, len(rows), int(wrong.sum()))

@@ -35,10 +35,13 @@ class Source:
 
 def _sources(folder):
     "The sources of each label, the largest first"
-    rows, none, label_of = {r.file: r for r in known_rows(folder.path)}, ImageRow(), folder.label_of
+    rows = {r.file: r for r in known_rows(folder.path)}
+    none = ImageRow()
+    label_of = folder.label_of
     found = Counter()
     for file in folder.names:
-        r, label = rows.get(file, none), label_of(file)
+        r = rows.get(file, none)
+        label = label_of(file)
         for kind, name in zip(source_kinds, (site_of(r), r.provider, r.term, r.license)): found[label, kind, name] += 1
     order = sorted(found.items(), key=lambda item: (item[0][0], source_kinds.index(item[0][1]), -item[1], item[0][2]))
     return [Source(*key, n) for key, n in order]
@@ -60,7 +63,8 @@ class LabelBalance:
 # %% ../../nbs/verify/04_balance.ipynb #d478adb7
 def _label_balance(label, sizes, n_all, sources):
     "A label's numbers from the sizes of its files, None where a file cannot be read"
-    n, good = len(sizes), [s for s in sizes if s]
+    n = len(sizes)
+    good = [s for s in sizes if s]
     known = {kind: [s for s in sources if s.label == label and s.kind == kind and s.name] for kind in source_kinds}
     top = known['site'][0] if known['site'] else Source(label, 'site', '', 0)
     return LabelBalance(label, n, n/n_all, n - len(good), median(min(s) for s in good) if good else 0.0,
@@ -76,7 +80,8 @@ def _size(file):
 # %% ../../nbs/verify/04_balance.ipynb #1d45643d
 def _notes(labels, sources, much, most):
     "What stands out, a sentence each"
-    few, many = min(labels, key=lambda l: l.images), max(labels, key=lambda l: l.images)
+    few = min(labels, key=lambda l: l.images)
+    many = max(labels, key=lambda l: l.images)
     if many.images >= much*few.images:
         yield (f'{many.label} has {many.images/few.images:.1f} times as many images as {few.label} ({many.images:,} '
             f'and {few.images:,}): in doubt, a model will say {many.label}.')
@@ -103,7 +108,8 @@ def _shape_notes(small, large, tall, wide, much):
 
 def _provider_notes(sources, most):
     "Labels that came mostly through different providers"
-    total, main = Counter(), {}
+    total = Counter()
+    main = {}
     for s in sources:
         if s.kind == 'provider': total[s.label] += s.images
     for s in sources:
@@ -141,10 +147,12 @@ def balance(
     if much <= 1: raise DataError(f'`much` must be above 1, got {much}')
     if not 0 < most <= 1: raise DataError(f'`most` must lie above 0 and at most at 1, got {most}')
     path, folder = Path(path), scan_folder(path)
-    files, label_of = folder.files, folder.label_of
+    files = folder.files
+    label_of = folder.label_of
     if not files:
         raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
-    sizes, sources = list(progress(in_order(_size, files), 'reading sizes', len(files), 'img')), _sources(folder)
+    sizes = list(progress(in_order(_size, files), 'reading sizes', len(files), 'img'))
+    sources = _sources(folder)
     by_label = {}
     for f, size in zip(files, sizes): by_label.setdefault(label_of(f), []).append(size)
     labels = [_label_balance(label, by_label[label], len(files), sources) for label in sorted(by_label)]
@@ -179,7 +187,8 @@ def average_images(
     "The mean of the images of each label"
     expect('path', path, str, os.PathLike)
     if side < 1 or max_n < 1: raise DataError(f'`side` and `max_n` must be at least 1, got {side} and {max_n}')
-    folder, by_label = scan_folder(path), {}
+    folder = scan_folder(path)
+    by_label = {}
     for f in folder.files: by_label.setdefault(folder.label_of(f), []).append(f)
     return {label: mean
         for label, files in by_label.items() if (mean := _average(files[::-(-len(files)//max_n)], side))}

@@ -119,7 +119,8 @@ def measure_file(
     if refused:
         m.issue, m.message = refused
         return m
-    m.bytes, m.sha256 = len(data), sha256(data)
+    m.bytes = len(data)
+    m.sha256 = sha256(data)
     try: image = load_image(data, min_side=256)
     except ImageError as e:
         m.issue, m.message = _explain(data, e)
@@ -141,7 +142,9 @@ def _measure_pixels(m, image):
     small = small_grey(image)
     grey = np.asarray(small)
     lowest, m.dark, m.light, highest = map(float, _levels(grey, [1, 5, 95, 99]))
-    m.contrast, m.sharpness, m.fingerprint = highest - lowest, sharpness(grey), fingerprint(image, small)
+    m.contrast = highest - lowest
+    m.sharpness = sharpness(grey)
+    m.fingerprint = fingerprint(image, small)
     return m
 
 # %% ../../nbs/verify/01_measure.ipynb #74852836

@@ -79,7 +79,9 @@ def read_journal(
 ) -> tuple[list[dict], set[int]]:    # Entries of files that were moved, and the ids of those that were brought back
     "What was moved and what was brought back, without a line cut short"
     expect('path', path, str, os.PathLike)
-    file, moved, back = quarantine_folder(path)/journal_name, [], set()
+    file = quarantine_folder(path)/journal_name
+    moved = []
+    back = set()
     for line in file.read_bytes().splitlines() if file.exists() else ():
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
@@ -118,7 +120,8 @@ def free_name(
 ) -> Path:       # The same, or with a number if it is taken
     "A name that no file has"
     expect('file', file, os.PathLike)
-    n, free = 0, file
+    n = 0
+    free = file
     while os.path.lexists(free): free, n = file.with_name(f'{file.stem}-{n + 1}{file.suffix}'), n + 1
     return free
 
@@ -148,10 +151,12 @@ def quarantine_files(
     "Move files out of an image folder, each written down first"
     expect('path', path, str, os.PathLike)
     suspects = expect_all('suspects', suspects, Suspect)
-    path, chosen = Path(path), {}
+    path = Path(path)
+    chosen = {}
     if not path.is_dir(): raise DataError(f'There is no folder {path}')
     for s in suspects: chosen.setdefault(inside(path, s.file), s)
-    rows, first = {r.file: r for r in own_rows(path)}, next_id(path)
+    rows = {r.file: r for r in own_rows(path)}
+    first = next_id(path)
     try: return [_quarantine_one(path, n, s, rows.get(s.file)) for n, s in enumerate(chosen.values(), first)]
     finally:
         with contextlib.suppress(OSError): _mark_quarantined(path)  # a manifest that cannot be written is brought in step by the next call
@@ -159,7 +164,8 @@ def quarantine_files(
 # %% ../../nbs/verify/02_quarantine.ipynb #1f68a7e0
 def _quarantine_one(path, number, suspect, row):
     "Journal and move one file"
-    home, source = quarantine_folder(path), path/suspect.file
+    home = quarantine_folder(path)
+    source = path/suspect.file
     def skipped(reason): return Move(suspect.file, 'skipped', '', suspect.issue, reason)
     try:
         if not os.path.lexists(source): return skipped('the file is not there any more')
@@ -241,5 +247,7 @@ def _mark_restored(path, back):
     for r in changed:
         move, entry = back[r.file]
         before = entry.get('row', {})
-        r.file, r.status, r.reason = move.to, before.get('status', 'ok'), before.get('reason', '')
+        r.file = move.to
+        r.status = before.get('status', 'ok')
+        r.reason = before.get('reason', '')
     if changed: write_manifest(path, rows)

@@ -101,7 +101,8 @@ def _file_findings(m, t):
             f'named {suffix}, but it is {m.format}' if suffix else f'its name has no ending; it is {m.format}')
     if m.mode not in ('RGB', 'L', '1'): add('odd_mode', None, f'colours stored as {_mode_words.get(m.mode, m.mode)}')
     if m.orientation != 1: add('exif_rotated', None, f'EXIF orientation {m.orientation}')
-    side, aspect = min(m.width, m.height), max(m.width, m.height)/min(m.width, m.height)
+    side = min(m.width, m.height)
+    aspect = max(m.width, m.height)/min(m.width, m.height)
     if aspect > t.max_aspect:
         add('extreme_aspect', aspect, f'{m.width}×{m.height} pixels: {aspect:.1f} times as long as wide')
     if side < t.min_side: add('too_small', side, f'{m.width}×{m.height} pixels')
@@ -126,7 +127,9 @@ _mode_words = {'CMYK': 'CMYK, for print', 'P': 'a palette', 'PA': 'a palette wit
 # %% ../../nbs/verify/03_report.ipynb #9336a870
 def _best_first(measures, t):
     "Places of the readable images, the one to keep before its copies; of a file and links to it, one"
-    metadata, names, files = [], [], bytearray()
+    metadata = []
+    names = []
+    files = bytearray()
     for k, m in enumerate(measures):
         if m.issue: continue
         metadata.append((k, any(_pixel_findings(m, t)), -m.width*m.height, -m.bytes))
@@ -142,9 +145,11 @@ def _best_first(measures, t):
 
 def _copy_findings(measures, t):
     "Exact copies, then near duplicates among what is left"
-    found, of = [], {}
+    found = []
+    of = {}
     def add(copy, kept, issue, score, words):
-        copy, kept = measures[copy], measures[kept]
+        copy = measures[copy]
+        kept = measures[kept]
         of[copy.file] = kept
         found.append(Finding(copy.file, issue, score, words.format(file=kept.file, score=score), kept.file))
     best = _best_first(measures, t)
@@ -152,7 +157,8 @@ def _copy_findings(measures, t):
     digests = np.frombuffer(b''.join(bytes.fromhex(measures[k].sha256) for k in best), 'S32')
     _, first, number = np.unique(digests, return_index=True, return_inverse=True)
     first = first[number]
-    usable, prints = [], Prints()
+    usable = []
+    prints = Prints()
     for k, kept in zip(best.tolist(), best[first].tolist()):
         m = measures[k]
         if kept != k: add(k, kept, 'duplicate', 1.0, 'the same bytes as {file}')
@@ -244,7 +250,8 @@ def _known_issues(issues):
 
 def _checked_names(report, files):
     "How the report calls files, which may be given as they stand there or as paths"
-    known, root = {m.file for m in report.measures}, str(report._home)
+    known = {m.file for m in report.measures}
+    root = str(report._home)
     for file in files:
         names = Path(file).as_posix(), Path(os.path.relpath(file, root)).as_posix()
         name = next((name for name in names if name in known), None)
@@ -261,7 +268,8 @@ def check_images(
     expect('path', path, str, os.PathLike)
     expect('thresholds', thresholds, Thresholds, None)
     folder = scan_folder(path)
-    path, label_of = folder.path, folder.label_of
+    path = folder.path
+    label_of = folder.label_of
     if not folder.names:
         raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
     with warnings.catch_warnings():
@@ -269,7 +277,8 @@ def check_images(
         found = in_order(lambda name: measure_file(path/name, path, label_of(name)), folder.names, n_workers)
         rest = tuple(_left_out_findings(folder))
         measures = MeasuresTable(progress(found, 'checking', len(folder.names), 'img'), os.path.realpath(path))
-        problems, level = tuple(folder.problems), folder.level
+        problems = tuple(folder.problems)
+        level = folder.level
         del folder, found  # before the copies are looked for, which needs as much memory
         return ImageReport(path, measures, thresholds or Thresholds(), rest, problems, level)
 
@@ -377,7 +386,8 @@ def _suspects(report, issues, files):
     "What to move: `files`, or all that have one of `issues`, with the first reason of each"
     _known_issues(issues := tuple(issues))
     named = {f.file for f in report.rows if f.issue in issues}
-    why, digests = {}, {m.file: m.sha256 for m in report.measures if m.file in named}
+    why = {}
+    digests = {m.file: m.sha256 for m in report.measures if m.file in named}
     for f in report.rows:
         if f.issue in issues: why.setdefault(f.file, Suspect(f.file, f.issue, f.reason, digests.get(f.file, '')))
     chosen = list(why) if files is None else list(files)
