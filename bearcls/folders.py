@@ -253,7 +253,7 @@ def _problems(path, trees):
     "Why nobody can tell what the labels are; a sentence for each reason"
     tops = {name: _second_folders(tree) for name, tree in trees.items() if tree.images}
     below = sorted({name for names in tops.values() for name in names - {''}})
-    if len(tops) == 1 and len(below) > 1 and '' not in (only := next(iter(tops.values()))):
+    if len(tops) == 1 and len(below) > 1 and '' not in next(iter(tops.values())):
         yield (f'{path} holds one folder, {next(iter(tops))}, with the folders {_some(below)} in it; if these are the '
             f'labels, give {Path(path)/next(iter(tops))}')
     elif len(tops) > 1 and len(below) > 1 and not any('' in names for names in tops.values()):

@@ -40,7 +40,7 @@ def grey_levels(
     levels = (values.astype(np.float64) - low)*(255/(high - low))
     if values.dtype.kind == 'f' and not np.isfinite(levels).all():
         raise FileFlaw('holds values that are not numbers (NaN or infinite), which no grey stands for; replace them')
-    if not declared and levels.size and not (-.5 <= levels.min() and levels.max() <= 255.5):
+    if not declared and levels.size and not (levels.min() >= -.5 and levels.max() <= 255.5):
         raise FileFlaw(f'holds values from {values.min():g} to {values.max():g}, and nothing says which is white: '
                        f'such values are read from {low:g} to {high:g}; {_what_to_do}')
     levels = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)

@@ -17,7 +17,6 @@ from datetime import datetime
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
 import jinja2, pandas as pd
 from fastai.learner import Learner
 from matplotlib.figure import Figure

@@ -71,6 +71,7 @@ step environment environment
 [ -n "$quick" ] || step programs programs
 export PATH="$(dirname "$(bin python)"):$PATH"
 step "project in step" python -m pytest -q tests/test_project.py
+step lint ruff check bearcls
 step "notebook figures" python tests/notebooks.py
 if [ -n "$quick" ]; then
     OMP_NUM_THREADS=1 exec python -m pytest tests --quick -q -n 2 --dist loadfile --durations=10 < /dev/null

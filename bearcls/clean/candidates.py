@@ -31,7 +31,7 @@ def file_candidates(
 ) -> list[dict]:          # Candidates that need no model
     "Broken files and copies: what the report found, as proposals; what is in quarantine already is left there"
     expect('report', report, ImageReport)
-    proposals = {**{issue: 'delete' for issue in broken_issues}, 'unsupported': 'look', 'duplicate': 'delete',
+    proposals = {**dict.fromkeys(broken_issues, 'delete'), 'unsupported': 'look', 'duplicate': 'delete',
         'near_duplicate': 'look', 'blurred': 'look', 'too_dark': 'look'}
     in_doubt = set(report.files('across_labels'))
     def proposal(r): return 'look' if r.issue == 'duplicate' and r.file in in_doubt else proposals[r.issue]

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/clean/cleaning.html.md"""
 __all__ = ['orders', 'CleaningItem', 'View', 'Cleaning']
 
 # %% ../../nbs/clean/05_cleaning.ipynb #ac755f76
-import contextlib, html, io, os, threading
+import contextlib, io, os, threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -158,7 +158,7 @@ class ResizeView:
     @property
     def cost(self) -> str:  # A sentence or two
         "What it costs, from the frame's numbers"
-        parts = [v for v in (self.valid, *self.train)]
+        parts = [self.valid, *self.train]
         lost = [v.lost for v in parts]
         words = []
         if self.train and max(lost) > .005: words.append(f'{_range(lost)} of the image is lost each time')

@@ -11,7 +11,7 @@ __all__ = ['part_modules', 'deploy_targets', 'max_notebook', 'record_file', 'Dep
 # %% ../../nbs/deploy/03_targets.ipynb #08d7464f
 import base64, contextlib, json, os, re, tempfile
 import jinja2
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from .. import __version__

@@ -19,14 +19,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
-import fastai.callback.progress  # gives Learners `no_bar`
+import fastai.callback.progress  # noqa: F401 it gives Learners `no_bar`
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.vision.core import PILImage
 from fastcore.basics import noop
 from torch import nn
 from .card import model_card
-from ..inference.bundle import Bundle, card_changed, plain_values, prepare, read_bundle, sign_bundle, write_bundle, zip_bundle
+from ..inference.bundle import Bundle, card_changed, plain_values, read_bundle, sign_bundle, write_bundle, zip_bundle
 from ..inference.files import BundleError, bundle_names, metadata_file
 from ..interpret.calibrate import calibration_error, log_loss_of, with_temperature
 from ..train.arch import feature_layer, keep_modes, pool_features
@@ -38,7 +38,7 @@ from .held_out import choose_temperature, error_by_source, fit_trust, held_out_a
 from ..data.loaders import dls_settings
 from ..inference.classifier import Classifier
 from ..train.log import paced
-from ..interpret.evaluate import Evaluation, dataset_files, error_rate_of, evaluate, label_metrics
+from ..interpret.evaluate import Evaluation, dataset_files, error_rate_of, label_metrics
 from ..verify.measure import smallest_side
 from .weights import learner_weights
 from ..inference.signature import read_key

@@ -9,7 +9,7 @@ __all__ = ['store_as_float16', 'quantize', 'compare_bundles', 'changes_html', 'c
 
 # %% ../../nbs/export/08_variants.ipynb #bfd9c989
 import logging, os, tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

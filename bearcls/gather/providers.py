@@ -10,9 +10,9 @@ __all__ = ['providers', 'licenses', 'bing_endpoint', 'ProviderMetadata', 'provid
 
 # %% ../../nbs/gather/04_providers.ipynb #07a9e34c
 import json, os, re, time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any

@@ -11,7 +11,6 @@ __all__ = ['map_layer', 'grad_cam', 'Attention', 'attend', 'show_attention', 'ne
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
@@ -21,7 +20,7 @@ from fastai.vision.augment import Resize
 from PIL import Image
 from torch import nn
 from ..core import DataError, expect, expect_all
-from ..show import Html, gallery, thumbnail
+from ..show import Html, gallery
 from ..images import load_image
 from ..data.cache import OpenImage
 from .evaluate import Evaluation, top_losses
@@ -49,7 +48,7 @@ def map_layer(
         raise TrainError(f'The maps of this {type(model).__name__} stand with their places first and their features '
             'last, which cannot be drawn in this way')
     if any(len(shape) == 3 for _, shape in given[last:]):
-        raise TrainError(f'This network cuts images into tokens, as vision transformers do, and has no maps; where it looks cannot be drawn in this way')
+        raise TrainError('This network cuts images into tokens, as vision transformers do, and has no maps; where it looks cannot be drawn in this way')
     return given[last][0]
 
 # %% ../../nbs/interpret/04_gradcam.ipynb #2d2c9e83

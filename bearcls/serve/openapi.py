@@ -14,7 +14,6 @@ from .problems import problem_type
 def _service_schemas():
     "What goes in and comes out, as JSON Schema"
     text = dict(type='string')
-    number = dict(type='number')
     share = dict(type='number', minimum=0, maximum=1)
     listed = lambda of: dict(type='array', items=of)
     result = dict(type='object', required=['name', 'status', 'reason'],

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/serve/supervise.html.md"""
 __all__ = ['service_log', 'LogLines', 'write_log', 'http_protocol', 'Supervisor', 'is_orphan', 'return_memory']
 
 # %% ../../nbs/serve/03_supervise.ipynb #752abddf
-import json, logging, multiprocessing, os, signal, sys, threading, time
+import json, logging, multiprocessing, signal, sys, threading, time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from multiprocessing.connection import wait

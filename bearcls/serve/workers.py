@@ -9,7 +9,7 @@ __all__ = ['load_classifier', 'batch_seconds', 'batch_for', 'Busy', 'WorkerJob',
            'BundleWatch']
 
 # %% ../../nbs/serve/02_workers.ipynb #1ff52043
-import contextlib, io, math, os, threading, time
+import contextlib, math, os, threading, time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 import numpy as np
-from PIL import Image
 from ..core import BearclsError, expect, patch_to, usable_cores
 from ..images import _open, costly_build, max_pixels
 from ..inference.bundle import Bundle, read_bundle
-from ..inference.classifier import Classifier, PredictionRow
+from ..inference.classifier import Classifier
 from ..inference.files import BundleError, bundle_names, metadata_file
 
 # %% ../../nbs/serve/02_workers.ipynb #3e13010e

@@ -247,7 +247,7 @@ def read_runs(
     numbers = ('error', 'log_loss', 'seconds')
     try:
         table = pd.read_csv(file, keep_default_na=False, na_values={c: [''] for c in numbers},
-            dtype={c: str for c in words})
+            dtype=dict.fromkeys(words, str))
     except ValueError as e: raise DataError(f'{problem} ({e})') from e
     if list(table.columns) != [f.name for f in fields(Run)]: raise DataError(problem)
     return [Run(**row) for row in table.astype(object).to_dict('records')]
