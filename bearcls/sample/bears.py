@@ -182,7 +182,7 @@ def _plant(item, fault, good, rng):
     item.suffix = '.png' if fault.endswith('_png') else '.jpg'
     if fault == 'not_a_bear': item.subject = sorted(things)[rng.integers(len(things))]
     if fault == 'swapped_label': item.subject = [label for label in bear_labels if label != item.label][rng.integers(2)]
-    if fault.endswith('_copy'):
+    if fault == 'duplicate' or fault.endswith('_copy'):
         original = next(o for o in good if o.label == item.label)
         good.remove(original)
         item.source = original.number
