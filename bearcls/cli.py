@@ -1,4 +1,4 @@
-"""The same functions for a terminal: one word each, wrong input answered in one sentence
+"""The same functions for a terminal: one word each, and one sentence if your input is wrong
 
 Docs: https://bearcls.github.io/bearcls/cli.html.md"""
 

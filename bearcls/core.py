@@ -1,4 +1,4 @@
-"""Errors, optional libraries, whole files, progress: the small things that every other module shares
+"""What every other module shares: errors, optional libraries, safe file writing, progress
 
 Docs: https://bearcls.github.io/bearcls/core.html.md"""
 

@@ -1,4 +1,4 @@
-"""One place to import from for each part of bearcls, which loads nothing before you ask for it
+"""Import from one place for each part of bearcls, and load nothing before you ask for it
 
 Docs: https://bearcls.github.io/bearcls/doors.html.md"""
 

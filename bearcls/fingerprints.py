@@ -1,4 +1,4 @@
-"""What is kept of an image, so that its copies are recognised: two hashes that survive copying, and a thumbnail
+"""Recognise the copies of an image by two hashes that survive copying, and a thumbnail
 
 Docs: https://bearcls.github.io/bearcls/fingerprints.html.md"""
 

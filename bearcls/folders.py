@@ -1,4 +1,4 @@
-"""Which files of a folder are images, which label each of them has, and why every other file is left out
+"""Find the images of a folder and their labels, and see why every other file is left out
 
 Docs: https://bearcls.github.io/bearcls/folders.html.md"""
 

@@ -1,4 +1,4 @@
-"""One way to open an image, in training and in the application, and files that are not opened because they would keep a machine busy for minutes
+"""Open images the same way in training and in your application, and reject files that would keep a machine busy for minutes
 
 Docs: https://bearcls.github.io/bearcls/images.html.md"""
 

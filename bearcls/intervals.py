@@ -1,4 +1,4 @@
-"""How sure is a share that was counted on a small set: an error, a recall, a false positive rate
+"""Find out how sure an error, a recall or a false positive rate is that you counted on a small set
 
 Docs: https://bearcls.github.io/bearcls/intervals.html.md"""
 

@@ -1,4 +1,4 @@
-"""Where each image came from, whether it may be used, and whether it has changed: one row of a table beside the image folder
+"""Record where each image came from, whether you may use it, and whether it has changed: a table beside the image folder, one row per image
 
 Docs: https://bearcls.github.io/bearcls/manifest.html.md"""
 

@@ -1,4 +1,4 @@
-"""Image files whose pixels are whole are opened although something beside them is broken; those that lack pixels are refused
+"""Open image files whose pixels are complete although something beside them is broken, and reject those that lack pixels
 
 Docs: https://bearcls.github.io/bearcls/mend.html.md"""
 

@@ -1,4 +1,4 @@
-"""Results show themselves: thumbnails, galleries and tables as pieces of HTML that need no kernel
+"""Display results as thumbnails, galleries and tables: pieces of HTML that need no kernel
 
 Docs: https://bearcls.github.io/bearcls/show.html.md"""
 

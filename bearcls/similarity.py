@@ -1,4 +1,4 @@
-"""Which of many images show the same thing, however they were rescaled, saved again or trimmed, without comparing every pair
+"""Find the images that show the same thing, however they were rescaled, saved again or trimmed, without comparing every pair
 
 Docs: https://bearcls.github.io/bearcls/similarity.html.md"""
 

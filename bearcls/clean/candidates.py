@@ -1,4 +1,4 @@
-"""Broken files, copies, wrong labels and images of nothing known on one pile: each once, with a proposal and a reason
+"""Broken files, copies, wrong labels and images that resemble nothing on one pile: each image once, with a proposal and a reason
 
 Docs: https://bearcls.github.io/bearcls/clean/candidates.html.md"""
 

@@ -1,4 +1,4 @@
-"""What should happen to each image, and why: decisions that survive a restart, and a cleaning that can be taken back
+"""What should happen to each image, and why: decisions that survive a restart, and a cleaning that you can take back
 
 Docs: https://bearcls.github.io/bearcls/clean/cleaning.html.md"""
 

@@ -1,4 +1,4 @@
-"""What a person decides about each image, saved the moment it is decided, and found again after a page is loaded anew or a kernel restarted
+"""What you decide about each image, saved the moment you decide it, and still there after you reload the page or restart the kernel
 
 Docs: https://bearcls.github.io/bearcls/clean/marks.html.md"""
 

@@ -1,4 +1,4 @@
-"""Many files of an image folder set aside or given another label as one batch, written down first, and taken back byte for byte, also after a crash in the middle
+"""Set aside or relabel many files of an image folder as one batch, which is written down first and can be taken back byte for byte, even after a crash in the middle
 
 Docs: https://bearcls.github.io/bearcls/clean/moves.html.md"""
 

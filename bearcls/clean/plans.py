@@ -1,4 +1,4 @@
-"""What would happen to the files of an image folder if some were set aside and others given another label, worked out and shown before anything moves
+"""What would happen to each file of an image folder if you set some aside and relabel others, worked out and shown before anything moves
 
 Docs: https://bearcls.github.io/bearcls/clean/plans.html.md"""
 

@@ -1,4 +1,4 @@
-"""Images with what the model thinks of them, to be kept, deleted or relabelled by mouse or keyboard; nothing is lost on the way
+"""Images with what the model thinks of them, which you keep, delete or relabel by mouse or keyboard; nothing is lost on the way
 
 Docs: https://bearcls.github.io/bearcls/clean/widget.html.md"""
 

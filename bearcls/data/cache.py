@@ -1,4 +1,4 @@
-"""Images are decoded once, looked at once, and kept: every later epoch, size of batch, seed and run begins where the decoding ended
+"""Decode and survey each image once, and keep the result for every later epoch, batch size, seed and run
 
 Docs: https://bearcls.github.io/bearcls/data/cache.html.md"""
 

@@ -1,4 +1,4 @@
-"""Which images are held back for validation: the same ones on every machine, none with its copy on the other side, and a file that keeps them
+"""Choose the validation images: the same ones on every machine, with no copies across the split, and a file that saves the choice
 
 Docs: https://bearcls.github.io/bearcls/data/split.html.md"""
 

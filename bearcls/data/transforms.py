@@ -1,4 +1,4 @@
-"""How an image of any shape becomes the square that the model sees, and what training may do to it on the way: by name, with an image of each
+"""How an image of any shape becomes the square that the model sees, and how training may change it: each way has a name, and an image that shows it
 
 Docs: https://bearcls.github.io/bearcls/data/transforms.html.md"""
 

@@ -1,4 +1,4 @@
-"""Starts a deployed folder as its host would, asks it about an image through its own front door, and compares the answer
+"""Starts a deployed folder as its host would, classifies an image through its page or its service, and compares the answer
 
 Docs: https://bearcls.github.io/bearcls/deploy/check.html.md"""
 

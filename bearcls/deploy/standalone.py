@@ -1,4 +1,4 @@
-"""What an application needs of bearcls, taken out of its modules and joined, so that it runs where bearcls is not installed
+"""Copies what an application needs of bearcls out of its modules into one file, so that it runs where bearcls is not installed
 
 Docs: https://bearcls.github.io/bearcls/deploy/standalone.html.md"""
 

@@ -1,4 +1,4 @@
-"""One command from a bundle to a folder that a host can run: nine of them, none of which needs torch, fastai or bearcls
+"""One command turns a bundle into a folder that a host can run, for nine kinds of host, none of which needs torch, fastai or bearcls
 
 Docs: https://bearcls.github.io/bearcls/deploy/targets.html.md"""
 

@@ -1,4 +1,4 @@
-"""A bundle as a folder for any host of plain files, and as one HTML file that works from a mail, a stick or a phone, without a network
+"""A bundle as a folder for any host of plain files, and as one HTML file that works from an email, a USB stick or a phone, without a network
 
 Docs: https://bearcls.github.io/bearcls/deploy/web.html.md"""
 

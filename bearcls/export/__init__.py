@@ -1,4 +1,4 @@
-"""From a Learner to a bundle that answers alike, and what is promised with it
+"""From a Learner to a bundle that answers alike, with figures for what it promises
 
 Docs: https://bearcls.github.io/bearcls/export/index.html.md"""
 

@@ -1,4 +1,4 @@
-"""What a stranger should know about a model before using it, written from what was measured
+"""What people should know about your model before they use it, written from what was measured
 
 Docs: https://bearcls.github.io/bearcls/export/card.html.md"""
 

@@ -1,4 +1,4 @@
-"""A threshold for the place where a model is used, from images of that place; no labels needed
+"""Choose a threshold for the place where you use a model, from images of that place, without labels
 
 Docs: https://bearcls.github.io/bearcls/export/recalibrate.html.md"""
 

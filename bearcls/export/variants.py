@@ -1,4 +1,4 @@
-"""The same bundle with its weights in half the bytes, or calculating in whole numbers, and what that costs in answers, measured
+"""Make a bundle with its weights in half the bytes, or calculating in whole numbers, and measure what that costs in answers
 
 Docs: https://bearcls.github.io/bearcls/export/variants.html.md"""
 

@@ -1,4 +1,4 @@
-"""The weights in a bundle, the network that they belong to in words, and a Learner made of both again
+"""Keep the weights in a bundle, describe its network in words, and get a Learner back from both
 
 Docs: https://bearcls.github.io/bearcls/export/weights.html.md"""
 

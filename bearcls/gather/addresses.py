@@ -1,4 +1,4 @@
-"""Which addresses are visited at all: checked when they are read, and again where the connection goes
+"""Which addresses bearcls visits at all: it checks each one when it reads it, and again when it connects
 
 Docs: https://bearcls.github.io/bearcls/gather/addresses.html.md"""
 

@@ -1,4 +1,4 @@
-"""Addresses to images on disk: each one decoded before it is accepted, each one with a row that says what became of it
+"""From addresses to images on disk: each file is decoded before it is accepted, and each address has a row that says what became of it
 
 Docs: https://bearcls.github.io/bearcls/gather/download.html.md"""
 

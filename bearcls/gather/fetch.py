@@ -1,4 +1,4 @@
-"""The bytes behind an address, within limits; many at once, politely
+"""Get the bytes behind an address, within limits: many addresses at once, politely
 
 Docs: https://bearcls.github.io/bearcls/gather/fetch.html.md"""
 

@@ -1,4 +1,4 @@
-"""Open a bundle and ask it: NumPy, Pillow and ONNX Runtime are all that this needs
+"""Open a bundle and classify images with it. You need only NumPy, Pillow and ONNX Runtime
 
 Docs: https://bearcls.github.io/bearcls/inference/index.html.md"""
 

@@ -1,4 +1,4 @@
-"""The files of a bundle in a folder or in a zip, which may come from anybody: never more is read than was promised, and nothing is unpacked
+"""The files of a bundle, which may come from anyone, in a folder or a zip: nothing is unpacked, and never more is read than was promised
 
 Docs: https://bearcls.github.io/bearcls/inference/files.html.md"""
 

@@ -1,4 +1,4 @@
-"""An image behind an address of the web, fetched within limits and never from a private network
+"""Fetches an image from a web address, within limits and never from a private network
 
 Docs: https://bearcls.github.io/bearcls/inference/remote.html.md"""
 

@@ -1,4 +1,4 @@
-"""Who made this? A pair of keys answers it for a bundle, with Python's standard library alone
+"""Who made this bundle? A pair of keys lets you check, with Python's standard library alone
 
 Docs: https://bearcls.github.io/bearcls/inference/signature.html.md"""
 

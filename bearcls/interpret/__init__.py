@@ -1,4 +1,4 @@
-"""Where a model errs, how sure it may be, and why
+"""Where a model errs, how sure you can be, and why
 
 Docs: https://bearcls.github.io/bearcls/interpret/index.html.md"""
 

@@ -1,4 +1,4 @@
-"""What in an image speaks for a label, drawn over the image, and which training images a mistake takes after
+"""What in an image speaks for a label, drawn over the image, and which training images a mistake resembles
 
 Docs: https://bearcls.github.io/bearcls/interpret/gradcam.html.md"""
 

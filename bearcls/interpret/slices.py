@@ -1,4 +1,4 @@
-"""Which kinds of images are got wrong more often, how sure one may be of that, and what is missing from the data altogether
+"""Which kinds of images a model gets wrong more often, how sure you can be of that, and what is missing from the data altogether
 
 Docs: https://bearcls.github.io/bearcls/interpret/slices.html.md"""
 

@@ -1,4 +1,4 @@
-"""A labelled set of bears, drawn on the spot, with known faults: what bearcls works on when there is no internet
+"""A labelled set of bears, drawn on your machine, with known faults: what bearcls works on when there is no internet
 
 Docs: https://bearcls.github.io/bearcls/sample/bears.html.md"""
 

@@ -1,4 +1,4 @@
-"""The brushes and the light with which the sample images are made
+"""The brushes and the light that make the sample images
 
 Docs: https://bearcls.github.io/bearcls/sample/drawing.html.md"""
 

@@ -1,4 +1,4 @@
-"""Grizzly, black and teddy bears in several poses, and some things that are no bears
+"""Grizzly, black and teddy bears in several poses, and some things that are not bears
 
 Docs: https://bearcls.github.io/bearcls/sample/figures.html.md"""
 

@@ -1,4 +1,4 @@
-"""A small web on this machine that behaves, and misbehaves, as the real one does
+"""A small web on your machine that behaves, and misbehaves, as the real one does
 
 Docs: https://bearcls.github.io/bearcls/sample/loopback.html.md"""
 

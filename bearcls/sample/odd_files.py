@@ -1,4 +1,4 @@
-"""Two hundred drawn image files that are not what they seem, and what is to become of each
+"""Two hundred drawn image files that are not what they seem, and what should happen to each
 
 Docs: https://bearcls.github.io/bearcls/sample/odd_files.html.md"""
 

@@ -1,4 +1,4 @@
-"""Eight places for the bears to be in, what stands in front of them, and the weather
+"""Eight places for the bears, the things in front of them, and the weather
 
 Docs: https://bearcls.github.io/bearcls/sample/scenes.html.md"""
 

@@ -1,4 +1,4 @@
-"""What stands before a service: a name for each request, the key, numbers, one line in the log, and problems instead of tracebacks
+"""Gives every request a name, a key check, metrics, one line in the log, and problems instead of tracebacks
 
 Docs: https://bearcls.github.io/bearcls/serve/middleware.html.md"""
 

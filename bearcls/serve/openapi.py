@@ -1,4 +1,4 @@
-"""What the service says of itself to those who write programs for it
+"""Describes the service for people who write programs for it
 
 Docs: https://bearcls.github.io/bearcls/serve/openapi.html.md"""
 

@@ -1,4 +1,4 @@
-"""What a service reads from strangers, within bounds, and how it says that something is wrong
+"""Reads what strangers send to a service, within bounds, and reports errors in one form
 
 Docs: https://bearcls.github.io/bearcls/serve/problems.html.md"""
 

@@ -1,4 +1,4 @@
-"""A bundle as an HTTP service: one command, and it keeps its promises when it is attacked, overloaded, killed or given a new model
+"""A bundle as an HTTP service with one command, built to withstand attacks, overload, killed processes and a change of model
 
 Docs: https://bearcls.github.io/bearcls/serve/service.html.md"""
 

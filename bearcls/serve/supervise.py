@@ -1,4 +1,4 @@
-"""Processes that come back when they die, connections within bounds, and a log that programs can read
+"""Restarts processes that die, keeps connections within bounds, and writes a log that programs can read
 
 Docs: https://bearcls.github.io/bearcls/serve/supervise.html.md"""
 

@@ -1,4 +1,4 @@
-"""Threads that answer images for many at once: a short queue, a time limit, a new bundle without a pause
+"""Threads that answer images for many users at once: a short queue, a time limit, a new bundle without a pause
 
 Docs: https://bearcls.github.io/bearcls/serve/workers.html.md"""
 

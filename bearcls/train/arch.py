@@ -1,4 +1,4 @@
-"""Networks by name, from torchvision or timm, the weights that they start from, and the features that they see
+"""Networks by name, from torchvision or timm, with the weights they start from and the features they produce
 
 Docs: https://bearcls.github.io/bearcls/train/arch.html.md"""
 

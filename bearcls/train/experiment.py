@@ -1,4 +1,4 @@
-"""Which recipe is better, and how sure may one be: the same splits for every variant, several seeds, and a table with the spread
+"""Which recipe is better, and how sure can you be: the same splits for every variant, several seeds, and a table with the spread
 
 Docs: https://bearcls.github.io/bearcls/train/experiment.html.md"""
 

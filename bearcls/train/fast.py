@@ -1,4 +1,4 @@
-"""The body of the network looks at every image once, and what is trained is the head: seconds instead of minutes on a laptop
+"""The body of the network processes each image once, and you train only the head: seconds instead of minutes on a laptop
 
 Docs: https://bearcls.github.io/bearcls/train/fast.html.md"""
 

@@ -1,4 +1,4 @@
-"""A training as a list of phases, which stops in time, and goes on after a kill as if nothing had happened
+"""A training as a list of phases, which stops early, and resumes after a kill as if nothing had happened
 
 Docs: https://bearcls.github.io/bearcls/train/phases.html.md"""
 

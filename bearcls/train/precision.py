@@ -1,4 +1,4 @@
-"""Fewer bits for each number, where the machine calculates faster with them and the weights learn the same
+"""Fewer bits for each number, where your machine calculates faster with them and the weights learn the same
 
 Docs: https://bearcls.github.io/bearcls/train/precision.html.md"""
 

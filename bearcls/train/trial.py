@@ -1,4 +1,4 @@
-"""Are ImageNet weights the better start for these images? Where that is in doubt, a trial on a few hundred of them says so
+"""Are ImageNet weights the better start for your images? If that is in doubt, a trial on a few hundred of them decides
 
 Docs: https://bearcls.github.io/bearcls/train/trial.html.md"""
 

@@ -1,4 +1,4 @@
-"""Whether an image folder is fit to train on: what is broken, doubled, dark or missing, and a way to set it aside
+"""Whether you can train on an image folder: what is broken, doubled, dark or missing, and a way to set it aside
 
 Docs: https://bearcls.github.io/bearcls/verify/index.html.md"""
 

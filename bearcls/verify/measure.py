@@ -1,4 +1,4 @@
-"""What one look at an image file tells: whether it opens and why not, its size and format, light, sharpness, and what its copies are recognised by
+"""What you learn from reading an image file once: whether it opens and why not, its size and format, light, sharpness, and a fingerprint to find its copies
 
 Docs: https://bearcls.github.io/bearcls/verify/measure.html.md"""
 

@@ -1,4 +1,4 @@
-"""Which images cannot be opened, which are copies, too dark, blurred or badly shaped; a report that proposes and changes nothing
+"""Which images cannot be opened, which are copies, too dark, blurred or badly shaped: a report that proposes and changes nothing
 
 Docs: https://bearcls.github.io/bearcls/verify/report.html.md"""
 
