@@ -12,4 +12,4 @@ import sys
 from .cli import main
 
 # %% ../nbs/20_main.ipynb #8985ca1c
-if __name__ == '__main__' and getattr(__spec__, 'name', '') == 'bearcls.__main__': sys.exit(main())  # and not in a notebook, whose name is the same
+if __name__ == '__main__' and getattr(__spec__, 'name', '') == 'bearcls.__main__': sys.exit(main())  # not in a notebook

@@ -44,7 +44,7 @@ def _labels(arguments):
 
 # %% ../nbs/18_cli.ipynb #3e8c5e13
 def _gathered(label, rows):
-    "What became of a label's addresses, in a few lines; rows without an address tell of a provider that could not answer"
+    "What became of a label's addresses, in a few lines; rows without an address are from providers that failed"
     from bearcls.gather.download import reason_counts
     head = f"{label}: {sum(r.status == 'ok' for r in rows):,} images from {sum(bool(r.url) for r in rows):,} addresses"
     return '\n'.join([head, *(f'  {n:5,}  {why}' for why, n in reason_counts(rows).items()),
@@ -340,7 +340,7 @@ def main(
 ) -> int:                               # Exit status: 0 done, 1 some images failed, 2 wrong input, 130 interrupted
     "Run a command"
     args = make_parser().parse_args(argv)
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')  # names of files may hold anything
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')  # for unusual file names
     try: return args.run(args)
     except (BearclsError, ImportError, OSError) as e: return _fail(str(e) or type(e).__name__)
     except KeyboardInterrupt: return _fail('interrupted; what was finished is kept', 130)
@@ -351,4 +351,4 @@ def _fail(words, status=2):
     return status
 
 # %% ../nbs/18_cli.ipynb #10854382
-if __name__ == '__main__' and getattr(__spec__, 'name', '') == 'bearcls.cli': sys.exit(main())  # and not in a notebook, whose name is the same
+if __name__ == '__main__' and getattr(__spec__, 'name', '') == 'bearcls.cli': sys.exit(main())  # not in a notebook

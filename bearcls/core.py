@@ -48,12 +48,12 @@ class ArgumentError(BearclsError, TypeError):
 
 sources_of = dict(Evaluation='evaluate(learn)', Learner='train(path)', DataLoaders='image_dls(path)', Plan='plan_training()', ImageReport='check_images(path)',
     Bundle='read_bundle(path)', Classifier='Classifier(path)', PredictionRow='classifier.predict_batch(files)', CleaningPlan='Cleaning(path).plan()',
-    Prediction='classifier.predict(file)', Surveyed='survey(files)', Split='split_images(survey(files))')  # What returns an object of this class
+    Prediction='classifier.predict(file)', Surveyed='survey(files)', Split='split_images(survey(files))')  # Returned by
 
 def expect(
     name: str,           # The argument's name in the signature
     value: Any,          # What was given for it
-    *kinds: type | None, # Classes that are accepted, and None where nothing may be given; `str` and `os.PathLike` together are a path
+    *kinds: type | None, # Accepted classes; None where nothing may be given; `str` with `os.PathLike` means a path
 ) -> Any:                # `value`, as it came
     "Refuse an argument of the wrong kind"
     classes = tuple(type(None) if kind is None else kind for kind in kinds)
@@ -86,7 +86,7 @@ def expect_all(
 ) -> Iterable:      # `values`, or an iterator over them
     "Refuse one thing where several are expected, and a value of the wrong kind among them"
     words = f'several, each {_kinds_in_words(kinds)}' if kinds else 'several'
-    is_one = isinstance(values, (str, bytes, os.PathLike, Mapping)) or hasattr(values, 'itertuples')  # a table of pandas gives the names of its columns
+    is_one = isinstance(values, (str, bytes, os.PathLike, Mapping)) or hasattr(values, 'itertuples')  # or a DataFrame
     if is_one or not isinstance(values, Iterable):
         raise ArgumentError(f'`{name}` must be {words}; got {_thing_in_words(values)}')
     def checked():
@@ -142,7 +142,7 @@ def hold_file(
     while True:
         try: _lock(file, True)
         except OSError as e:
-            if e.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK): return True  # some network disks know no locks
+            if e.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK): return True  # network disks may lack locks
             if time.monotonic() >= end: return False
             time.sleep(.005)
         else: return True
@@ -227,7 +227,7 @@ def in_order(
     n_workers: int | None = None,  # Threads; None: one for each core, at most 8
 ) -> Iterator:              # Results in the order of the items
     "Map in threads, with few items in flight"
-    from concurrent.futures import ThreadPoolExecutor  # here, since a program that asks about one image needs no threads
+    from concurrent.futures import ThreadPoolExecutor  # imported here, since one image needs no threads
     n_workers = n_workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(n_workers) as pool:
         waiting = deque()

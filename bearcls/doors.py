@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 def front_door(
     package: str,              # The wing, such as `bearcls.gather`
     homes: Mapping[str, str],  # For each module, the names that the wing offers of it, with spaces between them
-    earlier: Mapping[str, str] | None = None,  # Likewise for names of older code: they work, and are not listed; `.export.weights` is of another wing
-) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:  # `__getattr__`, `__dir__` and `__all__` of the wing
+    earlier: Mapping[str, str] | None = None,  # Likewise, unlisted older names; `.export.weights` is of another wing
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:  # Its `__getattr__`, `__dir__`, `__all__`
     "The names of a wing, each loaded when it is first asked for"
     pairs = [(name, module) for part in (homes, earlier or {}) for module, names in part.items()
         for name in names.split()]

@@ -106,7 +106,7 @@ class Prints(Sequence):
             if k >= self._n_written:
                 start = (k - self._n_written) * _tiny_bytes
                 return bytes(self._tail[start:start + _tiny_bytes])
-            if hasattr(os, 'pread'): return os.pread(self._file.fileno(), _tiny_bytes, k * _tiny_bytes)  # safe after a fork
+            if hasattr(os, 'pread'): return os.pread(self._file.fileno(), _tiny_bytes, k * _tiny_bytes)  # fork-safe
             self._file.seek(k * _tiny_bytes)
             return self._file.read(_tiny_bytes)
 
@@ -150,7 +150,7 @@ class _Reference:
         return Fingerprint, (p.whole, p.middle, p.tiny)
 
 class LaterPrint:
-    "Default of a dataclass's field `fingerprint`: may be given as a fingerprint, as one of many (`prints.later(k)`), or not at all"
+    "Default of a dataclass's field `fingerprint`: accepts a fingerprint, one of many (`prints.later(k)`), or nothing"
     def __get__(self, row, cls=None):
         if row is None: return None
         kept = row.__dict__['_fingerprint']

@@ -62,7 +62,7 @@ _page_starts = (b'<!doctype html', b'<html', b'<head', b'<body')
 @dataclass(frozen=True)
 class FileKind:
     "What a file is, by its first bytes"
-    kind: str   # 'image' if it is read here, 'unread' for an image in another format, 'page', 'video', 'archive', 'text' or 'other'
+    kind: str   # 'image' if read here, 'unread' for another image format, 'page', 'video', 'archive', 'text' or 'other'
     words: str  # The same for people, such as 'a web page' or 'JPEG'
 
 def file_kind(

@@ -39,11 +39,11 @@ image_reasons = {
 }
 
 # %% ../nbs/03_images.ipynb #610beea7
-most_parts = 10_000              # Segments, chunks or hundreds of bytes for a strip, beyond what is in proportion to the file's size
-most_scanned = 2_000_000_000     # Pixels that all layers of a JPEG go over; ten layers of the largest accepted image are half of that
+most_parts = 10_000              # JPEG segments, PNG chunks (beyond 1 for 1,000 bytes), or a tenth of a TIFF's list entries
+most_scanned = 2_000_000_000     # Pixels in all layers of a JPEG; ten layers of the largest accepted image have half
 
 def costly_build(
-    source: str | os.PathLike | bytes | BinaryIO,  # Path, bytes, or a binary file that can seek, which is left where it was
+    source: str | os.PathLike | bytes | BinaryIO,  # Path, bytes, or a seekable binary file, whose position is kept
 ) -> str:                                          # Why not to open it, in words; empty if nothing speaks against it
     "Look at how an image file is built, before a decoder does"
     if isinstance(source, (str, os.PathLike)):
@@ -57,7 +57,7 @@ def costly_build(
         if head == b'\x89PNG': return _costly_png(f)
         if head in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'): return _costly_tiff(f)
         return ''
-    except (IndexError, struct.error, OverflowError, ValueError, OSError): return ''  # it ends early or points nowhere, and its decoder will say so
+    except (IndexError, struct.error, OverflowError, ValueError, OSError): return ''  # damaged; its decoder reports it
     finally: f.seek(before)
 
 _costly_words = 'it is made of so many parts that opening it would take minutes'
@@ -151,7 +151,7 @@ def _scale_grey(image, rows=1024):
 # %% ../nbs/03_images.ipynb #c3e37557
 def load_image(
     source: str | os.PathLike | bytes | BinaryIO | Image.Image,  # Path, bytes, open binary file or Pillow image
-    min_side: int | None = None,  # Large images may be opened smaller, but not below this many pixels a side; None: full size
+    min_side: int | None = None,  # Large images may open smaller, but no side below this in pixels; None: full size
     limit: int = max_pixels,      # Refuse images that claim more pixels than this
 ) -> Image.Image:                 # Upright RGB image
     "Open `source` the way all of bearcls does: upright, RGB, transparency on white"
@@ -180,7 +180,7 @@ def reduced(
 # %% ../nbs/03_images.ipynb #38c13e59
 image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF')
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
-warnings.filterwarnings('ignore', 'Corrupt EXIF data', UserWarning)  # such a record says nothing, and the pixels are whole
+warnings.filterwarnings('ignore', 'Corrupt EXIF data', UserWarning)  # only the EXIF is damaged, the pixels are whole
 
 _loaded = set()
 

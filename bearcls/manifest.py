@@ -140,7 +140,7 @@ def manifest_roots(
 
 def rows_by_path(
     files: Iterable[str | os.PathLike],  # Images
-) -> dict[Path, ImageRow]:               # Rows of their manifests, by the path of the image; an image that no manifest knows is missing
+) -> dict[Path, ImageRow]:               # Rows of their manifests, by image path; images in no manifest are missing
     "What manifests know of images"
     files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
     return {Path(root)/r.file: r for root in manifest_roots(files) for r in known_rows(root) if r.file}
@@ -156,8 +156,8 @@ def manifest_note(
 # %% ../nbs/05_manifest.ipynb #a7c30002
 def source_names(
     files: Iterable[str | os.PathLike],  # Images
-    group_by: str | Callable,            # 'site', another column of the manifest, or a function from a file to a name, '' if it is not known
-) -> list[str]:                          # A name for each image, empty where it is not known; a `DataError` says so if none is
+    group_by: str | Callable,            # 'site', another manifest column, or function from file to name, '' if unknown
+) -> list[str]:                          # A name for each image, empty where unknown; `DataError` if all are unknown
     "The source of each image"
     files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
     if callable(group_by): names = [str(group_by(f) or '') for f in files]

@@ -49,7 +49,7 @@ from .verify.report import ImageReport, broken_issues, check_images, findings_ht
 def quickstart_images(
     dest: Path,                   # Folder of the quickstart
     data: str | Path | None,      # Image folder of the user's own
-    search: Sequence[str] | Mapping[str, str | Sequence[str]] | None,  # Words to gather images for, one label each; or search terms by label
+    search: Sequence[str] | Mapping[str, str | Sequence[str]] | None,  # Words, one label each; or search terms by label
     seed: int,                    # For the drawn set
     n_per_label: int | None,      # Images per label to draw or gather; None for what training needs
 ) -> tuple[Path, bool]:           # Image folder, and whether it is the user's own
@@ -76,7 +76,7 @@ def _only_these(labels, folder):
         raise DataError(f'{folder} already holds images of {others[0]!r}; give another --dest, or move that folder away')
 
 def _own_folder(data):
-    "The user's folder, if it can be trained on; everything that its names tell is looked at now and not after ten minutes"
+    "The user's folder, if it can be trained on; what file and folder names tell is checked before any long work"
     folder = scan_folder(data)
     check_labels([f for f, name in zip(folder.files, folder.names) if side_of(folder, name) != 'test'], folder)
     bad = [label for label in folder.labels if not can_be_labels([label, f'not {label[:100]}'])]
@@ -116,7 +116,7 @@ class Quickstart:
     @property
     def suspicious(self) -> pd.DataFrame: return self.candidates[self.candidates.action == 'relabel']
     @cached_property
-    def wrong_labels(self) -> WrongLabels: return _count_wrong(self.everything, self.suspicious)  # How many of these are probably wrong
+    def wrong_labels(self) -> WrongLabels: return _count_wrong(self.everything, self.suspicious)  # How many look wrong
     @property
     def difference(self) -> float: return read_bundle(self.bundle).metrics['largest_difference']
     @property
@@ -151,7 +151,7 @@ class Steps:
 def quickstart(
     dest: str | Path = 'bearcls-quickstart',  # Folder for the images, the bundle and the report
     data: str | Path | None = None,        # Image folder of your own; its files stay as they are
-    search: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,  # Or words to gather images for on the web, one label each; or search terms by label
+    search: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,  # Web search: labels, or terms by label
     arch: str | None = None,               # Architecture of torchvision or timm; None for one whose weights are at hand
     epochs: int | None = None,             # Times that every image is seen; None for the route's own number
     seed: int = 42,                        # Decides drawing, split, initial weights and order

@@ -89,7 +89,7 @@ def _bucket_pairs(starts, keys, at_most, at_once=1 << 17):
         yield i, starts[keys[i]] + np.arange(len(i)) - first
 
 # %% ../nbs/08_similarity.ipynb #317e0eb6
-_planes = np.array([[.299, .587, .114], [.701, -.587, -.114], [-.299, -.587, .886]], np.float32)  # Brightness, red and blue less brightness
+_planes = np.array([[.299, .587, .114], [.701, -.587, -.114], [-.299, -.587, .886]], np.float32)  # Y, R - Y and B - Y
 
 def _pixels(tiny):
     "Brightness without its mean, and two colours, of a thumbnail, each `tiny_side` by `tiny_side`"
@@ -298,7 +298,7 @@ class _Search:
 
 # %% ../nbs/08_similarity.ipynb #5ea13ced
 def near_duplicates(
-    prints: Sequence[Fingerprint],  # One for each image of a folder, the one to keep before its copies; `Prints` need least memory
+    prints: Sequence[Fingerprint],  # One for each image of a folder, originals before copies; `Prints` use least memory
     max_distance: int = 11,         # Bits of the hash that may differ before a pair is not even compared, 0 to 15
     min_similarity: float = 0.96,   # Likeness of the pixels from which an image may count as a copy, see `similarity`
 ) -> Iterator[tuple[int, int, float]]:  # Positions in `prints` of the image kept and of its copy, and their similarity

@@ -79,7 +79,7 @@ def _in_workers(work, items, n):
 class Pace:
     "Keeps PyTorch at the faster of one and all threads"
     def __init__(self,
-        threads: int | None = None,  # Number of threads to use throughout; None: measure, unless environment or `torch.set_num_threads` decide
+        threads: int | None = None,  # Threads to use throughout; None: measure, unless environment or PyTorch decide
         share: float = 0.01,         # Share of the time that measuring may take, 0 to 1
     ):
         self.share = share

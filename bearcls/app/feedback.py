@@ -83,7 +83,7 @@ def _open_votes(self, write):
     where = self.path.resolve().as_uri()
     connection = None
     try:
-        for mode in ('rwc',) if write else ('ro', 'ro&immutable=1'):  # the last for a place where not even a lock can be written
+        for mode in ('rwc',) if write else ('ro', 'ro&immutable=1'):  # the last where not even a lock can be written
             try:
                 connection = sqlite3.connect(f'{where}?mode={mode}', uri=True, timeout=self.timeout,
                     isolation_level=None)
@@ -167,7 +167,7 @@ def vote(self,
 @patch_to(Feedback)
 def summary(self,
     model: str = '',    # Only votes on the model with this digest; empty for all
-) -> list[dict]:        # label, votes, right, share; the same with `_doubtful` for answers that were not trusted; a share is None where there are no votes
+) -> list[dict]:        # label, votes, right, share (None without votes); also `_doubtful` for untrusted answers
     "How often the answers were right, by the label that the model gave; the last row is all of them"
     votes = [v for v in self.rows() if not model or v.model == model]
     def row(label, some):

@@ -88,7 +88,7 @@ def answer_html(
 _answer_box = 'display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start;line-height:1.6;max-width:44em;overflow-wrap:anywhere'
 
 # %% ../../nbs/app/02_notebook.ipynb #8fa7fcf2
-max_shrunk = 198_000     # Bytes of an image that the page has made small; with what is around it, the message stays below 200 kB
+max_shrunk = 198_000     # Bytes of an image that the page shrank; with the rest, the message stays below 200 kB
 max_message = 8_000_000  # Bytes of an image that the page sends as it is, since the browser cannot make it smaller
 max_answers = 100        # That are remembered, so that they can be voted on
 
@@ -180,7 +180,7 @@ class ClassifierApp(anywidget.AnyWidget):
         bundle: str | os.PathLike | Classifier,  # Folder of a bundle, or a loaded one
         title: str = '',                         # Heading; empty for the labels
         threads: int | None = None,              # Threads that the model may use
-        feedback: str | os.PathLike | None = 'feedback.sqlite',  # File that keeps votes, made with the first; None: nobody is asked
+        feedback: str | os.PathLike | None = 'feedback.sqlite',  # File for votes, made with the first; None: no voting
         note: str = '',                          # A line below the heading, such as what happens to the images
     ):
         expect('bundle', bundle, str, os.PathLike, Classifier)
@@ -209,7 +209,7 @@ def write_app(
     bundle: str | os.PathLike,  # Folder of a bundle; the notebook refers to it by its path
     dest: str | os.PathLike,    # Folder for the notebook, made if needed
     title: str = '',            # Heading; empty for the labels
-    feedback: str | os.PathLike | None = '',  # File that keeps votes; empty for `feedback.sqlite` beside the bundle; None: nobody is asked
+    feedback: str | os.PathLike | None = '',  # File for votes; '': `feedback.sqlite` beside the bundle; None: no voting
 ) -> Path:                      # The notebook, `app.ipynb`
     "Write the notebook that shows the application"
     expect('bundle', bundle, str, os.PathLike)
@@ -265,7 +265,7 @@ def serve_app(
     port: int | None = None,    # Port on this machine; None for 8866, or a free one where that is taken
     title: str = '',            # Heading; empty for the labels
     timeout: float = 60,        # Seconds to wait for the server
-    feedback: str | os.PathLike | None = '',  # File that keeps votes; empty for `feedback.sqlite` beside the bundle; None: nobody is asked
+    feedback: str | os.PathLike | None = '',  # File for votes; '': `feedback.sqlite` beside the bundle; None: no voting
 ) -> Iterator[str]:             # Address of the page
     "The application as a page of this machine, for as long as the block lasts"
     expect('bundle', bundle, str, os.PathLike)
@@ -328,13 +328,13 @@ def run_app(
     port: int | None = None,    # Port on this machine; None for 8866, or a free one where that is taken
     open_browser: bool = True,  # Show the page in the default browser
     title: str = '',            # Heading; empty for the labels
-    feedback: str | os.PathLike | None = '',  # File that keeps votes; empty for `feedback.sqlite` beside the bundle; None: nobody is asked
+    feedback: str | os.PathLike | None = '',  # File for votes; '': `feedback.sqlite` beside the bundle; None: no voting
 ) -> None:
     "Serve the application on this machine until interrupted"
     expect('bundle', bundle, str, os.PathLike)
     expect('feedback', feedback, str, os.PathLike, None)
     here = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None  # the server must not outlive this process
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None  # so that the server ends too
     try:
         with serve_app(bundle, port, title, feedback=feedback) as url:
             print(f'The application runs at {url}\nStop it with Ctrl+C', flush=True)

@@ -40,7 +40,7 @@ class CleaningItem:
     probability: float | None = None   # How sure the model is of that, 0 to 1
     loss: float | None = None          # Cross-entropy of the label that it is filed under
     score: float = 0.0                 # How suspicious, 0 to 1; 0 without a proposal
-    doubt: float = 0.0                 # How badly its label fits, 0 to 1, as `judge_labels` says; also without a proposal
+    doubt: float = 0.0                 # How badly its label fits, 0 to 1, from `judge_labels`; also without a proposal
     reason: str = ''                   # Why, in words
     proposal: str = ''                 # delete, relabel, look, or empty
     to: str = ''                       # The proposed label, for relabel
@@ -62,7 +62,7 @@ class Cleaning:
         seen: Evaluation | None = None,      # Predictions; None: they come later, or never
         report: ImageReport | None = None,   # From `check_images`
         labels: Iterable[str] | None = None, # Labels to offer first, also new ones; the folders' names follow
-        state: str | os.PathLike | None = None,  # File that keeps the marks; None: `marks.json` in `cleaning_folder(path)`
+        state: str | os.PathLike | None = None,  # File of the marks; None: `marks.json` in `cleaning_folder(path)`
     ):
         expect('path', path, str, os.PathLike)
         expect('seen', seen, Evaluation, None)
@@ -185,7 +185,7 @@ def _pile(self: Cleaning, seen, report, judged):
 
 @patch
 def _name(self: Cleaning, file):
-    "How an image of this folder is called here; empty if it lies elsewhere. `file` is a path, or a name as it is called here"
+    "Name of an image in this folder; empty if it lies elsewhere. `file` is a path, or such a name"
     if (name := Path(file).as_posix()) in self._known_files: return name
     file = Path(os.path.abspath(file))
     if file.parent not in self._roots: self._roots[file.parent] = self._place(file.parent)
@@ -419,7 +419,7 @@ def show(self: Cleaning,
         for i, p in zip(page.items, images)]
     return gallery(images, [_caption(i, marks.get(i.file)) for i in page.items], side, per_page)
 
-_colours = {'keep': '#2e7d32', 'delete': '#b03030', 'relabel': '#1f5fbf'}  # Frames; the words under an image say the same
+_colours = {'keep': '#2e7d32', 'delete': '#b03030', 'relabel': '#1f5fbf'}  # Frames; words under the image say the same
 
 def _caption(item, mark):
     "What stands under an image"

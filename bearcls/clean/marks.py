@@ -39,7 +39,7 @@ class Marks:
     "What was decided about the images of an image folder"
     def __init__(self,
         path: str | os.PathLike,                # Image folder
-        file: str | os.PathLike | None = None,  # Where the marks are kept; None: `marks.json` in `cleaning_folder(path)`
+        file: str | os.PathLike | None = None,  # File of the marks; None: `marks.json` in `cleaning_folder(path)`
     ):
         expect('path', path, str, os.PathLike)
         expect('file', file, str, os.PathLike, None)
@@ -55,7 +55,7 @@ class Marks:
         self.now()
 
     def __len__(self): return len(self.now())
-    def __reduce__(self): return type(self), (self.path, self.file if self.is_own_file else None)  # a copy reads the same file
+    def __reduce__(self): return type(self), (self.path, self.file if self.is_own_file else None)  # copies share a file
     def __repr__(self): return f'Marks({self.path.name!r}, {len(self):,} marks)'
 
     def now(self) -> dict[str, Mark]:  # Marks by file, a path relative to the image folder with forward slashes

@@ -212,7 +212,7 @@ def _go(path, step, ids, row):
         here = _holds(source, step)
         there = _holds(target, step)
         if there:
-            if here and _other_disk(source, target): os.unlink(source)  # its copy is complete: the last act of a move between disks
+            if here and _other_disk(source, target): os.unlink(source)  # copy is complete; ends a move between disks
             return told('moved', step.reason)
         if here is None: return told('skipped', 'the file is not there any more')
         if not here: return told('skipped', 'the file has changed since it was marked')
@@ -275,8 +275,8 @@ def _put(source, target):
 # %% ../../nbs/clean/02_moves.ipynb #ab1f41f3
 def undo_moves(
     path: str | os.PathLike,                                    # Image folder
-    then: Callable[[Batch, list[Move]], bool] | None = None,  # Told what came back before the batch counts as undone; False: it stays unfinished
-) -> list[Move]:              # A row for each file that had moved: restored, or skipped with the reason; empty if there is nothing to undo
+    then: Callable[[Batch, list[Move]], bool] | None = None,  # Gets what came back; False: the batch stays unfinished
+) -> list[Move]:              # Per file that had moved: restored, or skipped with the reason; empty: nothing to undo
     "Take the last batch back: content, times, places, manifest; also one that was interrupted"
     expect('path', path, str, os.PathLike)
     path = Path(path)
@@ -303,7 +303,7 @@ def _backward(path, batch, then=None):
     elif not trouble or not trouble.reason.startswith(_cannot): _save(path, replace(batch, state='undone'))
     return [*moves, *([trouble] if trouble else [])]
 
-_cannot = 'it cannot be '  # How reasons begin that may be gone the next time: no right to write, no space, a file in use
+_cannot = 'it cannot be '  # Begins reasons that may be gone the next time: no right to write, no space, a file in use
 
 # %% ../../nbs/clean/02_moves.ipynb #a614f6b1
 def _come_back(path, step, entry, surely):

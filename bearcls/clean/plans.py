@@ -140,7 +140,7 @@ def _planned(path, change, taken, label_of):
     try: holds = digest_or_link(source)
     except OSError as e: return leave(f'it cannot be read: {e.strerror or e}')
     if change.sha256 not in ('', holds): return leave('the file has changed since it was marked')
-    home = path.joinpath(*PurePosixPath(change.file).parts[:label_of.level])/change.to  # on the side where the file lies
+    home = path.joinpath(*PurePosixPath(change.file).parts[:label_of.level])/change.to  # on the side of the file
     if change.action == 'relabel' and label_of(change.file) == change.to:
         return leave(f'it lies in the folder of {change.to} already')
     if change.action == 'relabel' and (why := _no_way(source, home)): return leave(why)

@@ -199,7 +199,7 @@ _requests = {}
 def _request(
     do: str,        # Name of the request
     **needs: type,  # What the message must have besides, and of which type
-) -> Callable:      # Decorator for a function of the widget and those fields; it returns an answer, or an answer and bytes
+) -> Callable:      # Decorator for a function of the widget and those fields; returns an answer, or an answer and bytes
     "Make a function answer a request of the browser"
     def known(function):
         _requests[do] = function, needs

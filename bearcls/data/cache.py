@@ -40,7 +40,7 @@ class Store:
         self.used = set()
 
     def __repr__(self): return f'Store({self.file.name!r}, {self.size_mb:.1f} MB)'
-    def __reduce__(self): return type(self), (self.file.absolute(), self.max_mb)  # another process opens the file itself
+    def __reduce__(self): return type(self), (self.file.absolute(), self.max_mb)  # another process reopens the file
 
     @property
     def size_mb(self) -> float:  # In megabytes
@@ -124,7 +124,7 @@ def put(self: Store,
         with db:
             before = (db.execute('SELECT LENGTH(value) - 4 FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone()
                 for k in values)
-            n_bytes = sum(map(len, values.values())) - sum(b[0] for b in before if b)  # another program may have put the same
+            n_bytes = sum(map(len, values.values())) - sum(b[0] for b in before if b)  # others may have put the same
             if not _make_room(db, kind, n_bytes, self.max_mb * 1e6): return
             db.executemany('INSERT OR REPLACE INTO entries VALUES (?, ?, ?)',
                 [(kind, k, v + _checksum(v)) for k, v in values.items()])
@@ -162,8 +162,8 @@ class OpenImage(Transform):
     "Opens images as all of bearcls does: upright, RGB, transparency on white"
     input_types = (Path, str, bytes, Image.Image, np.ndarray, Tensor)  # What `learn.predict` may be given
     def __init__(self,
-        min_side: int | None = None,            # Passed to `load_image`: images may be opened smaller, but not below this
-        squish: tuple[int, int] | None = None,  # Width and height to bring every image to at once, in pixels; None: leave its size
+        min_side: int | None = None,            # For `load_image`: images may be opened smaller, but not below this
+        squish: tuple[int, int] | None = None,  # Width and height to resize every image to, in pixels; None: keep size
         keep_mb: float = 0,                     # Megabytes of opened files to keep in memory for later epochs
         store: 'Store | None' = None,           # Where opened images of surveyed files are kept on disk
     ):
@@ -196,7 +196,7 @@ def shape(self: OpenImage,
 @patch(as_prop=True)
 def kind(self: OpenImage) -> str:  # Names the store's entries
     "What decides the pixels of an opened file, besides its bytes"
-    return f'opened 2 {self.min_side} {self.squish} Pillow {PIL.__version__}'  # the number changes with the rules of `load_image`
+    return f'opened 2 {self.min_side} {self.squish} Pillow {PIL.__version__}'  # number: version of `load_image` rules
 
 # %% ../../nbs/data/01_cache.ipynb #02da23e9
 def _file_key(source):
@@ -238,7 +238,7 @@ class Surveyed:
     "What one look at a file tells"
     file: Path                                  # The file
     digest: str = ''                            # sha256 of its bytes, in hexadecimal; empty if they cannot be read
-    fingerprint: Fingerprint | None = field(default=LaterPrint())  # For finding copies; None if the file cannot be opened
+    fingerprint: Fingerprint | None = field(default=LaterPrint())  # For finding copies; None if it cannot be opened
     problem: str = ''                           # Why it cannot be opened, in words
     key: tuple | None = field(default=None, repr=False)  # What the file was when it was read: its name, times and size
     is_new: bool = field(default=False, repr=False)  # Was the fingerprint made now, or found in the store?
@@ -252,7 +252,7 @@ class Surveyed:
 # %% ../../nbs/data/01_cache.ipynb #f0d2e6e0
 def survey(
     files: Sequence[Path],            # Image files
-    opener: OpenImage | None = None,  # Gets the opened images for its memory and its store; None: they are only looked at
+    opener: OpenImage | None = None,  # Keeps the opened images in its memory and store; None: they are not kept
     store: Store | None = None,       # For the fingerprints; None: the opener's, if it has one
 ) -> list[Surveyed]:                  # One for each file, in their order
     "Read and open every file once"
@@ -303,7 +303,7 @@ def _open(s, data, opener):
 
 # %% ../../nbs/data/01_cache.ipynb #e44c30be
 def _pass_on(surveyed, opener, store, prints):
-    "Fingerprints and images to the store, images and digests to the opener, fingerprints together; returns an empty list"
+    "Fingerprints and images to the store, images and digests to the opener, fingerprints to `prints`; returns []"
     if store: store.put(_prints, {s.digest: _from_fingerprint(s.fingerprint) for s in surveyed if s.is_new})
     for s in surveyed if opener else ():
         if s.key: opener.digests[s.key] = s.digest

@@ -180,7 +180,7 @@ def _split(folder, looked, split, valid_pct, seed, pairs, near_duplicates, store
 def source_pairs(
     folder: ImageFolder,      # From `scan_folder`
     files: Sequence[Path],    # Those of its images that are used
-    group_by: str | Callable, # 'site', another column of the manifest, or a function from a file to a name, '' if it is not known
+    group_by: str | Callable, # 'site', another manifest column, or a function from file to name, '' if unknown
 ) -> list[tuple[Path, Path]]: # Pairs of files of one source
     "Which images must stay on one side, so that whole sources are held back"
     expect('folder', folder, ImageFolder)

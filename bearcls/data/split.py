@@ -115,7 +115,7 @@ def split_files(
     valid_pct: float = 0.2,     # Share of each label's images that is held back for validation, between 0 and 1
     seed: int = 42,             # Another seed, another split
     pairs: Iterable[tuple] = (),# Pairs of files that must stay together
-    groups: Sequence[int] | None = None,  # A number for each file, such as `near_groups`; files with the same one stay together
+    groups: Sequence[int] | None = None,  # A number for each file, as from `near_groups`; equal numbers stay together
     digests: Sequence[str] | None = None, # sha256 of each file, if at hand
     sides: Mapping[str, bool] | None = None,  # Digests whose side is settled: True if held back
     label_of: LabelOf | None = None,          # The folder's rule for labels; None: the folder that holds the image
@@ -241,7 +241,7 @@ def load(cls: Split,
     file: str | os.PathLike,  # File that `save` wrote
 ) -> Split:                   # With the names that the images had when it was saved
     "Read a split again"
-    try: metadata = json.loads(Path(file).read_text(encoding='utf-8', errors='surrogateescape'))  # as `save` writes names that are no UTF-8
+    try: metadata = json.loads(Path(file).read_text(encoding='utf-8', errors='surrogateescape'))  # for non-UTF-8 names
     except OSError as e: raise DataError(f'The split {file} cannot be read: {e.strerror or e}') from e
     except (ValueError, RecursionError) as e: raise DataError(f'{file} is not a split that bearcls saved: {e}') from e
     if problem := _split_problem(metadata): raise DataError(f'{file} is not a split that bearcls saved: {problem}')

@@ -44,7 +44,7 @@ def resize_transforms(
     recipe: str = 'crop',        # One of `recipes`
     size: int = 224,             # Width and height of what the model sees, in pixels
     pad_mode: str = 'zeros',     # How `pad` fills its bars, one of `pad_fills`
-    min_scale: float | None = None,  # Smallest share of the image that `random_crop` and `presize` show; None: 0.35 and 0.75
+    min_scale: float | None = None,  # Smallest share of image shown by `random_crop` and `presize`; None: 0.35, 0.75
 ) -> tuple[list[Transform], list[Transform]]:  # Item transforms, and batch transforms that come before any augmentation
     "fastai's transforms of a recipe"
     _check_recipe(recipe, size, pad_mode, min_scale)
@@ -83,7 +83,7 @@ def _check_recipe(recipe, size, pad_mode, min_scale):
 class Seen:
     "What a model sees of an image"
     image: Image.Image = field(repr=False)   # The square
-    frame: tuple[float, float, float, float] # Left, top, right, bottom of what became the square, in pixels of the image
+    frame: tuple[float, float, float, float] # Left, top, right, bottom of what became the square, in image pixels
     size: tuple[int, int]                    # Width and height of the image
 
     @cached_property
@@ -153,7 +153,7 @@ class ResizeView:
     name: str         # Recipe, with the filling of its bars
     about: str        # What it does
     valid: Seen       # What the model sees in validation, and when it is asked
-    train: tuple[Seen, ...] = field(default=(), repr=False)  # Three parts that it sees in training, where that is another one each time
+    train: tuple[Seen, ...] = field(default=(), repr=False)  # Three random views in training, if the recipe varies them
 
     @property
     def cost(self) -> str:  # A sentence or two
@@ -184,7 +184,7 @@ class ResizeComparison:
     def _repr_html_(self): return comparison_html(self)
 
 def compare_resizes(
-    source: str | os.PathLike | Image.Image,  # An image, its file, or an image folder, of which the longest or tallest image is taken
+    source: str | os.PathLike | Image.Image,  # Image, its file, or an image folder, whose most oblong image is used
     size: int = 224,           # Width and height of what the model sees, in pixels
     only: str | Sequence[str] = tuple(recipes),  # This recipe, or these
     seed: int = 42,            # For those that show another part each time
@@ -345,7 +345,7 @@ _families = {  # The means, as fastai's `aug_transforms` has them
 
 # %% ../../nbs/data/03_transforms.ipynb #773907e9
 def augment_transforms(
-    augment: str | Transform | Sequence | None = None,  # A family, a transform of one's own, or several of either; None for 'default'
+    augment: str | Transform | Sequence | None = None,  # A family, your own transform, or several; None: 'default'
 ) -> list[Transform]:                       # Batch transforms
     "fastai's batch transforms of augmentation families"
     asked = (['default'] if augment is None else [augment] if isinstance(augment, (str, Transform))

@@ -177,8 +177,8 @@ def find_browser() -> str | None:  # Its program; None for the one that Playwrig
 # %% ../../nbs/deploy/04_check.ipynb #ba4e08af
 def check_folder(
     path: str | os.PathLike,                # A deployed folder
-    bundle: str | os.PathLike | None = None,# What to compare with; None: the bundle in the folder; pages without a server and notebooks hold none
-    environment: str | os.PathLike = '',    # Where to make its environment, or where one made for the same requirements is; empty for a temporary one
+    bundle: str | os.PathLike | None = None,# To compare with; None: the folder's (static pages and notebooks hold none)
+    environment: str | os.PathLike = '',    # Where to make its environment, or one with its requirements; '': temporary
     quiet: bool = False,                    # Print nothing while at work?
 ) -> FolderCheck:                           # What was tried, and what was found
     "Start a deployed folder in a fresh environment and ask it about an image"

@@ -37,7 +37,7 @@ class Statement:
 @cache
 def module_statements(
     module: str,  # Name within bearcls, such as `inference.classifier`
-) -> tuple[list[Statement], dict[str, tuple[str, str]]]:  # In their order; and names from other modules of bearcls, each with module and name
+) -> tuple[list[Statement], dict[str, tuple[str, str]]]:  # In order; and names from other modules: (module, name)
     "What a module consists of"
     text = _module_text(module)
     lines = text.splitlines()
@@ -121,7 +121,7 @@ def reached(
 # %% ../../nbs/deploy/01_standalone.ipynb #846f939d
 def join_modules(
     roots: Sequence[str],                # What the application imports, each as `module.name`
-    files: Mapping[str, Sequence[str]],  # For each file to make: the modules that it consists of, in the order of their dependence
+    files: Mapping[str, Sequence[str]],  # For each file to make: its modules, in the order of their dependence
 ) -> dict[str, str]:                     # Source of each file, by its name
     "The statements that `roots` need, as files that need no bearcls"
     statements = reached(roots)

@@ -32,9 +32,9 @@ class Target:
     words: str                               # What it is, in a line
     layers: tuple[str, ...] = ()             # Folders of templates; later ones add to earlier ones
     parts: tuple[str, ...] = ()              # Files of Python to join, in the order of their dependence
-    roots: tuple[str, ...] = ()              # What is needed of them beside what the application's own files import, each as `module.name`
-    static: Mapping[str, str] = field(default_factory=dict)  # Further files: where they go, and which files of bearcls they are
-    command: tuple[str, ...] = ()            # How it is started; `{port}` stands for the port; empty where a browser alone will do
+    roots: tuple[str, ...] = ()              # Needed beside what the application's files import, each as `module.name`
+    static: Mapping[str, str] = field(default_factory=dict)  # Further files: destination, and which file of bearcls
+    command: tuple[str, ...] = ()            # How it is started; `{port}` is the port; empty where a browser suffices
     env: Mapping[str, str] = field(default_factory=dict)  # Settings that it is started with
     health: str = '/'                        # Where it says that it is ready
     page: str = '/'                          # Where its page is
@@ -87,7 +87,7 @@ def deploy_files(
     name: str = 'classifier',    # What the host shall call it
     title: str = '',             # Heading of the page; empty for the labels
     repo: str = 'USER/REPO',     # On GitHub or Hugging Face, for the links in the README
-    runtime: str | os.PathLike | None = None,  # For pages without a server: folder or .tgz of onnxruntime-web; None: from the cache, otherwise through npm
+    runtime: str | os.PathLike | None = None,  # For static pages: folder or .tgz of onnxruntime-web; None: cache or npm
 ) -> dict[str, bytes]:           # Content of each file, by its path within the folder
     "Everything that a folder for a host consists of"
     expect('bundle', bundle, str, os.PathLike)
@@ -127,7 +127,7 @@ def _bundle_files(path):
 
 def _rendered(target, values):
     "The templates of a target, filled in; later layers over earlier ones"
-    ignored = {'.gitignore': package_file('templates/deploy/_gitignore').read_bytes()}  # an environment, and visitors' votes, are not for a repository
+    ignored = {'.gitignore': package_file('templates/deploy/_gitignore').read_bytes()}  # environments, visitors' votes
     return ignored | {n: content for layer in target.layers for n, content in _layer(layer, values).items()}
 
 def _layer(layer, values):
@@ -138,7 +138,7 @@ def _layer(layer, values):
         undefined=jinja2.StrictUndefined)
     for file in sorted(f for f in root.rglob('*') if f.is_file() and '__pycache__' not in f.parts):
         name = file.relative_to(root).as_posix()
-        if name.endswith('.py.txt'): out[name.removesuffix('.txt')] = file.read_bytes()  # Python that is no module of bearcls, and so does not say so by its name
+        if name.endswith('.py.txt'): out[name.removesuffix('.txt')] = file.read_bytes()  # Python, no module of bearcls
         elif file.suffix == '.jinja':
             out[name.removesuffix('.jinja')] = jinja.get_template(f'{layer}/{name}').render(values).encode()
         else: out[name] = file.read_bytes()
@@ -152,7 +152,7 @@ def _joined(target, files):
     return {f'{n}.py': source.encode() for n, source in join_modules(sorted(roots), parts).items()} if parts else {}
 
 # %% ../../nbs/deploy/03_targets.ipynb #d6b57d6a
-max_notebook = 15 << 20  # Bytes of a model that still goes into a notebook; Colab opens notebooks of up to 20 MB, and text takes a third more
+max_notebook = 15 << 20  # Bytes of a model in a notebook, at most; Colab opens 20 MB, and text takes a third more
 
 def _colab_files(target, values, carried):
     "A notebook that writes the files of the Gradio application, and then starts it"
@@ -166,16 +166,16 @@ def _colab_files(target, values, carried):
     return _rendered(target, values) | ({} if small else {'bundle.zip': packed})
 
 # %% ../../nbs/deploy/03_targets.ipynb #d0f75631
-record_file = 'deploy.json'  # Tells a deployed folder's target, what it was called, the SHA-256 of its model, and those of its files
+record_file = 'deploy.json'  # A deployed folder's target, what it was called, and the SHA-256 of its model and files
 
 def deploy(
     target: str,                 # One of `deploy_targets`
     bundle: str | os.PathLike,   # Folder of a bundle, or its zip
-    dest: str | os.PathLike,     # Folder, made if needed; in one that is there only files of an earlier `deploy` are replaced, and no README.md that was changed
-    title: str = '',             # Heading of the page; empty for that of an earlier `deploy` to `dest`, otherwise for the labels
+    dest: str | os.PathLike,     # Made if needed; replaces only files of an earlier `deploy`, and no changed README.md
+    title: str = '',             # Page heading; empty: that of an earlier `deploy` to `dest`, otherwise the labels
     name: str = '',              # What the host shall call it; empty likewise, otherwise for the folder's name
-    repo: str = '',              # On GitHub or Hugging Face, for the links in the README; empty likewise, otherwise for USER/REPO
-    runtime: str | os.PathLike | None = None,  # For pages without a server: folder or .tgz of onnxruntime-web; None: from the cache, otherwise through npm
+    repo: str = '',              # On GitHub or Hugging Face, for the README's links; empty: as `title`, or USER/REPO
+    runtime: str | os.PathLike | None = None,  # For static pages: folder or .tgz of onnxruntime-web; None: cache or npm
 ) -> Path:                       # `dest`
     "Write a folder that a host can run"
     expect('bundle', bundle, str, os.PathLike)

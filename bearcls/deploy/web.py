@@ -35,7 +35,7 @@ runtime_digests = {  # SHA-256 of the two files, as npm has them
 }
 
 def web_runtime(
-    source: str | os.PathLike | None = None,  # Folder or .tgz of the npm package, for machines without a network; None: from the cache, otherwise through npm
+    source: str | os.PathLike | None = None,  # Folder or .tgz of the npm package, for offline use; None: cache, or npm
 ) -> dict[str, bytes]:                        # Content of the two files, by name
     "ONNX Runtime for browsers, checked against its digests"
     if source is not None: return _checked_runtime(_runtime_from(Path(source)), source)
@@ -207,7 +207,7 @@ def join_scripts(
 
 def _global_runtime(source):
     "ONNX Runtime's module as a script that leaves its exports where ours finds them"
-    source = source.replace('import.meta.url', '"blob:page"')  # it wants to know where it lies; in Firefox a page from the disk lies nowhere
+    source = source.replace('import.meta.url', '"blob:page"')  # its own address; in Firefox a page on disk has none
     body, found = re.subn(r'export\{([^{}]*)\};\s*(?://# sourceMappingURL=\S*\s*)?\Z',
         lambda m: 'globalThis.bearclsRuntime={'
         + ','.join('{1}:{0}'.format(*e.split(' as ')) if ' as ' in e else e for e in m[1].split(',')) + '};', source)
@@ -252,7 +252,7 @@ class WebPage:
     note: str = ''              # Advice, where the page is heavy
 
     @property
-    def single(self) -> Path | None: return self.dest/single_name if single_name in self.sizes else None  # The single file
+    def single(self) -> Path | None: return self.dest/single_name if single_name in self.sizes else None  # Single file
     @property
     def visit(self) -> int: return sum(n for name, n in self.sizes.items() if name not in (single_name, 'LICENSE-onnxruntime-web.txt'))  # Bytes that a first visit loads
 
@@ -265,12 +265,12 @@ class WebPage:
                     megabytes=round(self.sizes[single_name]/1e6, 2)))
         return html_table(rows) + (f'<p>{html.escape(self.note)}</p>' if self.note else '')
 
-heavy_page, largest_single = 60_000_000, 250_000_000  # Bytes: of a model that is worth a word; of one that browsers do not unpack from a page
+heavy_page, largest_single = 60_000_000, 250_000_000  # Bytes of a model: worth a note; too much to unpack from a page
 
 def web_files(
     bundle: str | os.PathLike | Bundle,        # Folder of a bundle, its zip, or what `read_bundle` returned
     title: str = '',                           # Heading of the page; empty: the labels as a question
-    runtime: str | os.PathLike | None = None,  # Folder or .tgz of onnxruntime-web; None: from the cache, otherwise through npm
+    runtime: str | os.PathLike | None = None,  # Folder or .tgz of onnxruntime-web; None: from the cache, or through npm
     single: bool = True,                       # Also the page as one file?
 ) -> dict[str, bytes]:                         # Content by name
     "Everything that the folder holds"
@@ -291,7 +291,7 @@ _smaller = 'store it as float16 or int8 with `bearcls.export.variants.compress_b
 def write_web(
     bundle: str | os.PathLike | Bundle,        # Folder of a bundle, its zip, or what `read_bundle` returned
     dest: str | os.PathLike,                   # Folder; an earlier page in it is replaced, other files beside that stay
-    runtime: str | os.PathLike | None = None,  # Folder or .tgz of onnxruntime-web; None: from the cache, otherwise through npm
+    runtime: str | os.PathLike | None = None,  # Folder or .tgz of onnxruntime-web; None: from the cache, or through npm
     title: str = '',                           # Heading of the page; empty: the labels as a question
     single: bool = True,                       # Also write the page as one file?
 ) -> WebPage:                                  # What was written, and how much a visit loads
@@ -321,7 +321,7 @@ def _check_folder(dest):
 
 # %% ../../nbs/deploy/02_web.ipynb #435325e3
 def weigh_web(
-    bundles: Mapping[str, str | os.PathLike | Bundle],  # By name: folders of bundles, their zips, or what `read_bundle` returned
+    bundles: Mapping[str, str | os.PathLike | Bundle],  # By name: folders, zips, or what `read_bundle` returned
 ) -> list[dict]:  # For each: name, and megabytes of the model, of a first visit, and of the single file
     "What pages would weigh, without making them"
     expect('bundles', bundles, Mapping)

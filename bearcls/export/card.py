@@ -311,8 +311,8 @@ def _input(bundle):
 # %% ../../nbs/export/05_card.ipynb #4fd3f615
 def add_metrics(
     path: str | os.PathLike,                # Folder of a bundle, or its zip
-    metrics: Mapping[str, Any],             # What was measured: numbers, texts, lists and dicts of them; names that are there already are replaced
-    key: str | os.PathLike | None = None,   # Secret key, to sign it again; a bundle that was signed with another one is refused
+    metrics: Mapping[str, Any],             # Measurements: numbers, texts, lists and dicts; existing names are replaced
+    key: str | os.PathLike | None = None,   # Secret key, to sign it again; a bundle signed with another one is refused
     replace_card: bool = False,             # Write the card anew although somebody has changed it?
 ) -> Path:                                  # `path`
     "Write further figures into a bundle and its card"
@@ -322,7 +322,7 @@ def add_metrics(
 def change_bundle(
     path: str | os.PathLike,                # Folder of a bundle, or its zip
     change: Callable[[Bundle], Bundle],     # Gets the metadata, and returns what they shall be
-    key: str | os.PathLike | None = None,   # Secret key, to sign it again; a bundle that was signed with another one is refused
+    key: str | os.PathLike | None = None,   # Secret key, to sign it again; a bundle signed with another one is refused
     replace_card: bool = False,             # Write the card anew although somebody has changed it?
 ) -> Path:                                  # `path`
     "Change the metadata of a bundle, and write its card anew; the model stays"
@@ -332,7 +332,7 @@ def change_bundle(
     if bundle.signed and key is None:
         raise BundleError(f'{path} is signed; `key`, the secret key, is needed to sign it again')
     secret = key if key is None else read_key(key, secret=True)
-    if bundle.signed: read_bundle(path, public_key(secret).hex())  # what somebody else has changed or signed is not signed
+    if bundle.signed: read_bundle(path, public_key(secret).hex())  # others' changes or signatures are not signed
     if card_changed(bundle) and not replace_card:
         raise BundleError(f'The card of {path} was changed since it was written; `replace_card=True` writes it anew, '
             'without these changes')

@@ -52,13 +52,13 @@ class ExportError(BearclsError, ValueError):
 
 # %% ../../nbs/export/07_convert.ipynb #6579c7f6
 class DeployedModel(nn.Module):
-    "A classifier with all that stands before and after it: bytes in; logits, probabilities, features and perhaps an OOD score out"
+    "A classifier with all that stands before and after it: bytes in; logits, probabilities, features, OOD score out"
     def __init__(self,
         model: nn.Module,        # Takes normalised images, gives logits
         mean: list[float],       # Of red, green and blue, on a scale of 0 to 1
         std: list[float],        # Likewise
         temperature: float = 1.0,# Logits are divided by this before the softmax
-        ood_score: OODScore | None = None,  # What tells how unlike the training images one is; None: that output is left out
+        ood_score: OODScore | None = None,  # How unlike the training images one is; None: that output is left out
     ):
         expect('ood_score', ood_score, OODScore, None)
         super().__init__()
@@ -102,7 +102,7 @@ class DeployedModel(nn.Module):
             self.register_buffer(name, torch.tensor(np.asarray(values, np.float16).copy()))
 
     def ood_score(self, features):
-        "The same as `OODScore.score`, in operations that every runtime has; and the overlaps with the usual classes, where there are any"
+        "`OODScore.score` in operations that every runtime has; and the overlaps with usual classes, if there are any"
         averages = features[:, self.first:]*self.averages_gain + self.averages_shift
         length = (averages*averages).sum(1, keepdim=True).sqrt().clamp(min=1e-6)
         near = (averages @ self.map.float()/length) @ self.index.float()
@@ -180,7 +180,7 @@ class _Opened(list):
 def verify_bundle(
     learn: Learner,                  # The Learner that the bundle was made of
     bundle: str | os.PathLike,       # Folder of the bundle, or its zip
-    files: Iterable | str | os.PathLike | None = None,  # Images to ask both about, or their folder; None for the Learner's validation set
+    files: Iterable | str | os.PathLike | None = None,  # Images to ask both about, or a folder; None: validation set
     seen: Evaluation | None = None,  # What the Learner has said already, from `evaluate`
     threads: int | None = None,      # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> float:                          # Largest difference between two probabilities, 0 to 1
@@ -264,7 +264,7 @@ def installed_versions() -> dict[str, str]:  # Version by name
 def bundle_metrics(
     held: Evaluation,        # Predictions on held-back images, at the Learner's own temperature
     temperature: float = 1., # Of the bundle
-) -> dict[str, Any]:         # error with low, high, wrong, n; log_loss; calibration_error with calibration_by_chance; labels; slices
+) -> dict[str, Any]:         # error, low, high, wrong, n, log_loss, calibration_error (and _by_chance), labels, slices
     "What `bundle.json` and the card tell about a model's quality"
     expect('held', held, Evaluation)
     if not len(held): return {}
@@ -280,19 +280,19 @@ def bundle_metrics(
 # %% ../../nbs/export/07_convert.ipynb #21c41548
 def export_bundle(
     learn: Learner,                 # Trained Learner that gives each image one label
-    dest: str | os.PathLike,        # Folder to make, or a file that ends in .zip; an older bundle there is replaced, anything else is refused
-    metrics: dict | None = None,    # What was measured on the validation set, such as {'error_rate': 0.04}; None: it is measured now
-    temperature: float | None = None, # Calibrates the probabilities: logits are divided by it; None: fitted, see `choose_temperature`
-    threshold: float | None = None, # Answers with a smaller confidence are not trusted, 0 to 1; None: chosen by `max_error`
+    dest: str | os.PathLike,        # Folder or .zip file to make; replaces an older bundle, refuses anything else
+    metrics: dict | None = None,    # Measured on the validation set, such as {'error_rate': 0.04}; None: measured now
+    temperature: float | None = None, # Divides logits to calibrate them; None: fitted, see `choose_temperature`
+    threshold: float | None = None, # Answers of smaller confidence are not trusted, 0 to 1; None: chosen by `max_error`
     max_error: float = 0.05,        # Accepted share of wrong answers among the trusted, on corrupted images
-    ood_score: bool | OODScore = True, # Tell images unlike the training data: fitted now, as you fitted it, or not at all
-    seen: Evaluation | None = None, # What the Learner says about all its images, if it was asked: `evaluate(learn, 'all')`
+    ood_score: bool | OODScore = True, # OOD score: fitted now, as you fitted it, or not at all
+    seen: Evaluation | None = None, # What the Learner says about all its images, if known: `evaluate(learn, 'all')`
     weights: bool = False,          # Also write the weights as safetensors, to train further
     key: str | os.PathLike | None = None, # Secret key from `make_keys`, to sign with
-    files: Iterable | str | os.PathLike | None = None,  # Images to compare both sides on, or their folder; None for the validation set
+    files: Iterable | str | os.PathLike | None = None,  # Images to compare on, or their folder; None: validation set
     max_check: int = 256,           # Compare at most this many, spread evenly
     tolerance: float = 0.001,       # Largest difference between two probabilities that is accepted
-    threads: int | None = None,     # Threads that the Learner calculates with, at least 1; None: the faster of one and all
+    threads: int | None = None,     # Threads that the Learner uses, at least 1; None: the faster of one and all
 ) -> Path:                          # `dest`
     "Export a Learner as a bundle that is known to answer alike"
     expect('learn', learn, Learner)

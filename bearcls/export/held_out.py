@@ -31,7 +31,7 @@ from ..train.fast import can_cross_fit, held_out_logits, is_frozen
 # %% ../../nbs/export/06_held_out.ipynb #7361bf40
 def own_answers(
     learn: Learner,                   # Trained Learner
-    seen: Evaluation | None = None,   # What it says about its own images, from `evaluate(learn, 'all')`; None: it is asked
+    seen: Evaluation | None = None,   # What it says about its own images: `evaluate(learn, 'all')`; None: calculated
     ood_score: bool = True,          # Ask about the training images too, if it has to be asked
     threads: int | None = None,       # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> tuple[Evaluation | None, list[str]]:  # The evaluation, or None, and notes on what is missing
@@ -119,7 +119,7 @@ def held_out_answers(
     max_n: int = 4000,  # Training images that are asked about, at most
     threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> Evaluation:        # Predictions on images that the model behind them was not trained on
-    "The Learner's answers on its validation images; after `fit_fast`, also those of heads that have not seen a part of the training images"
+    "Answers on validation images; after `fit_fast`, also on training images, by heads that have not seen these"
     expect('learn', learn, Learner)
     expect('seen', seen, Evaluation)
     held = seen.only('valid')
@@ -168,7 +168,7 @@ def learner_ood_score(
 class TrustFit:
     "A fitted confidence, and the held-out answers that it was measured on"
     confidence: dict[str, Any]  # For the bundle: `evidence`, `bias`, and what `measure_trust` found
-    threshold: float            # Answers of this confidence or more are trusted, unless another rule speaks against them
+    threshold: float            # Answers of this confidence or more are trusted, unless another rule is against them
     values: np.ndarray          # (answers,) confidence, each by a fit without its source
     probability: np.ndarray     # (answers,) largest probability
     right: np.ndarray           # (answers,) is the answer right?

@@ -23,7 +23,7 @@ from ..show import Html, axes_for, html_table
 def ood_threshold(
     held: np.ndarray,           # OOD scores of images that were held back
     false_positive_rate: float = .05,  # Accepted share of such images above the threshold, 0 to 1
-) -> tuple[float, float]:       # Threshold, and the share that it promises: `false_positive_rate`, or more where there are too few images
+) -> tuple[float, float]:       # Threshold, and its promised share: `false_positive_rate`, or more with too few images
     "The value that new images of the same kind exceed no more often than accepted"
     if not 0 < false_positive_rate < 1:
         raise ValueError(f'`false_positive_rate` must be between 0 and 1, got {false_positive_rate}')
@@ -95,7 +95,7 @@ def _unit(rows):
 # %% ../../nbs/export/02_ood.ipynb #db6185f3
 def find_neighbours(
     averages: np.ndarray,    # (images, a) of known images
-    targets: Sequence[int] | None = None,  # Index of the label of each, so that all labels are kept alike; None: not known
+    targets: Sequence[int] | None = None,  # Index of the label of each, to keep all labels alike; None: not known
     k: int = 5,              # Neighbours that count
     max_n: int = 512,        # Images kept to compare with
     n_directions: int = 64,  # Directions kept
@@ -158,7 +158,7 @@ class UsualClasses:
 
     def overlaps(self,
         averages: np.ndarray,  # (images, a)
-    ) -> np.ndarray:           # (images, l): 1 for the usual answer of a label with one answer only, 0 for classes it never gets
+    ) -> np.ndarray:           # (images, l): 1: usual answer of a label with only one; 0: classes that it never gets
         "Bhattacharyya coefficient with each label"
         return self.head.roots(averages) @ self.usual.T
 
@@ -197,7 +197,7 @@ class OODScore:
     n_held: int = 0               # Images that the threshold was chosen by
     n_groups: int = 0             # Groups of images that were held back together
     grouped_by: str = ''          # What a group is, in words
-    usual: np.ndarray = field(default_factory=lambda: np.zeros(0))  # Values of these images, each by a fit without its group
+    usual: np.ndarray = field(default_factory=lambda: np.zeros(0))  # These images' values, by fits without their group
     left_out: dict = field(default_factory=dict)  # What was found on each label while it was left out, by its index
     measured: dict = field(default_factory=dict)  # What was found on other strangers, by kind
 
@@ -285,7 +285,7 @@ def _fit(averages, targets, head, how):
     return find_neighbours(averages, targets, **how), find_classes(head, averages, targets) if head else None
 
 def _by_fold(averages, targets, folds, asked, head, how):
-    "For each fold of the images asked about: which they are, both distances fitted to the other folds, and the labels there"
+    "For each fold of the images asked about: a mask of it, both distances fitted to other folds, and the labels there"
     for fold in np.unique(asked):
         rest = folds != fold
         yield asked == fold, _fit(averages[rest], targets[rest], head, how), np.unique(targets[rest])
@@ -304,7 +304,7 @@ def _scale(distances):
     return centre, np.maximum(np.quantile(distances, .95, axis=0) - centre, 1e-3)
 
 def _leave_labels_out(averages, targets, folds, held, head, how, max_labels=10):
-    "By label: distances of the other labels' held-back images, and of its own as strangers, by fits that have not seen it"
+    "By label: distances of other labels' held-back images, and of its own as strangers, by fits that have not seen it"
     found = {}
     labels = np.unique(targets)
     if len(labels) < 2: return found
@@ -329,12 +329,12 @@ def _told_apart(left_out, n_distances, false_positive_rate):
 def fit_ood_score(
     features: np.ndarray,        # (images, d)
     targets: Sequence[int] | None,  # Index of the label of each; None: not known
-    held: Sequence[bool] | None = None,    # Was the image held back from the training of these features? None: all of them were
+    held: Sequence[bool] | None = None,    # Was the image held back from training these features? None: all were
     groups: Sequence[int] | None = None,   # Source of each image, as a number; None: see `find_groups`
     grouped_by: str = 'groups of similar images',  # What a group is, in words
-    averages: tuple | None = None,   # `first`, `gain` and `shift` of `OODScore`; None: not known, so features count from their smallest value, by their spread
+    averages: tuple | None = None,   # `first`, `gain`, `shift` of `OODScore`; None: from features' minimum and spread
     head: ClassHead | None = None,   # The classifier that the body was trained with, if there is one
-    false_positive_rate: float = .05,   # Accepted share of images above the threshold that are like the known ones, 0 to 1
+    false_positive_rate: float = .05,   # Accepted share of false positives among images like the known ones, 0 to 1
     k: int = 5,                  # Neighbours that count
     max_n: int = 512,            # Images kept to compare with
     n_directions: int = 64,      # Directions kept
@@ -384,7 +384,7 @@ def _from_smallest(x):
     return 0, gain, -x.min(0)*gain
 
 def _by_source(scores, groups, targets, false_positive_rate):
-    "Bounds of the share of false positives of images that the threshold was not chosen by, a twelfth of the sources at a time"
+    "Bounds of the false positive share of images not used to choose the threshold, a twelfth of the sources at a time"
     if len(np.unique(groups)) < 2: return 0., 1.
     shares = []
     for seed in range(40):
@@ -404,7 +404,7 @@ def held_out_scores(
     asked: np.ndarray,        # (asked, d) images to score
     asked_folds: np.ndarray,  # (asked,) the fold that each has to do without
     n_labels: int,            # Number of labels
-) -> tuple[np.ndarray, np.ndarray | None]:  # (asked,) scores; (asked, labels) overlaps with the usual ImageNet classes, None without these
+) -> tuple[np.ndarray, np.ndarray | None]:  # (asked,) scores; (asked, labels) overlaps with usual classes, None without
     "Scores of images by fits without their fold"
     expect('fitted', fitted, OODScore)
     averages = fitted.averages(features)

@@ -74,7 +74,7 @@ def motion_blur(
     far, angle, (w, h), n = length*min(image.size)/2, rng.uniform(0, math.pi), image.size, 24
     edge = math.ceil(far)
     total = np.zeros((h, w, 3), np.uint16)
-    wide = np.pad(np.asarray(image), ((edge, edge), (edge, edge), (0, 0)), 'edge')  # what nothing came from goes on as the edge
+    wide = np.pad(np.asarray(image), ((edge, edge), (edge, edge), (0, 0)), 'edge')  # the edge fills what lies beyond it
     for t in np.linspace(-far, far, n):
         x, y = edge + round(t*math.cos(angle)), edge + round(t*math.sin(angle))
         total += wide[y:y + h, x:x + w]
@@ -238,7 +238,7 @@ robustness_columns = ['kind', 'strength', 'level', 'n', 'wrong', 'error', 'low',
 
 def evaluate_robustness(
     classifier: Classifier | str | os.PathLike,   # A classifier, or the folder of a bundle
-    path: str | os.PathLike | Iterable,           # Image folder, or files in folders named after labels; best images that were held back
+    path: str | os.PathLike | Iterable,           # Image folder, or files in label folders; best held-back images
     kinds: Iterable[str] | None = None,           # Some of `corruptions`; None: all
     strengths: Iterable[int] = (1, 2, 3),         # Some of 1, 2, 3
     max_n: int = 60,                              # Images at most, taken from the labels in turns
@@ -251,7 +251,7 @@ def evaluate_robustness(
     kinds = _several(corruptions if kinds is None else kinds)
     strengths = _several(strengths)
     for kind in kinds:
-        for strength in strengths: apply_corruption(Image.new('RGB', (8, 8)), kind, strength)  # refuses before anything is opened
+        for strength in strengths: apply_corruption(Image.new('RGB', (8, 8)), kind, strength)  # refuses before opening
     images, labels = _robustness_images(classifier, path, max_n, seed)
     ways = [('none', 0)] + [(k, s) for k in kinds for s in strengths if s]
     return pd.DataFrame([_robustness_row(classifier, images, labels, *way, seed)

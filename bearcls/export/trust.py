@@ -75,7 +75,7 @@ def _answer(classifier, i, file, n_copies, seed):
 def fit_confidence(
     evidence: Mapping[str, np.ndarray],  # From `evidence_of`, (answers,) by name
     right: np.ndarray,                   # (answers,) is the answer right?
-) -> dict[str, Any]:                     # `evidence` with mean, spread and weight by name, and `bias`; for `confidence_of`
+) -> dict[str, Any]:                     # `evidence`: mean, spread and weight by name; and `bias`; for `confidence_of`
     "Logistic regression, held back by a prior that the confidence is the probability"
     names = list(evidence)
     right = np.asarray(right, float)
@@ -118,7 +118,7 @@ def measure_trust(
     right: np.ndarray,      # (answers,) is it right?
     groups: np.ndarray,     # (answers,) source of each
     is_copy: np.ndarray,    # (answers,) is the image a corrupted copy?
-) -> dict[str, Any]:        # error, error_low, error_high and trusted for the copies; error_as_is and trusted_as_is; images, copies, groups
+) -> dict[str, Any]:        # error, _low, _high, trusted of copies; error_as_is, trusted_as_is; images, copies, groups
     "How many answers are trusted, and how many of those are wrong"
     bad = trusted & ~np.asarray(right, bool)
     error, low, high = _risk(bad[is_copy], trusted[is_copy], groups[is_copy])

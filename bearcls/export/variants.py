@@ -145,9 +145,9 @@ def changes_html(
 def compress_bundle(
     bundle: str | os.PathLike,            # Folder of a bundle, or its zip, with weights in float32
     dest: str | os.PathLike,              # Folder or zip to write, which must not exist
-    kind: str = 'float16',                # 'float16' stores weights in half the bytes; 'int8' also calculates in whole numbers
-    files: Iterable | str | os.PathLike = (),     # Images to calibrate int8 on, or their folder, best some hundred that the model was trained on
-    held: Iterable | str | os.PathLike | None = None, # Images to compare on, or their folder, best held back from training and in folders named after labels; None: every fourth of `files`, not calibrated on
+    kind: str = 'float16',                # 'float16' halves the bytes of weights; 'int8' also calculates in integers
+    files: Iterable | str | os.PathLike = (),     # Images to calibrate int8 on, or their folder; best some hundred
+    held: Iterable | str | os.PathLike | None = None, # To compare on, best held back, by label; None: 1 in 4 of `files`
     max_changed: float = .05,             # Refuse if a larger share of answers changes
     key: str | os.PathLike | None = None, # Secret key to sign with; the old signature does not fit the new model
 ) -> Path:                                # `dest`

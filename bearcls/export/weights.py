@@ -42,7 +42,7 @@ _head_layers = dict(AdaptiveConcatPool2d=(AdaptiveConcatPool2d, ('size',)),
 
 def build_network(
     arch: str,                # Name of the architecture
-    recipe: dict[str, Any],   # `builder`: 'arch', or 'vision_learner' with `head`, a list of layers; what bundle.json says of the weights
+    recipe: dict[str, Any],   # `builder`: 'arch', or 'vision_learner' with `head`, a list of layers; from bundle.json
     n_labels: int,            # Number of labels
     limit: int | None = None, # Refuse networks with more numbers than this, beside the classifier that is cut off
 ) -> nn.Module:               # Untrained
@@ -159,8 +159,8 @@ def learner_from_bundle(
     path: str | os.PathLike,              # Folder of a bundle with weights, or its zip
     dls: DataLoaders | None = None,       # To train further with; None: such as prepare images alike, without any
     model: nn.Module | None = None,       # An untrained network of the same form, where bearcls cannot build it
-    key: str | os.PathLike | None = None, # Public key that the bundle must be signed with; None: signatures are not looked at
-) -> Learner:                             # As it was exported; `temperature` is the bundle's, which its own answers do not include
+    key: str | os.PathLike | None = None, # Public key that must have signed the bundle; None: signatures not checked
+) -> Learner:                             # As exported; `temperature` is the bundle's, not included in its own answers
     "A Learner with the weights of a bundle"
     expect('path', path, str, os.PathLike)
     expect('dls', dls, DataLoaders, None)

@@ -63,7 +63,7 @@ def _is_allowed(host, allow_private):
     return allow_private if isinstance(allow_private, bool) else host.lower() in allow_private
 
 # %% ../../nbs/gather/01_addresses.ipynb #369b3da8
-_well_formed = re.compile(r"(?:[\w\-.~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+", re.ASCII)  # Sent as it is: signatures of addresses depend on every letter
+_well_formed = re.compile(r"(?:[\w\-.~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+", re.ASCII)  # Sent as is for signed URLs
 
 def checked_address(
     address: str,                                  # As it came from outside

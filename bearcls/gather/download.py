@@ -55,7 +55,7 @@ def _accept(data):
     except UnidentifiedImageError as e: raise ImageError(_what_it_is(data), 'not_an_image') from e
     except FileFlaw as e: raise ImageError(f'it {e}', e.reason) from e
     except Image.DecompressionBombError as e: raise ImageError('it claims more pixels than are accepted', 'bomb') from e
-    except Exception as e: raise ImageError(f'it cannot be opened: {e}') from e  # decoders know many ways to fail, and none of them may end a run
+    except Exception as e: raise ImageError(f'it cannot be opened: {e}') from e  # no decoder failure may end a run
     with _one_large if n_pixels > 20_000_000 else contextlib.nullcontext():
         small = small_grey(load_image(data, min_side=256))
     phash = f'{perceptual_hash(small):016x}'
@@ -184,7 +184,7 @@ def _take(place, state, data):
     "An image and the file it was written to, or the reason why it was not accepted"
     try: image = _accept(data)
     except ImageError as e: return str(e).replace('the file ', 'it ', 1), None
-    except Exception as e: return f'it cannot be decoded: {e or type(e).__name__}', None  # one file must not end the run, whatever is wrong with it
+    except Exception as e: return f'it cannot be decoded: {e or type(e).__name__}', None  # one file must not end a run
     return image, None if image.sha256 in state.files or image.sha256 in state.banned else place.aside(data)
 
 def _settle(place, state, result, got, part=None):
@@ -262,16 +262,16 @@ def download_images(
     dest: str | os.PathLike,              # Image folder; the images go to `dest/label`
     results: Iterable[SearchResult | str],# Search results, or bare addresses
     label: str,                           # Label of all these images
-    enough: int | None = None,            # Stop once the label has this many distinct images, earlier runs included; which ones, is a matter of who answers first
+    enough: int | None = None,            # Stop at this many distinct images, earlier runs included; fastest first
     deadline: float | None = None,        # Seconds for the whole; None: until every address has been tried
     timeout: float = 60.0,                # Seconds for one file; generous, because 64 files share the line
-    max_bytes: int = 25_000_000,          # Longer files are refused; `n_connections` times this is the most that can be in memory
+    max_bytes: int = 25_000_000,          # Longer files are refused; memory may hold `n_connections` times this
     n_connections: int = 64,              # Files fetched at the same time
     per_host: int = 8,                    # At most this many of them from one host
     allow_private: bool | Iterable[str] = False,  # Visit private networks? True, or the hosts that may be visited
     respect_robots: bool = False,         # Ask each site's robots.txt first?
     **limits: Any,                        # Further fields of `FetchLimits`: idle, max_redirects, tries, max_wait
-) -> list[ImageRow]:                      # A row for each distinct address, in their order: ok, duplicate, failed or quarantined
+) -> list[ImageRow]:                      # A row for each distinct address in order: ok, duplicate, failed, quarantined
     "Download images into an image folder, with a row for each address; `limits` are further fields of `FetchLimits`"
     if not isinstance(results, str): expect_all('results', results)
     expect('dest', dest, str, os.PathLike)
@@ -347,9 +347,9 @@ def gather(
     provider: str | Callable | Iterable[str | Callable] | None = None,  # Who is asked, see `search_images`
     max_images: int = 150,                      # At most this many addresses for each term
     search: Mapping[str, Any] | None = None,    # More for `search_images`: license, or what a provider takes
-    **download: Any,                            # Passed to `download_images` for each label: enough, deadline, respect_robots…
-) -> list[ImageRow]:                            # A row for each address, and one for each provider that could not answer
-    "Search, download and keep what decodes as an image, for several labels; `download` goes to `download_images`, such as `enough`"
+    **download: Any,                            # For `download_images`, per label: enough, deadline, respect_robots…
+) -> list[ImageRow]:                            # A row for each address, and one for each provider that failed
+    "Search, download and keep what decodes as an image, for several labels; `download` goes to `download_images`"
     rows = []
     failures = []
     for label in labels: _plain_name(label)

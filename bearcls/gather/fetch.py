@@ -69,7 +69,7 @@ def asked_wait(
 def retry_wait(
     attempt: int,           # Which attempt has failed, from 1
     retry_after: str = '',  # Header `Retry-After`, if there was one
-    wait: float = 1.0,      # Seconds after the first attempt where the server says nothing; doubled with each further one
+    wait: float = 1.0,      # Seconds after the first failure if the server names none; doubled with each further one
     longest: float = 60.0,  # Never longer than this many seconds
 ) -> float:                 # Seconds
     "How long to wait before the next attempt"
@@ -85,7 +85,7 @@ class _Job:
     url: str                    # Where it is now, after redirects
     host: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    secrets: Mapping[str, str] = field(default_factory=dict)  # Keys by name, lower case; they belong to the first host only
+    secrets: Mapping[str, str] = field(default_factory=dict)  # Keys by name, in lower case; sent to the first host only
     hops: int = 0
     tries: int = 0
     spent: float = 0.0          # Seconds in earlier visits
@@ -129,7 +129,7 @@ async def _body(response, max_bytes, job):
     return bytes(data)
 
 async def _start_of(response, n=4096):
-    "The first bytes of a page that is not wanted; one that ends within them leaves the connection free for the next visit"
+    "The first bytes of an unwanted page; if it ends within them, the connection stays free for the next visit"
     data = bytearray()
     async def read():
         while len(data) < n and (part := await response.content.read(n - len(data))): data.extend(part)
@@ -244,9 +244,9 @@ class _Run:
     handle: Callable            # Told of each address once
     limits: FetchLimits
     queue: _Queue
-    running: dict = field(default_factory=dict)  # Jobs by the task of their attempt; one that follows a redirect may have begun anew before its old task is gone
+    running: dict = field(default_factory=dict)  # Jobs by attempt's task; a redirected one may restart before it ends
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    silences: deque = field(default_factory=lambda: deque(maxlen=1000))  # Longest silence of each of the last good answers
+    silences: deque = field(default_factory=lambda: deque(maxlen=1000))  # Longest silence in each recent good answer
     down: dict = field(default_factory=dict)    # Failures in a row by host
     rules: dict = field(default_factory=dict)   # Tasks that read a site's robots.txt
     failure: BaseException | None = None        # Raised by the caller's function
@@ -403,7 +403,7 @@ async def fetch_many(
     handle: Callable[[str, Fetched | FetchError], Awaitable],  # Told of each address once, in the order of arrival
     limits: FetchLimits = FetchLimits(),    # What each address may cost
     headers: Mapping[str, str] | None = None,  # Sent with each request
-    secrets: Mapping[str, str] | None = None,  # Keys among the headers and the query, by name; they never go to another host
+    secrets: Mapping[str, str] | None = None,  # Keys among headers and query, by name; never sent to another host
     n_connections: int = 64,                # Addresses fetched at the same time
     per_host: int = 8,                      # At most this many of them from one host
     deadline: float | None = None,          # Seconds for the whole run; None: no limit
@@ -437,7 +437,7 @@ def run_aside(
     with ThreadPoolExecutor(1, thread_name_prefix='bearcls-loop') as pool:
         waiting = pool.submit(lambda: asyncio.run(main()))
         try:
-            while not wait([waiting], timeout=0.5).done: pass  # with a limit, since Windows interrupts no wait without one
+            while not wait([waiting], timeout=0.5).done: pass  # limited: Windows cannot interrupt an unlimited wait
         except BaseException:
             if known: known['loop'].call_soon_threadsafe(known['task'].cancel)
             raise

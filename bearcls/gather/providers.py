@@ -29,7 +29,7 @@ providers: dict[str, Callable[..., list[SearchResult]]] = {}  # Functions that s
 @dataclass(frozen=True)
 class ProviderMetadata:
     "What must be known about a provider without calling it"
-    keys: Mapping[str, str] = field(default_factory=dict)  # Environment variable by argument, for what it cannot do without; `key` is a secret
+    keys: Mapping[str, str] = field(default_factory=dict)  # Environment variable by required argument; `key` is secret
     cached: bool = False  # May its answers be kept and used again?
 
 _metadata: list[tuple[Callable, ProviderMetadata]] = []
@@ -37,7 +37,7 @@ _metadata: list[tuple[Callable, ProviderMetadata]] = []
 # %% ../../nbs/gather/04_providers.ipynb #7862af29
 def provider(
     name: str,             # Name for `search_images(provider=...)`
-    keys: Mapping[str, str] | None = None,  # Arguments it cannot do without, and the environment variable that each may come from; the one named `key` is a secret
+    keys: Mapping[str, str] | None = None,  # Required arguments, each with its environment variable; `key` is a secret
     cached: bool = False,  # May answers be kept on disk and used again? For providers on the web
 ) -> Callable:             # Decorator
     "Register a function `(term, max_images, ...)` as a provider"
@@ -165,7 +165,7 @@ def with_retries(
     tries: int = 3,          # Attempts in all
     wait: float = 2.0,       # Seconds before the second attempt; doubled for each further one
     longest: float = 60.0,   # Longest pause, in seconds, that the other side may ask for
-    words: Callable[[FetchError], tuple[str, str]] | None = None,  # Why it failed, and what to try; None: in general words
+    words: Callable[[FetchError], tuple[str, str]] | None = None,  # Reason and advice; None: general words
     sleep: Callable[[float], Any] | None = None,  # Waits; None: `time.sleep`. Tests pass their own
 ) -> Any:                    # What `ask` returns
     "Ask again while the provider is busy, then give up with a clear error"
@@ -350,12 +350,12 @@ def search_bing_api(
     term: str,                   # Words to search for
     max_images: int,             # At most this many
     key: str | None = None,      # Subscription key; None: from BING_SEARCH_KEY
-    endpoint: str | None = None, # Server, with the path before the version; None: from BING_SEARCH_ENDPOINT, else Microsoft's closed one
+    endpoint: str | None = None, # Server and path before version; None: BING_SEARCH_ENDPOINT, else Microsoft's closed
     version: str = 'v7.0',       # Version of the interface
     safe: bool = True,           # Leave out what is not for children
     license: str | None = None,  # A name in `licenses`
-    filters: Mapping[str, str] | None = None,  # Further parameters of the interface, such as {'imageType': 'Photo', 'mkt': 'en-GB'}
-    limits: FetchLimits | None = None,  # Of each request, and its attempts; None: as usual, but 5 MB, and pauses of up to a minute
+    filters: Mapping[str, str] | None = None,  # Further API parameters, such as {'imageType': 'Photo', 'mkt': 'en-GB'}
+    limits: FetchLimits | None = None,  # Of each request and its tries; None: default, but 5 MB, pauses up to a minute
 ) -> SearchResults:              # In the provider's order
     "Search with Bing's Image Search API, version 7"
     endpoint = (endpoint or os.environ.get('BING_SEARCH_ENDPOINT') or bing_endpoint).rstrip('/')
@@ -393,9 +393,9 @@ def search_google(
     cx: str | None = None,       # Identifier of the search engine; None: from GOOGLE_CSE_ID
     safe: bool = True,           # Leave out what is not for children
     license: str | None = None,  # A name in `licenses`
-    filters: Mapping[str, str] | None = None,  # Further parameters of the interface, such as {'imgType': 'photo', 'gl': 'uk'}
+    filters: Mapping[str, str] | None = None,  # Further API parameters, such as {'imgType': 'photo', 'gl': 'uk'}
     endpoint: str = 'https://customsearch.googleapis.com/customsearch/v1',  # Address of the interface
-    limits: FetchLimits | None = None,  # Of each request, and its attempts; None: as usual, but 5 MB, and pauses of up to a minute
+    limits: FetchLimits | None = None,  # Of each request and its tries; None: default, but 5 MB, pauses up to a minute
 ) -> SearchResults:              # In the provider's order
     "Search with Google's Custom Search JSON API"
     header = {'X-Goog-Api-Key': _key('google', 'key', key, _google_keys['key'], _google_where)}

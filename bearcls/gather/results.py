@@ -215,7 +215,7 @@ def write_results(
 
 # %% ../../nbs/gather/03_results.ipynb #8f81fee7
 def read_results(
-    file: str | os.PathLike,  # JSON file: a list of objects with at least "image", or an object with such a list under "results"
+    file: str | os.PathLike,  # JSON file: a list of objects with at least "image", or an object with it under "results"
 ) -> SearchResults:           # Its results, in order; `about` has what stood beside them
     "Read search results from a JSON file"
     try: content = json.loads(Path(file).read_text(encoding='utf-8'))

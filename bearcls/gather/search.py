@@ -44,7 +44,7 @@ def _chain(provider):
 
 # %% ../../nbs/gather/05_search.ipynb #b820e1cf
 def _takes(function):
-    "Names of what a provider takes beyond term and number, whether it must be given, and whether anything else is taken"
+    "Names of a provider's arguments after term and number, whether each is required, and whether it takes any others"
     try: rest = list(inspect.signature(function).parameters.values())[2:]
     except (TypeError, ValueError): return {}, True
     named = {p.name: p.default is p.empty for p in rest if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

@@ -145,7 +145,7 @@ def plain_values(
 # %% ../../nbs/inference/04_bundle.ipynb #e253c5a1
 def write_bundle(
     bundle: Bundle,            # Metadata; what could not be read back is refused
-    model: bytes,              # The ONNX model: uint8 `image` in; `logits`, `probabilities`, `features`, and perhaps `ood_score` out
+    model: bytes,              # ONNX: uint8 `image` to `logits`, `probabilities`, `features`, and perhaps `ood_score`
     dest: str | os.PathLike,   # Folder, which is made if needed; or a file that ends in .zip
     card: str = '',            # The model card, in Markdown
     weights: bytes = b'',      # What `weights.safetensors` shall hold; the metadata must tell of it
@@ -245,14 +245,14 @@ _first_names = {  # What metadata was called in format 1, and is called today
     'stress': 'robustness'}
 
 def _todays_names(metadata):
-    "One object of a `bundle.json` of format 1; labels may have any name, and what belongs to a label is an object that counts"
+    "An object of a format 1 `bundle.json`; labels have any name, and what belongs to a label is an object that counts"
     def is_label(value): return isinstance(value, dict) and not {'threshold', 'words'} & set(value)
     return {name if is_label(value) else _first_names.get(name, name): value for name, value in metadata.items()}
 
 # %% ../../nbs/inference/04_bundle.ipynb #089ee54c
 def read_bundle(
     path: str | os.PathLike,                # Folder of the bundle, or its zip
-    key: str | os.PathLike | None = None,   # Public key: only what was signed with its secret counterpart is accepted; None: signatures are not looked at
+    key: str | os.PathLike | None = None,   # Public key whose signature is required; None: signatures are not checked
 ) -> Bundle:                                # Its metadata, checked
     "Read and check a bundle; one `BundleError` says what is wrong with it"
     expect('path', path, str, os.PathLike)

@@ -66,7 +66,7 @@ class Classifier:
     def __init__(self,
         bundle: str | os.PathLike | Bundle,     # Folder or .zip of a bundle, or what `read_bundle` returned
         threads: int | None = None,             # Cores that one answer may use; None: all that this process may use
-        execution_providers: str | Sequence[str] = 'cpu', # Who computes: cpu, cuda, openvino, or names of ONNX Runtime, the preferred first
+        execution_providers: str | Sequence[str] = 'cpu', # cpu, cuda, openvino or ONNX Runtime names, preferred first
         allow_url: bool = False,                # Also take http and https addresses?
         allow_private: bool = False,            # Also those of hosts in private networks?
         max_pixels: int = max_pixels,           # Refuse images that claim more pixels than this
@@ -103,7 +103,7 @@ def _session(bundle, threads, wanted):
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry('session.load_model_format', 'ONNX')  # what was checked, not what else the bytes could mean
+    options.add_session_config_entry('session.load_model_format', 'ONNX')  # as checked, not other readings of the bytes
     options.add_session_config_entry('session.force_spinning_stop', '1')
     options.add_session_config_entry('session.use_env_allocators', '1')
     _bound_memory(ort)
@@ -137,11 +137,11 @@ _bounding = threading.Lock()
 max_memory = 2 << 30  # Bytes that the models of a process may use for intermediate results, together
 
 def _bound_memory(ort):
-    "One pool of memory for the models of this process, with an upper bound; a pool that the program has made itself is left as it is"
+    "One memory pool with an upper bound for this process's models; a pool the program has made itself is left as it is"
     with _bounding:
         if _bounded: return
         _bounded.append(True)
-        arena = ort.OrtArenaCfg({'max_mem': max_memory, 'arena_extend_strategy': 1})  # 1: grows by what is asked for, not by doubling
+        arena = ort.OrtArenaCfg({'max_mem': max_memory, 'arena_extend_strategy': 1})  # 1: grow as asked, do not double
         try:
             ort.create_and_register_allocator(ort.OrtMemoryInfo('Cpu', ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0,
                     ort.OrtMemType.DEFAULT), arena)
@@ -255,7 +255,7 @@ class PredictionRow:
     reason: str = ''                      # Why there is no answer, in words
 
     def as_dict(self) -> dict[str, Any]:  # Ready for JSON or a line of CSV
-        "One flat row: file, status, label, probability, trusted, reason, OOD score, confidence, and a column `p_<label>` for each label"
+        "A flat row: file, status, label, probability, trusted, reason, OOD score, confidence, `p_<label>` for each"
         row = dict(file=self.file, status=self.status, label='', probability=None, trusted=None, reason=self.reason,
             ood_score=None, confidence=None)
         if (p := self.prediction) is None: return row
@@ -266,9 +266,9 @@ class PredictionRow:
 # %% ../../nbs/inference/07_classifier.ipynb #f07c035a
 @patch_to(Classifier)
 def predict_stream(self,
-    sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, also from an iterator without end; or a folder, which is searched with its subfolders
+    sources: Iterable | str | os.PathLike,  # Sources for `predict`, even endless; or a folder, searched with subfolders
     bs: int | None = None,                  # Images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
-    n_workers: int | None = None,           # Threads, each of which takes a batch from the files to the answers; None: one for each core
+    n_workers: int | None = None,           # Threads, each taking a batch from files to answers; None: one per core
 ) -> Iterator['PredictionRow']:             # One for each source, in their order
     "Classify images as they come"
     for name, value in dict(bs=bs, n_workers=n_workers).items():
@@ -326,9 +326,9 @@ def _unanswered(name, why):
 
 @patch_to(Classifier)
 def predict_batch(self,
-    sources: Iterable | str | os.PathLike,  # Any sources that `predict` takes, or a folder, which is searched with its subfolders
+    sources: Iterable | str | os.PathLike,  # Sources for `predict`, or a folder, searched with its subfolders
     bs: int | None = None,                  # Images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
-    n_workers: int | None = None,           # Threads, each of which takes a batch from the files to the answers; None: one for each core
+    n_workers: int | None = None,           # Threads, each taking a batch from files to answers; None: one per core
     quiet: bool = False,                    # No progress bar?
 ) -> list['PredictionRow']:                 # One for each source, in their order
     "Classify many images; one that cannot be opened becomes a row with its reason"
@@ -363,7 +363,7 @@ def _name(source, position):
 def predict_rows(self,
     named: Sequence[tuple[str, Any]],  # Name and source of each; any sources that `predict` takes
 ) -> list['PredictionRow']:            # One for each, in their order
-    "Classify some images in this thread, which the model sees all at once; one that cannot be opened becomes a row with its reason"
+    "Classify some images in this thread, as one batch; one that cannot be opened becomes a row with its reason"
     return self._rows(self.session, named)
 
 # %% ../../nbs/inference/07_classifier.ipynb #38c5dc70

@@ -165,7 +165,7 @@ def write_files(
     return dest
 
 def _zip_entry(name):
-    "An entry without a date, so that equal bundles are equal files; weights are stored as they are, for they hardly get smaller"
+    "An entry without a date, so that equal bundles are equal files; weights are stored, as they hardly compress"
     from zipfile import ZIP_DEFLATED, ZipInfo
     entry = ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     entry.external_attr = 0o644 << 16

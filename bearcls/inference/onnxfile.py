@@ -79,7 +79,7 @@ HardSigmoid HardSwish Hardmax Identity InstanceNormalization LRN LayerNormalizat
 Mod Mul Neg Not Or PRelu Pad Pow QLinearConv QLinearMatMul QuantizeLinear RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
 ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
-""".split())  # Those that calculate with images and features; not those that loop, draw lots, read texts, or take memory of their own
+""".split())  # Those that calculate with images and features; not loops, random numbers, texts or memory of their own
 
 # %% ../../nbs/inference/03_onnxfile.ipynb #5c3754d3
 def check_model(

@@ -27,10 +27,10 @@ class Prediction:
     label: str                      # The most probable label
     probability: float              # Its probability, calibrated by the bundle's temperature, 0 to 1
     probabilities: dict[str, float] # All of them, the largest first
-    ood_score: float | None = None # How unlike the training images this one is; None where the bundle has no statistics for it
+    ood_score: float | None = None # How unlike the training images this is; None where the bundle has no statistics
     trusted: bool = True            # May the label be used without asking a person?
     reason: str = ''                # Why not, in words; empty if trusted
-    confidence: float | None = None # How probably the label is right, from all that is known of the answer, 0 to 1; None where the bundle does not tell
+    confidence: float | None = None # How probably the label is right, from all evidence, 0 to 1; None: not in bundle
 
     def __str__(self):
         words = f'{self.label} ({self.probability:.2f})'
@@ -72,7 +72,7 @@ def evidence_of(
     probabilities: np.ndarray,              # (images, labels)
     light: np.ndarray,                      # (images,) grey level of the light parts, 0 to 255
     ood_score: np.ndarray | None = None,   # (images,); None where the model has no such output
-    overlaps: np.ndarray | None = None,     # (images, labels) how well each label fits the network's first classifier, 0 to 1; None likewise
+    overlaps: np.ndarray | None = None,     # (images, labels) fit to network's first classifier, 0 to 1; None likewise
 ) -> dict[str, np.ndarray]:                 # (images,) for each name in `evidence_names` that is known
     "What speaks for each answer, and against it"
     rows = np.arange(len(probabilities))
@@ -94,7 +94,7 @@ def _preference(overlaps, best):
 
 # %% ../../nbs/inference/05_prediction.ipynb #c26cff1f
 def log_odds(
-    fitted: Mapping,                       # `evidence` with mean, spread and weight by name, and `bias`; from `bundle.json`
+    fitted: Mapping,                       # `evidence` (mean, spread and weight by name) and `bias`; from `bundle.json`
     evidence: Mapping[str, np.ndarray],    # From `evidence_of`
 ) -> dict[str, np.ndarray]:                # (images,) by name: what each piece of evidence adds to the log odds
     "How much each piece of evidence says for the answers; below 0, against them"
@@ -139,8 +139,8 @@ def look_at(
     said = log_odds(fitted, evidence)
     doubt = min(said, key=said.get)
     total = fitted['bias'] + sum(said.values())
-    value = 0. if math.isnan(total) else 1/(1 + math.exp(min(max(-total, -500), 500)))  # a forged bundle may hold anything
-    return Confidence(value, doubt if said[doubt] < -.25 else '', other)  # a quarter of a unit of log odds moves 50% to 44%
+    value = 0. if math.isnan(total) else 1/(1 + math.exp(min(max(-total, -500), 500)))  # forged bundles hold anything
+    return Confidence(value, doubt if said[doubt] < -.25 else '', other)  # .25 in log odds moves 50% to 44%
 
 # %% ../../nbs/inference/05_prediction.ipynb #0bfe2b57
 def confidence_words(
@@ -172,8 +172,8 @@ def judge(
     probabilities: dict[str, float],   # By label, the largest first
     size: tuple[int, int],             # Width and height of the image, in pixels
     light: float = 255,                # What `lightness` says of it
-    ood_score: float | None = None,   # How unlike the training images it is; None where the bundle has no statistics for it
-    confidence: Confidence | None = None, # How probably the answer is right; None where the bundle does not tell, so that the probability decides
+    ood_score: float | None = None,   # How unlike the training images it is; None where the bundle has no statistics
+    confidence: Confidence | None = None, # How probably the answer is right; None: unknown, the probability decides
 ) -> str:                              # Why the answer should not be trusted; empty if it may be
     "The reason to ask a person, in words"
     expect('bundle', bundle, Bundle)

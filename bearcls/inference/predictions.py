@@ -23,7 +23,7 @@ from .prediction import bars_html
 # %% ../../nbs/inference/08_predictions.ipynb #f21c7d98
 def tally(
     rows: Iterable[PredictionRow],  # From `predict_batch` or `predict_stream`
-) -> list[dict[str, Any]]:          # label, images, trusted, ask; the most frequent first, and last, if there are any, rows for files that failed and for those that hold no image
+) -> list[dict[str, Any]]:          # label, images, trusted, ask; most frequent first, failed and image-less files last
     "How many images got each label, and how many of these answers may be used"
     rows = expect_all('rows', rows, PredictionRow)
     counts = {}

@@ -53,7 +53,7 @@ def _animation(source, rate):
     return _pillow_frames(image, rate)
 
 def _pillow_frames(image, rate):
-    "Each frame lasts as long as it says, and is looked at again meanwhile, but for ten seconds at most; browsers show one that says nothing for a tenth of a second"
+    "Frames are looked at again for as long as they last, at most 10 s; without a duration 0.1 s, as browsers do"
     at = 0.
     with image:
         with _image_errors('the animation', b'.'): n_frames = getattr(image, 'n_frames', 1)
@@ -89,14 +89,14 @@ def _video(source):
             for n, frame in enumerate(video.decode(stream)):
                 _check_size(frame.width, frame.height)
                 gap = step if frame.time is None or last is None else frame.time - last
-                at += (gap if 0 <= gap < 10 else step) if n else 0  # clocks start again where films were joined, and raw ones have none
+                at += (gap if 0 <= gap < 10 else step) if n else 0  # joined films restart clocks; raw ones have none
                 last = frame.time
                 yield at, lambda: _upright(frame)
     except (av.error.FFmpegError, ValueError, OverflowError, AttributeError) as e:
         if isinstance(e, ImageError): raise
         raise ImageError(f'{name} cannot be decoded: {e}', 'unreadable') from e
 
-_containers = 'mov,matroska,avi,mpegts,mpeg,ogg,flv,asf,ivf,h264,hevc'  # Films alone: FFmpeg also reads lists of addresses, which would be followed
+_containers = 'mov,matroska,avi,mpegts,mpeg,ogg,flv,asf,ivf,h264,hevc'  # no lists: FFmpeg would follow their addresses
 
 def _upright(frame):
     "A frame as it is meant to be seen; FFmpeg counts quarter turns against the clock"
@@ -109,7 +109,7 @@ class FrameRow:
     "One frame of a video"
     time: float                          # Seconds from the beginning
     prediction: Prediction | None        # The answer to this frame alone; None if the video could not be read further
-    level: dict[str, float] = field(default_factory=dict)  # By label, 0 to 1: the answers up to here, the older the less
+    level: dict[str, float] = field(default_factory=dict)  # By label, 0 to 1: answers so far, older ones count less
     reason: str = ''                     # Why the video could not be read further, in words
 
 def follow(
@@ -127,7 +127,7 @@ def follow(
 # %% ../../nbs/inference/09_video.ipynb #32865085
 @patch_to(Classifier)
 def watch(self,
-    frames: Iterable[tuple[float, Any]],  # Seconds, and what `predict` takes; `read_frames` gives them, or a loop around a camera
+    frames: Iterable[tuple[float, Any]],  # Seconds, and what `predict` takes; from `read_frames` or a camera loop
     smoothing: float = 1.,                # Seconds; see `follow`
     bs: int | None = None,                # Frames that the model sees at a time; see `predict_stream`
     n_workers: int | None = None,         # Threads; 1 answers a frame before the next one is waited for

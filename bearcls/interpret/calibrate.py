@@ -25,7 +25,7 @@ reliability_columns = ['low', 'high', 'n', 'promised', 'kept', 'kept_low', 'kept
 def reliability(
     seen: Evaluation,  # Predictions on images that the model was not trained on
     n_bins: int = 10,  # Bins of equal width from 0 to 1
-) -> pd.DataFrame:     # A row per bin: low, high, n, promised (mean probability), kept (share of right answers), kept_low, kept_high (95% interval)
+) -> pd.DataFrame:     # Per bin: low, high, n, promised (mean probability), kept (share right), kept_low, _high (95%)
     "What the probabilities promise, and what they keep; nan in a bin without answers"
     expect('seen', seen, Evaluation)
     bins = _bins(seen, n_bins)
@@ -71,7 +71,7 @@ def calibration_error(
     seen: Evaluation,   # Predictions on images that the model was not trained on
     n_bins: int = 10,   # Bins of equal width from 0 to 1
     n_draws: int = 1000,# Draws for `chance`; the same every time
-) -> dict[str, float]:  # error; chance: mean error of a perfectly calibrated model with these probabilities; chance_high: exceeded by one such in twenty; n
+) -> dict[str, float]:  # error; chance: its mean under perfect calibration; chance_high: exceeded by 1 such in 20; n
     "Expected calibration error, and how much of it chance explains"
     expect('seen', seen, Evaluation)
     if not len(seen): return dict(error=math.nan, chance=math.nan, chance_high=math.nan, n=0)
@@ -79,7 +79,7 @@ def calibration_error(
     bins = _bins(seen, n_bins)
     p = seen.table.probability.to_numpy(float)
     member = np.eye(n_bins)[bins]
-    def distance(right): return np.abs((right - p) @ member).sum(-1)/len(p)  # |kept - promised| times the answers of the bin
+    def distance(right): return np.abs((right - p) @ member).sum(-1)/len(p)  # |kept - promised| times the bin's answers
     draws = distance(np.random.default_rng(0).random((n_draws, len(p))) < p)
     return dict(error=float(distance(seen.table.correct.to_numpy(float))), chance=float(draws.mean()),
         chance_high=float(np.quantile(draws, .95)), n=len(p))
@@ -140,7 +140,7 @@ _range = (-3., 3.)  # of the temperature's logarithm: 0.05 to 20
 def fit_temperature(
     seen: Evaluation,   # Predictions on images that the model was not trained on
     n_bins: int = 10,   # For the calibration error before and after
-    prior: tuple[float, float] | None = usual_temperature,  # Mean and deviation of the temperature's logarithm; None: the images alone decide
+    prior: tuple[float, float] | None = usual_temperature,  # Mean and deviation of log temperature; None: images alone
 ) -> Temperature:       # `value` is for `export_bundle(learn, dest, temperature=...)`
     "The most probable temperature, and what it changes"
     expect('seen', seen, Evaluation)

@@ -37,7 +37,7 @@ class Evaluation:
     labels: list[str]          # Labels in the order of the columns of `probabilities`
     probabilities: np.ndarray  # (images, labels), each row sums to 1
     features: np.ndarray       # (images, features): what the body of the network makes of each image
-    failed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=['file', 'reason']))  # Files without a prediction, and why
+    failed: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=['file', 'reason']))  # Without prediction
 
     def __len__(self): return len(self.table)
 
@@ -98,10 +98,10 @@ def tabulate(
 # %% ../../nbs/interpret/01_evaluate.ipynb #ecde9224
 def evaluate(
     source: Any,                           # Trained Learner, `Classifier`, or the folder of a bundle
-    split: str | None = None,              # 'valid', 'train' or 'all'; None: 'valid' of a Learner's own images, all of a folder's
+    split: str | None = None,              # 'valid', 'train', 'all'; None: a Learner's 'valid', all images of a folder
     path: str | os.PathLike | None = None, # Image folder to ask about; None for the Learner's own images
-    known: Split | None = None,            # Tells which images of `path` were trained on; None: the Learner's, if it is one
-    threads: int | None = None,            # Threads that a Learner calculates with; None: the faster of one and all. A `Classifier` has its own
+    known: Split | None = None,            # Which images of `path` were trained on; None: the Learner's, if it is one
+    threads: int | None = None,            # A Learner's threads; None: the faster of one and all. `Classifier`: its own
 ) -> Evaluation:                           # Predictions on images as validation sees them, without augmentation
     "Ask a model about labelled images, once"
     expect('path', path, str, os.PathLike, None)
@@ -170,7 +170,7 @@ def _real_folder(folder): return os.path.realpath(folder)
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #9b6ca126
 def _ask_learner(learn, items, threads=None):
-    "Probabilities and features of items that the Learner's pipeline takes; what `fit_fast` has seen is not looked at again"
+    "Probabilities and features of items for the Learner's pipeline; what `fit_fast` has seen is not looked at again"
     if (known := known_answers(learn, items)) is None: return _ask_network(learn, items, threads)
     probabilities, features, missing = known
     if missing: probabilities[missing], features[missing] = _ask_network(learn, [items[i] for i in missing], threads)
@@ -180,7 +180,7 @@ def _ask_network(learn, items, threads=None):
     "The same, from the pixels"
     kept = _KeepFeatures()
     hook = feature_layer(learn.model).register_forward_pre_hook(kept.see)
-    softmax = None if hasattr(learn.loss_func, 'activation') else lambda logits: logits.softmax(-1)  # PyTorch's own losses bring no activation
+    softmax = None if hasattr(learn.loss_func, 'activation') else lambda logits: logits.softmax(-1)  # PyTorch's losses
     try:
         with paced(learn, threads), learn.no_bar(), learn.no_logging():
             probabilities, _ = learn.get_preds(dl=learn.dls.test_dl(items, **_fast_batches(learn)), act=softmax,
@@ -196,7 +196,7 @@ class _KeepFeatures(Callback):
     "Keeps what enters a layer, and shows how far `get_preds` is; fastai's own bar is made for notebooks"
     def before_validate(self):
         self.bar, self.features = progress(desc='predicting', total=len(self.dl), unit='batch'), []
-    def see(self, layer, args): self.now = pool_features(args[0]).detach().float().cpu()  # the last call counts where there are several
+    def see(self, layer, args): self.now = pool_features(args[0]).detach().float().cpu()  # the last of several calls
     def after_batch(self):
         self.features.append(self.now)
         self.bar.update(1)

@@ -57,7 +57,7 @@ def grad_cam(
     x: torch.Tensor,        # One image as the model takes it: (1, 3, height, width)
     label: int | None = None,  # Position of the label to ask about; None: the one with the highest score
     layer: nn.Module | None = None,  # Whose maps are asked; None: `map_layer`
-) -> tuple[np.ndarray, np.ndarray]:  # What speaks for the label, (height, width) from 0 to 1, all 0 if nothing does; and the logits
+) -> tuple[np.ndarray, np.ndarray]:  # What speaks for the label, (height, width), 0 to 1, all 0 if nothing; and logits
     "Where in an image the score of a label comes from"
     layer = map_layer(model, x) if layer is None else layer
     kept = []
@@ -122,7 +122,7 @@ def attend(
     return Attention(_shown(dl, source, x), heat, labels[asked], float(p[asked]), labels[int(p.argmax())])
 
 def _shown(dl, source, x):
-    "The image under the map: all of it if it was squished by a pipeline that turns images upright, otherwise what the model saw"
+    "The image under the map: all of it if a pipeline that turns images upright squished it, else what the model saw"
     upright = any(isinstance(t, OpenImage) for t in dl.dataset.tls[0].tfms.fs)
     if upright and any(isinstance(t, Resize) and str(getattr(t.method, 'value', t.method)) == 'squish'
         for t in dl.after_item.fs):
@@ -136,7 +136,7 @@ def show_attention(
     learn: Learner,      # Trained image classifier
     rows: pd.DataFrame,  # Rows of `Evaluation.table`, such as `top_losses(seen, 4)`
     side: int = 120,     # Longer side of an image, in pixels
-) -> Html:               # For each: the image, what speaks for the predicted label, and for the actual one if that is another
+) -> Html:               # For each: image, what speaks for the predicted label, and for the actual one if another
     "Where a Learner looks, on several images"
     expect('learn', learn, Learner)
     expect('rows', rows, pd.DataFrame)

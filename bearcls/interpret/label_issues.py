@@ -103,7 +103,7 @@ def _whiten(x, y, shrinkage):
 def judge_labels(
     seen: Evaluation,   # Predictions on the images to examine, best those of both splits
     seed: int = 42,     # Decides the parts of the cross-validation
-) -> pd.DataFrame:      # file, split, actual, fit, other, other_fit, likeness, score (0 to 1): a row for each image, in the order of `seen`
+) -> pd.DataFrame:      # file, split, actual, fit, other, other_fit, likeness, score (0 to 1); in the order of `seen`
     "How well every label fits its image, judged without having seen it"
     expect('seen', seen, Evaluation)
     table = seen.table[['file', 'split', 'actual']].reset_index(drop=True)
@@ -142,7 +142,7 @@ def label_issues(
     share: float = .1,     # Part of the images to list, 0 to 1; confident contradictions are listed in any case
     seed: int = 42,        # Decides the parts of the cross-validation
     judged: pd.DataFrame | None = None,  # From `judge_labels(seen)`, if at hand; None: judged now
-) -> pd.DataFrame:         # Columns `issue_columns`, the most suspicious first; margin: lead of the suggested label, 0 to 1
+) -> pd.DataFrame:         # Columns `issue_columns`, most suspicious first; margin: lead of the suggested label, 0 to 1
     "Images whose label is suspicious, with the kind of suspicion and a reason"
     expect('seen', seen, Evaluation)
     expect('judged', judged, pd.DataFrame, None)
@@ -215,7 +215,7 @@ class WrongLabels:
 
 def count_wrong_labels(
     seen: Evaluation,     # Predictions on the images to examine, best those of both splits
-    issues: pd.DataFrame | None = None,  # Rows of `label_issues` to count among, such as those of one kind; None: all labels that are contradicted
+    issues: pd.DataFrame | None = None,  # Rows of `label_issues` to count, such as one kind; None: contradicted labels
     seed: int = 42,       # Decides the parts of the cross-validation
     max_fit: int = 2000,  # Images that the model of wrong labels is fitted to, at most
 ) -> WrongLabels:         # Among the images of `issues`
@@ -299,9 +299,9 @@ def _by_habit(p, y, some, listed, seed, n_draws=20):
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #c50ea862
 def duplicate_issues(
-    seen: Evaluation,                           # Predictions on the images to examine; only files, labels and splits are used
+    seen: Evaluation,                           # Of the images to examine; only files, labels and splits are used
     surveyed: Sequence[Surveyed] | None = None, # The same images from `survey`, if at hand; None: they are opened now
-) -> pd.DataFrame:                              # Columns `issue_columns`, kind 'copy', score: likeness to the image that is kept
+) -> pd.DataFrame:                              # Columns `issue_columns`, kind 'copy', score: likeness to the kept one
     "Images that are copies of others"
     if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('seen', seen, Evaluation)
@@ -341,7 +341,7 @@ def find_issues(
     surveyed: Sequence[Surveyed] | None = None, # The same images from `survey`, if at hand, for the copies
     share: float = .1,                          # Part of the images to list for their labels
     seed: int = 42,                             # Decides the parts of the cross-validation
-) -> pd.DataFrame:                              # Columns `issue_columns`, the most suspicious first; an image may stand there as a copy and for its label
+) -> pd.DataFrame:                              # `issue_columns`, most suspicious first; an image may have two rows
     "Suspicious labels and copies together"
     if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('seen', seen, Evaluation)

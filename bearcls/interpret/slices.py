@@ -29,8 +29,8 @@ fact_words = {'brightness': 'brightness', 'size': 'shorter side', 'aspect': 'wid
 
 def image_metadata(
     seen: Evaluation,                      # Predictions on the images to describe
-    path: str | os.PathLike | None = None, # Image folder with the manifest; None: the folder that holds the labels' folders
-) -> pd.DataFrame:                         # A row per image, in the order of `seen`: brightness, size, aspect, site, term; nan or '' where it cannot be told
+    path: str | os.PathLike | None = None, # Image folder with the manifest; None: the folder of the labels' folders
+) -> pd.DataFrame:                         # Per image of `seen`: brightness, size, aspect, site, term; nan, '': unknown
     "Metadata by which images can be put into slices"
     expect('seen', seen, Evaluation)
     expect('path', path, str, os.PathLike, None)

@@ -391,7 +391,7 @@ _wild = {'walking': _Pose(_walking, .36, .6, .74), 'sitting': _Pose(_sitting, .2
          'portrait': _Pose(_portrait, .16, .7, .95), 'side_portrait': _Pose(_side_portrait, .12, .66, .9)}
 _toy = {'sitting': _Pose(_toy_sitting, .5, .66, .9), 'standing': _Pose(_toy_standing, .22, .7, .88),
         'portrait': _Pose(_toy_portrait, .18, .7, .95), 'lying': _Pose(_toy_lying, .1, .74, .95)}
-poses = {label: tuple(_toy if label == 'teddy' else _wild) for label in bear_labels}  # What each label can be asked to do
+poses = {label: tuple(_toy if label == 'teddy' else _wild) for label in bear_labels}  # Poses for each label
 
 # %% ../../nbs/sample/03_figures.ipynb #7e7e32bc
 def _check_one_of(name, value, choices):

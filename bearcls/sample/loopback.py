@@ -46,8 +46,8 @@ def moved(
 class LoopbackWeb:
     "Pages on this machine, for as long as a `with` block lasts, or from `start` to `stop`"
     def __init__(self,
-        pages: Mapping[str, bytes | Reply | Callable],  # By path: bytes, a `Reply`, or a function of the `Request` that returns one of them
-        delay: tuple[float, float] = (0.0, 0.0),         # Seconds before each answer, and how much more or less it may be
+        pages: Mapping[str, bytes | Reply | Callable],  # By path: bytes, a `Reply`, or a function from `Request` to one
+        delay: tuple[float, float] = (0.0, 0.0),         # Seconds before each answer, and by how much this may vary
         seed: int = 42,                                  # Of the delays
         hosts: Iterable[str] = ('127.0.0.1',),           # Loopback addresses to listen on; Linux has all of 127.0.0.0/8
     ):

@@ -243,7 +243,7 @@ def start(
     side: int,                  # Width and height of the finished image, in pixels
     rng: np.random.Generator,   # Source of chance for this image
     scene: str,                 # One of `scenes`
-) -> tuple[Canvas, LinePen, float]: # Canvas with the place on it, a pen over the whole of it, and how far left the light comes from
+) -> tuple[Canvas, LinePen, float]: # Canvas with the background, a pen over it, and how far left the light comes from
     "A new image with its background"
     left = float(rng.choice([-1, 1])*rng.uniform(.4, .8))
     canvas = Canvas(side, rng, (left, -rng.uniform(.5, .9)))

@@ -18,7 +18,7 @@ from .supervise import service_log
 class ServiceMetrics:
     "What is counted, for Prometheus"
     def __init__(self,
-        folder: str | os.PathLike | None = None,  # Shared by several processes, see `share_metrics`; None: this process alone
+        folder: str | os.PathLike | None = None,  # Shared by processes, see `share_metrics`; None: this process alone
     ):
         self.client = client = optional_import('prometheus_client', "'bearcls[serve]'", 'The HTTP service')
         self.folder = folder

@@ -28,7 +28,7 @@ from .workers import BundleWatch, Busy, Workers, load_classifier
 @dataclass(frozen=True, repr=False)
 class Settings:
     "What a service allows, and how long it waits"
-    threads: int | None = None       # Images answered at the same time in one process; None: one for each core, shared among the processes
+    threads: int | None = None       # Images answered at once per process; None: one per core, shared among processes
     execution_providers: str | Sequence[str] = 'cpu'  # Who computes, as for `Classifier`
     max_waiting: int = 64            # Images that may wait in a process; more get 503
     max_batch: int | None = None     # Waiting images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
@@ -42,9 +42,9 @@ class Settings:
     seconds_answer: float = 30       # From there to the answer; then 504
     seconds_stuck: float = 120       # A thread that is longer at one image hangs, and its process is replaced
     seconds_watch: float = 2         # Between two looks at the bundle's folder; 0: never look
-    seconds_leaving: float = 1       # Told to stop, it goes on for so long with `/readyz` red, that a load balancer sees it
-    api_key: str = field(default='', repr=False)  # Asked for in `Authorization: Bearer …` or `X-API-Key`; empty: open to all
-    origins: tuple[str, ...] = ()    # Addresses of other sites whose pages may ask (CORS), such as https://example.org; ('*',): all
+    seconds_leaving: float = 1       # Runs on with `/readyz` red when told to stop, so that a load balancer sees it
+    api_key: str = field(default='', repr=False)  # In `Authorization: Bearer …` or `X-API-Key`; empty: open to all
+    origins: tuple[str, ...] = ()    # Other sites whose pages may ask (CORS), such as https://example.org; ('*',): all
     frames: tuple[str, ...] = ()     # Addresses of other sites that may show the page in a frame
     title: str = ''                  # Headline of the page; empty: the labels
 
@@ -76,7 +76,7 @@ class Service:
         bundle: str | os.PathLike | Classifier,  # Folder or .zip of a bundle, or a classifier that is already loaded
         settings: Settings = Settings(),         # Its bounds
         supervised: bool = False,                # Will somebody start another process when this one ends?
-        metrics: str | os.PathLike | None = None,# Folder that several processes count into; None: for this process alone
+        metrics: str | os.PathLike | None = None,# Folder that several processes count into; None: this process alone
     ):
         expect('settings', settings, Settings)
         expect('bundle', bundle, str, os.PathLike, Classifier)
@@ -169,7 +169,7 @@ class _LoopSign:
     def __init__(self): self.asked, self.came, self.missing, self.looked = False, threading.Event(), 0., 0.
 
     def late(self, loop, most):
-        "Seconds for which the last sign has been missing; of a time in which nobody looked, `most` count, as all may have been asleep"
+        "Seconds for which the last sign has been missing; unwatched time counts up to `most`, as all may have slept"
         before = self.looked
         self.looked = time.monotonic()
         if not loop or loop.is_closed(): return 0
@@ -250,9 +250,9 @@ async def answer_request(
 
 # %% ../../nbs/serve/06_service.ipynb #86b403bc
 def make_app(
-    bundle: str | os.PathLike | Classifier,   # Folder or .zip of a bundle; or a classifier, which is then never exchanged
+    bundle: str | os.PathLike | Classifier,   # Folder or .zip of a bundle; or a classifier, which is never exchanged
     settings: Settings = Settings(),          # Bounds, key, page
-    supervised: bool = False,                 # Will somebody start another process when this one ends? `run_server` does
+    supervised: bool = False,                 # Is another process started when this one ends? `run_server` does so
     metrics: str | os.PathLike | None = None, # Folder that several processes count into; None: this process alone
 ) -> Any:                                     # A `FastAPI` application
     "The service as an application for any server of ASGI"
@@ -416,7 +416,7 @@ def serving(
 
 # %% ../../nbs/serve/06_service.ipynb #b147f4d9
 def run_server(
-    bundle: str | os.PathLike,     # Folder or .zip of a bundle; when another one is put into its place, it is taken over
+    bundle: str | os.PathLike,     # Folder or .zip of a bundle; another one put into its place is taken over
     host: str = '127.0.0.1',       # Where to listen; 0.0.0.0 for all addresses of this machine
     port: int = 8000,              # 0: any that is free
     workers: int = 1,              # Processes, which share nothing but the bundle
@@ -458,7 +458,7 @@ def serve_process(
     class LeavingServer(uvicorn.Server):
         "Says for a moment that it leaves, before it does"
         def handle_exit(self, sig, frame):
-            if sig == signal.SIGINT: return  # a terminal sends Ctrl+C to all of its processes, and the supervisor says what follows
+            if sig == signal.SIGINT: return  # a terminal sends Ctrl+C to all its processes; the supervisor decides
             later = threading.Timer(0 if (service := app.state.service).leaving else settings.seconds_leaving, setattr,
                 (self, 'should_exit', True))
             service.leaving = True
@@ -466,4 +466,4 @@ def serve_process(
             later.start()
     server = LeavingServer(_service_config(app, settings))
     server.run(sockets=[sock])
-    os._exit(1 if app.state.service.ill else 0 if server.started else 3)  # a thread that hangs must not hold the process back; 3: it cannot begin
+    os._exit(1 if app.state.service.ill else 0 if server.started else 3)  # despite a hung thread; 3: it cannot begin

@@ -68,7 +68,7 @@ def http_protocol(
         def data_received(self, data):
             if self.refused or self.transport.is_closing(): return
             before = self.cycle
-            if before is None or before.response_complete or not before.more_body:  # this belongs to the head of a request
+            if before is None or before.response_complete or not before.more_body:  # belongs to the head of a request
                 self.head_bytes += len(data)
                 if before is None or before.response_complete:
                     self.head_clock = self.head_clock or self.loop.call_later(seconds_head, self.too_slow)
@@ -95,7 +95,7 @@ def http_protocol(
             else: self.refuse(400, 'this is no valid request of HTTP/1.1')
 
         def refuse(self, status, detail, headers=''):
-            "Answer without the application, and close when the client has heard it: a connection with unread bytes would break before"
+            "Answer without the application; close when the client has heard it, as unread bytes would break it before"
             if self.refused or self.transport.is_closing(): return
             self.refused = True
             if noted: noted(status, detail)

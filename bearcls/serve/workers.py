@@ -89,7 +89,7 @@ class WorkerJob:
     name: str       # What its row will call it
     content: bytes  # The file
     until: float    # On the clock `time.monotonic`: afterwards nobody wants the answer
-    future: Future = field(default_factory=Future)  # Will hold the `PredictionRow`, and the digest of the model that gave it
+    future: Future = field(default_factory=Future)  # Will hold the `PredictionRow`, and the digest of its model
 
 class Workers:
     "Threads that answer images"
@@ -129,7 +129,7 @@ class Workers:
 def ask(self,
     images: Sequence[tuple[str, bytes]],  # Name and content of each
     seconds: float = 30,                    # An answer after this time is of no use
-) -> list[Future]:                          # One for each, which will hold its `PredictionRow` and the SHA-256 of the model that gave it
+) -> list[Future]:                          # One for each, to hold its `PredictionRow` and the SHA-256 of its model
     "Put images into the queue, all of them or none; `Busy` if there is no room or no time"
     jobs = [WorkerJob(name, content, time.monotonic() + seconds) for name, content in images]
     with self.changed:
@@ -272,7 +272,7 @@ def close(self,
 # %% ../../nbs/serve/02_workers.ipynb #e1b64f6f
 def bundle_stamp(
     path: str | os.PathLike,  # Folder or .zip of a bundle
-) -> tuple:                   # Something that differs when a file has changed; empty if no bundle is there at the moment
+) -> tuple:                   # Differs when a file has changed; empty if no bundle is there at the moment
     "Names, sizes and times of a bundle's files"
     path = Path(path)
     stamp = []
@@ -295,7 +295,7 @@ class BundleWatch:
         self.stamp = ()
         self.refused = ''
 
-    def look(self) -> tuple[str, str]:  # What happened, changed or refused, and what there is to say; two empty texts if nothing did
+    def look(self) -> tuple[str, str]:  # What happened, changed or refused, and a message; both empty if nothing did
         "Look once, and exchange the classifier if another bundle is there"
         stamp = bundle_stamp(self.path)
         if not stamp or stamp == self.stamp: return '', ''

@@ -30,7 +30,7 @@ class TrainError(BearclsError, ValueError):
     "Training cannot start as asked for"
 
 def get_arch(
-    name: str,  # Of torchvision, such as 'resnet18'; of timm, such as 'convnextv2_atto' or 'timm/resnet18'; or 'xresnet18_thin'
+    name: str,  # torchvision's, such as 'resnet18'; timm's, such as 'timm/resnet18'; or 'xresnet18_thin'
 ) -> Any:       # What `vision_learner` takes: a function for torchvision's, timm's name for timm's
     "The architecture called `name`"
     if not isinstance(name, str):
@@ -111,7 +111,7 @@ def feature_layer(
     raise TrainError(f'A {type(model).__name__} has neither linear nor convolutional layers, so it has no features')
 
 def pool_features(
-    x: torch.Tensor,   # What enters the feature layer: (images, numbers), a map (…, height, width) or tokens (images, tokens, numbers)
+    x: torch.Tensor,   # Feature layer's input: (images, numbers), (…, height, width) or (images, tokens, numbers)
 ) -> torch.Tensor:     # (images, numbers)
     "One row of numbers for each image: maps are averaged over the image, tokens over their sequence"
     if x.dim() == 4: return x.mean((2, 3))
@@ -120,7 +120,7 @@ def pool_features(
 # %% ../../nbs/train/01_arch.ipynb #8d4a848c
 def averages_of(
     model: nn.Module,  # Model of a classifier
-) -> tuple[int, np.ndarray, np.ndarray] | None:  # `first`, `gain`, `shift`: features from `first` on, times `gain`, plus `shift`; None where the head is of another kind
+) -> tuple[int, np.ndarray, np.ndarray] | None:  # (first, gain, shift): features[first:]*gain + shift; None: other head
     "How the averages of the body's maps follow from the features of `feature_layer`"
     if not (isinstance(model, nn.Sequential) and len(model) == 2): return None
     before = []
@@ -220,7 +220,7 @@ def _torch_cache(url):
 def find_weights(
     name: str,              # Name of an architecture
     timeout: float = 3.0,   # Seconds to wait for the server
-    weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: none wanted; or a file, see `load_weights`
+    weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: none; or a file, see `load_weights`
 ) -> Weights:               # What was found
     "Look for weights in the cache, then on their server; never longer than `timeout`"
     arch = get_arch(name)
@@ -259,7 +259,7 @@ def _ask(url, timeout):
 
 # %% ../../nbs/train/01_arch.ipynb #6afd5bdc
 def read_weights(
-    file: str | Path,             # '.safetensors', or what `torch.save` wrote: a state dict, or a dict that has one as 'state_dict' or 'model'
+    file: str | Path,             # '.safetensors', or from `torch.save`: state dict, alone or as 'state_dict', 'model'
 ) -> dict[str, torch.Tensor]:     # Tensors by name
     "The tensors in a file; nothing in it is executed"
     file = Path(file)
@@ -315,7 +315,7 @@ def _library_names(name):
 # %% ../../nbs/train/01_arch.ipynb #614797f5
 def class_head(
     learn: Any,   # Learner whose body began with pretrained weights
-) -> tuple[np.ndarray, np.ndarray] | None:  # Weights (classes, averages) and bias (classes,) in float32; None where there is none for this body
+) -> tuple[np.ndarray, np.ndarray] | None:  # float32 weights (classes, averages), bias (classes,); None: none for body
     "The classifier that comes with the pretrained weights of a Learner's body, from the cache or from your file"
     arch = getattr(learn, 'arch', '')
     plan = getattr(learn, 'plan', None)

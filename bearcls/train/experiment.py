@@ -288,7 +288,7 @@ def experiment(
 def _split_of(path, seed, valid_pct, common):
     "The sides of a seed's split and its fingerprint; the DataLoaders, which may hold images, are given up"
     mine = {k: common[k] for k in (*split_arguments, 'min_per_label', 'size', 'recipe', 'cache') if k in common}
-    dls = image_dls(path, **{**dict(seed=seed, valid_pct=valid_pct, keep_mb=0, recipe='squish'), **mine})  # opened as the plans of `train` do
+    dls = image_dls(path, **{**dict(seed=seed, valid_pct=valid_pct, keep_mb=0, recipe='squish'), **mine})  # as `train`
     return _sides(dls), split_fingerprint(dls)
 
 def _key(run): return run.variant, run.seed, run.split, run.arguments

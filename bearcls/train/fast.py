@@ -71,7 +71,7 @@ def _is_known(tfm):
     return tfm.split_idx == 0 or type(tfm) in _plain_tfms
 
 def _plain_loader(dls, items):
-    "Images as validation sees them; transforms that only turn training images are left out, since even doing nothing takes them long"
+    "Images as validation sees them, without transforms only for training, which are slow even when they do nothing"
     dl = dls.test_dl(items, bs=_bs(dls), num_workers=0)
     dl.after_batch = Pipeline([t for t in dl.after_batch.fs if not (isinstance(t, AffineCoordTfm) and _is_known(t))],
         split_idx=1)
@@ -196,12 +196,12 @@ def image_features(
 def linear_head(
     x: torch.Tensor,            # Features: (images, numbers)
     y: torch.Tensor,            # Index of the label of each
-    loss: Any,                  # Called with logits and labels; one number for each image, or without weights their mean
+    loss: Any,                  # Called with logits and labels; one number per image, or without weights their mean
     n_labels: int,              # How many labels there are
     weight_decay: float = 1e-3, # Strength of the penalty
     weights: torch.Tensor | None = None,  # How much each image counts; None: all the same
     in_place: bool = False,     # Standardise `x` itself, and not a copy: half the memory
-    threads: int | None = None, # PyTorch's threads, at least 1; None: one for few features, for many the faster of one and all
+    threads: int | None = None, # PyTorch's threads, at least 1; None: 1 for few features, else the faster of 1 and all
 ) -> nn.Sequential:             # BatchNorm1d that standardises, and Linear
     "The best linear head for some features"
     mean = x.mean(0)
@@ -235,7 +235,7 @@ def train_head(
     rest: nn.Sequential,         # Layers after the pool; trained in place
     x: torch.Tensor,             # Features: (images, numbers)
     y: torch.Tensor,             # Index of the label of each
-    loss: Any,                   # Called with logits and labels; one number for each image, or without weights their mean
+    loss: Any,                   # Called with logits and labels; one number per image, or without weights their mean
     epochs: int = 20,            # Times that every view is seen
     lr: float = 3e-3,            # Highest learning rate
     weights: torch.Tensor | None = None,  # How much each image counts; None: all the same
@@ -333,7 +333,7 @@ def fit_fast(self: Learner,
 
 # %% ../../nbs/train/03_fast.ipynb #d01493be
 def _loss_of_each(learn, weights):
-    "Let the loss give one number for each image; one of the user's own that cannot gives their mean, which is enough where all count the same"
+    "Make the loss give one number per image; a custom loss that cannot gives the mean, enough where all count the same"
     loss = learn.loss_func
     if hasattr(loss, 'reduction') or 'reduction' in inspect.signature(loss).parameters: return learn.loss_not_reduced()
     if weights is None: return nullcontext()
@@ -349,13 +349,13 @@ def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads
     in_place = in_place or len(views) > 1
     weights = getattr(learn.dls.train, 'wgts', None)
     weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float32).repeat(len(views))
-    if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')  # where the features are; any later training puts it back
+    if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')  # where the features are; later training moves it back
     with _loss_of_each(learn, weights):
         if head == 'linear':
             rest = linear_head(x, y, learn.loss_func, learn.dls.c, weight_decay, weights, in_place, threads)
         else: rest = train_head(part.rest.cpu(), x, y, learn.loss_func, epochs, weights=weights, threads=threads)
     with torch.no_grad():
-        after = rest.eval()[1:] if head == 'linear' and in_place else rest.eval()  # the first layer has standardised `x`
+        after = rest.eval()[1:] if head == 'linear' and in_place else rest.eval()  # first layer has standardised `x`
         logits, seen = (torch.cat([f(rows) for rows in m.split(1000)]) for f, m in ((rest, valid), (after, x)))
         result = learn.loss_func(seen, y).item(), learn.loss_func(logits,
             y_valid).item(), (logits.argmax(1) != y_valid).float().mean().item()
@@ -405,7 +405,7 @@ def _metadata_of(learn):
 def known_features(
     learn: Learner,    # Learner that `fit_fast` has trained
     items: Sequence,   # Files
-) -> tuple[np.ndarray | None, list[int]]:  # (images, numbers), and the positions of those whose rows are not filled; None where nothing is known
+) -> tuple[np.ndarray | None, list[int]]:  # (images, numbers), positions of rows not filled; None: nothing is known
     "Features that `fit_fast` has computed for these images, if they still hold"
     everything = list(range(len(items)))
     is_file = all(isinstance(f, (str, os.PathLike)) for f in items)

@@ -41,13 +41,13 @@ class Plan:
     route: str     # 'fast', 'fine_tune' or 'scratch'
     arch: str      # Name of the architecture
     size: int      # Width and height of what the model sees, in pixels
-    epochs: int    # Times that every image is seen, after the head's first epoch; 0 for the route 'fast', which has none
+    epochs: int    # Times every image is seen, after the head's first epoch; 0 for the route 'fast', which has none
     lr: float      # Highest learning rate
     recipe: str    # How images get their shape
     bs: int        # Images in a batch
     reason: str    # Why this route, in one sentence
     weights: str = ''  # 'imagenet', a file, or '' for none
-    is_open: bool = False  # Chosen by 'auto' before the images were known: where they are unlike photographs, `train` tries the route scratch, too
+    is_open: bool = False  # Chosen by 'auto', images unknown: where unlike photographs, `train` tries scratch, too
 
 # %% ../../nbs/train/07_learner.ipynb #052234e2
 fast_plan = dict(route='fast', arch='resnet18', size=224, epochs=0, lr=0., recipe='squish', bs=64)
@@ -57,12 +57,12 @@ routes = {p['route']: p for p in (fast_plan, fine_tune_plan, scratch_plan)}
 
 # %% ../../nbs/train/07_learner.ipynb #96a30477
 def plan_training(
-    route: str = 'auto',          # 'fast', 'fine_tune', 'scratch', or 'auto': with weights fast on a CPU and fine_tune on a GPU or when `epochs` are given, scratch without
-    arch: str | None = None,      # Name of the architecture, of torchvision or timm; None for one whose weights are at hand
+    route: str = 'auto',          # 'auto': 'scratch' if no weights, 'fine_tune' on GPU or with `epochs`, else 'fast'
+    arch: str | None = None,      # Architecture of torchvision or timm; None: one whose weights are at hand
     epochs: int | None = None,    # Times that every image is seen; None for the route's own number
     size: int | None = None,      # Pixels; None for the route's own
     timeout: float = 3.0,         # Seconds to look for weights on the network
-    weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: start from nothing; or a file of the architecture's library
+    weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: none; or a file of `arch`'s library
 ) -> Plan:                        # What `train` will do
     "Choose how to train, within seconds"
     if route not in ('auto', *routes):
@@ -125,15 +125,15 @@ def train(
     epochs: int | None = None,       # Times that every image is seen; None for the route's own number
     size: int | None = None,         # Pixels, when `data` is a folder; None for the route's own
     seed: int = 42,                  # Decides split, initial weights, order and augmentation
-    weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: start from nothing; or a file of the architecture's library
+    weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: none; or a file of `arch`'s library
     imbalance: str | None = None,    # For uneven labels: 'class_weights' or 'balanced_sampling'
-    precision: str = 'auto',         # 'float32', 'bfloat16', 'float16', or 'auto' for the fastest that the machine is made for
-    early_stop: int | None = None,   # Stop after so many epochs without a lower validation loss, and keep the best weights; None: train to the end
-    checkpoint: str | Path | None = None,  # Folder to save every epoch in; the same call again goes on from there. The route fast needs none
-    plan: Plan | None = None,        # A plan made before; then route, arch, epochs, size and weights are not looked at. An open one is settled
+    precision: str = 'auto',         # 'float32', 'bfloat16', 'float16', or 'auto': the fastest the machine is made for
+    early_stop: int | None = None,   # Epochs without lower validation loss to stop after, keeping the best; None: never
+    checkpoint: str | Path | None = None,  # Folder to save every epoch in; the same call resumes. Not needed for fast
+    plan: Plan | None = None,        # Made before; overrides route, arch, epochs, size, weights. An open one is settled
     timeout: float = 3.0,            # Seconds to look for weights on the network
     quiet: bool = False,             # Do not print the one line that says what is done and why
-    threads: int | None = None,      # Threads to calculate with, at least 1; None: the faster of one and all, as [threads](../10_threads.ipynb) says
+    threads: int | None = None,      # At least 1; None: the faster of one and all, see [threads](../10_threads.ipynb)
     **dls_kwargs: Any,               # For `image_dls`, when `data` is a folder: exclude, pairs, valid_pct, recipe…
 ) -> Learner:                        # Trained Learner, with `plan` and `training_log`
     "Train a classifier on `data`"
@@ -240,7 +240,7 @@ def _raise_with_cause(plan, e):
 # %% ../../nbs/train/07_learner.ipynb #9c6ca8a8
 def fit(
     learn: Learner,                 # From `make_learner`
-    early_stop: int | None = None,  # Stop after so many epochs without a lower validation loss, and keep the best weights
+    early_stop: int | None = None,  # Stop after so many epochs without lower validation loss, keeping the best weights
     checkpoint: str | Path | None = None,  # Folder to save every epoch in, and to go on from
     threads: int | None = None,     # Threads to calculate with, at least 1; None: the faster of one and all
     **settings: Any,                # What else decides the result, such as the seed, for the checkpoint
@@ -279,7 +279,7 @@ def _fit_fast(learn, early_stop, threads):
 def settle_plan(
     plan: Plan,        # Open plan, from `plan_training('auto')`
     dls: DataLoaders,  # Data to train on, as the plan wants it
-    remake: Callable[[Plan], DataLoaders] | None = None,  # Makes the same data for another plan; None: these DataLoaders are all there is
+    remake: Callable[[Plan], DataLoaders] | None = None,  # Makes data for another plan; None: only these DataLoaders
     seed: int = 42,              # Decides what the trial draws
     threads: int | None = None,  # Threads to calculate with; None: the faster of one and all
 ) -> tuple[Plan, DataLoaders]:   # The plan, no longer open, and its data

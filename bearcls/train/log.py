@@ -211,8 +211,8 @@ class _Pacer(Callback):
 @contextmanager
 def paced(
     learn: Learner,              # Any Learner
-    threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all, which is measured
-) -> Iterator[Pace | None]:      # What was measured is in its `measured`; None where the Learner does not calculate on the CPU
+    threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all, as measured
+) -> Iterator[Pace | None]:      # Measurements in its `measured`; None where the Learner does not calculate on the CPU
     "Let the Learner train or predict with as many threads as help just now"
     expect('learn', learn, Learner)
     if torch.device(learn.dls.device).type != 'cpu':

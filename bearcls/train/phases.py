@@ -228,10 +228,10 @@ def fine_tune_phases(
 def run_phases(
     learn: Learner,                 # Any Learner
     phases: Sequence[Phase],        # What to do, in this order
-    early_stop: int | None = None,  # End a phase after so many epochs without a better validation loss, and keep the best weights; None: train to the end
-    checkpoint: str | os.PathLike | None = None,  # Folder in which to save the state of every epoch, and from which to go on
+    early_stop: int | None = None,  # Epochs without better validation loss that end a phase, best kept; None: never
+    checkpoint: str | os.PathLike | None = None,  # Folder to save the state of every epoch in, and to resume from
     metadata: dict[str, Any] | None = None,          # From `training_metadata`, for the checkpoint
-    threads: int | None = None,                   # Threads to calculate with, at least 1; None: the faster of one and all
+    threads: int | None = None,                   # Threads, at least 1; None: the faster of one and all
 ) -> Learner:                       # The same Learner, trained
     "Train, or go on where a killed run was"
     expect('learn', learn, Learner)

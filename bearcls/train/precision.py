@@ -37,7 +37,7 @@ def in_precision(
 
 # %% ../../nbs/train/02_precision.ipynb #35a99a04
 def pick_precision(
-    precision: str = 'auto',             # 'float32', 'bfloat16', 'float16', or 'auto' for the fastest that the machine is made for
+    precision: str = 'auto',             # 'float32', 'bfloat16', 'float16', or 'auto': fastest the machine is made for
     device: torch.device | str = 'cpu',  # Where the model is trained
 ) -> str:                                # 'float32', 'bfloat16' or 'float16'
     "The precision to train in"
@@ -52,7 +52,7 @@ def pick_precision(
 
 # %% ../../nbs/train/02_precision.ipynb #df5b0a16
 class _Shorter:
-    "A model's forward pass in fewer bits while it trains; an object and not a function, so that a copy of the model gets one of its own"
+    "Forward pass in fewer bits while the model trains; an object, not a function, so that a model's copy gets its own"
     def __init__(self, model, kind, dtype): self.model, self.kind, self.dtype = model, kind, dtype
     def __call__(self, *args, **kwargs):
         forward = type(self.model).forward

@@ -100,7 +100,7 @@ def _untouched(learn: Learner) -> Iterator[None]:
     learn.opt = None
     rng = learn.dls.train.rng.getstate()
     states = get_random_states()
-    records = [cb for cb in learn.cbs if _keeps_records(cb) and not isinstance(cb, ProgressCallback)]  # `no_bar` sees to the bar
+    records = [cb for cb in learn.cbs if _keeps_records(cb) and not isinstance(cb, ProgressCallback)]  # bar: `no_bar`
     try:
         with ExitStack() as stack:
             for context in (keep_modes(learn.model), learn.no_bar(), learn.no_logging(), learn.removed_cbs(records)):

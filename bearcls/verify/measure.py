@@ -39,8 +39,8 @@ class Measures:
     light: float = 0.0         # Grey level that 95% of the pixels stay under
     contrast: float = 0.0      # Difference between the 1% darkest and the 1% lightest, in grey levels
     sharpness: float = 0.0     # See `sharpness`
-    fingerprint: Fingerprint | None = field(default=LaterPrint(), repr=False)  # What copies are recognised by; None if it cannot be opened
-    real: str = field(default='', repr=False)  # Path of the file itself where this is a link to it, or lies in a folder that is one
+    fingerprint: Fingerprint | None = field(default=LaterPrint(), repr=False)  # Finds copies; None if it fails to open
+    real: str = field(default='', repr=False)  # Path of the actual file if this is a link or lies in a linked folder
 
 # %% ../../nbs/verify/01_measure.ipynb #4aa5e565
 def smallest_side(

@@ -159,7 +159,7 @@ def quarantine_files(
     first = next_id(path)
     try: return [_quarantine_one(path, n, s, rows.get(s.file)) for n, s in enumerate(chosen.values(), first)]
     finally:
-        with contextlib.suppress(OSError): _mark_quarantined(path)  # a manifest that cannot be written is brought in step by the next call
+        with contextlib.suppress(OSError): _mark_quarantined(path)  # unwritable manifests are updated by the next call
 
 # %% ../../nbs/verify/02_quarantine.ipynb #1f68a7e0
 def _quarantine_one(path, number, suspect, row):

@@ -53,19 +53,19 @@ issue_words = {
     'across_labels': 'a copy under another label',
     'across_split': 'trained on and validated with',
 }
-broken_issues = ('empty', 'not_an_image', 'unsupported', 'truncated', 'bomb', 'unreadable')  # Files that are there and cannot be opened
+broken_issues = ('empty', 'not_an_image', 'unsupported', 'truncated', 'bomb', 'unreadable')  # Exist but fail to open
 
 # %% ../../nbs/verify/03_report.ipynb #dfc24d63
 @dataclass(frozen=True)
 class Thresholds:
     "Where a finding begins"
-    min_side: int = 0              # Shorter side in pixels, below it `too_small`; 0: as the folder has it, see `smallest_side`
+    min_side: int = 0              # Shorter side in pixels, below it `too_small`; 0: by the folder, see `smallest_side`
     max_aspect: float = 4.0        # Longer side over shorter side, above it `extreme_aspect`
     min_contrast: float = 8.0      # Darkest to lightest percent of the pixels, in grey levels; below it `near_constant`
     min_light: float = min_light   # Grey level that 95% of the pixels stay under, 0 to 255; below it `too_dark`
     max_light: float = 200.0       # Grey level that 95% of the pixels stay above, 0 to 255; above it `too_bright`
     min_sharpness: float = 0.10    # Steepest edges relative to the contrast, see `sharpness`; below it `blurred`
-    max_distance: int = 11         # Bits of the perceptual hash that may differ before a pair is not even compared, 0 to 15
+    max_distance: int = 11         # Perceptual hash bits that may differ for a pair to be compared at all, 0 to 15
     min_similarity: float = 0.96   # Likeness of two images, see `near_duplicates`; from here on `near_duplicate`
 
 def folder_thresholds(
