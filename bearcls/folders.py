@@ -250,7 +250,7 @@ def _is_sided(trees):
 
 # %% ../nbs/06_folders.ipynb #2fb3ec9f
 def _problems(path, trees):
-    "Why nobody can tell what the labels are; a sentence for each reason"
+    "Why the labels are not clear; a sentence for each reason"
     tops = {name: _second_folders(tree) for name, tree in trees.items() if tree.images}
     below = sorted({name for names in tops.values() for name in names - {''}})
     if len(tops) == 1 and len(below) > 1 and '' not in next(iter(tops.values())):

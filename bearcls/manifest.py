@@ -28,7 +28,7 @@ class ImageRow:
     page: str = ''       # Page that shows the image
     title: str = ''      # Title given by the provider
     term: str = ''       # Words that were searched for
-    provider: str = ''   # Who found it: duckduckgo, bing, local, bearcls.sample…
+    provider: str = ''   # The provider: duckduckgo, bing, local, bearcls.sample…
     license: str = ''    # Licence, where the provider tells it
     sha256: str = ''     # Digest of the file's bytes, in hexadecimal
     phash: str = ''      # Perceptual hash, in hexadecimal: alike for images that look alike

@@ -23,7 +23,7 @@ thread_variables = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')
 
 def decided_threads(
     threads: int | None = None,  # Number of threads that the caller asks for, at least 1; None: no preference
-) -> int | None:                 # Number of threads; None: nobody has decided, so the faster number can be measured
+) -> int | None:                 # Number of threads; None: not decided, so the faster number can be measured
     "The number of threads that was decided by argument, environment or `torch.set_num_threads`"
     if threads is not None:
         if isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1:

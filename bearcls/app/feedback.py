@@ -30,7 +30,7 @@ class Vote:
     trusted: bool      # Was the label shown as the answer? Otherwise a person was asked for
     reason: str        # Why it was not trusted; empty if it was
     right: bool        # Is the label right?
-    correct: str       # If not, what would have been: a label of the model, `other`, or empty if nobody said
+    correct: str       # If not, what would have been: a label of the model, `other`, or empty if not given
     model: str         # SHA-256 of the model that answered: of the file `model.onnx`
 
 class FeedbackError(BearclsError, ValueError):
@@ -151,7 +151,7 @@ def vote(self,
     name: str = '',          # The image's name
     model: str = '',         # SHA-256 of the model that answered
 ) -> Vote:                   # What was kept
-    "Keep what somebody thinks of an answer; a `FeedbackError` says why not"
+    "Keep a vote on an answer; a `FeedbackError` says why not"
     p = prediction
     kept = Vote(answer, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), sha256, name, p.label,
         p.probability, p.trusted, p.reason, right, correct, model)

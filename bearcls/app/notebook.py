@@ -96,7 +96,7 @@ class AppDesk:
     "Replies to what the page asks; knows no widget"
     def __init__(self,
         classifier: Classifier,             # Loaded bundle
-        feedback: Feedback | None = None,   # Where votes are kept; None: nobody is asked
+        feedback: Feedback | None = None,   # Where votes are kept; None: no voting
     ):
         expect('classifier', classifier, Classifier)
         expect('feedback', feedback, Feedback, None)

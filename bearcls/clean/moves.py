@@ -78,7 +78,7 @@ def batches(
     return [_read_batch(path, f/'batch.json') for f in _batch_folders(path) if (f/'batch.json').exists()]
 
 def _batch_folders(path):
-    "Folders of batches, the oldest first; a folder of another name is somebody's own"
+    "Folders of batches, the oldest first; a folder of another name is the user's own"
     return sorted((f for f in (cleaning_folder(path)/'batches').glob('*') if f.name.isdecimal()),
         key=lambda f: int(f.name))
 
@@ -295,7 +295,7 @@ def _backward(path, batch, then=None):
         for s in reversed(batch.steps) if s.file in surely or not surely]
     moves = [m for m in moves if m]
     for label in batch.made:
-        with contextlib.suppress(OSError): (path/label).rmdir()  # not empty: somebody else uses it
+        with contextlib.suppress(OSError): (path/label).rmdir()  # not empty: it is in use
     trouble = _manifest_backward(path, batch, moves)
     stuck = [m.file for m in moves if m.reason.startswith(_cannot)]
     if then and not then(batch, moves): return [*moves, *([trouble] if trouble else [])]

@@ -126,7 +126,7 @@ def notebook_script(
         if c.startswith('%%writefile ') else c for c in cells if not c.startswith('%pip'))
 
 def _any_port():
-    "A port of this machine that nobody listens on"
+    "A free port of this machine"
     with contextlib.closing(socket.socket()) as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]

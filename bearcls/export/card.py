@@ -313,7 +313,7 @@ def add_metrics(
     path: str | os.PathLike,                # Folder of a bundle, or its zip
     metrics: Mapping[str, Any],             # Measurements: numbers, texts, lists and dicts; existing names are replaced
     key: str | os.PathLike | None = None,   # Secret key, to sign it again; a bundle signed with another one is refused
-    replace_card: bool = False,             # Write the card anew although somebody has changed it?
+    replace_card: bool = False,             # Write the card anew although it was edited by hand?
 ) -> Path:                                  # `path`
     "Write further figures into a bundle and its card"
     more = plain_values(metrics)
@@ -323,7 +323,7 @@ def change_bundle(
     path: str | os.PathLike,                # Folder of a bundle, or its zip
     change: Callable[[Bundle], Bundle],     # Gets the metadata, and returns what they shall be
     key: str | os.PathLike | None = None,   # Secret key, to sign it again; a bundle signed with another one is refused
-    replace_card: bool = False,             # Write the card anew although somebody has changed it?
+    replace_card: bool = False,             # Write the card anew although it was edited by hand?
 ) -> Path:                                  # `path`
     "Change the metadata of a bundle, and write its card anew; the model stays"
     expect('path', path, str, os.PathLike)

@@ -426,7 +426,7 @@ def check_dest(
     if names: _check_older(dest)
 
 def _check_older(dest):
-    "Only a bundle is replaced, and only if nobody has written on its card"
+    "Only a bundle is replaced, and only if its card was not edited by hand"
     try: older = read_bundle(dest)
     except BundleError as e:
         raise ExportError(f'{dest} is no bundle that can be read, so it is not replaced: {e}') from e

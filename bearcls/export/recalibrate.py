@@ -51,7 +51,7 @@ def recalibrate(
     files: Iterable | str | os.PathLike,  # Images from the place of use, or their folder; labels are not looked at
     false_positive_rate: float = .05,    # Share of such images that may be called unlike, 0 to 1
     key: str | os.PathLike | None = None,  # Secret key, to sign the bundle again
-    replace_card: bool = False,   # Write the card anew although somebody has changed it?
+    replace_card: bool = False,   # Write the card anew although it was edited by hand?
     threads: int | None = None,   # Cores to use; None: all
 ) -> Recalibration:               # What it was and what it is
     "Choose a bundle's threshold of the OOD score by images of another place"

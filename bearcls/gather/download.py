@@ -107,7 +107,7 @@ class _Workplace:
         self.lock.close()
         with contextlib.suppress(OSError):
             (self.path/'lock').unlink(missing_ok=True)
-            self.path.rmdir()  # not empty: the run is unfinished, or somebody else's file is in it
+            self.path.rmdir()  # not empty: the run is unfinished, or a file of other origin is in it
 
     def clear(self):
         "Remove unfinished files, also those of a manifest"
@@ -150,7 +150,7 @@ def _label_from(rows, dest, label):
     return _Label(label, settled, {r.url: r for r in mine if r.url and r.url not in settled}, files, banned)
 
 def _is_whole(file, n_bytes):
-    "Is the file there, as long as it was, or an image that somebody has worked on since?"
+    "Is the file there, as long as it was, or an image that was edited since?"
     try: return file.is_file() and (n_bytes in (None, file.stat().st_size) or bool(load_image(file, min_side=64)))
     except (OSError, ValueError): return False
 
@@ -344,7 +344,7 @@ def reason_counts(
 def gather(
     labels: Mapping[str, str | Iterable[str]],  # Words to search for, one term or several, by label
     dest: str | os.PathLike,                    # Image folder to make or to add to
-    provider: str | Callable | Iterable[str | Callable] | None = None,  # Who is asked, see `search_images`
+    provider: str | Callable | Iterable[str | Callable] | None = None,  # Providers to ask, see `search_images`
     max_images: int = 150,                      # At most this many addresses for each term
     search: Mapping[str, Any] | None = None,    # More for `search_images`: license, or what a provider takes
     **download: Any,                            # For `download_images`, per label: enough, deadline, respect_robots…

@@ -32,13 +32,13 @@ class SearchResult:
     thumbnail: str = ''        # Address of a small version
     width: int | None = None   # Pixels, as the provider tells it
     height: int | None = None  # Pixels, as the provider tells it
-    provider: str = ''         # Who found it: a name in `providers`
+    provider: str = ''         # The provider that found it: a name in `providers`
     term: str = ''             # Words that were searched for
     license: str = ''          # Licence, where the provider tells it
 
 # %% ../../nbs/gather/03_results.ipynb #f9b430fe
 def clean_result(
-    entry: Any,            # A dictionary with the fields of `SearchResult`, as somebody else filled it
+    entry: Any,            # A dictionary with the fields of `SearchResult`, of any origin
     **known: Any,          # Fields that are known better, such as `provider` and `term`
 ) -> SearchResult | None:  # None where there is no address
     "A result from data that may hold anything; `known` are fields that are known better, such as `provider`"
@@ -100,7 +100,7 @@ class SearchResults(list):
     "Results in the order they were found"
     def __init__(self,
         results: Iterable[SearchResult] = (),  # What was found
-        errors: Iterable[SearchError] = (),    # Who could not answer, and why
+        errors: Iterable[SearchError] = (),    # The providers that could not answer, and why
         about: Mapping[str, Any] | None = None,# Further metadata, where the results were read from a file
     ):
         results = expect_all('results', results)

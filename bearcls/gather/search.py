@@ -22,7 +22,7 @@ _all_ = ['SearchError', 'SearchResult', 'SearchResults', 'licenses', 'local_path
 
 # %% ../../nbs/gather/05_search.ipynb #b5b0e455
 def default_providers() -> list[str]:  # Names in `providers`
-    "Who is asked if nobody is named: those without a key, then those whose keys the environment holds"
+    "The providers to ask by default: those without a key, then those whose keys the environment holds"
     keyed = [n
         for n in ('google', 'bing_api') if n in providers
         and all(os.environ.get(v, '').strip() for v in provider_metadata(providers[n]).keys.values())]

@@ -317,7 +317,7 @@ def card_text(
 
 def card_changed(
     bundle: Bundle,  # From `read_bundle`
-) -> bool:           # What somebody has written there should not be lost
+) -> bool:           # If so, it must not be lost
     "Was the model card changed since the bundle was written?"
     expect('bundle', bundle, Bundle)
     return bool(bundle.card) and sha256(card_text(bundle).encode()) != bundle.card

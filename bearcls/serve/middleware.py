@@ -69,7 +69,7 @@ class ServiceGate:
             if problem := visit.denied(): await visit.say(problem)
             else: await self.app(scope, visit.receive, visit.send)
         except Exception as e:  # whatever it is, the visitor gets a sentence, and the log the rest
-            if type(e).__name__ == 'ClientDisconnect': return  # nobody is there to be told
+            if type(e).__name__ == 'ClientDisconnect': return  # the client has gone
             service_log.error(dict(event='error', request_id=visit.name), exc_info=e)
             if not visit.status: await visit.say(Problem(500, 'something went wrong here, and the log knows what'))
         finally: visit.note()

@@ -88,7 +88,7 @@ def _part_names(head):
         message = Message()
         message['content-disposition'] = re.sub(r'[\r\n]', ' ', value.strip())
         try: return message.get_param('name', '', 'content-disposition'), message.get_filename()
-        except (ValueError, LookupError): return '', ''  # a charset that nobody knows
+        except (ValueError, LookupError): return '', ''  # an unknown charset
     return '', None
 
 # %% ../../nbs/serve/01_problems.ipynb #37c1fb1d

@@ -29,7 +29,7 @@ from .workers import BundleWatch, Busy, Workers, load_classifier
 class Settings:
     "What a service allows, and how long it waits"
     threads: int | None = None       # Images answered at once per process; None: one per core, shared among processes
-    execution_providers: str | Sequence[str] = 'cpu'  # Who computes, as for `Classifier`
+    execution_providers: str | Sequence[str] = 'cpu'  # What calculates, as for `Classifier`
     max_waiting: int = 64            # Images that may wait in a process; more get 503
     max_batch: int | None = None     # Waiting images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
     max_images: int = 32           # In one request
@@ -75,7 +75,7 @@ class Service:
     def __init__(self,
         bundle: str | os.PathLike | Classifier,  # Folder or .zip of a bundle, or a classifier that is already loaded
         settings: Settings = Settings(),         # Its bounds
-        supervised: bool = False,                # Will somebody start another process when this one ends?
+        supervised: bool = False,                # Is there a supervisor that starts another process when this one ends?
         metrics: str | os.PathLike | None = None,# Folder that several processes count into; None: this process alone
     ):
         expect('settings', settings, Settings)
@@ -108,7 +108,7 @@ class Service:
                 threads=len(self.workers.threads)))
 
     def _patient_load(self):
-        "Under a supervisor another process may have a good bundle while this one finds none: somebody is copying"
+        "Under a supervisor another process may have a good bundle while this one finds none: it is being copied"
         end = time.monotonic() + (30 if self.supervised else 0)
         while True:
             try: return self.load()

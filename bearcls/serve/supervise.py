@@ -48,7 +48,7 @@ def http_protocol(
     max_head: int = 32_768,         # Bytes of a request's line and headers
     seconds_head: float = 10,       # Within which they have to be there
     max_connections: int = 1000,    # At the same time
-    noted: Callable[[int, str], None] | None = None,  # Told status and sentence of every refusal; None: nobody is
+    noted: Callable[[int, str], None] | None = None,  # Called with status and sentence of every refusal; None: no call
 ) -> type:                          # For uvicorn's `http`
     "uvicorn's own protocol, with bounds"
     base = optional_import('uvicorn.protocols.http.auto', "'bearcls[serve]'", 'The HTTP service').AutoHTTPProtocol
@@ -176,7 +176,7 @@ def run(self) -> bool:  # Did all end in order?
 def _end(self):
     "Ask all processes to end, and make those end who do not"
     for p, *_ in self.processes.values(): p.terminate()
-    for c in self.closing: c.close()  # else those who connect now would wait for nobody
+    for c in self.closing: c.close()  # otherwise new connections would wait in vain
     end = time.monotonic() + self.seconds
     for p, *_ in self.processes.values():
         p.join(max(0.1, end - time.monotonic()))

@@ -26,7 +26,7 @@ from ..inference.files import BundleError, bundle_names, metadata_file
 # %% ../../nbs/serve/02_workers.ipynb #3e13010e
 def load_classifier(
     bundle: str | os.PathLike | Bundle,     # Folder or .zip of a bundle
-    execution_providers: str | Sequence[str] = 'cpu', # Who computes, as for `Classifier`
+    execution_providers: str | Sequence[str] = 'cpu', # What calculates, as for `Classifier`
     max_pixels: int = max_pixels,           # Refuse images that claim more pixels
     seconds: float = 30,                    # A blank image has to be answered within this time
 ) -> Classifier:                            # One thread for each answer; it has answered once
@@ -88,7 +88,7 @@ class WorkerJob:
     "An image that waits for its answer"
     name: str       # What its row will call it
     content: bytes  # The file
-    until: float    # On the clock `time.monotonic`: afterwards nobody wants the answer
+    until: float    # On the clock `time.monotonic`: afterwards the answer is not wanted any more
     future: Future = field(default_factory=Future)  # Will hold the `PredictionRow`, and the digest of its model
 
 class Workers:
@@ -150,7 +150,7 @@ def ask(self,
 def forget(self,
     futures: Sequence[Future],  # From `ask`
 ):
-    "Who asked has gone: what was not begun leaves the queue, and its bytes the memory"
+    "The client has gone: what was not begun leaves the queue, and its bytes the memory"
     for f in futures: f.cancel()
     with self.changed:
         for lane in (self.jobs, self.large_jobs):

@@ -32,7 +32,7 @@ from .precision import fast_dtype, in_precision
 
 # %% ../../nbs/train/03_fast.ipynb #a557f02f
 def check_dls(
-    dls: DataLoaders,  # DataLoaders, whoever made them
+    dls: DataLoaders,  # DataLoaders of any origin
 ) -> None:
     "Refuse what is not images with one label each, for training and for validation"
     expect('dls', dls, DataLoaders)

@@ -290,7 +290,7 @@ def _untouched(learn):
 
 # %% ../../nbs/train/04_log.ipynb #14cc1e2f
 def check_batches(
-    dls: DataLoaders,  # DataLoaders, whoever made them
+    dls: DataLoaders,  # DataLoaders of any origin
 ) -> None:
     "Refuse DataLoaders from which no batch comes"
     expect('dls', dls, DataLoaders)

@@ -104,7 +104,7 @@ def try_head(
 
 # %% ../../nbs/train/06_trial.ipynb #b2f4a179
 def small_images(
-    dls: DataLoaders,       # DataLoaders, whoever made them
+    dls: DataLoaders,       # DataLoaders of any origin
     items: Sequence,        # Images, as the DataLoaders take them
     side: int = 32,         # Width and height, in pixels
 ) -> torch.Tensor:          # (images, 3, side, side), from 0 to 1

@@ -94,7 +94,7 @@ def read_journal(
 def next_id(
     path: str | os.PathLike,  # Image folder
 ) -> int:                     # Above every number that the journal knows
-    "The number of the next entry of the journal, also where somebody has taken lines out of it"
+    "The number of the next entry of the journal, also where lines were taken out of it"
     moved, back = read_journal(path)
     return 1 + max([*back, *(e['id'] for e in moved)], default=-1)
 
