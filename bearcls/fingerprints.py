@@ -30,7 +30,7 @@ def perceptual_hash(
     return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), 'big')
 
 # %% ../nbs/07_fingerprints.ipynb #066cce7b
-tiny_side = 32  # Width and height of the thumbnail that is kept of an image, in pixels
+tiny_side = 32  # Width and height of the thumbnail stored for an image, in pixels
 
 @dataclass(frozen=True)
 class Fingerprint:

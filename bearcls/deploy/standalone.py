@@ -64,6 +64,7 @@ def _imported_module(module, node):
     folder = module.split('.')[:-node.level]
     return '.'.join([*folder, node.module] if node.module else folder) or '__init__'
 
+# %% ../../nbs/deploy/01_standalone.ipynb #43ab3be9
 def _is_all(node): return isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__'
 
 def _statement(module, node, lines):

@@ -113,6 +113,7 @@ def deploy_files(
         | {n: package_file(source).read_bytes() for n, source in t.static.items()} | _rendered(t, values))
     return files | _joined(t, files)
 
+# %% ../../nbs/deploy/03_targets.ipynb #67109981
 def _checked_repo(repo):
     "USER/REPO, also where the whole address was given"
     short = re.sub(r'^(https?://)?(www\.)?(github\.com|huggingface\.co(/spaces)?)/|(\.git)?/?$', '', repo.strip())

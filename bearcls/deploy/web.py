@@ -288,6 +288,7 @@ def web_files(
 
 _smaller = 'store it as float16 or int8 with `bearcls.export.variants.compress_bundle`, train a smaller architecture'
 
+# %% ../../nbs/deploy/02_web.ipynb #e13e8b1b
 def write_web(
     bundle: str | os.PathLike | Bundle,        # Folder of a bundle, its zip, or what `read_bundle` returned
     dest: str | os.PathLike,                   # Folder; an earlier page in it is replaced, other files beside that stay

@@ -174,6 +174,7 @@ class TrustFit:
     right: np.ndarray           # (answers,) is the answer right?
     is_copy: np.ndarray         # (answers,) is the image a corrupted copy?
 
+# %% ../../nbs/export/06_held_out.ipynb #1b121cc2
 def fit_trust(
     learn: Learner,            # Trained Learner
     classifier: Classifier,    # Of its bundle

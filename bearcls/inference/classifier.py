@@ -208,6 +208,7 @@ def _are_answers(out, n, n_labels):
     return bool(np.isfinite(far).all() and np.isfinite(second).all() and (p >= 0).all()
         and (abs(p.sum(1) - 1) < .01).all())
 
+# %% ../../nbs/inference/07_classifier.ipynb #dab682b1
 @patch_to(Classifier)
 def predict(self,
     source: Any,     # Path, bytes, open binary file, Pillow image or array of bytes; an address where `allow_url` is set

@@ -74,6 +74,7 @@ class ServiceGate:
             if not visit.status: await visit.say(Problem(500, 'something went wrong here, and the log knows what'))
         finally: visit.note()
 
+# %% ../../nbs/serve/04_middleware.ipynb #e36a111c
 class ServiceVisit:
     "One request on its way through the gate"
     def __init__(self, service, scope, receive, send):

@@ -144,7 +144,7 @@ def _best_first(measures, t):
     return metadata[0][order[np.sort(first)]]
 
 def _copy_findings(measures, t):
-    "Exact copies, then near duplicates among what is left"
+    "Duplicates, then near duplicates among what is left"
     found = []
     of = {}
     def add(copy, kept, issue, score, words):
