@@ -6,6 +6,8 @@ import onnx
 import pytest
 from PIL import Image
 from bearcls.core import sha256
+from bearcls.deploy.check import install_packages
+from bearcls.deploy.targets import DeployError
 from bearcls.export.card import add_metrics
 from bearcls.inference.bundle import model_bytes, read_bundle, sign_bundle, zip_bundle
 from bearcls.inference.classifier import Classifier, max_memory
@@ -193,17 +195,16 @@ assert not heavy, heavy'''
 def test_predicts_with_three_packages_only(bundle, tmp_path):
     "A virtual environment with numpy, Pillow and ONNX Runtime, and bearcls without its other requirements"
     home = tmp_path/'env'
-    venv.create(home, with_pip=True)
-    python = home/('Scripts' if sys.platform == 'win32' else 'bin')/('python.exe' if sys.platform == 'win32' else 'python')
-    def pip(*args): return subprocess.run([str(python), '-m', 'pip', 'install', '-q', '--disable-pip-version-check', *args], capture_output=True, text=True)
-    if (got := pip('numpy', 'pillow', 'onnxruntime')).returncode: pytest.skip(f'pip cannot install: {got.stderr.strip().splitlines()[-1]}')
-    if pip('setuptools>=77', 'wheel').returncode: pytest.skip('pip cannot install setuptools')
+    venv.create(home, with_pip=False)
+    programs = home/('Scripts' if sys.platform == 'win32' else 'bin')
+    python = programs/('python.exe' if sys.platform == 'win32' else 'python')
+    try: install_packages(programs, 'numpy', 'pillow', 'onnxruntime', 'setuptools>=77', 'wheel')
+    except DeployError as e: pytest.skip(str(e))
     source = tmp_path/'source'
     shutil.copytree(root/'bearcls', source/'bearcls', ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('pyproject.toml', 'settings.ini', 'setup.py', 'LICENSE'): shutil.copy(root/name, source)
     (source/'README.md').touch()
-    built = pip('--no-deps', '--no-build-isolation', str(source))
-    assert built.returncode == 0, built.stderr
+    install_packages(programs, '--no-deps', '--no-build-isolation', str(source))
     Image.new('RGB', (300, 200), furs['brown']).save(tmp_path/'brown.jpg')
     code = f'''import importlib.util as u
 assert not [m for m in ('torch', 'fastai', 'fastcore', 'pandas') if u.find_spec(m)]

@@ -8,7 +8,7 @@ from bearcls.sample.standins import colour_model, furs
 from uploads import image_bytes
 
 pytest.importorskip('jinja2', reason='jinja2 is not installed')
-from bearcls.deploy.check import ask_page, ask_service, make_environment, oldest_python, started
+from bearcls.deploy.check import ask_page, ask_service, install_packages, make_environment, oldest_python, started
 from bearcls.deploy.targets import deploy
 
 labels = [f'{name} & <b>soft</b> ${{1+1}}' for name in furs]
@@ -41,7 +41,7 @@ class Environments:
         if target in self.made: return self.made[target]
         start = time.monotonic()
         programs, size = make_environment(folder, self.root/target)
-        if more: subprocess.run([programs/'python', '-m', 'pip', 'install', '-q', *more], check=True, env={**os.environ, 'PYTHONPATH': ''})
+        if more: install_packages(programs, *more)
         print(f'{target}: {size/1e6:.0f} MB, installed in {time.monotonic() - start:.0f} s')
         log = self.root/f'{target}.hosts'
         site = subprocess.run([programs/'python', '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], capture_output=True, text=True, check=True).stdout.strip()
@@ -314,7 +314,7 @@ with client.setup_kernel():
 def test_notebook(place, bundle, environments, browser, tmp_path):
     "Every cell runs, in Colab (acted) and elsewhere, and the page answers as that of the Space does"
     folder = deploy('colab', bundle, tmp_path/'furs', title)
-    programs, log = environments(folder, 'colab', 'nbclient', 'ipykernel')
+    programs, log = environments(folder, 'colab', 'nbclient', 'ipykernel', 'pip')
     with subprocess.Popen([programs/'python', '-c', run_notebook, place, log], cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, 'PATH': f'{programs}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': ''}) as process:
         framed, tunnel, address = process.stdout.readline().split()
         assert (framed, tunnel) == (str(place == 'colab'), 'False')
