@@ -1,10 +1,12 @@
 """What bearcls promises about images of another source, measured on images that nothing was fitted to
 
-python bench/ood.py --out ood.json [--photographs FOLDER] [--splits 20] [--seeds 3]
+python bench/ood.py --out ood.json [--data FOLDER [--sources-in-names]] [--photographs FOLDER] [--splits 20] [--seeds 3]
 
-The photographs are those of BEARCLS_SHARED (default ../shared; otherwise drawn bears), and with its weights the network is SqueezeNet 1.1. A source
-is a group of photographs that look alike: k-means of the network's averages, 20 groups over all labels, so not the groups that `fit_ood_score`
-makes for itself. In each split by source, groups with 15% of the images or somewhat more are held back, and everything is fitted to the rest.
+The images are yours (`--data`: an image folder), otherwise the photographs of BEARCLS_SHARED (default ../shared), otherwise drawn bears; with the
+weights of BEARCLS_SHARED the network is SqueezeNet 1.1. A source is a group of images that look alike: k-means of the network's averages, 20 groups
+over all labels, so not the groups that `fit_ood_score` makes for itself. In each split by source, groups with 15% of the images or somewhat more are
+held back, and everything is fitted to the rest. With `--sources-in-names` a source is what stands before the first `-` in a file's name
+(`google-1f43b.png`), and each split holds back one whole source.
 
 auroc_left_out    each label left out once, its images as strangers beside held-back images of the others; mean over labels and seeds
 caught_left_out   the share of them above the threshold
@@ -15,6 +17,7 @@ rate_as_stated    splits of 20 in which the share of held-back images above the 
 rate              that share, the mean over splits; `rate_low` and `rate_high` are the mean range
 ece_excess        calibration error on the held-back images beyond what chance gives, mean over splits; `ece_excess_se` is its standard error
 error             of the held-back images, mean over splits
+error_as_stated   share of the splits in which that error lies in the interval by source that the images of the rest give; `error_stated` is its mean
 
 Trust is measured on corrupted copies of the held-back images, in splits by source, too. Half of the copies are corrupted as the fit's are (night, rain and so on), half in ways
 that it does not know: blur, noise, grey, a crop, a small file.
@@ -39,7 +42,6 @@ def look(path, photographs):
     "The Learner, its averages, what enters its head, and the averages of strangers"
     from bearcls.train.arch import averages_of, class_head
     from bearcls.images import load_image
-    from bearcls.folders import image_files
     from bearcls.interpret.evaluate import evaluate
     from bearcls.train.learner import train
     from bearcls.export.ood import ClassHead
@@ -49,7 +51,7 @@ def look(path, photographs):
     first, gain, shift = averages_of(learn.model)
     head = class_head(learn)
     strangers = {'drawn': [image for _, image in draw_strangers(120, seed=7)]}
-    if photographs: strangers['photographs'] = [load_image(f) for f in sorted(Path(photographs).iterdir()) if f.is_file()]
+    if photographs: strangers['photographs'] = [load_image(f) for f in sorted(Path(photographs).rglob('*')) if f.is_file()]
     found = {}
     with tempfile.TemporaryDirectory() as tmp:
         for name, images in strangers.items():
@@ -64,8 +66,9 @@ def sources(averages, n, seed):
     from sklearn.cluster import KMeans
     return KMeans(n, n_init=3, random_state=seed).fit_predict(averages/np.linalg.norm(averages, axis=1, keepdims=True))
 
-def split_by_source(averages, seed, n=20):
-    "True for the images of some groups, 15% or somewhat more"
+def split_by_source(averages, seed, given=None, n=20):
+    "True for the images of one source if `given` names them, otherwise for those of some groups, 15% or somewhat more"
+    if given is not None: return given == np.unique(given)[seed % len(set(given))]
     groups = sources(averages, n, seed)
     held = np.zeros(len(groups), bool)
     for g in np.random.default_rng(seed).permutation(n):
@@ -73,7 +76,7 @@ def split_by_source(averages, seed, n=20):
         held |= groups == g
     return held
 
-def left_out(seen, parts, head, seeds):
+def left_out(seen, parts, head, seeds, given):
     "Every label as strangers"
     from bearcls.export.ood import auroc, fit_ood_score, share_caught
     first, gain, shift = parts
@@ -82,7 +85,7 @@ def left_out(seen, parts, head, seeds):
         for seed in range(seeds):
             others = np.flatnonzero(seen.targets != label)
             averages = seen.features[others, first:]*gain + shift
-            held = split_by_source(averages, seed)
+            held = split_by_source(averages, seed, given if given is None else given[others])
             known, later = others[~held], others[held]
             fitted = fit_ood_score(seen.features[known], seen.targets[known], averages=parts, head=head, seed=seed)
             strange = fitted.score(seen.features[seen.targets == label])
@@ -90,10 +93,11 @@ def left_out(seen, parts, head, seeds):
                 caught=share_caught(strange, fitted.threshold), classes=fitted.classes is not None))
     return rows
 
-def by_source(learn, seen, parts, head, strangers, splits):
+def by_source(learn, seen, parts, head, strangers, splits, given):
     "Threshold, temperature and error on sources held back"
     from bearcls.interpret.calibrate import calibration_error, fit_temperature, with_temperature
     from bearcls.train.fast import held_out_logits, linear_head
+    from bearcls.export.held_out import error_by_source
     from bearcls.interpret.evaluate import tabulate
     from bearcls.export.ood import auroc, deal_groups, find_groups, fit_ood_score, share_caught
     first, gain, shift = parts
@@ -102,7 +106,7 @@ def by_source(learn, seen, parts, head, strangers, splits):
         p = np.exp(logits - logits.max(1, keepdims=True))
         return tabulate(seen.table.file[which], ['valid']*which.sum(), p/p.sum(1, keepdims=True), seen.targets[which], seen.labels, np.zeros((which.sum(), 0)))
     for seed in range(splits):
-        held = split_by_source(averages, seed)
+        held = split_by_source(averages, seed, given)
         x, y = seen.features[~held], seen.targets[~held]
         fitted = fit_ood_score(x, y, averages=parts, head=head, seed=seed)
         rate = share_caught(fitted.score(seen.features[held]), fitted.threshold)
@@ -112,8 +116,10 @@ def by_source(learn, seen, parts, head, strangers, splits):
         rest = linear_head(torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)), loss, len(seen.labels)).eval()
         with torch.no_grad(): found = with_temperature(answers(rest(torch.from_numpy(seen.features[held])).numpy(), held), temperature)
         ece = calibration_error(found)
+        stated, error = error_by_source(learn, seen.where(~held)), float((~found.table.correct).mean())
         rows.append(dict(seed=seed, n=int(held.sum()), rate=rate, low=fitted.sources[0], high=fitted.sources[1], stated=fitted.sources[0] <= rate <= fitted.sources[1],
-            temperature=temperature, ece_excess=ece['error'] - ece['chance'], error=float((~found.table.correct).mean()),
+            temperature=temperature, ece_excess=ece['error'] - ece['chance'], error=error,
+            error_stated=stated['error'], error_as_stated=stated['low'] <= error <= stated['high'],
             **{f'auroc_{name}': auroc(fitted.score(seen.features[held]), fitted.score(f)) for name, f in strangers.items()},
             **{f'caught_{name}': share_caught(fitted.score(f), fitted.threshold) for name, f in strangers.items()}))
     return rows
@@ -155,7 +161,7 @@ def look_at_copies(classifier, seen):
     of, kinds, light, features = zip(*rows)
     return np.array(of), np.array(kinds), np.array(light), np.stack(features)
 
-def trusted(learn, seen, parts, splits):
+def trusted(learn, seen, parts, splits, given):
     "Confidence and trust on corrupted copies of sources held back"
     from bearcls.inference.prediction import confidence_of, evidence_of
     from bearcls.export.convert import export_bundle
@@ -170,7 +176,7 @@ def trusted(learn, seen, parts, splits):
         classifier = Classifier(export_bundle(learn, Path(tmp)/'bundle', seen=seen), threads=1)
         of, kinds, light, features = look_at_copies(classifier, seen)
         for seed in range(splits):
-            held = split_by_source(averages, seed)
+            held = split_by_source(averages, seed, given)
             rest = seen.where(~held)
             far = learner_ood_score(learn, rest)
             classifier.bundle.temperature, _ = choose_temperature(held_out_answers(learn, rest))
@@ -189,6 +195,8 @@ def trusted(learn, seen, parts, splits):
 
 def main():
     parser = arguments(__doc__)
+    parser.add_argument('--data', type=Path, help='image folder, instead of the photographs of BEARCLS_SHARED')
+    parser.add_argument('--sources-in-names', action='store_true', help='a source is the part of a file\'s name before its first -')
     parser.add_argument('--photographs', help='folder of images without a bear')
     parser.add_argument('--splits', type=int, default=20, help='splits by source')
     parser.add_argument('--seeds', type=int, default=3, help='splits for each label left out')
@@ -196,20 +204,23 @@ def main():
     shared = Path(os.environ.get('BEARCLS_SHARED', '../shared'))
     if (shared/'torch').is_dir(): os.environ['TORCH_HOME'] = str(shared/'torch')
     with tempfile.TemporaryDirectory() as tmp:
-        path = shared/'data'/'bears'
+        path = args.data or shared/'data'/'bears'
         if not path.is_dir():
             from bearcls.sample.bears import draw_bears
             path = draw_bears(Path(tmp)/'bears', n_per_label=140, faults=False)
         learn, seen, parts, head, strangers = look(path, args.photographs)
-        alone = left_out(seen, parts, None, args.seeds)
-        labels, splits = left_out(seen, parts, head, args.seeds), by_source(learn, seen, parts, head, strangers, args.splits)
-        trust = trusted(learn, seen, parts, args.splits)
+        given = np.array([Path(f).name.partition('-')[0] for f in seen.table.file]) if args.sources_in_names else None
+        alone = left_out(seen, parts, None, args.seeds, given)
+        labels = left_out(seen, parts, head, args.seeds, given)
+        splits = by_source(learn, seen, parts, head, strangers, args.splits, given)
+        trust = trusted(learn, seen, parts, args.splits, given)
     def mean(rows, name): return round(float(np.mean([r[name] for r in rows])), 4)
     excess = [r['ece_excess'] for r in splits]
     result = dict(auroc_left_out=mean(labels, 'auroc'), caught_left_out=mean(labels, 'caught'), auroc_neighbours=mean(alone, 'auroc'),
         auroc_drawn=round(min(r['auroc_drawn'] for r in splits), 4),
         rate_as_stated=round(20*mean(splits, 'stated'), 1), rate=mean(splits, 'rate'), rate_low=mean(splits, 'low'), rate_high=mean(splits, 'high'),
-        ece_excess=mean(splits, 'ece_excess'), ece_excess_se=round(float(np.std(excess)/len(excess)**.5), 4), error=mean(splits, 'error'))
+        ece_excess=mean(splits, 'ece_excess'), ece_excess_se=round(float(np.std(excess)/len(excess)**.5), 4), error=mean(splits, 'error'),
+        error_stated=mean(splits, 'error_stated'), error_as_stated=mean(splits, 'error_as_stated'))
     if args.photographs: result |= dict(auroc_photographs=mean(splits, 'auroc_photographs'), caught_photographs=mean(splits, 'caught_photographs'))
     n, n_trusted = (sum(r[name] for r in trust) for name in ('n', 'n_trusted'))
     result |= dict(auroc_wrong=mean(trust, 'auroc'), auroc_probability=mean(trust, 'auroc_probability'), error_copies=round(sum(r['wrong'] for r in trust)/n, 4),
