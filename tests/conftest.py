@@ -7,18 +7,23 @@ from hostile import image_bytes
 flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync '
     '--use-fake-device-for-media-stream --use-fake-ui-for-media-stream').split()  # a camera that shows a moving figure
 
-slow_files = set('app_browser cleaner_browser deploy_hosts serve_browser site quickstart train fast experiment export trust interpret robustness sending arguments'.split())  # they train, or start servers and browsers
+slow_files = '''deploy_hosts cleaner_browser app_browser quickstart export deploy train fast web site experiment interpret serve_browser
+    trust robustness sending arguments'''.split()  # they train, or start servers and browsers; the longest first
+quick_too = {'deploy', 'web'}  # of these, only tests with a browser and single long ones are left out
 slow_tests = ('test_faults_of_five_drawn_sets', 'test_predicts_with_three_packages_only', 'test_every_kind_of_file', 'test_killed', 'test_500_broken_files')  # half a minute each
 
 def pytest_addoption(parser):
     parser.addoption('--quick', action='store_true', help='leave out what takes longer: browsers, hosts, trainings')
 
 def pytest_collection_modifyitems(config, items):
-    "With --quick, tests of files that train or start servers are left out, those with a browser, and single long ones"
+    "Long files come first, so that no process works alone at the end; with --quick, what trains or starts servers and browsers is left out"
+    def name_of(item): return item.path.stem.removeprefix('test_')
+    rank = {name: i for i, name in enumerate(slow_files)}
+    items.sort(key=lambda item: rank.get(name_of(item), len(rank)))
     if not config.getoption('--quick'): return
     def is_slow(item):
-        name = item.path.stem.removeprefix('test_')
-        return name in slow_files or 'browser' in getattr(item, 'fixturenames', ()) or item.name.startswith(slow_tests)
+        name = name_of(item)
+        return name in slow_files and name not in quick_too or 'browser' in getattr(item, 'fixturenames', ()) or item.name.startswith(slow_tests)
     config.hook.pytest_deselected(items=[i for i in items if is_slow(i)])
     items[:] = [i for i in items if not is_slow(i)]
 

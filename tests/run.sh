@@ -79,4 +79,4 @@ fi
 OMP_NUM_THREADS=1 step notebooks nbdev-test --n-workers 2 --timing
 step site python nbs/_sphinx/build.py --out _site
 echo "== pytest ($SECONDS s so far)"
-OMP_NUM_THREADS=1 BEARCLS_SITE="$PWD/_site" python -m pytest tests -n 2 --dist loadfile --durations=10 < /dev/null
+OMP_NUM_THREADS=1 BEARCLS_SITE="$PWD/_site" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations=10 < /dev/null
