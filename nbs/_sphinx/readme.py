@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor
 from nbdev.processors import FilterDefaults
-from convert import CodeBlocks, _div, _options, _outputs, callouts, div_title
+from convert import CodeBlocks, _div, _options, _outputs, div_title
 from pages import SiteError, config, local_link, notebook_of, root
 
 images = 'nbs/images/readme-'
