@@ -13,6 +13,41 @@ from collections.abc import Sequence
 import bearcls
 from .core import BearclsError
 
+# %% ../nbs/18_cli.ipynb #8dd6951d
+_commands = {}
+
+def _command(name, words):
+    "Register the function that declares the arguments of a command"
+    def add(declare):
+        _commands[name] = (words, declare)
+        return declare
+    return add
+
+def make_parser() -> argparse.ArgumentParser:
+    "The arguments of the command line"
+    parser = argparse.ArgumentParser('bearcls',
+        description='From an idea to an image classifier in other people\'s hands.')
+    parser.add_argument('--version', action='version', version=f'bearcls {bearcls.__version__}')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name, (words, declare) in _commands.items(): declare(commands.add_parser(name, help=words))
+    return parser
+
+# %% ../nbs/18_cli.ipynb #39fba15f
+def main(
+    argv: Sequence[str] | None = None,  # Arguments; None for those of the process
+) -> int:                               # Exit status: 0 done, 1 some images failed, 2 wrong input, 130 interrupted
+    "Run a command"
+    args = make_parser().parse_args(argv)
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')  # for unusual file names
+    try: return args.run(args)
+    except (BearclsError, ImportError, OSError) as e: return _fail(str(e) or type(e).__name__)
+    except KeyboardInterrupt: return _fail('interrupted; finished work stays', 130)
+
+def _fail(words, status=2):
+    "One sentence on the error stream"
+    print(f'bearcls: {" ".join(words.split())}', file=sys.stderr)
+    return status
+
 # %% ../nbs/18_cli.ipynb #f197a708
 def _quickstart(args):
     "The whole way in one command"
@@ -21,34 +56,68 @@ def _quickstart(args):
         args.n_per_label)
     return 0
 
-def _gather(args):
-    "From words to an image folder; status 1 if a label got no image"
-    from bearcls.gather.download import gather
-    labels = _labels(args.labels)
-    search = {k: v for k, v in dict(license=args.license, source=args.source).items() if v is not None}
-    rows = gather(labels, args.dest, args.provider, args.max_images, search, enough=args.enough)
-    for label in labels: print(_gathered(label, [r for r in rows if r.label == label]))
-    dest = shlex.quote(args.dest)
-    if any(r.status == 'ok' for r in rows):
-        print(f'\nNext:\n  bearcls check {dest}\n  bearcls quickstart --data {dest}')
-    return 0 if all(any(r.status == 'ok' and r.label == label for r in rows) for label in labels) else 1
-
 def _labels(arguments):
     "Terms by label, from LABEL=TERM,TERM or from the words alone; a label that comes twice has the terms of both"
     labels = {}
     for words in arguments:
         label, _, terms = words.rpartition('=')
-        labels.setdefault(label.strip() or words.strip(), []).extend(t.strip()
-            for t in (terms.split(',') if label else [words]))
+        some = terms.split(',') if label else [words]
+        labels.setdefault(label.strip() or words.strip(), []).extend(t.strip() for t in some)
     return labels
 
-# %% ../nbs/18_cli.ipynb #3e8c5e13
-def _gathered(label, rows):
-    "What became of a label's addresses, in a few lines; rows without an address are from providers that failed"
-    from bearcls.gather.download import reason_counts
-    head = f"{label}: {sum(r.status == 'ok' for r in rows):,} images from {sum(bool(r.url) for r in rows):,} addresses"
-    return '\n'.join([head, *(f'  {n:5,}  {why}' for why, n in reason_counts(rows).items()),
-            *(f'  {r.reason}' for r in rows if not r.url)])
+@_command('quickstart', 'images, checks, training, mistakes, a bundle and a report in one go')
+def _add_quickstart(parser):
+    parser.set_defaults(run=_quickstart)
+    parser.add_argument('--dest', default='bearcls-quickstart',
+        help='folder for images, bundle and report (default: %(default)s)')
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument('--data', metavar='FOLDER', help='your own images, one folder per label; they stay as they are')
+    source.add_argument('--search', nargs='+', metavar='WORDS', help='gather images from the web: one label for each, '
+        'quoted, "grizzly bear" "black bear"; or with terms, as for gather')
+    parser.add_argument('--arch', metavar='NAME',
+        help='architecture of torchvision or timm, such as resnet18 (default: one whose weights are at hand)')
+    parser.add_argument('--epochs', type=int, metavar='N',
+        help='times that every image is seen (default: as the route needs)')
+    parser.add_argument('--seed', type=int, default=42, metavar='N',
+        help='decides drawing, split and training (default: %(default)s)')
+    parser.add_argument('--n-per-label', type=int, metavar='N',
+        help='images per label to draw or gather (default: as training needs)')
+
+# %% ../nbs/18_cli.ipynb #6fc32a5b
+def _gather(args):
+    "From words to an image folder; status 1 if a label got no image"
+    from bearcls.gather.download import gather, reason_counts
+    labels = _labels(args.labels)
+    search = {k: v for k, v in dict(license=args.license, source=args.source).items() if v is not None}
+    rows = gather(labels, args.dest, args.provider, args.max_images, search, enough=args.enough)
+    for label in labels:
+        mine = [r for r in rows if r.label == label]
+        n = sum(r.status == 'ok' for r in mine)
+        print(f'{label}: {n:,} images from {sum(bool(r.url) for r in mine):,} addresses')
+        for why, n in reason_counts(mine).items(): print(f'  {n:5,}  {why}')
+        for r in mine:
+            if not r.url: print(f'  {r.reason}')  # of a provider that failed
+    dest = shlex.quote(args.dest)
+    found = {r.label for r in rows if r.status == 'ok'}
+    if found: print(f'\nNext:\n  bearcls check {dest}\n  bearcls quickstart --data {dest}')
+    return 0 if found.issuperset(labels) else 1
+
+@_command('gather', 'find and download images for words, a row for each address')
+def _add_gather(parser):
+    parser.set_defaults(run=_gather)
+    parser.add_argument('dest', metavar='DEST', help='image folder to make or to add to')
+    parser.add_argument('labels', nargs='+', metavar='LABEL=WORDS', help='a label and its search terms, such as '
+        '"grizzly=grizzly bear,grizzly bear snow"; words alone are label and term')
+    parser.add_argument('--enough', type=int, metavar='N',
+        help='stop once a label has this many images (default: fetch all that is found)')
+    parser.add_argument('--max-images', type=int, default=150, metavar='N',
+        help='addresses to ask for with each term (default: %(default)s)')
+    parser.add_argument('--provider', metavar='NAME',
+        help='where to search: duckduckgo, bing, bing_api, google or local (default: one after the other)')
+    parser.add_argument('--source', metavar='PATH', help='image folder or JSON file that the provider local searches')
+    parser.add_argument('--license', metavar='NAME',
+        help='only images under a licence: any, share, share_commercially, modify, modify_commercially or '
+            'public_domain')
 
 # %% ../nbs/18_cli.ipynb #fb5b17db
 def _check(args):
@@ -75,6 +144,109 @@ def _moved(moves, status):
     print(f'{sum(m.status == status for m in moves):,} files {status}')
     return 0 if all(m.status == status for m in moves) else 1
 
+@_command('check', 'find broken files, copies, dark and blurred images; move them aside on request')
+def _add_check(parser):
+    parser.set_defaults(run=_check)
+    parser.add_argument('folder', metavar='FOLDER', help='image folder: one folder for each label')
+    parser.add_argument('--all', action='store_true',
+        help='a line for every finding, not only for files that cannot be opened')
+    parser.add_argument('--html', metavar='FILE', help='write the report with its images to this page')
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument('--quarantine', action='store_true', help='move files that cannot be opened out of the folder')
+    what.add_argument('--restore', action='store_true', help='bring back all that was ever moved')
+
+# %% ../nbs/18_cli.ipynb #a75eb200
+def _predict(args):
+    "Classify files with a bundle, each answer as soon as it is known; status 1 if some could not be opened"
+    from bearcls.inference.predictions import tally, write_predictions
+    from bearcls.inference.bundle import read_bundle
+    from bearcls.core import progress
+    from bearcls.folders import LeftOut
+    from bearcls.inference.classifier import Classifier, PredictionRow, folder_sources
+    try: classifier = Classifier(read_bundle(args.bundle, args.key), args.threads, args.execution_provider, args.url)
+    except ValueError as e: return _fail(str(e))
+    files = []
+    for name in args.files: files += folder_sources(name) if os.path.isdir(name) else [name]
+    if all(isinstance(f, LeftOut) for f in files):
+        what = ''.join(f'; {f.file} is {f.reason}' for f in files[:3])
+        return _fail(f'there are no images in {", ".join(args.files)}{what}')
+    rows = classifier.predict_stream(files, n_workers=args.threads)
+    if args.out: rows = progress(rows, 'predicting', len(files), 'image')
+    seen = _Rows()
+    rows = _noted(rows, seen)
+    if args.out:
+        write_predictions(rows, args.out, classifier.labels)
+        for c in tally(seen):
+            print(f'{c["images"]:6,}  {c["label"]}' + (f', {c["ask"]:,} to ask a person about' if c['ask'] else ''))
+    elif args.json: print(json.dumps([r.as_dict() for r in rows], indent=1, ensure_ascii=False))
+    elif args.csv:
+        columns = [*PredictionRow('').as_dict(), *(f'p_{label}' for label in sorted(classifier.labels))]
+        out = csv.DictWriter(sys.stdout, columns, lineterminator='\n')
+        out.writeheader()
+        for r in rows: out.writerow(r.as_dict())
+    else:
+        for r in rows: print(f'{r.file}: {r.prediction if r.status == "ok" else r.reason}', flush=True)
+    if seen.interrupted: return _fail(f'interrupted; {len(seen):,} of {len(files):,} were answered', 130)
+    return 0 if all(r.status in ('ok', 'skipped') for r in seen) else 1
+
+class _Rows(list):
+    "Rows that have passed by"
+    interrupted = False
+
+def _noted(rows, seen):
+    "Rows as they pass by; Ctrl-C ends them, and earlier answers stay"
+    try:
+        for r in rows:
+            seen.append(r)
+            yield r
+    except KeyboardInterrupt: seen.interrupted = True
+
+# %% ../nbs/18_cli.ipynb #dcd8969a
+@_command('predict', 'classify images with a bundle')
+def _add_predict(parser):
+    parser.set_defaults(run=_predict)
+    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
+    parser.add_argument('files', nargs='+', metavar='FILES', help='images, or folders of them; addresses with --url')
+    parser.add_argument('--url', action='store_true', help='also fetch images from http and https addresses')
+    parser.add_argument('--threads', type=int, metavar='N', help='cores to use (default: all)')
+    parser.add_argument('--key', metavar='FILE',
+        help='public key: refuse a bundle that was not signed with its secret counterpart')
+    parser.add_argument('--execution-provider', default='cpu', metavar='NAME',
+        help='what computes: cpu, cuda, openvino or a name of ONNX Runtime (default: %(default)s)')
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument('--json', action='store_true', help='a JSON list, an object for each image')
+    form.add_argument('--csv', action='store_true', help='a CSV table, a line for each image')
+    form.add_argument('--out', metavar='FILE', type=_table_file,
+        help='write a table to this file, .csv, .jsonl or .parquet, and print how many of each label there are')
+
+def _table_file(name):
+    "The file of `--out`, if its ending is known"
+    if name.lower().endswith(('.csv', '.jsonl', '.parquet')): return name
+    raise argparse.ArgumentTypeError(f'{name!r} must end in .csv, .jsonl or .parquet')
+
+# %% ../nbs/18_cli.ipynb #55737eb6
+def _recalibrate(args):
+    "Choose a bundle's threshold by images of another place"
+    from bearcls.export.recalibrate import recalibrate
+    try: done = recalibrate(args.bundle, args.files, args.false_positive_rate, args.key)
+    except ValueError as e: return _fail(str(e))
+    for r in done.skipped: print(f'{r.file}: {r.reason}')
+    print(f'threshold {done.before:.3f} before, {done.after:.3f} now; of {done.n:,} images, {done.flagged_before:.0%} '
+        f'were passed on to a person, and {done.flagged:.0%} are now '
+        f'({done.low:.0%} to {done.high:.0%} of further ones)')
+    return 0
+
+@_command('recalibrate', 'choose the threshold of a bundle by images of the place where it is used')
+def _add_recalibrate(parser):
+    parser.set_defaults(run=_recalibrate)
+    parser.add_argument('bundle', metavar='BUNDLE',
+        help='folder of a bundle, or a bundle as one .zip; its threshold is changed')
+    parser.add_argument('files', metavar='FOLDER',
+        help='some hundred ordinary images of that place; no labels are needed')
+    parser.add_argument('--false-positive-rate', type=float, default=.05, metavar='SHARE',
+        help='share of such images that may be passed on to a person (default: %(default)s)')
+    parser.add_argument('--key', metavar='FILE', help='secret key: sign the bundle again')
+
 # %% ../nbs/18_cli.ipynb #77e51dd2
 def _app(args):
     "Serve the notebook application"
@@ -82,6 +254,19 @@ def _app(args):
     run_app(args.bundle, port=args.port, open_browser=not args.no_browser, title=args.title,
         feedback=None if args.no_feedback else args.feedback)
     return 0
+
+@_command('app', 'open a bundle as an application in the browser')
+def _add_app(parser):
+    parser.set_defaults(run=_app)
+    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle',
+        help='folder of a bundle (default: %(default)s)')
+    parser.add_argument('--port', type=int, metavar='N',
+        help='port to listen on (default: 8866, or a free one where that is taken)')
+    parser.add_argument('--no-browser', action='store_true', help='print the address without opening a browser')
+    parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
+    parser.add_argument('--feedback', default='', metavar='FILE',
+        help='file for votes on answers (default: feedback.sqlite beside the bundle)')
+    parser.add_argument('--no-feedback', action='store_true', help='do not ask what visitors think of an answer')
 
 # %% ../nbs/18_cli.ipynb #761b72a6
 def _serve(args):
@@ -94,6 +279,32 @@ def _serve(args):
             frames=tuple(args.frame))
         return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
     except ValueError as e: return _fail(str(e))
+
+@_command('serve', 'answer programs and people over HTTP')
+def _add_serve(parser):
+    parser.set_defaults(run=_serve)
+    parser.description = ('Answers images at POST /predict, and shows a small page. The environment variable '
+        'BEARCLS_API_KEY, if set, holds a key that every request must carry.')
+    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a '
+        'bundle, or a bundle as one .zip; another one put into its place is taken over (default: %(default)s)')
+    parser.add_argument('--host', default='127.0.0.1', metavar='ADDRESS',
+        help='where to listen; 0.0.0.0 for all addresses of this machine (default: %(default)s)')
+    parser.add_argument('--port', type=int, default=8000, metavar='N',
+        help='port to listen on; 0 for a free one (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=1, metavar='N',
+        help='processes; of use on machines with many cores (default: %(default)s)')
+    parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
+    parser.add_argument('--origin', action='append', default=[], metavar='URL',
+        help='another site whose pages may ask, such as https://example.org; may be given several times')
+    parser.add_argument('--frame', action='append', default=[], metavar='URL',
+        help='another site that may show the page in a frame; may be given several times')
+    parser.add_argument('--threads', type=int, metavar='N',
+        help='images answered at the same time by each process (default: one for each core, shared among the '
+            'processes)')
+    parser.add_argument('--max-waiting', type=int, default=64, metavar='N',
+        help='images that may wait in a process; clients retry later with any more (default: %(default)s)')
+    parser.add_argument('--max-bytes', type=int, default=32 << 20, metavar='N',
+        help='largest request (default: %(default)s)')
 
 # %% ../nbs/18_cli.ipynb #adcf6a05
 def _deploy(args):
@@ -111,214 +322,8 @@ def _deploy(args):
         else f'{dest} does not work yet; {dest/"README.md"} says how to start it by hand')
     return 0 if check.ok else 1
 
-# %% ../nbs/18_cli.ipynb #a75eb200
-def _predict(args):
-    "Classify files with a bundle, each answer as soon as it is known; status 1 if some could not be opened"
-    from bearcls.inference.predictions import tally, write_predictions
-    from bearcls.inference.bundle import read_bundle
-    from bearcls.core import progress
-    from bearcls.folders import LeftOut
-    from bearcls.inference.classifier import Classifier
-    try: classifier = Classifier(read_bundle(args.bundle, args.key), args.threads, args.execution_provider, args.url)
-    except ValueError as e: return _fail(str(e))
-    files = [f for name in args.files for f in _files_of(name)]
-    if all(isinstance(f, LeftOut) for f in files):
-        what = ''.join(f'; {f.file} is {f.reason}' for f in files[:3])
-        return _fail(f'there are no images in {", ".join(args.files)}{what}')
-    rows = classifier.predict_stream(files, n_workers=args.threads)
-    seen = _Rows()
-    if args.out:
-        write_predictions(_noted(progress(rows, 'predicting', len(files), 'image'), seen), args.out, classifier.labels)
-        for c in tally(seen):
-            print(f'{c["images"]:6,}  {c["label"]}' + (f', {c["ask"]:,} to ask a person about' if c['ask'] else ''))
-    elif args.json: print(json.dumps([r.as_dict() for r in _noted(rows, seen)], indent=1, ensure_ascii=False))
-    elif args.csv: _print_csv(_noted(rows, seen), classifier.labels)
-    else:
-        for r in _noted(rows, seen): print(f'{r.file}: {r.prediction if r.status == "ok" else r.reason}', flush=True)
-    if seen.interrupted: return _fail(f'interrupted; {len(seen):,} of {len(files):,} were answered', 130)
-    return 0 if all(r.status in ('ok', 'skipped') for r in seen) else 1
-
-def _files_of(name):
-    "An address or a file alone, or what a folder holds"
-    from bearcls.inference.classifier import folder_sources
-    return folder_sources(name) if os.path.isdir(name) else [name]
-
-class _Rows(list):
-    "Rows that have passed by"
-    interrupted = False
-
-def _noted(rows, seen):
-    "Rows as they pass by; Ctrl-C ends them, and what was answered is kept"
-    try:
-        for r in rows:
-            seen.append(r)
-            yield r
-    except KeyboardInterrupt: seen.interrupted = True
-
-# %% ../nbs/18_cli.ipynb #370ce33b
-def _print_csv(rows, labels):
-    "Rows as CSV, each as it comes"
-    from bearcls.inference.classifier import PredictionRow
-    out = csv.DictWriter(sys.stdout, [*PredictionRow('').as_dict(), *(f'p_{label}' for label in sorted(labels))],
-        lineterminator='\n')
-    out.writeheader()
-    for r in rows: out.writerow(r.as_dict())
-
-# %% ../nbs/18_cli.ipynb #8dd6951d
-def make_parser() -> argparse.ArgumentParser:
-    "The arguments of the command line"
-    parser = argparse.ArgumentParser('bearcls',
-        description='From an idea to an image classifier in other people\'s hands.')
-    parser.add_argument('--version', action='version', version=f'bearcls {bearcls.__version__}')
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    _add_quickstart(commands.add_parser('quickstart',
-            help='images, checks, training, mistakes, a bundle and a report in one go'))
-    _add_gather(commands.add_parser('gather', help='find and download images for words, a row for each address'))
-    _add_check(commands.add_parser('check',
-            help='find broken files, copies, dark and blurred images; move them aside on request'))
-    _add_predict(commands.add_parser('predict', help='classify images with a bundle'))
-    _add_recalibrate(commands.add_parser('recalibrate',
-            help='choose the threshold of a bundle by images of the place where it is used'))
-    _add_app(commands.add_parser('app', help='open a bundle as an application in the browser'))
-    _add_serve(commands.add_parser('serve', help='answer programs and people over HTTP'))
-    _add_deploy(commands.add_parser('deploy',
-            help='write a folder that a host can run: a page, a Space, a container, a notebook'))
-    return parser
-
-# %% ../nbs/18_cli.ipynb #6fc32a5b
-def _add_quickstart(parser):
-    "Arguments of `bearcls quickstart`"
-    parser.set_defaults(run=_quickstart)
-    parser.add_argument('--dest', default='bearcls-quickstart',
-        help='folder for images, bundle and report (default: %(default)s)')
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument('--data', metavar='FOLDER', help='your own images, one folder per label; they stay as they are')
-    source.add_argument('--search', nargs='+', metavar='WORDS', help='gather images from the web: one label for each, '
-        'quoted, "grizzly bear" "black bear"; or with terms, as for gather')
-    parser.add_argument('--arch', metavar='NAME',
-        help='architecture of torchvision or timm, such as resnet18 (default: one whose weights are at hand)')
-    parser.add_argument('--epochs', type=int, metavar='N',
-        help='times that every image is seen (default: as the route needs)')
-    parser.add_argument('--seed', type=int, default=42, metavar='N',
-        help='decides drawing, split and training (default: %(default)s)')
-    parser.add_argument('--n-per-label', type=int, metavar='N',
-        help='images per label to draw or gather (default: as training needs)')
-
-def _add_gather(parser):
-    "Arguments of `bearcls gather`"
-    parser.set_defaults(run=_gather)
-    parser.add_argument('dest', metavar='DEST', help='image folder to make or to add to')
-    parser.add_argument('labels', nargs='+', metavar='LABEL=WORDS', help='a label and its search terms, such as '
-        '"grizzly=grizzly bear,grizzly bear snow"; words alone are label and term')
-    parser.add_argument('--enough', type=int, metavar='N',
-        help='stop once a label has this many images (default: fetch all that is found)')
-    parser.add_argument('--max-images', type=int, default=150, metavar='N',
-        help='addresses to ask for with each term (default: %(default)s)')
-    parser.add_argument('--provider', metavar='NAME',
-        help='who is asked: duckduckgo, bing, bing_api, google or local (default: one after the other)')
-    parser.add_argument('--source', metavar='PATH', help='image folder or JSON file that the provider local searches')
-    parser.add_argument('--license', metavar='NAME',
-        help='only images under a licence: any, share, share_commercially, modify, modify_commercially or public_domain')
-
-# %% ../nbs/18_cli.ipynb #dcd8969a
-def _add_check(parser):
-    "Arguments of `bearcls check`"
-    parser.set_defaults(run=_check)
-    parser.add_argument('folder', metavar='FOLDER', help='image folder: one folder for each label')
-    parser.add_argument('--all', action='store_true',
-        help='a line for every finding, not only for files that cannot be opened')
-    parser.add_argument('--html', metavar='FILE', help='write the report with its images to this page')
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument('--quarantine', action='store_true', help='move files that cannot be opened out of the folder')
-    what.add_argument('--restore', action='store_true', help='bring back all that was ever moved')
-
-def _add_predict(parser):
-    "Arguments of `bearcls predict`"
-    parser.set_defaults(run=_predict)
-    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
-    parser.add_argument('files', nargs='+', metavar='FILES', help='images, or folders of them; addresses with --url')
-    parser.add_argument('--url', action='store_true', help='also fetch images from http and https addresses')
-    parser.add_argument('--threads', type=int, metavar='N', help='cores to use (default: all)')
-    parser.add_argument('--key', metavar='FILE',
-        help='public key: refuse a bundle that was not signed with its secret counterpart')
-    parser.add_argument('--execution-provider', default='cpu', metavar='NAME',
-        help='what computes: cpu, cuda, openvino or a name of ONNX Runtime (default: %(default)s)')
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument('--json', action='store_true', help='a JSON list, an object for each image')
-    form.add_argument('--csv', action='store_true', help='a CSV table, a line for each image')
-    form.add_argument('--out', metavar='FILE', type=_table_file,
-        help='write a table to this file, .csv, .jsonl or .parquet, and print how many of each label there are')
-
-def _recalibrate(args):
-    "Choose a bundle's threshold by images of another place"
-    from bearcls.export.recalibrate import recalibrate
-    try: done = recalibrate(args.bundle, args.files, args.false_positive_rate, args.key)
-    except ValueError as e: return _fail(str(e))
-    for r in done.skipped: print(f'{r.file}: {r.reason}')
-    print(f'threshold {done.before:.3f} before, {done.after:.3f} now; of {done.n:,} images, {done.flagged_before:.0%} '
-        f'were passed on to a person, and {done.flagged:.0%} are now '
-        f'({done.low:.0%} to {done.high:.0%} of further ones)')
-    return 0
-
-def _add_recalibrate(parser):
-    "Arguments of `bearcls recalibrate`"
-    parser.set_defaults(run=_recalibrate)
-    parser.add_argument('bundle', metavar='BUNDLE',
-        help='folder of a bundle, or a bundle as one .zip; its threshold is changed')
-    parser.add_argument('files', metavar='FOLDER',
-        help='some hundred ordinary images of that place; no labels are needed')
-    parser.add_argument('--false-positive-rate', type=float, default=.05, metavar='SHARE',
-        help='share of such images that may be passed on to a person (default: %(default)s)')
-    parser.add_argument('--key', metavar='FILE', help='secret key: sign the bundle again')
-
-def _table_file(name):
-    "The file of `--out`, if its ending is known"
-    if name.lower().endswith(('.csv', '.jsonl', '.parquet')): return name
-    raise argparse.ArgumentTypeError(f'{name!r} must end in .csv, .jsonl or .parquet')
-
-# %% ../nbs/18_cli.ipynb #0913d147
-def _add_app(parser):
-    "Arguments of `bearcls app`"
-    parser.set_defaults(run=_app)
-    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle',
-        help='folder of a bundle (default: %(default)s)')
-    parser.add_argument('--port', type=int, metavar='N',
-        help='port to listen on (default: 8866, or a free one where that is taken)')
-    parser.add_argument('--no-browser', action='store_true', help='print the address without opening a browser')
-    parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
-    parser.add_argument('--feedback', default='', metavar='FILE',
-        help='where votes on answers are kept (default: feedback.sqlite beside the bundle)')
-    parser.add_argument('--no-feedback', action='store_true', help='do not ask what visitors think of an answer')
-
-# %% ../nbs/18_cli.ipynb #d09e9bf0
-def _add_serve(parser):
-    "Arguments of `bearcls serve`"
-    parser.set_defaults(run=_serve)
-    parser.description = ('Answers images at POST /predict, and shows a small page. The environment variable '
-        'BEARCLS_API_KEY, if set, holds a key that every question must bring.')
-    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a '
-        'bundle, or a bundle as one .zip; another one put into its place is taken over (default: %(default)s)')
-    parser.add_argument('--host', default='127.0.0.1', metavar='ADDRESS',
-        help='where to listen; 0.0.0.0 for all addresses of this machine (default: %(default)s)')
-    parser.add_argument('--port', type=int, default=8000, metavar='N',
-        help='port to listen on; 0 for a free one (default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=1, metavar='N',
-        help='processes; of use on machines with many cores (default: %(default)s)')
-    parser.add_argument('--title', default='', help='heading of the page (default: the labels)')
-    parser.add_argument('--origin', action='append', default=[], metavar='URL',
-        help='another site whose pages may ask, such as https://example.org; may be given several times')
-    parser.add_argument('--frame', action='append', default=[], metavar='URL',
-        help='another site that may show the page in a frame; may be given several times')
-    parser.add_argument('--threads', type=int, metavar='N',
-        help='images answered at the same time by each process (default: one for each core, shared among the processes)')
-    parser.add_argument('--max-waiting', type=int, default=64, metavar='N',
-        help='images that may wait in a process; more are told to come back (default: %(default)s)')
-    parser.add_argument('--max-bytes', type=int, default=32 << 20, metavar='N',
-        help='largest request (default: %(default)s)')
-
-# %% ../nbs/18_cli.ipynb #706aee2b
+@_command('deploy', 'write a folder that a host can run: a page, a Space, a container, a notebook')
 def _add_deploy(parser):
-    "Arguments of `bearcls deploy`"
     parser.set_defaults(run=_deploy)
     parser.add_argument('target', metavar='TARGET',
         help='web, space-static, space-gradio, space-docker, streamlit, fastapi, voila, binder or colab')
@@ -333,22 +338,6 @@ def _add_deploy(parser):
         help='for web and space-static: folder or .tgz of the npm package onnxruntime-web (default: npm fetches it)')
     parser.add_argument('--check', action='store_true',
         help='start the folder in a fresh environment and ask it about an image')
-
-# %% ../nbs/18_cli.ipynb #39fba15f
-def main(
-    argv: Sequence[str] | None = None,  # Arguments; None for those of the process
-) -> int:                               # Exit status: 0 done, 1 some images failed, 2 wrong input, 130 interrupted
-    "Run a command"
-    args = make_parser().parse_args(argv)
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')  # for unusual file names
-    try: return args.run(args)
-    except (BearclsError, ImportError, OSError) as e: return _fail(str(e) or type(e).__name__)
-    except KeyboardInterrupt: return _fail('interrupted; what was finished is kept', 130)
-
-def _fail(words, status=2):
-    "One sentence on the error stream"
-    print(f'bearcls: {" ".join(words.split())}', file=sys.stderr)
-    return status
 
 # %% ../nbs/18_cli.ipynb #10854382
 if __name__ == '__main__' and getattr(__spec__, 'name', '') == 'bearcls.cli': sys.exit(main())  # not in a notebook

@@ -46,15 +46,17 @@ def optional_import(
 class ArgumentError(BearclsError, TypeError):
     "An argument is of another kind than the function can use"
 
-sources_of = dict(Evaluation='evaluate(learn)', Learner='train(path)', DataLoaders='image_dls(path)', Plan='plan_training()', ImageReport='check_images(path)',
-    Bundle='read_bundle(path)', Classifier='Classifier(path)', PredictionRow='classifier.predict_batch(files)', CleaningPlan='Cleaning(path).plan()',
-    Prediction='classifier.predict(file)', Surveyed='survey(files)', Split='split_images(survey(files))')  # Returned by
+sources_of = dict(  # The call that returns an object of each class
+    Evaluation='evaluate(learn)', Learner='train(path)', DataLoaders='image_dls(path)', Plan='plan_training()',
+    ImageReport='check_images(path)', Bundle='read_bundle(path)', Classifier='Classifier(path)',
+    PredictionRow='classifier.predict_batch(files)', CleaningPlan='Cleaning(path).plan()',
+    Prediction='classifier.predict(file)', Surveyed='survey(files)', Split='split_images(survey(files))')
 
 def expect(
     name: str,           # The argument's name in the signature
-    value: Any,          # What was given for it
+    value: Any,          # The value that the caller gave
     *kinds: type | None, # Accepted classes; None where nothing may be given; `str` with `os.PathLike` means a path
-) -> Any:                # `value`, as it came
+) -> Any:                # `value`, unchanged
     "Refuse an argument of the wrong kind"
     classes = tuple(type(None) if kind is None else kind for kind in kinds)
     if isinstance(value, classes): return value
@@ -62,26 +64,28 @@ def expect(
 
 def _kinds_in_words(kinds):
     "What is accepted, and how to get it"
-    names = ['None' if kind is None else 'a path' if kind is os.PathLike
-        else f'{_article(kind.__name__)} {kind.__name__}'
-             for kind in kinds if not (kind is str and os.PathLike in kinds)]
+    names = []
+    for kind in kinds:
+        if kind is None: names.append('None')
+        elif kind is os.PathLike: names.append('a path')
+        elif kind is not str or os.PathLike not in kinds: names.append(f'{_article(kind.__name__)} {kind.__name__}')
     known = [f'`{sources_of[kind.__name__]}`' for kind in kinds if kind is not None and kind.__name__ in sources_of]
     return ' or '.join(names) + (f', as {" or ".join(known)} gives' if known else '')
 
 def _thing_in_words(value):
-    "What came, short"
+    "A value, described for an error message"
     if value is None: return 'None'
     if isinstance(value, (str, int, float)): return repr(value)[:60]
     if isinstance(value, os.PathLike): return f'the path {os.fspath(value)}'
-    return (f'the class {value.__name__}' if isinstance(value, type)
-        else f'{_article(type(value).__name__)} {type(value).__name__}')
+    if isinstance(value, type): return f'the class {value.__name__}'
+    return f'{_article(type(value).__name__)} {type(value).__name__}'
 
 def _article(word): return 'an' if word[0] in 'AEIOaeio' else 'a'
 
 # %% ../nbs/00_core.ipynb #0964f486
 def expect_all(
     name: str,      # The argument's name in the signature
-    values: Any,    # What was given for it
+    values: Any,    # The value that the caller gave
     *kinds: type,   # Classes of which each value must be; none: anything
 ) -> Iterable:      # `values`, or an iterator over them
     "Refuse one thing where several are expected, and a value of the wrong kind among them"
@@ -103,7 +107,7 @@ def short_words(
     value: Any,   # Anything
     n: int = 60,  # Characters at most, before the dots
 ) -> str:         # For an error message
-    "A value in Python's words, cut"
+    "The `repr` of a value, cut"
     text = repr(value)
     return text if len(text) <= n else text[:n] + '…'
 
@@ -114,7 +118,7 @@ def atomic_write(
     mode: str = 'wb',         # 'wb' for bytes, 'w' for UTF-8 text
 ) -> Iterator[Any]:           # Open file to write to
     "Write `path` wholly or not at all"
-    import tempfile  # here, since who only asks a model never writes, and each module costs memory
+    import tempfile  # here, since a prediction writes no file, and each module costs memory
     path = Path(path)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix='.', suffix='.part')
     try:
@@ -150,7 +154,7 @@ def hold_file(
 def release_file(
     file: IO,  # Open file, from `hold_file`
 ):
-    "Let others hold a file, also where a child of this process has inherited it"
+    "Release a file, even if a child of this process has inherited it"
     with contextlib.suppress(OSError): _lock(file, False)
 
 def _lock(file, take):
@@ -166,8 +170,8 @@ def _lock(file, take):
 def cache_folder() -> Path:  # It need not exist
     "Folder for what can be fetched again: `BEARCLS_CACHE`, otherwise the system's place for caches"
     if own := os.environ.get('BEARCLS_CACHE'): return Path(own).expanduser()
-    variable, place = {'win32': ('LOCALAPPDATA', 'AppData/Local'), 'darwin': ('', 'Library/Caches')}.get(sys.platform,
-        ('XDG_CACHE_HOME', '.cache'))
+    places = {'win32': ('LOCALAPPDATA', 'AppData/Local'), 'darwin': ('', 'Library/Caches')}
+    variable, place = places.get(sys.platform, ('XDG_CACHE_HOME', '.cache'))
     try: return Path(os.environ.get(variable) or Path.home()/place)/'bearcls'
     except RuntimeError:  # the user of a container may have no home
         import tempfile
@@ -193,8 +197,8 @@ def sha256(
 
 # %% ../nbs/00_core.ipynb #6068f39f
 def progress(
-    items: Iterable | None = None,  # What to go through; None for a bar that is moved by hand
-    desc: str = '',                 # What is being done, in one or two words
+    items: Iterable | None = None,  # Items to loop over; None for a bar that you move by hand
+    desc: str = '',                 # The work, in one or two words
     total: int | None = None,       # Number of items, where `items` has no length
     unit: str = 'it',               # What is counted
     delay: float = 1.0,             # Seconds of work before the bar appears

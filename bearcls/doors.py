@@ -17,12 +17,13 @@ def front_door(
     homes: Mapping[str, str],  # For each module, the names that the wing offers of it, with spaces between them
     earlier: Mapping[str, str] | None = None,  # Likewise, unlisted older names; `.export.weights` is of another wing
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:  # Its `__getattr__`, `__dir__`, `__all__`
-    "The names of a wing, each loaded when it is first asked for"
-    pairs = [(name, module) for part in (homes, earlier or {}) for module, names in part.items()
-        for name in names.split()]
-    home = dict(pairs)
-    if len(home) < len(pairs): raise ValueError(f'`homes` of {package} names something twice')
-    offered = sorted(name for names in homes.values() for name in names.split())
+    "The names of a wing, each loaded at its first use"
+    home = {}
+    for module, names in [*homes.items(), *(earlier or {}).items()]:
+        for name in names.split():
+            if name in home: raise ValueError(f'`homes` of {package} names something twice')
+            home[name] = module
+    offered = sorted(' '.join(homes.values()).split())
 
     def load(name):
         if name not in home: raise AttributeError(f'module {package!r} has no attribute {name!r}')

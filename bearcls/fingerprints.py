@@ -34,7 +34,7 @@ tiny_side = 32  # Width and height of the thumbnail stored for an image, in pixe
 
 @dataclass(frozen=True)
 class Fingerprint:
-    "What is kept of an image to recognise its copies"
+    "Two hashes and a thumbnail of an image, to recognise its copies"
     whole: int                      # Perceptual hash of the image
     middle: int                     # Perceptual hash of its middle, 5% trimmed at every edge
     tiny: bytes = field(repr=False) # RGB pixels, `tiny_side` by `tiny_side`
@@ -50,29 +50,25 @@ def small_grey(
     grey.thumbnail((side, side))
     return grey
 
-# %% ../nbs/07_fingerprints.ipynb #b0ce568b
-def _middle(image, part=0.05):
-    "The image without `part` of its width and height at every edge"
-    w, h = image.size
-    return image.crop((round(w*part), round(h*part), round(w*(1-part)), round(h*(1-part))))
-
 # %% ../nbs/07_fingerprints.ipynb #1faecd9d
 def fingerprint(
     image: Image.Image,               # RGB image of any size
     grey: Image.Image | None = None,  # Its `small_grey`, if that is already at hand
 ) -> Fingerprint:                     # Less than 4 kB, whatever the size of `image`
-    "What is needed to recognise copies of an image"
+    "The fingerprint of an image"
     expect('image', image, Image.Image)
     expect('grey', grey, Image.Image, None)
     grey = small_grey(image) if grey is None else grey
     tiny = image.resize((tiny_side, tiny_side), Image.Resampling.BOX, reducing_gap=2.0).tobytes()
-    return Fingerprint(perceptual_hash(grey), perceptual_hash(_middle(grey)), tiny)
+    w, h = grey.size
+    middle = grey.crop((round(.05*w), round(.05*h), round(.95*w), round(.95*h)))
+    return Fingerprint(perceptual_hash(grey), perceptual_hash(middle), tiny)
 
 # %% ../nbs/07_fingerprints.ipynb #844b4fd1
 class Prints(Sequence):
     "Fingerprints of many images in little memory"
     def __init__(self,
-        prints: Iterable[Fingerprint] = (),  # To begin with
+        prints: Iterable[Fingerprint] = (),  # Fingerprints to begin with
         in_memory: int = 1000,               # Thumbnails to collect in memory before they go to a temporary file
     ):
         self.in_memory = in_memory
@@ -84,12 +80,22 @@ class Prints(Sequence):
         for p in expect_all('prints', prints, Fingerprint): self.append(p)
 
     def append(self,
-        p: Fingerprint,  # Of one image
+        p: Fingerprint,  # Fingerprint of one image
     ) -> None:
-        "Keep one more"
+        "Add a fingerprint"
         self._hashes.extend((p.whole, p.middle))
         self._tail += p.tiny
-        if len(self._tail) >= self.in_memory * _tiny_bytes: self._write()
+        if len(self._tail) < self.in_memory * _tiny_bytes: return
+        with self._lock:
+            try:
+                if self._file is None: self._file = tempfile.TemporaryFile(prefix='bearcls-', buffering=0)
+                self._file.seek(self._n_written * _tiny_bytes)
+                done = self._file.write(self._tail)
+            except OSError: done = 0
+            if done == len(self._tail):
+                self._n_written += done // _tiny_bytes
+                self._tail.clear()
+            else: self.in_memory *= 2  # the thumbnails stay in memory; the next attempt is made at twice as many
 
     def __len__(self): return len(self._hashes) // 2
 
@@ -110,23 +116,10 @@ class Prints(Sequence):
             self._file.seek(k * _tiny_bytes)
             return self._file.read(_tiny_bytes)
 
-    def _write(self):
-        "Hand the collected thumbnails on to the temporary file; they stay in memory where the disk is full"
-        with self._lock:
-            try:
-                if self._file is None: self._file = tempfile.TemporaryFile(prefix='bearcls-', buffering=0)
-                self._file.seek(self._n_written * _tiny_bytes)
-                done = self._file.write(self._tail)
-            except OSError: done = 0
-            if done != len(self._tail): self.in_memory *= 2  # no more attempts until there is twice as much
-            else:
-                self._n_written += done // _tiny_bytes
-                self._tail.clear()
-
     def later(self,
         k: int,  # Place of an image
     ) -> '_Reference':  # For the field `fingerprint` of a row, see `LaterPrint`
-        "One fingerprint, to be read when it is needed"
+        "One fingerprint, read when you ask for it"
         return _Reference(self, range(len(self))[k])
 
     def __reduce__(self): return Prints, (list(self), self.in_memory)  # another process cannot share the file
@@ -144,7 +137,9 @@ _tiny_bytes = 3 * tiny_side**2
 class _Reference:
     "One of `prints`"
     __slots__ = ('prints', 'k')
-    def __init__(self, prints, k): self.prints, self.k = prints, k
+    def __init__(self, prints, k):
+        self.prints = prints
+        self.k = k
     def __reduce__(self):
         p = self.prints[self.k]
         return Fingerprint, (p.whole, p.middle, p.tiny)

@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/folders.html.md"""
 
 # %% auto #0
 __all__ = ['image_suffixes', 'unread_suffixes', 'left_out_kinds', 'side_names', 'FileKind', 'file_kind', 'LeftOut', 'LabelOf',
-           'ImageFolder', 'scan_folder', 'folder_html', 'image_files', 'LeftOutWarning', 'count_labels',
+           'ImageFolder', 'folder_html', 'scan_folder', 'image_files', 'LeftOutWarning', 'count_labels',
            'refuse_problems', 'side_of', 'find_all', 'find_images']
 
 # %% ../nbs/06_folders.ipynb #e601c6f8
@@ -19,13 +19,15 @@ from .core import DataError, expect, expect_all
 from .show import Html, html_table
 
 # %% ../nbs/06_folders.ipynb #22b0635d
-image_suffixes = frozenset('.avif .bmp .gif .heic .heics .heif .jfif .jpe .jpeg .jpg .mpo .png .tif .tiff .webp'.split())
+image_suffixes = frozenset(
+    '.avif .bmp .gif .heic .heics .heif .jfif .jpe .jpeg .jpg .mpo .png .tif .tiff .webp'.split())
 
 _images = {  # Formats that are read: how their files begin, and where
     'JPEG': (0, b'\xff\xd8\xff'), 'PNG': (0, b'\x89PNG\r\n\x1a\n'), 'GIF': (0, b'GIF8'), 'BMP': (0, b'BM'),
     'WebP': (8, b'WEBP'), 'TIFF': (0, b'II*\0'), 'TIFF, big-endian': (0, b'MM\0*'),
     'BigTIFF': (0, b'II+\0'), 'BigTIFF, big-endian': (0, b'MM\0+'),
-    'AVIF': (4, b'ftypavi'), 'HEIC': (4, b'ftyphei'), 'HEIF': (4, b'ftypmif1'), 'HEIF sequence': (4, b'ftypmsf1'), 'HEVC': (4, b'ftyphev'),
+    'AVIF': (4, b'ftypavi'), 'HEIC': (4, b'ftyphei'), 'HEIF': (4, b'ftypmif1'),
+    'HEIF sequence': (4, b'ftypmsf1'), 'HEVC': (4, b'ftyphev'),
 }
 
 # %% ../nbs/06_folders.ipynb #05841e7e
@@ -33,23 +35,25 @@ unread_suffixes = {
     '.ppm': 'a Netpbm image', '.pgm': 'a Netpbm image', '.pbm': 'a Netpbm image', '.pnm': 'a Netpbm image',
     '.jp2': 'a JPEG 2000 image', '.j2k': 'a JPEG 2000 image', '.jxl': 'a JPEG XL image', '.tga': 'a Targa image',
     '.psd': 'a Photoshop file', '.ico': 'an icon', '.svg': 'a drawing in SVG', '.exr': 'an OpenEXR image',
-    '.hdr': 'a Radiance image',
-    '.dds': 'a DirectDraw image', '.pcx': 'a PCX image', '.dcm': 'a DICOM image', '.fits': 'a FITS image',
-    '.fit': 'a FITS image', **dict.fromkeys('.arw .cr2 .cr3 .dng .nef .orf .raf .rw2'.split(), "a camera's raw file"), }
+    '.hdr': 'a Radiance image', '.dds': 'a DirectDraw image', '.pcx': 'a PCX image', '.dcm': 'a DICOM image',
+    '.fits': 'a FITS image', '.fit': 'a FITS image',
+    **dict.fromkeys('.arw .cr2 .cr3 .dng .nef .orf .raf .rw2'.split(), "a camera's raw file"), }
 
 _unread = {  # How files of such formats begin
-    'a Photoshop file': (0, b'8BPS'), 'a JPEG XL image': (0, b'\xff\x0a'), 'a JPEG XL image in a container': (4, b'JXL '),
-    'a JPEG 2000 image': (4, b'jP  '), 'a JPEG 2000 codestream': (0, b'\xff\x4f\xff\x51'), 'an icon': (0, b'\0\0\1\0'),
-    'an OpenEXR image': (0, b'\x76\x2f\x31\x01'), 'a Radiance image': (0, b'#?RADIANCE'), 'a DirectDraw image': (0, b'DDS '),
-    'a FITS image': (0, b'SIMPLE  ='), 'a DICOM image': (128, b'DICM'), 'a PostScript file': (0, b'%!PS'), 'a PDF document': (0, b'%PDF'),
-    'a QOI image': (0, b'qoif'), "a camera's raw file": (8, b'CR\x02\0'),
+    'a Photoshop file': (0, b'8BPS'), 'a JPEG XL image': (0, b'\xff\x0a'),
+    'a JPEG XL image in a container': (4, b'JXL '), 'a JPEG 2000 image': (4, b'jP  '),
+    'a JPEG 2000 codestream': (0, b'\xff\x4f\xff\x51'), 'an icon': (0, b'\0\0\1\0'),
+    'an OpenEXR image': (0, b'\x76\x2f\x31\x01'), 'a Radiance image': (0, b'#?RADIANCE'),
+    'a DirectDraw image': (0, b'DDS '), 'a FITS image': (0, b'SIMPLE  ='), 'a DICOM image': (128, b'DICM'),
+    'a PostScript file': (0, b'%!PS'), 'a PDF document': (0, b'%PDF'), 'a QOI image': (0, b'qoif'),
+    "a camera's raw file": (8, b'CR\x02\0'),
 }
 
 # %% ../nbs/06_folders.ipynb #2afb3e89
 _others = {  # Words, and the ways in which such files begin
     'a video': [(4, b'ftyp'), (0, b'\x1aE\xdf\xa3'), (8, b'AVI '), (0, b'FLV\1'), (0, b'\0\0\1\xba')],
-    'an archive; unpack it': [(0, b'PK\3\4'), (0, b'\x1f\x8b'), (0, b'7z\xbc\xaf\x27\x1c'), (0, b'Rar!'), (257, b'ustar'),
-                              (0, b'BZh'), (0, b'\xfd7zXZ')],
+    'an archive; unpack it': [(0, b'PK\3\4'), (0, b'\x1f\x8b'), (0, b'7z\xbc\xaf\x27\x1c'), (0, b'Rar!'),
+                              (257, b'ustar'), (0, b'BZh'), (0, b'\xfd7zXZ')],
     'a sound': [(8, b'WAVE'), (0, b'ID3'), (0, b'OggS'), (0, b'fLaC')],
     'a NumPy array': [(0, b'\x93NUMPY')],
     'an HDF5 file': [(0, b'\x89HDF')],
@@ -57,13 +61,14 @@ _others = {  # Words, and the ways in which such files begin
 }
 _other_kinds = {'a video': 'video', 'an archive; unpack it': 'archive'}
 _page_starts = (b'<!doctype html', b'<html', b'<head', b'<body')
+_bitmap_headers = (12, 16, 40, 52, 56, 64, 108, 124)  # Their sizes in bytes
 
 # %% ../nbs/06_folders.ipynb #6b4b60a5
 @dataclass(frozen=True)
 class FileKind:
     "What a file is, by its first bytes"
     kind: str   # 'image' if read here, 'unread' for another image format, 'page', 'video', 'archive', 'text' or 'other'
-    words: str  # The same for people, such as 'a web page' or 'JPEG'
+    words: str  # Its description for you, such as 'a web page' or 'JPEG'
 
 def file_kind(
     head: bytes,  # First bytes of the file; 512 are enough
@@ -74,20 +79,12 @@ def file_kind(
     for words, place in _unread.items():
         if begins(place): return FileKind('unread', words)
     for words, place in _images.items():
-        if begins(place) and not (words == 'BMP' and not _is_bitmap(head)): return FileKind('image', words)
+        if not begins(place): continue
+        if words != 'BMP' or int.from_bytes(head[14:18], 'little') in _bitmap_headers: return FileKind('image', words)
     for words, places in _others.items():
         if any(map(begins, places)): return FileKind(_other_kinds.get(words, 'other'), words)
     if head[:1] == b'P' and head[1:2] in b'123456' and head[2:3] in b' \t\r\n#':
         return FileKind('unread', 'a Netpbm image')
-    return _text_kind(head)
-
-# %% ../nbs/06_folders.ipynb #a3766772
-def _is_bitmap(head):
-    "Is the length of the header one that bitmaps have?"
-    return int.from_bytes(head[14:18], 'little') in (12, 16, 40, 52, 56, 64, 108, 124)
-
-def _text_kind(head):
-    "Web pages, drawings, other text, or bytes that tell nothing"
     start = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if b'<svg' in start: return FileKind('unread', 'a drawing in SVG')
     if start.startswith(_page_starts) or start.startswith((b'<?xml', b'<!--')) and b'html' in start:
@@ -100,7 +97,7 @@ def _text_kind(head):
 class LeftOut:
     "A file, or a whole folder, that is not used, and why"
     file: str    # Path relative to the image folder, with forward slashes; a folder ends with one
-    kind: str    # not_an_image, outside, unreadable, hidden, system, generated or empty
+    kind: str    # One of `left_out_kinds`
     reason: str  # Why, in words
 
 left_out_kinds = {
@@ -119,9 +116,24 @@ _system_names = frozenset(name.casefold()
     'lost+found', 'Thumbs.db', 'ehthumbs.db', 'desktop.ini', '__pycache__'))
 
 def _unused_name(name):
-    "The kind under which a name is left out before anything is opened; None if it is looked at"
+    "The kind under which a file or folder is left out by its name; None for other names"
     if name.startswith('.'): return 'hidden'
     return 'system' if name.casefold() in _system_names else None
+
+# %% ../nbs/06_folders.ipynb #0043e31f
+def _refused(path, name, entry):
+    "Why a file is not used; None for an image, and for a file with the extension of one"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    try:
+        if not entry.is_file():
+            is_lost = entry.is_symlink() and not os.path.exists(entry.path)
+            return LeftOut(name, 'unreadable',
+                'a link that leads nowhere' if is_lost else 'neither a file nor a folder')
+        if suffix in image_suffixes or suffix in unread_suffixes: return None
+        with open(entry.path, 'rb') as f: found = file_kind(f.read(512))
+    except OSError as e: return LeftOut(name, 'unreadable', f'the file cannot be read: {e.strerror or e}')
+    if found.kind in ('image', 'unread'): return None
+    return LeftOut(name, 'not_an_image', found.words)
 
 # %% ../nbs/06_folders.ipynb #74b666e3
 @dataclass
@@ -134,21 +146,18 @@ class _Tree:
 
 def _read_tree(path, name, above=()):
     "Images below `path/name`, and everything else with its reason"
-    tree = _Tree()
     here = path/name
+    def unread(kind, reason): return _Tree(left_out=[LeftOut(f'{name}/', kind, reason)])
     try:
         this = _identity(here)
         entries = sorted(os.scandir(here), key=lambda e: e.name)
-    except OSError as e:
-        tree.left_out.append(LeftOut(f'{name}/', 'unreadable', f'the folder cannot be read: {e.strerror or e}'))
-        return tree
-    if this in above:
-        tree.left_out.append(LeftOut(f'{name}/', 'unreadable', 'a link that leads back to a folder above it'))
-        return tree
-    if made_by := _generated(entries):
-        tree.left_out.append(LeftOut(f'{name}/', 'generated', made_by))
-        return tree
-    tree.is_empty = all(_unused_name(e.name) for e in entries)
+    except OSError as e: return unread('unreadable', f'the folder cannot be read: {e.strerror or e}')
+    if this in above: return unread('unreadable', 'a link that leads back to a folder above it')
+    names = [e.name for e in entries]
+    if 'bundle.json' in names: return unread('generated', 'a bundle, or a folder made of one')
+    if 'bundle' in names and os.path.isfile(here/'bundle'/'bundle.json'):
+        return unread('generated', 'what a quickstart has made')
+    tree = _Tree(is_empty=all(map(_unused_name, names)))
     for e in entries: _read_entry(path, f'{name}/{e.name}', e, tree, (*above, this))
     return tree
 
@@ -156,14 +165,6 @@ def _identity(folder):
     "What two paths of one folder have in common"
     metadata = os.stat(folder)
     return metadata.st_dev, metadata.st_ino
-
-def _generated(entries):
-    "What bearcls has written lies in this folder; empty if it has not"
-    names = {e.name for e in entries}
-    if 'bundle.json' in names: return 'a bundle, or a folder made of one'
-    if any(e.name == 'bundle' and os.path.isfile(os.path.join(e.path, 'bundle.json')) for e in entries):
-        return 'what a quickstart has made'
-    return ''
 
 # %% ../nbs/06_folders.ipynb #38fb58d7
 def _read_entry(path, name, entry, tree, above):
@@ -178,44 +179,25 @@ def _read_entry(path, name, entry, tree, above):
         if not below.images and not below.left_out:
             tree.left_out.append(LeftOut(f'{name}/', 'empty', left_out_kinds['empty']))
     elif name in _own_files: tree.left_out.append(LeftOut(name, 'generated', _own_files[name]))
-    elif refused := _refused(path, name, entry): tree.left_out.append(refused)
-    else: tree.images.append(name)
-    if not _is_folder(entry): tree.is_claimed |= _claims(name, tree)
+    elif refused := _refused(path, name, entry):
+        tree.left_out.append(refused)
+        tree.is_claimed |= refused.kind == 'not_an_image' and refused.reason.startswith(_claiming)
+    else:
+        tree.images.append(name)
+        tree.is_claimed = True
 
-_own_files = {'manifest.csv': 'the manifest', 'faults.csv': 'what is wrong with drawn images'}  # Kept beside the labels
+_own_files = {'manifest.csv': 'the manifest', 'faults.csv': 'what is wrong with drawn images'}  # Beside the labels
+_claiming = ('a web page', 'a video', 'an archive', 'an empty file')  # They show that you meant a label; text does not
 
 def _is_folder(entry):
     "A folder, or a link to one; False also where the system does not tell"
     try: return entry.is_dir()
     except OSError: return False
 
-def _claims(name, tree):
-    "Does the file that was just read show that its folder was meant as a label? Text and weights do not"
-    if tree.images and tree.images[-1] == name: return True
-    last = tree.left_out[-1]
-    return last.file == name and last.kind == 'not_an_image' and last.reason.startswith(_claiming)
-
-_claiming = ('a web page', 'a video', 'an archive', 'an empty file')
-
-# %% ../nbs/06_folders.ipynb #0043e31f
-def _refused(path, name, entry):
-    "Why a file is no image; None if it is one, or is called one"
-    suffix = os.path.splitext(entry.name)[1].lower()
-    try:
-        if not entry.is_file():
-            is_lost = entry.is_symlink() and not os.path.exists(entry.path)
-            return LeftOut(name, 'unreadable',
-                'a link that leads nowhere' if is_lost else 'neither a file nor a folder')
-        if suffix in image_suffixes or suffix in unread_suffixes: return None
-        with open(entry.path, 'rb') as f: found = file_kind(f.read(512))
-    except OSError as e: return LeftOut(name, 'unreadable', f'the file cannot be read: {e.strerror or e}')
-    if found.kind in ('image', 'unread'): return None
-    return LeftOut(name, 'not_an_image', found.words)
-
 # %% ../nbs/06_folders.ipynb #4f6edce2
 @dataclass(frozen=True)
 class LabelOf:
-    "Called with an image of a folder, says its label"
+    "The label of an image by its folder, as a function that can be pickled"
     root: str       # The image folder
     level: int = 0  # Folders before the label's: 0, or 1 below `train` and `valid`
 
@@ -232,49 +214,6 @@ def _below(file, root):
         try: return Path(inner).relative_to(outer)
         except ValueError: continue
     return file
-
-# %% ../nbs/06_folders.ipynb #86b4a606
-side_names = {'train': 'train', 'training': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid',
-    'test': 'test', 'testing': 'test'}
-
-def _second_folders(tree):
-    "Names of the folders one below, in which the images of a tree lie; '' for images that lie in the tree's own folder"
-    return {parts[1] if len(parts := name.split('/')) > 2 else '' for name in tree.images}
-
-def _is_sided(trees):
-    "Are the folders below `path` the sides of a split, with the labels one deeper?"
-    sides = {side_names.get(name.casefold()) for name, tree in trees.items() if tree.images}
-    trained = [tree for name, tree in trees.items() if side_names.get(name.casefold()) == 'train' and tree.images]
-    return (bool(trained) and sides <= {'train', 'valid', 'test', None}
-        and any(_second_folders(t) - {''} for t in trained))
-
-# %% ../nbs/06_folders.ipynb #2fb3ec9f
-def _problems(path, trees):
-    "Why the labels are not clear; a sentence for each reason"
-    tops = {name: _second_folders(tree) for name, tree in trees.items() if tree.images}
-    below = sorted({name for names in tops.values() for name in names - {''}})
-    if len(tops) == 1 and len(below) > 1 and '' not in next(iter(tops.values())):
-        yield (f'{path} holds one folder, {next(iter(tops))}, with the folders {_some(below)} in it; if these are the '
-            f'labels, give {Path(path)/next(iter(tops))}')
-    elif len(tops) > 1 and len(below) > 1 and not any('' in names for names in tops.values()):
-        yield (f'{path} can be read in two ways: its labels are {_some(sorted(tops))}, or the folders in them, '
-            f'{_some(below)}. '
-            'Move the images so that each label is one folder, with images in it')
-    for top, names in tops.items():
-        if twice := sorted(n for n in names if n and n != top and _spelling(n) in {_spelling(t) for t in trees}):
-            yield (f'{path}/{top}/{twice[0]} lies in the label {top} and is called like the label {twice[0]}; move it '
-                'out, or rename it')
-    if len(tops) > 1 and {name.casefold() for name in tops} <= _no_labels:
-        yield f'{path} holds {_some(sorted(tops))}, which look like the parts of a data set and not like labels; bearcls reads {path}/<label>/<image>'
-    if len(tops) > 1 and set(map(str.casefold, tops)) <= set(side_names):
-        yield f'The images of {path} lie in {_some(sorted(tops))} without folders for their labels; bearcls reads {path}/train/<label>/<image>'
-
-_no_labels = frozenset('images imgs img masks mask annotations labels jpegimages segmentationclass'.split())
-
-def _some(names, n=5):
-    "Names for a message"
-    more = f' and {len(names) - n} more' if len(names) > n else ''
-    return ', '.join(names[:n]) + more
 
 # %% ../nbs/06_folders.ipynb #a8b2073b
 def _spelling(name):
@@ -321,6 +260,67 @@ class ImageFolder:
         return f'ImageFolder({self.path.name!r}, {words or "no images"}; {len(self.left_out):,} left out)'
     def _repr_html_(self): return folder_html(self)
 
+# %% ../nbs/06_folders.ipynb #0814a247
+def folder_html(
+    folder: ImageFolder,  # From `scan_folder`
+    max_rows: int = 20,   # Rows of what is left out
+) -> Html:                # A line for each label, then what is left out, then the problems
+    "A folder as tables"
+    expect('folder', folder, ImageFolder)
+    counts = [{'label': label, 'images': folder.counts.get(label, 0)} for label in folder.labels]
+    rows = [{'left out': r.file, 'reason': r.reason} for r in folder.left_out]
+    problems = [{'to be settled': p.replace(f'{folder.path}/', '').replace(str(folder.path), folder.path.name)}
+        for p in folder.problems]
+    parts = [html_table(part, max_rows=max_rows) for part in (counts, rows, problems) if part]
+    return Html(''.join(f'<div style="margin-bottom:1em">{part}</div>' for part in parts))
+
+# %% ../nbs/06_folders.ipynb #86b4a606
+side_names = {'train': 'train', 'training': 'train', 'valid': 'valid', 'validation': 'valid', 'val': 'valid',
+    'test': 'test', 'testing': 'test'}
+
+def _second_folders(tree):
+    "Names of the folders one below, in which the images of a tree lie; '' for images that lie in the tree's own folder"
+    parts = [name.split('/') for name in tree.images]
+    return {p[1] if len(p) > 2 else '' for p in parts}
+
+def _is_sided(trees):
+    "Are the folders below `path` the sides of a split, with the labels one deeper?"
+    sides = {side_names.get(name.casefold()) for name, tree in trees.items() if tree.images}
+    trained = [tree for name, tree in trees.items() if side_names.get(name.casefold()) == 'train' and tree.images]
+    return (bool(trained) and sides <= {'train', 'valid', 'test', None}
+        and any(_second_folders(t) - {''} for t in trained))
+
+# %% ../nbs/06_folders.ipynb #2fb3ec9f
+def _problems(path, trees):
+    "Why the labels are not clear; a sentence for each reason"
+    tops = {name: _second_folders(tree) for name, tree in trees.items() if tree.images}
+    below = sorted(set().union(*tops.values()) - {''})
+    if len(tops) == 1 and len(below) > 1 and '' not in next(iter(tops.values())):
+        yield (f'{path} holds one folder, {next(iter(tops))}, with the folders {_some(below)} in it; if these are the '
+            f'labels, give {Path(path)/next(iter(tops))}')
+    elif len(tops) > 1 and len(below) > 1 and not any('' in names for names in tops.values()):
+        yield (f'{path} can be read in two ways: its labels are {_some(sorted(tops))}, or the folders in them, '
+            f'{_some(below)}. Move the images so that each label is one folder, with images in it')
+    spellings = set(map(_spelling, trees))
+    for top, names in tops.items():
+        if twice := sorted(n for n in names if n and n != top and _spelling(n) in spellings):
+            yield (f'{path}/{top}/{twice[0]} lies in the label {top} and is called like the label {twice[0]}; move it '
+                'out, or rename it')
+    plain = set(map(str.casefold, tops))
+    if len(tops) > 1 and plain <= _no_labels:
+        yield (f'{path} holds {_some(sorted(tops))}, which look like the parts of a data set and not like labels; '
+            f'bearcls reads {path}/<label>/<image>')
+    if len(tops) > 1 and plain <= set(side_names):
+        yield (f'The images of {path} lie in {_some(sorted(tops))} without folders for their labels; '
+            f'bearcls reads {path}/train/<label>/<image>')
+
+_no_labels = frozenset('images imgs img masks mask annotations labels jpegimages segmentationclass'.split())
+
+def _some(names, n=5):
+    "Names for a message"
+    more = f' and {len(names) - n} more' if len(names) > n else ''
+    return ', '.join(names[:n]) + more
+
 # %% ../nbs/06_folders.ipynb #624d2a17
 def scan_folder(
     path: str | os.PathLike,  # Image folder: one folder per label, perhaps below `train`, `valid` and `test`
@@ -337,26 +337,26 @@ def scan_folder(
     for e in entries:
         if _is_folder(e) and not _unused_name(e.name): trees[e.name] = _read_tree(path, e.name, (root,))
         else: _read_entry(path, e.name, e, loose, (root,))
-    left_out = (loose.left_out
-        + [LeftOut(name, 'outside', 'it lies outside the folders of the labels') for name in loose.images])
+    outside = [LeftOut(name, 'outside', 'it lies outside the folders of the labels') for name in loose.images]
+    left_out = loose.left_out + outside
     folder = _sided(path, trees, left_out) if _is_sided(trees) else _plain(path, trees, left_out)
-    closed = [r
-        for r in folder.left_out if r.kind == 'unreadable' and r.file.endswith('/')
-        and not r.reason.startswith('a link')]
-    folder.problems += [f'{path}/{r.file}: {r.reason}; make it readable, or move it away' for r in closed]
+    for r in folder.left_out:
+        if r.kind == 'unreadable' and r.file.endswith('/') and not r.reason.startswith('a link'):
+            folder.problems.append(f'{path}/{r.file}: {r.reason}; make it readable, or move it away')
     return folder
 
 def _plain(path, trees, left_out):
     "A folder whose folders are the labels"
+    names = []
     for name, tree in trees.items():
+        names += tree.images
         left_out += tree.left_out
         if tree.is_empty and name.casefold() == 'models':
             left_out.append(LeftOut(f'{name}/', 'generated', "left by fastai's `lr_find`"))
     def is_label(name, tree): return tree.images or tree.is_claimed or tree.is_empty and name.casefold() != 'models'
     labels = sorted(name for name, tree in trees.items() if is_label(name, tree))
     problems = [*_problems(path, trees), *_spelling_problems(path, labels)]
-    names = sorted((image for tree in trees.values() for image in tree.images),
-        key=lambda name: (name.split('/')[0], name))
+    names.sort(key=lambda name: (name.split('/')[0], name))
     return ImageFolder(path, names, labels, left_out, 0, problems)
 
 # %% ../nbs/06_folders.ipynb #b3061e33
@@ -374,7 +374,9 @@ def _sided(path, trees, left_out):
             else:
                 names.append(name)
                 labels.setdefault(parts[1], set()).add(side)
-        if side: labels |= {d.name: set() for d in _empty_folders(path/top) if d.name not in labels}
+        if side is None: continue
+        for d in (path/top).iterdir():
+            if d.is_dir() and not d.name.startswith('.') and not any(d.iterdir()): labels.setdefault(d.name, set())
     problems = list(_spelling_problems(path, labels))
     strange = sorted(label for label, sides in labels.items() if sides and 'train' not in sides)
     if strange:
@@ -382,24 +384,6 @@ def _sided(path, trees, left_out):
             'need the same labels')
     names.sort(key=lambda name: (name.split('/')[1], name))
     return ImageFolder(path, names, sorted(labels), left_out, 1, problems)
-
-def _empty_folders(path):
-    "Folders without anything in them"
-    return [d for d in path.iterdir() if d.is_dir() and not d.name.startswith('.') and not any(d.iterdir())]
-
-# %% ../nbs/06_folders.ipynb #0814a247
-def folder_html(
-    folder: ImageFolder,  # From `scan_folder`
-    max_rows: int = 20,   # Rows of what is left out
-) -> Html:                # A line for each label, then what is left out, then the problems
-    "A folder for people"
-    expect('folder', folder, ImageFolder)
-    counts = [{'label': label, 'images': folder.counts.get(label, 0)} for label in folder.labels]
-    rows = [{'left out': r.file, 'reason': r.reason} for r in folder.left_out]
-    problems = [{'to be settled': p.replace(f'{folder.path}/', '').replace(str(folder.path), folder.path.name)}
-        for p in folder.problems]
-    parts = [html_table(part, max_rows=max_rows) for part in (counts, rows, problems) if part]
-    return Html(''.join(f'<div style="margin-bottom:1em">{part}</div>' for part in parts))
 
 # %% ../nbs/06_folders.ipynb #3183f2be
 def image_files(
@@ -452,7 +436,7 @@ def find_all(
 
 def find_images(
     path: str | os.PathLike | Iterable,  # Folder, a file, or several files
-) -> list[Path]:              # Images by name; files that were named are given back whatever they are
+) -> list[Path]:              # Images by name; files that you name are returned as they are
     "The images below a folder, or the files themselves"
     if not isinstance(path, (str, os.PathLike)): return [Path(f) for f in expect_all('path', path, str, os.PathLike)]
     return find_all(path)[0] if Path(path).is_dir() else [Path(path)]

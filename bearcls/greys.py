@@ -18,7 +18,7 @@ from PIL import Image
 
 # %% ../nbs/01_greys.ipynb #31ebcf06
 class FileFlaw(ValueError):
-    "What is wrong with an image file, in words that go on after its name"
+    "A flaw of an image file; the message continues after the file's name"
     def __init__(self,
         words: str,                  # Such as 'ends before the image does'
         reason: str = 'unreadable',  # One of `bearcls.images.image_reasons`
@@ -31,7 +31,7 @@ def grey_levels(
     values: np.ndarray,      # Whole numbers or floats, of any shape
     low: float = 0.0,        # Value that is black
     high: float = 1.0,       # Value that is white
-    declared: bool = False,  # Does the file name `low` and `high`? Then what lies outside is cut off
+    declared: bool = False,  # Does the file name `low` and `high`? Then values outside are clipped
     invert: bool = False,    # Is `low` white and `high` black?
 ) -> np.ndarray:             # Levels from 0 to 255, as bytes, in the shape of `values`
     "Values on the 8-bit scale, rounded; `FileFlaw` for those that have no place on it"
@@ -42,7 +42,7 @@ def grey_levels(
         raise FileFlaw('holds values that are not numbers (NaN or infinite), which no grey stands for; replace them')
     if not declared and levels.size and not (levels.min() >= -.5 and levels.max() <= 255.5):
         raise FileFlaw(f'holds values from {values.min():g} to {values.max():g}, and nothing says which is white: '
-                       f'such values are read from {low:g} to {high:g}; {_what_to_do}')
+            f'such values are read from {low:g} to {high:g}; {_what_to_do}')
     levels = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
     return 255 - levels if invert else levels
 
@@ -124,7 +124,8 @@ class DeepTiff:
         self.order = order
         self.tags = tags
         self.size = self.width, self.height = self.one(256, 0), self.one(257, 0)
-        self.bits, self.form = self.one(258, 1), self.one(339, 1)
+        self.bits = self.one(258, 1)
+        self.form = self.one(339, 1)
         if self.form == 4: self.form = 1  # undefined
         self.parts = self.one(277, 1)
         self.photo = self.one(262, 0)
@@ -147,7 +148,7 @@ class DeepTiff:
 
 def deep_tiff(
     f: BinaryIO,       # A file that can seek
-) -> DeepTiff | None:  # None for what Pillow reads rightly by itself, and for what is no TIFF
+) -> DeepTiff | None:  # None for a file that Pillow reads correctly, and for one that is no TIFF
     "A TIFF that needs the rule of deep greys"
     try:
         f.seek(0)
@@ -238,15 +239,6 @@ def _as_samples(raw, n, parts, bits, form, order, predictor):
     return np.where(values >= 1 << bits - 1, values - (1 << bits), values) if form == 2 else values
 
 # %% ../nbs/01_greys.ipynb #fac6c19c
-def _all_samples(image):
-    "All samples, some rows at a time, as (rows, width, parts)"
-    offsets, counts = (image.tags.get(tag, ()) for tag in ((324, 325) if 324 in image.tags else (273, 279)))
-    if image.one(284, 1) != 2 or image.parts == 1: return _sample_rows(image, image.parts, offsets, counts)
-    each = len(offsets)//image.parts
-    some = [slice(k*each, (k + 1)*each) for k in range(image.parts)]
-    planes = [_sample_rows(image, 1, offsets[s], counts[s]) for s in some]
-    return (np.concatenate(rows, -1) for rows in zip(*planes))
-
 def load_deep(
     image: DeepTiff,  # From `deep_tiff`
 ) -> Image.Image:     # Grey or RGB, transparency on white, not yet turned upright
@@ -256,8 +248,15 @@ def load_deep(
     colours = image.colours
     extra = image.tags.get(338, ())[:1]
     out = np.empty((image.height, image.width, colours), np.uint8)
+    offsets, counts = (image.tags.get(tag, ()) for tag in ((324, 325) if 324 in image.tags else (273, 279)))
+    if image.one(284, 1) != 2 or image.parts == 1: samples = _sample_rows(image, image.parts, offsets, counts)
+    else:  # plane by plane
+        each = len(offsets)//image.parts
+        some = [slice(k*each, (k + 1)*each) for k in range(image.parts)]
+        planes = [_sample_rows(image, 1, offsets[s], counts[s]) for s in some]
+        samples = (np.concatenate(rows, -1) for rows in zip(*planes))
     y = 0
-    for values in _all_samples(image):
+    for values in samples:
         levels = grey_levels(values[..., :colours], low, high, declared, image.photo == 0)
         if extra in ((1,), (2,)) and image.parts > colours:
             share = grey_levels(values[..., colours:colours + 1], *type_scale(image.bits, image.form))/255

@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/images.html.md"""
 
 # %% auto #0
 __all__ = ['image_reasons', 'most_parts', 'most_scanned', 'max_pixels', 'image_formats', 'min_light', 'ImageError',
-           'costly_build', 'flatten', 'load_image', 'reduced', 'orientation', 'image_size']
+           'costly_build', 'flatten', 'orientation', 'load_image', 'reduced', 'image_size']
 
 # %% ../nbs/03_images.ipynb #0d13faa3
 import contextlib, importlib, io, os, struct, warnings
@@ -38,31 +38,11 @@ image_reasons = {
     'unreadable': 'the image cannot be decoded',
 }
 
-# %% ../nbs/03_images.ipynb #610beea7
-most_parts = 10_000              # JPEG segments, PNG chunks (beyond 1 for 1,000 bytes), or a tenth of a TIFF's list entries
-most_scanned = 2_000_000_000     # Pixels in all layers of a JPEG; ten layers of the largest accepted image have half
-
-def costly_build(
-    source: str | os.PathLike | bytes | BinaryIO,  # Path, bytes, or a seekable binary file, whose position is kept
-) -> str:                                          # Why not to open it, in words; empty if nothing speaks against it
-    "Look at how an image file is built, before a decoder does"
-    if isinstance(source, (str, os.PathLike)):
-        with open(source, 'rb') as f: return costly_build(f)
-    f = io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source
-    before = f.tell()
-    try:
-        f.seek(0)
-        head = f.read(4)
-        if head[:3] == b'\xff\xd8\xff': return _costly_jpeg(f)
-        if head == b'\x89PNG': return _costly_png(f)
-        if head in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'): return _costly_tiff(f)
-        return ''
-    except (IndexError, struct.error, OverflowError, ValueError, OSError): return ''  # damaged; its decoder reports it
-    finally: f.seek(before)
-
+# %% ../nbs/03_images.ipynb #6d908e64
+most_parts = 10_000           # JPEG segments, PNG chunks beyond 1 for 1,000 bytes, a tenth of a TIFF's list entries
+most_scanned = 2_000_000_000  # Pixels in all layers of a JPEG; ten layers of the largest accepted image have half
 _costly_words = 'it is made of so many parts that opening it would take minutes'
 
-# %% ../nbs/03_images.ipynb #6d908e64
 def _costly_jpeg(f):
     "Segments before the first scan, and scans"
     at = 2
@@ -81,18 +61,13 @@ def _costly_jpeg(f):
         at += 1 if head[1] == 0xff else 2 + struct.unpack('>H', head[2:4])[0]
     else: return _costly_words
     if not layered and head[4] >= parts: return ''  # one scan has everything
-    scans = _count_in(f, at, b'\xff\xda')
+    f.seek(at)
+    scans = 0
+    last = b''
+    while piece := f.read(1 << 20):
+        scans += (last + piece).count(b'\xff\xda')
+        last = piece[-1:]
     return _costly_words if scans > 20 and scans*pixels > most_scanned else ''
-
-def _count_in(f, start, what, step=1 << 20):
-    "How often some bytes occur in a file from `start` on"
-    f.seek(start)
-    found = 0
-    rest = b''
-    while piece := f.read(step):
-        found += (rest + piece).count(what)
-        rest = piece[1 - len(what):]
-    return found
 
 # %% ../nbs/03_images.ipynb #f829469f
 def _costly_png(f):
@@ -112,6 +87,25 @@ def _costly_tiff(f):
     limit = 10*most_parts  # a strip for each row of a very high scan is in order
     return _costly_words if any(e.tag in lists and e.count > limit for e in tiff_entries(f)) else ''
 
+# %% ../nbs/03_images.ipynb #fbf95600
+def costly_build(
+    source: str | os.PathLike | bytes | BinaryIO,  # Path, bytes, or a seekable binary file, whose read position stays
+) -> str:                                          # Why you should not open it, in words; empty if you can
+    "Check how an image file is built, before a decoder opens it"
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, 'rb') as f: return costly_build(f)
+    f = io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source
+    before = f.tell()
+    try:
+        f.seek(0)
+        head = f.read(4)
+        if head[:3] == b'\xff\xd8\xff': return _costly_jpeg(f)
+        if head == b'\x89PNG': return _costly_png(f)
+        if head in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'): return _costly_tiff(f)
+        return ''
+    except (IndexError, struct.error, OverflowError, ValueError, OSError): return ''  # damaged; its decoder reports it
+    finally: f.seek(before)
+
 # %% ../nbs/03_images.ipynb #eb8fa0ae
 max_pixels = 100_000_000  # Largest image accepted, in pixels: about 300 MB once decoded
 
@@ -122,11 +116,9 @@ def flatten(
     expect('image', image, Image.Image)
     if image.mode.startswith('I') or image.mode == 'F': return _scale_grey(image).convert('RGB')
     if image.mode == 'P' and image.palette is None: raise ImageError('the image has indices and no palette')
-    return _on_white(image) if image.has_transparency_data else image.convert('RGB')
-
-def _on_white(image, rows=1024):
-    "Some rows at a time, since with transparency an image takes four times the memory and more"
+    if not image.has_transparency_data: return image.convert('RGB')
     out = Image.new('RGB', image.size, 'white')
+    rows = 1024  # at a time, since with transparency an image takes four times the memory and more
     for y in range(0, image.height, rows):
         part = image.crop((0, y, image.width, min(y + rows, image.height))).convert('RGBA')
         out.paste(Image.alpha_composite(Image.new('RGBA', part.size, 'white'), part).convert('RGB'), (0, y))
@@ -148,34 +140,80 @@ def _scale_grey(image, rows=1024):
     except FileFlaw as e: raise ImageError(f'the image {e}', e.reason) from e
     return out
 
-# %% ../nbs/03_images.ipynb #c3e37557
-def load_image(
-    source: str | os.PathLike | bytes | BinaryIO | Image.Image,  # Path, bytes, open binary file or Pillow image
-    min_side: int | None = None,  # Large images may open smaller, but no side below this in pixels; None: full size
-    limit: int = max_pixels,      # Refuse images that claim more pixels than this
-) -> Image.Image:                 # Upright RGB image
-    "Open `source` the way all of bearcls does: upright, RGB, transparency on white"
-    if isinstance(source, Image.Image):
-        with _image_errors(_source_name(source), b'.'): return reduced(flatten(_upright(source)), min_side)
-    name = _source_name(source)
-    if hasattr(source, 'read') and not (hasattr(source, 'seek') and source.seekable()): source = source.read()
-    with _image_errors(name, source):
-        if why := costly_build(source): raise ImageError(f'{name} cannot be decoded: {why}')
-        with _open(source, limit) as image:
-            if image.width * image.height > limit:
-                raise ImageError(f'{name} claims {image.width}×{image.height} pixels; at most {limit:,} are accepted',
-                    'bomb')
-            if min_side and image.format == 'JPEG': image.draft('RGB', (min_side, min_side))
-            turn = orientation(image)
-            return reduced(flatten(_turned(_decoded(image), turn)), min_side)
+# %% ../nbs/03_images.ipynb #0e1f62dd
+_turns = dict(enumerate(
+    'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split(), 2))
 
-def reduced(
-    image: Image.Image,           # Image of any size
-    min_side: int | None = None,  # Fewest pixels that the shorter side may keep; None: leave the image as it is
-) -> Image.Image:                 # A half, a third… of `image`, or `image` itself
-    "An image at the smallest whole fraction of its size that still has `min_side` pixels a side"
-    factor = min(image.size)//min_side if min_side else 1
-    return image.reduce(factor) if factor > 1 else image
+def orientation(
+    image: Image.Image,  # Opened by Pillow, or any other
+) -> int:                # 1 to 8, as EXIF counts; 1 is upright
+    "The EXIF orientation of an image; 1 if its record is damaged"
+    expect('image', image, Image.Image, DeepTiff)
+    if isinstance(image, DeepTiff): turn = image.one(0x0112, 1)
+    elif isinstance(image.info.get('exif'), bytes): turn = exif_turn(image.info['exif'])
+    else: return 1
+    return turn if turn in range(1, 9) else 1
+
+def _upright(image):
+    "A file that Pillow has opened, or an image in memory, upright"
+    if image.format: return _turned(image, orientation(image))
+    with contextlib.suppress(SyntaxError, ValueError, LookupError, OSError, struct.error):
+        return ImageOps.exif_transpose(image)
+    return image
+
+def _turned(image, turn):
+    "The image, turned upright"
+    if turn == 1: return image
+    upright = image.transpose(Image.Transpose[_turns[turn]])
+    upright.info.pop('exif', None)  # it must not be turned once more
+    return upright
+
+# %% ../nbs/03_images.ipynb #e12a2b63
+def _source_name(source):
+    "The name of `source` in error messages"
+    if isinstance(source, (str, os.PathLike)): return str(source)
+    return str(getattr(source, 'name', None) or 'the file')
+
+@contextlib.contextmanager
+def _image_errors(name, source):
+    "Pillow's many exceptions as one `ImageError` with a reason"
+    try: yield
+    except FileNotFoundError as e: raise ImageError(f'{name} does not exist', 'missing') from e
+    except IsADirectoryError as e: raise ImageError(f'{name} is a folder, not an image', 'not_an_image') from e
+    except PermissionError as e: raise ImageError(f'{name} cannot be read: permission denied', 'unreadable') from e
+    except Image.DecompressionBombError as e:
+        raise ImageError(f'{name} claims more pixels than are accepted', 'bomb') from e
+    except UnidentifiedImageError as e:
+        start = _first_bytes(source)
+        if not start: raise ImageError(f'{name} is empty', 'empty') from e
+        if kind := next((kind for kind, first in _starts if start.startswith(first)), ''):
+            raise ImageError(f'{name} cannot be decoded: it is damaged, or a kind of {kind} that is not read') from e
+        heif = f'{name} is a HEIF image, as phones take them: pip install pillow-heif'
+        raise ImageError(heif if _is_heif(source) else f'{name} is no image of a known format', 'not_an_image') from e
+    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, AttributeError,
+        struct.error, TypeError) as e:
+        if isinstance(e, ImageError): raise
+        if isinstance(e, FileFlaw): raise ImageError(f'{name} {e}', e.reason) from e
+        if 'truncated' in str(e).lower(): raise ImageError(f'{name} ends before the image does', 'truncated') from e
+        raise ImageError(f'{name} cannot be decoded: {e}') from e
+
+# %% ../nbs/03_images.ipynb #8a03efc6
+_starts = (('PNG', b'\x89PNG\r\n\x1a\n'), ('JPEG', b'\xff\xd8\xff'), ('GIF', b'GIF8'),
+    ('TIFF', (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')))
+
+def _first_bytes(source):
+    "The first twelve, empty for an empty file; b'?' if they cannot be read again"
+    if isinstance(source, (bytes, bytearray)): return bytes(source[:12])
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, 'rb') as f: return f.read(12)
+    if not hasattr(source, 'seek') or not source.seekable(): return b'?'
+    source.seek(0)
+    return source.read(12)
+
+def _is_heif(source):
+    "Does `source` begin as an iPhone's photographs do?"
+    start = _first_bytes(source)
+    return start[4:8] == b'ftyp' and start[8:11] in (b'hei', b'hev', b'mif', b'msf')
 
 # %% ../nbs/03_images.ipynb #38c13e59
 image_formats = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'HEIF')
@@ -211,7 +249,7 @@ def _identified(f):
         return Image.open(f, formats=_formats())
 
 def _decoded(image):
-    "Its pixels"
+    "The pixels of an opened file"
     if isinstance(image, DeepTiff): return load_deep(image)
     if image.format == 'PNG': return load_png(image)
     box = image.tile[0][1] if image.format == 'GIF' and image.tile else None
@@ -221,90 +259,34 @@ def _decoded(image):
     canvas.paste(flatten(image.crop(box)), box)
     return canvas
 
-# %% ../nbs/03_images.ipynb #0e1f62dd
-_turns = dict(enumerate('FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split(),
-        2))
+# %% ../nbs/03_images.ipynb #c3e37557
+def load_image(
+    source: str | os.PathLike | bytes | BinaryIO | Image.Image,  # Path, bytes, open binary file or Pillow image
+    min_side: int | None = None,  # Large images may open smaller, but no side below this in pixels; None: full size
+    limit: int = max_pixels,      # Refuse images that claim more pixels than this
+) -> Image.Image:                 # Upright RGB image
+    "Open `source` the way all of bearcls does: upright, RGB, transparency on white"
+    if isinstance(source, Image.Image):
+        with _image_errors(_source_name(source), b'.'): return reduced(flatten(_upright(source)), min_side)
+    name = _source_name(source)
+    if hasattr(source, 'read') and not (hasattr(source, 'seek') and source.seekable()): source = source.read()
+    with _image_errors(name, source):
+        if why := costly_build(source): raise ImageError(f'{name} cannot be decoded: {why}')
+        with _open(source, limit) as image:
+            if image.width * image.height > limit:
+                raise ImageError(f'{name} claims {image.width}×{image.height} pixels; at most {limit:,} are accepted',
+                    'bomb')
+            if min_side and image.format == 'JPEG': image.draft('RGB', (min_side, min_side))
+            turn = orientation(image)
+            return reduced(flatten(_turned(_decoded(image), turn)), min_side)
 
-def orientation(
-    image: Image.Image,  # Opened by Pillow, or any other
-) -> int:                # 1 to 8, as EXIF counts; 1 is upright
-    "How an image wants to be turned; a damaged record says nothing"
-    expect('image', image, Image.Image, DeepTiff)
-    if isinstance(image, DeepTiff): turn = image.one(0x0112, 1)
-    elif isinstance(image.info.get('exif'), bytes): turn = exif_turn(image.info['exif'])
-    else: return 1
-    return turn if turn in range(1, 9) else 1
-
-def _upright(image):
-    "A file that Pillow has opened, or an image in memory"
-    if image.format: return _turned(image, orientation(image))
-    with contextlib.suppress(SyntaxError, ValueError, LookupError, OSError, struct.error):
-        return ImageOps.exif_transpose(image)
-    return image
-
-def _turned(image, turn):
-    "The image, upright"
-    if turn == 1: return image
-    upright = image.transpose(Image.Transpose[_turns[turn]])
-    upright.info.pop('exif', None)  # it stands upright now, and must not be turned once more
-    return upright
-
-# %% ../nbs/03_images.ipynb #e12a2b63
-def _source_name(source):
-    "How an error message calls `source`"
-    if isinstance(source, (str, os.PathLike)): return str(source)
-    return str(getattr(source, 'name', None) or 'the file')
-
-@contextlib.contextmanager
-def _image_errors(name, source):
-    "Pillow's many exceptions as one `ImageError` with a reason"
-    try: yield
-    except FileNotFoundError as e: raise ImageError(f'{name} does not exist', 'missing') from e
-    except IsADirectoryError as e: raise ImageError(f'{name} is a folder, not an image', 'not_an_image') from e
-    except PermissionError as e: raise ImageError(f'{name} cannot be read: permission denied', 'unreadable') from e
-    except Image.DecompressionBombError as e:
-        raise ImageError(f'{name} claims more pixels than are accepted', 'bomb') from e
-    except UnidentifiedImageError as e:
-        if _is_empty(source): raise ImageError(f'{name} is empty', 'empty') from e
-        if kind := _begins_as(source):
-            raise ImageError(f'{name} cannot be decoded: it is damaged, or a kind of {kind} that is not read') from e
-        heif = f'{name} is a HEIF image, as phones take them: pip install pillow-heif'
-        raise ImageError(heif if _is_heif(source) else f'{name} is no image of a known format', 'not_an_image') from e
-    except (OSError, RuntimeError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, AttributeError,
-        struct.error, TypeError) as e:
-        if isinstance(e, ImageError): raise
-        if isinstance(e, FileFlaw): raise ImageError(f'{name} {e}', e.reason) from e
-        if 'truncated' in str(e).lower(): raise ImageError(f'{name} ends before the image does', 'truncated') from e
-        raise ImageError(f'{name} cannot be decoded: {e}') from e
-
-# %% ../nbs/03_images.ipynb #8a03efc6
-def _is_empty(source):
-    "Does `source` hold no bytes at all?"
-    if isinstance(source, (bytes, bytearray)): return len(source) == 0
-    if isinstance(source, (str, os.PathLike)): return os.path.getsize(source) == 0
-    if hasattr(source, 'seek') and source.seekable(): return source.seek(0, os.SEEK_END) == 0
-    return False
-
-def _first_bytes(source):
-    "The first twelve, or none"
-    if isinstance(source, (bytes, bytearray)): return bytes(source[:12])
-    if isinstance(source, (str, os.PathLike)):
-        with open(source, 'rb') as f: return f.read(12)
-    if not hasattr(source, 'seek') or not source.seekable(): return b''
-    source.seek(0)
-    return source.read(12)
-
-def _is_heif(source):
-    "Does `source` begin as an iPhone's photographs do?"
-    start = _first_bytes(source)
-    return start[4:8] == b'ftyp' and start[8:11] in (b'hei', b'hev', b'mif', b'msf')
-
-def _begins_as(source):
-    "The format whose first bytes these are; empty for what is no image"
-    starts = {b'\x89PNG\r\n\x1a\n': 'PNG', b'\xff\xd8\xff': 'JPEG', b'GIF8': 'GIF',
-              b'II*\0': 'TIFF', b'MM\0*': 'TIFF', b'II+\0': 'TIFF', b'MM\0+': 'TIFF'}
-    start = _first_bytes(source)
-    return next((kind for first, kind in starts.items() if start.startswith(first)), '')
+def reduced(
+    image: Image.Image,           # Image of any size
+    min_side: int | None = None,  # Fewest pixels that the shorter side may keep; None: leave the image as it is
+) -> Image.Image:                 # A half, a third… of `image`, or `image` itself
+    "An image at the smallest whole fraction of its size that still has `min_side` pixels a side"
+    factor = min(image.size)//min_side if min_side else 1
+    return image.reduce(factor) if factor > 1 else image
 
 # %% ../nbs/03_images.ipynb #774737b9
 min_light = 64.0  # Grey level, 0 to 255; an image with 95% of its pixels below it is too dark

@@ -40,7 +40,7 @@ def error_interval(
 
 # %% ../nbs/09_intervals.ipynb #e189edf4
 def plot_error_interval(
-    error: float = 0.05,   # Share of wrong images, 0 to 1, that is supposed to have been seen
+    error: float = 0.05,   # Share of wrong images to assume, 0 to 1
     sizes: Sequence[int] = (40, 80, 160, 320, 640, 1280, 2560),  # Numbers of validation images
     ax: Any = None,        # Matplotlib axes to draw on; None for new ones
 ) -> Any:                  # The axes

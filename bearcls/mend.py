@@ -17,9 +17,9 @@ from .greys import FileFlaw
 def mended(
     source: str | os.PathLike | bytes | BinaryIO,  # Path, bytes, or a binary file that can seek
     pixels: bool = True,       # Will the pixels be decoded? False: the header alone, which is enough for the size
-    limit: int = 100_000_000,  # Images with more pixels are not looked into, since they are refused anyway
+    limit: int = 100_000_000,  # Images with more pixels are not checked, since they are refused anyway
 ) -> BinaryIO:                 # For a decoder: the file itself, or one in memory
-    "An image file without what its pixels do not depend on; `FileFlaw` if they are not all there"
+    "An image file without what its pixels do not depend on; `FileFlaw` if pixels are missing"
     if isinstance(source, (str, os.PathLike)): f = open(source, 'rb')
     else: f = io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source
     try:
@@ -72,7 +72,11 @@ def _mended_png(f, pixels, limit):
     if not body: raise FileFlaw(_ends_early, 'truncated')
     head = b'\x89PNG\r\n\x1a\n' + b''.join(_png_chunk(name, data) for name, data in table.items())
     if not pixels: return io.BytesIO(head + struct.pack('>I4s', 0, b'IDAT'))
-    if ended and not right: _check_packed(body, need)
+    if ended and not right:  # the pixels decide, when a checksum around them is wrong
+        try: n, is_whole = _unpacked_size(body, need + (1 << 20))
+        except zlib.error as e: raise FileFlaw(f'cannot be decoded: its pixels are damaged ({e})') from e
+        if n < need: raise FileFlaw(_ends_early, 'truncated')
+        if not is_whole: raise FileFlaw('cannot be decoded: its pixels are damaged')
     size = sum(map(len, body))
     return io.BytesIO(b''.join([head, struct.pack('>I', size), b'IDAT', *body, bytes(4), _png_chunk(b'IEND', b'')]))
 
@@ -108,7 +112,7 @@ def unpacked_bytes(
 
 # %% ../nbs/02_mend.ipynb #ba10940d
 def _png_table(parts, kind, depth):
-    "What stands before the pixels, as Pillow is to see it"
+    "The chunks before the pixels, as Pillow should see them"
     table = {b'IHDR': parts[b'IHDR'][0]}
     if kind == 3:
         colours, whole = parts.get(b'PLTE', (b'', False))
@@ -126,9 +130,9 @@ def _png_table(parts, kind, depth):
     return table
 
 def load_png(
-    image: Image.Image,  # A PNG that Pillow has opened from what `mended` gave
-) -> Image.Image:        # The same, its pixels loaded; one transparent colour of 16 bits is white by now
-    "Pixels of a PNG, with what Pillow passes over: missing rows, and colours that differ in the lower byte"
+    image: Image.Image,  # A PNG that Pillow has opened from the result of `mended`
+) -> Image.Image:        # The same, its pixels loaded; one transparent colour of 16 bits is white
+    "Pixels of a PNG, with what Pillow ignores: missing rows, and colours that differ in the lower byte"
     f = image.fp
     key = image.info.get('transparency')
     deep = image.mode == 'RGB' and image.tile[0][3] == 'RGB;16B' and isinstance(key, tuple)
@@ -136,25 +140,26 @@ def load_png(
     except OSError as e:
         if 'data stream' in str(e): raise FileFlaw('cannot be decoded: its pixels are damaged') from e
         raise
-    last = [image.crop((0, y, image.width, y + 1)) for y in range(max(0, image.height - 2), image.height)]
-    if any(map(_all_zero, last)): _check_rows(f)
+    for y in range(max(0, image.height - 2), image.height):
+        extrema = image.crop((0, y, image.width, y + 1)).getextrema()
+        highest = [high for _, high in extrema] if isinstance(extrema[0], tuple) else extrema[1:]
+        if not any(highest):  # a black row, or nothing but the first colour of a palette
+            _check_rows(f)
+            break
     if not deep: return image
     f.seek(0)
     with Image.open(f, formats=['PNG']) as lower:
         lower.tile = [lower.tile[0]._replace(args='RGB;16L')]  # the same bytes, of each two the other one
         lower.load()
-        hit = [part.point([255*(v == k >> 8) for v in range(256)]) for part, k in zip(image.split(), key)]
-        hit += [part.point([255*(v == k & 255) for v in range(256)]) for part, k in zip(lower.split(), key)]
+        hit = []
+        for upper_part, lower_part, k in zip(image.split(), lower.split(), key):
+            hit.append(upper_part.point([255*(v == k >> 8) for v in range(256)]))
+            hit.append(lower_part.point([255*(v == k & 255) for v in range(256)]))
     del image.info['transparency']
     image.paste('white', (0, 0, *image.size), functools.reduce(ImageChops.darker, hit))
     return image
 
 # %% ../nbs/02_mend.ipynb #012c82c7
-def _all_zero(row):
-    "Is a row black, or nothing but the first colour of a palette?"
-    extrema = row.getextrema()
-    return all(high == 0 for _, high in (extrema if isinstance(extrema[0], tuple) else [extrema]))
-
 def _check_rows(f):
     "`FileFlaw` for a PNG whose packed pixels end early"
     f.seek(0)
@@ -165,13 +170,6 @@ def _check_rows(f):
     packed = memoryview(data)[at + 8:at + 8 + struct.unpack('>I', data[at:at + 4])[0]]
     need = unpacked_bytes(width, height, depth*_png_samples.get(kind, 1), interlaced)
     if _unpacked_size([packed], need)[0] < need: raise FileFlaw(_ends_early, 'truncated')
-
-def _check_packed(body, need):
-    "Are packed pixels whole, where a checksum around them is wrong?"
-    try: n, ended = _unpacked_size(body, need + (1 << 20))
-    except zlib.error as e: raise FileFlaw(f'cannot be decoded: its pixels are damaged ({e})') from e
-    if n < need: raise FileFlaw(_ends_early, 'truncated')
-    if not ended: raise FileFlaw('cannot be decoded: its pixels are damaged')
 
 def _unpacked_size(packed, most):
     "Number of bytes that come out, up to about `most`, and whether the end was reached"
@@ -185,19 +183,33 @@ def _unpacked_size(packed, most):
 
 # %% ../nbs/02_mend.ipynb #9477d194
 _end_marker = b'\xff\xd9'
-_scan_end = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # What ends the packed pixels of a JPEG
 
 def _mended_jpeg(f, limit):
     "A JPEG with its end marker, if every pixel is there; cameras write other things behind it"
     start, n_pixels, numbers, layered = _jpeg_start(f)
-    if _has_end(f, start) or n_pixels > limit: return f
+    step = 1 << 16
+    for at in range(f.seek(0, os.SEEK_END) - step, start - step, -step):
+        f.seek(max(at, start))
+        if _end_marker in f.read(step + 1): return f
+    if n_pixels > limit: return f
     f.seek(0)
     data = f.read()
-    if _all_layers(data, start, numbers, layered):
-        body = _jpeg_body(data)
-        if _is_enough(body): return io.BytesIO(body + _end_marker)
-    raise FileFlaw(_ends_early, 'truncated')
+    if not _all_layers(data, start, numbers, layered): raise FileFlaw(_ends_early, 'truncated')
+    body = data.rstrip(b'\0')  # many zeros may stand for the end, as rescued disks have them, or half a marker
+    if len(data) - len(body) <= 2: body = data.removesuffix(b'\xff')  # a zero or two may well belong to the pixels
+    elif body.endswith(b'\xff'): body += b'\0'
+    outcomes = set()
+    for more in (b'', _more_bits(b'\x55'), _more_bits(b'\xaa')):
+        with Image.open(io.BytesIO(body + more + _end_marker), formats=['JPEG', 'MPO']) as image:
+            outcomes.add(zlib.crc32(image.tobytes()))
+        if len(outcomes) > 1: raise FileFlaw(_ends_early, 'truncated')
+    return io.BytesIO(body + _end_marker)
 
+def _more_bits(pattern):
+    "Bits to go on with, in pieces between restart markers, after which a decoder may be waiting for the next piece"
+    return b''.join(16*pattern + bytes([0xff, 0xd0 + k % 8]) for k in range(24))
+
+# %% ../nbs/02_mend.ipynb #d4fe19bc
 def _jpeg_start(f):
     "Where the first scan begins, the number of pixels, the numbers of the components, and whether they come in layers"
     at = 2
@@ -217,15 +229,8 @@ def _jpeg_start(f):
             layered = head[1] in (0xc2, 0xc6, 0xca, 0xce)
         at += 1 if head[1] == 0xff else 2 + struct.unpack('>H', head[2:4])[0]
 
-def _has_end(f, start, step=1 << 16):
-    "Is there an end marker behind the beginning of the first scan? It is looked for from the end of the file"
-    size = f.seek(0, os.SEEK_END)
-    for at in range(size - step, start - step, -step):
-        f.seek(max(at, start))
-        if _end_marker in f.read(step + 1): return True
-    return False
+_scan_end = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')  # What ends the packed pixels of a JPEG
 
-# %% ../nbs/02_mend.ipynb #d4fe19bc
 def _all_layers(data, at, numbers, layered):
     "Has each component its scan, or in layers the last one of each of its 64 frequencies?"
     left = {number: set(range(64 if layered else 1)) for number in numbers}
@@ -239,25 +244,6 @@ def _all_layers(data, at, numbers, layered):
         found = _scan_end.search(data, at + 2 + struct.unpack('>H', data[at + 2:at + 4])[0])
         at = found.start() if found else -1
     return bool(left) and not any(left.values())
-
-def _jpeg_body(data):
-    "The packed pixels without what may stand for the end: half a marker, or many zeros, as rescued disks have them"
-    bare = data.rstrip(b'\0')
-    if len(data) - len(bare) <= 2: return data.removesuffix(b'\xff')  # a zero or two may well belong to the pixels
-    return bare + b'\0' if bare.endswith(b'\xff') else bare
-
-def _more_bits(pattern):
-    "Bits to go on with, in pieces between restart markers, after which a decoder may be waiting for the next piece"
-    return b''.join(16*pattern + bytes([0xff, 0xd0 + k % 8]) for k in range(24))
-
-def _is_enough(body):
-    "Is the image the same, whatever follows its packed pixels?"
-    seen = set()
-    for more in (b'', _more_bits(b'\x55'), _more_bits(b'\xaa')):
-        with Image.open(io.BytesIO(body + more + _end_marker), formats=['JPEG', 'MPO']) as image:
-            seen.add(zlib.crc32(image.tobytes()))
-        if len(seen) > 1: return False
-    return True
 
 # %% ../nbs/02_mend.ipynb #9971784a
 def _whole_webp(f):
@@ -284,7 +270,7 @@ def _whole_boxes(f):
 def exif_turn(
     exif: bytes,  # An EXIF record, with or without the 'Exif' before it
 ) -> int:         # 1 to 8; 1, upright, for a record that is damaged or says nothing
-    "How EXIF wants an image turned"
+    "The orientation in an EXIF record"
     exif = exif.removeprefix(b'Exif\0\0')
     order = '<' if exif[:1] == b'I' else '>'
     try:

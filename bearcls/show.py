@@ -45,10 +45,11 @@ def thumbnail(
     try: image = load_image(source, min_side=side)
     except ImageError as e:
         words = image_reasons.get(e.reason, e.reason)
-        return Html('<div '
-            f'style="width:{side}px;min-height:{side*3//4}px;display:flex;align-items:center;justify-content:center;'
-            f'border:1px dashed #999;font-size:11px;text-align:center;box-sizing:border-box">{html.escape(words)}</div>')
-    return Html(f'<img src="{data_uri(image, side)}" alt="{html.escape(alt, quote=True)}" style="max-width:{side}px;max-height:{side}px;margin:0">')
+        return Html(f'<div style="width:{side}px;min-height:{side*3//4}px;display:flex;align-items:center;'
+            'justify-content:center;border:1px dashed #999;font-size:11px;text-align:center;box-sizing:border-box">'
+            f'{html.escape(words)}</div>')
+    return Html(f'<img src="{data_uri(image, side)}" alt="{html.escape(alt, quote=True)}" '
+        f'style="max-width:{side}px;max-height:{side}px;margin:0">')
 
 # %% ../nbs/04_show.ipynb #e8f3f34f
 def gallery(
@@ -59,17 +60,16 @@ def gallery(
 ) -> Html:                                 # A wall of images that wraps to the width of the page
     "Images side by side, with a caption each"
     sources = list(sources)
-    captions = list(captions) if captions is not None else [_label_of(s) for s in sources]
+    if captions is None: captions = [Path(s).parent.name if isinstance(s, (str, os.PathLike)) else '' for s in sources]
+    captions = list(captions)
     if len(captions) != len(sources):
         raise ValueError(f'`captions` has {len(captions)} lines for {len(sources)} images')
     cells = [f'<figure style="margin:0;width:{side}px">'
         f'{thumbnail(s, side, c)}<figcaption style="font-size:12px;line-height:1.3;'
-             f'overflow-wrap:anywhere">{html.escape(c)}</figcaption></figure>'
-             for s, c in zip(sources[:max_n], captions)]
+        f'overflow-wrap:anywhere">{html.escape(c)}</figcaption></figure>'
+        for s, c in zip(sources[:max_n], captions)]
     more = f'<p>… and {len(sources) - max_n} more</p>' if len(sources) > max_n else ''
     return Html(f'<div style="display:flex;flex-wrap:wrap;gap:10px;align-items:flex-end">{"".join(cells)}</div>{more}')
-
-def _label_of(source): return Path(source).parent.name if isinstance(source, (str, os.PathLike)) else ''
 
 # %% ../nbs/04_show.ipynb #95e6370f
 def html_table(
@@ -81,11 +81,13 @@ def html_table(
     rows = list(rows)
     columns = list(columns or (rows[0] if rows else []))
     head = ''.join(f'<th style="text-align:left">{html.escape(str(c))}</th>' for c in columns)
-    body = ''.join('<tr>' + ''.join(f'<td style="text-align:left">{_cell(r.get(c, ""))}</td>' for c in columns)
-        + '</tr>' for r in rows[:max_rows])
+    lines = []
+    for r in rows[:max_rows]:
+        cells = ''.join(f'<td style="text-align:left">{_cell(r.get(c, ""))}</td>' for c in columns)
+        lines.append(f'<tr>{cells}</tr>')
     more = f'<p>… and {len(rows) - max_rows} more rows</p>' if len(rows) > max_rows else ''
-    return Html(f'<div style="overflow-x:auto"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        f'{more}')
+    return Html(f'<div style="overflow-x:auto"><table><thead><tr>{head}</tr></thead>'
+        f'<tbody>{"".join(lines)}</tbody></table></div>{more}')
 
 def _cell(value):
     "One value as HTML: pieces as they are, numbers short, the rest escaped"
@@ -97,8 +99,8 @@ def _cell(value):
 def axes_for(
     ax: Any,                             # Axes of Matplotlib to draw on, or None
     width: float,                        # Of new axes, in inches
-    height: float,                       # Likewise
-    layout: str | None = 'constrained',  # How room is made for what stands around them; None: as Matplotlib is set
+    height: float,                       # Of new axes, in inches
+    layout: str | None = 'constrained',  # Layout engine of a new figure; None: Matplotlib's own setting
 ) -> Any:                                # `ax`, or new axes
     "The axes to draw on"
     if ax is not None: return ax

@@ -10,7 +10,7 @@ __all__ = ['all_pairs_up_to', 'near_pairs', 'similarity', 'near_duplicates', 'Gr
 # %% ../nbs/08_similarity.ipynb #3f285e92
 from array import array
 from collections.abc import Iterator, Sequence
-from itertools import chain, combinations, islice
+from itertools import chain, combinations, product
 import numpy as np
 from .core import expect_all
 from .fingerprints import Fingerprint, Prints, tiny_side
@@ -18,7 +18,9 @@ from .fingerprints import Fingerprint, Prints, tiny_side
 # %% ../nbs/08_similarity.ipynb #cf033448
 def _flips(radius):
     "All 16-bit masks with at most `radius` bits set"
-    return [sum(1 << b for b in bits) for r in range(radius + 1) for bits in combinations(range(16), r)]
+    bits = [1 << n for n in range(16)]
+    some = [combinations(bits, r) for r in range(radius + 1)]
+    return [sum(mask) for mask in chain.from_iterable(some)]
 
 def _count_bits(x):
     "Number of bits set in each of an array of 64-bit numbers"
@@ -41,7 +43,7 @@ def near_pairs(
     return _look_up(queries, _Index(hashes), max_distance, crowd)
 
 def _look_up(queries, index, max_distance, crowd=None):
-    "The same with hashes that are sorted already"
+    "The same for hashes that are already sorted"
     hashes = index.hashes
     limit = 4*len(hashes) + 1 if crowd is None else crowd
     if len(queries)*len(hashes) <= all_pairs_up_to:
@@ -120,11 +122,14 @@ def _crop_matrix(low, high, n=tiny_side):
     weights = np.clip(1 - np.abs(centres[:, None] - np.arange(n)), 0, None)
     return (weights/weights.sum(1, keepdims=True)).astype(np.float32)
 
-def _around(trim): return [t for t in trim + np.array([-.02, -.01, 0, .01, .02]) if t > -.001]
+def _crops_around(*trim):
+    "Matrices for trims up to two hundredths from this one, a hundredth apart"
+    low, high = np.add.outer(trim, [-.02, -.01, 0, .01, .02])
+    return np.stack([_crop_matrix(a, b) for a, b in product(low, high) if min(a, b) > -.001])
 
-_trims = [(a, b) for a in (0, .02, .04, .06, .08) for b in (0, .02, .04, .06, .08) if a + b < .13]
-_crops = np.stack([_crop_matrix(a, b) for a, b in _trims])
-_finer = [np.stack([_crop_matrix(c, d) for c in _around(a) for d in _around(b)]) for a, b in _trims]
+_trims = [trim for trim in product((0, .02, .04, .06, .08), repeat=2) if sum(trim) < .13]
+_crops = np.stack([_crop_matrix(*trim) for trim in _trims])
+_finer = [_crops_around(*trim) for trim in _trims]
 
 # %% ../nbs/08_similarity.ipynb #5eeb112b
 _coarse = _crops.reshape(-1, 8, tiny_side//8, tiny_side).mean(2)
@@ -134,7 +139,7 @@ def _small(pixels):
     return _unit(pixels.reshape(3, 8, tiny_side//8, 8, tiny_side//8).mean((2, 4)).reshape(3, 64))
 
 def _best_crop(a, b):
-    "Likeness of `b` and the best of the coarse crops of `a`, with the numbers of its rows and of its columns"
+    "Similarity of `b` and the best of the coarse crops of `a`, with the numbers of its rows and of its columns"
     n = len(_coarse)
     side = tiny_side
     rows = (_coarse.reshape(-1, side) @ a.transpose(1, 0, 2).reshape(side, -1)).reshape(-1, side)
@@ -147,9 +152,10 @@ def similarity(
     a: bytes,  # RGB pixels, the `tiny` of one image
     b: bytes,  # The same of the other
 ) -> float:    # -1 to 1; 1 for the same image, whatever its brightness and contrast
-    "Likeness of two thumbnails, best of many crops of either"
+    "Similarity of two thumbnails, best of many crops of either"
     if a == b: return 1.0
-    a, b = _pixels(a), _pixels(b)
+    a = _pixels(a)
+    b = _pixels(b)
     one = _best_crop(a, b)
     other = _best_crop(b, a)
     if other[0] > one[0]: a, b, one = b, a, other
@@ -163,13 +169,13 @@ def similarity(
     return float(_cosines(views.reshape(3, side, -1, side).transpose(2, 0, 1, 3).reshape(-1, 3, side**2), target).max())
 
 # %% ../nbs/08_similarity.ipynb #dc75126f
-# So many times the distance of a pair; how many others may be within it, None for a quarter of all;
-# how far at most a family must have nothing around it, None for what is no family
+# A factor times the distance of a pair; how many others may lie within it, None for a quarter of all;
+# up to what distance a family must have nothing around it, None for rules that need no such gap
 _levels = ((2.5, 0, None), (6, 2, None), (12, 10, .2), (30, None, 2.))
-_family = .13       # The members of a family are nearer than this
-_same = .0005       # Distance that saving again makes; a pair as near as that is the same image in any company
-_few = 10           # With fewer others there is little to go by
-_alone = (.01, .02) # Then a pair this near is a copy: beside some others, and with no others at all
+_family = .13       # Members of a family are nearer than this
+_same = .0005       # Distance after saving again; a pair this near is always the same image
+_few = 10           # Fewer others tell too little
+_alone = (.01, .02) # Then a pair this near is a copy: beside some others; with no others at all
 
 # %% ../nbs/08_similarity.ipynb #000f017e
 def _view(tiny):
@@ -177,7 +183,7 @@ def _view(tiny):
     return _unit(_pixels(tiny).reshape(3, -1))
 
 class _Company:
-    "What an image's pairs are compared with: a sample of the others"
+    "The surroundings of an image, from a sample of the folder"
     def __init__(self, prints, size=512):
         self.prints = prints
         n = len(prints)
@@ -186,7 +192,7 @@ class _Company:
         for i, k in enumerate(self.sample): self.views[i] = _view(prints.tiny(k))
 
     def around(self, k, near):
-        "Images beside image `k` and their distances to it as they lie, the nearest first"
+        "Images other than `k` and their untrimmed distances to it, the nearest first"
         view = _view(self.prints.tiny(k))
         more = sorted(set(near) - set(self.sample.tolist()))
         others = np.concatenate([self.sample, np.array(more, np.int64)])
@@ -197,7 +203,7 @@ class _Company:
 
 # %% ../nbs/08_similarity.ipynb #4f827c7d
 def _stands_out(k, other, distance, around, prints, n_exact=16):
-    "Is image `other` much nearer to image `k` than what else is around it?"
+    "Is image `other` much nearer to image `k` than the images around it?"
     is_other = around[0] != other
     others = around[0][is_other]
     apart = around[1][is_other]
@@ -215,7 +221,7 @@ def _stands_out(k, other, distance, around, prints, n_exact=16):
 
 # %% ../nbs/08_similarity.ipynb #6ef67f89
 def _is_copy(a, b, score, around, company):
-    "Is the similarity of two images one of copies, in this company?"
+    "Is `b` a copy of `a`, or are all images of this company as similar?"
     distance = 1 - score
     others = len(around[0]) - 1
     if distance <= _same or others < _few and score >= 1 - _alone[others == 0]: return True
@@ -237,26 +243,29 @@ class _Hashes:
 
     def near(self, ks):
         "For each of these images: which wholes are near its whole, which near its middle, which middles near its whole"
-        return zip(*(self._lists(ks, mine, other) for mine, other in ((0, 0), (1, 0), (0, 1))))
-
-    def _lists(self, ks, mine, other):
-        "For each of these images, which hashes of one part are near to its hash of another"
-        numbers, at = np.unique(self.parts[mine][1][ks], return_inverse=True)
-        pairs = _look_up(self.parts[mine][0][numbers], self.parts[other][2], self.max_distance, self.crowd)
-        near = np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, len(numbers))))
-        return [near[i].tolist() for i in at]
+        found = []
+        for mine, other in ((0, 0), (1, 0), (0, 1)):
+            numbers, at = np.unique(self.parts[mine][1][ks], return_inverse=True)
+            pairs = _look_up(self.parts[mine][0][numbers], self.parts[other][2], self.max_distance, self.crowd)
+            near = np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, len(numbers))))
+            found.append([near[i].tolist() for i in at])
+        return zip(*found)
 
     def images(self, near, at_most=50):
         "Some of the images that have these hashes"
-        of_each = (self.parts[part][3][self.parts[part][4][h]:self.parts[part][4][h + 1]][:at_most].tolist()
-                   for part, numbers in zip((0, 0, 1), near) for h in numbers)
-        return list(islice(dict.fromkeys(chain.from_iterable(of_each)), at_most))
+        found = {}
+        for part, numbers in zip((0, 0, 1), near):
+            *_, members, starts = self.parts[part]
+            for h in numbers: found.update(dict.fromkeys(members[starts[h]:starts[h + 1]][:at_most].tolist()))
+        return list(found)[:at_most]
 
 # %% ../nbs/08_similarity.ipynb #14ac078e
 class _Chains:
     "Images kept so far under each hash, in the order in which they came"
     def __init__(self, n_hashes, n):
-        self.first, self.last, self.next = (array('i', [-1])*size for size in (n_hashes, n_hashes, n))
+        self.first = array('i', [-1])*n_hashes
+        self.last = array('i', [-1])*n_hashes
+        self.next = array('i', [-1])*n
     def add(self, h, k):
         if self.last[h] < 0: self.first[h] = k
         else: self.next[self.last[h]] = k
@@ -300,14 +309,14 @@ class _Search:
 def near_duplicates(
     prints: Sequence[Fingerprint],  # One for each image of a folder, originals before copies; `Prints` use least memory
     max_distance: int = 11,         # Bits of the hash that may differ before a pair is not even compared, 0 to 15
-    min_similarity: float = 0.96,   # Likeness of the pixels from which an image may count as a copy, see `similarity`
+    min_similarity: float = 0.96,   # Similarity of the pixels from which an image may count as a copy
 ) -> Iterator[tuple[int, int, float]]:  # Positions in `prints` of the image kept and of its copy, and their similarity
-    "Images that look like an earlier one and stand out by it, each once, with that one"
+    "Images that look like an earlier one and stand out from the others, each once, with that earlier one"
     prints = expect_all('prints', prints, Fingerprint)
     yield from _first_like(_Search(prints, max_distance, min_similarity), range(len(prints)))
 
 def _first_like(search, order, at_once=4096, at_most=1000):
-    "The same, images taken in this order"
+    "The same for images in this order"
     parts = search.hashes.parts
     kept = [_Chains(len(part[0]), len(order)) for part in parts]
     for start in range(0, len(order), at_once):
@@ -315,10 +324,11 @@ def _first_like(search, order, at_once=4096, at_most=1000):
         for k, near in zip(ks, search.hashes.near(np.array(ks))):
             w = parts[0][1][k]
             m = parts[1][1][k]
-            chains = (kept[part][h] for part, numbers in zip((0, 0, 0, 1), ([w], *near)) for h in numbers)
-            others = list(islice(dict.fromkeys(chain.from_iterable(chains)), at_most))
+            others = {}
+            for part, numbers in zip((0, 0, 0, 1), ([w], *near)):
+                for h in numbers: others.update(dict.fromkeys(kept[part][h]))
             around = []
-            for other in search.most_alike(k, others):
+            for other in search.most_alike(k, list(others)[:at_most]):
                 if (score := search.score(k, other, near, around)) is not None:
                     yield other, k, score
                     break

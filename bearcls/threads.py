@@ -31,13 +31,10 @@ def decided_threads(
         return int(threads)
     now = torch.get_num_threads()
     if any(os.environ.get(name) for name in thread_variables): return now
-    return None if now in _own_numbers() and now > 1 else now
-
-def _own_numbers():
-    "Numbers of threads that PyTorch takes by itself: one for each core, or for each two that are one in the hardware"
     cores = {os.cpu_count() or 1}
     if hasattr(os, 'sched_getaffinity'): cores.add(len(os.sched_getaffinity(0)))
-    return cores | {n//2 for n in cores}
+    by_default = cores | {n//2 for n in cores}  # PyTorch takes a thread for each core, or for each two in one piece
+    return None if now in by_default and now > 1 else now
 
 # %% ../nbs/10_threads.ipynb #f5f46710
 @contextmanager
@@ -130,10 +127,10 @@ def measure(self: Pace,
 
 @patch
 def note(self: Pace,
-    seconds: float,   # What a step of the work took
+    seconds: float,   # Time that a step of the work took
     units: int = 1,   # Its size, such as images in the batch
 ):
-    "Tell how long a step took, so that a slower one is noticed"
+    "Record how long a step took, so that `is_due` notices slower ones"
     each = seconds/max(units, 1)
     self.usual = each if self.usual is None else min(self.usual, each)
     self.slow = self.slow + 1 if each > 2*self.usual else 0

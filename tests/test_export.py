@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance
 import bearcls.export.convert as convert_module
 import bearcls.export.held_out as held_out
 from bearcls.train.arch import TrainError
-from bearcls.inference.bundle import bundle_json, card_text, model_bytes, read_bundle, resize_methods, sign_bundle, weights_bytes, zip_bundle
+from bearcls.inference.bundle import Bundle, bundle_json, card_text, model_bytes, read_bundle, resize_methods, sign_bundle, weights_bytes, zip_bundle
 from bearcls.interpret.calibrate import fit_temperature, with_temperature
 from bearcls.export.card import model_card
 from bearcls.inference.files import BundleError
@@ -145,6 +145,16 @@ def test_the_card_s_lines_answer_without_bearcls(tmp_path, method, monkeypatch, 
     label, probability = capsys.readouterr().out.split()
     ours = Classifier(bundle).predict(bundle/'photo.jpg')
     assert label == ours.label and float(probability) == pytest.approx(ours.probability, abs=.01)
+
+@pytest.mark.parametrize('n_trusted, words', [(0, 'how many are wrong: 0 of 240'), (1, 'how many are wrong: 1 of 240'), (19, 'how many are wrong: 19 of 240'), (20, '8.3% were trusted, and 50.0% of these were wrong')])
+def test_a_share_of_few_trusted_answers_is_a_count_in_the_card(n_trusted, words):
+    found = dict(images=120, copies=240, groups=20, trusted=n_trusted/240, error=.5, error_low=.3, error_high=.7, trusted_as_is=.5, error_as_is=.1)
+    bundle = Bundle(['black', 'grizzly'], (64, 64), confidence=dict(bias=0., evidence=dict(probability=[0., 1., 1.]), **found))
+    card = model_card(bundle, 'bears')
+    assert words in card and ('50.0% of these were wrong' in card) == (n_trusted == 20)
+    as_is = model_card(replace(bundle, confidence=bundle.confidence | dict(trusted=.5, trusted_as_is=3/120)), 'bears')
+    assert 'how many are wrong: 3 of 120' in as_is and '50.0% of the answers were trusted' in as_is
+    assert 'an unknown share' in model_card(replace(bundle, confidence=dict(bias=0., evidence=dict(probability=[0., 1., 1.]))), 'bears')
 
 def test_book_learner_from_end_to_end(learned, tmp_path):
     "fastai's own DataBlock, and a residual network of vision_learner: bundle, weights, Learner again"
@@ -405,7 +415,7 @@ def test_you_say_what_a_source_is(photographed):
     known = seen.table.file.map(lambda f: Path(f).stem[-1] in '012')
     assert found['groups'] == seen.table.file[known].map(lambda f: Path(f).stem[-1]).nunique() + (~known).sum() and found['n'] == len(seen)
     assert found['grouped_by'] == 'your function'
-    with pytest.raises(DataError, match="the source is known by 'site'"): error_by_source(learn, seen, group_by='site')
+    with pytest.raises(DataError, match="is known by 'site'"): error_by_source(learn, seen, group_by='site')
 
 # Recalibration
 

@@ -109,7 +109,7 @@ def test_a_long_retry_after_ends_at_once(name):
 
 
 @both
-@pytest.mark.parametrize('status, words, n', [(401, 'the key was refused (HTTP 401)', 1), (403, 'the key was refused (HTTP 403)', 1), (404, 'HTTP 404', 1), (429, 'asked too often', 3), (500, 'HTTP 500', 3), (503, 'HTTP 503', 3)])
+@pytest.mark.parametrize('status, words, n', [(401, 'the key was refused (HTTP 401)', 1), (403, 'the key was refused (HTTP 403)', 1), (404, 'HTTP 404', 1), (429, 'too many requests', 3), (500, 'HTTP 500', 3), (503, 'HTTP 503', 3)])
 def test_refusals(name, status, words, n, monkeypatch):
     "Busy ones are asked again, keys that are refused are not"
     monkeypatch.setattr('bearcls.gather.providers.retry_wait', lambda *args: 0)
@@ -455,7 +455,7 @@ def test_a_spoilt_file_is_written_anew(zoo, tmp_path, spoilt):
 
 def test_a_cache_that_cannot_be_written(zoo, tmp_path):
     (tmp_path/'cache').write_text('a file, where a folder should be')
-    with pytest.warns(UserWarning, match='could not be kept'): assert len(search_images('grizzly', 5, 'zoo')) == 5
+    with pytest.warns(UserWarning, match='could not be stored'): assert len(search_images('grizzly', 5, 'zoo')) == 5
 
 
 def test_a_folder_in_place_of_the_file(zoo, tmp_path):
@@ -463,7 +463,7 @@ def test_a_folder_in_place_of_the_file(zoo, tmp_path):
     [file] = (tmp_path/'cache'/'searches').iterdir()
     file.unlink()
     file.mkdir()
-    with pytest.warns(UserWarning, match='could not be kept'): assert len(search_images('grizzly', 5, 'zoo')) == 5
+    with pytest.warns(UserWarning, match='could not be stored'): assert len(search_images('grizzly', 5, 'zoo')) == 5
 
 
 def test_names_of_files_are_tame(zoo, tmp_path):

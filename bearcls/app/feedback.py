@@ -34,7 +34,7 @@ class Vote:
     model: str         # SHA-256 of the model that answered: of the file `model.onnx`
 
 class FeedbackError(BearclsError, ValueError):
-    "A vote is no vote, or it cannot be kept or read; the message has no path and may be shown to visitors"
+    "A vote is invalid, or cannot be stored or read; the message has no path and may be shown to visitors"
 
 # %% ../../nbs/app/01_feedback.ipynb #113d7f90
 def _check_vote(vote, labels):
@@ -58,10 +58,11 @@ def _check_vote(vote, labels):
         raise FeedbackError(f'`correct` says {vote.correct[:40]}, which does not go with `right` being {vote.right}')
 
 # %% ../../nbs/app/01_feedback.ipynb #2be7dbf7
-feedback_version = 1  # Of the file's tables, kept in the file; a newer bearcls may raise it
+feedback_version = 1  # Of the file's tables, stored in the file; a newer bearcls may raise it
 
-_votes_table = '''CREATE TABLE IF NOT EXISTS votes (answer TEXT PRIMARY KEY, time TEXT NOT NULL, sha256 TEXT NOT NULL, name TEXT NOT NULL, label TEXT NOT NULL,
-    probability REAL NOT NULL, trusted INTEGER NOT NULL, reason TEXT NOT NULL, right INTEGER NOT NULL, correct TEXT NOT NULL, model TEXT NOT NULL)'''
+_votes_table = '''CREATE TABLE IF NOT EXISTS votes (answer TEXT PRIMARY KEY, time TEXT NOT NULL, sha256 TEXT NOT NULL,
+    name TEXT NOT NULL, label TEXT NOT NULL, probability REAL NOT NULL, trusted INTEGER NOT NULL, reason TEXT NOT NULL,
+    right INTEGER NOT NULL, correct TEXT NOT NULL, model TEXT NOT NULL)'''
 
 class Feedback:
     "The votes in one SQLite file, which several threads and processes may use at once"
@@ -99,7 +100,7 @@ def _open_votes(self, write):
 
 @patch_to(Feedback)
 def _check_votes_file(self, connection, write):
-    "Is it ours? An empty file is made ours if it is to be written"
+    "Raise an error if the file is not ours; with `write`, an empty file gets our table"
     version, = connection.execute('PRAGMA user_version').fetchone()
     tables = {name for name, in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if version > feedback_version:
@@ -130,14 +131,15 @@ def _feedback_trouble(error, write):
 def rows(self) -> list[Vote]:  # The oldest first
     "All votes"
     if not self.path.exists(): return []
+    names = ', '.join(f.name for f in fields(Vote))
     with self._open_votes(write=False) as connection:
-        found = connection.execute(f'SELECT {", ".join(f.name for f in fields(Vote))} FROM votes ORDER BY time, rowid').fetchall() if self._has_votes(connection) else []
+        if connection.execute('PRAGMA user_version').fetchone() == (0,): return []  # an empty file
+        found = connection.execute(f'SELECT {names} FROM votes ORDER BY time, rowid').fetchall()
     votes = [Vote(*row) for row in found]
-    for v in votes: v.trusted, v.right = bool(v.trusted), bool(v.right)
+    for v in votes:
+        v.trusted = bool(v.trusted)
+        v.right = bool(v.right)
     return votes
-
-@patch_to(Feedback)
-def _has_votes(self, connection): return connection.execute('PRAGMA user_version').fetchone() != (0,)
 
 # %% ../../nbs/app/01_feedback.ipynb #0a03a725
 @patch_to(Feedback)
@@ -150,18 +152,18 @@ def vote(self,
     sha256: str,             # Of the image's bytes
     name: str = '',          # The image's name
     model: str = '',         # SHA-256 of the model that answered
-) -> Vote:                   # What was kept
-    "Keep a vote on an answer; a `FeedbackError` says why not"
+) -> Vote:                   # As it was stored
+    "Store a vote on an answer; a `FeedbackError` says why that failed"
     p = prediction
-    kept = Vote(answer, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), sha256, name, p.label,
+    stored = Vote(answer, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), sha256, name, p.label,
         p.probability, p.trusted, p.reason, right, correct, model)
-    _check_vote(kept, list(p.probabilities))
+    _check_vote(stored, list(p.probabilities))
     names = [f.name for f in fields(Vote)]
     changed = ', '.join(f'{n}=excluded.{n}' for n in names[1:])
     with self._open_votes(write=True) as connection:
         connection.execute(f'INSERT INTO votes ({", ".join(names)}) VALUES ({", ".join("?"*len(names))}) ON '
-            f'CONFLICT(answer) DO UPDATE SET {changed}', tuple(asdict(kept).values()))
-    return kept
+            f'CONFLICT(answer) DO UPDATE SET {changed}', tuple(asdict(stored).values()))
+    return stored
 
 # %% ../../nbs/app/01_feedback.ipynb #f892d621
 @patch_to(Feedback)
@@ -170,17 +172,17 @@ def summary(self,
 ) -> list[dict]:        # label, votes, right, share (None without votes); also `_doubtful` for untrusted answers
     "How often the answers were right, by the label that the model gave; the last row is all of them"
     votes = [v for v in self.rows() if not model or v.model == model]
-    def row(label, some):
-        sure, doubtful = ([v for v in some if v.trusted is trusted] for trusted in (True, False))
-        return dict(label=label, **_count_right(sure),
-            **{f'{k}_doubtful': n for k, n in _count_right(doubtful).items()})
-    labels = sorted({v.label for v in votes})
-    return [row(label, [v for v in votes if v.label == label]) for label in labels] + [row('all', votes)]
-
-def _count_right(votes):
-    "Number of votes, how many say right, and their share"
-    right = sum(v.right for v in votes)
-    return dict(votes=len(votes), right=right, share=round(right/len(votes), 4) if votes else None)
+    by_label = {}
+    for v in votes: by_label.setdefault(v.label, []).append(v)
+    rows = []
+    for label, some in [*sorted(by_label.items()), ('all', votes)]:
+        row = dict(label=label)
+        for end, trusted in (('', True), ('_doubtful', False)):
+            said = [v.right for v in some if v.trusted is trusted]
+            share = round(sum(said)/len(said), 4) if said else None
+            row |= {f'votes{end}': len(said), f'right{end}': sum(said), f'share{end}': share}
+        rows.append(row)
+    return rows
 
 # %% ../../nbs/app/01_feedback.ipynb #4b01b9b7
 @patch_to(Feedback)

@@ -46,7 +46,7 @@ class Marks:
         self.path = Path(os.path.abspath(path))
         self.is_own_file = file is not None
         self.file = Path(os.path.abspath(file)) if file else cleaning_folder(path)/'marks.json'
-        self.problem = ''  # What became of a damaged file, in words
+        self.problem = ''  # Sentence about a damaged file and where it is now
         self._lock = threading.RLock()
         self._marks = {}
         self._stamps = {}
@@ -95,8 +95,13 @@ def _take(self: Marks, known):
         folder = known['folder']
         marks = {}
         stamps = {}
-        for name, e in known['marks'].items(): marks[name], stamps[name] = self._entry(name, e)
-        is_elsewhere = self.is_own_file and self._is_another(folder)
+        for name, e in known['marks'].items():
+            inside(self.path, name)
+            marks[name] = Mark(e['action'], e['to'])
+            stamps[name] = int(e['size']), int(e['time']), str(e['sha256'])
+        is_elsewhere = False
+        if self.is_own_file and os.path.isdir(folder): is_elsewhere = not os.path.samefile(folder, self.path)
+        elif self.is_own_file: is_elsewhere = os.path.basename(folder) != self.path.name  # else ours, moved since
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e: return self._set_aside(e)
     if is_elsewhere: raise DataError(f'{self.file} keeps the marks of {folder}, not of {self.path}; name another file')
     self._marks = marks
@@ -104,20 +109,8 @@ def _take(self: Marks, known):
     return True
 
 @patch
-def _entry(self: Marks, name, known):
-    "One mark as the file has it, and what its image held"
-    inside(self.path, name)
-    return Mark(known['action'], known['to']), (int(known['size']), int(known['time']), str(known['sha256']))
-
-@patch
-def _is_another(self: Marks, folder):
-    "Is `folder` another one than ours, and not just ours before it was moved?"
-    if os.path.isdir(folder): return not os.path.samefile(folder, self.path)
-    return os.path.basename(folder) != self.path.name
-
-@patch
 def _set_aside(self: Marks, error):
-    "Keep a damaged file under another name, and say so"
+    "Rename a damaged file, and say so"
     names = (self.file.with_name(f'{self.file.stem}-damaged-{n}{self.file.suffix}') for n in range(1, 10_000))
     aside = next(a for a in names if not a.exists())
     try: os.replace(self.file, aside)
@@ -136,7 +129,7 @@ def _writing(self: Marks) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = open(file, 'ab')
     except OSError as e:
-        raise DataError(f'Nothing was marked, because marks cannot be kept: {file.parent} cannot be written to: '
+        raise DataError(f'Nothing was marked, because marks cannot be saved: {file.parent} cannot be written to: '
             f'{e.strerror or e}') from e
     with lock:
         if not hold_file(lock, 10):
@@ -144,19 +137,48 @@ def _writing(self: Marks) -> Iterator[None]:
         try: yield
         finally: release_file(lock)
 
+# %% ../../nbs/clean/03_marks.ipynb #155b8227
+@patch
+def _save(self: Marks, changes):
+    "Change marks and write them, or change none"
+    marks = dict(self._marks)
+    stamps = dict(self._stamps)
+    for f, (mark, stamp) in changes.items():
+        marks[f] = mark
+        stamps[f] = stamp
+        if not mark: del marks[f], stamps[f]
+    entries = {f: dict(action=m.action, to=m.to, **dict(zip(('size', 'time', 'sha256'), stamps[f])))
+        for f, m in marks.items()}
+    try:
+        with atomic_write(self.file) as out:
+            out.write(json.dumps(dict(format=1, folder=str(self.path), marks=entries), indent=0).encode())
+    except OSError as e:
+        raise DataError(f'Nothing was marked, because marks cannot be saved: {self.file} cannot be written: '
+            f'{e.strerror or e}') from e
+    self._read = self._written()
+    self._marks = marks
+    self._stamps = stamps
+
 # %% ../../nbs/clean/03_marks.ipynb #870b092a
 @patch
 def set(self: Marks,
     marks: Mapping[str, Mark | None],  # Marks by file; None takes the mark off
 ):
     "Mark files; they are saved before this returns"
-    stamps = {f: self._stamp(f, m) for f, m in marks.items() if m}
+    stamps = {}
+    for f, m in marks.items():
+        if not m: continue
+        try:  # what the file holds: size, time and, if the mark may move it, digest
+            found = os.lstat(self.path/f)
+            stamps[f] = found.st_size, found.st_mtime_ns, '' if m.action == 'keep' else digest_or_link(self.path/f)
+        except OSError as e: raise DataError(f'{f} cannot be marked: {e.strerror or e}') from e
     with self._lock, self._writing():
         self._reread()
         before = {f: (self._marks.get(f), self._stamps.get(f)) for f in marks}
         self._save({f: (m, stamps.get(f)) for f, m in marks.items()})
         self._history.append(before)
 
+# %% ../../nbs/clean/03_marks.ipynb #cc124cb9
 @patch
 def undo(self: Marks) -> list[str]:  # The files that it touched; empty if there is nothing to take back
     "Take the last `set` of this session back; again, the one before"
@@ -171,33 +193,6 @@ def undo(self: Marks) -> list[str]:  # The files that it touched; empty if there
 def settle(self: Marks):
     "Forget the strokes, because files have moved since; marks stay"
     self._history.clear()
-
-# %% ../../nbs/clean/03_marks.ipynb #155b8227
-@patch
-def _stamp(self: Marks, file, mark):
-    "What a file holds: size, time and, if the mark may move it, digest"
-    try:
-        found = os.lstat(self.path/file)
-        return found.st_size, found.st_mtime_ns, '' if mark.action == 'keep' else digest_or_link(self.path/file)
-    except OSError as e: raise DataError(f'{file} cannot be marked: {e.strerror or e}') from e
-
-@patch
-def _save(self: Marks, changes):
-    "Change marks and write them, or change none"
-    marks = dict(self._marks)
-    stamps = dict(self._stamps)
-    for f, (mark, stamp) in changes.items():
-        if mark: marks[f], stamps[f] = mark, stamp
-        else: marks.pop(f, None), stamps.pop(f, None)
-    entries = {f: dict(action=m.action, to=m.to, **dict(zip(('size', 'time', 'sha256'), stamps[f])))
-        for f, m in marks.items()}
-    try:
-        with atomic_write(self.file) as out:
-            out.write(json.dumps(dict(format=1, folder=str(self.path), marks=entries), indent=0).encode())
-    except OSError as e:
-        raise DataError(f'Nothing was marked, because marks cannot be kept: {self.file} cannot be written: '
-            f'{e.strerror or e}') from e
-    self._marks, self._stamps, self._read = marks, stamps, self._written()
 
 # %% ../../nbs/clean/03_marks.ipynb #350633f8
 @patch

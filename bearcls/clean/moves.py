@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from ..core import DataError, expect, hold_file, release_file, sha256
 from ..manifest import manifest_name, own_rows, read_manifest, write_manifest
 from .plans import Change, CleaningPlan, Step, digest_or_link, plan_changes
-from ..verify.quarantine import Move, append_entry, folder_beside, free_name, inside, journal_name, move_file, next_id, quarantine_folder, read_journal
+from ..verify.quarantine import (Move, append_entry, folder_beside, free_name, inside, journal_name, move_file,
+    next_id, quarantine_folder, read_journal)
 
 # %% ../../nbs/clean/02_moves.ipynb #4a55c514
 batch_states = {
@@ -31,7 +32,7 @@ batch_states = {
 def cleaning_folder(
     path: str | os.PathLike,  # Image folder
 ) -> Path:                    # Folder beside it, which need not exist yet
-    "Where marks and batches of an image folder are kept"
+    "The folder of an image folder's marks and batches"
     expect('path', path, str, os.PathLike)
     return folder_beside(path, '.cleaning')
 
@@ -89,17 +90,18 @@ def _read_batch(path, file):
         batch = Batch(**{**known, 'steps': [Step(**s) for s in known['steps']]})
         if batch.state not in batch_states or file.parent.name != f'{batch.number:04}':
             raise ValueError('its state or its number is none')
-        words = [*batch.moved, *batch.made, batch.before, batch.after, batch.when,
-            *(v for s in batch.steps for v in vars(s).values())]
+        words = [*batch.moved, *batch.made, batch.before, batch.after, batch.when]
+        for s in batch.steps: words += vars(s).values()
         if not all(isinstance(w, str) for w in words): raise ValueError('what should be words is something else')
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
         raise DataError(f'{file} is damaged ({e}); no files of this folder can be moved or brought back before it is '
             'repaired or moved away') from e
-    for name in (*batch.made, *(n for s in batch.steps for n in (s.file, s.to))): inside(path, name)
+    for name in batch.made: inside(path, name)
+    for s in batch.steps: inside(path, s.file), inside(path, s.to)
     return batch
 
 def _batch_times(path):
-    "What differs once files were moved or brought back, by whomever; no batch is read for it"
+    "What differs once files were moved or brought back, also by another program; no batch is read for it"
     return {f: f.stat().st_mtime_ns for f in (cleaning_folder(path)/'batches').glob('*/batch.json')}
 
 # %% ../../nbs/clean/02_moves.ipynb #dd8c671d
@@ -122,36 +124,18 @@ def _alone(path) -> Iterator[None]:
         cleaning_folder(path).mkdir(parents=True, exist_ok=True)
         lock = open(cleaning_folder(path)/'lock', 'ab')
     except OSError as e:
-        raise DataError(f'Nothing has been moved: {cleaning_folder(path)} cannot be written to: {e.strerror or e}') from e
+        raise DataError(f'Nothing has been moved: {cleaning_folder(path)} cannot be written to: '
+            f'{e.strerror or e}') from e
     with lock:
         if not hold_file(lock):
             raise DataError(f'Another program is moving files of {path} at this moment; nothing has been moved')
         try: yield
         finally: release_file(lock)
 
-# %% ../../nbs/clean/02_moves.ipynb #e5ac5e3f
-def apply_plan(
-    plan: CleaningPlan,  # From `plan_changes`
-) -> list[Move]:         # A row for each file of the plan: moved, or skipped with the reason
-    "Move the files of a plan; `undo_moves` takes that back"
-    expect('plan', plan, CleaningPlan)
-    path = plan.path
-    with _alone(path):
-        if unfinished := unfinished_moves(path): raise DataError(f'{unfinished}; nothing new has been moved')
-        fresh = plan_changes(path, [_change(s) for s in plan.steps if s.action != 'leave'])
-        result = {s.file: Move(s.file, 'skipped', '', s.action, s.note)
-            for s in [*plan.steps, *fresh.steps] if s.action == 'leave'}
-        if len(fresh):
-            result |= {m.file: m for m in _forward(path, _begin(path, [s for s in fresh.steps if s.action != 'leave']))}
-    order = {s.file: n for n, s in enumerate(plan.steps)}
-    return sorted(result.values(), key=lambda m: order.get(m.file, len(order)))
-
-def _change(step): return Change(step.file, step.action, step.label, step.reason, step.sha256)
-
 # %% ../../nbs/clean/02_moves.ipynb #a847dccb
 def _begin(path, steps):
     "Write down what is about to happen; the batch"
-    known = own_rows(path)  # one that cannot be read is told before anything moves
+    known = own_rows(path)  # one that cannot be read raises an error before anything moves
     try:
         for b in batches(path):
             if b.state == 'undone': _save(path, replace(b, state='replaced'))
@@ -161,33 +145,17 @@ def _begin(path, steps):
         batch = Batch(last + 1, 'applying', steps, made=made,
             when=datetime.now(timezone.utc).isoformat(timespec='seconds'))
         _batch_folder(path, batch.number).mkdir(parents=True)
-        if known: batch.before = _keep_manifest(path, batch)
+        if known:  # a copy of the manifest, for an undo
+            kept = _batch_folder(path, batch.number)/'before'
+            kept.mkdir()
+            shutil.copy2(path/manifest_name, kept)
+            _sync(kept/manifest_name)
+            batch.before = sha256(kept/manifest_name)
         _save(path, batch)
     except OSError as e:
         raise DataError(f'Nothing has been moved: the batch cannot be written down in {cleaning_folder(path)}: '
             f'{e.strerror or e}') from e
     return batch
-
-def _keep_manifest(path, batch):
-    "Copy the manifest for an undo; its digest"
-    kept = _batch_folder(path, batch.number)/'before'
-    kept.mkdir()
-    shutil.copy2(path/manifest_name, kept)
-    _sync(kept/manifest_name)
-    return sha256(kept/manifest_name)
-
-# %% ../../nbs/clean/02_moves.ipynb #08e37269
-def _forward(path, batch):
-    "Do what is left to do of a batch, and bring the manifest in step"
-    ids = itertools.count(next_id(path))
-    rows = {r.file: r for r in own_rows(path)}
-    moves = [_go(path, s, ids, rows.get(s.file)) for s in batch.steps]
-    batch.moved = [m.file for m in moves if m.status == 'moved']
-    trouble = _manifest_forward(path, batch)
-    if trouble: return [*moves, trouble]
-    with contextlib.suppress(OSError):  # a full disk: the batch stays unfinished, and says so
-        _save(path, replace(batch, state='applied' if batch.moved else 'replaced'))
-    return moves
 
 # %% ../../nbs/clean/02_moves.ipynb #3e2418e7
 def _ends(path, step):
@@ -207,29 +175,28 @@ def _other_disk(a, b):
 def _go(path, step, ids, row):
     "Move one file if it is still where and what it was"
     source, target = _ends(path, step)
-    def told(status, reason): return Move(step.file, status, step.to if status == 'moved' else '', step.action, reason)
+    def done(status, reason): return Move(step.file, status, step.to if status == 'moved' else '', step.action, reason)
     try:
         here = _holds(source, step)
         there = _holds(target, step)
         if there:
             if here and _other_disk(source, target): os.unlink(source)  # copy is complete; ends a move between disks
-            return told('moved', step.reason)
-        if here is None: return told('skipped', 'the file is not there any more')
-        if not here: return told('skipped', 'the file has changed since it was marked')
-        if there is not None: return told('skipped', f'the name {step.to} was taken at the last moment')
-        if step.action == 'delete': _tell_quarantine(path, step, next(ids), row)
+            return done('moved', step.reason)
+        if here is None: return done('skipped', 'the file is not there any more')
+        if not here: return done('skipped', 'the file has changed since it was marked')
+        if there is not None: return done('skipped', f'the name {step.to} was taken at the last moment')
+        if step.action == 'delete':
+            entry = dict(id=next(ids), file=step.file, issue='cleaned', reason=step.reason, sha256=step.sha256,
+                to=step.to)
+            if row: entry['row'] = dict(status=row.status, reason=row.reason)
+            home = quarantine_folder(path)
+            home.mkdir(parents=True, exist_ok=True)
+            append_entry(home/journal_name, {**entry, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds')})
         move_file(source, target)
-    except OSError as e: return told('skipped', f'{_cannot}moved: {e.strerror or e}')
-    return told('moved', step.reason)
+    except OSError as e: return done('skipped', f'{_cannot}moved: {e.strerror or e}')
+    return done('moved', step.reason)
 
-# %% ../../nbs/clean/02_moves.ipynb #522ea780
-def _tell_quarantine(path, step, number, row):
-    "Write into the quarantine's journal that a file is about to come"
-    entry = dict(id=number, file=step.file, issue='cleaned', reason=step.reason, sha256=step.sha256, to=step.to)
-    if row: entry['row'] = dict(status=row.status, reason=row.reason)
-    home = quarantine_folder(path)
-    home.mkdir(parents=True, exist_ok=True)
-    append_entry(home/journal_name, {**entry, 'when': datetime.now(timezone.utc).isoformat(timespec='seconds')})
+_cannot = 'it cannot be '  # Begins reasons that may be gone the next time: no right to write, no space, a file in use
 
 # %% ../../nbs/clean/02_moves.ipynb #ac28b064
 def _manifest_forward(path, batch):
@@ -241,17 +208,14 @@ def _manifest_forward(path, batch):
         for r, s in changed:
             if s.action == 'relabel': r.file = s.to
             elif r.status != 'quarantined': r.status, r.reason = 'quarantined', f'cleaned: {s.reason}'
-        if changed: _write_rows(path, batch, rows)
+        if changed:
+            made = _written(path, batch, 'after', rows)
+            batch.after = sha256(made)  # noted before the manifest is replaced
+            _save(path, batch)
+            _put(made, _manifest(path))
     except (OSError, DataError) as e:
         return Move(manifest_name, 'skipped', '', 'manifest',
             f'{_cannot}brought in step: {getattr(e, "strerror", None) or e}')
-
-def _write_rows(path, batch, rows):
-    "Replace the manifest, once the digest of the new one is noted"
-    made = _written(path, batch, 'after', rows)
-    batch.after = sha256(made)
-    _save(path, batch)
-    _put(made, _manifest(path))
 
 def _written(path, batch, name, rows):
     "A manifest in the batch's own folder"
@@ -271,6 +235,122 @@ def _put(source, target):
     shutil.copy2(source, aside)
     _sync(aside)
     os.replace(aside, target)
+
+# %% ../../nbs/clean/02_moves.ipynb #08e37269
+def _forward(path, batch):
+    "Do what is left to do of a batch, and bring the manifest in step"
+    ids = itertools.count(next_id(path))
+    rows = {r.file: r for r in own_rows(path)}
+    moves = [_go(path, s, ids, rows.get(s.file)) for s in batch.steps]
+    batch.moved = [m.file for m in moves if m.status == 'moved']
+    trouble = _manifest_forward(path, batch)
+    if trouble: return [*moves, trouble]
+    with contextlib.suppress(OSError):  # a full disk: the batch stays unfinished, and says so
+        _save(path, replace(batch, state='applied' if batch.moved else 'replaced'))
+    return moves
+
+# %% ../../nbs/clean/02_moves.ipynb #e5ac5e3f
+def apply_plan(
+    plan: CleaningPlan,  # From `plan_changes`
+) -> list[Move]:         # A row for each file of the plan: moved, or skipped with the reason
+    "Move the files of a plan; `undo_moves` takes that back"
+    expect('plan', plan, CleaningPlan)
+    path = plan.path
+    with _alone(path):
+        if unfinished := unfinished_moves(path): raise DataError(f'{unfinished}; nothing new has been moved')
+        fresh = plan_changes(path, [_change(s) for s in plan.steps if s.action != 'leave'])
+        result = {s.file: Move(s.file, 'skipped', '', s.action, s.note)
+            for s in [*plan.steps, *fresh.steps] if s.action == 'leave'}
+        steps = [s for s in fresh.steps if s.action != 'leave']
+        moves = _forward(path, _begin(path, steps)) if steps else []
+        result |= {m.file: m for m in moves}
+    order = {s.file: n for n, s in enumerate(plan.steps)}
+    return sorted(result.values(), key=lambda m: order.get(m.file, len(order)))
+
+def _change(step): return Change(step.file, step.action, step.label, step.reason, step.sha256)
+
+# %% ../../nbs/clean/02_moves.ipynb #f04043d9
+def _tell_restored(path, step, entry, home):
+    "Note in the quarantine's journal that a file is back; remove the folder it leaves empty"
+    if entry is not None and step.action == 'delete':
+        append_entry(quarantine_folder(path)/journal_name, dict(restored=entry, name=home.relative_to(path).as_posix()))
+        with contextlib.suppress(OSError): _ends(path, step)[1].parent.rmdir()
+
+def _gone(path, step, entry, surely):
+    "The file lies in neither place: it may have come back under a number"
+    source, target = _ends(path, step)
+    numbered = itertools.takewhile(os.path.lexists,
+        (source.with_name(f'{source.stem}-{n}{source.suffix}') for n in itertools.count(1)))
+    home = next((f for f in numbered if _holds(f, step)), None)
+    if home:
+        _tell_restored(path, step, entry, home)
+        return Move(step.file, 'restored', home.relative_to(path).as_posix(), step.action,
+            'its name was taken in the meantime')
+    if not surely and os.path.lexists(source): return None  # changed before its turn came: it never left
+    return Move(step.file, 'skipped', '', step.action,
+        'it is neither where it was nor where it went: it has been moved, changed or removed')
+
+# %% ../../nbs/clean/02_moves.ipynb #a614f6b1
+def _come_back(path, step, entry, surely):
+    "Bring one file back; None if it has never left"
+    source, target = _ends(path, step)
+    def done(status, reason='', to=''): return Move(step.file, status, to, step.action, reason)
+    try:
+        here = _holds(source, step)
+        there = _holds(target, step)
+        if here:  # it was brought back before, or its move was cut short
+            if _other_disk(source, target):
+                if there: os.unlink(target)  # the copy that this batch made of a file that never left
+                target.with_name(f'.{target.name}.part').unlink(missing_ok=True)
+            if not os.path.lexists(target): _tell_restored(path, step, entry, source)
+            return done('restored', 'it was back already', step.file) if surely else None
+        if there is None: return _gone(path, step, entry, surely)
+        if not there: return done('skipped', f'{step.to} has changed since, or is another file; it stays there')
+        home = source if here is None else free_name(source)
+        move_file(target, home)
+        _tell_restored(path, step, entry, home)
+    except OSError as e: return done('skipped', f'{_cannot}moved back: {e.strerror or e}')
+    return done('restored', '' if home == source else 'its name was taken in the meantime',
+        home.relative_to(path).as_posix())
+
+# %% ../../nbs/clean/02_moves.ipynb #61657297
+def _manifest_backward(path, batch, moves):
+    "Give the manifest back its bytes, or its rows; a `Move` if there is something to tell"
+    if not batch.before: return None
+    def done(status, reason):
+        return Move(manifest_name, status, manifest_name if status == 'restored' else '', 'manifest', reason)
+    try:
+        now = sha256(_manifest(path)) if _manifest(path).exists() else ''
+        kept = _batch_folder(path, batch.number)/'before'/manifest_name
+        _aside(_manifest(path)).unlink(missing_ok=True)  # left by a crash in the middle of `_put`
+        home = all(m.status == 'restored' and m.to == m.file for m in moves)
+        if home and now == batch.before: return None
+        if home and batch.after and now == batch.after: return _put(kept, _manifest(path))
+        if not now: return done('skipped', f'it has been removed since; as it was before the batch it lies at {kept}')
+        if not _rows_back(path, batch, moves): return None
+    except (OSError, DataError) as e:
+        return done('skipped', f'{_cannot}brought in step: {getattr(e, "strerror", None) or e}')
+    return done('restored',
+        'others have written to it since, or not all files came back: only the rows of these files were put back')
+
+def _rows_back(path, batch, moves):
+    "Put back the rows of the files that came back; whether the manifest is another than before the batch"
+    steps = {s.file: s for s in batch.steps}
+    came = {m.file: m.to for m in moves if m.status == 'restored'}
+    kept = _batch_folder(path, batch.number)/'before'
+    before = read_manifest(kept)
+    earlier = {r.file: r for r in before}
+    ways = {s.to if s.action == 'relabel' else s.file: s for s in steps.values() if s.file in came}
+    rows = own_rows(path)
+    changed = [(r, ways[r.file])
+        for r in rows if r.file in ways and (ways[r.file].action == 'relabel' or r.status == 'quarantined')]
+    for r, s in changed:
+        r.file = came[s.file]
+        old = earlier.get(s.file)
+        if s.action == 'delete': r.status, r.reason = (old.status, old.reason) if old else ('ok', '')
+    if rows == before: _put(kept/manifest_name, _manifest(path))
+    elif changed: _put(_written(path, batch, 'back', rows), _manifest(path))
+    return bool(changed) and rows != before
 
 # %% ../../nbs/clean/02_moves.ipynb #ab1f41f3
 def undo_moves(
@@ -302,96 +382,6 @@ def _backward(path, batch, then=None):
     if stuck: _save(path, replace(batch, state='applied', moved=stuck))  # the next undo tries these once more
     elif not trouble or not trouble.reason.startswith(_cannot): _save(path, replace(batch, state='undone'))
     return [*moves, *([trouble] if trouble else [])]
-
-_cannot = 'it cannot be '  # Begins reasons that may be gone the next time: no right to write, no space, a file in use
-
-# %% ../../nbs/clean/02_moves.ipynb #a614f6b1
-def _come_back(path, step, entry, surely):
-    "Bring one file back; None if it has never left"
-    source, target = _ends(path, step)
-    def told(status, reason='', to=''): return Move(step.file, status, to, step.action, reason)
-    try:
-        here = _holds(source, step)
-        there = _holds(target, step)
-        if here:
-            _settle(path, step, entry, there)
-            return told('restored', 'it was back already', step.file) if surely else None
-        if there is None: return _gone(path, step, entry, surely)
-        if not there: return told('skipped', f'{step.to} has changed since, or is another file; it stays there')
-        home = source if here is None else free_name(source)
-        move_file(target, home)
-        _tell_restored(path, step, entry, home)
-    except OSError as e: return told('skipped', f'{_cannot}moved back: {e.strerror or e}')
-    return told('restored', '' if home == source else 'its name was taken in the meantime',
-        home.relative_to(path).as_posix())
-
-# %% ../../nbs/clean/02_moves.ipynb #f04043d9
-def _tell_restored(path, step, entry, home):
-    "Note in the quarantine's journal that a file is back; remove the folder it leaves empty"
-    if entry is not None and step.action == 'delete':
-        append_entry(quarantine_folder(path)/journal_name, dict(restored=entry, name=home.relative_to(path).as_posix()))
-        with contextlib.suppress(OSError): _ends(path, step)[1].parent.rmdir()
-
-def _settle(path, step, entry, there):
-    "Tidy up after a file that lies in its old place: it was brought back, or its move was cut short"
-    source, target = _ends(path, step)
-    if _other_disk(source, target):
-        if there: os.unlink(target)  # the copy that this batch made of a file that never left
-        target.with_name(f'.{target.name}.part').unlink(missing_ok=True)
-    if not os.path.lexists(target): _tell_restored(path, step, entry, source)
-
-def _gone(path, step, entry, surely):
-    "The file lies in neither place: it may have come back under a number"
-    source, target = _ends(path, step)
-    numbered = itertools.takewhile(os.path.lexists,
-        (source.with_name(f'{source.stem}-{n}{source.suffix}') for n in itertools.count(1)))
-    home = next((f for f in numbered if _holds(f, step)), None)
-    if home:
-        _tell_restored(path, step, entry, home)
-        return Move(step.file, 'restored', home.relative_to(path).as_posix(), step.action,
-            'its name was taken in the meantime')
-    if not surely and os.path.lexists(source): return None  # changed before its turn came: it never left
-    return Move(step.file, 'skipped', '', step.action,
-        'it is neither where it was nor where it went: somebody has moved, changed or removed it')
-
-# %% ../../nbs/clean/02_moves.ipynb #61657297
-def _manifest_backward(path, batch, moves):
-    "Give the manifest back its bytes, or its rows; a `Move` if there is something to tell"
-    if not batch.before: return None
-    def told(status, reason):
-        return Move(manifest_name, status, manifest_name if status == 'restored' else '', 'manifest', reason)
-    try:
-        now = sha256(_manifest(path)) if _manifest(path).exists() else ''
-        kept = _batch_folder(path, batch.number)/'before'/manifest_name
-        _aside(_manifest(path)).unlink(missing_ok=True)  # left by a crash in the middle of `_put`
-        home = all(m.status == 'restored' and m.to == m.file for m in moves)
-        if home and now == batch.before: return None
-        if home and batch.after and now == batch.after: return _put(kept, _manifest(path))
-        if not now: return told('skipped', f'it has been removed since; as it was before the batch it lies at {kept}')
-        if not _rows_back(path, batch, moves): return None
-    except (OSError, DataError) as e:
-        return told('skipped', f'{_cannot}brought in step: {getattr(e, "strerror", None) or e}')
-    return told('restored',
-        'others have written to it since, or not all files came back: only the rows of these files were put back')
-
-def _rows_back(path, batch, moves):
-    "Put back the rows of the files that came back; whether the manifest is another than before the batch"
-    steps = {s.file: s for s in batch.steps}
-    came = {m.file: m.to for m in moves if m.status == 'restored'}
-    kept = _batch_folder(path, batch.number)/'before'
-    before = read_manifest(kept)
-    earlier = {r.file: r for r in before}
-    ways = {s.to if s.action == 'relabel' else s.file: s for s in steps.values() if s.file in came}
-    rows = own_rows(path)
-    changed = [(r, ways[r.file])
-        for r in rows if r.file in ways and (ways[r.file].action == 'relabel' or r.status == 'quarantined')]
-    for r, s in changed:
-        r.file = came[s.file]
-        old = earlier.get(s.file)
-        if s.action == 'delete': r.status, r.reason = (old.status, old.reason) if old else ('ok', '')
-    if rows == before: _put(kept/manifest_name, _manifest(path))
-    elif changed: _put(_written(path, batch, 'back', rows), _manifest(path))
-    return bool(changed) and rows != before
 
 # %% ../../nbs/clean/02_moves.ipynb #2406a42d
 def redo_moves(

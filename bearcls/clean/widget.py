@@ -57,9 +57,23 @@ class Query:
                     f'{short_words(v)}')
         return cls(**sent)
 
+def _check_page(n, name):
+    "Can a page hold so many images?"
+    if not isinstance(n, int) or not 1 <= n <= 200: raise ValueError(f'`{name}` must lie between 1 and 200, got {n!r}')
+
+# %% ../../nbs/clean/06_widget.ipynb #f4d9f11a
+_to_browser = {0xDC00 + byte: 0xF700 + byte for byte in range(128, 256)}
+_from_browser = {there: here for here, there in _to_browser.items()}
+
+def _spelled(value, letters):
+    "A message with letters of all its words exchanged"
+    if isinstance(value, str): return value.translate(letters)
+    if isinstance(value, dict): return {_spelled(k, letters): _spelled(v, letters) for k, v in value.items()}
+    return [_spelled(v, letters) for v in value] if isinstance(value, list) else value
+
 # %% ../../nbs/clean/06_widget.ipynb #8002818b
 def _now(_, widget):
-    "The state as the browser gets it; it must not fail, since every widget of the kernel is asked in one go"
+    "The state as the browser gets it; it must not fail, because one request reads all widgets of the kernel"
     try: return _spelled(widget.now_answer(), _to_browser)
     except (BearclsError, ValueError, OSError) as e: return dict(refused=str(e))
 
@@ -70,7 +84,7 @@ class CleanerWidget(anywidget.AnyWidget):
     now = traitlets.Any().tag(sync=True, to_json=_now)
 
     def __init__(self,
-        cleaning: Cleaning,   # What is to be decided, and what is known about it
+        cleaning: Cleaning,   # Images, what is known about them, and your decisions
         per_page: int = 30,   # Images on a page
         query: Query = Query(),  # What to show first
     ):
@@ -94,21 +108,6 @@ class CleanerWidget(anywidget.AnyWidget):
         return (f'CleanerWidget({len(self.cleaning)} images of {self.cleaning.path.name}, {len(self.cleaning.marks)} '
             'marked)')
 
-# %% ../../nbs/clean/06_widget.ipynb #8c2eb411
-def _check_page(n, name):
-    "Can a page hold so many images?"
-    if not isinstance(n, int) or not 1 <= n <= 200: raise ValueError(f'`{name}` must lie between 1 and 200, got {n!r}')
-
-# %% ../../nbs/clean/06_widget.ipynb #f4d9f11a
-_to_browser = {0xDC00 + byte: 0xF700 + byte for byte in range(128, 256)}
-_from_browser = {there: here for here, there in _to_browser.items()}
-
-def _spelled(value, letters):
-    "A message with letters of all its words exchanged"
-    if isinstance(value, str): return value.translate(letters)
-    if isinstance(value, dict): return {_spelled(k, letters): _spelled(v, letters) for k, v in value.items()}
-    return [_spelled(v, letters) for v in value] if isinstance(value, list) else value
-
 # %% ../../nbs/clean/06_widget.ipynb #93ee65e2
 @patch
 def page_answer(self: CleanerWidget,
@@ -116,15 +115,15 @@ def page_answer(self: CleanerWidget,
 ) -> dict:         # The part `page`
     "One page of images as words"
     view = self.cleaning.view(**{**asdict(query), 'per_page': self.per_page})
+    items = []
+    for i in view.items:
+        item = {k: getattr(i, k) or '' for k in ('file', 'label', 'split', 'predicted', 'reason', 'proposal', 'to')}
+        for k in ('probability', 'loss'):
+            value = getattr(i, k)
+            item[k] = None if value is None or not math.isfinite(value) else round(float(value), 4)
+        items.append({**item, 'mark': self._mark_of(i.file)})
     return dict(query=asdict(query), page=view.page, pages=view.pages, total=view.total, first=view.page*self.per_page,
-        items=[self._item(i) for i in view.items])
-
-@patch
-def _item(self: CleanerWidget, item):
-    "An image as the browser needs it"
-    numbers = {k: _number(getattr(item, k)) for k in ('probability', 'loss')}
-    words = {k: getattr(item, k) or '' for k in ('file', 'label', 'split', 'predicted', 'reason', 'proposal', 'to')}
-    return {**words, **numbers, 'mark': self._mark_of(item.file)}
+        items=items)
 
 @patch
 def _mark_of(self: CleanerWidget, file):
@@ -132,31 +131,24 @@ def _mark_of(self: CleanerWidget, file):
     mark = self.cleaning.marks.get(file)
     return dict(action=mark.action, to=mark.to) if mark else None
 
-def _number(value): return None if value is None or not math.isfinite(value) else round(float(value), 4)
-
 # %% ../../nbs/clean/06_widget.ipynb #451a1d17
 @patch
 def state_answer(self: CleanerWidget) -> dict:  # The part `state`
     "Filters, labels, counts, and what can be done"
     c = self.cleaning
-    return dict(filters=self._filters(), labels=list(c.labels), revision=self.revision, predictions=self.predictions,
-        summary=c.summary(), can_undo=c.can_undo, notes='. '.join(c.notes))
-
-@patch
-def _filters(self: CleanerWidget):
-    "Name, title and options of every filter"
-    items = self.cleaning.items
+    items = c.items
     labels = _count([i.label for i in items])
-    if self.query.label in self.cleaning.labels: labels.setdefault(self.query.label, 0)
+    if self.query.label in c.labels: labels.setdefault(self.query.label, 0)
     def options(title, values): return [['', title], *([v, f'{v} ({n})'] for v, n in values.items())]
-    return [dict(name='label', title='Label', options=options(f'all ({len(items)})', labels)),
+    reasons = [[kind, f'{kind.replace("_", " ")} ({n})'] for kind, n in c.reasons.items()]
+    others = [[k, v] for k, v in orders.items() if k != 'suspicious']
+    filters = [dict(name='label', title='Label', options=options(f'all ({len(items)})', labels)),
         dict(name='split', title='Split', options=options('both', _count(i.split for i in items if i.split))),
-        dict(name='reason', title='Reason',
-                options=[['', 'any'],
-                    *([kind, f'{kind.replace("_", " ")} ({n})'] for kind, n in self.cleaning.reasons.items())]),
+        dict(name='reason', title='Reason', options=[['', 'any'], *reasons]),
         dict(name='show', title='Show', options=[['all', 'all'], ['undecided', 'undecided'], ['marked', 'marked']]),
-        dict(name='order', title='Order',
-                options=[['suspicious', 'most suspicious'], *([k, v] for k, v in orders.items() if k != 'suspicious')])]
+        dict(name='order', title='Order', options=[['suspicious', 'most suspicious'], *others])]
+    return dict(filters=filters, labels=list(c.labels), revision=self.revision, predictions=self.predictions,
+        summary=c.summary(), can_undo=c.can_undo, notes='. '.join(c.notes))
 
 def _count(values):
     "How often each value occurs, in alphabetical order"
@@ -188,7 +180,8 @@ def now_answer(self: CleanerWidget) -> dict:  # An answer with `bytes`, since a 
     "The page as it is at this moment, with its thumbnails"
     with self.lock:
         self._look()
-        if self.query.label not in ('', *self.cleaning.labels): self.query = replace(self.query, label='', page=0)  # its folder has gone
+        if self.query.label not in ('', *self.cleaning.labels):  # its folder has gone
+            self.query = replace(self.query, label='', page=0)
         page = self.page_answer(self.query)
         names = [i['file'] for i in page['items']]
         return dict(page=page, state=self.state_answer(), images=names, bytes=self.thumbnails(names))
@@ -206,6 +199,27 @@ def _request(
         return function
     return known
 
+@_request('page', query=dict)
+def _page(widget, query):
+    asked = Query.of(query)
+    page = widget.page_answer(asked)
+    widget.query = replace(asked, page=page['page'])
+    return dict(page=page)
+
+@_request('stay', query=dict)
+def _stay(widget, query):
+    widget.query = Query.of(query)
+    return {}
+
+@_request('images', files=list)
+def _images(widget, files):
+    files = list(dict.fromkeys(files))
+    return dict(images=files), widget.thumbnails(files)
+
+@_request('large', file=str)
+def _large(widget, file): return dict(large=file), widget.thumbnails([file], 720)
+
+# %% ../../nbs/clean/06_widget.ipynb #afbdae04
 @patch
 def answer(self: CleanerWidget,
     message: Any,  # What the browser sent
@@ -253,27 +267,6 @@ def _refused(self: CleanerWidget, message, error):
         return dict(refused=str(error), marks=marks, state=dict(summary=self.cleaning.summary()))
     except (BearclsError, OSError): return dict(refused=str(error))  # not even that can be read
 
-# %% ../../nbs/clean/06_widget.ipynb #e4d00414
-@_request('page', query=dict)
-def _page(widget, query):
-    asked = Query.of(query)
-    page = widget.page_answer(asked)
-    widget.query = replace(asked, page=page['page'])
-    return dict(page=page)
-
-@_request('stay', query=dict)
-def _stay(widget, query):
-    widget.query = Query.of(query)
-    return {}
-
-@_request('images', files=list)
-def _images(widget, files):
-    files = list(dict.fromkeys(files))
-    return dict(images=files), widget.thumbnails(files)
-
-@_request('large', file=str)
-def _large(widget, file): return dict(large=file), widget.thumbnails([file], 720)
-
 # %% ../../nbs/clean/06_widget.ipynb #3ba3990e
 @_request('mark', files=list, action=str, to=str)
 def _mark(widget, files, action, to):
@@ -308,33 +301,15 @@ _shown_rows = 200  # Rows of a plan that are sent to the browser; of the others 
 def plan_answer(self: CleanerWidget) -> dict:  # The part `plan`
     "What would happen, in words, with the token that confirms it"
     plan = self.cleaning.plan()
-    rows = [dict(file=r['file'], what=_what(r), why=r['reason']) for r in plan.rows]
+    what = {'delete': 'delete', 'leave': 'leave where it is'}
+    rows = [dict(file=r['file'], what=what.get(r['action'], f'relabel, to {r["to"]}'), why=r['reason'])
+        for r in plan.rows]
     token = hashlib.sha256(json.dumps(plan.rows).encode()).hexdigest()[:16]
     counts = [f'{plan.counts.get("delete", 0)} to the quarantine', f'{plan.counts.get("relabel", 0)} to another label']
     return dict(token=token, rows=rows[:_shown_rows], more=max(0, len(rows) - _shown_rows),
         words=f'{" and ".join(counts)}.',
         note='No file is destroyed. Deleted images wait in the quarantine beside the image folder, and "Undo last '
         'apply" brings everything back.')
-
-def _what(row):
-    return {'delete': 'delete', 'relabel': f'relabel, to {row["to"]}', 'leave': 'leave where it is'}[row['action']]
-
-# %% ../../nbs/clean/06_widget.ipynb #90d859f8
-@_request('plan')
-def _plan(widget):
-    plan = widget.plan_answer()
-    return dict(plan=plan) if plan['rows'] else dict(said='Nothing is marked to be deleted or relabelled.')
-
-@_request('apply', token=str)
-def _apply(widget, token):
-    plan = widget.cleaning.plan()
-    if token != widget.plan_answer()['token']:
-        raise MessageError('The marks or the files have changed since this plan was shown; nothing has moved. Please '
-            'review it again.')
-    return widget._moved('moved', lambda: widget.cleaning.apply(plan))
-
-@_request('undo')
-def _undo(widget): return widget._moved('brought back', widget.cleaning.undo)
 
 # %% ../../nbs/clean/06_widget.ipynb #d224882c
 @patch
@@ -355,6 +330,23 @@ def _news(self: CleanerWidget, said, forget=False):
     "An answer that makes the browser ask for its page once more"
     self.revision += 1
     return dict(state=self.state_answer(), forget=forget, said=said)
+
+# %% ../../nbs/clean/06_widget.ipynb #90d859f8
+@_request('plan')
+def _plan(widget):
+    plan = widget.plan_answer()
+    return dict(plan=plan) if plan['rows'] else dict(said='Nothing is marked to be deleted or relabelled.')
+
+@_request('apply', token=str)
+def _apply(widget, token):
+    plan = widget.cleaning.plan()
+    if token != widget.plan_answer()['token']:
+        raise MessageError('The marks or the files have changed since this plan was shown; nothing has moved. Please '
+            'review it again.')
+    return widget._moved('moved', lambda: widget.cleaning.apply(plan))
+
+@_request('undo')
+def _undo(widget): return widget._moved('brought back', widget.cleaning.undo)
 
 # %% ../../nbs/clean/06_widget.ipynb #caa2c6f0
 @patch
@@ -397,7 +389,7 @@ def cleaner(
     seen: Evaluation | None = None,        # Predictions, if there are some; None: made from the Learner or bundle
     report: ImageReport | None = None,     # From `check_images`
     labels: Iterable[str] | None = None,   # Labels to offer first, also new ones
-    state: str | os.PathLike | None = None,# File that keeps the marks; None: beside the image folder
+    state: str | os.PathLike | None = None,# File of the marks; None: beside the image folder
     per_page: int = 30,                    # Images on a page
 ) -> CleanerWidget:                        # Shows itself; images at once, predictions when they are there
     "Look through an image folder and decide what to keep, delete and relabel"
@@ -417,7 +409,8 @@ def cleaner(
 # %% ../../nbs/clean/06_widget.ipynb #d9aefef1
 def _image_folder(learn):
     "The folder that holds the Learner's images"
-    roots = {str(Path(str(f)).parent.parent) for ds in (learn.dls.train_ds, learn.dls.valid_ds) for f in ds.items}
+    files = [*learn.dls.train_ds.items, *learn.dls.valid_ds.items]
+    roots = {str(Path(str(f)).parent.parent) for f in files}
     if len(roots) != 1:
         raise DataError(f'The images of this Learner lie in {len(roots)} folders; give `path`, the image folder to '
             'clean')
@@ -430,7 +423,7 @@ def _added(cleaning, seen, patience=1):
     except TooLate: return adding.result
 
 def _later(model, path):
-    "A function that makes the predictions, with a network of its own; None without a model"
+    "A function that makes the predictions, with a private copy of the network; None without a model"
     if model is None: return None
     if not isinstance(model, Learner): return lambda: evaluate(model, path=path)
     own = Learner(model.dls, copy.deepcopy(model.model), loss_func=model.loss_func)

@@ -49,76 +49,62 @@ class Store:
 
 # %% ../../nbs/data/01_cache.ipynb #4a21bcc2
 @patch
-def _connection(self: Store):
-    "This thread's connection"
-    if getattr(self.local, 'pid', None) != os.getpid():
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(self.file, timeout=30, isolation_level=None)
-        db.executescript('''PRAGMA page_size=16384; PRAGMA synchronous=OFF;
-            CREATE TABLE IF NOT EXISTS kinds (kind TEXT PRIMARY KEY, used REAL, bytes INTEGER);
-            CREATE TABLE IF NOT EXISTS entries (kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key));''')
-        self.local.db = db
-        self.local.pid = os.getpid()
-    return self.local.db
-
-@patch
 def _try(self: Store, work, otherwise):
-    "Do `work` with a connection; a damaged file is made anew, one that cannot be used is done without"
+    "`work` with this thread's connection, or `otherwise`; a damaged file is replaced"
     if not self.usable: return otherwise
-    try: return work(self._connection())
+    try:
+        if getattr(self.local, 'pid', None) != os.getpid():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.file, timeout=30, isolation_level=None)
+            db.executescript('''PRAGMA page_size=16384; PRAGMA synchronous=OFF;
+                CREATE TABLE IF NOT EXISTS kinds (kind TEXT PRIMARY KEY, used REAL, bytes INTEGER);
+                CREATE TABLE IF NOT EXISTS entries (kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key));''')
+            self.local.db = db
+            self.local.pid = os.getpid()
+        return work(self.local.db)
     except (sqlite3.Error, OSError) as e:
-        if self._made_anew(e): return otherwise
+        if type(e) is sqlite3.DatabaseError:  # the file is no longer a database
+            with self.lock, suppress(OSError):
+                self.local = threading.local()
+                self.file.unlink(missing_ok=True)
+                return otherwise
         self.usable = False
         warnings.warn(f'The cache {self.file} is not used: {e}')
         return otherwise
 
 @patch
-def _made_anew(self: Store, error):
-    "Remove a file that is no database any more"
-    if type(error) is not sqlite3.DatabaseError: return False
-    with self.lock:
-        self.local = threading.local()
-        try: self.file.unlink(missing_ok=True)
-        except OSError: return False
-    return True
+def kinds(self: Store) -> list[tuple[str, int]]:  # Kind and bytes, the one unused for longest first
+    "What the store holds"
+    return self._try(lambda db: db.execute('SELECT kind, bytes FROM kinds ORDER BY used').fetchall(), [])
+
+@patch
+def clear(self: Store) -> None:
+    "Forget everything and give the disk's space back"
+    def work(db):
+        db.executescript('DELETE FROM entries; DELETE FROM kinds; VACUUM;')
+    self._try(work, None)
 
 # %% ../../nbs/data/01_cache.ipynb #89b568cf
-@patch
-def get(self: Store,
-    kind: str,             # Kind of the values
-    keys: Iterable[str],   # Keys, such as digests of files
-) -> dict[str, bytes]:     # The values that are there, by key
-    "Look values up"
-    def work(db):
-        self._note_use(db, kind)
-        found = (db.execute('SELECT key, value FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone()
-            for k in keys)
-        return {k: v[:-4] for k, v in filter(None, found) if _checksum(v[:-4]) == v[-4:]}
-    keys = list(keys)
-    return self._try(work, {}) if keys else {}
-
 def _checksum(value): return struct.pack('<I', zlib.crc32(value))
 
-@patch
-def _has(self: Store, kind, key):
-    "Is there such a value, whole or not?"
-    return self._try(lambda db: bool(db.execute('SELECT key FROM entries WHERE kind=? AND key=?',
-                (kind, key)).fetchone()), False)
-
-@patch
-def _note_use(self: Store, db, kind):
-    "Remember that a kind is asked for, once in the life of this object"
-    if kind in self.used: return
-    self.used.add(kind)
-    with suppress(sqlite3.OperationalError):  # a file that can only be read
-        db.execute('UPDATE kinds SET used=? WHERE kind=?', (time.time(), kind))
+def _make_room(db, kind, n_bytes, limit):
+    "Drop the kinds that were unused for longest until `n_bytes` more fit; False if they cannot"
+    sizes = dict(db.execute('SELECT kind, bytes FROM kinds ORDER BY used').fetchall())
+    if sizes.get(kind, 0) + n_bytes > limit: return False
+    others = [k for k in sizes if k != kind]
+    while sum(sizes.values()) + n_bytes > limit and others:
+        oldest = others.pop(0)
+        db.execute('DELETE FROM entries WHERE kind=?', (oldest,))
+        db.execute('DELETE FROM kinds WHERE kind=?', (oldest,))
+        del sizes[oldest]
+    return True
 
 @patch
 def put(self: Store,
     kind: str,                   # Kind of the values
     values: Mapping[str, bytes], # By key
 ) -> None:
-    "Keep values; nothing happens where there is no room for them"
+    "Store values; does nothing if they do not fit"
     def work(db):
         db.execute('BEGIN IMMEDIATE')
         with db:
@@ -133,29 +119,28 @@ def put(self: Store,
     if values: self._try(work, None)
 
 # %% ../../nbs/data/01_cache.ipynb #ce09a0d3
-def _make_room(db, kind, n_bytes, limit):
-    "Drop the kinds that were unused for longest until `n_bytes` more fit; False if they cannot"
-    sizes = dict(db.execute('SELECT kind, bytes FROM kinds ORDER BY used').fetchall())
-    if sizes.get(kind, 0) + n_bytes > limit: return False
-    others = [k for k in sizes if k != kind]
-    while sum(sizes.values()) + n_bytes > limit and others:
-        oldest = others.pop(0)
-        db.execute('DELETE FROM entries WHERE kind=?', (oldest,))
-        db.execute('DELETE FROM kinds WHERE kind=?', (oldest,))
-        del sizes[oldest]
-    return True
-
 @patch
-def kinds(self: Store) -> list[tuple[str, int]]:  # Kind and bytes, the one unused for longest first
-    "What the store holds"
-    return self._try(lambda db: db.execute('SELECT kind, bytes FROM kinds ORDER BY used').fetchall(), [])
-
-@patch
-def clear(self: Store) -> None:
-    "Forget everything and give the disk's space back"
+def get(self: Store,
+    kind: str,             # Kind of the values
+    keys: Iterable[str],   # Keys, such as digests of files
+) -> dict[str, bytes]:     # The values found, by key
+    "Look values up"
     def work(db):
-        db.executescript('DELETE FROM entries; DELETE FROM kinds; VACUUM;')
-    self._try(work, None)
+        if kind not in self.used:  # note the use once in the life of this object
+            self.used.add(kind)
+            with suppress(sqlite3.OperationalError):  # a read-only file
+                db.execute('UPDATE kinds SET used=? WHERE kind=?', (time.time(), kind))
+        found = (db.execute('SELECT key, value FROM entries WHERE kind=? AND key=?', (kind, k)).fetchone()
+            for k in keys)
+        return {k: v[:-4] for k, v in filter(None, found) if _checksum(v[:-4]) == v[-4:]}
+    keys = list(keys)
+    return self._try(work, {}) if keys else {}
+
+@patch
+def _has(self: Store, kind, key):
+    "Is there such a value, whole or damaged?"
+    query = 'SELECT key FROM entries WHERE kind=? AND key=?'
+    return self._try(lambda db: bool(db.execute(query, (kind, key)).fetchone()), False)
 
 # %% ../../nbs/data/01_cache.ipynb #42f0e676
 class OpenImage(Transform):
@@ -165,7 +150,7 @@ class OpenImage(Transform):
         min_side: int | None = None,            # For `load_image`: images may be opened smaller, but not below this
         squish: tuple[int, int] | None = None,  # Width and height to resize every image to, in pixels; None: keep size
         keep_mb: float = 0,                     # Megabytes of opened files to keep in memory for later epochs
-        store: 'Store | None' = None,           # Where opened images of surveyed files are kept on disk
+        store: 'Store | None' = None,           # Stores the opened images of surveyed files on disk
     ):
         self.min_side = min_side
         self.squish = squish
@@ -179,8 +164,8 @@ class OpenImage(Transform):
         if key in self.kept: return self.kept[key]
         image = self._stored(key)
         if image is None:
-            image = self.shape(load_image(PILImage.create(source) if isinstance(source, (np.ndarray, Tensor))
-                    else source, self.min_side))
+            if isinstance(source, (np.ndarray, Tensor)): source = PILImage.create(source)
+            image = self.shape(load_image(source, self.min_side))
         if key: self._keep(key, image)
         return image
     def __getstate__(self): return {**self.__dict__, 'kept': {}, 'kept_bytes': 0, 'digests': {}, 'store': None}
@@ -208,7 +193,7 @@ def _file_key(source):
 
 @patch
 def _keep(self: OpenImage, key, image):
-    "Keep an opened file while the budget lasts"
+    "Hold an opened file in memory while the budget lasts"
     size = image.width * image.height * 4  # Pillow gives every RGB pixel four bytes
     if key in self.kept or self.kept_bytes + size > self.keep_mb * 1e6: return
     self.kept[key] = image
@@ -217,20 +202,14 @@ def _keep(self: OpenImage, key, image):
 # %% ../../nbs/data/01_cache.ipynb #1d89fab0
 _largest = 4_000_000  # Bytes of one opened image
 
-def _as_bytes(image): return struct.pack('<II', *image.size) + image.tobytes()
-
-def _as_image(value):
-    "An opened image again; None if its bytes are not all there"
-    width, height = struct.unpack_from('<II', value) if len(value) >= 8 else (0, 0)
-    if not width or len(value) != 8 + 3*width*height: return None
-    return PILImage(Image.frombytes('RGB', (width, height), value[8:]))
-
 @patch
 def _stored(self: OpenImage, key):
     "The opened image from the store, if its file was surveyed and is still the same"
     if not self.store or (digest := self.digests.get(key)) is None: return None
-    value = self.store.get(self.kind, [digest]).get(digest)
-    return None if value is None else _as_image(value)
+    value = self.store.get(self.kind, [digest]).get(digest, b'')
+    width, height = struct.unpack_from('<II', value) if len(value) >= 8 else (0, 0)
+    if not width or len(value) != 8 + 3*width*height: return None  # part of it is missing
+    return PILImage(Image.frombytes('RGB', (width, height), value[8:]))
 
 # %% ../../nbs/data/01_cache.ipynb #9a31871f
 @dataclass
@@ -249,10 +228,59 @@ class Surveyed:
         "Can it be opened?"
         return not self.problem
 
+# %% ../../nbs/data/01_cache.ipynb #f125e8b1
+_prints = f'fingerprint 1 Pillow {PIL.__version__}'
+
+def _look(file, opener, store):
+    "One file: digest, fingerprint and opened image, from the store as far as it has them"
+    s = Surveyed(Path(file), key=_file_key(file))  # before reading: a later change means opening anew
+    try: data = s.file.read_bytes()
+    except OSError as e:
+        s.problem = f'{file} cannot be read: {e.strerror or e}'
+        return s
+    s.digest = sha256(data)
+    known = store.get(_prints, [s.digest]) if store else {}
+    if value := known.get(s.digest):
+        whole, middle = struct.unpack_from('<QQ', value)
+        s.fingerprint = Fingerprint(whole, middle, value[16:])
+    opened = opener and opener.store and opener.store._has(opener.kind, s.digest)
+    wanted = opener and not opened and opener.keep_mb + bool(opener.store)
+    if s.fingerprint is not None and not wanted: return s
+    try:  # decode once for both; the fingerprint must not depend on the opener
+        is_jpeg = data[:2] == b'\xff\xd8'
+        min_side = opener.min_side if opener else 256
+        image = load_image(data, min_side if is_jpeg else None)
+        if s.fingerprint is None:
+            same = not is_jpeg or min_side == 256 or min(image.size) < 512 and image.size == image_size(data)
+            s.is_new = True
+            s.fingerprint = fingerprint(reduced(image, 256) if same else load_image(data, 256))
+        if opener: s.opened = opener.shape(reduced(image, min_side))
+    except ImageError as e: s.problem = str(e).replace('the file', str(s.file), 1)
+    return s
+
+# %% ../../nbs/data/01_cache.ipynb #e44c30be
+def _pass_on(surveyed, opener, store, prints):
+    "Fingerprints and images to the store, images and digests to the opener, fingerprints to `prints`; returns []"
+    new = [(s.digest, s.fingerprint) for s in surveyed if s.is_new]
+    if store: store.put(_prints, {d: struct.pack('<QQ', p.whole, p.middle) + p.tiny for d, p in new})
+    for s in surveyed if opener else ():
+        if s.key: opener.digests[s.key] = s.digest
+        if s.key and s.opened is not None: opener._keep(s.key, s.opened)
+    if opener and opener.store:
+        opened = [s for s in surveyed if s.opened is not None and s.opened.width*s.opened.height*3 <= _largest]
+        opener.store.put(opener.kind,
+            {s.digest: struct.pack('<II', *s.opened.size) + s.opened.tobytes() for s in opened})
+    for s in surveyed:
+        s.opened = None
+        if (p := s.fingerprint) is None: continue
+        prints.append(p)
+        s.fingerprint = prints.later(len(prints) - 1)
+    return []
+
 # %% ../../nbs/data/01_cache.ipynb #f0d2e6e0
 def survey(
     files: Sequence[Path],            # Image files
-    opener: OpenImage | None = None,  # Keeps the opened images in its memory and store; None: they are not kept
+    opener: OpenImage | None = None,  # Keeps the opened images in its memory and store; None: keeps none
     store: Store | None = None,       # For the fingerprints; None: the opener's, if it has one
 ) -> list[Surveyed]:                  # One for each file, in their order
     "Read and open every file once"
@@ -270,61 +298,6 @@ def survey(
         if len(waiting) == 64: waiting = _pass_on(waiting, opener, store, prints)
     _pass_on(waiting, opener, store, prints)
     return found
-
-# %% ../../nbs/data/01_cache.ipynb #f125e8b1
-_prints = f'fingerprint 1 Pillow {PIL.__version__}'
-
-def _look(file, opener, store):
-    "One file: digest, fingerprint, opened image; from the store what is there"
-    s = Surveyed(Path(file), key=_file_key(file))  # before it is read: what changes from now on is opened anew
-    try: data = s.file.read_bytes()
-    except OSError as e:
-        s.problem = f'{file} cannot be read: {e.strerror or e}'
-        return s
-    s.digest = sha256(data)
-    known = store.get(_prints, [s.digest]) if store else {}
-    if known: s.fingerprint = _as_fingerprint(known[s.digest])
-    opened = opener and opener.store and opener.store._has(opener.kind, s.digest)
-    if s.fingerprint is None or opener and not opened and opener.keep_mb + bool(opener.store): _open(s, data, opener)
-    return s
-
-def _open(s, data, opener):
-    "Decode once for opener and fingerprint; the fingerprint must not depend on the opener"
-    try:
-        is_jpeg = data[:2] == b'\xff\xd8'
-        min_side = opener.min_side if opener else 256
-        whole = load_image(data, min_side if is_jpeg else None)
-        if s.fingerprint is None:
-            same = not is_jpeg or min_side == 256 or min(whole.size) < 512 and whole.size == image_size(data)
-            s.is_new = True
-            s.fingerprint = fingerprint(reduced(whole, 256) if same else load_image(data, 256))
-        if opener: s.opened = opener.shape(reduced(whole, min_side))
-    except ImageError as e: s.problem = str(e).replace('the file', str(s.file), 1)
-
-# %% ../../nbs/data/01_cache.ipynb #e44c30be
-def _pass_on(surveyed, opener, store, prints):
-    "Fingerprints and images to the store, images and digests to the opener, fingerprints to `prints`; returns []"
-    if store: store.put(_prints, {s.digest: _from_fingerprint(s.fingerprint) for s in surveyed if s.is_new})
-    for s in surveyed if opener else ():
-        if s.key: opener.digests[s.key] = s.digest
-        if s.key and s.opened is not None: opener._keep(s.key, s.opened)
-    if opener and opener.store:
-        opener.store.put(opener.kind,
-            {s.digest: _as_bytes(s.opened)
-                for s in surveyed if s.opened is not None and s.opened.width*s.opened.height*3 <= _largest})
-    for s in surveyed:
-        s.opened = None
-        if (p := s.fingerprint) is None: continue
-        prints.append(p)
-        s.fingerprint = prints.later(len(prints) - 1)
-    return []
-
-def _from_fingerprint(p): return struct.pack('<QQ', p.whole, p.middle) + p.tiny
-
-def _as_fingerprint(value):
-    "A fingerprint again"
-    whole, middle = struct.unpack_from('<QQ', value)
-    return Fingerprint(whole, middle, value[16:])
 
 # %% ../../nbs/data/01_cache.ipynb #1eeccd17
 def digest_of(

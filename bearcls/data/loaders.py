@@ -11,6 +11,7 @@ __all__ = ['check_labels', 'check_readable', 'writable_place', 'image_opener', '
 # %% ../../nbs/data/04_loaders.ipynb #782fbf31
 import os, random, sys, tempfile, warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 import torch
@@ -40,9 +41,11 @@ def check_labels(
     refuse_problems(folder)
     counts = count_labels(files, folder.label_of)
     if not counts:
-        raise DataError(f'{path} holds no images in label folders; expected {path}/<label>/<image>{_table_hint(folder)}')
+        raise DataError(f'{path} holds no images in label folders; expected {path}/<label>/<image>'
+            f'{_table_hint(folder)}')
     if empty := [label for label in folder.labels if label not in counts]:
-        raise DataError(f'{path} has label folders without usable images: {", ".join(empty)}; fill them, or remove them')
+        raise DataError(f'{path} has label folders without usable images: {", ".join(empty)}; fill them, or remove '
+            'them')
     if len(counts) == 1:
         only = next(iter(counts))
         raise DataError(f'{path} has one label only, {only}; a classifier needs at least two folders of '
@@ -84,13 +87,13 @@ def _chosen(folder, exclude, pairs):
     return list(files.values()), [(files[a], files[b]) for a, b in pairs if a in files and b in files]
 
 def _whole(path, file):
-    "The whole path of a file that is named relative to the folder, or to where the program runs"
+    "The whole path of a file named relative to the folder, or to where the program runs"
     inside = path/file
     return os.path.abspath(file if not inside.exists() and Path(file).exists() else inside)
 
 # %% ../../nbs/data/04_loaders.ipynb #a636a0bf
 def _tell_left_out(folder):
-    "Warn of files of the user's that are not used"
+    "Warn of files in the folder that training does not use"
     rest = [r for r in folder.left_out if r.kind in ('not_an_image', 'outside', 'unreadable')]
     n_test = sum(side_of(folder, name) == 'test' for name in folder.names)
     words = ', '.join(f'{r.file} ({r.reason})' for r in rest[:3])
@@ -99,23 +102,25 @@ def _tell_left_out(folder):
         else [])
     if n_test:
         told.append(f'{n_test:,} images of the test side of {folder.path} are left alone; `evaluate(learn, path=...)` '
-            'asks about them')
+            'uses them')
     if told: warnings.warn('. '.join(told), LeftOutWarning, stacklevel=3)
 
 # %% ../../nbs/data/04_loaders.ipynb #ed5adcf5
-def _own_split(folder, looked, valid_pct, seed):
-    "The split that the folder itself has; None if it has none"
+def _split(folder, looked, split, valid_pct, seed, pairs, near_duplicates, store):
+    "An earlier split that goes on, the folder's own, or a new one"
+    if split is not None: return split.place(looked, pairs, near_duplicates, store, folder.label_of)
     sides = {folder.path/name: side_of(folder, name) for name in folder.names}
-    parts = {side: [s for s in looked if sides.get(s.file) == side] for side in ('train', 'valid')}
-    if not parts['valid']: return None
-    trained = {s.digest for s in parts['train']}
-    if twice := [s.file for s in parts['valid'] if s.digest in trained]:
+    train = [s for s in looked if sides.get(s.file) == 'train']
+    valid = [s for s in looked if sides.get(s.file) == 'valid']
+    if not valid:
+        return split_images(looked, valid_pct, seed, pairs, near_duplicates, store=store, label_of=folder.label_of)
+    trained = {s.digest for s in train}
+    if twice := [s.file for s in valid if s.digest in trained]:
         warnings.warn(f'{len(twice):,} images of {folder.path} are trained on and validated with, such as '
-            f'{twice[0].name}; '
-            'the error on them says nothing', LeftOutWarning, stacklevel=4)
-    digests = {s.file: s.digest for s in parts['train'] + parts['valid']}
-    return Split([s.file for s in parts['train']], [s.file for s in parts['valid']], digests, float(valid_pct),
-        int(seed), folder.label_of)
+            f'{twice[0].name}; the error on them says nothing', LeftOutWarning, stacklevel=3)
+    digests = {s.file: s.digest for s in train + valid}
+    return Split([s.file for s in train], [s.file for s in valid], digests, float(valid_pct), int(seed),
+        folder.label_of)
 
 # %% ../../nbs/data/04_loaders.ipynb #9d57c573
 def writable_place(
@@ -123,13 +128,9 @@ def writable_place(
 ) -> Path:             # The same if it can be written to; otherwise the working folder, or `cache_folder()`
     "Where a Learner of this folder may save its weights"
     places = [Path(path), Path.cwd(), cache_folder()/'learners']
-    return next((p for p in places[:2] if _can_write(p)), places[-1])
-
-def _can_write(folder):
-    "Tried, since a disk may be read-only whatever the permissions say"
-    try:
-        with tempfile.TemporaryFile(dir=folder): return True
-    except OSError: return False
+    for place in places[:2]:  # a trial, since a disk may be read-only whatever the permissions say
+        with suppress(OSError), tempfile.TemporaryFile(dir=place): return place
+    return places[-1]
 
 # %% ../../nbs/data/04_loaders.ipynb #aeacd6d0
 def image_opener(
@@ -170,12 +171,6 @@ def _n_workers(asked):
     if asked is not None: return asked
     return min(4, os.cpu_count() or 1) if torch.cuda.is_available() and sys.platform == 'linux' else 0
 
-def _split(folder, looked, split, valid_pct, seed, pairs, near_duplicates, store):
-    "The split asked for: an earlier one that goes on, the folder's own, or a new one"
-    if split is not None: return split.place(looked, pairs, near_duplicates, store, folder.label_of)
-    if own := _own_split(folder, looked, valid_pct, seed): return own
-    return split_images(looked, valid_pct, seed, pairs, near_duplicates, store=store, label_of=folder.label_of)
-
 # %% ../../nbs/data/04_loaders.ipynb #67585e96
 def source_pairs(
     folder: ImageFolder,      # From `scan_folder`
@@ -196,7 +191,9 @@ def source_pairs(
         if len(mine) == 1:
             raise DataError(f'`group_by`: all images of {label} come from one source ({next(iter(mine))}), so none can '
                 'be held back from training')
-    return [(first, other) for first, *others in sources.values() for other in others]
+    pairs = []
+    for first, *others in sources.values(): pairs += [(first, other) for other in others]
+    return pairs
 
 # %% ../../nbs/data/04_loaders.ipynb #93dcb5bc
 def image_dls(
@@ -206,23 +203,25 @@ def image_dls(
     seed: int = 42,             # Decides the split and the order of the batches
     recipe: str = 'crop',       # How images get their shape, one of `recipes`
     bs: int = 64,               # Images in a batch
-    augment: str | Sequence | None = None,  # A family of `augmentations`, several, or fastai's transforms; None for `aug_transforms()`
-    exclude: str | Path | Iterable = (),  # A file to leave out, or several, such as those `check_images` found broken; whole paths or relative to `path`
+    augment: str | Sequence | None = None,  # Families of `augmentations`, or transforms; None: `aug_transforms()`
+    exclude: str | Path | Iterable = (),  # A file to leave out, or several; whole paths or relative to `path`
     pairs: Iterable[tuple] = (),# Pairs of files that must fall on the same side of the split; likewise
-    split: 'Split | str | Path | None' = None,  # A split to go on with, or its file; `valid_pct` is then that split's own
+    split: 'Split | str | Path | None' = None,  # A split to go on with, or its file; its `valid_pct` is used
     near_duplicates: bool = True,   # Keep near duplicates on one side of the split, and not only exact ones
     num_workers: int | None = None,  # Processes that load; None: a few with a GPU on Linux, otherwise none
     pad_mode: str = 'zeros',    # How the recipe `pad` fills its bars: zeros, border or reflection
-    min_scale: float | None = None,  # Smallest share of an image that `random_crop` and `presize` show; None: 0.35 and 0.75
-    keep_mb: float = 250,       # Megabytes of opened images to keep in memory between epochs; those beyond come from `cache` each time
-    cache: bool | str | Path = True,  # Keep opened images on disk for the next time: in `cache_folder()`, in a folder of yours, or not
+    min_scale: float | None = None,  # Smallest share that `random_crop` and `presize` show; None: 0.35, 0.75
+    keep_mb: float = 250,       # Megabytes of opened images to keep in memory; the rest comes from `cache`
+    cache: bool | str | Path = True,  # Keep opened images on disk: in `cache_folder()`, in your folder, or not
     min_per_label: int = 5,     # Fewest images of a label
-    group_by: str | Callable | None = None,  # Hold back whole sources: 'site', another column of the manifest, or your function from a file to a name, '' if it is not known
-) -> DataLoaders:               # Ready for `vision_learner`; `split`, `survey` and `folder` tell which images went where, what they are, and what is left out
+    group_by: str | Callable | None = None,  # Hold back whole sources: 'site', or as in `source_pairs`
+) -> DataLoaders:               # With `split`, `survey` and `folder`: what went where, and what was left out
     "DataLoaders of an image folder"
     expect('path', path, str, os.PathLike)
     expect('split', split, str, os.PathLike, Split, None)
-    resize_transforms(recipe, size, pad_mode, min_scale), augment_transforms(augment), split_files((), valid_pct, seed)  # refused before any image is opened
+    resize_transforms(recipe, size, pad_mode, min_scale)  # these three refuse wrong settings before an image is opened
+    augment_transforms(augment)
+    split_files((), valid_pct, seed)
     if bs < 1: raise ValueError(f'`bs` must be at least 1, got {bs}')
     folder = scan_folder(path)
     files, pairs = _chosen(folder, exclude, pairs)
@@ -253,15 +252,16 @@ def dls_settings(
 ) -> dict[str, Any]:   # labels, size (width, height), method, pad_mode, min_side, mean, std
     "What the application must know to prepare images as validation did"
     expect('dls', dls, DataLoaders)
-    resize = next((t
-            for t in dls.valid.after_item.fs if isinstance(t, (Resize, RandomResizedCrop)) and t.split_idx != 0), None)
-    if resize is None:
+    shapes = [t for t in dls.valid.after_item.fs if isinstance(t, (Resize, RandomResizedCrop)) and t.split_idx != 0]
+    if not shapes:
         raise DataError('These DataLoaders have no Resize among their item transforms, so images cannot be prepared '
             'alike')
-    if isinstance(resize, RandomResizedCrop): method, pad_mode = 'random_crop', 'zeros'
-    else:
-        method, pad_mode = str(getattr(resize.method, 'value', resize.method)), str(getattr(resize.pad_mode, 'value',
-                resize.pad_mode))
+    resize = shapes[0]
+    method = 'random_crop'
+    pad_mode = 'zeros'
+    if not isinstance(resize, RandomResizedCrop):
+        method = str(getattr(resize.method, 'value', resize.method))
+        pad_mode = str(getattr(resize.pad_mode, 'value', resize.pad_mode))
     opener = next((t for t in dls.valid_ds.tfms[0].fs if isinstance(t, OpenImage)), None)
     norm = next((t for t in dls.valid.after_batch.fs if isinstance(t, Normalize)), None)
     return dict(labels=[str(v) for v in dls.vocab], size=tuple(int(s) for s in resize.size), method=method,

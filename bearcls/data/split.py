@@ -23,39 +23,6 @@ from ..folders import LabelOf
 from ..fingerprints import Prints
 from ..similarity import joined_duplicates
 
-# %% ../../nbs/data/02_split.ipynb #29ae2235
-def near_groups(
-    surveyed: Sequence[Surveyed],  # Images, from `survey`; one without a fingerprint stands alone
-    min_similarity: float = 0.96,  # Likeness from which two images count as copies, see `near_duplicates`
-    store: Store | None = None,    # Remembers the answer for the same images
-) -> list[int]:                    # A number for each image; duplicates and near duplicates share it
-    "Which images are copies of one another"
-    expect('store', store, Store, None)
-    surveyed = expect_all('surveyed', surveyed, Surveyed)
-    joined = _Joined()
-    joined.join_all(_near_pairs(surveyed, min_similarity, store))
-    names = [joined.leader(s.digest) or str(s.file) for s in surveyed]
-    numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}
-    return [numbers[name] for name in names]
-
-def _near_pairs(surveyed, min_similarity, store):
-    "Digests of near duplicates in pairs, from the store if these very images were compared before"
-    rows = {s.digest: i for i, s in enumerate(surveyed) if s.fingerprint is not None}
-    prints = Prints()
-    order = sorted(rows)
-    key = hashlib.sha256(repr(min_similarity).encode())
-    for d in order:
-        prints.append(p := surveyed[rows[d]].fingerprint)
-        key.update(f'{d} {p.whole} {p.middle}'.encode())
-    key = key.hexdigest()
-    if known := store.get(_pairs_kind, [key]) if store else None: return json.loads(known[key])
-    groups = joined_duplicates(prints, min_similarity=min_similarity)
-    pairs = [(order[leader], order[k]) for k in range(len(order)) if (leader := groups.leader(k)) != k]
-    if store: store.put(_pairs_kind, {key: json.dumps(pairs).encode()})
-    return pairs
-
-_pairs_kind = 'near pairs 3'
-
 # %% ../../nbs/data/02_split.ipynb #c4d799d4
 class _Joined:
     "Digests in groups; the leader of a group is its lowest digest"
@@ -66,38 +33,56 @@ class _Joined:
     def join(self, a, b):
         low, high = sorted((self.leader(a), self.leader(b)))
         if low != high: self.above[high] = low
-    def join_all(self, pairs):
-        for a, b in pairs: self.join(a, b)
+
+# %% ../../nbs/data/02_split.ipynb #29ae2235
+_pairs_kind = 'near pairs 3'
+
+def near_groups(
+    surveyed: Sequence[Surveyed],  # Images, from `survey`; one without a fingerprint stands alone
+    min_similarity: float = 0.96,  # Likeness from which two images count as copies, see `near_duplicates`
+    store: Store | None = None,    # Remembers the answer for the same images
+) -> list[int]:                    # A number for each image; duplicates and near duplicates share it
+    "Which images are copies of one another"
+    expect('store', store, Store, None)
+    surveyed = expect_all('surveyed', surveyed, Surveyed)
+    rows = {s.digest: i for i, s in enumerate(surveyed) if s.fingerprint is not None}
+    prints = Prints()
+    order = sorted(rows)
+    key = hashlib.sha256(repr(min_similarity).encode())
+    for d in order:
+        prints.append(p := surveyed[rows[d]].fingerprint)
+        key.update(f'{d} {p.whole} {p.middle}'.encode())
+    key = key.hexdigest()
+    if known := store.get(_pairs_kind, [key]) if store else None: pairs = json.loads(known[key])
+    else:
+        groups = joined_duplicates(prints, min_similarity=min_similarity)
+        pairs = [(order[leader], order[k]) for k in range(len(order)) if (leader := groups.leader(k)) != k]
+        if store: store.put(_pairs_kind, {key: json.dumps(pairs).encode()})
+    joined = _Joined()
+    for a, b in pairs: joined.join(a, b)
+    names = [joined.leader(s.digest) or str(s.file) for s in surveyed]
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    return [numbers[name] for name in names]
 
 # %% ../../nbs/data/02_split.ipynb #b1b0b29a
-def _place_in_queue(digest, seed):
-    "What decides an image's turn: a throw of dice that its bytes and the seed fix"
-    return hashlib.sha256(f'{seed}:{digest}'.encode()).hexdigest()
-
-def _choose(members, queue, valid_pct, fixed):
-    "Which groups are held back; `members` has the number of images of each group by label"
-    held = dict(fixed)
+def _choose(members, queue, valid_pct, settled):
+    "Which groups to hold back; `members` has the number of images of each group by label"
+    held = dict(settled)
     for label in sorted(members, key=lambda l: (len(members[l]), l)):
         sizes = members[label]
-        still_open = sorted((g for g in sizes if g not in held), key=queue.get)
-        if not (still_open or len({held[g] for g in sizes}) == 2): raise DataError(_one_sided(label, sizes, held))
-        missing = (min(max(1, round(valid_pct*sum(sizes.values()))), sum(sizes.values()) - 1)
-            - sum(sizes[g] for g in sizes if held.get(g)))
-        held |= _first_in_queue(still_open, sizes, missing, [held[g] for g in sizes if g in held])
+        n = sum(sizes.values())
+        waiting = sorted((g for g in sizes if g not in held), key=queue.get)
+        sides = [held[g] for g in sizes if g in held]
+        if not waiting and len(set(sides)) != 2: raise DataError(_one_sided(label, sizes, held))
+        missing = min(max(1, round(valid_pct*n)), n - 1) - sum(sizes[g] for g in sizes if held.get(g))
+        for g in waiting:  # hold back what brings the label nearer to its share; the last one may be needed to train
+            held[g] = sizes[g] < 2*missing and (False in sides or g != waiting[-1])
+            sides.append(held[g])
+            missing -= sizes[g]*held[g]
+        if waiting and not any(sides): held[min(waiting, key=sizes.get)] = True
         if len({held[g] for g in sizes}) == 1: raise DataError(_one_sided(label, sizes, held))
     return held
 
-def _first_in_queue(queue, sizes, missing, known):
-    "Hold back groups that bring the label nearer to its share; both sides get at least one"
-    held = {}
-    for g in queue:
-        is_last_to_train_on = False in known or False in held.values() or g != queue[-1]
-        held[g] = sizes[g] < 2*missing and is_last_to_train_on
-        missing -= sizes[g]*held[g]
-    if queue and not any([*known, *held.values()]): held[min(queue, key=sizes.get)] = True
-    return held
-
-# %% ../../nbs/data/02_split.ipynb #22b3f876
 def _one_sided(label, sizes, held):
     "Why a label cannot be split"
     n = sum(sizes.values())
@@ -109,37 +94,7 @@ def _one_sided(label, sizes, held):
     return (f'This split leaves no image of {label} to {lacking}; its {n} images are tied to images on the other side. '
         'Try another `seed`, or leave the copies out')
 
-# %% ../../nbs/data/02_split.ipynb #a7204944
-def split_files(
-    files: Sequence[Path],      # Images, each in its label's folder
-    valid_pct: float = 0.2,     # Share of each label's images that is held back for validation, between 0 and 1
-    seed: int = 42,             # Another seed, another split
-    pairs: Iterable[tuple] = (),# Pairs of files that must stay together
-    groups: Sequence[int] | None = None,  # A number for each file, as from `near_groups`; equal numbers stay together
-    digests: Sequence[str] | None = None, # sha256 of each file, if at hand
-    sides: Mapping[str, bool] | None = None,  # Digests whose side is settled: True if held back
-    label_of: LabelOf | None = None,          # The folder's rule for labels; None: the folder that holds the image
-) -> tuple[list[int], list[int]]: # Positions in `files`: those to train on, those to validate on
-    "Split by the images' content: each label its share, copies together, the same on every machine"
-    expect('label_of', label_of, LabelOf, None)
-    files = expect_all('files', files, str, os.PathLike)
-    _check_split(valid_pct, seed)
-    digests = [sha256(f) for f in files] if digests is None else list(digests)
-    names = _group_names(files, digests, pairs, groups, sides or {})
-    members = {}
-    queue = {name: _place_in_queue(name[0], seed) for name in names}
-    for f, name in zip(files, names): members.setdefault(_label(f, label_of), Counter())[name] += 1
-    held = _choose(members, queue, valid_pct, {name: name[1] for name in names if name[1] is not None})
-    return [i for i, name in enumerate(names) if not held[name]], [i for i, name in enumerate(names) if held[name]]
-
 # %% ../../nbs/data/02_split.ipynb #b903aa95
-def _check_split(valid_pct, seed):
-    "Refuse numbers that decide no split"
-    if not isinstance(valid_pct, Real) or not 0 < valid_pct < 1:
-        raise ValueError(f'`valid_pct` must lie between 0 and 1, got {valid_pct!r}')
-    try: index(seed)
-    except TypeError: raise ValueError(f'`seed` must be a whole number, got {seed!r}') from None
-
 def _label(file, label_of): return label_of(file) if label_of else Path(file).parent.name
 
 def _group_names(files, digests, pairs, groups, sides):
@@ -156,6 +111,32 @@ def _group_names(files, digests, pairs, groups, sides):
         if d in sides: settled[leader] = settled.get(leader, True) and sides[d]
     return [(leader, sides.get(d, settled.get(leader))) for d, leader in zip(digests, leaders)]
 
+# %% ../../nbs/data/02_split.ipynb #a7204944
+def split_files(
+    files: Sequence[Path],      # Images, each in its label's folder
+    valid_pct: float = 0.2,     # Share of each label's images that is held back for validation, between 0 and 1
+    seed: int = 42,             # Another seed, another split
+    pairs: Iterable[tuple] = (),# Pairs of files that must stay together
+    groups: Sequence[int] | None = None,  # A number for each file, as from `near_groups`; equal numbers stay together
+    digests: Sequence[str] | None = None, # sha256 of each file, if at hand
+    sides: Mapping[str, bool] | None = None,  # Digests whose side is settled: True if held back
+    label_of: LabelOf | None = None,          # The folder's rule for labels; None: the folder that holds the image
+) -> tuple[list[int], list[int]]: # Positions in `files`: those to train on, those to validate on
+    "Split by the images' content: each label its share, copies together, the same on every machine"
+    expect('label_of', label_of, LabelOf, None)
+    files = expect_all('files', files, str, os.PathLike)
+    if not isinstance(valid_pct, Real) or not 0 < valid_pct < 1:
+        raise ValueError(f'`valid_pct` must lie between 0 and 1, got {valid_pct!r}')
+    try: index(seed)
+    except TypeError: raise ValueError(f'`seed` must be a whole number, got {seed!r}') from None
+    digests = [sha256(f) for f in files] if digests is None else list(digests)
+    names = _group_names(files, digests, pairs, groups, sides or {})
+    members = {}
+    queue = {name: hashlib.sha256(f'{seed}:{name[0]}'.encode()).hexdigest() for name in names}
+    for f, name in zip(files, names): members.setdefault(_label(f, label_of), Counter())[name] += 1
+    held = _choose(members, queue, valid_pct, {name: name[1] for name in names if name[1] is not None})
+    return [i for i, name in enumerate(names) if not held[name]], [i for i, name in enumerate(names) if held[name]]
+
 # %% ../../nbs/data/02_split.ipynb #87fabe70
 @dataclass(repr=False)
 class Split:
@@ -170,14 +151,14 @@ class Split:
     @property
     def sides(self) -> dict[str, bool]:  # True if held back, by digest
         "The side of every image, whatever its name"
-        return {self.digests[f]: held for part, held in ((self.train, False), (self.valid, True)) for f in part}
+        return {self.digests[f]: False for f in self.train} | {self.digests[f]: True for f in self.valid}
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:  # train and valid, by label
         "Number of images by label and side"
-        parts = {name: Counter(_label(f, self.label_of) for f in getattr(self, name)) for name in ('train', 'valid')}
-        return {label: {name: part[label] for name, part in parts.items()}
-            for label in sorted({*parts['train'], *parts['valid']})}
+        train = Counter(_label(f, self.label_of) for f in self.train)
+        valid = Counter(_label(f, self.label_of) for f in self.valid)
+        return {label: {'train': train[label], 'valid': valid[label]} for label in sorted({*train, *valid})}
 
     def __repr__(self):
         return (f'Split({len(self.train)} to train on, {len(self.valid)} to validate with, valid_pct={self.valid_pct}, '
@@ -213,54 +194,24 @@ def split_images(
 # %% ../../nbs/data/02_split.ipynb #05062848
 _format = 'bearcls split'
 
-def _short_name(file, label_of):
-    "An image's path from its label's folder on"
-    parts = Path(file).parts
-    if label_of is None: return '/'.join(parts[-2:])
-    above = list(reversed(parts[:-1]))
-    return '/'.join(parts[-2 - above.index(label_of(file)):])
-
 @patch
 def save(self: Split,
     file: str | os.PathLike,  # File to write, such as split.json
 ) -> Path:                    # The same
-    "Keep the split in a file"
+    "Write the split to a file"
     head = {'format': _format, 'version': 1, 'seed': self.seed, 'valid_pct': self.valid_pct}
     lines = [f'{json.dumps(k)}: {json.dumps(v)}' for k, v in head.items()]
     for name, part in (('valid', self.valid), ('train', self.train)):
-        names = {self.digests[f]: _short_name(f, self.label_of) for f in reversed(part)}
+        names = {}
+        for f in reversed(part):  # the path from the label's folder on
+            parts = Path(f).parts
+            below = 0 if self.label_of is None else parts[-2::-1].index(self.label_of(f))
+            names[self.digests[f]] = '/'.join(parts[-2 - below:])
         rows = sorted(names.items(), key=lambda row: (row[1], row[0]))
         lines.append(f'"{name}": {{\n ' + ',\n '.join(f'"{d}": {json.dumps(n, ensure_ascii=False)}' for d, n in rows)
             + '\n}')
     with atomic_write(file, 'w') as f: f.write('{\n' + ',\n'.join(lines) + '\n}\n')
     return Path(file)
-
-# %% ../../nbs/data/02_split.ipynb #1e74a21d
-@patch(cls_method=True)
-def load(cls: Split,
-    file: str | os.PathLike,  # File that `save` wrote
-) -> Split:                   # With the names that the images had when it was saved
-    "Read a split again"
-    try: metadata = json.loads(Path(file).read_text(encoding='utf-8', errors='surrogateescape'))  # for non-UTF-8 names
-    except OSError as e: raise DataError(f'The split {file} cannot be read: {e.strerror or e}') from e
-    except (ValueError, RecursionError) as e: raise DataError(f'{file} is not a split that bearcls saved: {e}') from e
-    if problem := _split_problem(metadata): raise DataError(f'{file} is not a split that bearcls saved: {problem}')
-    names = _unique_names({**metadata['valid'], **metadata['train']})
-    train, valid = ([names[d] for d in metadata[side]] for side in ('train', 'valid'))
-    return cls(train, valid, {name: d for d, name in names.items()}, metadata['valid_pct'], metadata['seed'],
-        LabelOf('.'))
-
-def _unique_names(names):
-    "Paths by digest; of two images of one name, from two folders, one gets a number"
-    paths = {d: Path(PurePosixPath(name)) for d, name in names.items()}
-    unique = {}
-    taken = set(paths.values())
-    for d, path in paths.items():
-        own = path
-        n = 2
-        while own in unique or own != path and own in taken: own, n = Path(f'{path} ({n})'), n + 1
-        unique[own] = d
-    return {d: path for path, d in unique.items()}
 
 # %% ../../nbs/data/02_split.ipynb #eaae88c6
 def _split_problem(metadata):
@@ -281,6 +232,31 @@ def _split_problem(metadata):
             if not isinstance(name, str): return f'the name of {d[:12]}… under {side} is {name!r}'
     both = metadata['train'].keys() & metadata['valid'].keys()
     return f'{metadata["train"][min(both)]} stands on both sides' if both else ''
+
+# %% ../../nbs/data/02_split.ipynb #1e74a21d
+@patch(cls_method=True)
+def load(cls: Split,
+    file: str | os.PathLike,  # File that `save` wrote
+) -> Split:                   # With the names that the images had when it was saved
+    "Read a split again"
+    try: metadata = json.loads(Path(file).read_text(encoding='utf-8', errors='surrogateescape'))  # for non-UTF-8 names
+    except OSError as e: raise DataError(f'The split {file} cannot be read: {e.strerror or e}') from e
+    except (ValueError, RecursionError) as e: raise DataError(f'{file} is not a split that bearcls saved: {e}') from e
+    if problem := _split_problem(metadata): raise DataError(f'{file} is not a split that bearcls saved: {problem}')
+    names = {d: Path(PurePosixPath(name)) for d, name in {**metadata['valid'], **metadata['train']}.items()}
+    taken = set(names.values())
+    digests = {}
+    for d, path in names.items():  # of two images of one name, from two folders, one gets a number
+        own = path
+        n = 2
+        while own in digests or own != path and own in taken:
+            own = Path(f'{path} ({n})')
+            n += 1
+        names[d] = own
+        digests[own] = d
+    train = [names[d] for d in metadata['train']]
+    valid = [names[d] for d in metadata['valid']]
+    return cls(train, valid, digests, metadata['valid_pct'], metadata['seed'], LabelOf('.'))
 
 # %% ../../nbs/data/02_split.ipynb #55d10c2f
 @patch

@@ -37,9 +37,16 @@ recipes = {  # Ways to bring an image into the model's shape, with what each doe
     'random_crop': 'another part of the image in every epoch',
     'presize': 'a large square first, another part of it in every epoch, cut on the whole batch at once',
 }
-pad_fills = {'zeros': 'black bars', 'border': 'bars that repeat its edge', 'reflection': 'bars that mirror it'}  # What `pad` puts beside an image
+pad_fills = {  # What `pad` puts beside an image
+    'zeros': 'black bars',
+    'border': 'bars that repeat its edge',
+    'reflection': 'bars that mirror it',
+}
 
 # %% ../../nbs/data/03_transforms.ipynb #e64211b8
+class _LargeResize(Resize):
+    "fastai's `Resize` under another name, since a DataBlock keeps one transform of each class"
+
 def resize_transforms(
     recipe: str = 'crop',        # One of `recipes`
     size: int = 224,             # Width and height of what the model sees, in pixels
@@ -47,28 +54,6 @@ def resize_transforms(
     min_scale: float | None = None,  # Smallest share of image shown by `random_crop` and `presize`; None: 0.35, 0.75
 ) -> tuple[list[Transform], list[Transform]]:  # Item transforms, and batch transforms that come before any augmentation
     "fastai's transforms of a recipe"
-    _check_recipe(recipe, size, pad_mode, min_scale)
-    if recipe == 'random_crop': return [RandomResizedCrop(size, min_scale=min_scale or 0.35)], []
-    if recipe == 'presize': return _presize(size, min_scale or 0.75)
-    method = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)[recipe]
-    return [Resize(size, method, pad_mode=getattr(PadMode, pad_mode.capitalize()))], []
-
-def _presize(size, min_scale):
-    "Large squares and random parts of them in training, the plain crop in validation"
-    large = _LargeResize(2*size)
-    plain = Resize(size)
-    part = RandomResizedCropGPU(size, min_scale=min_scale, ratio=(1, 1))
-    large.split_idx = 0
-    plain.split_idx = 1
-    part.split_idx = 0
-    return [large, plain], [part]
-
-class _LargeResize(Resize):
-    "fastai's `Resize` under a name of its own: a DataBlock keeps one transform of each class"
-
-# %% ../../nbs/data/03_transforms.ipynb #0c39212f
-def _check_recipe(recipe, size, pad_mode, min_scale):
-    "Refuse settings that no recipe has"
     if not isinstance(recipe, str) or recipe not in recipes:
         raise ValueError(f'`recipe` must be one of {", ".join(recipes)}; got {recipe!r}')
     if pad_mode not in pad_fills:
@@ -77,6 +62,17 @@ def _check_recipe(recipe, size, pad_mode, min_scale):
         raise ValueError(f'`size` must be a whole number of pixels, at least 8; got {size!r}')
     if min_scale is not None and not 0 < min_scale <= 1:
         raise ValueError(f'`min_scale` must be above 0 and at most 1, got {min_scale}')
+    if recipe == 'random_crop': return [RandomResizedCrop(size, min_scale=min_scale or 0.35)], []
+    if recipe == 'presize':  # large squares and random parts of them in training, the plain crop in validation
+        large = _LargeResize(2*size)
+        plain = Resize(size)
+        part = RandomResizedCropGPU(size, min_scale=min_scale or 0.75, ratio=(1, 1))
+        large.split_idx = 0
+        plain.split_idx = 1
+        part.split_idx = 0
+        return [large, plain], [part]
+    method = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)[recipe]
+    return [Resize(size, method, pad_mode=getattr(PadMode, pad_mode.capitalize()))], []
 
 # %% ../../nbs/data/03_transforms.ipynb #975fb9f7
 @dataclass(frozen=True)
@@ -107,6 +103,22 @@ class Seen:
         "How many times wider things look than they are, for their height"
         return (self.frame[3] - self.frame[1])/(self.frame[2] - self.frame[0])
 
+# %% ../../nbs/data/03_transforms.ipynb #89a4694f
+def _frame(item, size, training):
+    "Left, top, width and height of what an item transform used of an image, after it was called"
+    w, h = size
+    if isinstance(item, RandomResizedCrop):
+        if training: return (*item.tl, *item.cp_size)
+        x, y = (size_ / full for size_, full in zip(item.size, item.final_size))
+        return (1 - x)*w/2, (1 - y)*h/2, x*w, y*h
+    if item.method == ResizeMethod.Squish: return 0, 0, w, h
+    side = (max if item.method == ResizeMethod.Pad else min)(w, h)
+    return item.pcts[0]*(w - side), item.pcts[1]*(h - side), side, side
+
+def _as_batch(image): return TensorImage(from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(255))
+
+def _as_image(batch): return Image.fromarray(batch[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).byte().numpy())
+
 # %% ../../nbs/data/03_transforms.ipynb #1dadafac
 def model_view(
     image: Image.Image,       # RGB image
@@ -130,50 +142,40 @@ def model_view(
         h = part.cp_size[0]*scale
     return Seen(Image.fromarray(np.asarray(square)), (left, top, left + w, top + h), image.size)
 
-# %% ../../nbs/data/03_transforms.ipynb #89a4694f
-def _frame(item, size, training):
-    "Left, top, width and height of what an item transform used of an image, after it was called"
-    w, h = size
-    if isinstance(item, RandomResizedCrop):
-        if training: return (*item.tl, *item.cp_size)
-        x, y = (size_ / full for size_, full in zip(item.size, item.final_size))
-        return (1 - x)*w/2, (1 - y)*h/2, x*w, y*h
-    if item.method == ResizeMethod.Squish: return 0, 0, w, h
-    side = (max if item.method == ResizeMethod.Pad else min)(w, h)
-    return item.pcts[0]*(w - side), item.pcts[1]*(h - side), side, side
-
-def _as_batch(image): return TensorImage(from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(255))
-
-def _as_image(batch): return Image.fromarray(batch[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).byte().numpy())
-
 # %% ../../nbs/data/03_transforms.ipynb #892add80
 @dataclass(frozen=True)
 class ResizeView:
     "One recipe on one image"
     name: str         # Recipe, with the filling of its bars
     about: str        # What it does
-    valid: Seen       # What the model sees in validation, and when it is asked
+    valid: Seen       # What the model sees in validation, and at prediction
     train: tuple[Seen, ...] = field(default=(), repr=False)  # Three random views in training, if the recipe varies them
 
     @property
     def cost(self) -> str:  # A sentence or two
         "What it costs, from the frame's numbers"
-        parts = [self.valid, *self.train]
-        lost = [v.lost for v in parts]
+        shares = [v.lost for v in (self.valid, *self.train)]
+        least = min(shares)
+        most = max(shares)
+        lost = f'{least:.0%} to {most:.0%}' if most - least > .01 else f'{most:.0%}'
+        stretch = self.valid.stretch
+        bent = f'{stretch:.1f} times too wide' if stretch > 1 else f'{1/stretch:.1f} times too tall'
         words = []
-        if self.train and max(lost) > .005: words.append(f'{_range(lost)} of the image is lost each time')
-        elif max(lost) > .005: words.append(f'{max(lost):.0%} of the image is lost')
+        if most > .005: words.append(f'{lost} of the image is lost' + (' each time' if self.train else ''))
         if self.valid.bars > .005: words.append(f'{self.valid.bars:.0%} of the square is bars')
-        if abs(self.valid.stretch - 1) > .02:
-            words.append(_bent(self.valid.stretch) + (' in validation' if self.train else ''))
+        if abs(stretch - 1) > .02: words.append(f'everything is {bent}' + (' in validation' if self.train else ''))
         return ', '.join(words)[:1].upper() + ', '.join(words)[1:] if words else 'Costs nothing on this image'
 
-def _range(shares):
-    return f'{min(shares):.0%} to {max(shares):.0%}' if max(shares) - min(shares) > .01 else f'{max(shares):.0%}'
-
-def _bent(stretch):
-    return (f'everything is {stretch:.1f} times too wide' if stretch > 1
-        else f'everything is {1/stretch:.1f} times too tall')
+# %% ../../nbs/data/03_transforms.ipynb #4cab3a6a
+def _most_oblong(folder):
+    "The image of an image folder for which the choice matters most"
+    files = image_files(folder)
+    if not files: raise DataError(f'{folder} holds no images in label folders')
+    def oblong(file):
+        try: w, h = image_size(file)
+        except (OSError, ValueError): return 0
+        return max(w, h)/min(w, h)
+    return max(files, key=oblong)
 
 # %% ../../nbs/data/03_transforms.ipynb #04b28677
 @dataclass
@@ -193,29 +195,17 @@ def compare_resizes(
     if not isinstance(source, Image.Image) and Path(source).is_dir(): source = _most_oblong(source)
     image = load_image(source)
     only = [only] if isinstance(only, str) else only
+    views = []
     with no_random(seed):
-        views = [_view(image, r, size, p) for r in only for p in (pad_fills if r == 'pad' else ('zeros',))]
+        for r in only:
+            for fill in pad_fills if r == 'pad' else ('zeros',):
+                n_draws = 9 if r in ('random_crop', 'presize') else 0
+                draws = [model_view(image, r, size, fill, training=True) for _ in range(n_draws)]
+                train = tuple(sorted(draws, key=lambda v: v.overlap)[::4])  # the smallest part, the middle, the largest
+                valid = model_view(image, r, size, fill)
+                about = f'the whole image, with {pad_fills[fill]}' if r == 'pad' else recipes[r]
+                views.append(ResizeView(f'pad, {fill}' if r == 'pad' else r, about, valid, train))
     return ResizeComparison(image, views)
-
-# %% ../../nbs/data/03_transforms.ipynb #4cab3a6a
-def _view(image, recipe, size, pad_mode):
-    "A recipe on an image"
-    draws = ([model_view(image, recipe, size, pad_mode, training=True) for _ in range(9)]
-        if recipe in ('random_crop', 'presize') else [])
-    train = tuple(sorted(draws, key=lambda v: v.overlap)[::4])  # the smallest part, the middle one and the largest
-    name, about = (recipe, recipes.get(recipe, '')) if recipe != 'pad' else (f'pad, {pad_mode}',
-        f'the whole image, with {pad_fills[pad_mode]}')
-    return ResizeView(name, about, model_view(image, recipe, size, pad_mode), train)
-
-def _most_oblong(folder):
-    "The image of an image folder for which the choice matters most"
-    files = image_files(folder)
-    if not files: raise DataError(f'{folder} holds no images in label folders')
-    def oblong(file):
-        try: w, h = image_size(file)
-        except (OSError, ValueError): return 0
-        return max(w, h)/min(w, h)
-    return max(files, key=oblong)
 
 # %% ../../nbs/data/03_transforms.ipynb #950c133c
 _orange = '#e8792b'
@@ -231,95 +221,94 @@ def _outline(shape, colour, width=2.5):
     return (shape('fill="none" stroke="#000" stroke-opacity=".35" stroke-width="%s"' % (width + 1.4))
         + shape(f'fill="none" stroke="{colour}" stroke-width="{width}"'))
 
-_hatch = ('<defs>'
-    '<pattern id="bearcls-hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-          '<path d="M0 0V7" stroke="#fff" stroke-opacity=".38" stroke-width="2.2"/></pattern></defs>')
-
-# %% ../../nbs/data/03_transforms.ipynb #0c89c2de
-def _frames_svg(image, uri, view, width=190, height=150):
-    "The image with its frames, as large as fits"
-    frames = [view.valid.frame] if not view.train else [v.frame for v in view.train]
-    left, top = (min(0, *(f[i] for f in frames)) for i in (0, 1))
-    right, bottom = (max(image.size[i], *(f[i + 2] for f in frames)) for i in (0, 1))
-    k = min((width - 4)/(right - left), (height - 4)/(bottom - top))
-    x0 = (width - k*(right + left))/2
-    y0 = (height - k*(bottom + top))/2
-    def place(f): return x0 + k*f[0], y0 + k*f[1], k*(f[2] - f[0]), k*(f[3] - f[1])
-    whole = place((0, 0, *image.size))
-    parts = [_rect(*place(view.valid.frame), 'fill="currentColor" fill-opacity=".13"') if view.valid.bars > .005
-        else '', _image(uri, *whole)]
-    if not view.train:
-        parts += [_shade(whole, place(view.valid.frame)) if view.valid.lost > .005 else '',
-            _disc(*whole, image.size[1]/image.size[0], view)]
-        parts += [_outline(lambda style: _rect(*place(view.valid.frame), style), _orange)]
-    for f, tint, n in zip(frames if view.train else (), _tints, '123'):
-        x, y, w, h = place(f)
-        parts += [_outline(lambda style: _rect(x, y, w, h, style), tint),
-            _tag(x + (w - 15)*(n == '2'), y + (h - 16)*(n == '3'), n, tint)]
-    return ''.join(parts)
-
-# %% ../../nbs/data/03_transforms.ipynb #637f4f54
-def _shade(whole, frame):
-    "What lies in the image and outside the frame"
-    def path(x, y, w, h): return f'M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z'
-    both = path(*whole) + path(*frame)
-    return (f'<path d="{both}" fill="#101418" fill-opacity=".68" fill-rule="evenodd"/>'
-        f'<path d="{both}" fill="url(#bearcls-hatch)" fill-rule="evenodd"/>')
-
-def _disc(x, y, w, h, shape, view):
-    "A circle on the image, or what became of it, where shapes are bent"
-    if abs(view.valid.stretch - 1) < .02: return ''
-    r = .36*min(w, h)
-    return _outline(lambda style: f'<ellipse cx="{x + w/2:.1f}" cy="{y + h/2:.1f}" rx="{r:.1f}" ry="{r:.1f}" {style}/>',
-        '#fff', 2)
-
 def _tag(x, y, text, colour):
     width = 15 if len(text) == 1 else 6*len(text)
     return (f'<rect x="{x:.1f}" y="{y:.1f}" width="{width}" height="16" fill="{colour}"/>'
-            f'<text x="{x + width/2:.1f}" y="{y + 12.2:.1f}" font-size="11" font-weight="700" fill="#fff" text-anchor="middle" font-family="sans-serif">{text}</text>')
+        f'<text x="{x + width/2:.1f}" y="{y + 12.2:.1f}" font-size="11" font-weight="700" fill="#fff" '
+        f'text-anchor="middle" font-family="sans-serif">{text}</text>')
 
 # %% ../../nbs/data/03_transforms.ipynb #5a9faea6
-def _squares_svg(view, x, y, side):
-    "What the model sees: one square, or three of training and the one of validation"
-    if not view.train: return _square_svg(view, x, y, side, _orange)
-    half = (side - 8)/2
-    spots = [(x + dx*(half + 8), y + dy*(half + 8)) for dy in (0, 1) for dx in (0, 1)]
-    squares = [_image(data_uri(v.image, 160), *spot, half, half) + _outline(lambda s: _rect(*spot, half, half, s), tint)
-        + _tag(*spot, n, tint)
-               for v, spot, tint, n in zip(view.train, spots, _tints, '123')]
-    return (''.join(squares) + _square_svg(view, *spots[3], half, _orange)
-        + _tag(spots[3][0], spots[3][1] + half - 16, 'validation', _orange))
-
 def _square_svg(view, x, y, side, colour):
     "The square of validation, with what became of the circle"
     left, top, right, bottom = view.valid.frame
     r = .36*min(view.valid.size)*side
     def ellipse(style):
-        return f'<ellipse cx="{x + side/2:.1f}" cy="{y + side/2:.1f}" rx="{r/(right - left):.1f}" ry="{r/(bottom - top):.1f}" {style}/>'
+        return (f'<ellipse cx="{x + side/2:.1f}" cy="{y + side/2:.1f}" rx="{r/(right - left):.1f}" '
+            f'ry="{r/(bottom - top):.1f}" {style}/>')
     bent = _outline(ellipse, '#fff', 2) if abs(view.valid.stretch - 1) > .02 and not view.train else ''
     return (_image(data_uri(view.valid.image, 300), x, y, side, side) + bent
         + _outline(lambda s: _rect(x, y, side, side, s), colour))
 
+def _squares_svg(view, x, y, side):
+    "What the model sees: one square, or three of training and the one of validation"
+    if not view.train: return _square_svg(view, x, y, side, _orange)
+    half = (side - 8)/2
+    step = half + 8
+    squares = ''
+    for v, n, tint, spot in zip(view.train, '123', _tints, ((x, y), (x + step, y), (x, y + step))):
+        squares += (_image(data_uri(v.image, 160), *spot, half, half)
+            + _outline(lambda s: _rect(*spot, half, half, s), tint) + _tag(*spot, n, tint))
+    return (squares + _square_svg(view, x + step, y + step, half, _orange)
+        + _tag(x + step, y + step + half - 16, 'validation', _orange))
+
+# %% ../../nbs/data/03_transforms.ipynb #0c89c2de
+def _frames_svg(image, uri, view, width=190, height=150):
+    "The image with its frames, as large as fits"
+    frames = [v.frame for v in view.train or (view.valid,)]
+    lefts, tops, rights, bottoms = zip(*frames)
+    left = min(0, *lefts)
+    top = min(0, *tops)
+    right = max(image.size[0], *rights)
+    bottom = max(image.size[1], *bottoms)
+    k = min((width - 4)/(right - left), (height - 4)/(bottom - top))
+    x0 = (width - k*(right + left))/2
+    y0 = (height - k*(bottom + top))/2
+    def place(f): return x0 + k*f[0], y0 + k*f[1], k*(f[2] - f[0]), k*(f[3] - f[1])
+    def path(x, y, w, h): return f'M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z'
+    whole = place((0, 0, *image.size))
+    used = place(view.valid.frame)
+    svg = _rect(*used, 'fill="currentColor" fill-opacity=".13"') if view.valid.bars > .005 else ''
+    svg += _image(uri, *whole)
+    if view.valid.lost > .005 and not view.train:  # a shade over what lies outside the frame
+        both = path(*whole) + path(*used)
+        svg += (f'<path d="{both}" fill="#101418" fill-opacity=".68" fill-rule="evenodd"/>'
+            f'<path d="{both}" fill="url(#bearcls-hatch)" fill-rule="evenodd"/>')
+    if abs(view.valid.stretch - 1) >= .02 and not view.train:  # a circle, which the square will show bent
+        x, y, w, h = whole
+        circle = f'<ellipse cx="{x + w/2:.1f}" cy="{y + h/2:.1f}" rx="{.36*min(w, h):.1f}" ry="{.36*min(w, h):.1f}" '
+        svg += _outline(lambda style: f'{circle}{style}/>', '#fff', 2)
+    if not view.train: svg += _outline(lambda style: _rect(*used, style), _orange)
+    for f, tint, n in zip(frames if view.train else (), _tints, '123'):
+        x, y, w, h = place(f)
+        svg += _outline(lambda style: _rect(x, y, w, h, style), tint)
+        svg += _tag(x + (w - 15)*(n == '2'), y + (h - 16)*(n == '3'), n, tint)
+    return svg
+
 # %% ../../nbs/data/03_transforms.ipynb #45c8433e
+_hatch = ('<defs>'
+    '<pattern id="bearcls-hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+          '<path d="M0 0V7" stroke="#fff" stroke-opacity=".38" stroke-width="2.2"/></pattern></defs>')
+
 def comparison_html(
     comparison: ResizeComparison,  # From `compare_resizes`
 ) -> Html:                         # A gallery that wraps to the width of the page
     "A card for each recipe: the image with what is used and lost, and what the model sees"
     expect('comparison', comparison, ResizeComparison)
     uri = data_uri(comparison.image, 300, 75)
-    cards = [_card(comparison.image, uri, v) for v in comparison.views]
-    return Html('<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1.6rem 1.8rem">' + ''.join(cards) + '</div>')
-
-def _card(image, uri, view):
-    "One recipe"
-    words = f'{view.about[:1].upper()}{view.about[1:]}. {view.cost}.'
-    arrow = '<path d="M199 75h14m-5-5l5 5l-5 5" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round"/>'
-    drawing = _hatch + _frames_svg(image, uri, view) + arrow + _squares_svg(view, 223, 2, 146)
-    return ('<figure style="margin:0"><div style="font-weight:600;margin-bottom:.35rem"><code>'
-        f'{html.escape(view.name)}</code></div>'
-            f'<svg viewBox="0 0 372 150" style="width:100%;height:auto;display:block" role="img" aria-label="{html.escape(f"{view.name}: {words}", quote=True)}">{drawing}</svg>'
-            f'<figcaption style="font-size:.86rem;line-height:1.4;margin-top:.4rem">{html.escape(words)}</figcaption>'
-            '</figure>')
+    arrow = ('<path d="M199 75h14m-5-5l5 5l-5 5" fill="none" stroke="currentColor" stroke-width="2" '
+        'stroke-linecap="round" stroke-linejoin="round"/>')
+    cards = ''
+    for view in comparison.views:
+        words = f'{view.about[:1].upper()}{view.about[1:]}. {view.cost}.'
+        drawing = _hatch + _frames_svg(comparison.image, uri, view) + arrow + _squares_svg(view, 223, 2, 146)
+        cards += ('<figure style="margin:0"><div style="font-weight:600;margin-bottom:.35rem"><code>'
+            f'{html.escape(view.name)}</code></div>'
+            '<svg viewBox="0 0 372 150" style="width:100%;height:auto;display:block" role="img" '
+            f'aria-label="{html.escape(f"{view.name}: {words}", quote=True)}">{drawing}</svg>'
+            '<figcaption style="font-size:.86rem;line-height:1.4;margin-top:.4rem">'
+            f'{html.escape(words)}</figcaption></figure>')
+    return Html('<div style="display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));'
+        f'gap:1.6rem 1.8rem">{cards}</div>')
 
 # %% ../../nbs/data/03_transforms.ipynb #aee35e47
 augmentations = {  # Families, with what each does to an image in training
@@ -348,18 +337,18 @@ def augment_transforms(
     augment: str | Transform | Sequence | None = None,  # A family, your own transform, or several; None: 'default'
 ) -> list[Transform]:                       # Batch transforms
     "fastai's batch transforms of augmentation families"
-    asked = (['default'] if augment is None else [augment] if isinstance(augment, (str, Transform))
-        or not isinstance(augment, Iterable) else list(augment))
+    if augment is None: augment = 'default'
+    is_one = isinstance(augment, (str, Transform)) or not isinstance(augment, Iterable)
+    asked = [augment] if is_one else list(augment)
     if unknown := [a for a in asked if not callable(a) and (not isinstance(a, str) or a not in augmentations)]:
         raise ValueError(f'`augment` must be made of {", ".join(augmentations)} or transforms; got {unknown[0]!r}')
     if all(not isinstance(a, str) for a in asked): return asked
-    return setup_aug_tfms([t for a in asked for t in _family(a)])
-
-def _family(name):
-    "The transforms of one family; a transform stays itself"
-    if not isinstance(name, str): return [name]
-    if name == 'default': return aug_transforms()
-    return [] if name == 'none' else [_families[name]()]
+    transforms = []
+    for a in asked:
+        if not isinstance(a, str): transforms.append(a)
+        elif a == 'default': transforms += aug_transforms()
+        elif a != 'none': transforms.append(_families[a]())
+    return setup_aug_tfms(transforms)
 
 # %% ../../nbs/data/03_transforms.ipynb #13d09514
 def _steps(low, middle, high, n, word):
@@ -381,8 +370,8 @@ def _draws(name, n):
             for c, v in _steps(np.log(.8), 0, -np.log(.8), n, lambda v: f'{np.exp(v):.2f} times')]
     if name == 'warp':
         return [('from the left', dict(draw_x=.2, draw_y=0)), ('from the right', dict(draw_x=-.2, draw_y=0)),
-            ('as it is', dict(draw_x=0, draw_y=0)),
-                               ('from above', dict(draw_x=0, draw_y=.2)), ('from below', dict(draw_x=0, draw_y=-.2))]
+            ('as it is', dict(draw_x=0, draw_y=0)), ('from above', dict(draw_x=0, draw_y=.2)),
+            ('from below', dict(draw_x=0, draw_y=-.2))]
     return None
 
 # %% ../../nbs/data/03_transforms.ipynb #b5e06713
@@ -427,15 +416,16 @@ def show_augmentations(
     for name in only: augment_transforms(name)
     with no_random(seed):
         image = model_view(load_image(source), recipe, size).image
-        return AugmentationGallery(image, [view for name in only for view in _augmented(image, name, n)])
-
-def _augmented(image, name, n):
-    "The images of one family"
-    if settings := _draws(name, n):
-        return [Augmented(name, words, apply_augment(image, [_families[name](**draw, p=1.)]))
-            for words, draw in settings[:n]]
-    always = [_families['erase'](p=1.)] if name == 'erase' else augment_transforms(name)
-    return [Augmented(name, '', apply_augment(image, always)) for _ in range(1 if name == 'none' else n)]
+        views = []
+        for name in only:
+            if settings := _draws(name, n):
+                for words, draw in settings[:n]:
+                    views.append(Augmented(name, words, apply_augment(image, [_families[name](**draw, p=1.)])))
+                continue
+            always = [_families['erase'](p=1.)] if name == 'erase' else augment_transforms(name)
+            times = 1 if name == 'none' else n
+            views += [Augmented(name, '', apply_augment(image, always)) for _ in range(times)]
+    return AugmentationGallery(image, views)
 
 # %% ../../nbs/data/03_transforms.ipynb #43e72829
 def augmentations_html(
@@ -443,19 +433,18 @@ def augmentations_html(
 ) -> Html:                         # A row for each family, which shrinks with the page
     "A row of images for each family"
     expect('gallery', gallery, AugmentationGallery)
-    rows = [_family_row(name, [v for v in gallery.views if v.family == name])
-        for name in dict.fromkeys(v.family for v in gallery.views)]
-    return Html(f'<div style="display:grid;gap:1.3rem;max-width:46rem">{"".join(rows)}</div>')
-
-def _family_row(name, views):
-    "One family: its name, what it does, and its images from one end to the other"
-    cells = ['<figure style="margin:0;min-width:0">'
-        f'<img src="{data_uri(v.image, 200, 85)}" '
-        f'alt="{html.escape(f"{name}: {v.setting or augmentations[name]}", quote=True)}" '
-             'style="width:100%;height:auto;display:block;margin:0;border-radius:4px">'
-             '<figcaption style="font-size:.75rem;line-height:1.3;text-align:center">'
-             f'{html.escape(v.setting)}</figcaption></figure>' for v in views]
-    return ('<div><div style="margin-bottom:.3rem;font-size:.9rem"><code style="font-weight:600">'
-        f'{html.escape(name)}</code>&ensp;{html.escape(augmentations[name])}</div>'
+    families = {}
+    for v in gallery.views: families.setdefault(v.family, []).append(v)
+    rows = ''
+    for name, views in families.items():
+        cells = ['<figure style="margin:0;min-width:0">'
+            f'<img src="{data_uri(v.image, 200, 85)}" '
+            f'alt="{html.escape(f"{name}: {v.setting or augmentations[name]}", quote=True)}" '
+            'style="width:100%;height:auto;display:block;margin:0;border-radius:4px">'
+            '<figcaption style="font-size:.75rem;line-height:1.3;text-align:center">'
+            f'{html.escape(v.setting)}</figcaption></figure>' for v in views]
+        rows += ('<div><div style="margin-bottom:.3rem;font-size:.9rem"><code style="font-weight:600">'
+            f'{html.escape(name)}</code>&ensp;{html.escape(augmentations[name])}</div>'
             f'<div style="display:grid;grid-template-columns:repeat({max(5, len(views))},minmax(0,1fr));gap:.4rem">'
             f'{"".join(cells)}</div></div>')
+    return Html(f'<div style="display:grid;gap:1.3rem;max-width:46rem">{rows}</div>')

@@ -24,7 +24,7 @@ from ..sample.bears import draw_bear
 # %% ../../nbs/deploy/04_check.ipynb #516185e8
 @dataclass
 class CheckStep:
-    "One thing that was tried"
+    "One step of a check"
     name: str            # What it is
     status: str          # ok, failed, or not checked
     words: str = ''      # What was found, or why not
@@ -32,7 +32,7 @@ class CheckStep:
 
 @dataclass(repr=False)
 class FolderCheck:
-    "What became of a folder that was tried"
+    "The result of a check"
     path: Path                                            # The folder
     target: str                                           # The kind of host that it is for
     steps: list[CheckStep] = field(default_factory=list)  # In their order; after a failure nothing more is tried
@@ -107,7 +107,9 @@ def started(
 ) -> Iterator[str]:            # Its address, for as long as the block lasts
     "A deployed folder at work on this machine"
     target = deploy_targets[read_record(path)['target']]
-    port = _any_port()
+    with contextlib.closing(socket.socket()) as s:  # a free port
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
     command = [w.replace('{port}', str(port)) for w in target.command]
     command[0] = (shutil.which(command[0], path=str(programs)) or shutil.which('python', path=str(programs))
         or sys.executable)
@@ -126,6 +128,7 @@ def started(
                 yield url
             finally: stop_server(server)
 
+# %% ../../nbs/deploy/04_check.ipynb #44bb363b
 def notebook_script(
     path: str | os.PathLike,  # A notebook
 ) -> str:                     # Source of a script
@@ -136,21 +139,16 @@ def notebook_script(
     return '\n\n'.join(written(c.partition('\n')[0].removeprefix('%%writefile '), c.partition('\n')[2])
         if c.startswith('%%writefile ') else c for c in cells if not c.startswith('%pip'))
 
-def _any_port():
-    "A free port of this machine"
-    with contextlib.closing(socket.socket()) as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
 # %% ../../nbs/deploy/04_check.ipynb #2e6aeac6
 def ask_service(
     url: str,        # Address of a service, without a path
-    image: bytes,  # An image file
+    image: bytes,    # An image file
 ) -> dict:           # The answer
     "What an HTTP service says about an image"
     request = urllib.request.Request(f'{url}/predict', image, {'Content-Type': 'image/png'})
     with open_here(request, timeout=60) as answer: return json.load(answer)['results'][0]
 
+# %% ../../nbs/deploy/04_check.ipynb #b3aa3a12
 def ask_page(
     url: str,                # Address of a page, of a server or of a file
     image: str | os.PathLike, # File to choose
@@ -158,7 +156,8 @@ def ask_page(
     timeout: float = 60,     # Seconds to wait for it
 ) -> tuple[str, set[str]]:   # The number that stands beside the label, and the hosts that the page talked to
     "What a page shows about an image, in a real browser"
-    with ThreadPoolExecutor(1) as pool: return pool.submit(_in_browser, url, str(image), label, timeout).result()  # a thread has no event loop, as Playwright needs
+    with ThreadPoolExecutor(1) as pool:  # a thread has no event loop, as Playwright needs
+        return pool.submit(_in_browser, url, str(image), label, timeout).result()
 
 def _in_browser(url, image, label, timeout):
     from playwright.sync_api import sync_playwright
@@ -175,11 +174,12 @@ def _in_browser(url, image, label, timeout):
         page.goto(url, timeout=1000*timeout)
         page.locator('input[type=file]').first.set_input_files(image, timeout=1000*timeout)
         number = page.wait_for_function(said, arg=label, timeout=1000*timeout).json_value()
-        hosts = {r.url.split('/')[2] for r in asked if r.url.startswith(('http', 'ws')) and 'csp' not in str(r.failure).lower()}  # what the page's own policy stops goes nowhere
+        sent = [r for r in asked if 'csp' not in str(r.failure).lower()]  # the page's own policy stops the others
+        hosts = {r.url.split('/')[2] for r in sent if r.url.startswith(('http', 'ws'))}
         browser.close()
     return number, hosts
 
-class _NoBrowser(Exception): "Playwright is there, and no browser that it could use"
+class _NoBrowser(Exception): "Playwright is installed, and no browser that it could use"
 
 def find_browser() -> str | None:  # Its program; None for the one that Playwright has brought itself
     "A Chromium or Chrome of this machine"
@@ -191,30 +191,43 @@ def check_folder(
     bundle: str | os.PathLike | None = None,# To compare with; None: the folder's (static pages and notebooks hold none)
     environment: str | os.PathLike = '',    # Where to make its environment, or one with its requirements; '': temporary
     quiet: bool = False,                    # Print nothing while at work?
-) -> FolderCheck:                           # What was tried, and what was found
+) -> FolderCheck:                           # Each step, with what it found
     "Start a deployed folder in a fresh environment and ask it about an image"
     expect('path', path, str, os.PathLike)
-    path, record = Path(path), read_record(path)
+    record = read_record(path)
+    path = Path(path)
     if not record: raise DeployError(f'{path} is no folder that `bearcls deploy` has written')
     if bundle is None and not (path/'bundle'/'bundle.json').is_file():
         raise DeployError(f'{path} holds no bundle to compare with; give the one that it was made of as `bundle`')
     check = FolderCheck(path, record['target'])
+    target = deploy_targets[check.target]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp, contextlib.suppress(_Failed):
         with _step(check, 'files', quiet) as step: step.words = _same_files(path, record)
         with _step(check, 'environment', quiet) as step:
             programs, step.words = _environment_for(path, Path(environment or Path(tmp)/'env'))
         with _step(check, 'question', quiet) as step:
-            image, expected = _question_for(bundle or path/'bundle', record, Path(tmp))
+            image = Path(tmp)/'bear.png'
+            source = bundle or path/'bundle'
+            classifier = Classifier(source)
+            if classifier.bundle.digest != record['model']:
+                raise DeployError(f'{source} holds another model than the folder was written with')
+            draw_bear('grizzly', seed=1).save(image)
+            expected = classifier.predict(image)
             step.words = f'a drawn bear; the library says {expected.label} ({expected.probability:.2f})'
         with contextlib.ExitStack() as running:
             with _step(check, 'start', quiet) as step:
                 url = running.enter_context(started(path, programs))
-                step.words = f'`{" ".join(deploy_targets[check.target].command).replace("{port}", url.rpartition(":")[2])}` answers'
-            for name, ask in _questions(path, deploy_targets[check.target], url, image, expected):
-                with _step(check, name, quiet) as step: step.status, step.words = ask()
+                step.words = f'`{" ".join(target.command).replace("{port}", url.rpartition(":")[2])}` answers'
+            if target.service:
+                with _step(check, 'service', quiet) as step:
+                    said = ask_service(url, image.read_bytes())
+                    step.status, step.words = _compared(expected,
+                        **{k: v for k, v in said.items() if k in ('label', 'probability')})
+            with _step(check, 'page', quiet) as step:
+                step.status, step.words = _page_compared(url + target.page, image, expected)
     return check
 
-class _Failed(Exception): "A step failed, and was written down"
+class _Failed(Exception): "A step failed, and is among the steps"
 
 @contextlib.contextmanager
 def _step(check, name, quiet):
@@ -222,7 +235,9 @@ def _step(check, name, quiet):
     step = CheckStep(name, 'ok')
     start = time.monotonic()
     try: yield step
-    except Exception as e: step.status, step.words = 'failed', ' '.join(str(e).split())[:500] or type(e).__name__
+    except Exception as e:
+        step.status = 'failed'
+        step.words = ' '.join(str(e).split())[:500] or type(e).__name__
     step.seconds = time.monotonic() - start
     check.steps.append(step)
     if not quiet: print(f'{step.status:>11}  {step.name}: {step.words}', flush=True)
@@ -244,22 +259,6 @@ def _environment_for(path, dest):
     if dest.exists(): return dest/('Scripts' if sys.platform == 'win32' else 'bin'), f'that of {dest.name}'
     programs, size = make_environment(path, dest)
     return programs, f'{size/1e6:,.0f} MB installed'
-
-def _question_for(bundle, record, tmp):
-    "A drawn image, and what the library says about it"
-    file = tmp/'bear.png'
-    classifier = Classifier(bundle)
-    if classifier.bundle.digest != record['model']:
-        raise DeployError(f'{bundle} holds another model than the folder was written with')
-    draw_bear('grizzly', seed=1).save(file)
-    return file, classifier.predict(file)
-
-def _questions(path, target, url, image, expected):
-    "What can be asked through the front door of a target: names, and functions that give status and words"
-    if target.service:
-        yield 'service', lambda: _compared(expected,
-            **{k: v for k, v in ask_service(url, image.read_bytes()).items() if k in ('label', 'probability')})
-    yield 'page', lambda: _page_compared(url + target.page, image, expected)
 
 def _compared(expected, label, probability, unit=.01):
     "Is this what the library says?"

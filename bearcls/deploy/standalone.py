@@ -18,7 +18,7 @@ from ..core import BearclsError
 
 # %% ../../nbs/deploy/01_standalone.ipynb #70b7b01b
 class RuntimeFileError(BearclsError, RuntimeError):
-    "What was asked for cannot be joined to a file that stands alone"
+    "The names cannot be joined to a standalone file"
 
 @dataclass
 class Statement:
@@ -33,43 +33,13 @@ class Statement:
     @property
     def acts(self): return not (self.makes or self.adds_to or self.imports)  # neither defines nor imports: a setting
 
-# %% ../../nbs/deploy/01_standalone.ipynb #83674fb4
-@cache
-def module_statements(
-    module: str,  # Name within bearcls, such as `inference.classifier`
-) -> tuple[list[Statement], dict[str, tuple[str, str]]]:  # In order; and names from other modules: (module, name)
-    "What a module consists of"
-    text = _module_text(module)
-    lines = text.splitlines()
-    found = []
-    borrowed = {}
-    for node in ast.parse(text).body[1:]:  # without the docstring
-        if isinstance(node, ast.ImportFrom) and node.level:
-            borrowed |= {a.asname or a.name: (_imported_module(module, node), a.name) for a in node.names}
-        elif not _is_all(node): found.append(_statement(module, node, lines))
-    return found, borrowed
-
-def _file_name(module): return f'{module.replace(".", "/")}.py'
-
-def _module_text(module):
-    "The source of a module; a front door only hands on what its modules define, so it has no part in a joined file"
-    root = Path(bearcls.__file__).parent
-    if (root/module.replace('.', '/')).is_dir():
-        raise RuntimeFileError(f'{module} is a front door; import from one of its modules')
-    if not (root/_file_name(module)).is_file(): raise RuntimeFileError(f'bearcls has no module {module}')
-    return (root/_file_name(module)).read_text(encoding='utf-8')
-
-def _imported_module(module, node):
-    "The module that a relative import in `module` means: one dot is its own folder, each further dot the folder above"
-    folder = module.split('.')[:-node.level]
-    return '.'.join([*folder, node.module] if node.module else folder) or '__init__'
-
 # %% ../../nbs/deploy/01_standalone.ipynb #43ab3be9
-def _is_all(node): return isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__'
+def _file_name(module): return f'{module.replace(".", "/")}.py'
 
 def _statement(module, node, lines):
     "A node of the syntax tree with its source"
-    first = min([node.lineno, *(d.lineno for d in getattr(node, 'decorator_list', ()))])
+    decorators = getattr(node, 'decorator_list', ())
+    first = min([node.lineno, *(d.lineno for d in decorators)])
     s = Statement(module, '\n'.join(lines[first - 1:node.end_lineno]))
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         start = f'from {node.module} import' if isinstance(node, ast.ImportFrom) else 'import'
@@ -78,23 +48,42 @@ def _statement(module, node, lines):
         return s
     for n in ast.walk(node):
         if isinstance(n, ast.Name): s.uses.add(n.id)
-        elif isinstance(n, (ast.Import, ast.ImportFrom)) and _of_bearcls(n):
-            raise RuntimeFileError(f'{_file_name(module)} imports a module of bearcls inside a function: '
-                f'{ast.unparse(n)}')
-    if (patch := next((d
-                    for d in getattr(node, 'decorator_list', ()) if isinstance(d, ast.Call)
-                    and getattr(d.func, 'id', '') == 'patch_to'), None)):
-        s.adds_to = patch.args[0].id
+        elif isinstance(n, (ast.Import, ast.ImportFrom)):
+            names = [n.module or ''] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names]
+            if getattr(n, 'level', 0) or any(name.partition('.')[0] == 'bearcls' for name in names):
+                raise RuntimeFileError(f'{_file_name(module)} imports a module of bearcls inside a function: '
+                    f'{ast.unparse(n)}')
+    patches = [d for d in decorators if isinstance(d, ast.Call) and getattr(d.func, 'id', '') == 'patch_to']
+    if patches: s.adds_to = patches[0].args[0].id
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): s.makes = {node.name}
     else:
-        s.makes = {n.id for target in getattr(node, 'targets', [getattr(node, 'target', node)])
-            for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        for target in getattr(node, 'targets', [getattr(node, 'target', node)]):
+            names = [n for n in ast.walk(target) if isinstance(n, ast.Name)]
+            s.makes |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
     return s
 
-def _of_bearcls(node):
-    "Does an import inside a function ask for bearcls itself?"
-    if isinstance(node, ast.ImportFrom): return node.level > 0 or (node.module or '').partition('.')[0] == 'bearcls'
-    return any(a.name.partition('.')[0] == 'bearcls' for a in node.names)
+# %% ../../nbs/deploy/01_standalone.ipynb #83674fb4
+@cache
+def module_statements(
+    module: str,  # Name within bearcls, such as `inference.classifier`
+) -> tuple[list[Statement], dict[str, tuple[str, str]]]:  # In order; and names from other modules: (module, name)
+    "What a module consists of"
+    root = Path(bearcls.__file__).parent
+    if (root/module.replace('.', '/')).is_dir():
+        raise RuntimeFileError(f'{module} is a front door; import from one of its modules')
+    if not (root/_file_name(module)).is_file(): raise RuntimeFileError(f'bearcls has no module {module}')
+    text = (root/_file_name(module)).read_text(encoding='utf-8')
+    lines = text.splitlines()
+    found = []
+    borrowed = {}
+    for node in ast.parse(text).body[1:]:  # without the docstring
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = module.split('.')[:-node.level]
+            origin = '.'.join([*folder, node.module] if node.module else folder) or '__init__'
+            borrowed |= {a.asname or a.name: (origin, a.name) for a in node.names}
+        elif not isinstance(node, ast.Assign) or getattr(node.targets[0], 'id', '') != '__all__':
+            found.append(_statement(module, node, lines))
+    return found, borrowed
 
 # %% ../../nbs/deploy/01_standalone.ipynb #be2a0d8d
 def reached(
@@ -108,16 +97,20 @@ def reached(
     while waiting:
         if (job := waiting.pop()) in seen: continue
         seen.add(job)
-        (module, name), (statements, borrowed) = job, module_statements(job[0])
+        module, name = job
+        statements, borrowed = module_statements(module)
         if name in borrowed: waiting.append(borrowed[name])
         brought = {(module, i): s
             for i, s in enumerate(statements) if name in s.makes or name == s.adds_to or name in s.imports or s.acts}
         if job in asked and name not in borrowed and not any(name in s.makes for s in brought.values()):
             raise RuntimeFileError(f'{_file_name(module)} defines no {name}')
         kept |= brought
-        waiting += [(module, used) for s in brought.values() for used in s.uses]
-    return [replace(s, imports={n: line for n, line in s.imports.items() if (s.module, n) in seen})
-        for _, s in sorted(kept.items(), key=lambda item: item[0])]
+        for s in brought.values(): waiting += [(module, used) for used in s.uses]
+    found = []
+    for place in sorted(kept):
+        s = kept[place]
+        found.append(replace(s, imports={n: line for n, line in s.imports.items() if (s.module, n) in seen}))
+    return found
 
 # %% ../../nbs/deploy/01_standalone.ipynb #846f939d
 def join_modules(
@@ -126,21 +119,19 @@ def join_modules(
 ) -> dict[str, str]:                     # Source of each file, by its name
     "The statements that `roots` need, as files that need no bearcls"
     statements = reached(roots)
-    home = {m: name for name, modules in files.items() for m in modules}
-    if strange := sorted({s.module for s in statements} - home.keys()):
+    if strange := sorted({s.module for s in statements}.difference(*files.values())):
         raise RuntimeFileError(f'{", ".join(roots)} need {", ".join(strange)}, which no file is made of')
-    made = {name: [s for m in modules for s in statements if s.module == m] for name, modules in files.items()}
     out = {}
     earlier = {}
-    for name, parts in made.items():
-        if parts:
-            out[name] = _file_source(name, parts, earlier,
-                [m for m in files[name] if any(s.module == m for s in parts)])
-        earlier = earlier | {n: name for s in parts for n in s.makes}
+    for name, modules in files.items():
+        parts = []
+        for module in modules: parts += [s for s in statements if s.module == module]
+        if parts: out[name] = _file_source(name, parts, earlier)
+        for s in parts: earlier |= dict.fromkeys(s.makes, name)
     return out
 
-def _file_source(name, parts, elsewhere, modules):
-    "Docstring, imports, and the statements"
+def _file_source(name, parts, elsewhere):
+    "Docstring, imports, and the statements, with an empty line between those that are longer than one"
     makers = {}
     imports = {}
     for s in parts:
@@ -153,14 +144,20 @@ def _file_source(name, parts, elsewhere, modules):
     if both := sorted(makers.keys() & imports.keys()):
         raise RuntimeFileError(f'{name}: {both[0]} is imported and also defined')
     others = {}
-    for n in sorted({u for s in parts for u in s.uses} & elsewhere.keys() - makers.keys() - imports.keys()):
+    used = set().union(*(s.uses for s in parts))
+    for n in sorted(used & elsewhere.keys() - makers.keys() - imports.keys()):
         others.setdefault(elsewhere[n], []).append(n)
-    head = (f'"Of bearcls {bearcls.__version__}, Apache-2.0: what this application needs of the '
-        f'module{"s" if len(modules) > 1 else ""} {_listed(modules)}. Made by `bearcls deploy`; needs no bearcls."')
-    return '\n'.join([head, '', *_import_lines(imports.values()),
-            *(f'from {other} import {", ".join(names)}' for other, names in others.items()), '', *_blocks(parts)])
-
-def _listed(words): return f'{", ".join(words[:-1])} and {words[-1]}' if len(words) > 1 else words[0]
+    *rest, last = dict.fromkeys(s.module for s in parts)
+    modules = f'modules {", ".join(rest)} and {last}' if rest else f'module {last}'
+    out = [f'"Of bearcls {bearcls.__version__}, Apache-2.0: what this application needs of the {modules}. Made by '
+        '`bearcls deploy`; needs no bearcls."', '', *_import_lines(imports.values())]
+    out += [f'from {other} import {", ".join(names)}' for other, names in others.items()]
+    before = None
+    for s in [s for s in parts if not s.imports]:
+        if before is None or '\n' in s.source or '\n' in before.source or s.module != before.module: out.append('')
+        out.append(s.source)
+        before = s
+    return '\n'.join([*out, ''])
 
 # %% ../../nbs/deploy/01_standalone.ipynb #12abab86
 def _import_lines(lines):
@@ -175,25 +172,17 @@ def _import_lines(lines):
     return [*([f'import {", ".join(own)}'] if own else []), *(f'import {w}' for w in others),
         *(f'from {m} import {", ".join(names)}' for m, names in froms.items())]
 
-def _blocks(parts):
-    "Statements with an empty line between those that are longer than one"
-    out = []
-    before = None
-    for s in parts:
-        if s.imports: continue
-        if before is not None and ('\n' in s.source or '\n' in before.source or s.module != before.module):
-            out.append('')
-        out.append(s.source)
-        before = s
-    return [*out, '']
-
 # %% ../../nbs/deploy/01_standalone.ipynb #478dfaba
 def imported_roots(
     source: str,                         # Source of an application
     files: Mapping[str, Sequence[str]],  # Names of joined files, and the modules that each is made of
 ) -> list[str]:                          # Each as `module.name`
     "What a file imports from joined files"
-    wanted = [(n.module, a.name)
-        for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module in files for a in n.names]
-    return [next((f'{m}.{name}' for m in files[file] for s in module_statements(m)[0] if name in s.makes),
-            f'{files[file][-1]}.{name}') for file, name in wanted]
+    roots = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or node.module not in files: continue
+        for name in [a.name for a in node.names]:
+            for module in files[node.module]:  # after the loop: the one that defines it, otherwise the last
+                if any(name in s.makes for s in module_statements(module)[0]): break
+            roots.append(f'{module}.{name}')
+    return roots

@@ -72,8 +72,8 @@ deploy_targets = {t.name: t for t in [
             command=('python', 'app.py', '--port', '{port}')),
     Target('voila', 'the notebook application on a machine of your own', ('notebook', 'voila'), **_notebook,
             command=('voila', 'app.ipynb', '--no-browser', '--port={port}'), health='/voila/static/favicon.ico'),
-    Target('binder', 'the notebook application on Binder, for as long as somebody looks at it', ('notebook', 'binder'),
-            **_notebook,
+    Target('binder', 'the notebook application on Binder, for as long as it is open in a browser',
+            ('notebook', 'binder'), **_notebook,
             command=('jupyter', 'server', '--no-browser', '--port={port}', '--ServerApp.token=',
                 '--config=binder/jupyter_server_config.py', '--allow-root'), health='/api',
             page='/voila/render/app.ipynb'),
@@ -84,7 +84,7 @@ deploy_targets = {t.name: t for t in [
 def deploy_files(
     target: str,                 # One of `deploy_targets`
     bundle: str | os.PathLike,   # Folder of a bundle, or its zip
-    name: str = 'classifier',    # What the host shall call it
+    name: str = 'classifier',    # Its name on the host
     title: str = '',             # Heading of the page; empty for the labels
     repo: str = 'USER/REPO',     # On GitHub or Hugging Face, for the links in the README
     runtime: str | os.PathLike | None = None,  # For static pages: folder or .tgz of onnxruntime-web; None: cache or npm
@@ -99,7 +99,10 @@ def deploy_files(
             f'it; got {name!r}')
     t = deploy_targets[target]
     metadata = read_bundle(bundle)
-    repo = _checked_repo(repo)
+    given = repo
+    repo = re.sub(r'^(https?://)?(www\.)?(github\.com|huggingface\.co(/spaces)?)/|(\.git)?/?$', '', given.strip())
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo):
+        raise ValueError(f'`repo` should be USER/REPO, as on GitHub or Hugging Face; got {given!r}')
     values = dict(title=' '.join(title.split()) or metadata.question, labels=list(metadata.labels), name=name,
         version=__version__, python='3.12', target=target, repo=repo,
         space=f'USER/{name}' if repo == 'USER/REPO' else repo, single='')
@@ -107,29 +110,19 @@ def deploy_files(
         single = len(model_bytes(metadata)) <= largest_single
         return (dict(web_files(metadata, values['title'], runtime, single))
             | _rendered(t, values | dict(single=single_name if single else '')))
-    carried = _bundle_files(bundle)
+    with opened(Path(bundle)) as held:
+        carried = {n: file_content(held, n, 1 << 31) for n in bundle_names if n in held and n != weights_file}
     if target == 'colab': return _colab_files(t, values, carried)
     files = ({f'bundle/{n}': content for n, content in carried.items()}
         | {n: package_file(source).read_bytes() for n, source in t.static.items()} | _rendered(t, values))
     return files | _joined(t, files)
 
 # %% ../../nbs/deploy/03_targets.ipynb #67109981
-def _checked_repo(repo):
-    "USER/REPO, also where the whole address was given"
-    short = re.sub(r'^(https?://)?(www\.)?(github\.com|huggingface\.co(/spaces)?)/|(\.git)?/?$', '', repo.strip())
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', short):
-        raise ValueError(f'`repo` should be USER/REPO, as on GitHub or Hugging Face; got {repo!r}')
-    return short
-
-def _bundle_files(path):
-    "The files of a bundle, without the weights for further training"
-    with opened(Path(path)) as files:
-        return {n: file_content(files, n, 1 << 31) for n in bundle_names if n in files and n != weights_file}
-
 def _rendered(target, values):
     "The templates of a target, filled in; later layers over earlier ones"
-    ignored = {'.gitignore': package_file('templates/deploy/_gitignore').read_bytes()}  # environments, visitors' votes
-    return ignored | {n: content for layer in target.layers for n, content in _layer(layer, values).items()}
+    out = {'.gitignore': package_file('templates/deploy/_gitignore').read_bytes()}  # environments, visitors' votes
+    for layer in target.layers: out |= _layer(layer, values)
+    return out
 
 def _layer(layer, values):
     "The templates of one folder"
@@ -148,9 +141,11 @@ def _layer(layer, values):
 def _joined(target, files):
     "The files of Python that an application needs of bearcls, as far as it imports them"
     parts = {p: part_modules[p] for p in target.parts}
-    roots = {*target.roots,
-        *(r for n, content in files.items() if n.endswith('.py') for r in imported_roots(content.decode(), parts))}
-    return {f'{n}.py': source.encode() for n, source in join_modules(sorted(roots), parts).items()} if parts else {}
+    if not parts: return {}
+    roots = set(target.roots)
+    for n, content in files.items():
+        if n.endswith('.py'): roots.update(imported_roots(content.decode(), parts))
+    return {f'{n}.py': source.encode() for n, source in join_modules(sorted(roots), parts).items()}
 
 # %% ../../nbs/deploy/03_targets.ipynb #d6b57d6a
 max_notebook = 15 << 20  # Bytes of a model in a notebook, at most; Colab opens 20 MB, and text takes a third more
@@ -174,7 +169,7 @@ def deploy(
     bundle: str | os.PathLike,   # Folder of a bundle, or its zip
     dest: str | os.PathLike,     # Made if needed; replaces only files of an earlier `deploy`, and no changed README.md
     title: str = '',             # Page heading; empty: that of an earlier `deploy` to `dest`, otherwise the labels
-    name: str = '',              # What the host shall call it; empty likewise, otherwise for the folder's name
+    name: str = '',              # Its name on the host; empty likewise, otherwise made of the folder's name
     repo: str = '',              # On GitHub or Hugging Face, for the README's links; empty: as `title`, or USER/REPO
     runtime: str | os.PathLike | None = None,  # For static pages: folder or .tgz of onnxruntime-web; None: cache or npm
 ) -> Path:                       # `dest`
@@ -185,8 +180,8 @@ def deploy(
     dest = Path(dest)
     if dest.exists() and not dest.is_dir(): raise DeployError(f'{dest} is a file; `dest` should be a folder')
     earlier = read_record(dest)
-    said = dict(title=title or earlier.get('title', ''),
-        name=name or earlier.get('name') or _slug(dest.absolute().name),
+    slug = re.sub(r'[^a-z0-9]+', '-', dest.absolute().name.lower()).strip('-') or 'classifier'
+    said = dict(title=title or earlier.get('title', ''), name=name or earlier.get('name') or slug,
         repo=repo or earlier.get('repo') or 'USER/REPO')
     files = deploy_files(target, bundle, **said, runtime=runtime)
     known = earlier.get('files', {})
@@ -209,8 +204,6 @@ def _remove(dest, name):
             if folder == dest: break
             folder.rmdir()
 
-def _slug(words): return re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-') or 'classifier'
-
 def _put(file, content):
     "Write a file wholly or not at all"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -226,10 +219,11 @@ def read_record(
     if not file.is_file(): return {}
     try: record = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: raise DeployError(f'{file} cannot be read as JSON: {e}') from e
-    names, texts = (record.get('files'),
-        [record.get(k) for k in ('title', 'name', 'repo', 'model')]) if isinstance(record, dict) else (None, ())
-    if not isinstance(names, dict) or record.get('target') not in deploy_targets or not all(_inside(n)
-        for n in names) or not all(isinstance(t, str) for t in texts):
+    found = record if isinstance(record, dict) else {}
+    names = found.get('files')
+    texts = [found.get(k) for k in ('title', 'name', 'repo', 'model')]
+    if not (isinstance(names, dict) and found.get('target') in deploy_targets and all(map(_inside, names))
+        and all(isinstance(t, str) for t in texts)):
         raise DeployError(f'{file} is not what `bearcls deploy` writes')
     return record
 
@@ -238,9 +232,8 @@ def changed_files(
 ) -> list[str]:               # Their paths within the folder; empty where nothing was written
     "Files that are there and not as `deploy` wrote them"
     expect('path', path, str, os.PathLike)
-    return [n
-        for n, digest in read_record(path).get('files', {}).items() if (Path(path)/n).is_file()
-        and sha256(Path(path)/n) != digest]
+    written = read_record(path).get('files', {})
+    return [n for n, digest in written.items() if (Path(path)/n).is_file() and sha256(Path(path)/n) != digest]
 
 def _inside(name):
     "Is this the path of a file below the folder, whatever the system?"
@@ -249,10 +242,11 @@ def _inside(name):
 
 def _refuse_changed(dest, files, known):
     "What is there must be what was written before, or what would be written now"
-    own = [n
-        for n in {*files, *known} if (dest/n).exists()
-        and (not (dest/n).is_file()
-            or sha256(dest/n) not in (known.get(n), files.get(n) is not None and sha256(files[n])))]
+    own = []
+    for n in {*files, *known}:
+        if not (dest/n).exists(): continue
+        expected = [known.get(n), n in files and sha256(files[n])]
+        if not (dest/n).is_file() or sha256(dest/n) not in expected: own.append(n)
     if own:
         raise DeployError(f'{dest} holds {", ".join(sorted(own)[:4])}{" and more" if len(own) > 4 else ""}, which '
             '`deploy` has not written or which was changed since; move it away, or give another folder')

@@ -78,18 +78,14 @@ def _npm_pack(dest):
             '`runtime` the folder or the .tgz of that package')
     return packed[0]
 
-def _runtime_from(source):
-    "The two files from a folder of the package, or from the package itself"
-    if source.is_file(): return _from_tgz(source)
-    places = [source/part for part in ('', 'dist', 'package/dist', f'node_modules/{runtime_name}/dist')]
-    place = next((p for p in places if all((p/name).is_file() for name in runtime_digests)), None)
-    if place is None:
+def _runtime_from(source, most=1 << 29):
+    "The two files from a folder of the package, or from the package itself, of which nothing is unpacked to the disk"
+    if not source.is_file():
+        for part in ('', 'dist', 'package/dist', f'node_modules/{runtime_name}/dist'):
+            files = {name: source/part/name for name in runtime_digests}
+            if all(f.is_file() for f in files.values()): return {name: f.read_bytes() for name, f in files.items()}
         raise WebError(f'`runtime`: {source} is no folder or .tgz of {runtime_name} with '
             f'{" and ".join(runtime_digests)}')
-    return {name: (place/name).read_bytes() for name in runtime_digests}
-
-def _from_tgz(source, most=1 << 29):
-    "Only the named files are read, and none is unpacked to the disk"
     wanted = {f'package/dist/{name}': name for name in runtime_digests}
     files = {}
     total = 0
@@ -150,11 +146,17 @@ def folder_files(
     page = _page(title, policy, head, '<script type="module" src="./page.js"></script>',
         'If nothing else appears here, this page was opened as a file. It needs a server'
         + (f'; {single_name} beside it needs none.' if single else ', any that hands out plain files.'))
+    icons = []  # with its manifest, a phone can put the page among its apps
+    for side in (192, 512):
+        icons += [dict(src=f'./icon-{side}.png', sizes=f'{side}x{side}', type='image/png', purpose=purpose)
+            for purpose in ('any', 'maskable')]
+    manifest = dict(name=title, short_name=title if len(title) <= 12 else 'Classifier', id='./', start_url='./',
+        scope='./', display='standalone', background_color='#ffffff', theme_color='#8a4b14', icons=icons)
     files = ({name: _part(name).encode() for name in (*_scripts, 'classify.css', 'page.css')}
         | {model_file: model, packed_name: gzip.compress(runtime['ort-wasm-simd-threaded.wasm'], 9, mtime=0),
         'ort.wasm.bundle.min.mjs': runtime['ort.wasm.bundle.min.mjs'],
         metadata_file: json.dumps(metadata, indent=1, ensure_ascii=False).encode(),
-        'manifest.webmanifest': json.dumps(_manifest(title), ensure_ascii=False).encode(),
+        'manifest.webmanifest': json.dumps(manifest, ensure_ascii=False).encode(),
         **{f'icon-{side}.png': draw_icon(side) for side in (192, 512)}})
     digests = {name: sha256(content) for name, content in sorted(files.items())}
     version = sha256(json.dumps([digests, page, _part('sw.js')]).encode())[:16]
@@ -164,13 +166,6 @@ def folder_files(
         | {'sw.js': worker.encode(), 'LICENSE-onnxruntime-web.txt': _part('LICENSE-onnxruntime-web.txt').encode(),
             page_file: page.encode()})
 
-def _manifest(title):
-    "What a phone needs to know to put the page among its apps"
-    icons = [dict(src=f'./icon-{side}.png', sizes=f'{side}x{side}', type='image/png', purpose=purpose)
-        for side in (192, 512) for purpose in ('any', 'maskable')]
-    return dict(name=title, short_name=title if len(title) <= 12 else 'Classifier', id='./', start_url='./', scope='./',
-        display='standalone', background_color='#ffffff', theme_color='#8a4b14', icons=icons)
-
 # %% ../../nbs/deploy/02_web.ipynb #bb810079
 def draw_icon(
     side: int,  # Width and height, in pixels
@@ -179,8 +174,10 @@ def draw_icon(
     n = 4*side
     image = Image.new('RGB', (n, n), '#8a4b14')
     draw = ImageDraw.Draw(image)
-    def disc(x, y, r, colour): draw.ellipse([n*(v + s*r) for s in (-1, 1) for v in (x, y)], fill=colour)
-    for x in (.33, .67): disc(x, .33, .1, '#fbf1e6'), disc(x, .33, .055, '#b8692a')
+    def disc(x, y, r, colour): draw.ellipse([n*(x - r), n*(y - r), n*(x + r), n*(y + r)], fill=colour)
+    for x in (.33, .67):
+        disc(x, .33, .1, '#fbf1e6')
+        disc(x, .33, .055, '#b8692a')
     disc(.5, .53, .27, '#fbf1e6')
     disc(.5, .63, .12, '#e3c6a4')
     for x, y, r in ((.4, .48, .03), (.6, .48, .03), (.5, .58, .04)): disc(x, y, r, '#2a1602')
@@ -232,8 +229,9 @@ def single_file(
     data = {'application/json': {'metadata': json.dumps(metadata).replace('<', '\\u003c')},
         'application/gzip': {name: b64encode(gzip.compress(content, 9, mtime=0)).decode()
             for name, content in packed.items()}}
-    body = [f'<script type="{kind}" id="bearcls-{name}">{text}</script>' for kind, parts in data.items()
-        for name, text in parts.items()]
+    body = []
+    for kind, parts in data.items():
+        body += [f'<script type="{kind}" id="bearcls-{name}">{text}</script>' for name, text in parts.items()]
     body += [f'<script type="module">{s}</script>' for s in scripts]
     policy = {'script-src': ' '.join([*map(_fingerprint, scripts), "'wasm-unsafe-eval'"]),
         'style-src': _fingerprint(style), 'img-src': 'blob: data:', 'media-src': 'blob:', 'connect-src': "'none'"}
@@ -254,7 +252,8 @@ class WebPage:
     @property
     def single(self) -> Path | None: return self.dest/single_name if single_name in self.sizes else None  # Single file
     @property
-    def visit(self) -> int: return sum(n for name, n in self.sizes.items() if name not in (single_name, 'LICENSE-onnxruntime-web.txt'))  # Bytes that a first visit loads
+    def visit(self) -> int:  # Bytes that a first visit loads
+        return sum(n for name, n in self.sizes.items() if name not in (single_name, 'LICENSE-onnxruntime-web.txt'))
 
     def __repr__(self): return f'WebPage({self.dest.name}: a first visit loads {self.visit/1e6:.1f} MB)'
     def _repr_html_(self):
@@ -265,7 +264,8 @@ class WebPage:
                     megabytes=round(self.sizes[single_name]/1e6, 2)))
         return html_table(rows) + (f'<p>{html.escape(self.note)}</p>' if self.note else '')
 
-heavy_page, largest_single = 60_000_000, 250_000_000  # Bytes of a model: worth a note; too much to unpack from a page
+heavy_page = 60_000_000       # Bytes of a model from which on it is worth a note
+largest_single = 250_000_000  # Bytes of a model that a single page can still unpack
 
 def web_files(
     bundle: str | os.PathLike | Bundle,        # Folder of a bundle, its zip, or what `read_bundle` returned
@@ -301,7 +301,11 @@ def write_web(
     expect('dest', dest, str, os.PathLike)
     expect('runtime', runtime, str, os.PathLike, None)
     dest = Path(dest)
-    _check_folder(dest)
+    if dest.exists() and not dest.is_dir(): raise WebError(f'{dest} is a file; `dest` must be a folder')
+    page = dest/page_file
+    ours = page.is_file() and b'<meta name="generator" content="bearcls web">' in page.read_bytes()[:1 << 14]
+    if dest.exists() and any(dest.iterdir()) and not ours:
+        raise WebError(f'{dest} holds something else than a page of bearcls, so nothing is written there')
     files = web_files(bundle, title, runtime, single)
     dest.mkdir(parents=True, exist_ok=True)
     if not single: (dest/single_name).unlink(missing_ok=True)
@@ -311,15 +315,6 @@ def write_web(
         if len(files[model_file]) > heavy_page else '')
     return WebPage(dest, {name: len(content) for name, content in files.items()}, note)
 
-def _check_folder(dest):
-    "Only an empty folder is filled, or one with an earlier page"
-    if not dest.exists(): return
-    if not dest.is_dir(): raise WebError(f'{dest} is a file; `dest` must be a folder')
-    page = dest/page_file
-    ours = page.is_file() and b'<meta name="generator" content="bearcls web">' in page.read_bytes()[:1 << 14]
-    if any(dest.iterdir()) and not ours:
-        raise WebError(f'{dest} holds something else than a page of bearcls, so nothing is written there')
-
 # %% ../../nbs/deploy/02_web.ipynb #435325e3
 def weigh_web(
     bundles: Mapping[str, str | os.PathLike | Bundle],  # By name: folders, zips, or what `read_bundle` returned
@@ -327,10 +322,12 @@ def weigh_web(
     "What pages would weigh, without making them"
     expect('bundles', bundles, Mapping)
     expect_all('bundles', bundles.values(), str, os.PathLike, Bundle)
-    def weigh(bundle):
+    rows = []
+    for name, bundle in bundles.items():
         model = model_bytes(bundle if isinstance(bundle, Bundle) else read_bundle(bundle))
-        return dict(model=len(model)/1e6, visit=(len(model) + _runtime_bytes)/1e6,
-            single=(4/3*len(gzip.compress(model, 9)) + 4/3*_runtime_bytes)/1e6)
-    return [dict(name=name) | {k: round(v, 1) for k, v in weigh(bundle).items()} for name, bundle in bundles.items()]
+        weights = dict(model=len(model), visit=len(model) + _runtime_bytes,
+            single=4/3*(len(gzip.compress(model, 9)) + _runtime_bytes))
+        rows.append(dict(name=name) | {k: round(n/1e6, 1) for k, n in weights.items()})
+    return rows
 
 _runtime_bytes = 3_855_000  # Of the runtime as it travels, and of the page's own files

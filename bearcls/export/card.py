@@ -8,14 +8,15 @@ Docs: https://bearcls.github.io/bearcls/export/card.html.md"""
 __all__ = ['markdown_text', 'markdown_table', 'card_head', 'onnx_example', 'model_card', 'add_metrics', 'change_bundle']
 
 # %% ../../nbs/export/05_card.ipynb #659ba0fa
-import json, os, re
+import itertools, json, os, re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from ..core import expect
 from .ood import false_positive_words
-from ..inference.bundle import Bundle, card_changed, colour_rule, middle_box, model_bytes, plain_values, read_bundle, sign_bundle, weights_bytes, write_bundle
+from ..inference.bundle import (Bundle, card_changed, colour_rule, middle_box, model_bytes, plain_values,
+    read_bundle, sign_bundle, weights_bytes, write_bundle)
 from ..inference.prediction import confidence_words
 from ..inference.files import BundleError, metadata_file, model_file, weights_file
 from ..inference.signature import public_key, read_key
@@ -72,21 +73,26 @@ def _results(bundle):
         parts.append(f'Of {m["n"]:,} images that the model was not trained on, {m["wrong"]:,} were answered wrongly: '
             f'an error of {m["error"]:.1%}. On other images like these it probably lies between {m["low"]:.1%} and '
             f'{m["high"]:.1%} (95% interval).')
-    if words := _source_words(_a(dict, m.get('by_source'))): parts.append(words)
+    s = _a(dict, m.get('by_source'))
+    if all(_is_number(s.get(k)) for k in ('error', 'low', 'high', 'n', 'groups')):
+        random = f', where chance decides what is held back {s["random"]:.1%}' if _is_number(s.get('random')) else ''
+        parts.append(f'On images of sources that it was not trained on the error is {s["error"]:.1%} '
+            f'({s["low"]:.1%} to {s["high"]:.1%}){random}. This was measured on {s["n"]:,} images in '
+            f'{s["groups"]:,} groups ({markdown_text(s.get("grouped_by", ""))}): each was answered by a head that '
+            'had not seen its group. Expect this figure rather than the first where the model meets new sources.')
     if rows := _rows(m.get('labels')):
         parts.append('### Label by label\n\nPrecision is the share of right answers among those that name the label, '
             'recall the share of its images that are found; 95% intervals in brackets.\n\n' + _label_table(rows))
-    if words := _calibration_words(m, bundle.temperature):
-        parts.append(f'### How far the probabilities can be believed\n\n{words}')
-    if words := _compressed_words(_a(dict, m.get('compressed'))): parts.append(words)
+    parts += _probability_words(m, bundle.temperature)
     if rows := [r for _, r in _rows(m.get('slices'))]: parts.append('### Kinds of images\n\n' + _slice_words(rows))
     if words := _robustness_words(_a(dict, m.get('robustness'))): parts.append(f'### Under bad conditions\n\n{words}')
     for name, value in m.items():
         if name not in _known and (rows := _rows(value)):
-            columns = list(dict.fromkeys(k for _, row in rows for k in row))
+            columns = list(dict.fromkeys(itertools.chain.from_iterable(row for _, row in rows)))
+            table = []
+            for key, row in rows: table.append([key, *(row.get(c, '') for c in columns)])
             parts.append(f'### {markdown_text(name).capitalize()}\n\n'
-                + markdown_table(['', *map(markdown_text, columns)],
-                    [(key, *(row.get(c, '') for c in columns)) for key, row in rows]))
+                + markdown_table(['', *map(markdown_text, columns)], table))
     others = [(k.replace('_', ' '), v)
         for k, v in m.items() if k not in _known and (_is_number(v) or isinstance(v, str))]
     if others: parts.append(markdown_table(['measure', 'value'], others))
@@ -94,16 +100,6 @@ def _results(bundle):
 
 _known = ('error', 'low', 'high', 'wrong', 'n', 'labels', 'slices', 'log_loss', 'calibration_error',
     'calibration_by_chance', 'calibration_high', 'temperature_fit', 'notes', 'compressed', 'robustness', 'by_source')
-
-def _source_words(s):
-    "The error on sources that were not trained on"
-    if not all(_is_number(s.get(k)) for k in ('error', 'low', 'high', 'n', 'groups')): return ''
-    random = f', where chance decides what is held back {s["random"]:.1%}' if _is_number(s.get('random')) else ''
-    return (f'On images of sources that it was not trained on the error is {s["error"]:.1%} ({s["low"]:.1%} to '
-        f'{s["high"]:.1%}){random}. This was measured on {s["n"]:,} images in '
-        f'{s["groups"]:,} groups ({markdown_text(s.get("grouped_by", ""))}): each was answered by a head that had not '
-        'seen its group. Expect this figure rather than the first where the model '
-        'meets new sources.')
 
 def _rows(value):
     "Rows with names: of a dict of dicts, or of a list of them"
@@ -119,35 +115,33 @@ def _label_table(rows):
         value, low, high = (row.get(f'{name}{end}') for end in ('', '_low', '_high'))
         if not _is_number(value): return ''
         return f'{value:.2f} ({low:.2f} to {high:.2f})' if _is_number(low) and _is_number(high) else f'{value:.2f}'
-    return markdown_table(['label', 'images', 'precision', 'recall', 'F1'],
-        [(name, row.get('images', ''), *(share(row, n) for n in ('precision', 'recall', 'f1'))) for name, row in rows])
+    cells = [(name, row.get('images', ''), share(row, 'precision'), share(row, 'recall'), share(row, 'f1'))
+        for name, row in rows]
+    return markdown_table(['label', 'images', 'precision', 'recall', 'F1'], cells)
 
-def _calibration_words(m, temperature):
-    "Calibration error, log loss and temperature in sentences"
+def _probability_words(m, temperature):
+    "Sections on calibration error, log loss and temperature, and on what making the model smaller has changed"
     words = []
-    fit = _a(dict, m.get('temperature_fit'))
     if _is_number(m.get('calibration_error')):
         words.append(f'The expected calibration error is {m["calibration_error"]:.3f}' + ('; a model with perfect '
                 f'probabilities would show {m["calibration_by_chance"]:.3f} by chance on as many images.'
                 if _is_number(m.get('calibration_by_chance')) else '.'))
     if _is_number(m.get('log_loss')): words.append(f'The log loss is {m["log_loss"]:.3f}.')
-    if fit:
+    if fit := _a(dict, m.get('temperature_fit')):
         words.append(f'The temperature, {temperature:.3g}, was fitted to {fit.get("n", "the same")} answers on images '
             'that the model behind them was not trained on' + (f', on which the log loss had been {fit["before"]:.3f}; '
                 f'on images that it was not fitted to it became {fit["cross_validated"]:.3f}.'
                 if all(_is_number(fit.get(k)) for k in ('before', 'cross_validated')) else '.'))
-    return ' '.join(words)
-
-def _compressed_words(c):
-    "What making it smaller has changed"
-    if not all(_is_number(c.get(k)) for k in ('n', 'changed', 'largest_change', 'bytes_before', 'bytes_after')):
-        return ''
-    errors = (f' The error on them was {c["error_before"]:.1%} before and is {c["error_after"]:.1%} now.'
-        if _is_number(c.get('error_before')) and _is_number(c.get('error_after')) else '')
-    return ('### Made smaller\n\nThe figures above were measured before the model was made smaller, from '
-        f'{c["bytes_before"]/1e6:.2f} to {c["bytes_after"]/1e6:.2f} MB. '
-        f'Of {c["n"]:,} images, {c["changed"]:,} are answered differently since; no probability moved by more than '
-        f'{c["largest_change"]:.3f}.{errors}')
+    sections = [f'### How far the probabilities can be believed\n\n{" ".join(words)}'] if words else []
+    c = _a(dict, m.get('compressed'))
+    if all(_is_number(c.get(k)) for k in ('n', 'changed', 'largest_change', 'bytes_before', 'bytes_after')):
+        errors = (f' The error on them was {c["error_before"]:.1%} before and is {c["error_after"]:.1%} now.'
+            if _is_number(c.get('error_before')) and _is_number(c.get('error_after')) else '')
+        sections.append('### Made smaller\n\nThe figures above were measured before the model was made smaller, from '
+            f'{c["bytes_before"]/1e6:.2f} to {c["bytes_after"]/1e6:.2f} MB. '
+            f'Of {c["n"]:,} images, {c["changed"]:,} are answered differently since; no probability moved by more than '
+            f'{c["largest_change"]:.3f}.{errors}')
+    return sections
 
 def _slice_words(rows):
     "The slices that stand out, and all of them as a table"
@@ -172,61 +166,53 @@ def _robustness_words(s):
             table))
 
 # %% ../../nbs/export/05_card.ipynb #d7c6e6f8
-def _data(bundle):
-    d = bundle.data
-    sources = _a(dict, bundle.data.get('sources'))
-    parts = ([markdown_table(['label', 'trained on', 'validated on'],
-                [(label, n.get('train', ''), n.get('valid', '')) for label, n in rows])]
-        if (rows := _rows(d.get('labels'))) else [])
-    for kind, words in (('site', 'Sites'), ('provider', 'Found by'), ('term', 'Searched for'),
-        ('license', 'Licences, where they are known')):
-        if found := _a(dict, sources.get(kind)):
-            parts.append(f'{words}: '
-                + ', '.join(f'{markdown_text(name) or "not known"} ({n})' for name, n in found.items()) + '.')
-    if not any(sources.values()): parts.append('Where the images came from is not recorded.')
-    if d.get('fingerprint'): parts.append(f'Fingerprint of images and labels: `{markdown_text(d["fingerprint"])}`')
-    return '\n\n'.join(parts)
-
 def _limits(bundle):
     far = bundle.ood_score
-    stranger = _stranger_words(far) if far else 'It has no means to notice an image that shows none of them.'
-    notes = bundle.metrics.get('notes')
-    notes = [markdown_text(n)
-        for n in (_a(list, notes) if not isinstance(notes, str) else [notes]) if isinstance(n, str)]
+    def kinds(name):
+        return [(k, v) for k, v in _rows(far.get(name)) if _is_number(v.get('caught')) and _is_number(v.get('n'))]
+    def shares(rows): return ', '.join(f'{v["caught"]:.0%} of {v["n"]} ({markdown_text(k)})' for k, v in rows)
+    words = ('An image unlike any that the model was trained on is noticed by its features. Of the threshold: '
+        f'{markdown_text(false_positive_words(far))}.' if far
+        else 'It has no means to notice an image that shows none of them.')
+    if far and (drawn := kinds('measured')):
+        words += f' Of drawn images without any of the labels it notices {shares(drawn)}.'
+    if far and (left_out := kinds('left_out')):
+        words += (' The hardest strangers are those that are nearly right. For a measure of them, each label was left '
+            f'out once and its images were the strangers: {shares(left_out)} were noticed.')
+        if min(v['caught'] for _, v in left_out) < .5:
+            words += ' **So do not rely on it for things that look much like the labels.**'
+    if far: words += ' Not every stranger is noticed.'
+    if far and bundle.variant == 'int8': words += ' These figures were measured before the model was made smaller.'
     sure = bundle.confidence
     doubts = [f'with a {"confidence" if sure else "probability"} below {bundle.threshold:.2g}',
         f'on images with a side below {bundle.smallest} pixels', 'on images that are almost black',
         *(['on images unlike the training data'] if far else [])]
-    trust = f' {markdown_text(confidence_words(sure))}.' if sure else ''
-    if far and bundle.variant == 'int8': stranger += ' These figures were measured before the model was made smaller.'
+    trust = f' {markdown_text(_trust_words(sure))}.' if sure else ''
+    notes = bundle.metrics.get('notes')
+    notes = [notes] if isinstance(notes, str) else _a(list, notes)
     return (('The model knows these labels and nothing else: every image gets one of them, one that shows none of '
-            f'them too. {stranger}\n\n'
+            f'them too. {words}\n\n'
         f'Answers {", ".join(doubts[:-1])} and {doubts[-1]} come with '
         f'`trusted = False`: a person should look.{trust} How well it does on images of another kind than those it was '
-        'measured on is not known.' + ''.join(f'\n\n{n}' for n in notes)))
+        'measured on is not known.' + ''.join(f'\n\n{markdown_text(n)}' for n in notes if isinstance(n, str))))
 
-def _stranger_words(far):
-    "How images of something else are noticed, and how many of them"
-    def kinds(name):
-        return [(k, v) for k, v in _rows(far.get(name)) if _is_number(v.get('caught')) and _is_number(v.get('n'))]
-    def shares(rows): return ', '.join(f'{v["caught"]:.0%} of {v["n"]} ({markdown_text(k)})' for k, v in rows)
-    drawn = kinds('measured')
-    left_out = kinds('left_out')
-    words = ('An image unlike any that the model was trained on is noticed by its features. Of the threshold: '
-        f'{markdown_text(false_positive_words(far))}.')
-    if drawn: words += f' Of drawn images without any of the labels it notices {shares(drawn)}.'
-    if left_out:
-        words += (' The hardest strangers are those that are nearly right. For a measure of them, each label was left '
-            f'out once and its images were the strangers: {shares(left_out)} were noticed.')
-    if left_out and min(v['caught'] for _, v in left_out) < .5:
-        words += ' **So do not rely on it for things that look much like the labels.**'
-    return f'{words} Not every stranger is noticed.'
-
-def _intended(labels):
-    return (f'To tell {" and ".join(labels.rsplit(" or ", 1))} apart in images like those it was trained on, where a '
-        'person looks at what is not trusted and a wrong answer costs little. '
-        'It is not meant for decisions about people, and not for any place where a wrong answer can hurt somebody, '
-        'unless it has been tested there, on images from there.')
+def _trust_words(m):
+    "How many trusted answers are wrong; a count instead of a rate where fewer than 20 answers are trusted"
+    names = ('copies', 'trusted', 'error', 'error_low', 'error_high', 'images', 'trusted_as_is', 'error_as_is')
+    if not all(_is_number(m.get(name)) for name in names): return confidence_words(m)
+    found = dict(copies=m['copies']*m['trusted'], images=m['images']*m['trusted_as_is'])
+    if min(found.values()) >= 19.5: return confidence_words(m)
+    words = (f'Trust was measured on {m["images"]:,} images, held back by source, and on {m["copies"]:,} corrupted '
+        'copies.')
+    for of, end, where in (('copies', '', ' On the copies'), ('images', '_as_is', '. On the images as they are')):
+        if found[of] < 19.5:
+            words += (f'{where} there are too few trusted answers to say how many are wrong: {found[of]:.0f} of '
+                f'{m[of]:,}')
+        else:
+            bounds = '' if end else f' ({m["error_low"]:.1%} to {m["error_high"]:.1%})'
+            words += (f'{where} {m["trusted" + end]:.1%} of the answers were trusted, and {m["error" + end]:.1%} of '
+                f'these were wrong{bounds}')
+    return words
 
 # %% ../../nbs/export/05_card.ipynb #a7c20003
 def onnx_example(
@@ -234,6 +220,15 @@ def onnx_example(
 ) -> str:            # Python
     "Lines that classify one image with ONNX Runtime alone, to run in the bundle's folder"
     expect('bundle', bundle, Bundle)
+    width, height = bundle.size
+    bilinear = 'Image.Resampling.BILINEAR'
+    if bundle.method == 'squish': shaping = f'image = image.resize(({width}, {height}), {bilinear})'
+    elif bundle.method == 'crop': shaping = f'image = ImageOps.fit(image, ({width}, {height}), {bilinear})'
+    elif bundle.method == 'pad': shaping = f'image = ImageOps.pad(image, ({width}, {height}), {bilinear})'
+    else:
+        left, top, right, bottom = middle_box(width, height)
+        shaping = (f'image = image.resize(({left + right}, {top + bottom}), {bilinear})\n'
+            f'image = image.crop(({left}, {top}, {right}, {bottom}))')
     return f'''
 import json
 import numpy as np, onnxruntime
@@ -242,20 +237,9 @@ from PIL import Image, ImageOps
 with open("{metadata_file}", encoding="utf-8") as f: labels = json.load(f)["labels"]
 model = onnxruntime.InferenceSession("{model_file}")
 image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
-{_shaping(bundle)}
+{shaping}
 probabilities = model.run(["probabilities"], {{"image": np.asarray(image)[None]}})[0][0]
 print(labels[probabilities.argmax()], probabilities.max())'''.strip()
-
-def _shaping(bundle):
-    "Lines that bring `image` into the model's shape, for each of `resize_methods`"
-    width, height = bundle.size
-    bilinear = 'Image.Resampling.BILINEAR'
-    if bundle.method == 'squish': return f'image = image.resize(({width}, {height}), {bilinear})'
-    if bundle.method == 'crop': return f'image = ImageOps.fit(image, ({width}, {height}), {bilinear})'
-    if bundle.method == 'pad': return f'image = ImageOps.pad(image, ({width}, {height}), {bilinear})'
-    left, top, right, bottom = middle_box(width, height)
-    return (f'image = image.resize(({left + right}, {top + bottom}), {bilinear})\n'
-            f'image = image.crop(({left}, {top}, {right}, {bottom}))')
 
 # %% ../../nbs/export/05_card.ipynb #a7c20005
 def _use(bundle, name):
@@ -282,8 +266,24 @@ def model_card(
         + f' or {markdown_text(bundle.labels[-1])}')
     stored = {'float32': '', 'float16': ' Its weights are stored in half the bytes, as float16.',
         'int8': ' It calculates in whole numbers of 8 bits.'}[bundle.variant]
-    sections = {'Use': _use(bundle, name), 'Intended use': _intended(labels), 'Results': _results(bundle),
-        'Data': _data(bundle) if bundle.data else '', 'Limits': _limits(bundle), 'Input and outputs': _input(bundle),
+    intended = (f'To tell {" and ".join(labels.rsplit(" or ", 1))} apart in images like those it was trained on, where '
+        'a person looks at what is not trusted and a wrong answer costs little. '
+        'It is not meant for decisions about people, and not for any place where a wrong answer can hurt somebody, '
+        'unless it has been tested there, on images from there.')
+    sources = _a(dict, bundle.data.get('sources'))
+    data = ([markdown_table(['label', 'trained on', 'validated on'],
+                [(label, n.get('train', ''), n.get('valid', '')) for label, n in rows])]
+        if (rows := _rows(bundle.data.get('labels'))) else [])
+    for kind, words in (('site', 'Sites'), ('provider', 'Found by'), ('term', 'Searched for'),
+        ('license', 'Licences, where they are known')):
+        if found := _a(dict, sources.get(kind)):
+            names = [f'{markdown_text(name) or "not known"} ({n})' for name, n in found.items()]
+            data.append(f'{words}: {", ".join(names)}.')
+    if bundle.data and not any(sources.values()): data.append('Where the images came from is not recorded.')
+    if fingerprint := bundle.data.get('fingerprint'):
+        data.append(f'Fingerprint of images and labels: `{markdown_text(fingerprint)}`')
+    sections = {'Use': _use(bundle, name), 'Intended use': intended, 'Results': _results(bundle),
+        'Data': '\n\n'.join(data), 'Limits': _limits(bundle), 'Input and outputs': _input(bundle),
         'Made with': markdown_table(['software', 'version'], bundle.versions.items()) if bundle.versions else ''}
     about = (f'Tells which of these an image shows: {labels}. The network is '
         f'{markdown_text(bundle.arch) or "not named"}, in ONNX; it was made with bearcls, and runs wherever ONNX '
@@ -312,7 +312,7 @@ def _input(bundle):
 def add_metrics(
     path: str | os.PathLike,                # Folder of a bundle, or its zip
     metrics: Mapping[str, Any],             # Measurements: numbers, texts, lists and dicts; existing names are replaced
-    key: str | os.PathLike | None = None,   # Secret key, to sign it again; a bundle signed with another one is refused
+    key: str | os.PathLike | None = None,   # Secret key to sign it again: the one that it was signed with
     replace_card: bool = False,             # Write the card anew although it was edited by hand?
 ) -> Path:                                  # `path`
     "Write further figures into a bundle and its card"
@@ -322,7 +322,7 @@ def add_metrics(
 def change_bundle(
     path: str | os.PathLike,                # Folder of a bundle, or its zip
     change: Callable[[Bundle], Bundle],     # Gets the metadata, and returns what they shall be
-    key: str | os.PathLike | None = None,   # Secret key, to sign it again; a bundle signed with another one is refused
+    key: str | os.PathLike | None = None,   # Secret key to sign it again: the one that it was signed with
     replace_card: bool = False,             # Write the card anew although it was edited by hand?
 ) -> Path:                                  # `path`
     "Change the metadata of a bundle, and write its card anew; the model stays"

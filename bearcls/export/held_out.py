@@ -32,7 +32,7 @@ from ..train.fast import can_cross_fit, held_out_logits, is_frozen
 def own_answers(
     learn: Learner,                   # Trained Learner
     seen: Evaluation | None = None,   # What it says about its own images: `evaluate(learn, 'all')`; None: calculated
-    ood_score: bool = True,          # Ask about the training images too, if it has to be asked
+    ood_score: bool = True,          # Evaluate the training images too, where `seen` is None
     threads: int | None = None,       # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> tuple[Evaluation | None, list[str]]:  # The evaluation, or None, and notes on what is missing
     "A Learner's answers on its own images, as far as they can be had"
@@ -87,36 +87,34 @@ def error_by_source(
     seen: Evaluation,   # What it says about its own images, from `evaluate(learn, 'all')`
     max_n: int = 4000,  # Images that take part, at most
     threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all
-    group_by: str | Callable | None = None,  # What a source is: 'site', another column of the manifest, or a function from a file to a name; None: what `image_sources` finds
-) -> dict[str, Any]:    # error, low, high (95% interval), wrong, n, groups, grouped_by; `random`: the error of the same images with folds by chance. Empty where the body was trained
+    group_by: str | Callable | None = None,  # A column of the manifest, or file to name; None: see `image_sources`
+) -> dict[str, Any]:    # error, low, high (95%), wrong, n, groups, grouped_by; random: with folds by chance; or empty
     "The error on images of sources that a head has not seen, beside that on images chosen by chance"
     expect('learn', learn, Learner)
     expect('seen', seen, Evaluation)
     if not can_cross_fit(learn) or len(seen) < 20: return {}
     some = at_most(seen, max_n)
-    groups, words = _sources(learn, some, group_by)
+    if group_by is None:
+        groups, words = image_sources(some.table.file, body_averages(learn, some), some.targets)
+    else:
+        names = source_names(some.table.file, group_by)
+        each = [name or f'unknown {i}' for i, name in enumerate(names)]  # not known: a source of its own
+        groups = np.unique(each, return_inverse=True)[1]
+        words = f'images of one {group_by}' if isinstance(group_by, str) else 'your function'
     by_chance = np.random.default_rng(0).permutation(len(some)) % 5
     wrong, wrong_random = (held_out_logits(learn, some.features, some.targets, f, threads).argmax(1) != some.targets
         for f in (deal_groups(groups, some.targets), by_chance))
     mine, sizes = (np.bincount(groups, weights) for weights in (wrong, None))  # of each group
-    draws = np.random.default_rng(0).integers(0, len(sizes), (2000, len(sizes)))  # groups, and not images, are drawn again
+    draws = np.random.default_rng(0).integers(0, len(sizes), (2000, len(sizes)))  # groups are drawn again, not images
     low, high = np.quantile(mine[draws].sum(1)/np.maximum(sizes[draws].sum(1), 1), [.025, .975])
     return dict(error=float(wrong.mean()), low=float(low), high=float(high), wrong=int(wrong.sum()), n=len(some),
         groups=int((sizes > 0).sum()), grouped_by=words, random=float(wrong_random.mean()))
-
-def _sources(learn, some, group_by):
-    "A number for each image's source, and what it stands for; images whose source you do not know are each their own"
-    if group_by is None: return image_sources(some.table.file, body_averages(learn, some), some.targets)
-    names = source_names(some.table.file, group_by)
-    each = [name or f'unknown {i}' for i, name in enumerate(names)]
-    words = f'images of one {group_by}' if isinstance(group_by, str) else 'your function'
-    return np.unique(each, return_inverse=True)[1], words
 
 # %% ../../nbs/export/06_held_out.ipynb #b9a4b5bd
 def held_out_answers(
     learn: Learner,     # Trained Learner
     seen: Evaluation,   # What it says about its own images, from `evaluate(learn, 'all')`
-    max_n: int = 4000,  # Training images that are asked about, at most
+    max_n: int = 4000,  # Training images that take part, at most
     threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all
 ) -> Evaluation:        # Predictions on images that the model behind them was not trained on
     "Answers on validation images; after `fit_fast`, also on training images, by heads that have not seen these"

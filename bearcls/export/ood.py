@@ -35,7 +35,7 @@ def ood_threshold(
 # %% ../../nbs/export/02_ood.ipynb #0b7fbd6d
 def false_positive_interval(
     n_held: int,                # Images that the threshold was chosen by
-    false_positive_rate: float = .05,  # The share that was asked for
+    false_positive_rate: float = .05,  # The accepted share
 ) -> tuple[float, float]:       # 95% interval of the share of false positives
     "Between which bounds the true false positive rate of one threshold probably lies"
     place = min(n_held, math.ceil((n_held + 1)*(1 - false_positive_rate) - 1e-9))
@@ -67,7 +67,7 @@ def measure_ood_score(
     strangers: Mapping[str, np.ndarray],    # Values of strangers, by kind
     false_positive_rate: float = .05,              # For the share that is caught
 ) -> list[dict[str, Any]]:                  # A row for each kind: kind, n, auroc, caught
-    "How well each kind of stranger is told from the known images, by any score that is larger for strangers"
+    "How well a score, larger for strangers, tells each kind of them from the known images"
     threshold = ood_threshold(known, false_positive_rate)[0]
     return [dict(kind=kind, n=len(v), auroc=auroc(known, v), caught=share_caught(v, threshold))
         for kind, v in strangers.items()]
@@ -105,16 +105,13 @@ def find_neighbours(
     rng = np.random.default_rng(seed)
     rows = _unit(averages)
     kept = _evenly(targets, len(rows), max_n, rng)
-    directions = _directions(rows[rng.permutation(len(rows))[:1000]], n_directions)
+    some = rows[rng.permutation(len(rows))[:1000]]
+    wide = some.shape[1] > len(some)  # the right singular vectors, without subtracting a mean, by the smaller square
+    values, vectors = np.linalg.eigh(some @ some.T if wide else some.T @ some)
+    first = [i for i in np.argsort(-values)[:n_directions] if values[i] > 1e-6*values.max()]
+    vectors = some.T @ vectors[:, first]/np.sqrt(values[first]) if wide else vectors[:, first]
+    directions = np.ascontiguousarray(vectors, dtype=np.float32)
     return Neighbours(directions, rows[kept] @ directions, k)
-
-def _directions(rows, n):
-    "The first right singular vectors, without subtracting a mean"
-    wide = rows.shape[1] > len(rows)
-    values, vectors = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)  # the smaller of the two
-    kept = [i for i in np.argsort(-values)[:n] if values[i] > 1e-6*values.max()]
-    vectors = rows.T @ vectors[:, kept]/np.sqrt(values[kept]) if wide else vectors[:, kept]
-    return np.ascontiguousarray(vectors, dtype=np.float32)
 
 def _evenly(targets, n, max_n, rng):
     "Positions of at most `max_n` images, from all labels alike"
@@ -224,8 +221,10 @@ class OODScore:
 def _distances(averages, neighbours, classes):
     "(images, 1 or 2), some thousand images after the other"
     kinds = [neighbours, classes] if classes else [neighbours]
-    parts = np.array_split(averages, max(1, len(averages)//2000))
-    return np.concatenate([np.stack([kind.distance(part) for kind in kinds], 1) for part in parts])
+    found = []
+    for part in np.array_split(averages, max(1, len(averages)//2000)):
+        found.append(np.stack([kind.distance(part) for kind in kinds], 1))
+    return np.concatenate(found)
 
 def _checked(features, d=None, name='features'):
     "Rows of finite numbers"
@@ -303,6 +302,7 @@ def _scale(distances):
     centre = np.median(distances, axis=0)
     return centre, np.maximum(np.quantile(distances, .95, axis=0) - centre, 1e-3)
 
+# %% ../../nbs/export/02_ood.ipynb #627a8c86
 def _leave_labels_out(averages, targets, folds, held, head, how, max_labels=10):
     "By label: distances of other labels' held-back images, and of its own as strangers, by fits that have not seen it"
     found = {}
@@ -324,6 +324,25 @@ def _told_apart(left_out, n_distances, false_positive_rate):
         rows[t] = dict(n=len(strange), auroc=auroc(usual, strange),
             caught=share_caught(strange, ood_threshold(usual, false_positive_rate)[0]))
     return rows
+
+# %% ../../nbs/export/02_ood.ipynb #28037c45
+def _from_smallest(x):
+    "Averages where a model's own are not known: features from their smallest value on, each by its spread"
+    var = x.var(0)
+    gain = (1/np.sqrt(var + 1e-3*var.mean() + 1e-12)).astype(np.float32)
+    return 0, gain, -x.min(0)*gain
+
+def _by_source(scores, groups, targets, false_positive_rate):
+    "Bounds of the false positive share of images not used to choose the threshold, a twelfth of the sources at a time"
+    if len(np.unique(groups)) < 2: return 0., 1.
+    shares = []
+    for seed in range(40):
+        folds = deal_groups(groups, targets, min(12, len(np.unique(groups))), seed)
+        for fold in np.unique(folds):
+            mine = folds == fold
+            shares.append((scores[mine] > ood_threshold(scores[~mine], false_positive_rate)[0]).mean())
+    low, high = np.quantile(shares, [.05, .95])
+    return float(low), float(high)
 
 # %% ../../nbs/export/02_ood.ipynb #8be3401b
 def fit_ood_score(
@@ -376,25 +395,6 @@ def fit_ood_score(
     return OODScore(*_fit(a, targets, head, how), first, gain, shift, centre, spread, threshold, promised, sources,
         len(features), int(held.sum()), len(np.unique(groups)), grouped_by, scores, left_out)
 
-# %% ../../nbs/export/02_ood.ipynb #28037c45
-def _from_smallest(x):
-    "Averages where a model's own are not known: features from their smallest value on, each by its spread"
-    var = x.var(0)
-    gain = (1/np.sqrt(var + 1e-3*var.mean() + 1e-12)).astype(np.float32)
-    return 0, gain, -x.min(0)*gain
-
-def _by_source(scores, groups, targets, false_positive_rate):
-    "Bounds of the false positive share of images not used to choose the threshold, a twelfth of the sources at a time"
-    if len(np.unique(groups)) < 2: return 0., 1.
-    shares = []
-    for seed in range(40):
-        folds = deal_groups(groups, targets, min(12, len(np.unique(groups))), seed)
-        for fold in np.unique(folds):
-            mine = folds == fold
-            shares.append((scores[mine] > ood_threshold(scores[~mine], false_positive_rate)[0]).mean())
-    low, high = np.quantile(shares, [.05, .95])
-    return float(low), float(high)
-
 # %% ../../nbs/export/02_ood.ipynb #67ba1dee
 def held_out_scores(
     fitted: OODScore,       # From `fit_ood_score`
@@ -402,7 +402,7 @@ def held_out_scores(
     targets: Sequence[int],   # Index of the label of each
     folds: np.ndarray,        # Fold of each, such as from `deal_groups`
     asked: np.ndarray,        # (asked, d) images to score
-    asked_folds: np.ndarray,  # (asked,) the fold that each has to do without
+    asked_folds: np.ndarray,  # (asked,) the fold that each is scored without
     n_labels: int,            # Number of labels
 ) -> tuple[np.ndarray, np.ndarray | None]:  # (asked,) scores; (asked, labels) overlaps with usual classes, None without
     "Scores of images by fits without their fold"
@@ -441,15 +441,14 @@ def plot_ood_score(
 def ood_score_metadata(
     fitted: OODScore,           # From `fit_ood_score`
     labels: Sequence[str] = (),   # Name of each label
-) -> dict[str, Any]:     # threshold, false_positive_rate with its range by source, images, held_back, groups, grouped_by, score, left_out, measured; ready for JSON
+) -> dict[str, Any]:     # threshold, false_positive_rate with its range by source, what it was fitted to; for JSON
     "The numbers that describe it, without its arrays"
     expect('fitted', fitted, OODScore)
     low, high = fitted.sources
     left_out = {labels[t] if t < len(labels) else str(t): row for t, row in fitted.left_out.items()}
     return dict(threshold=fitted.threshold, false_positive_rate=fitted.false_positive_rate, false_positive_rate_low=low,
-        false_positive_rate_high=high,
-        images=fitted.n, held_back=fitted.n_held, groups=fitted.n_groups, grouped_by=fitted.grouped_by,
-        k=fitted.neighbours.k,
+        false_positive_rate_high=high, images=fitted.n, held_back=fitted.n_held, groups=fitted.n_groups,
+        grouped_by=fitted.grouped_by, k=fitted.neighbours.k,
         score='neighbours and ImageNet classes' if fitted.classes else 'neighbours', left_out=left_out,
         measured=fitted.measured)
 

@@ -30,7 +30,7 @@ class Recalibration:
     before: float        # Threshold as it was
     after: float         # Threshold now
     flagged_before: float# Share of the images above the old threshold, 0 to 1
-    flagged: float       # Share above the new one; what was asked for, as far as so many images can tell
+    flagged: float       # Share above the new one: the accepted one, as far as so many images can tell
     low: float           # 95% interval of the share among further images of this place: from here
     high: float          # to here
     n: int               # Images that took part
@@ -40,15 +40,15 @@ class Recalibration:
         rows = [{'': 'threshold', 'before': f'{self.before:.3f}', 'now': f'{self.after:.3f}'},
             {'': f'of {self.n:,} images, passed on to a person', 'before': f'{self.flagged_before:.0%}',
                     'now': f'{self.flagged:.0%}'}]
-        skipped = ('<p>'
-            f'{len(self.skipped):,} files took no part, such as {Path(self.skipped[0].file).name}: {self.skipped[0].reason}</p>' '' if self.skipped else '')
+        skipped = (f'<p>{len(self.skipped):,} files took no part, such as {Path(self.skipped[0].file).name}: '
+            f'{self.skipped[0].reason}</p>' if self.skipped else '')
         return str(Html(f'{html_table(rows)}<p>'
                 f'Of further images from this place, {self.low:.0%} to {self.high:.0%} (95% interval).</p>{skipped}'))
 
 # %% ../../nbs/export/09_recalibrate.ipynb #dae68e5a
 def recalibrate(
     bundle: str | os.PathLike,    # Folder of a bundle, or its zip; its threshold is changed
-    files: Iterable | str | os.PathLike,  # Images from the place of use, or their folder; labels are not looked at
+    files: Iterable | str | os.PathLike,  # Images from the place of use, or their folder; no labels needed
     false_positive_rate: float = .05,    # Share of such images that may be called unlike, 0 to 1
     key: str | os.PathLike | None = None,  # Secret key, to sign the bundle again
     replace_card: bool = False,   # Write the card anew although it was edited by hand?

@@ -11,7 +11,7 @@ __all__ = ['corruptions', 'robustness_columns', 'night', 'infrared', 'low_resolu
            'robustness_metadata', 'robustness_words']
 
 # %% ../../nbs/export/03_robustness.ipynb #d454981b
-import io, math, os
+import io, itertools, math, os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -46,12 +46,13 @@ def infrared(
 ) -> Image.Image:              # Grey image in RGB
     "The look of an infrared lamp by night"
     grey = np.asarray(image, np.float32) @ np.float32([.55, .5, -.05])
-    (h, w), (cy, cx) = grey.shape, rng.normal(.5, .06, 2)
+    h, w = grey.shape
+    cy, cx = rng.normal(.5, .06, 2)
     y, x = np.mgrid[:h, :w]
     far = np.hypot(x - cx*w, y - cy*h)/(math.hypot(w, h)/2)
     lit = 255*(np.clip(grey, 0, 255)/255)**.7*np.exp(-(far/reach)**2)
-    return Image.fromarray(np.uint8(np.clip(lit + 5*rng.standard_normal(grey.shape, np.float32), 0,
-                255))).convert('RGB')
+    noisy = lit + 5*rng.standard_normal(grey.shape, np.float32)
+    return Image.fromarray(np.uint8(np.clip(noisy, 0, 255))).convert('RGB')
 
 # %% ../../nbs/export/03_robustness.ipynb #aafb6dcc
 def low_resolution(
@@ -71,12 +72,16 @@ def motion_blur(
     rng: np.random.Generator,  # Draws the direction
 ) -> Image.Image:              # Blurred in one direction
     "The camera or the bear moved"
-    far, angle, (w, h), n = length*min(image.size)/2, rng.uniform(0, math.pi), image.size, 24
+    w, h = image.size
+    far = length*min(w, h)/2
+    angle = rng.uniform(0, math.pi)
+    n = 24
     edge = math.ceil(far)
     total = np.zeros((h, w, 3), np.uint16)
     wide = np.pad(np.asarray(image), ((edge, edge), (edge, edge), (0, 0)), 'edge')  # the edge fills what lies beyond it
     for t in np.linspace(-far, far, n):
-        x, y = edge + round(t*math.cos(angle)), edge + round(t*math.sin(angle))
+        x = edge + round(t*math.cos(angle))
+        y = edge + round(t*math.sin(angle))
         total += wide[y:y + h, x:x + w]
     return Image.fromarray(np.uint8((total + n//2)//n))
 
@@ -98,7 +103,8 @@ def rain(
     rng: np.random.Generator,  # Draws streaks and wind
 ) -> Image.Image:              # Streaks and a veil of grey
     "Rain before the lens"
-    (w, h), side = image.size, min(image.size)
+    w, h = image.size
+    side = min(w, h)
     streaks = Image.new('L', image.size)
     wind = rng.uniform(-.35, .35)
     pen = ImageDraw.Draw(streaks)
@@ -117,10 +123,11 @@ def occlusion(
     rng: np.random.Generator,  # Draws the leaves
 ) -> Image.Image:              # Partly behind leaves
     "Leaves in front of the bear"
-    (w, h), side = image.size, min(image.size)
+    w, h = image.size
+    side = min(w, h)
     hidden = Image.new('L', image.size)
     leaves = image.copy()
-    pens = ImageDraw.Draw(hidden), ImageDraw.Draw(leaves)
+    pens = [ImageDraw.Draw(hidden), ImageDraw.Draw(leaves)]
     for _ in range(1000):
         if np.asarray(hidden.reduce(4)).mean() >= 255*share: break
         x = rng.uniform(0, w)
@@ -173,7 +180,7 @@ class Corruption:
     "One kind of corruption"
     apply: Callable            # Takes an RGB image, a level and a random generator, and gives an image of the same size
     levels: tuple[float, ...]  # What the strengths 1, 2, 3 mean to it
-    words: str                 # How a level is told, a format such as 'quality {:g}'
+    words: str                 # Format of a level in words, such as 'quality {:g}'
 
 corruptions = {
     'night': Corruption(night, (.5, .25, .12), '{:.0%} of the light'),
@@ -196,10 +203,10 @@ def apply_corruption(
     "An image under one corruption"
     expect('image', image, Image.Image)
     if kind not in corruptions: raise ValueError(f'`kind` must be one of {", ".join(corruptions)}; got {kind!r}')
-    if strength not in range((n := len(corruptions[kind].levels)) + 1):
+    corruption = corruptions[kind]
+    if strength not in range((n := len(corruption.levels)) + 1):
         raise ValueError(f'`strength` must be from 0 to {n}, got {strength}')
-    return (corruptions[kind].apply(image, corruptions[kind].levels[strength - 1], np.random.default_rng(seed))
-        if strength else image)
+    return corruption.apply(image, corruption.levels[strength - 1], np.random.default_rng(seed)) if strength else image
 
 # %% ../../nbs/export/03_robustness.ipynb #21fa32d7
 def show_corruptions(
@@ -210,7 +217,7 @@ def show_corruptions(
 ) -> Html:                                   # A gallery that begins with the image as it is
     "One image under all corruptions"
     image = reduced_to(load_image(image), 2*side)
-    views = [(k, s) for k in _several(corruptions if kinds is None else kinds) for s in _several(strengths)]
+    views = list(itertools.product(_several(corruptions if kinds is None else kinds), _several(strengths)))
     return gallery([image, *(apply_corruption(image, k, s) for k, s in views)],
         ['as it is', *(f'{k}, {_level_words(k, s)}' for k, s in views)], side, len(views) + 1)
 
@@ -232,6 +239,36 @@ def _level_words(kind, strength):
     "A level with its unit"
     return corruptions[kind].words.format(corruptions[kind].levels[strength - 1])
 
+# %% ../../nbs/export/03_robustness.ipynb #893b5eeb
+def _robustness_images(classifier, path, max_n, seed):
+    "Opened images with their labels"
+    if max_n < 1: raise ValueError(f'`max_n` must be at least 1, got {max_n}')
+    folder = scan_folder(path) if isinstance(path, (str, os.PathLike)) else None
+    files, label_of = (folder.files, folder.label_of) if folder else ([Path(f) for f in path], lambda f: f.parent.name)
+    files = [f for f in files if label_of(f) in classifier.labels]
+    if not files: raise DataError(f'`path` holds no images in folders named {", ".join(classifier.labels[:10])}')
+    rng = np.random.default_rng(seed)
+    turns = {}
+    order = [files[i] for i in rng.permutation(len(files))]
+    turn_of = []
+    for f in order:
+        turns[label_of(f)] = turns.get(label_of(f), 0) + 1
+        turn_of.append(turns[label_of(f)])
+    queue = [order[i] for i in np.argsort(turn_of, kind='stable')]
+    images = []
+    labels = []
+    side = round(1.25*min(classifier.bundle.size))
+    for f in queue:
+        if len(images) == max_n: break
+        try:
+            image = reduced_to(load_image(f, classifier.bundle.min_side), side)
+            prepare(image, classifier.bundle.size, classifier.bundle.method, classifier.bundle.pad_mode)
+        except ImageError: continue
+        images.append(image)
+        labels.append(label_of(f))
+    if not images: raise DataError(f'None of the {len(files)} images in `path` can be opened')
+    return images, labels
+
 # %% ../../nbs/export/03_robustness.ipynb #12c11cf7
 robustness_columns = ['kind', 'strength', 'level', 'n', 'wrong', 'error', 'low', 'high', 'probability', 'trusted',
     'n_trusted', 'trusted_error', 'trusted_high']
@@ -250,55 +287,27 @@ def evaluate_robustness(
     classifier = classifier if isinstance(classifier, Classifier) else Classifier(classifier)
     kinds = _several(corruptions if kinds is None else kinds)
     strengths = _several(strengths)
-    for kind in kinds:
-        for strength in strengths: apply_corruption(Image.new('RGB', (8, 8)), kind, strength)  # refuses before opening
+    ways = [('none', 0)]
+    for kind, strength in itertools.product(kinds, strengths):
+        apply_corruption(Image.new('RGB', (8, 8)), kind, strength)  # refuses before opening
+        if strength: ways.append((kind, strength))
     images, labels = _robustness_images(classifier, path, max_n, seed)
-    ways = [('none', 0)] + [(k, s) for k in kinds for s in strengths if s]
-    return pd.DataFrame([_robustness_row(classifier, images, labels, *way, seed)
-            for way in progress(ways, 'corruptions', unit='way')], columns=robustness_columns)
-
-# %% ../../nbs/export/03_robustness.ipynb #893b5eeb
-def _robustness_images(classifier, path, max_n, seed):
-    "Opened images with their labels"
-    if max_n < 1: raise ValueError(f'`max_n` must be at least 1, got {max_n}')
-    folder = scan_folder(path) if isinstance(path, (str, os.PathLike)) else None
-    files, label_of = (folder.files, folder.label_of) if folder else ([Path(f) for f in path], lambda f: f.parent.name)
-    files = [f for f in files if label_of(f) in classifier.labels]
-    if not files: raise DataError(f'`path` holds no images in folders named {", ".join(classifier.labels[:10])}')
-    rng = np.random.default_rng(seed)
-    turns = {}
-    order = [files[i] for i in rng.permutation(len(files))]
-    queue = sorted(order,
-        key=lambda f: turns.update({label_of(f): turns.get(label_of(f), 0) + 1}) or turns[label_of(f)])
-    images = []
-    labels = []
-    side = round(1.25*min(classifier.bundle.size))
-    for f in queue:
-        if len(images) == max_n: break
-        try:
-            image = reduced_to(load_image(f, classifier.bundle.min_side), side)
-            prepare(image, classifier.bundle.size, classifier.bundle.method, classifier.bundle.pad_mode)
-        except ImageError: continue
-        images.append(image)
-        labels.append(label_of(f))
-    if not images: raise DataError(f'None of the {len(files)} images in `path` can be opened')
-    return images, labels
-
-def _robustness_row(classifier, images, labels, kind, strength, seed):
-    "One kind in one strength"
-    corrupted = (apply_corruption(p, kind, strength, (seed, i)) if strength else p for i, p in enumerate(images))
-    answers = [row.prediction for row in classifier.predict_batch(corrupted)]
-    wrong = np.array([a.label != label for a, label in zip(answers, labels)])
-    trusted = np.array([a.trusted for a in answers])
-    n = len(answers)
-    n_trusted = int(trusted.sum())
-    bad = int((wrong & trusted).sum())
-    low, high = wilson(int(wrong.sum()), n)
-    return dict(kind=kind, strength=strength, level=_level_words(kind, strength) if strength else '', n=n,
-        wrong=int(wrong.sum()), error=wrong.mean(), low=low, high=high,
-        probability=float(np.mean([a.probability for a in answers])), trusted=n_trusted/n, n_trusted=n_trusted,
-        trusted_error=bad/n_trusted if n_trusted else math.nan,
-        trusted_high=wilson(bad, n_trusted)[1] if n_trusted else math.nan)
+    n = len(images)
+    rows = []
+    for kind, strength in progress(ways, 'corruptions', unit='way'):
+        corrupted = (apply_corruption(p, kind, strength, (seed, i)) if strength else p for i, p in enumerate(images))
+        answers = [row.prediction for row in classifier.predict_batch(corrupted)]
+        wrong = np.array([a.label != label for a, label in zip(answers, labels)])
+        trusted = np.array([a.trusted for a in answers])
+        n_trusted = int(trusted.sum())
+        bad = int((wrong & trusted).sum())
+        low, high = wilson(int(wrong.sum()), n)
+        rows.append(dict(kind=kind, strength=strength, level=_level_words(kind, strength) if strength else '', n=n,
+            wrong=int(wrong.sum()), error=wrong.mean(), low=low, high=high,
+            probability=float(np.mean([a.probability for a in answers])), trusted=n_trusted/n, n_trusted=n_trusted,
+            trusted_error=bad/n_trusted if n_trusted else math.nan,
+            trusted_high=wilson(bad, n_trusted)[1] if n_trusted else math.nan))
+    return pd.DataFrame(rows, columns=robustness_columns)
 
 # %% ../../nbs/export/03_robustness.ipynb #57cd1833
 def plot_robustness(
@@ -321,7 +330,7 @@ def plot_robustness(
 # %% ../../nbs/export/03_robustness.ipynb #12158041
 def trust_on_corruptions(
     table: pd.DataFrame,  # From `evaluate_robustness`, with at least two rows
-) -> dict[str, Any]:      # correlation, error and trusted_error over all corrupted images, trusted (share), harmful: (kind, strength) of ways in which trusted answers are wrong clearly more often than uncorrupted ones
+) -> dict[str, Any]:      # correlation; error, trusted_error, trusted of all corrupted; harmful: (kind, strength)
     "Does trust fall where errors rise?"
     expect('table', table, pd.DataFrame)
     rest = table[table.strength > 0]
@@ -361,23 +370,22 @@ def robustness_html(
 ) -> Html:                # A sentence and a table
     "Robustness as a section of a report"
     expect('table', table, pd.DataFrame)
-    return Html(f'<p>{escape(robustness_words(table))}</p>{html_table(_robustness_lines(table), max_rows=len(table))}')
+    rows = [{'corruption': r.kind, 'level': r.level, 'error': f'{r.error:.0%} ({r.low:.0%} to {r.high:.0%})',
+            'trusted': f'{r.trusted:.0%}',
+            'error among the trusted': f'{r.trusted_error:.0%} of {r.n_trusted}' if r.n_trusted else 'none trusted'}
+        for r in table.itertuples()]
+    return Html(f'<p>{escape(robustness_words(table))}</p>{html_table(rows, max_rows=len(table))}')
 
 def robustness_metadata(
     table: pd.DataFrame,  # From `evaluate_robustness`
 ) -> dict[str, Any]:      # words, rows; ready for JSON and for `add_metrics`
     "Robustness for the metadata and the model card of a bundle"
     expect('table', table, pd.DataFrame)
-    rows = [{name: v.item() if hasattr(v, 'item') else v for name, v in row.items()}
-        for row in table.to_dict('records')]
-    return dict(words=robustness_words(table), rows=[{name: None if v != v else v for name, v in row.items()} for row in rows])  # nan is no number of JSON
-
-def _robustness_lines(table):
-    "Rows for readers"
-    return [{'corruption': r.kind, 'level': r.level, 'error': f'{r.error:.0%} ({r.low:.0%} to {r.high:.0%})',
-            'trusted': f'{r.trusted:.0%}',
-        'error among the trusted': f'{r.trusted_error:.0%} of {r.n_trusted}' if r.n_trusted else 'none trusted'}
-        for r in table.itertuples()]
+    rows = []
+    for row in table.to_dict('records'):
+        values = {name: v.item() if hasattr(v, 'item') else v for name, v in row.items()}
+        rows.append({name: None if v != v else v for name, v in values.items()})  # nan is no number of JSON
+    return dict(words=robustness_words(table), rows=rows)
 
 def robustness_words(
     table: pd.DataFrame,  # From `evaluate_robustness`
@@ -387,12 +395,16 @@ def robustness_words(
     first = table.iloc[0]
     t = trust_on_corruptions(table)
     worst = table[table.strength > 0].sort_values('error', ascending=False, kind='stable').iloc[0]
+    n = int(table[table.strength > 0].n.sum())
+    n_trusted = round(t['trusted']*n)
     words = (f'On {first.n} images {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under '
-        f'{table.kind.nunique() - 1} corruptions; the worst is {worst.kind} ({worst.level}) with {worst.error:.0%}. '
-        f'Of the corrupted images {t["trusted"]:.0%} are answered with trust, and {t["trusted_error"]:.0%} of these '
-        'answers are wrong.' if t['trusted'] else
-        f'On {first.n} images {first.error:.0%} of the answers are wrong as they are, and {t["error"]:.0%} under '
-        f'{table.kind.nunique() - 1} corruptions, none of which are answered with trust.')
+        f'{table.kind.nunique() - 1} corruptions')
+    if not n_trusted: words += ', none of which are answered with trust.'
+    else: words += f'; the worst is {worst.kind} ({worst.level}) with {worst.error:.0%}.'
+    if n_trusted >= 20:
+        words += (f' Of the corrupted images {t["trusted"]:.0%} are answered with trust, and {t["trusted_error"]:.0%} '
+            'of these answers are wrong.')
+    elif n_trusted: words += f' There are too few trusted answers to say how many are wrong: {n_trusted} of {n}.'
     if not t['harmful']:
         return words + ' In no way are trusted answers clearly more often wrong than those on uncorrupted images.'
     return (words + ' Trusted answers are clearly more often wrong than on uncorrupted images under '

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/export/trust.html.md"""
 __all__ = ['Copies', 'answer_copies', 'fit_confidence', 'trust_threshold', 'measure_trust', 'plot_risk']
 
 # %% ../../nbs/export/04_trust.ipynb #81eacc7f
-import math, os
+import itertools, math, os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,27 +49,24 @@ def answer_copies(
     "Ask a bundle's model about images and about corrupted copies"
     expect('classifier', classifier, Classifier)
     files = expect_all('files', files, str, os.PathLike)
+    bundle = classifier.bundle
+    def answer(i, file):  # rows: position, kind, lightness, logits, features
+        rng = np.random.default_rng((seed, i))
+        try:
+            image = reduced_to(load_image(file, bundle.min_side), round(1.25*min(bundle.size)))
+            drawn = [(str(rng.choice(list(corruptions))), int(rng.integers(1, 4))) for _ in range(n_copies)]
+            views = [image,
+                *(apply_corruption(image, kind, strength, (seed, i, k)) for k, (kind, strength) in enumerate(drawn))]
+            pixels = [np.asarray(prepare(view, bundle.size, bundle.method, bundle.pad_mode)) for view in views]
+        except ImageError: return []
+        out = classifier.run(np.stack(pixels))
+        kinds = ['none', *(kind for kind, _ in drawn)]
+        return list(zip([i]*len(views), kinds, map(lightness, pixels), out['logits'], out['features']))
     with ThreadPoolExecutor(usable_cores(), 'bearcls-copies') as pool:
-        rows = [r for found in pool.map(lambda job: _answer(classifier, *job, n_copies, seed), enumerate(files))
-            for r in found]
+        rows = list(itertools.chain.from_iterable(pool.map(answer, itertools.count(), files)))
     if not rows: raise DataError(f'None of the {len(files)} images can be opened')
     of, kinds, light, logits, features = zip(*rows)
     return Copies(np.array(of), np.array(kinds), np.array(light), np.stack(logits), np.stack(features))
-
-def _answer(classifier, i, file, n_copies, seed):
-    "Rows of one file: position, kind, lightness, logits, features"
-    bundle = classifier.bundle
-    rng = np.random.default_rng((seed, i))
-    try:
-        image = reduced_to(load_image(file, bundle.min_side), round(1.25*min(bundle.size)))
-        drawn = [(str(rng.choice(list(corruptions))), int(rng.integers(1, 4))) for _ in range(n_copies)]
-        views = [image,
-            *(apply_corruption(image, kind, strength, (seed, i, k)) for k, (kind, strength) in enumerate(drawn))]
-        pixels = [np.asarray(prepare(view, bundle.size, bundle.method, bundle.pad_mode)) for view in views]
-    except ImageError: return []
-    out = classifier.run(np.stack(pixels))
-    return list(zip([i]*len(views), ['none', *(kind for kind, _ in drawn)], map(lightness, pixels), out['logits'],
-            out['features']))
 
 # %% ../../nbs/export/04_trust.ipynb #3aebfe0d
 def fit_confidence(

@@ -32,7 +32,8 @@ def store_as_float16(
     "The same model with its weights stored as float16"
     onnx = optional_import('onnx', purpose='Making a smaller bundle')
     proto = onnx.load_from_string(model)
-    names = {n for node in proto.graph.node for n in (*node.input, *node.output)}
+    names = set()
+    for node in proto.graph.node: names.update(node.input, node.output)
     casts = []
     for tensor in proto.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
@@ -56,31 +57,27 @@ def quantize(
     onnx, tool = (optional_import(m, m.partition('.')[0], 'Quantizing a bundle')
         for m in ('onnx', 'onnxruntime.quantization'))
     images = iter(pixels)
+    known = {'features'}
+    exact = []  # the nodes that are calculated from the features
+    for node in onnx.load_from_string(model).graph.node:
+        if known & set(node.input):
+            known |= set(node.output)
+            exact.append(node.name)
     class Reader(tool.CalibrationDataReader):
         def get_next(self): return next(({'image': p} for p in images), None)
     with tempfile.TemporaryDirectory() as folder, _silent():
         before, after = Path(folder)/'before.onnx', Path(folder)/'after.onnx'
         before.write_bytes(model)
-        tool.quantize_static(str(before), str(after), Reader(), per_channel=True, op_types_to_quantize=_in_whole_numbers,
-            nodes_to_exclude=_after_features(onnx.load_from_string(model)),
+        tool.quantize_static(str(before), str(after), Reader(), per_channel=True,
+            op_types_to_quantize=_in_whole_numbers, nodes_to_exclude=exact,
             activation_type=tool.QuantType.QUInt8,  # with signed ones ONNX Runtime was four times as slow
             reduce_range=True)  # weights of 7 bits: with 8, processors without VNNI overflow and answer otherwise
         return after.read_bytes()
 
 _in_whole_numbers = ['Conv', 'MatMul', 'Gemm', 'Relu', 'MaxPool', 'Concat', 'Add', 'GlobalAveragePool', 'AveragePool']
 
-def _after_features(proto):
-    "Names of the nodes that are calculated from the features"
-    known = {'features'}
-    names = []
-    for node in proto.graph.node:
-        if known & set(node.input):
-            known |= set(node.output)
-            names.append(node.name)
-    return names
-
 class _silent:
-    "The tools log advice that is not for our readers"
+    "Keeps the advice that the tools log from you"
     def __enter__(self):
         self.level = logging.root.manager.disable
         logging.disable(logging.WARNING)
@@ -105,8 +102,8 @@ def _prepared(files, bundle, bs=8):
 def compare_bundles(
     before: str | os.PathLike | Bundle,  # Bundle, its zip or folder
     after: str | os.PathLike | Bundle,   # Another with the same labels
-    files: Iterable | str | os.PathLike, # Images, or their folder; those in folders named after labels also tell the error
-) -> dict[str, Any]:                     # n, changed, largest_change and mean_change of a probability; error_before, error_after, n_labelled; bytes_before, bytes_after; ood_score_moved
+    files: Iterable | str | os.PathLike, # Images, or their folder; those in label folders also tell the error
+) -> dict[str, Any]:                     # n, changed, changes of probabilities, errors, bytes, and `ood_score_moved`
     "How differently two bundles answer"
     if not isinstance(files, (str, os.PathLike)): files = expect_all('files', files)
     expect('before', before, str, os.PathLike, Bundle)
@@ -115,31 +112,32 @@ def compare_bundles(
     sides = [Classifier(b) for b in (before, after)]
     if sides[0].labels != sides[1].labels:
         raise BundleError('The two bundles have different labels, so their answers cannot be compared')
-    rows = [(a.prediction, b.prediction, Path(a.file).parent.name)
-        for a, b in zip(*(c.predict_batch(files) for c in sides)) if a.prediction and b.prediction]
+    answers = zip(*[c.predict_batch(files) for c in sides])
+    rows = [(a.prediction, b.prediction, Path(a.file).parent.name) for a, b in answers if a.prediction and b.prediction]
     if not rows: raise DataError('None of the images in `files` can be opened, so nothing can be compared')
     labels = sides[0].labels
-    p, q = (np.array([[row[i].probabilities[label] for label in labels] for row in rows]) for i in (0, 1))
+    def in_order(prediction): return [prediction.probabilities[label] for label in labels]
+    p = np.array([in_order(a) for a, _, _ in rows])
+    q = np.array([in_order(b) for _, b, _ in rows])
     named = [(a.label != label, b.label != label) for a, b, label in rows if label in labels]
     errors = np.mean(named, axis=0).tolist() if named else [None, None]
     sizes = [len(model_bytes(c.bundle)) for c in sides]
     moved = [b.ood_score - a.ood_score for a, b, _ in rows if a.ood_score is not None and b.ood_score is not None]
     return dict(n=len(rows), changed=int((p.argmax(1) != q.argmax(1)).sum()), largest_change=float(np.abs(p - q).max()),
-        mean_change=float(np.abs(p - q).mean()),
-        error_before=errors[0], error_after=errors[1], n_labelled=len(named), bytes_before=sizes[0],
-        bytes_after=sizes[1], ood_score_moved=float(np.median(moved)) if moved else None)
+        mean_change=float(np.abs(p - q).mean()), error_before=errors[0], error_after=errors[1], n_labelled=len(named),
+        bytes_before=sizes[0], bytes_after=sizes[1], ood_score_moved=float(np.median(moved)) if moved else None)
 
 def changes_html(
     changes: dict[str, Any],  # From `compare_bundles`
 ) -> Html:                    # A table
-    "What changed between two bundles, for people"
+    "What changed between two bundles, for a notebook"
     def share(v): return 'not known' if v is None else f'{v:.1%}'
     rows = [{'': 'size', 'before': f'{changes["bytes_before"]/1e6:.2f} MB',
             'after': f'{changes["bytes_after"]/1e6:.2f} MB'},
         {'': f'error on {changes["n_labelled"]:,} images', 'before': share(changes['error_before']),
                 'after': share(changes['error_after'])}]
-    return Html(f'{html_table(rows)}<p>'
-        f'{changes["changed"]:,} of {changes["n"]:,} answers changed; a probability moved by {changes["mean_change"]:.4f} on average and by {changes["largest_change"]:.4f} at most.</p>' '')
+    return Html(f'{html_table(rows)}<p>{changes["changed"]:,} of {changes["n"]:,} answers changed; a probability moved '
+        f'by {changes["mean_change"]:.4f} on average and by {changes["largest_change"]:.4f} at most.</p>')
 
 # %% ../../nbs/export/08_variants.ipynb #337be791
 def compress_bundle(
@@ -163,8 +161,10 @@ def compress_bundle(
     if source.variant != 'float32':
         raise BundleError(f'{bundle} is stored as {source.variant} already; compress the original')
     if dest.exists(): raise BundleError(f'{dest} exists already')
-    held, files = (files[::4], [f for i, f in enumerate(files) if i % 4]) if held is None else (find_images(held),
-        files)
+    if held is not None: held = find_images(held)
+    else:
+        held = files[::4]
+        files = [f for i, f in enumerate(files) if i % 4]
     if not held or kind == 'int8' and not files:
         raise DataError(f'`files` holds {len(files)} images and `held` {len(held)}; images are needed to compare on'
             + (', and to calibrate on' if kind == 'int8' else ''))
@@ -172,21 +172,16 @@ def compress_bundle(
     model = store_as_float16(model) if kind == 'float16' else quantize(model, _prepared(files, source))
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f'.{dest.name}-') as aside:
-        return _write_compared(replace(source, variant=kind, weights=None), model, Path(aside)/'new', source, held,
-            max_changed, key, dest)
-
-def _write_compared(metadata, model, aside, source, held, max_changed, key, dest):
-    "Compare, and put the new bundle in place if it answers alike"
-    changes = compare_bundles(source, write_bundle(metadata, model, aside), held)
-    if changes['changed'] > max_changed*changes['n']:
-        raise BundleError(f'As {metadata.variant} the model would answer differently: {changes["changed"]} of '
-            f'{changes["n"]} answers change, and at most {max_changed:.0%} are accepted. Other images to calibrate '
-            'on may help')
-    metadata = replace(metadata, metrics=metadata.metrics | dict(compressed=changes))
-    if metadata.ood_score and changes['ood_score_moved'] is not None:
-        metadata.ood_score = (metadata.ood_score
-            | dict(threshold=metadata.ood_score['threshold'] + changes['ood_score_moved']))
-    new = write_bundle(metadata, model, aside, model_card(metadata, dest.name))
-    if key is not None: sign_bundle(new, key)
-    os.replace(zip_bundle(new) if dest.suffix.lower() == '.zip' else new, dest)
+        metadata = replace(source, variant=kind, weights=None)
+        changes = compare_bundles(source, write_bundle(metadata, model, Path(aside)/'new'), held)
+        if changes['changed'] > max_changed*changes['n']:
+            raise BundleError(f'As {kind} the model would answer differently: {changes["changed"]} of {changes["n"]} '
+                f'answers change, and at most {max_changed:.0%} are accepted. Other images to calibrate on may help')
+        metadata = replace(metadata, metrics=metadata.metrics | dict(compressed=changes))
+        if metadata.ood_score and changes['ood_score_moved'] is not None:
+            threshold = metadata.ood_score['threshold'] + changes['ood_score_moved']
+            metadata.ood_score = metadata.ood_score | dict(threshold=threshold)
+        new = write_bundle(metadata, model, Path(aside)/'new', model_card(metadata, dest.name))
+        if key is not None: sign_bundle(new, key)
+        os.replace(zip_bundle(new) if dest.suffix.lower() == '.zip' else new, dest)
     return dest

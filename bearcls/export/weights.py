@@ -84,11 +84,11 @@ def _layer(spec):
     kind, names = _head_layers[spec[0]]
     if set(spec[1]) - set(names) or not all(v is None or isinstance(v, (int, float)) for v in spec[1].values()):
         raise TrainError(f'the layer {spec!r:.60} has settings that are not known')
-    sides, pools = ([spec[1].get(k) for k in names]
-        for names in (('num_features', 'in_features', 'out_features'), ('size', 'output_size')))
-    if not all(n is None or isinstance(n, int) and 0 < n < 1 << 20
-        for n in sides) or np.prod([n or 1 for n in sides], dtype=float) > 1e9 or not all(n is None or n in range(1, 17)
-        for n in pools):
+    sides = [spec[1].get(k) for k in ('num_features', 'in_features', 'out_features')]
+    pools = [spec[1].get(k) for k in ('size', 'output_size')]
+    too_large = not all(n is None or isinstance(n, int) and 0 < n < 1 << 20 for n in sides)
+    too_large = too_large or np.prod([n or 1 for n in sides], dtype=float) > 1e9
+    if too_large or not all(n is None or n in range(1, 17) for n in pools):
         raise TrainError(f'the layer {spec!r:.60} is larger than layers of a head are')
     try: return kind(**spec[1])
     except (ValueError, TypeError, RuntimeError) as e:
@@ -102,31 +102,29 @@ def learner_weights(
     expect('learn', learn, Learner)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in learn.model.state_dict().items()}
     content = optional_import('safetensors.torch', 'safetensors', 'Writing weights').save(state)
-    return content, dict(sha256=sha256(content), bytes=len(content), **_recipe(learn, state))
-
-def _recipe(learn, state):
-    "How the network is built, if it can be built so"
     arch = getattr(learn, 'arch', None)
     name = getattr(arch, '__name__', None) or arch
-    for recipe in (dict(builder='arch'), dict(builder='vision_learner', head=_head_words(learn.model))):
-        try: network = build_network(name, recipe, len(learn.dls.vocab))
+    model = learn.model
+    layers = (list(model[1]) if isinstance(model, nn.Sequential) and len(model) == 2
+        and isinstance(model[1], nn.Sequential) else [])
+    known = all(type(layer) is _head_layers.get(type(layer).__name__, (None,))[0] for layer in layers)
+    head = []  # its layers by name and setting; empty if one is not known
+    for layer in layers if known else []:
+        settings = {}
+        for setting in _head_layers[type(layer).__name__][1]:
+            if setting == 'bias': settings[setting] = layer.bias is not None
+            else: settings[setting] = layer.ap.output_size if setting == 'size' else getattr(layer, setting)
+        head.append([type(layer).__name__, settings])
+    recipe = dict(builder='own')  # where it cannot be built from words
+    for tried in (dict(builder='arch'), dict(builder='vision_learner', head=head)):
+        try: network = build_network(name, tried, len(learn.dls.vocab))
         except (TrainError, ImportError, TypeError, ValueError, RuntimeError): continue
         own = network.state_dict()
         if ({k: v.shape for k, v in own.items()} == {k: v.shape for k, v in state.items()}
-                and repr(network) == repr(learn.model)):
-            return recipe
-    return dict(builder='own')
-
-def _head_words(model):
-    "The layers of a head by name and setting; empty if one is not known"
-    head = (list(model[1]) if isinstance(model, nn.Sequential) and len(model) == 2
-        and isinstance(model[1], nn.Sequential) else [])
-    if any(type(layer) is not _head_layers.get(type(layer).__name__, (None,))[0] for layer in head): return []
-    def setting(layer, name):
-        return {'bias': lambda: layer.bias is not None, 'size': lambda: layer.ap.output_size}.get(name,
-            lambda: getattr(layer, name))()
-    return [[type(layer).__name__, {n: setting(layer, n) for n in _head_layers[type(layer).__name__][1]}]
-        for layer in head]
+                and repr(network) == repr(model)):
+            recipe = tried
+            break
+    return content, dict(sha256=sha256(content), bytes=len(content), **recipe)
 
 # %% ../../nbs/export/01_weights.ipynb #f315de7f
 def bundle_dls(
@@ -136,23 +134,21 @@ def bundle_dls(
     expect('bundle', bundle, Bundle)
     opener = OpenImage(bundle.min_side) if bundle.min_side else PILImage.create
     images = TransformBlock(type_tfms=[opener], item_tfms=ToTensor, batch_tfms=IntToFloatTensor)
+    width, height = bundle.size
+    if bundle.method == 'random_crop': resize = RandomResizedCrop((height, width))
+    else:
+        resize = Resize((height, width), getattr(ResizeMethod, bundle.method.capitalize()),
+            pad_mode=getattr(PadMode, bundle.pad_mode.capitalize()))
     plain = (bundle.mean, bundle.std) == ([0.]*3, [1.]*3)
     block = DataBlock(blocks=(images, CategoryBlock(vocab=bundle.labels, sort=False)), get_x=_shown, get_y=parent_label,
-        splitter=IndexSplitter([0]),
-        item_tfms=_resize(bundle), batch_tfms=[] if plain else [Normalize.from_stats(bundle.mean, bundle.std)])
+        splitter=IndexSplitter([0]), item_tfms=resize,
+        batch_tfms=[] if plain else [Normalize.from_stats(bundle.mean, bundle.std)])
     return block.dataloaders([_NoImage(f'{i}/none.jpg') for i in bundle.labels], bs=8, num_workers=0).new_empty()
 
 class _NoImage(str):
     "Stands for an image while the DataLoaders are made, since fastai opens one to try"
 
 def _shown(item): return Image.new('RGB', (64, 64)) if isinstance(item, _NoImage) else item
-
-def _resize(bundle):
-    "fastai's transform for the bundle's rule"
-    width, height = bundle.size
-    if bundle.method == 'random_crop': return RandomResizedCrop((height, width))
-    return Resize((height, width), getattr(ResizeMethod, bundle.method.capitalize()),
-        pad_mode=getattr(PadMode, bundle.pad_mode.capitalize()))
 
 # %% ../../nbs/export/01_weights.ipynb #f9fa67fb
 def learner_from_bundle(
@@ -169,37 +165,17 @@ def learner_from_bundle(
     if dls is not None and [str(v) for v in dls.vocab] != bundle.labels:
         raise TrainError(f'`dls` has the labels {", ".join(map(str, dls.vocab))}; the bundle\'s are '
             f'{", ".join(bundle.labels)}')
-    state = _tensors(bundle)
-    network = _network(bundle, state) if model is None else model
-    _fill(network, state, bundle)
-    learn = Learner(bundle_dls(bundle) if dls is None else dls, network, loss_func=CrossEntropyLossFlat(),
-        metrics=error_rate, splitter=_splitter(bundle, model))
-    learn.arch = bundle.arch
-    learn.temperature = bundle.temperature
-    return learn
-
-def _splitter(bundle, model):
-    "The groups of layers that `vision_learner` makes, so that the body can be frozen"
-    if model is not None or bundle.weights['builder'] != 'vision_learner': return trainable_params
-    known = get_arch(bundle.arch)
-    return default_split if isinstance(known, str) else model_meta.get(known, dict(split=default_split))['split']
-
-def _tensors(bundle):
-    "The weights by name"
     content = weights_bytes(bundle)
     library = optional_import('safetensors', purpose='Reading the weights of a bundle')
-    try: return optional_import('safetensors.torch').load(content)
+    try: state = optional_import('safetensors.torch').load(content)
     except library.SafetensorError as e: raise BundleError(f'{bundle.path/weights_file} holds no weights: {e}') from e
-
-def _network(bundle, state):
-    "The untrained network that the metadata tell of, no larger than its weights"
-    n_numbers = sum(t.numel() for t in state.values())
-    try: return build_network(bundle.arch, bundle.weights, len(bundle.labels), n_numbers)
-    except (TrainError, ImportError, TypeError, ValueError, RuntimeError) as e:
-        raise BundleError(f'{bundle.path} does not tell how its network is built: {e}. Pass an untrained one as `model`') from e
-
-def _fill(network, state, bundle):
-    "Weights into the network, if every one has its place"
+    network = model
+    if model is None:
+        n_numbers = sum(t.numel() for t in state.values())
+        try: network = build_network(bundle.arch, bundle.weights, len(bundle.labels), n_numbers)
+        except (TrainError, ImportError, TypeError, ValueError, RuntimeError) as e:
+            raise BundleError(f'{bundle.path} does not tell how its network is built: {e}. Pass an untrained one as '
+                '`model`') from e
     own = network.state_dict()
     wrong = sorted(set(own) ^ set(state)) + [k for k in own if k in state and own[k].shape != state[k].shape]
     if wrong:
@@ -207,3 +183,13 @@ def _fill(network, state, bundle):
             f'{wrong[0]}{f" and {len(wrong) - 1} more" if wrong[1:] else ""}; `model` must have the form of the '
             'exported network')
     network.load_state_dict(state)
+    splitter = trainable_params
+    if model is None and bundle.weights['builder'] == 'vision_learner':  # its groups, so that the body can be frozen
+        known = get_arch(bundle.arch)
+        splitter = default_split
+        if not isinstance(known, str): splitter = model_meta.get(known, dict(split=default_split))['split']
+    learn = Learner(bundle_dls(bundle) if dls is None else dls, network, loss_func=CrossEntropyLossFlat(),
+        metrics=error_rate, splitter=splitter)
+    learn.arch = bundle.arch
+    learn.temperature = bundle.temperature
+    return learn

@@ -38,7 +38,7 @@ class FetchError(BearclsError):
         why: str,                   # What went wrong, in words, without the host
         kind: str,                  # One of `fetch_kinds`
         status: int | None = None,  # HTTP status, where there was an answer
-        retry_after: str = '',      # The server's own words on when to come back
+        retry_after: str = '',      # Header `Retry-After`: when the server wants you back
         busy: bool = False,         # May the same address answer later?
         body: bytes = b'',          # Beginning of the error page; an API explains itself there
     ):
@@ -70,7 +70,9 @@ def checked_address(
     allow_private: bool | Iterable[str] = False,   # See `hosts_allowed`
 ) -> URL:                                          # As it will be visited; `FetchError` if it must not be
     "Read an address, and refuse what must not be visited"
-    try: url, _ = (found := URL(address, encoded=bool(_well_formed.fullmatch(address)))), found.port
+    try:
+        url = URL(address, encoded=bool(_well_formed.fullmatch(address)))
+        _ = url.port  # yarl reads the port only when it is used
     except ValueError: raise FetchError('', 'the address cannot be read', 'refused') from None
     host = (url.raw_host or '').lower()
     if url.scheme not in ('http', 'https'):

@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
+from fastcore.basics import patch_to
 from PIL import Image, UnidentifiedImageError
 from ..core import DataError, expect, expect_all, hold_file, progress, release_file, sha256
 from ..images import ImageError, _open, costly_build, image_size, load_image
@@ -30,7 +32,7 @@ _suffixes = {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif', 'HEIF': '.heic'}
 
 @dataclass(frozen=True)
 class _Image:
-    "What is known of bytes that were accepted as an image"
+    "An accepted image"
     sha256: str
     suffix: str
     width: int
@@ -52,7 +54,10 @@ def _accept(data):
         with _open(data, pixels=False) as header:
             suffix = _suffixes.get(header.format, f'.{header.format.lower()}')
             n_pixels = header.width*header.height
-    except UnidentifiedImageError as e: raise ImageError(_what_it_is(data), 'not_an_image') from e
+    except UnidentifiedImageError as e:
+        page = data[:200].lstrip().lower().startswith((b'<!doctype', b'<html', b'<head', b'<?xml'))
+        raise ImageError('a web page, not an image' if page else 'no image of an accepted format',
+            'not_an_image') from e
     except FileFlaw as e: raise ImageError(f'it {e}', e.reason) from e
     except Image.DecompressionBombError as e: raise ImageError('it claims more pixels than are accepted', 'bomb') from e
     except Exception as e: raise ImageError(f'it cannot be opened: {e}') from e  # no decoder failure may end a run
@@ -60,11 +65,6 @@ def _accept(data):
         small = small_grey(load_image(data, min_side=256))
     phash = f'{perceptual_hash(small):016x}'
     return _Image(sha256(data), suffix, *image_size(data), len(data), phash)
-
-def _what_it_is(data):
-    "Words for bytes that are no image"
-    page = data[:200].lstrip().lower().startswith((b'<!doctype', b'<html', b'<head', b'<?xml'))
-    return 'a web page, not an image' if page else 'no image of an accepted format'
 
 # %% ../../nbs/gather/06_download.ipynb #64dcdd50
 class _Workplace:
@@ -83,7 +83,7 @@ class _Workplace:
         raise DataError(f'Another run is downloading into {dest}; wait until it has ended, or give another folder')
 
     def aside(self, data):
-        "Write bytes to a file of their own"
+        "Write bytes to an unfinished file"
         part = self.path/f'{next(self.numbers)}.part'
         part.write_bytes(data)
         return part
@@ -128,54 +128,56 @@ def _left_over(file, dest):
     return [r for r in rows if not r.file or (dest/r.file).is_file()]
 
 # %% ../../nbs/gather/06_download.ipynb #22538759
-@dataclass
-class _Label:
-    "What is known of one label when a run begins, and what it learns"
-    name: str
-    settled: dict       # Rows by address that need no second visit
-    before: dict        # Rows by address of what failed earlier
-    files: dict         # Saved file by digest
-    banned: dict        # Quarantined file by digest
-    rows: dict = field(default_factory=dict)  # Rows by address that this run adds
-
-def _label_from(rows, dest, label):
-    "The state of a label in an image folder"
-    mine = [r for r in rows if r.label == label]
-    banned = {r.sha256: r.file for r in mine if r.status == 'quarantined' and r.sha256}
-    files = {r.sha256: r.file
-        for r in reversed(mine) if r.status == 'ok' and r.sha256 and _is_whole(dest/r.file, r.bytes)}
-    held = files.keys() | banned.keys()
-    def is_settled(r): return r.status == 'quarantined' or r.status in ('ok', 'duplicate') and r.sha256 in held
-    settled = {r.url: r for r in mine if r.url and is_settled(r)}
-    return _Label(label, settled, {r.url: r for r in mine if r.url and r.url not in settled}, files, banned)
-
 def _is_whole(file, n_bytes):
     "Is the file there, as long as it was, or an image that was edited since?"
     try: return file.is_file() and (n_bytes in (None, file.stat().st_size) or bool(load_image(file, min_side=64)))
     except (OSError, ValueError): return False
 
+@dataclass
+class _Label:
+    "The addresses and files of one label, before a run and during it"
+    name: str
+    settled: dict       # Rows by address that need no second visit
+    before: dict        # Rows by address of earlier failures
+    files: dict         # Saved file by digest
+    banned: dict        # Quarantined file by digest
+    rows: dict = field(default_factory=dict)  # Rows by address that this run adds
+
+    @classmethod
+    def read(cls, rows, dest, label):
+        "The state of a label in an image folder"
+        mine = [r for r in rows if r.label == label]
+        banned = {r.sha256: r.file for r in mine if r.status == 'quarantined' and r.sha256}
+        files = {r.sha256: r.file
+            for r in reversed(mine) if r.status == 'ok' and r.sha256 and _is_whole(dest/r.file, r.bytes)}
+        held = files.keys() | banned.keys()
+        def is_settled(r): return r.status == 'quarantined' or r.status in ('ok', 'duplicate') and r.sha256 in held
+        settled = {r.url: r for r in mine if r.url and is_settled(r)}
+        return cls(label, settled, {r.url: r for r in mine if r.url and r.url not in settled}, files, banned)
+
 # %% ../../nbs/gather/06_download.ipynb #2e1a301b
-def _row(state, result, got):
+@patch_to(_Label)
+def row(self, result, got):
     "The row of one result: an image, or the reason why there is none"
-    row = ImageRow(label=state.name, url=result.image, page=result.page, title=result.title, term=result.term,
+    row = ImageRow(label=self.name, url=result.image, page=result.page, title=result.title, term=result.term,
                    provider=result.provider, license=result.license)
     if not isinstance(got, _Image): return replace(row, status='failed', reason=got)
     row = replace(row, sha256=got.sha256, phash=got.phash, width=got.width, height=got.height, bytes=got.bytes)
-    if file := state.banned.get(got.sha256):
+    if file := self.banned.get(got.sha256):
         return replace(row, status='duplicate', reason=f'the same bytes as {file}, which is in quarantine')
-    return replace(row, file=state.files.get(got.sha256) or f'{state.name}/{got.name}')
+    return replace(row, file=self.files.get(got.sha256) or f'{self.name}/{got.name}')
 
-def _mark_duplicates(rows, state):
+@patch_to(_Label)
+def mark_duplicates(self, rows):
     "Of several addresses with the same bytes, the first row keeps the file: the order of arrival says nothing"
     taken = set()
     for i, r in enumerate(rows):
-        file = state.files.get(r.sha256)
-        if not file or r.label != state.name or r.status not in ('ok', 'duplicate') or r.file not in ('', file):
+        file = self.files.get(r.sha256)
+        if not file or r.label != self.name or r.status not in ('ok', 'duplicate') or r.file not in ('', file):
             continue
         if r.sha256 not in taken: rows[i] = replace(r, status='ok', file=file, reason='')
         elif r.url: rows[i] = replace(r, status='duplicate', file='', reason=f'the same bytes as {file}')
         taken.add(r.sha256)
-    return rows
 
 # %% ../../nbs/gather/06_download.ipynb #3ea38874
 _n_decoders = max(2, min(4, os.cpu_count() or 2))  # Threads that decode: more would only hold more images in memory
@@ -187,41 +189,6 @@ def _take(place, state, data):
     except Exception as e: return f'it cannot be decoded: {e or type(e).__name__}', None  # one file must not end a run
     return image, None if image.sha256 in state.files or image.sha256 in state.banned else place.aside(data)
 
-def _settle(place, state, result, got, part=None):
-    "Note what became of an address, then move its image into place"
-    row = _row(state, result, got)
-    place.note(row)
-    if part: os.replace(part, place.dest/row.file)
-    if row.file: state.files[row.sha256] = row.file
-    state.rows[result.image] = row
-
-# %% ../../nbs/gather/06_download.ipynb #53d7e4de
-async def _fetch_all(place, state, todo, limits, told, **run):
-    "Fetch every result, accept what is an image, settle each as it comes"
-    results = {r.image: r for r in todo}
-    loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(_n_decoders, thread_name_prefix='bearcls-decode') as pool:
-        async def settle(url, got):
-            if isinstance(got, FetchError) and got.kind == 'stopped': return told(results[url], got.why)
-            if isinstance(got, FetchError): taken = got.why, None
-            else: taken = await loop.run_in_executor(pool, _take, place, state, got.data)
-            _settle(place, state, results[url], *taken)
-            told(results[url], '')
-        local = {r.image: local_path(r.image) for r in todo if r.provider == 'local' and local_path(r.image)}
-        await _in_turn(settle, local, limits.max_bytes, run['stop'])
-        await fetch_many([url for url in results if url not in local], settle, limits, {'Accept': 'image/*,*/*;q=0.5'},
-            **run)
-
-async def _in_turn(settle, files, max_bytes, stop):
-    "Read files of this machine, as many at once as are decoded at once"
-    waiting = iter(files.items())
-    async def reader():
-        for url, file in waiting:
-            why = stop()
-            await settle(url,
-                FetchError('', why, 'stopped') if why else await asyncio.to_thread(_read_local, file, max_bytes))
-    await asyncio.gather(*[reader() for _ in range(_n_decoders)])
-
 def _read_local(file, max_bytes):
     "A file on this machine, under the same limit"
     try:
@@ -230,8 +197,36 @@ def _read_local(file, max_bytes):
         return Fetched(file.as_uri(), 200, {}, file.read_bytes())
     except OSError as e: return FetchError('', f'the file cannot be read: {e.strerror or e}', 'broken')
 
+# %% ../../nbs/gather/06_download.ipynb #53d7e4de
+async def _fetch_all(place, state, todo, limits, report, **run):
+    "Fetch every result, accept what is an image, settle each as it comes"
+    results = {r.image: r for r in todo}
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(_n_decoders, thread_name_prefix='bearcls-decode') as pool:
+        async def settle(url, got):
+            if isinstance(got, FetchError) and got.kind == 'stopped': return report(results[url], got.why)
+            part = None
+            if isinstance(got, FetchError): got = got.why
+            else: got, part = await loop.run_in_executor(pool, _take, place, state, got.data)
+            row = state.row(results[url], got)
+            place.note(row)
+            if part: os.replace(part, place.dest/row.file)
+            if row.file: state.files[row.sha256] = row.file
+            state.rows[url] = row
+            report(results[url], '')
+        local = {r.image: local_path(r.image) for r in todo if r.provider == 'local' and local_path(r.image)}
+        waiting = iter(local.items())
+        async def reader():
+            for url, file in waiting:
+                why = run['stop']()
+                await settle(url, FetchError('', why, 'stopped') if why
+                             else await asyncio.to_thread(_read_local, file, limits.max_bytes))
+        await asyncio.gather(*[reader() for _ in range(_n_decoders)])
+        await fetch_many([url for url in results if url not in local], settle, limits, {'Accept': 'image/*,*/*;q=0.5'},
+            **run)
+
 # %% ../../nbs/gather/06_download.ipynb #f29498be
-_reserved = {'con', 'prn', 'aux', 'nul', *(f'{kind}{n}' for kind in ('com', 'lpt') for n in range(1, 10))}
+_reserved = {'con', 'prn', 'aux', 'nul', *(f'{kind}{n}' for kind, n in product(('com', 'lpt'), range(1, 10)))}
 
 def _plain_name(label):
     "A label that is the name of a folder and nothing else"
@@ -245,17 +240,16 @@ def _plain_name(label):
 def _as_results(results):
     "Results with distinct addresses; bare addresses become results"
     if isinstance(results, str): raise DataError('`results` must be a list of results or addresses, got one string')
-    found = [r if isinstance(r, SearchResult) else SearchResult(str(r)) for r in results]
-    found = [replace(r,
-            **{k: _storable(v)[:20_001 if k == 'image' else 2_000] for k, v in asdict(r).items() if isinstance(v, str)})
-        for r in found]
     first = {}
-    for r in found: first.setdefault(r.image, r)
+    for r in [r if isinstance(r, SearchResult) else SearchResult(str(r)) for r in results]:
+        texts = {}
+        for k, v in asdict(r).items():
+            if not isinstance(v, str): continue
+            text = v.encode('utf-8', 'replace').decode('utf-8').replace('\0', '')  # what a UTF-8 CSV can hold
+            texts[k] = text[:20_001 if k == 'image' else 2_000]
+        r = replace(r, **texts)
+        first.setdefault(r.image, r)
     return list(first.values())
-
-def _storable(text):
-    "Text without what a UTF-8 CSV cannot hold: lone surrogates and zero bytes"
-    return text.encode('utf-8', 'replace').decode('utf-8').replace('\0', '')
 
 # %% ../../nbs/gather/06_download.ipynb #4df81ce8
 def download_images(
@@ -296,40 +290,34 @@ def _download(place, label, results, limits, enough, **run):
     wanted = {r.image for r in results}
     left = _left_over(place.file, place.dest)
     old = read_manifest(place.dest) + [r for r in left if r.label != label or r.url not in wanted]
-    state = _label_from(old + left, place.dest, label)
+    state = _Label.read(old + left, place.dest, label)
     skipped = {}
     n = Counter()
     todo = [r for r in results if r.image not in state.settled]
     place.clear()
     with progress(desc=label, total=len(todo), unit='img') as bar:
-        def told(result, why_skipped):
+        def report(result, why_skipped):
             if why_skipped: skipped[result.image] = why_skipped
             n['failed' if why_skipped or state.rows[result.image].status == 'failed' else 'good'] += 1
             bar.set_postfix_str(f"{n['good']} good, {n['failed']} failed", refresh=False)
             bar.update(1)
         def stop():
             return 'not fetched: enough images had come' if enough is not None and len(state.files) >= enough else ''
-        try: run_aside(lambda: _fetch_all(place, state, todo, limits, told, stop=stop, **run))
+        try: run_aside(lambda: _fetch_all(place, state, todo, limits, report, stop=stop, **run))
         finally:
             place.clear()
-            fresh = [_final_row(state, r, skipped.get(r.image, 'the run was stopped before it was fetched'))
-                for r in results]
-            rows = _mark_duplicates(_merge(old, fresh), state)
+            fresh = {}  # rows of this call, which replace older ones of the same address and label
+            for r in results:
+                url = r.image
+                why = skipped.get(url, 'the run was stopped before it was fetched')
+                row = state.rows.get(url) or state.settled.get(url) or state.before.get(url) or state.row(r, why)
+                fresh[row.url, row.label] = row
+            rows = [fresh.pop((r.url, r.label), r) if r.url else r for r in old]
+            rows += fresh.values()
+            state.mark_duplicates(rows)
             place.finish(rows)
     by_url = {r.url: r for r in rows if r.label == label}
     return [by_url[r.image] for r in results]
-
-# %% ../../nbs/gather/06_download.ipynb #1153e2fe
-def _final_row(state, result, why_skipped):
-    "What is known of an address at the end: now, from before, or that it was not its turn"
-    url = result.image
-    return state.rows.get(url) or state.settled.get(url) or state.before.get(url) or _row(state, result, why_skipped)
-
-def _merge(old, new):
-    "Old rows in their order, with those of the same address and label replaced, then the others"
-    fresh = {(r.url, r.label): r for r in new}
-    kept = [fresh.pop((r.url, r.label), r) if r.url else r for r in old]
-    return kept + list(fresh.values())
 
 # %% ../../nbs/gather/06_download.ipynb #f25f3a28
 def reason_counts(

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urljoin
 from urllib.robotparser import RobotFileParser
 import aiohttp
+from fastcore.basics import patch_to
 from yarl import URL
 from .. import __version__
 from ..core import expect
@@ -32,7 +33,7 @@ class FetchLimits:
     max_bytes: int = 25_000_000     # Bytes of the body, after unpacking
     max_redirects: int = 5          # More are refused
     tries: int = 3                  # Attempts, where another one may help: the server is busy, or the line broke
-    max_wait: float = 30.0          # A server that asks for a longer pause than this many seconds is not waited for
+    max_wait: float = 30.0          # Longest pause, in seconds, that a server may ask for
     allow_private: bool | Iterable[str] = False  # Visit private networks? True, or the hosts that may be visited
     respect_robots: bool = False    # Ask each site's robots.txt first?
 
@@ -77,11 +78,29 @@ def retry_wait(
     if asked is not None: return min(asked + random.uniform(0, 0.25), longest)
     return min(wait * 2**min(attempt - 1, 20) * random.uniform(0.75, 1.25), longest)
 
+# %% ../../nbs/gather/02_fetch.ipynb #627c6dde
+user_agent = f'bearcls/{__version__} (+https://github.com/bearcls/bearcls)'
+
+@contextlib.asynccontextmanager
+async def _sessions(limits):
+    "Clients by whether a proxy is used; a proxy's own address is the user's choice and not checked"
+    guards = {False: GuardedResolver(limits.allow_private), True: GuardedResolver(allow_private=True)}
+    sessions = {}
+    for proxied, guard in guards.items():
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2, resolver=guard)
+        sessions[proxied] = aiohttp.ClientSession(
+            connector=connector, headers={'User-Agent': user_agent}, cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None), max_line_size=16_384, max_field_size=16_384, max_headers=100)
+    try: yield sessions
+    finally:
+        for session in sessions.values(): await session.close()
+        for guard in guards.values(): await guard.close()
+
 # %% ../../nbs/gather/02_fetch.ipynb #bf84430e
 @dataclass(slots=True, eq=False)
 class _Job:
     "One address on its way"
-    item: str                   # As it was asked for
+    item: str                   # As you passed it
     url: str                    # Where it is now, after redirects
     host: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -103,17 +122,23 @@ class _Job:
         self.answered = True
 
 # %% ../../nbs/gather/02_fetch.ipynb #c7b8c63e
+_phrases = {s.value: s.phrase for s in HTTPStatus}
+
 async def _visit(run, job):
     "The file, or the address that a redirect names"
     url = checked_address(job.url, run.limits.allow_private)
     proxy = await proxy_for(url)
     async with run.sessions[bool(proxy)].get(url, headers=job.headers, proxy=proxy, allow_redirects=False) as response:
         job.hear()
-        if response.status in (301, 302, 303, 307, 308) and (to := response.headers.get('Location')):
+        status = response.status
+        if status in (301, 302, 303, 307, 308) and (to := response.headers.get('Location')):
             await _start_of(response)
             return urljoin(str(url), to)
-        if response.status != 200: raise await _status_error(response)
-        return Fetched(str(url), response.status, response.headers, await _body(response, run.limits.max_bytes, job))
+        if status != 200:
+            words = f'HTTP {status} {_phrases.get(status, "")}'.strip()
+            raise FetchError(response.url.host, words, 'status', status, response.headers.get('Retry-After', ''),
+                             is_busy(status), await _start_of(response))
+        return Fetched(str(url), status, response.headers, await _body(response, run.limits.max_bytes, job))
 
 # %% ../../nbs/gather/02_fetch.ipynb #faff3bb1
 async def _body(response, max_bytes, job):
@@ -135,15 +160,6 @@ async def _start_of(response, n=4096):
         while len(data) < n and (part := await response.content.read(n - len(data))): data.extend(part)
     with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError): await asyncio.wait_for(read(), 2)
     return bytes(data)
-
-# %% ../../nbs/gather/02_fetch.ipynb #e3ca4356
-async def _status_error(response):
-    "An answer that is no file"
-    words = f'HTTP {response.status} {_phrases.get(response.status, "")}'.strip()
-    return FetchError(response.url.host, words, 'status', response.status, response.headers.get('Retry-After', ''),
-                      is_busy(response.status), await _start_of(response))
-
-_phrases = {s.value: s.phrase for s in HTTPStatus}
 
 # %% ../../nbs/gather/02_fetch.ipynb #65f1eae3
 def _words(error, host):
@@ -197,7 +213,12 @@ class _Queue:
 
     def take(self):
         "The next job, or None if none may start now"
-        while self.later and self.later[0][0] <= time.monotonic(): self._wake(heapq.heappop(self.later)[2])
+        while self.later and self.later[0][0] <= time.monotonic():
+            due = heapq.heappop(self.later)[2]
+            if isinstance(due, _Job): self._enter(due)
+            elif self.paused.get(due, 0) <= time.monotonic():
+                self.paused.pop(due, None)
+                self._offer(due)
         if not self.turns: return None
         host = next(iter(self.turns))
         del self.turns[host]
@@ -213,17 +234,11 @@ class _Queue:
         if not self.running[host]: del self.running[host]
         self._offer(host)
 
-    def next_wake(self): return max(0.0, self.later[0][0] - time.monotonic()) if self.later else None
+    def next_wake(self, longest): return max(0.0, self.later[0][0] - time.monotonic()) if self.later else longest
 
     def _enter(self, job):
         self.waiting[job.host].append(job)
         self._offer(job.host)
-
-    def _wake(self, due):
-        if isinstance(due, _Job): return self._enter(due)
-        if self.paused.get(due, 0) <= time.monotonic():
-            self.paused.pop(due, None)
-            self._offer(due)
 
     def _offer(self, host):
         if host in self.waiting and host not in self.paused and self.running[host] < self.per_host:
@@ -231,8 +246,8 @@ class _Queue:
 
     def rest(self):
         "All jobs that have not started, taken out"
-        jobs = ([j for q in self.waiting.values() for j in q]
-            + [due for _, _, due in self.later if isinstance(due, _Job)])
+        jobs = list(itertools.chain.from_iterable(self.waiting.values()))
+        jobs += [due for _, _, due in self.later if isinstance(due, _Job)]
         self.__init__(self.per_host)
         return jobs
 
@@ -241,7 +256,7 @@ class _Queue:
 class _Run:
     "Many addresses being fetched"
     sessions: dict              # Sessions by whether a proxy is used
-    handle: Callable            # Told of each address once
+    handle: Callable            # Called once for each address
     limits: FetchLimits
     queue: _Queue
     running: dict = field(default_factory=dict)  # Jobs by attempt's task; a redirected one may restart before it ends
@@ -263,7 +278,9 @@ async def _attempt(run, job):
     except asyncio.CancelledError:
         if not job.ended: raise
         return FetchError(job.host, *job.ended)
-    finally: job.started, job.spent = 0.0, job.spent + time.monotonic() - job.started
+    finally:
+        job.spent += time.monotonic() - job.started
+        job.started = 0.0
 
 _host_down = 3  # After so many failures to connect in a row, a host's other addresses share the last one's fate
 
@@ -271,14 +288,19 @@ _host_down = 3  # After so many failures to connect in a row, a host's other add
 async def _fetch_job(run, job):
     "One attempt, and what follows from it"
     host = job.host
-    if len(down := run.down.get(host, ())) >= _host_down: return await run.handle(job.item, down[-1])
+    down = run.down.get(host, ())
+    if len(down) >= _host_down: return await run.handle(job.item, down[-1])
     got = await _attempt(run, job)
     if isinstance(got, FetchError): got = _blame(run, job, got)
     else: run.down.pop(host, None)
     if isinstance(got, str): got = _follow(job, got, run.limits)
-    elif isinstance(got, FetchError) and (wait := _pause(job, got, run.limits)) is not None:
-        if got.retry_after: run.queue.pause(host, wait)
-        return run.queue.add(job, wait)
+    elif isinstance(got, FetchError):
+        job.tries += 1
+        if got.busy and got.kind not in ('silent', 'stopped') and job.tries < run.limits.tries:
+            first = 1.0 if got.kind == 'status' else 0.25
+            wait = retry_wait(job.tries, got.retry_after, first, run.limits.max_wait + 1)
+            if got.retry_after: run.queue.pause(host, wait)
+            return run.queue.add(job, wait)
     if got is None: return run.queue.add(job)
     if isinstance(got, Fetched): run.silences.append(job.silence)
     await run.handle(job.item, got)
@@ -295,12 +317,6 @@ def _blame(run, job, error):
     return error
 
 # %% ../../nbs/gather/02_fetch.ipynb #46bed06e
-def _pause(job, error, limits):
-    "Seconds until the next attempt, or None if there should be none"
-    job.tries += 1
-    if not error.busy or error.kind in ('silent', 'stopped') or job.tries >= limits.tries: return None
-    return retry_wait(job.tries, error.retry_after, 1.0 if error.kind == 'status' else 0.25, limits.max_wait + 1)
-
 def _follow(job, to, limits):
     "Send a job to the address of a redirect; a `FetchError` if it must not go there"
     job.hops += 1
@@ -315,15 +331,18 @@ def _follow(job, to, limits):
 
 def _site(address):
     "Scheme, host and port of an address, empty where it cannot be read"
-    try: return (url := URL(address)).scheme, (url.raw_host or '').lower(), url.port
+    try:
+        url = URL(address)
+        return url.scheme, (url.raw_host or '').lower(), url.port
     except ValueError: return '', '', None
 
 # %% ../../nbs/gather/02_fetch.ipynb #3aa0a66e
-def _patience(run):
+@patch_to(_Run)
+def patience(self):
     "Seconds of silence after which the last addresses of a run are given up"
-    n = len(run.silences)
-    if n < 20: return run.limits.idle
-    return min(run.limits.idle, max(2.0, 8*sorted(run.silences)[int(0.95*n)]))
+    n = len(self.silences)
+    if n < 20: return self.limits.idle
+    return min(self.limits.idle, max(2.0, 8*sorted(self.silences)[int(0.95*n)]))
 
 def _watch(run, job):
     "Give up a job that takes too long"
@@ -331,7 +350,7 @@ def _watch(run, job):
     limits = run.limits
     quiet = now - job.heard
     if job.spent + now - job.started > limits.timeout: why = f'no complete answer within {limits.timeout:g} seconds'
-    elif quiet > (limits.idle if run.queue else _patience(run)): why = 'the server fell silent'
+    elif quiet > (limits.idle if run.queue else run.patience()): why = 'the server fell silent'
     else: return
     job.ended = why, 'silent', None, '', True
     job.task.cancel()
@@ -344,7 +363,9 @@ async def _go(run, n_connections, until, stop):
         if why := stop(): return why
         if time.monotonic() > until: return 'not fetched: the time for the whole run was over'
         while len(run.running) < n_connections and (job := run.queue.take()): _start(run, job)
-        await _until_something(run)
+        tick = min(0.1, run.queue.next_wake(0.1) + 0.001)
+        with contextlib.suppress(asyncio.TimeoutError): await asyncio.wait_for(run.wake.wait(), tick)
+        run.wake.clear()
         for job in run.running.values():
             if job.started and not job.ended: _watch(run, job)
     return ''
@@ -361,15 +382,8 @@ def _start(run, job):
     job.task.add_done_callback(done)
 
 # %% ../../nbs/gather/02_fetch.ipynb #2a94f7da
-async def _until_something(run, tick=0.1):
-    "Wait until a job is done, or for a moment"
-    wake = run.queue.next_wake()
-    if wake is not None: tick = min(tick, wake + 0.001)
-    with contextlib.suppress(asyncio.TimeoutError): await asyncio.wait_for(run.wake.wait(), tick)
-    run.wake.clear()
-
 async def _finish(run, why):
-    "End what is under way, and tell the caller of all that was not fetched"
+    "End what is under way, and report every address that was not fetched"
     tasks = list(run.running)
     for job in [j for j in run.running.values() if j.started and not j.ended]:
         job.ended = why, 'stopped', None, '', True
@@ -377,37 +391,17 @@ async def _finish(run, why):
     await asyncio.gather(*tasks)
     for job in run.queue.rest(): await run.handle(job.item, FetchError(job.host, why, 'stopped', busy=True))
 
-# %% ../../nbs/gather/02_fetch.ipynb #627c6dde
-user_agent = f'bearcls/{__version__} (+https://github.com/bearcls/bearcls)'
-
-def _session(guard):
-    "A client whose connections go where its resolver allows"
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2, resolver=guard)
-    return aiohttp.ClientSession(
-        connector=connector, headers={'User-Agent': user_agent}, cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None), max_line_size=16_384, max_field_size=16_384, max_headers=100)
-
-@contextlib.asynccontextmanager
-async def _sessions(limits):
-    "Clients by whether a proxy is used; a proxy's own address is the user's choice and not checked"
-    guards = {False: GuardedResolver(limits.allow_private), True: GuardedResolver(allow_private=True)}
-    sessions = {proxied: _session(guard) for proxied, guard in guards.items()}
-    try: yield sessions
-    finally:
-        for session in sessions.values(): await session.close()
-        for guard in guards.values(): await guard.close()
-
 # %% ../../nbs/gather/02_fetch.ipynb #78c20ba6
 async def fetch_many(
     urls: Iterable[str],                    # Addresses
-    handle: Callable[[str, Fetched | FetchError], Awaitable],  # Told of each address once, in the order of arrival
+    handle: Callable[[str, Fetched | FetchError], Awaitable],  # Called once for each address, in the order of arrival
     limits: FetchLimits = FetchLimits(),    # What each address may cost
     headers: Mapping[str, str] | None = None,  # Sent with each request
     secrets: Mapping[str, str] | None = None,  # Keys among headers and query, by name; never sent to another host
     n_connections: int = 64,                # Addresses fetched at the same time
     per_host: int = 8,                      # At most this many of them from one host
     deadline: float | None = None,          # Seconds for the whole run; None: no limit
-    stop: Callable[[], str] = str,          # Asked several times a second; words instead of '' end the run
+    stop: Callable[[], str] = str,          # Called several times a second; a text other than '' ends the run
 ) -> None:
     "Fetch many addresses at once"
     secrets = {name.lower(): value for name, value in (secrets or {}).items()}
@@ -416,14 +410,11 @@ async def fetch_many(
         run = _Run(sessions, handle, limits, _Queue(per_host))
         for url in urls: run.queue.add(_Job(url, url, _site(url)[1], headers or {}, secrets))
         try: await _finish(run, await _go(run, n_connections, until, stop))
-        finally: await _cancel(run)
+        finally:
+            tasks = [*run.running, *run.rules.values()]
+            for task in tasks: task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         if run.failure: raise run.failure
-
-async def _cancel(run):
-    "Leave nothing running behind"
-    tasks = [*run.running, *run.rules.values()]
-    for task in tasks: task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 # %% ../../nbs/gather/02_fetch.ipynb #b9c7087e
 def run_aside(
@@ -479,7 +470,7 @@ async def _ask_robots(run, job):
         raise FetchError(job.host, 'robots.txt does not want this address visited', 'robots')
 
 async def _read_robots(run, job):
-    "A site's rules; None where they cannot be told"
+    "A site's rules; None if they cannot be read"
     rules = RobotFileParser()
     try:
         while isinstance(got := await asyncio.wait_for(_visit(run, job), run.limits.idle), str):

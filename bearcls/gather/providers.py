@@ -28,9 +28,9 @@ providers: dict[str, Callable[..., list[SearchResult]]] = {}  # Functions that s
 
 @dataclass(frozen=True)
 class ProviderMetadata:
-    "What must be known about a provider without calling it"
+    "What bearcls knows about a provider before it calls it"
     keys: Mapping[str, str] = field(default_factory=dict)  # Environment variable by required argument; `key` is secret
-    cached: bool = False  # May its answers be kept and used again?
+    cached: bool = False  # May its answers be stored and used again?
 
 _metadata: list[tuple[Callable, ProviderMetadata]] = []
 
@@ -38,7 +38,7 @@ _metadata: list[tuple[Callable, ProviderMetadata]] = []
 def provider(
     name: str,             # Name for `search_images(provider=...)`
     keys: Mapping[str, str] | None = None,  # Required arguments, each with its environment variable; `key` is a secret
-    cached: bool = False,  # May answers be kept on disk and used again? For providers on the web
+    cached: bool = False,  # May answers be stored on disk and used again? For providers on the web
 ) -> Callable:             # Decorator
     "Register a function `(term, max_images, ...)` as a provider"
     def register(function):
@@ -49,15 +49,15 @@ def provider(
 
 def provider_metadata(
     function: Callable,  # A provider, registered or not
-) -> ProviderMetadata:      # Defaults for one that is not registered
+) -> ProviderMetadata:   # Defaults for one that is not registered
     "What is known about a provider"
     return next((metadata for f, metadata in reversed(_metadata) if f is function), ProviderMetadata())
 
 # %% ../../nbs/gather/04_providers.ipynb #f2994a86
 def collect(
     pages: Iterable[Iterable[SearchResult | None]],  # Pages of results; None for an entry that was none
-    max_images: int,                                 # Enough
-) -> SearchResults:                                  # Distinct results, in order; `errors` tells if a page failed
+    max_images: int,                                 # Stop at this many
+) -> SearchResults:                                  # Distinct results, in order; `errors` holds the failure of a page
     "Go through pages until there are enough results"
     found = {}
     errors = []
@@ -117,11 +117,12 @@ def _folder_results(folder):
     "Text to match and result of each image of an image folder"
     rows = {r.file: r for r in known_rows(folder)}
     for f in image_files(folder):
-        row = rows.get(name := f.relative_to(folder).as_posix())
-        told = (dict(page=row.page, title=row.title or f.stem, license=row.license, width=row.width, height=row.height)
-            if row else dict(title=f.stem))
-        yield f'{name} {told["title"]} {row.term if row else ""}', SearchResult(Path(os.path.abspath(f)).as_uri(),
-            **told)
+        name = f.relative_to(folder).as_posix()
+        result = SearchResult(Path(os.path.abspath(f)).as_uri(), title=f.stem)
+        row = rows.get(name)
+        if row: result = replace(result, page=row.page, title=row.title or f.stem, license=row.license,
+                                 width=row.width, height=row.height)
+        yield f'{name} {result.title} {row.term if row else ""}', result
 
 def _file_results(file):
     "Text to match and result of each entry of a JSON file"
@@ -131,7 +132,7 @@ def _file_results(file):
     return [(f'{r.title} {r.term} {r.page} {r.image}', r) for r in found]
 
 # %% ../../nbs/gather/04_providers.ipynb #6b720248
-class _Told:
+class _StrictClient:
     "A client of ddgs whose refusals are errors"
     def __init__(self, client): self.client = client
 
@@ -150,12 +151,11 @@ class _Told:
         raise FetchError(host, f'HTTP {status} from {host}', 'status', status, said.get('retry-after', ''),
             is_busy(status) or status in (202, 403, 418))
 
-# %% ../../nbs/gather/04_providers.ipynb #e1fce374
 def _engine(module, name, client):
-    "An engine of ddgs, with a client that tells of refusals"
+    "An engine of ddgs whose client reports refusals"
     made = getattr(optional_import(f'ddgs.engines.{module}', '"ddgs>=9.13"', 'This search'), name)
     engine = made(proxy=os.environ.get('DDGS_PROXY'), timeout=10)
-    engine.http_client = _Told(client or engine.http_client)
+    engine.http_client = _StrictClient(client or engine.http_client)
     return engine
 
 # %% ../../nbs/gather/04_providers.ipynb #cf3e30ec
@@ -164,7 +164,7 @@ def with_retries(
     provider: str,           # Name for the error
     tries: int = 3,          # Attempts in all
     wait: float = 2.0,       # Seconds before the second attempt; doubled for each further one
-    longest: float = 60.0,   # Longest pause, in seconds, that the other side may ask for
+    longest: float = 60.0,   # Longest pause, in seconds, that the provider may ask for
     words: Callable[[FetchError], tuple[str, str]] | None = None,  # Reason and advice; None: general words
     sleep: Callable[[float], Any] | None = None,  # Waits; None: `time.sleep`. Tests pass their own
 ) -> Any:                    # What `ask` returns
@@ -304,20 +304,24 @@ def _key(provider, argument, value, variable, where):
 # %% ../../nbs/gather/04_providers.ipynb #5314c48b
 _refused = ('the key was refused', 'Look whether it is whole and meant for this interface')
 _refusals = {  # What stands in the body of a refusal: what it means, what to do
-    'SERVICE_DISABLED|accessNotConfigured': ('the interface is not switched on for this key', "Switch it on in the key's project"),
+    'SERVICE_DISABLED|accessNotConfigured':
+        ('the interface is not switched on for this key', "Switch it on in the key's project"),
     'API_KEY_INVALID|keyInvalid|invalid subscription key': _refused,
-    'quota|rate_?limit|dailylimit': ('its quota is used up', 'Wait until it is renewed, ask for fewer images, or try another provider'),
+    'quota|rate_?limit|dailylimit':
+        ('its quota is used up', 'Wait until it is renewed, ask for fewer images, or try another provider'),
 }
 
 def _key_words(error):
     "Why an interface with a key did not answer, and what to do about it"
     if error.status not in (400, 401, 403, 429): return _words(error)
-    told = next((told for words, told in _refusals.items() if re.search(words.encode(), error.body, re.I)), None)
-    if not told:
-        told = (_refused if error.status in (401, 403)
-            else ('it was asked too often, or its quota is used up', 'Wait, or try another provider')
-            if error.status == 429 else _words(error))
-    return f'{told[0]} (HTTP {error.status})' if told[0] != error.why else error.why, told[1]
+    why, advice = _words(error)
+    if error.status in (401, 403): why, advice = _refused
+    if error.status == 429: why, advice = 'too many requests, or its quota is used up', 'Wait, or try another provider'
+    for words, known in _refusals.items():
+        if re.search(words.encode(), error.body, re.I):
+            why, advice = known
+            break
+    return f'{why} (HTTP {error.status})' if why != error.why else why, advice
 
 # %% ../../nbs/gather/04_providers.ipynb #1c7124cd
 def _ask_api(provider, url, params, header, name, limits, words):
@@ -375,14 +379,14 @@ def search_bing_api(
 _google_names = dict(image='link', page='image.contextLink', title='title', thumbnail='image.thumbnailLink',
     width='image.width', height='image.height')
 _google_any = '(cc_publicdomain|cc_attribute|cc_sharealike|cc_noncommercial|cc_nonderived)'
-_google_licenses = dict(any=_google_any, share=_google_any, public_domain='cc_publicdomain',
-                        share_commercially='(cc_publicdomain|cc_attribute|cc_sharealike|cc_nonderived).-(cc_noncommercial)',
-                        modify='(cc_publicdomain|cc_attribute|cc_sharealike|cc_noncommercial).-(cc_nonderived)',
-                        modify_commercially='(cc_publicdomain|cc_attribute|cc_sharealike).-(cc_noncommercial|cc_nonderived)')
+_google_licenses = dict(
+    any=_google_any, share=_google_any, public_domain='cc_publicdomain',
+    share_commercially='(cc_publicdomain|cc_attribute|cc_sharealike|cc_nonderived).-(cc_noncommercial)',
+    modify='(cc_publicdomain|cc_attribute|cc_sharealike|cc_noncommercial).-(cc_nonderived)',
+    modify_commercially='(cc_publicdomain|cc_attribute|cc_sharealike).-(cc_noncommercial|cc_nonderived)')
 _google_keys = {'key': 'GOOGLE_API_KEY', 'cx': 'GOOGLE_CSE_ID'}
 _google_where = ('See https://developers.google.com/custom-search/v1/overview; Google gives them to existing customers '
-    'only. '
-                 'Without them, ask provider="duckduckgo" or "bing"')
+                 'only. Without them, ask provider="duckduckgo" or "bing"')
 
 # %% ../../nbs/gather/04_providers.ipynb #f6ee1485
 @provider('google', _google_keys, cached=True)
@@ -400,8 +404,8 @@ def search_google(
     "Search with Google's Custom Search JSON API"
     header = {'X-Goog-Api-Key': _key('google', 'key', key, _google_keys['key'], _google_where)}
     params = dict(q=term, cx=_key('google', 'cx', cx, _google_keys['cx'], _google_where), searchType='image',
-        num=min(max_images, 10),
-                  safe='active' if safe else 'off', rights=_license_name(license, _google_licenses), **(filters or {}))
+        num=min(max_images, 10), safe='active' if safe else 'off', rights=_license_name(license, _google_licenses),
+        **(filters or {}))
     def pages(start=1):
         while start is not None and start <= 91:
             answer, entries = _ask_api('google', endpoint, params | {'start': start}, header, 'items', limits,

@@ -30,25 +30,24 @@ class SearchResult:
     page: str = ''             # Page that shows it
     title: str = ''            # Title given by the provider
     thumbnail: str = ''        # Address of a small version
-    width: int | None = None   # Pixels, as the provider tells it
-    height: int | None = None  # Pixels, as the provider tells it
+    width: int | None = None   # Pixels, as the provider reports
+    height: int | None = None  # Pixels, as the provider reports
     provider: str = ''         # The provider that found it: a name in `providers`
     term: str = ''             # Words that were searched for
-    license: str = ''          # Licence, where the provider tells it
+    license: str = ''          # Licence, where the provider names one
 
 # %% ../../nbs/gather/03_results.ipynb #f9b430fe
 def clean_result(
     entry: Any,            # A dictionary with the fields of `SearchResult`, of any origin
-    **known: Any,          # Fields that are known better, such as `provider` and `term`
+    **known: Any,          # Fields that you know better, such as `provider` and `term`
 ) -> SearchResult | None:  # None where there is no address
-    "A result from data that may hold anything; `known` are fields that are known better, such as `provider`"
+    "A result from data that may hold anything; `known` replaces what the data says"
     if not isinstance(entry, dict) or not (image := _visible(entry.get('image'))): return None
     found = {k: _visible(entry.get(k)) for k in ('page', 'thumbnail', 'provider', 'term', 'license')}
     found['title'] = ' '.join(html.unescape(_visible(entry.get('title')))[:500].split())
     return SearchResult(**{'image': image, **found, 'width': _pixels(entry.get('width')),
             'height': _pixels(entry.get('height')), **known})
 
-# %% ../../nbs/gather/03_results.ipynb #ed01e44b
 def _visible(value):
     "A text without control characters, private ones and halves of characters; empty for everything else"
     if not isinstance(value, str): return ''
@@ -66,10 +65,11 @@ def address_key(
     address: str,  # Address of an image
 ) -> str:          # Equal for addresses that lead to the same image
     "An address without what makes no difference: scheme, default port, fragment, the host's capitals"
-    try: parts, host = urlsplit(address), urlsplit(address).netloc.lower()
+    try: parts = urlsplit(address)
     except ValueError: return address
     if parts.scheme.lower() not in ('http', 'https'): return address
-    return f'//{host.removesuffix(":443" if parts.scheme.lower() == "https" else ":80")}{parts.path or "/"}?{parts.query}'
+    host = parts.netloc.lower().removesuffix(':443' if parts.scheme.lower() == 'https' else ':80')
+    return f'//{host}{parts.path or "/"}?{parts.query}'
 
 # %% ../../nbs/gather/03_results.ipynb #065015b0
 def local_path(
@@ -93,7 +93,6 @@ class SearchError(BearclsError):
         self.provider = provider
         self.why = why
         self.advice = advice
-
 
 # %% ../../nbs/gather/03_results.ipynb #8fe01ddb
 class SearchResults(list):
@@ -140,19 +139,21 @@ _book_names = {'contentUrl': 'image', 'content_url': 'image', 'hostPageUrl': 'pa
 def results_html(
     results: Iterable[SearchResult],  # What a search found
     max_rows: int = 12,               # Show at most this many
-) -> Html:                            # Table with images where they are at hand
+) -> Html:                            # Table, with the images that need no request
     "Search results as a page"
     results = expect_all('results', results, SearchResult)
     failed = ''.join(f'<li>{html.escape(str(e))}</li>' for e in getattr(results, 'errors', ()))
     results = list(results)
     rows = [{'': _preview(r), 'title': _short(r.title), 'size': f'{r.width}×{r.height}' if r.width else '',
-            'term': r.term, 'provider': r.provider,
-             'license': r.license, 'image': _short(r.image)} for r in results[:max_rows]]
-    told = [name for name in (rows[0] if rows else []) if any(r[name] for r in rows)]
+             'term': r.term, 'provider': r.provider, 'license': r.license, 'image': _short(r.image)}
+            for r in results[:max_rows]]
+    filled = set()
+    for r in rows: filled.update(name for name, value in r.items() if value)
+    columns = [name for name in (rows[0] if rows else []) if name in filled]
     head = (f'<p>{len(results):,} {"result" if len(results) == 1 else "results"}</p>'
-        + (f'<p>Not everybody could answer:</p><ul>{failed}</ul>' if failed else ''))
+        + (f'<p>These providers failed:</p><ul>{failed}</ul>' if failed else ''))
     more = f'<p>… and {len(results) - max_rows:,} more</p>' if len(results) > max_rows else ''
-    return Html(head + html_table(rows, told, max_rows) + more)
+    return Html(head + html_table(rows, columns, max_rows) + more)
 
 def _short(text):
     "A text cut to the width of a table"
@@ -173,7 +174,7 @@ def fetch_thumbnails(
     results: Iterable[SearchResult],   # What a search found
     side: int = 96,                    # Longer side of a thumbnail, in pixels
     limits: FetchLimits | None = None, # Limits of time and size; None: 10 seconds, 5 MB, one attempt
-) -> list[SearchResult]:               # The same results, `thumbnail` a `data:` address where it could be had
+) -> list[SearchResult]:               # The same results, each thumbnail it got as a `data:` address
     "Fetch thumbnails, all at once and 30 seconds at most"
     expect('limits', limits, FetchLimits, None)
     results = expect_all('results', results, SearchResult)
@@ -186,10 +187,9 @@ def fetch_thumbnails(
     return [replace(r, thumbnail=small.get(r.thumbnail or r.image) or r.thumbnail) for r in results]
 
 def _small_image(answer, side):
-    "A fetched image as a `data:` address; empty if it is none"
-    try:
-        return (data_uri(load_image(answer.data, min_side=side, limit=25_000_000), side) if isinstance(answer, Fetched)
-            else '')
+    "A fetched image as a `data:` address; empty if there is none"
+    if not isinstance(answer, Fetched): return ''
+    try: return data_uri(load_image(answer.data, min_side=side, limit=25_000_000), side)
     except ImageError: return ''
 
 # %% ../../nbs/gather/03_results.ipynb #233b8a84
@@ -216,7 +216,7 @@ def write_results(
 # %% ../../nbs/gather/03_results.ipynb #8f81fee7
 def read_results(
     file: str | os.PathLike,  # JSON file: a list of objects with at least "image", or an object with it under "results"
-) -> SearchResults:           # Its results, in order; `about` has what stood beside them
+) -> SearchResults:           # Its results, in order; `about` has the other entries of the file
     "Read search results from a JSON file"
     try: content = json.loads(Path(file).read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: raise DataError(f'{file} is no JSON file: {e}') from e

@@ -16,22 +16,26 @@ from pathlib import Path
 from typing import Any
 from ..core import DataError, cache_folder
 from .providers import licenses, provider, provider_metadata, providers
-from .results import SearchError, SearchResult, SearchResults, address_key, local_path, read_results, write_results
+from .results import (
+    SearchError, SearchResult, SearchResults, address_key, local_path, read_results, write_results)
 
 _all_ = ['SearchError', 'SearchResult', 'SearchResults', 'licenses', 'local_path', 'provider', 'providers']
 
 # %% ../../nbs/gather/05_search.ipynb #b5b0e455
 def default_providers() -> list[str]:  # Names in `providers`
     "The providers to ask by default: those without a key, then those whose keys the environment holds"
-    keyed = [n
-        for n in ('google', 'bing_api') if n in providers
-        and all(os.environ.get(v, '').strip() for v in provider_metadata(providers[n]).keys.values())]
-    return ['duckduckgo', 'bing', *keyed]
+    names = ['duckduckgo', 'bing']
+    for name in ('google', 'bing_api'):
+        if name not in providers: continue
+        variables = provider_metadata(providers[name]).keys.values()
+        if all(os.environ.get(v, '').strip() for v in variables): names.append(name)
+    return names
 
 def _chain(provider):
     "Providers by name, in the order of asking"
-    names = (default_providers() if provider is None else [provider] if isinstance(provider, str)
-        or callable(provider) else list(provider))
+    if provider is None: names = default_providers()
+    elif isinstance(provider, str) or callable(provider): names = [provider]
+    else: names = list(provider)
     if not names: raise DataError('`provider` is an empty list; name at least one')
     if unknown := [n for n in names if not callable(n) and n not in providers]:
         raise DataError(f'There is no provider {unknown[0]!r}; known are {", ".join(sorted(providers))}')
@@ -50,45 +54,43 @@ def _takes(function):
     named = {p.name: p.default is p.empty for p in rest if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named, any(p.kind == p.VAR_KEYWORD for p in rest)
 
+def _settings_of(chain): return '; '.join(f'{n} takes {", ".join(_takes(f)[0]) or "none"}' for n, f in chain.items())
+
 def _settings(chain, options):
-    "What each provider of the chain is given"
+    "The settings of each provider in the chain, checked"
     own = {n: dict(options[n]) for n in chain if isinstance(options.get(n), Mapping)}
-    shared = {k: v for k, v in options.items() if k not in own}
-    takers = {k: [n for n, f in chain.items() if k in _takes(f)[0] or _takes(f)[1]] for k in shared}
-    for k, names in takers.items():
+    given = {n: {} for n in chain}
+    for k, value in options.items():
+        if k in own: continue
+        names = [n for n, f in chain.items() if k in _takes(f)[0] or _takes(f)[1]]
         if not names: raise DataError(f'`{k}` is no setting of {" or ".join(chain)}; {_settings_of(chain)}')
         if len(names) > 1 and any(k in provider_metadata(chain[n]).keys for n in names):
             raise DataError(f'`{k}=` could be meant for {" or ".join(names)}: pass it as {names[0]}={{{k!r}: …}}')
-    given = {n: {**{k: v for k, v in shared.items() if n in takers[k]}, **own.get(n, {})} for n in chain}
-    for n, f in chain.items(): _check_settings(n, f, given[n])
+        for n in names: given[n][k] = value
+    for n, f in chain.items():
+        given[n].update(own.get(n, {}))
+        named, anything = _takes(f)
+        if unknown := [k for k in given[n] if k not in named and not anything]:
+            raise DataError(f'`{unknown[0]}` is no setting of {n}; {_settings_of({n: f})}')
+        if missing := [k for k, needed in named.items() if needed and k not in given[n]]:
+            raise DataError(f'Provider {n!r} needs `{missing[0]}=`')
     return given
-
-# %% ../../nbs/gather/05_search.ipynb #6a16f195
-def _settings_of(chain): return '; '.join(f'{n} takes {", ".join(_takes(f)[0]) or "none"}' for n, f in chain.items())
-
-def _check_settings(name, function, given):
-    "Is each setting known, and nothing missing?"
-    named, anything = _takes(function)
-    if unknown := [k for k in given if k not in named and not anything]:
-        raise DataError(f'`{unknown[0]}` is no setting of {name}; {_settings_of({name: function})}')
-    if missing := [k for k, needed in named.items() if needed and k not in given]:
-        raise DataError(f'Provider {name!r} needs `{missing[0]}=`')
 
 # %% ../../nbs/gather/05_search.ipynb #4c8356b8
 def _cache_file(folder, name, function, term, settings):
-    "Where an answer is kept; None if it is not"
+    "The file that stores an answer; None if there is none"
     metadata = provider_metadata(function)
     if folder is False or not metadata.cached: return None
-    account = {k: os.environ.get(v) for k, v in metadata.keys.items()}
-    told = {k: v for k, v in {**account, **settings}.items() if k not in ('key', 'tries', 'wait', 'limits')}
-    try: digest = hashlib.sha256(json.dumps([1, name, term, told], sort_keys=True).encode()).hexdigest()[:20]
+    known = {k: os.environ.get(v) for k, v in metadata.keys.items()} | settings
+    known = {k: v for k, v in known.items() if k not in ('key', 'tries', 'wait', 'limits')}
+    try: digest = hashlib.sha256(json.dumps([1, name, term, known], sort_keys=True).encode()).hexdigest()[:20]
     except TypeError: return None
     words = re.sub('[^a-z0-9]+', '-', f'{name} {term}'.lower())[:60].strip('-')
     try: return (cache_folder()/'searches' if folder is True else Path(folder))/f'{words}-{digest}.json'
     except RuntimeError: return None  # no home folder
 
 # %% ../../nbs/gather/05_search.ipynb #2700b683
-def _kept(file, name, term, max_images):
+def _cached(file, name, term, max_images):
     "An earlier answer, if it is whole and holds enough; None otherwise"
     try: found = read_results(file)
     except DataError: return None
@@ -96,18 +98,11 @@ def _kept(file, name, term, max_images):
     if (found.about.get('provider'), found.about.get('term')) != (name, term) or not isinstance(asked, int): return None
     return found[:max_images] if found and (asked >= max_images or len(found) < asked) else None
 
-def _keep(file, found, name, term, max_images):
-    "Write an answer down; a folder that cannot be written to is no reason to fail"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_results(file, found, provider=name, term=term, asked=max_images, when=time.strftime('%Y-%m-%d'))
-    except OSError as e: warnings.warn(f'The answer could not be kept in {file.parent}: {e.strerror}', stacklevel=4)
-
 # %% ../../nbs/gather/05_search.ipynb #3ebe80ea
 def _ask(name, function, settings, term, max_images, cache, refresh):
     "What one provider answers, now or earlier"
     file = _cache_file(cache, name, function, term, settings)
-    if file and not refresh and (kept := _kept(file, name, term, max_images)) is not None: return kept
+    if file and not refresh and (cached := _cached(file, name, term, max_images)) is not None: return cached
     try: found = function(term, max_images, **settings)
     except ImportError as e: raise SearchError(name, str(e), 'Install it, or try another provider') from e
     except OSError as e:
@@ -116,34 +111,31 @@ def _ask(name, function, settings, term, max_images, cache, refresh):
     found = SearchResults(islice(() if found is None else found, max_images), getattr(found, 'errors', ()))
     if odd := [r for r in found if not isinstance(r, SearchResult)]:
         raise DataError(f'Provider {name!r} must return a list of SearchResult, got {type(odd[0]).__name__}')
-    if file and found and not found.errors: _keep(file, found, name, term, max_images)
+    if not file or not found or found.errors: return found
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_results(file, found, provider=name, term=term, asked=max_images, when=time.strftime('%Y-%m-%d'))
+    except OSError as e:  # no reason to fail
+        warnings.warn(f'The answer could not be stored in {file.parent}: {e.strerror}', stacklevel=3)
     return found
 
 # %% ../../nbs/gather/05_search.ipynb #d3843afb
 def _no_filter(name):
-    return SearchError(name, 'it cannot filter by licence, so it was not asked', 'Leave out `license=`, or ask one '
+    return SearchError(name, 'it cannot filter by licence, so it was left out', 'Leave out `license=`, or ask one '
         f'that can: {", ".join(n for n, f in providers.items() if "license" in _takes(f)[0])}')
-
-def _all_failed(errors):
-    "One error for all"
-    if len(errors) == 1: return errors[0]
-    whys = [f'{e.provider}: {e.why}' for e in errors]
-    advice = dict.fromkeys(e.advice for e in errors)
-    return SearchError(', '.join(e.provider for e in errors), f'none of them could answer ({"; ".join(whys)})',
-        '. '.join(advice))
 
 # %% ../../nbs/gather/05_search.ipynb #f11ec4f0
 def search_images(
     term: str,                         # Words to search for
     max_images: int = 150,             # At most this many; providers may know fewer
-    provider: str | Callable | Iterable[str | Callable] | None = None,  # A name in `providers`, a function, or several in the order of asking; None: `default_providers`
-    license: str | None = None,        # Only images that the provider holds to be under such a licence: a name in `licenses`
+    provider: str | Callable | Iterable[str | Callable] | None = None,  # Names or functions; None: `default_providers`
+    license: str | None = None,        # A name in `licenses`; only images that the provider puts under it
     safe: bool = True,                 # Leave out what is not for children
-    cache: bool | str | os.PathLike = True,  # Keep answers and use them again; a path: there
-    refresh: bool = False,             # Ask again, and keep the new answer
-    **options: Any,                    # What providers take, such as `source=` for 'local'; for one of several: `google={...}`
-) -> SearchResults:                    # Distinct results in the order they were found; `errors` tells who failed
-    "Search for images; `options` are what providers take, such as `source=` for 'local', or `google={...}` for one of several"
+    cache: bool | str | os.PathLike = True,  # Store answers and use them again; a path: there
+    refresh: bool = False,             # Ask again, and store the new answer
+    **options: Any,                    # Settings of providers, such as `source=`; of one of several: `google={...}`
+) -> SearchResults:                    # Distinct results in the order they were found; `errors` has what failed
+    "Search for images; `options` are settings of providers, such as `source=` for 'local', or `google={...}` for one"
     term = ' '.join(term.split())
     chain = _chain(provider)
     if not term: raise DataError('`term` is empty; give one or more words to search for')
@@ -160,8 +152,14 @@ def search_images(
         try:
             if license and 'license' not in common: raise _no_filter(name)
             answer = _ask(name, function, {**common, **settings[name]}, term, max_images, cache, refresh)
-        except SearchError as e: answer, n_failed = SearchResults(errors=[e.with_traceback(None)]), n_failed + 1
+        except SearchError as e:
+            answer = SearchResults(errors=[e.with_traceback(None)])
+            n_failed += 1
         errors += answer.errors
         for r in answer: found.setdefault(address_key(r.image), r)
-    if n_failed == len(chain): raise _all_failed(errors)
+    if n_failed == len(chain) == 1: raise errors[0]
+    if n_failed == len(chain):
+        whys = '; '.join(f'{e.provider}: {e.why}' for e in errors)
+        advice = '. '.join(dict.fromkeys(e.advice for e in errors))
+        raise SearchError(', '.join(e.provider for e in errors), f'none of them could answer ({whys})', advice)
     return SearchResults(list(found.values())[:max_images], errors)

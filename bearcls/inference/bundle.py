@@ -1,4 +1,4 @@
-"""A trained model as a folder, or a zip of it, that anyone can run: three files, no pickle, and every part checked before use
+"""A trained model as a folder or a zip that anyone can run: three files, no pickle, and every part checked before use
 
 Docs: https://bearcls.github.io/bearcls/inference/bundle.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/inference/bundle.html.md"""
 
 # %% auto #0
 __all__ = ['resize_methods', 'pad_modes', 'format_name', 'format_version', 'colour_rule', 'evidence_names', 'prepare',
-           'middle_box', 'Bundle', 'bundle_json', 'plain_values', 'write_bundle', 'can_be_labels', 'read_bundle',
+           'middle_box', 'Bundle', 'bundle_json', 'plain_values', 'can_be_labels', 'write_bundle', 'read_bundle',
            'model_bytes', 'weights_bytes', 'card_text', 'card_changed', 'zip_bundle', 'sign_bundle']
 
 # %% ../../nbs/inference/04_bundle.ipynb #0fc5095c
@@ -42,7 +42,10 @@ def prepare(
     if pad_mode not in pad_modes:
         raise ValueError(f'`pad_mode` must be one of {", ".join(pad_modes)}; got {pad_mode!r}')
     if method == 'squish': return image.resize((width, height), Image.Resampling.BILINEAR)
-    if method == 'random_crop': return _middle(image, width, height)
+    if method == 'random_crop':
+        left, top, right, bottom = middle_box(width, height)
+        larger = image.resize((left + right, top + bottom), Image.Resampling.BILINEAR)
+        return larger.crop((left, top, right, bottom))
     return _box_of(image, width, height, method, pad_mode).resize((width, height), Image.Resampling.BILINEAR)
 
 # %% ../../nbs/inference/04_bundle.ipynb #2728660c
@@ -53,18 +56,14 @@ def _box_of(image, width, height, method, pad_mode):
     left, top = int(0.5*(image.width - w)), int(0.5*(image.height - h))
     if w*h > max_pixels:
         raise ImageError(f'an image of {image.width}×{image.height} pixels is too long and thin to be padded', 'bomb')
-    x, y = max(left, 0), max(top, 0)
+    x = max(left, 0)
+    y = max(top, 0)
     part = image.crop((x, y, min(left + w, image.width), min(top + h, image.height)))
     before = max(-top, 0), max(-left, 0)
     after = h - part.height - before[0], w - part.width - before[1]
     if not any(before + after): return part
     edges = (before[0], after[0]), (before[1], after[1]), (0, 0)
     return Image.fromarray(np.pad(np.asarray(part), edges, mode=pad_modes[pad_mode]))
-
-def _middle(image, width, height):
-    "What `RandomResizedCrop` shows in validation"
-    left, top, right, bottom = middle_box(width, height)
-    return image.resize((left + right, top + bottom), Image.Resampling.BILINEAR).crop((left, top, right, bottom))
 
 def middle_box(
     width: int,   # Of what the model sees, in pixels
@@ -83,28 +82,28 @@ class Bundle:
     method: str = 'crop'           # How an image gets this shape, one of `resize_methods`
     pad_mode: str = 'zeros'        # What `pad` puts beside the image
     min_side: int | None = None    # JPEGs may be decoded smaller, but not below this; None: full size
-    mean: list[float] = field(default_factory=lambda: [0., 0., 0.])  # Subtracted from red, green and blue on a scale of 0 to 1, inside the model
-    std: list[float] = field(default_factory=lambda: [1., 1., 1.])   # Then divided by, inside the model
-    temperature: float = 1.0       # Logits are divided by this before the softmax, inside the model
-    threshold: float = 0.6         # Answers with a smaller confidence are not trusted, 0 to 1; where `confidence` is None, with a smaller probability
-    smallest: int = 32             # Nor are those on images with a side below this, in pixels; export takes it from the training images
-    ood_score: dict | None = None # Nor on images unlike any it was trained on: `threshold`, `false_positive_rate` (the rate it was chosen for), `images` and more; None: the model does not tell
-    confidence: dict | None = None # How probably an answer is right: `evidence`, `bias` and what was measured, see [prediction](05_prediction.ipynb); None: not known
+    mean: list[float] = field(default_factory=lambda: [0., 0., 0.])  # Subtracted from RGB of 0 to 1, in the model
+    std: list[float] = field(default_factory=lambda: [1., 1., 1.])   # Then divided by, in the model
+    temperature: float = 1.0       # Logits are divided by this before the softmax, in the model
+    threshold: float = 0.6         # Answers below this confidence (if unknown: probability) are not trusted; 0 to 1
+    smallest: int = 32             # Nor are those on images with a side below this, in pixels
+    ood_score: dict | None = None  # Nor on images with an OOD score above its `threshold`; None: no OOD score
+    confidence: dict | None = None  # How probably an answer is right, see [prediction](05_prediction.ipynb)
     metrics: dict = field(default_factory=dict)   # What was measured on the validation set
     data: dict = field(default_factory=dict)      # Fingerprint of the training data, numbers of images
     versions: dict = field(default_factory=dict)  # Of the libraries that made the bundle
     created: str = ''              # Date and time in ISO 8601, UTC
     arch: str = ''                 # Name of the architecture, such as resnet18
     variant: str = 'float32'       # How the model's weights are stored: float32, float16 or int8
-    weights: dict | None = None    # Of `weights.safetensors`: `sha256`, `bytes`, and `builder`, which tells how its network is made; None: not in the bundle
+    weights: dict | None = None    # `sha256`, `bytes` and `builder` of `weights.safetensors`; None: not in the bundle
     card: str = ''                 # SHA-256 of the model card as it was written; `card_changed` compares
-    signed: bool = field(default=False, compare=False)  # Did a signature lie beside it? It is looked at only where `read_bundle` is given a key
+    signed: bool = field(default=False, compare=False)  # Has it a signature? `read_bundle` checks one if given a key
     digest: str = field(default='', repr=False, compare=False)  # SHA-256 of the model's file that was read
     path: Path | None = field(default=None, repr=False, compare=False)  # Folder or zip that it was read from
 
     @property
     def question(self) -> str:
-        "What an application asks that was given no title"
+        "The question that an application without a title asks"
         if len(self.labels) > 6 or sum(map(len, self.labels)) > 60: return 'What does the image show?'
         return f'{", ".join(self.labels[:-1])} or {self.labels[-1]}?'
 
@@ -130,10 +129,11 @@ def bundle_json(
         model=dict(arch=bundle.arch, variant=bundle.variant, sha256=digest, bytes=n_bytes), weights=bundle.weights,
         card=bundle.card)
 
+# %% ../../nbs/inference/04_bundle.ipynb #dc6c79d0
 def plain_values(
-    value: Any,        # What was measured: numbers of Python or NumPy, texts, lists and dicts of them
-    name: str = 'metrics', # For the error message
-) -> Any:              # The same in Python's own kinds
+    value: Any,             # What was measured: numbers of Python or NumPy, texts, lists and dicts of them
+    name: str = 'metrics',  # For the error message
+) -> Any:                   # The same in Python's own kinds
     "Values that can be written as JSON; a `BundleError` names the first that cannot"
     if isinstance(value, Mapping): return {str(k): plain_values(v, f'{name}.{k}') for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [plain_values(v, f'{name}[{i}]') for i, v in enumerate(value)]
@@ -142,51 +142,38 @@ def plain_values(
         return value
     raise BundleError(f'`{name}` holds {short_words(value)}, which cannot be written as JSON')
 
-# %% ../../nbs/inference/04_bundle.ipynb #e253c5a1
-def write_bundle(
-    bundle: Bundle,            # Metadata; what could not be read back is refused
-    model: bytes,              # ONNX: uint8 `image` to `logits`, `probabilities`, `features`, and perhaps `ood_score`
-    dest: str | os.PathLike,   # Folder, which is made if needed; or a file that ends in .zip
-    card: str = '',            # The model card, in Markdown
-    weights: bytes = b'',      # What `weights.safetensors` shall hold; the metadata must tell of it
-) -> Path:                     # `dest`
-    "Write the files of a bundle"
-    expect('bundle', bundle, Bundle)
-    expect('dest', dest, str, os.PathLike)
-    dest = Path(dest)
-    metadata = bundle_json(replace(bundle, card=sha256(card.encode())), sha256(model), len(model))
-    _metadata(metadata, f'The bundle for {dest}')
-    if bool(weights) != bool(bundle.weights):
-        raise BundleError(f'`weights` holds {len(weights):,} bytes, and the metadata say {short_words(bundle.weights)}')
-    text = json.dumps(metadata, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
-    files = {model_file: model, weights_file: weights, card_file: card.encode(), metadata_file: text.encode()}  # the metadata last: without them it is no bundle
-    return write_files({name: content for name, content in files.items() if content or name == card_file}, dest)
-
 # %% ../../nbs/inference/04_bundle.ipynb #a69ea09e
 def _number(v, low=-math.inf, high=math.inf):
     return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= 1e30 and low <= v <= high
 def _whole(v, low, high): return isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
 def _three(v, low=-math.inf): return isinstance(v, list) and len(v) == 3 and all(_number(n, low) for n in v)
+def _digest(v): return isinstance(v, str) and len(v) == 64 and not set(v.lower()) - set('0123456789abcdef')
+
 def can_be_labels(
     v: Any,   # Anything, as it stands in `bundle.json`
 ) -> bool:    # Two different names at least, each of 1 to 200 characters and none a control character
     "Can a bundle have these labels?"
-    return ((isinstance(v, list) and 2 <= len(v) <= 100_000 and all(isinstance(s, str) and 0 < len(s) <= 200 for s in v)
-        and len(set(v)) == len(v)
-        and not any(c < ' ' or '\x7f' <= c <= '\x9f' or '\ud800' <= c <= '\udfff' for s in v for c in s)))
-def _digest(v): return isinstance(v, str) and len(v) == 64 and not set(v.lower()) - set('0123456789abcdef')
-def _file(v): return isinstance(v, dict) and _digest(v.get('sha256')) and _whole(v.get('bytes'), 1, 1 << 31)
+    if not isinstance(v, list) or not 2 <= len(v) <= 100_000: return False
+    if not all(isinstance(s, str) and 0 < len(s) <= 200 for s in v) or len(set(v)) < len(v): return False
+    return not any(c < ' ' or '\x7f' <= c <= '\x9f' or '\ud800' <= c <= '\udfff' for c in ''.join(v))
+
+# %% ../../nbs/inference/04_bundle.ipynb #37d30b0b
 def _ood_score(v):
-    return (v is None
-        or (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_positive_rate'), 0, 1)
-            and _whole(v.get('images'), 1, 10**9)))
+    if v is None: return True
+    return (isinstance(v, dict) and _number(v.get('threshold')) and _number(v.get('false_positive_rate'), 0, 1)
+        and _whole(v.get('images'), 1, 10**9))
 
 def _confidence(v):
     if v is None: return True
-    if not isinstance(v, dict) or not _number(v.get('bias')) or not isinstance(v.get('evidence'),
-        dict) or not v['evidence']:
-        return False
-    return all(name in evidence_names and _three(n) and n[1] > 0 for name, n in v['evidence'].items())
+    if not isinstance(v, dict) or not _number(v.get('bias')): return False
+    evidence = v.get('evidence')
+    return isinstance(evidence, dict) and bool(evidence) and all(
+        name in evidence_names and _three(n) and n[1] > 0 for name, n in evidence.items())
+
+def _weights(v):
+    if v is None: return True
+    return (isinstance(v, dict) and _digest(v.get('sha256')) and _whole(v.get('bytes'), 1, 1 << 31)
+        and isinstance(v.get('builder'), str))
 
 _later = {'trust.confidence': None}  # Fields that older bundles lack, and what they stand for there
 _fields = {
@@ -214,8 +201,8 @@ _fields = {
     'model.sha256': (_digest, '64 hexadecimal digits'),
     'model.bytes': (lambda v: _whole(v, 1, 1 << 31), 'a whole number up to 2 GiB'),
     'card': (lambda v: v == '' or _digest(v), '64 hexadecimal digits'),
-    'weights': (lambda v: v is None or _file(v) and isinstance(v.get('builder'), str),
-            'null or an object with `sha256`, `bytes` and `builder`'), }
+    'weights': (_weights, 'null or an object with `sha256`, `bytes` and `builder`'),
+}
 
 # %% ../../nbs/inference/04_bundle.ipynb #23c1f2b3
 def _metadata(metadata, where):
@@ -238,11 +225,33 @@ def _metadata(metadata, where):
         if not holds(value): raise BundleError(f'{where}: `{name}` holds {short_words(value)}; {expected} is expected')
     return metadata
 
+# %% ../../nbs/inference/04_bundle.ipynb #e253c5a1
+def write_bundle(
+    bundle: Bundle,            # Metadata; anything that could not be read back raises an error
+    model: bytes,              # ONNX: uint8 `image` to `logits`, `probabilities`, `features`, and perhaps `ood_score`
+    dest: str | os.PathLike,   # Folder, which is made if needed; or a file that ends in .zip
+    card: str = '',            # The model card, in Markdown
+    weights: bytes = b'',      # What `weights.safetensors` shall hold; the metadata must describe it
+) -> Path:                     # `dest`
+    "Write the files of a bundle"
+    expect('bundle', bundle, Bundle)
+    expect('dest', dest, str, os.PathLike)
+    dest = Path(dest)
+    metadata = bundle_json(replace(bundle, card=sha256(card.encode())), sha256(model), len(model))
+    _metadata(metadata, f'The bundle for {dest}')
+    if bool(weights) != bool(bundle.weights):
+        raise BundleError(f'`weights` holds {len(weights):,} bytes, and the metadata say {short_words(bundle.weights)}')
+    text = json.dumps(metadata, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
+    # The metadata are written last: without them it is no bundle
+    files = {model_file: model, weights_file: weights, card_file: card.encode(), metadata_file: text.encode()}
+    return write_files({name: content for name, content in files.items() if content or name == card_file}, dest)
+
 # %% ../../nbs/inference/04_bundle.ipynb #a7c40002
-_first_names = {  # What metadata was called in format 1, and is called today
-    'unlikeness': 'ood_score', 'unlikeness_moved': 'ood_score_moved', 'pictures': 'images', 'pictures_compared': 'images_compared',
-    'false_alarms': 'false_positive_rate', 'false_alarms_low': 'false_positive_rate_low', 'false_alarms_high': 'false_positive_rate_high',
-    'stress': 'robustness'}
+_first_names = {  # Names in format 1, and today's
+    'unlikeness': 'ood_score', 'unlikeness_moved': 'ood_score_moved',
+    'pictures': 'images', 'pictures_compared': 'images_compared',
+    'false_alarms': 'false_positive_rate', 'false_alarms_low': 'false_positive_rate_low',
+    'false_alarms_high': 'false_positive_rate_high', 'stress': 'robustness'}
 
 def _todays_names(metadata):
     "An object of a format 1 `bundle.json`; labels have any name, and what belongs to a label is an object that counts"
@@ -275,7 +284,7 @@ def read_bundle(
         model['sha256'].lower(), path.absolute())
 
 def _read_json(files):
-    "What `bundle.json` holds, whatever it is"
+    "The content of `bundle.json`, not yet checked"
     if metadata_file not in files: raise BundleError(f'{files.path} is no bundle: it has no {metadata_file}')
     file = files.path/metadata_file
     content = file_content(files, metadata_file, 1 << 22)
@@ -292,7 +301,7 @@ def _read_json(files):
 def model_bytes(
     bundle: Bundle,  # From `read_bundle`
 ) -> bytes:          # ONNX, for a session of ONNX Runtime
-    "The model of a bundle, as it was made and without anything that a classifier has no need of"
+    "The model of a bundle, as it was written, and only if it is a plain network"
     expect('bundle', bundle, Bundle)
     model = _stated(bundle, model_file, dict(sha256=bundle.digest, bytes=None))
     try: check_model(model)
@@ -307,6 +316,20 @@ def weights_bytes(
     if not bundle.weights: raise BundleError(f'{bundle.path} holds no {weights_file}; export it with `weights=True`')
     return _stated(bundle, weights_file, bundle.weights)
 
+def _place(bundle):
+    "Folder or zip"
+    if bundle.path is None:
+        raise BundleError('This Bundle was not read from anywhere; `read_bundle` gives one that was')
+    return bundle.path
+
+def _stated(bundle, name, stated):
+    "A file that the metadata describe, checked"
+    with opened(_place(bundle)) as files:
+        if name not in files: raise BundleError(f'{bundle.path} has no {name}')
+        return checked_file(files, name, stated | dict(bytes=stated['bytes'] or min(files.size(name), 1 << 31)),
+            keep=True)
+
+# %% ../../nbs/inference/04_bundle.ipynb #44d82dff
 def card_text(
     bundle: Bundle,  # From `read_bundle`
 ) -> str:            # Markdown; empty if there is none
@@ -317,23 +340,10 @@ def card_text(
 
 def card_changed(
     bundle: Bundle,  # From `read_bundle`
-) -> bool:           # If so, it must not be lost
+) -> bool:           # If so, do not overwrite it
     "Was the model card changed since the bundle was written?"
     expect('bundle', bundle, Bundle)
     return bool(bundle.card) and sha256(card_text(bundle).encode()) != bundle.card
-
-def _place(bundle):
-    "Folder or zip"
-    if bundle.path is None:
-        raise BundleError('This Bundle was not read from anywhere; `read_bundle` gives one that was')
-    return bundle.path
-
-def _stated(bundle, name, stated):
-    "A file that the metadata tell of, checked"
-    with opened(_place(bundle)) as files:
-        if name not in files: raise BundleError(f'{bundle.path} has no {name}')
-        return checked_file(files, name, stated | dict(bytes=stated['bytes'] or min(files.size(name), 1 << 31)),
-            keep=True)
 
 # %% ../../nbs/inference/04_bundle.ipynb #7d8a7849
 def zip_bundle(
@@ -372,7 +382,7 @@ def sign_bundle(
         | {signature_file: (json.dumps(note, indent=1) + '\n').encode(), metadata_file: files[metadata_file]}, path)
 
 def _signed(files):
-    "What is signed: the digests of metadata and card"
+    "The text to sign: the digests of metadata and card"
     return '\n'.join([f'{format_name} signature 1',
             *(f'{sha256(files.get(name, b""))} {name}' for name in (metadata_file, card_file))]).encode()
 

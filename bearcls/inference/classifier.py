@@ -1,4 +1,4 @@
-"""A loaded bundle that answers about images: one, a folder of them, or a stream without end
+"""A loaded bundle that answers about images: one, a folder, or a stream without end
 
 Docs: https://bearcls.github.io/bearcls/inference/classifier.html.md"""
 
@@ -31,13 +31,14 @@ from ..folders import LeftOut, find_all
 class ExecutionProviderError(BearclsError, RuntimeError):
     "The chosen provider is installed, and cannot be used on this machine"
 
-execution_providers_known = dict(cpu=('CPUExecutionProvider', 'onnxruntime'), cuda=('CUDAExecutionProvider', 'onnxruntime-gpu'),
-    openvino=('OpenVINOExecutionProvider', 'onnxruntime-openvino'))  # ONNX Runtime's name, and the package for pip
+execution_providers_known = dict(  # ONNX Runtime's name, and the package for pip
+    cpu=('CPUExecutionProvider', 'onnxruntime'), cuda=('CUDAExecutionProvider', 'onnxruntime-gpu'),
+    openvino=('OpenVINOExecutionProvider', 'onnxruntime-openvino'))
 
 def execution_provider_names(
     execution_providers: str | Sequence[str],  # cpu, cuda, openvino, or names of ONNX Runtime
-) -> list[str]:                      # Names of ONNX Runtime, with the CPU as the last
-    "What `execution_providers` means; an error says what to install, or what may be said"
+) -> list[str]:                              # Names of ONNX Runtime, with the CPU as the last
+    "What `execution_providers` means; an error says what to install, or which names there are"
     ort = optional_import('onnxruntime', purpose='Classifier')
     names = []
     there = ort.get_available_providers()
@@ -54,19 +55,13 @@ def execution_provider_names(
         names.append(name)
     return [*names, *({'CPUExecutionProvider'} - set(names))]
 
-def _check_execution_provider(session, wanted):
-    "ONNX Runtime falls back on the CPU in silence"
-    if (missing := [n for n in wanted if n not in session.get_providers()]):
-        raise ExecutionProviderError(f'`execution_providers`: {missing[0]} is installed, and does not start on this '
-            'machine; is its device there, with a driver and libraries?')
-
 # %% ../../nbs/inference/07_classifier.ipynb #763e6b13
 class Classifier:
     "A loaded bundle that answers images; it may be used from several threads at once"
     def __init__(self,
         bundle: str | os.PathLike | Bundle,     # Folder or .zip of a bundle, or what `read_bundle` returned
         threads: int | None = None,             # Cores that one answer may use; None: all that this process may use
-        execution_providers: str | Sequence[str] = 'cpu', # cpu, cuda, openvino or ONNX Runtime names, preferred first
+        execution_providers: str | Sequence[str] = 'cpu',  # cpu, cuda, openvino or ONNX Runtime names, preferred first
         allow_url: bool = False,                # Also take http and https addresses?
         allow_private: bool = False,            # Also those of hosts in private networks?
         max_pixels: int = max_pixels,           # Refuse images that claim more pixels than this
@@ -112,14 +107,16 @@ def _session(bundle, threads, wanted):
     try: session = ort.InferenceSession(model, options, providers=wanted)
     except _runtime_errors() as e:
         raise BundleError(f'{where} is no model that ONNX Runtime {ort.__version__} can load') from e
-    _check_execution_provider(session, wanted)
+    if (missing := [n for n in wanted if n not in session.get_providers()]):  # it falls back on the CPU in silence
+        raise ExecutionProviderError(f'`execution_providers`: {missing[0]} is installed, and does not start on this '
+            'machine; is its device there, with a driver and libraries?')
     given = {i.name: (i.type, i.shape[1:]) for i in session.get_inputs()}
     width, height = bundle.size
     if given != {'image': ('tensor(uint8)', [height, width, 3])}:
         raise BundleError(f'{where} takes {short_words(given)}; `image` of {height}×{width}×3 bytes is expected')
     outputs = {_first_outputs.get(o.name, o.name): o.shape for o in session.get_outputs()}
-    if not {'logits', 'probabilities',
-        'features'} <= set(outputs) or outputs['probabilities'][1:] != [len(bundle.labels)]:
+    needed = {'logits', 'probabilities', 'features'}
+    if not needed <= set(outputs) or outputs['probabilities'][1:] != [len(bundle.labels)]:
         raise BundleError(f'{where} gives {short_words(outputs)}; logits, probabilities and features for '
             f'{len(bundle.labels)} labels are expected')
     if bundle.ood_score and len(outputs.get('ood_score', ())) != 1:
@@ -148,37 +145,39 @@ def _bound_memory(ort):
         except _runtime_errors(): return
 
 def _runtime_errors():
-    "ONNX Runtime's exceptions have no base of their own"
+    "ONNX Runtime's exceptions have no common base class"
     from onnxruntime.capi import onnxruntime_pybind11_state as state
     return (RuntimeError, ValueError,
         *(c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)))
 
 # %% ../../nbs/inference/07_classifier.ipynb #168a6acd
-def _as_image(source, bundle, allow_url=False, allow_private=False, limit=max_pixels):
-    "Open any source the way the bundle's model was trained to see it"
+@patch_to(Classifier)
+def _open(self, source):
+    "The size of an image from any source, and the pixels that the model sees of it"
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.ndim == 3 and source.shape[2] not in (3,
-            4) or not source.size:
+        is_image = source.ndim == 2 or source.ndim == 3 and source.shape[2] in (3, 4)
+        if source.dtype != np.uint8 or not is_image or not source.size:
             raise ImageError(f'an array should hold bytes as (height, width, 3); got {source.dtype} as {source.shape}',
                 'not_an_image')
         source = Image.fromarray(source)
     elif isinstance(source, str) and source[:8].lower().startswith(('http://', 'https://')):
-        if not allow_url:
+        if not self.allow_url:
             raise ImageError(f'{source[:200]} is an address, which is visited only if that is asked for: '
                 '`allow_url=True`, or --url', 'missing')
-        source = fetch_image(source, allow_private=allow_private)
+        source = fetch_image(source, allow_private=self.allow_private)
     elif isinstance(source, (memoryview, bytearray)): source = bytes(source)
     elif not isinstance(source, (str, os.PathLike, bytes, Image.Image)) and not hasattr(source, 'read'):
         raise ImageError('a path, bytes, an open binary file, a Pillow image or an array of bytes is expected; got a '
             f'{type(source).__name__}', 'not_an_image')
-    return load_image(source, bundle.min_side, limit)
+    image = load_image(source, self.bundle.min_side, self.max_pixels)
+    return image.size, np.asarray(prepare(image, self.bundle.size, self.bundle.method, self.bundle.pad_mode))
 
 # %% ../../nbs/inference/07_classifier.ipynb #2db1d810
 @patch_to(Classifier)
 def run(self,
     pixels: np.ndarray,       # Prepared images: bytes as (images, height, width, 3), RGB
     release: bool = False,    # Give the memory for intermediate results back afterwards?
-) -> dict[str, np.ndarray]:   # `logits` and `probabilities` as (images, labels), `features` as (images, numbers), `ood_score` and `second_opinion` if the bundle knows them
+) -> dict[str, np.ndarray]:   # `probabilities`, `logits`, `features` and more by name, each (images, …)
     "What the model itself says"
     return self._run(self.session, pixels, release)
 
@@ -211,16 +210,10 @@ def _are_answers(out, n, n_labels):
 # %% ../../nbs/inference/07_classifier.ipynb #dab682b1
 @patch_to(Classifier)
 def predict(self,
-    source: Any,     # Path, bytes, open binary file, Pillow image or array of bytes; an address where `allow_url` is set
+    source: Any,     # Path, bytes, open binary file, Pillow image, array of bytes; an address if `allow_url` is set
 ) -> Prediction:     # The answer
     "Classify one image; an `ImageError` says why if it cannot be opened"
     return self._ask(self.session, [self._open(source)])[0]
-
-@patch_to(Classifier)
-def _open(self, source):
-    "The image's size, and what the model sees of it"
-    image = _as_image(source, self.bundle, self.allow_url, self.allow_private, self.max_pixels)
-    return image.size, np.asarray(prepare(image, self.bundle.size, self.bundle.method, self.bundle.pad_mode))
 
 @patch_to(Classifier)
 def _ask(self, session, opened):
@@ -228,28 +221,26 @@ def _ask(self, session, opened):
     sizes, pixels = zip(*opened)
     out = self._run(session, np.stack(pixels))
     unknown = [None]*len(pixels)
-    needed = self.bundle.ood_score or 'ood_score' in (self.bundle.confidence or {}).get('evidence', ())
-    unlike = out['ood_score'] if needed else unknown
-    return [self._answer(*one)
-        for one in zip(out['probabilities'], sizes, map(lightness, pixels), unlike, out.get('second_opinion', unknown))]
-
-@patch_to(Classifier)
-def _answer(self, values, size, light, unlike, overlaps):
-    "Probabilities in the model's order as a Prediction"
-    order = np.argsort(-values, kind='stable')
-    probabilities = {self.labels[i]: float(values[i]) for i in order}
-    unlike = None if unlike is None else float(unlike)
-    label = next(iter(probabilities))
     known = self.bundle.confidence
-    sure = look_at(known, values, light, unlike, overlaps) if known else None
-    reason = judge(self.bundle, probabilities, size, light, unlike, sure)
-    return Prediction(label, probabilities[label], probabilities, unlike, not reason, reason,
-        sure.value if sure else None)
+    needed = self.bundle.ood_score or 'ood_score' in (known or {}).get('evidence', ())
+    scores = out['ood_score'] if needed else unknown
+    opinions = out.get('second_opinion', unknown)
+    answers = []
+    lights = map(lightness, pixels)
+    for values, size, light, score, opinion in zip(out['probabilities'], sizes, lights, scores, opinions):
+        probabilities = {self.labels[i]: float(values[i]) for i in np.argsort(-values, kind='stable')}
+        score = None if score is None else float(score)
+        sure = look_at(known, values, light, score, opinion) if known else None
+        reason = judge(self.bundle, probabilities, size, light, score, sure)
+        label = next(iter(probabilities))
+        answers.append(Prediction(label, probabilities[label], probabilities, score, not reason, reason,
+            sure.value if sure else None))
+    return answers
 
 # %% ../../nbs/inference/07_classifier.ipynb #392890fd
 @dataclass
 class PredictionRow:
-    "One input of `predict_batch`, answered or not"
+    "One of many images, answered or not"
     file: str                             # Path as it was given, or `image 3` for what has none
     prediction: Prediction | None = None  # The answer; None if the image could not be opened
     status: str = 'ok'                    # ok, failed, or skipped: a file of a folder that holds no image
@@ -263,6 +254,56 @@ class PredictionRow:
         row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, ood_score=p.ood_score,
             confidence=p.confidence)
         return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}
+
+# %% ../../nbs/inference/07_classifier.ipynb #0e4bd209
+@patch_to(Classifier)
+def predict_rows(self,
+    named: Sequence[tuple[str, Any]],  # Name and source of each; any sources that `predict` takes
+) -> list['PredictionRow']:            # One for each, in their order
+    "Classify some images in this thread, as one batch; one that cannot be opened becomes a row with its reason"
+    return self._rows(self.session, named)
+
+@patch_to(Classifier)
+def _rows(self, session, batch):
+    "Rows for some named sources"
+    opened = [self._try_open(source) for _, source in batch]
+    good = [o for o in opened if isinstance(o, tuple)]
+    answers = iter(self._ask(session, good) if good else ())
+    rows = []
+    for (name, _), o in zip(batch, opened):
+        if isinstance(o, tuple): row = PredictionRow(name, next(answers))
+        elif isinstance(o, LeftOut): row = PredictionRow(name, None, 'skipped', o.reason)
+        else: row = PredictionRow(name, None, 'failed', str(o) or 'there is not enough memory to open it')
+        rows.append(row)
+    return rows
+
+@patch_to(Classifier)
+def _try_open(self, source):
+    "Size and pixels, or the error; a file that holds no image stays what it is"
+    if isinstance(source, LeftOut): return source
+    try: return self._open(source)
+    except (ImageError, MemoryError) as e: return e
+
+# %% ../../nbs/inference/07_classifier.ipynb #8e1870ca
+def folder_sources(
+    path: str | os.PathLike,  # Folder
+) -> list[Path | LeftOut]:    # Its images, then a `LeftOut` for each file that holds none
+    "The files of a folder to predict, subfolders included; hidden files and those made by programs are left out"
+    files, rest = find_all(path)
+    told = [replace(r, file=str(Path(path)/r.file)) for r in rest if r.kind in ('not_an_image', 'unreadable')]
+    return [*files, *told]
+
+def _sources(sources):
+    "A folder as what it holds, an address alone as a list"
+    if isinstance(sources, str) and sources[:8].lower().startswith(('http://', 'https://')): return [sources]
+    if not isinstance(sources, (str, os.PathLike)): return sources
+    return folder_sources(sources) if Path(sources).is_dir() else [Path(sources)]
+
+def _name(source, position):
+    "What a row calls its source"
+    if isinstance(source, (str, os.PathLike)): return str(source)
+    if isinstance(source, LeftOut): return source.file
+    return str(getattr(source, 'name', None) or getattr(source, 'filename', None) or f'image {position}')
 
 # %% ../../nbs/inference/07_classifier.ipynb #f07c035a
 @patch_to(Classifier)
@@ -296,7 +337,7 @@ def _stream(self, sources, bs, n_workers):
 
 @patch_to(Classifier)
 def _session_for(self, n_workers):
-    "Where every core has an image of its own, an answer takes one core"
+    "If every core works on another image, an answer takes one core"
     if n_workers == 1 or self.threads == 1 or self.execution_providers != ['CPUExecutionProvider']: return self.session
     with self._lock:
         try: self._lean = self._lean or _session(self.bundle, 1, self.execution_providers)
@@ -304,27 +345,6 @@ def _session_for(self, n_workers):
     return self._lean
 
 # %% ../../nbs/inference/07_classifier.ipynb #eb5c1dfd
-@patch_to(Classifier)
-def _try_open(self, source):
-    "Size and pixels, or the error; a file that holds no image stays what it is"
-    if isinstance(source, LeftOut): return source
-    try: return self._open(source)
-    except (ImageError, MemoryError) as e: return e
-
-@patch_to(Classifier)
-def _rows(self, session, batch):
-    "Rows for some named sources"
-    opened = [self._try_open(source) for _, source in batch]
-    good = [o for o in opened if isinstance(o, tuple)]
-    answers = iter(self._ask(session, good) if good else ())
-    return [PredictionRow(name, next(answers)) if isinstance(o, tuple) else _unanswered(name, o)
-        for (name, _), o in zip(batch, opened)]
-
-def _unanswered(name, why):
-    "The row of a source without an answer"
-    if isinstance(why, LeftOut): return PredictionRow(name, None, 'skipped', why.reason)
-    return PredictionRow(name, None, 'failed', str(why) or 'there is not enough memory to open it')
-
 @patch_to(Classifier)
 def predict_batch(self,
     sources: Iterable | str | os.PathLike,  # Sources for `predict`, or a folder, searched with its subfolders
@@ -335,45 +355,16 @@ def predict_batch(self,
     "Classify many images; one that cannot be opened becomes a row with its reason"
     sources = _sources(sources)
     rows = self.predict_stream(sources, bs, n_workers)
-    return list(rows if quiet
-        else progress(rows, 'predicting', len(sources) if hasattr(sources, '__len__') else None, 'image'))
-
-# %% ../../nbs/inference/07_classifier.ipynb #8e1870ca
-def folder_sources(
-    path: str | os.PathLike,  # Folder
-) -> list[Path | LeftOut]:    # Its images, then a `LeftOut` for each file that holds none
-    "What a folder gives to predict, subfolders included; hidden files and what programs have made are passed over"
-    files, rest = find_all(path)
-    told = [replace(r, file=str(Path(path)/r.file)) for r in rest if r.kind in ('not_an_image', 'unreadable')]
-    return [*files, *told]
-
-def _sources(sources):
-    "A folder as what it holds, an address alone as a list"
-    if isinstance(sources, str) and sources[:8].lower().startswith(('http://', 'https://')): return [sources]
-    if not isinstance(sources, (str, os.PathLike)): return sources
-    return folder_sources(sources) if Path(sources).is_dir() else [Path(sources)]
-
-def _name(source, position):
-    "What a row calls its source"
-    if isinstance(source, (str, os.PathLike)): return str(source)
-    if isinstance(source, LeftOut): return source.file
-    return str(getattr(source, 'name', None) or getattr(source, 'filename', None) or f'image {position}')
-
-# %% ../../nbs/inference/07_classifier.ipynb #0e4bd209
-@patch_to(Classifier)
-def predict_rows(self,
-    named: Sequence[tuple[str, Any]],  # Name and source of each; any sources that `predict` takes
-) -> list['PredictionRow']:            # One for each, in their order
-    "Classify some images in this thread, as one batch; one that cannot be opened becomes a row with its reason"
-    return self._rows(self.session, named)
+    total = len(sources) if hasattr(sources, '__len__') else None
+    return list(rows if quiet else progress(rows, 'predicting', total, 'image'))
 
 # %% ../../nbs/inference/07_classifier.ipynb #38c5dc70
 @patch_to(Classifier)
 def features(self,
     files: Sequence[str | os.PathLike],  # Images
     bs: int = 16,                        # Images that the model sees at a time
-) -> tuple[list, list[tuple], np.ndarray, np.ndarray]:  # Files that open; the others, each with its reason; probabilities (files, labels); features (files, numbers)
-    "What the model says of files, opened in threads and prepared as `predict` does"
+) -> tuple[list, list[tuple], np.ndarray, np.ndarray]:  # Files that open, others with reasons, probabilities, features
+    "Probabilities (files, labels) and features (files, numbers), with files opened in threads as in `predict`"
     files = list(expect_all('files', files, str, os.PathLike))
     if bs < 1: raise ValueError(f'`bs` must be at least 1, got {bs}')
     def opened(file):
@@ -400,6 +391,6 @@ def features(self,
 # %% ../../nbs/inference/07_classifier.ipynb #a70a29ec
 @patch_to(Classifier)
 def __reduce__(self):
-    "What is sent to another process: no session and no lock, but all that makes the same ones again"
+    "For another process: the arguments that make the same classifier again, without its session and lock"
     return type(self), (self.bundle, self._asked_threads, self.execution_providers, self.allow_url, self.allow_private,
         self.max_pixels)

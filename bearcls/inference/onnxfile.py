@@ -55,85 +55,22 @@ def _whole_number(data, at):
 @dataclass
 class OnnxFile:
     "What an ONNX model is made of"
-    n_bytes: int = 0                                   # Size of the whole
-    opset: int = 0                                     # Version of the standard operators that it uses
-    operators: Counter = field(default_factory=Counter)# How many nodes use each operator
-    tensors: Counter = field(default_factory=Counter)  # Bytes of weights by type: float32, float16, int8…
-    n_weights: int = 0                                 # Numbers in all tensors
+    n_bytes: int = 0                                     # Size of the whole
+    opset: int = 0                                       # Version of the standard operators that it uses
+    operators: Counter = field(default_factory=Counter)  # How many nodes use each operator
+    tensors: Counter = field(default_factory=Counter)    # Bytes of weights by type: float32, float16, int8…
+    n_weights: int = 0                                   # Numbers in all tensors
 
     def _repr_html_(self):
         kinds = ', '.join(f'{n/1e6:.2f} MB {name}' for name, n in self.tensors.most_common() if n > 1000)
         rows = [dict(operator=name, nodes=n) for name, n in self.operators.most_common(12)]
-        return str(Html('<p>'
-                f'{self.n_bytes/1e6:.2f} MB, operator set {self.opset}, {self.operators.total()} nodes, {self.n_weights:,} numbers ({kinds})</p>' f'{html_table(rows)}'))
+        return str(Html(f'<p>{self.n_bytes/1e6:.2f} MB, operator set {self.opset}, {self.operators.total()} nodes, '
+            f'{self.n_weights:,} numbers ({kinds})</p>{html_table(rows)}'))
 
 element_types = {1: 'float32', 2: 'uint8', 3: 'int8', 4: 'uint16', 5: 'int16', 6: 'int32', 7: 'int64', 9: 'bool',
     10: 'float16', 11: 'float64', 12: 'uint32', 13: 'uint64', 16: 'bfloat16'}
 element_bytes = dict(float32=4, uint8=1, int8=1, uint16=2, int16=2, int32=4, int64=8, bool=1, float16=2, float64=8,
     uint32=4, uint64=8, bfloat16=2)
-max_nodes = 50_000  # The largest networks of timm have a few thousand
-allowed_operators = frozenset("""
-Abs Add And ArgMax ArgMin Attention AveragePool BatchNormalization BitShift Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos CumSum DepthToSpace DequantizeLinear
-Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GroupNormalization
-HardSigmoid HardSwish Hardmax Identity InstanceNormalization LRN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization LpPool MatMul MatMulInteger Max MaxPool Mean MeanVarianceNormalization Min Mish
-Mod Mul Neg Not Or PRelu Pad Pow QLinearConv QLinearMatMul QuantizeLinear RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh
-ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
-""".split())  # Those that calculate with images and features; not loops, random numbers, texts or memory of their own
-
-# %% ../../nbs/inference/03_onnxfile.ipynb #5c3754d3
-def check_model(
-    model: bytes,    # An ONNX file
-) -> OnnxFile:       # What it is made of
-    "Read a model without running it; an `OnnxFileError` says what a classifier has no need of"
-    if model[4:8] == b'ORTM': raise OnnxFileError('it is in another format, of ONNX Runtime itself')
-    found = OnnxFile(len(model))
-    fields = list(record_fields(memoryview(model)))
-    numbers = [number for number, _ in fields]
-    if 20 in numbers: raise OnnxFileError('it holds instructions for training')
-    if 25 in numbers: raise OnnxFileError('it defines functions of its own')
-    if numbers.count(7) != 1: raise OnnxFileError(f'it holds {numbers.count(7) or "no"} graphs, one is expected')
-    for number, value in fields:
-        if number == 7: _graph(value, found)
-        if number == 8: _opset(value, found)
-    return found
-
-def _opset(record, found):
-    fields = dict(record_fields(record))
-    if _word(fields.get(1, b'')) not in ('', 'ai.onnx'): return  # unused, since nodes of other domains are refused
-    found.opset = fields.get(2, 0)
-
-# %% ../../nbs/inference/03_onnxfile.ipynb #742eb5c9
-def _graph(record, found):
-    "Nodes and weights"
-    for number, value in record_fields(record):
-        if number == 15: raise OnnxFileError('it holds sparse weights')
-        if number == 1: _node(value, found)
-        if number == 5: _tensor(value, found)
-    if found.operators.total() > max_nodes: raise OnnxFileError(f'it has more than {max_nodes:,} nodes')
-
-def _node(record, found):
-    "One step of the calculation; its attributes may hold tensors, but no graphs"
-    name = domain = ''
-    for number, value in record_fields(record):
-        if number == 4: name = _word(value)
-        if number == 7: domain = _word(value)
-        if number == 5: _attribute(value, found)
-    if domain not in ('', 'ai.onnx'):
-        raise OnnxFileError(f'it uses the operator {name} of {domain}, which is not in the standard')
-    if name not in allowed_operators:
-        raise OnnxFileError(f'it uses the operator {name}, which classifiers of images have no need of')
-    found.operators[name] += 1
-
-def _attribute(record, found):
-    for number, value in record_fields(record):
-        if number in (6, 11): raise OnnxFileError('a node holds a graph of its own, as loops and branches do')
-        if number in (22, 23): raise OnnxFileError('it holds sparse weights')
-        if number in (5, 10): _tensor(value, found)
-
-def _word(value):
-    if isinstance(value, int): raise OnnxFileError('its records are not those of ONNX')
-    return bytes(value[:100]).decode('utf-8', 'replace')
 
 # %% ../../nbs/inference/03_onnxfile.ipynb #4a3f1b5e
 def _tensor(record, found):
@@ -166,3 +103,65 @@ def _packed(value):
         numbers.append(number)
         if len(numbers) > 100: raise OnnxFileError('a tensor has more than a hundred dimensions')
     return numbers
+
+# %% ../../nbs/inference/03_onnxfile.ipynb #aa3fd8f3
+max_nodes = 50_000  # The largest networks of timm have a few thousand
+allowed_operators = frozenset("""
+Abs Add And ArgMax ArgMin Attention AveragePool BatchNormalization BitShift Cast CastLike Ceil Celu Clip Concat
+Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div Dropout
+DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm
+GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Hardmax
+Identity InstanceNormalization LRN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization LpPool
+MatMul MatMulInteger Max MaxPool Mean MeanVarianceNormalization Min Mish Mod Mul Neg Not Or PRelu Pad Pow QLinearConv
+QLinearMatMul QuantizeLinear RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
+ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize RotaryEmbedding Round
+ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToDepth Split
+Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
+""".split())  # They calculate with images and features; loops, random numbers, texts and extra memory are missing
+
+# %% ../../nbs/inference/03_onnxfile.ipynb #742eb5c9
+def _node(record, found):
+    "One step of the calculation"
+    name = domain = ''
+    for number, value in record_fields(record):
+        if number == 4: name = _word(value)
+        if number == 7: domain = _word(value)
+        if number != 5: continue
+        for kind, part in record_fields(value):  # an attribute
+            if kind in (6, 11): raise OnnxFileError('a node holds a graph of its own, as loops and branches do')
+            if kind in (22, 23): raise OnnxFileError('it holds sparse weights')
+            if kind in (5, 10): _tensor(part, found)
+    if domain not in ('', 'ai.onnx'):
+        raise OnnxFileError(f'it uses the operator {name} of {domain}, which is not in the standard')
+    if name not in allowed_operators:
+        raise OnnxFileError(f'it uses the operator {name}, which classifiers of images have no need of')
+    found.operators[name] += 1
+
+def _word(value):
+    if isinstance(value, int): raise OnnxFileError('its records are not those of ONNX')
+    return bytes(value[:100]).decode('utf-8', 'replace')
+
+# %% ../../nbs/inference/03_onnxfile.ipynb #5c3754d3
+def check_model(
+    model: bytes,    # An ONNX file
+) -> OnnxFile:       # What it is made of
+    "Read a model without running it; an `OnnxFileError` says what a classifier has no need of"
+    if model[4:8] == b'ORTM': raise OnnxFileError('it is in another format, of ONNX Runtime itself')
+    found = OnnxFile(len(model))
+    fields = list(record_fields(memoryview(model)))
+    numbers = [number for number, _ in fields]
+    if 20 in numbers: raise OnnxFileError('it holds instructions for training')
+    if 25 in numbers: raise OnnxFileError('it defines functions of its own')
+    if numbers.count(7) != 1: raise OnnxFileError(f'it holds {numbers.count(7) or "no"} graphs, one is expected')
+    for number, value in fields:
+        if number == 8:
+            operators = dict(record_fields(value))
+            # Other domains need no version, since nodes of them are refused
+            if _word(operators.get(1, b'')) in ('', 'ai.onnx'): found.opset = operators.get(2, 0)
+        if number != 7: continue
+        for kind, part in record_fields(value):  # the graph
+            if kind == 15: raise OnnxFileError('it holds sparse weights')
+            if kind == 1: _node(part, found)
+            if kind == 5: _tensor(part, found)
+        if found.operators.total() > max_nodes: raise OnnxFileError(f'it has more than {max_nodes:,} nodes')
+    return found

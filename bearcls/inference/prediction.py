@@ -26,8 +26,8 @@ class Prediction:
     "What the model says about one image"
     label: str                      # The most probable label
     probability: float              # Its probability, calibrated by the bundle's temperature, 0 to 1
-    probabilities: dict[str, float] # All of them, the largest first
-    ood_score: float | None = None # How unlike the training images this is; None where the bundle has no statistics
+    probabilities: dict[str, float]  # All of them, the largest first
+    ood_score: float | None = None  # How unlike the training images this is; None where the bundle has no statistics
     trusted: bool = True            # May the label be used without asking a person?
     reason: str = ''                # Why not, in words; empty if trusted
     confidence: float | None = None # How probably the label is right, from all evidence, 0 to 1; None: not in bundle
@@ -54,18 +54,16 @@ def bars_html(
     max_n: int = 8,                   # Show at most this many
 ) -> Html:                            # Lines with a name, a bar and a number
     "Probabilities as bars"
-    rows = [_bar(label, p) for label, p in list(probabilities.items())[:max_n]]
+    rows = []
+    for label, p in list(probabilities.items())[:max_n]:
+        rows.append('<div style="display:flex;align-items:center;gap:8px">'
+            f'<span style="flex:0 0 7em;overflow-wrap:anywhere">{escape(label)}</span>'
+            '<span aria-hidden="true" style="flex:1;height:10px;background:#8883;border-radius:3px;overflow:hidden">'
+            f'<span style="display:block;height:100%;width:{100*p:.1f}%;background:#3b7ea1"></span></span>'
+            f'<span style="flex:0 0 3em;text-align:right;font-variant-numeric:tabular-nums">{p:.2f}</span></div>')
     if (left := len(probabilities) - max_n) > 0:
         rows.append(f'<div style="font-size:12px">… and {left} more labels</div>')
     return Html(''.join(rows))
-
-def _bar(label, probability):
-    "One label: name, bar, number"
-    return ('<div style="display:flex;align-items:center;gap:8px"><span style="flex:0 0 7em;overflow-wrap:anywhere">'
-        f'{escape(label)}</span>'
-        f'<span aria-hidden="true" style="flex:1;height:10px;background:#8883;border-radius:3px;overflow:hidden">'
-        f'<span style="display:block;height:100%;width:{100*probability:.1f}%;background:#3b7ea1"></span></span>'
-        f'<span style="flex:0 0 3em;text-align:right;font-variant-numeric:tabular-nums">{probability:.2f}</span></div>')
 
 # %% ../../nbs/inference/05_prediction.ipynb #3ed54164
 def evidence_of(
@@ -79,18 +77,14 @@ def evidence_of(
     best = probabilities.argmax(1)
     p = np.clip(probabilities[rows, best].astype(float), 1e-6, 1 - 1e-6)
     found = {'probability': np.log(p) - np.log1p(-p)}
-    if overlaps is not None: found['second opinion'] = _preference(overlaps, best)
+    if overlaps is not None:
+        fit = np.log(np.maximum(overlaps.astype(float), 1e-6))
+        own = fit[rows, best]
+        fit[rows, best] = -np.inf
+        found['second opinion'] = own - fit.max(1)  # how much better the label fits than the next best one
     found['lightness'] = np.asarray(light, float)/255
     if ood_score is not None: found['ood_score'] = np.clip(np.asarray(ood_score, float), -1, 6)
     return found
-
-def _preference(overlaps, best):
-    "How much better the label fits than the best of the others, as the logarithm of a ratio"
-    fit = np.log(np.maximum(overlaps.astype(float), 1e-6))
-    rows = np.arange(len(fit))
-    own = fit[rows, best]
-    fit[rows, best] = -np.inf
-    return own - fit.max(1)
 
 # %% ../../nbs/inference/05_prediction.ipynb #c26cff1f
 def log_odds(
@@ -173,7 +167,7 @@ def judge(
     size: tuple[int, int],             # Width and height of the image, in pixels
     light: float = 255,                # What `lightness` says of it
     ood_score: float | None = None,   # How unlike the training images it is; None where the bundle has no statistics
-    confidence: Confidence | None = None, # How probably the answer is right; None: unknown, the probability decides
+    confidence: Confidence | None = None,  # How probably the answer is right; None: unknown, the probability decides
 ) -> str:                              # Why the answer should not be trusted; empty if it may be
     "The reason to ask a person, in words"
     expect('bundle', bundle, Bundle)

@@ -44,33 +44,34 @@ def by_need(
 ) -> list[PredictionRow]:           # The same, sorted
     "Rows in the order in which a person should see them"
     rows = expect_all('rows', rows, PredictionRow)
-    return sorted(rows,
-        key=lambda r: (r.status == 'skipped', r.prediction is not None, bool(r.prediction and r.prediction.trusted),
-            r.prediction.probability if r.prediction else 0))
+    def need(row):
+        if (p := row.prediction) is None: return row.status == 'skipped', False, False, 0
+        return row.status == 'skipped', True, bool(p.trusted), p.probability
+    return sorted(rows, key=need)
 
+# %% ../../nbs/inference/08_predictions.ipynb #7f982a61
 def rows_html(
-    rows: Iterable[PredictionRow],     # From `predict_batch`
-    images: Sequence | None = None,  # What was asked, in the order of `rows`, where the rows do not name files
-    max_rows: int = 24,                # Show at most this many
-    side: int = 72,                    # Longer side of a thumbnail, in pixels
-) -> Html:                             # A table: image, answer, what stands against it
+    rows: Iterable[PredictionRow],   # From `predict_batch`
+    images: Sequence | None = None,  # Images in the order of `rows`, for rows that name no file
+    max_rows: int = 24,              # Show at most this many
+    side: int = 72,                  # Longer side of a thumbnail, in pixels
+) -> Html:                           # A table: image, answer, what stands against it
     "Answers beside their images"
-    rows = expect_all('rows', rows, PredictionRow)
-    rows = list(rows)
+    rows = list(expect_all('rows', rows, PredictionRow))
     if images is not None and len(images) != len(rows):
         raise ValueError(f'`images` holds {len(images)} for {len(rows)} rows')
     sources = images if images is not None else [r.file if os.path.isfile(r.file) else None for r in rows]
-    table = [dict(image='' if s is None else thumbnail(s, side, Path(r.file).name), file=Path(r.file).name,
-            answer=_answer_html(r),
-        note=r.reason or (r.prediction.reason if r.prediction else '')) for r, s in zip(rows[:max_rows], sources)]
+    table = []
+    for r, source in zip(rows[:max_rows], sources):
+        name = Path(r.file).name
+        if (p := r.prediction) is None: answer = Html('no image' if r.status == 'skipped' else '<b>not opened</b>')
+        else:
+            label = escape(p.label) if p.trusted else 'ask a person'
+            answer = Html(f'<div style="min-width:15em"><b>{label}</b>{bars_html(p.probabilities, 3)}</div>')
+        table.append(dict(image='' if source is None else thumbnail(source, side, name), file=name, answer=answer,
+            note=r.reason or (p.reason if p else '')))
     more = f'<p>… and {len(rows) - max_rows:,} more rows</p>' if len(rows) > max_rows else ''
     return Html(f'{html_table(table, ["image", "file", "answer", "note"], max_rows)}{more}')
-
-def _answer_html(row):
-    "Label and bars of a row"
-    if (p := row.prediction) is None: return Html('no image' if row.status == 'skipped' else '<b>not opened</b>')
-    return Html(f'<div style="min-width:15em"><b>{escape(p.label) if p.trusted else "ask a person"}</b>'
-        f'{bars_html(p.probabilities, 3)}</div>')
 
 # %% ../../nbs/inference/08_predictions.ipynb #5730550e
 def write_predictions(
@@ -123,10 +124,10 @@ def _parquet(dest, columns, n=4096):
     waiting = []
     with atomic_write(dest) as f, pq.ParquetWriter(f, schema) as out:
         def flush():
-            out.write_table(pa.table({c: [_plain(r.get(c)) for r in waiting] for c in columns}, schema))
+            out.write_table(pa.Table.from_pylist(waiting, schema))
             waiting.clear()
         def put(row):
-            waiting.append(row)
+            waiting.append({c: _plain(row.get(c)) for c in columns})
             if len(waiting) == n: flush()
         yield put
         flush()

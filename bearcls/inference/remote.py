@@ -20,14 +20,19 @@ def fetch_image(
     allow_private: bool = False, # Also visit hosts in private networks?
 ) -> bytes:                      # What the server sent; it need not be an image
     "Fetch one file from the web, within limits; an `ImageError` says why not. Proxies are not used"
-    import http.client, time, urllib.request
+    import contextlib, http.client, socket, time, urllib.parse, urllib.request
     end = time.monotonic() + timeout
     data = bytearray()
     connections = []
-    clock = threading.Timer(timeout, _cut, [connections])
+    def cut():  # ends connections, whatever they are waiting for
+        for c in connections:
+            with contextlib.suppress(OSError): c.shutdown(socket.SHUT_RDWR)
+
+    clock = threading.Timer(timeout, cut)
     try:
         clock.start()
-        request = urllib.request.Request(_quoted(address), headers={'User-Agent': 'bearcls', 'Accept': 'image/*'})
+        quoted = urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
+        request = urllib.request.Request(quoted, headers={'User-Agent': 'bearcls', 'Accept': 'image/*'})
         with _web(allow_private, connections).open(request, timeout=timeout) as answer:
             while block := answer.read1(1 << 16):
                 data += block
@@ -43,17 +48,6 @@ def fetch_image(
         for c in connections: c.close()
     if time.monotonic() > end: raise ImageError(f'{address[:200]} takes longer than {timeout:g} seconds', 'unreadable')
     return bytes(data)
-
-def _quoted(address):
-    "Letters that an address cannot have, as percent signs and numbers"
-    from urllib.parse import quote
-    return quote(address, safe="%/:=&?~#+!$,;'@()*[]")
-
-def _cut(connections):
-    "End connections, whatever is waited for on them"
-    import contextlib, socket
-    for c in connections:
-        with contextlib.suppress(OSError): c.shutdown(socket.SHUT_RDWR)
 
 # %% ../../nbs/inference/06_remote.ipynb #db2b1ae7
 def _web(allow_private, connections):

@@ -13,14 +13,15 @@ from pathlib import Path
 from ..core import BearclsError
 
 # %% ../../nbs/inference/02_signature.ipynb #dd4554c8
-_p = 2**255 - 19                                       # Coordinates are modulo this
+_p = 2**255 - 19                                          # Coordinates are modulo this
 _order = 2**252 + 27742317777372353535851937790883648493  # So many times the base point is nothing
 _d = -121665*pow(121666, -1, _p) % _p
-_root = pow(2, (_p - 1)//4, _p)                        # Its square is -1
+_root = pow(2, (_p - 1)//4, _p)                           # Its square is -1
 
 def _add(a, b):
     "The sum of two points"
-    (x1, y1, z1, t1), (x2, y2, z2, t2) = a, b
+    x1, y1, z1, t1 = a
+    x2, y2, z2, t2 = b
     e = (y1 - x1)*(y2 - x2) % _p
     f = (y1 + x1)*(y2 + x2) % _p
     g = 2*_d*t1*t2 % _p
@@ -78,7 +79,7 @@ def _halves(secret):
 def _hash(*parts): return int.from_bytes(hashlib.sha512(b''.join(parts)).digest(), 'little') % _order
 
 def sign_bytes(
-    message: bytes,  # What is signed
+    message: bytes,  # The bytes to sign
     secret: bytes,   # Secret key, 32 bytes
 ) -> bytes:          # 64 bytes
     "The Ed25519 signature of a message"
@@ -123,7 +124,11 @@ def read_key(
     secret: bool = False,    # A secret key is expected
 ) -> bytes:                  # 32 bytes
     "The key in a file"
-    text = _key_text(key)
+    if isinstance(key, str) and len(key) == 64 and not Path(key).exists(): text = key
+    else:
+        try:
+            with open(key, 'rb') as f: text = f.read(200).decode('ascii', 'replace').strip()
+        except OSError as e: raise SignatureError(f'The key {key} cannot be read: {e.strerror}') from e
     head = _secret_head if secret else _public_head
     kind = 'secret' if secret else 'public'
     if text.startswith(_public_head if secret else _secret_head):
@@ -133,10 +138,3 @@ def read_key(
     if len(digits) != 64 or set(digits.lower()) - set('0123456789abcdef'):
         raise SignatureError(f'{key} holds no {kind} key; expected a line that begins "{head}"')
     return bytes.fromhex(digits)
-
-def _key_text(key):
-    "The line of a key file, or a public key given in digits"
-    if isinstance(key, str) and len(key) == 64 and not Path(key).exists(): return key
-    try:
-        with open(key, 'rb') as f: return f.read(200).decode('ascii', 'replace').strip()
-    except OSError as e: raise SignatureError(f'The key {key} cannot be read: {e.strerror}') from e

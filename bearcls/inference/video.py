@@ -1,4 +1,4 @@
-"""The campsite camera of the book: frames at a rate, answers that do not flicker, and the times at which a bear was there
+"""The campsite camera of the book: frames at a rate, answers that do not flicker, and the times when a bear was there
 
 Docs: https://bearcls.github.io/bearcls/inference/video.html.md"""
 
@@ -19,41 +19,9 @@ from ..core import expect, expect_all, optional_import, patch_to, progress
 from .classifier import Classifier
 from .prediction import Prediction
 
-# %% ../../nbs/inference/09_video.ipynb #a6cfe18b
-def read_frames(
-    source: Any,       # Path, bytes or open binary file of a video or an animation
-    rate: float = 2.,  # Frames to take out of a second; fewer where a video has fewer
-) -> Iterator[tuple[float, Image.Image]]:  # Seconds from the beginning, and the upright RGB frame
-    "The frames of a video, at a rate; an `ImageError` says what cannot be read"
-    if not (rate > 0 and math.isfinite(rate)):
-        raise ValueError(f'`rate` must be a positive number of frames a second, got {rate}')
-    if isinstance(source, (bytes, bytearray)): source = io.BytesIO(source)
-    if isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
-        raise ImageError(f'{source} does not exist', 'missing')
-    return _at_rate(_animation(source, rate) or _video(source), rate)
-
-def _at_rate(frames, rate):
-    "Of (seconds, function that makes the image), the images that come when the next is due"
-    due = -math.inf
-    for at, make in frames:
-        if at < due - 1e-6: continue
-        due = (max(due, at - 1/rate) if math.isfinite(due) else at) + 1/rate
-        yield at, make()
-
 # %% ../../nbs/inference/09_video.ipynb #a246dbf3
-def _animation(source, rate):
-    "Frames of what Pillow reads as an animation; None for anything else"
-    try:
-        with _image_errors(_source_name(source), source): image = Image.open(source, formats=('GIF', 'WEBP', 'PNG'))
-    except ImageError as e:
-        if e.reason in ('bomb', 'empty'): raise
-        if hasattr(source, 'seek'): source.seek(0)
-        return None
-    _check_size(*image.size)
-    return _pillow_frames(image, rate)
-
 def _pillow_frames(image, rate):
-    "Frames are looked at again for as long as they last, at most 10 s; without a duration 0.1 s, as browsers do"
+    "Frames come again for as long as they last, at most 10 s; without a duration 0.1 s, as in browsers"
     at = 0.
     with image:
         with _image_errors('the animation', b'.'): n_frames = getattr(image, 'n_frames', 1)
@@ -91,17 +59,41 @@ def _video(source):
                 gap = step if frame.time is None or last is None else frame.time - last
                 at += (gap if 0 <= gap < 10 else step) if n else 0  # joined films restart clocks; raw ones have none
                 last = frame.time
-                yield at, lambda: _upright(frame)
+                # FFmpeg counts quarter turns against the clock, as Pillow does
+                yield at, lambda: frame.to_image().rotate(getattr(frame, 'rotation', 0), expand=True)
     except (av.error.FFmpegError, ValueError, OverflowError, AttributeError) as e:
         if isinstance(e, ImageError): raise
         raise ImageError(f'{name} cannot be decoded: {e}', 'unreadable') from e
 
-_containers = 'mov,matroska,avi,mpegts,mpeg,ogg,flv,asf,ivf,h264,hevc'  # no lists: FFmpeg would follow their addresses
+_containers = 'mov,matroska,avi,mpegts,mpeg,ogg,flv,asf,ivf,h264,hevc'  # no playlists, whose addresses FFmpeg follows
 
-def _upright(frame):
-    "A frame as it is meant to be seen; FFmpeg counts quarter turns against the clock"
-    image = frame.to_image()
-    return image.rotate(getattr(frame, 'rotation', 0), expand=True) if getattr(frame, 'rotation', 0) % 360 else image
+# %% ../../nbs/inference/09_video.ipynb #a6cfe18b
+def read_frames(
+    source: Any,       # Path, bytes or open binary file of a video or an animation
+    rate: float = 2.,  # Frames to take out of a second; fewer where a video has fewer
+) -> Iterator[tuple[float, Image.Image]]:  # Seconds from the beginning, and the upright RGB frame
+    "The frames of a video, at a rate; an `ImageError` says what cannot be read"
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ValueError(f'`rate` must be a positive number of frames a second, got {rate}')
+    if isinstance(source, (bytes, bytearray)): source = io.BytesIO(source)
+    if isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
+        raise ImageError(f'{source} does not exist', 'missing')
+    try:
+        with _image_errors(_source_name(source), source): image = Image.open(source, formats=('GIF', 'WEBP', 'PNG'))
+    except ImageError as e:
+        if e.reason in ('bomb', 'empty'): raise
+        if hasattr(source, 'seek'): source.seek(0)
+        return _at_rate(_video(source), rate)
+    _check_size(*image.size)
+    return _at_rate(_pillow_frames(image, rate), rate)
+
+def _at_rate(frames, rate):
+    "Of (seconds, function that makes the image), the images that come when the next is due"
+    due = -math.inf
+    for at, make in frames:
+        if at < due - 1e-6: continue
+        due = (max(due, at - 1/rate) if math.isfinite(due) else at) + 1/rate
+        yield at, make()
 
 # %% ../../nbs/inference/09_video.ipynb #3c5cd77a
 @dataclass
@@ -130,7 +122,7 @@ def watch(self,
     frames: Iterable[tuple[float, Any]],  # Seconds, and what `predict` takes; from `read_frames` or a camera loop
     smoothing: float = 1.,                # Seconds; see `follow`
     bs: int | None = None,                # Frames that the model sees at a time; see `predict_stream`
-    n_workers: int | None = None,         # Threads; 1 answers a frame before the next one is waited for
+    n_workers: int | None = None,         # Threads; 1 answers a frame before the next one is requested
 ) -> Iterator['FrameRow']:                # One for each frame, in their order
     "Answer frames as they come"
     if not smoothing >= 0: raise ValueError(f'`smoothing` must be 0 or more seconds, got {smoothing}')
@@ -172,7 +164,7 @@ def predict_video(self,
 @dataclass
 class Sighting:
     "A stretch of a video in which a label was seen"
-    label: str     # What was seen
+    label: str     # The label
     start: float   # Seconds from the beginning of the video
     end: float     # Likewise; that of the last frame if it was still there
     best: float    # Seconds: the trusted frame with the largest probability for the label
@@ -189,8 +181,15 @@ def sightings(
     if not 0 < stop <= start <= 1:
         raise ValueError(f'`stop` and `start` must fulfil 0 < stop <= start <= 1, got {stop} and {start}')
     rows = [r for r in rows if r.prediction]
-    found = [s for label in (rows[0].level if rows else ())
-        for s in _joined(list(_stretches(rows, label, start, stop)), gap)]
+    found = []
+    for label in (rows[0].level if rows else ()):
+        parts = []
+        for s in _stretches(rows, label, start, stop):
+            if parts and s.start - parts[-1].end <= gap:  # little lies between: the same sighting
+                higher = max(parts[-1], s, key=lambda one: one.level)
+                parts[-1] = Sighting(label, parts[-1].start, s.end, higher.best, higher.level)
+            else: parts.append(s)
+        found += parts
     return sorted(found, key=lambda s: (s.start, s.label))
 
 def _stretches(rows, label, start, stop):
@@ -206,13 +205,3 @@ def _stretches(rows, label, start, stop):
 def _sighting(rows, label, end):
     best = max(rows, key=lambda r: r.prediction.probabilities[label]*r.prediction.trusted)
     return Sighting(label, rows[0].time, end, best.time, max(r.level[label] for r in rows))
-
-def _joined(found, gap):
-    "Stretches with little between them as one"
-    out = []
-    for s in found:
-        if out and s.start - out[-1].end <= gap:
-            last = max(out[-1], s, key=lambda one: one.level)
-            out[-1] = Sighting(s.label, out[-1].start, s.end, last.best, last.level)
-        else: out.append(s)
-    return out

@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/interpret/calibrate.html.md"""
 
 # %% auto #0
 __all__ = ['reliability_columns', 'usual_temperature', 'reliability', 'plot_reliability', 'calibration_error', 'with_temperature',
-           'log_loss_of', 'Temperature', 'fit_temperature', 'temperature_html', 'calibration_html']
+           'log_loss_of', 'Temperature', 'temperature_html', 'fit_temperature', 'calibration_html']
 
 # %% ../../nbs/interpret/02_calibrate.ipynb #b40af8b1
 import math
@@ -133,9 +133,41 @@ class Temperature:
 
     def _repr_html_(self): return str(temperature_html(self))
 
+def temperature_html(
+    fitted: Temperature,  # From `fit_temperature`
+) -> Html:                # A table and a sentence
+    "A temperature and its effect in a notebook or a report"
+    expect('fitted', fitted, Temperature)
+    rows = [{'': 'log loss', 'before': fitted.before, 'after': fitted.after,
+            'on images it was not fitted to': fitted.cross_validated},
+        {'': 'expected calibration error', 'before': fitted.error_before, 'after': fitted.error_after}]
+    high = 'no bound' if math.isinf(fitted.high) else f'{fitted.high:.2f}'
+    what = 'surer than it should be' if fitted.value > 1 else 'less sure than it might be'
+    words = fitted.note.removesuffix('.') or f'The model is {what}'
+    return Html(f'<p>Temperature {fitted.value:.2f} (95% interval {fitted.low:.2f} to {high}, from {fitted.n:,} '
+        f'images). {words}.</p>{html_table(rows)}')
+
+# %% ../../nbs/interpret/02_calibrate.ipynb #62c4ce5f
+_range = (-3., 3.)  # of the temperature's logarithm: 0.05 to 20
+
+def _loss(log_t, p, y):
+    return float(-np.log(np.maximum(_heated(p, math.exp(log_t))[np.arange(len(y)), y], 1e-12)).mean())
+
+def _cost(log_t, p, y, prior):
+    "Minus the logarithm of likelihood and prior"
+    cost = len(y)*_loss(log_t, p, y)
+    return cost if prior is None else cost + (log_t - prior[0])**2/(2*prior[1]**2)
+
+def _best(p, y, prior): return math.exp(minimize_scalar(_cost, bounds=_range, args=(p, y, prior), method='bounded').x)
+
+def _cross_validated(p, y, prior, n_folds=5):
+    "Log loss of every fifth at the temperature fitted to the rest"
+    fold = np.random.default_rng(0).permutation(len(y)) % min(n_folds, len(y))
+    parts = [(fold == k, _best(p[fold != k], y[fold != k], prior)) for k in np.unique(fold)]
+    return float(sum(held.sum()*_loss(math.log(t), p[held], y[held]) for held, t in parts)/len(y))
+
 # %% ../../nbs/interpret/02_calibrate.ipynb #edc0c7ec
 usual_temperature = (.2, .25)  # Mean and deviation of the logarithm of temperatures, for images of other sources
-_range = (-3., 3.)  # of the temperature's logarithm: 0.05 to 20
 
 def fit_temperature(
     seen: Evaluation,   # Predictions on images that the model was not trained on
@@ -159,51 +191,16 @@ def fit_temperature(
             'Every answer is right, or every one wrong, so nothing tells how sure the model should be')
     value = _best(p, y, prior)
     cooled = with_temperature(seen, value)
-    low, high = _interval(p, y, value, prior)
+    at = math.log(value)
+    best = _cost(at, p, y, prior)
+    def over(log_t): return _cost(log_t, p, y, prior) - best - 1.92  # half the 95% point of chi-squared
+    low = 0. if over(_range[0]) <= 0 else math.exp(brentq(over, _range[0], at))
+    high = math.inf if over(_range[1]) <= 0 else math.exp(brentq(over, at, _range[1]))
     note = '' if not low <= 1 <= high else 'These images do not tell the temperature from 1'
     return Temperature(value, low, high, before, log_loss_of(cooled), _cross_validated(p, y, prior), ece,
         calibration_error(cooled, n_bins, 1)['error'], len(y), note)
 
-# %% ../../nbs/interpret/02_calibrate.ipynb #62c4ce5f
-def _loss(log_t, p, y):
-    return float(-np.log(np.maximum(_heated(p, math.exp(log_t))[np.arange(len(y)), y], 1e-12)).mean())
-
-def _cost(log_t, p, y, prior):
-    "Minus the logarithm of likelihood and prior"
-    cost = len(y)*_loss(log_t, p, y)
-    return cost if prior is None else cost + (log_t - prior[0])**2/(2*prior[1]**2)
-
-def _best(p, y, prior): return math.exp(minimize_scalar(_cost, bounds=_range, args=(p, y, prior), method='bounded').x)
-
-def _interval(p, y, value, prior):
-    "Temperatures whose log density lies at most 1.92 below that of the best, half the 95% point of chi-squared"
-    at = math.log(value)
-    best = _cost(at, p, y, prior)
-    def over(log_t): return _cost(log_t, p, y, prior) - best - 1.92  # -1.92 at the best
-    return (0. if over(_range[0]) <= 0 else math.exp(brentq(over, _range[0], at)),
-        math.inf if over(_range[1]) <= 0 else math.exp(brentq(over, at, _range[1])))
-
-def _cross_validated(p, y, prior, n_folds=5):
-    "Log loss of every fifth at the temperature fitted to the rest"
-    fold = np.random.default_rng(0).permutation(len(y)) % min(n_folds, len(y))
-    parts = [(fold == k, _best(p[fold != k], y[fold != k], prior)) for k in np.unique(fold)]
-    return float(sum(held.sum()*_loss(math.log(t), p[held], y[held]) for held, t in parts)/len(y))
-
 # %% ../../nbs/interpret/02_calibrate.ipynb #3b6536b2
-def temperature_html(
-    fitted: Temperature,  # From `fit_temperature`
-) -> Html:                # A table and a sentence
-    "A temperature and its effect in a notebook or a report"
-    expect('fitted', fitted, Temperature)
-    rows = [{'': 'log loss', 'before': fitted.before, 'after': fitted.after,
-            'on images it was not fitted to': fitted.cross_validated},
-        {'': 'expected calibration error', 'before': fitted.error_before, 'after': fitted.error_after}]
-    high = 'no bound' if math.isinf(fitted.high) else f'{fitted.high:.2f}'
-    what = 'surer than it should be' if fitted.value > 1 else 'less sure than it might be'
-    words = fitted.note or f'The model is {what}.'
-    return Html('<p>'
-        f'Temperature {fitted.value:.2f} (95% interval {fitted.low:.2f} to {high}, from {fitted.n:,} images). {words}{"" if fitted.note.endswith(".") or not fitted.note else "."}</p>' f'{html_table(rows)}')
-
 def calibration_html(
     seen: Evaluation,  # Predictions on images that the model was not trained on
     n_bins: int = 10,  # Bins of equal width from 0 to 1
@@ -217,6 +214,6 @@ def calibration_html(
             'kept': f'{r.kept:.0%}', '95% interval': f'{r.kept_low:.0%} to {r.kept_high:.0%}'}
         for r in rows.itertuples()]
     verdict = 'no more than chance gives' if e['error'] <= e['chance_high'] else 'more than chance explains'
-    return Html('<p>'
-        f'Expected calibration error {e["error"]:.3f}, {verdict}: a perfectly calibrated model would have {e["chance"]:.3f} on average on {e["n"]:,} images.</p>' ''
+    return Html(f'<p>Expected calibration error {e["error"]:.3f}, {verdict}: a perfectly calibrated model would have '
+        f'{e["chance"]:.3f} on average on {e["n"]:,} images.</p>'
         f'{html_table(table)}{temperature_html(fit_temperature(seen))}')

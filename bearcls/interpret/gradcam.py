@@ -48,15 +48,16 @@ def map_layer(
         raise TrainError(f'The maps of this {type(model).__name__} stand with their places first and their features '
             'last, which cannot be drawn in this way')
     if any(len(shape) == 3 for _, shape in given[last:]):
-        raise TrainError('This network cuts images into tokens, as vision transformers do, and has no maps; where it looks cannot be drawn in this way')
+        raise TrainError('This network cuts images into tokens, as vision transformers do, and has no maps; where it '
+            'looks cannot be drawn in this way')
     return given[last][0]
 
 # %% ../../nbs/interpret/04_gradcam.ipynb #2d2c9e83
 def grad_cam(
     model: nn.Module,       # Model of a classifier
     x: torch.Tensor,        # One image as the model takes it: (1, 3, height, width)
-    label: int | None = None,  # Position of the label to ask about; None: the one with the highest score
-    layer: nn.Module | None = None,  # Whose maps are asked; None: `map_layer`
+    label: int | None = None,  # Position of the label; None: the one with the highest score
+    layer: nn.Module | None = None,  # Whose maps to use; None: `map_layer`
 ) -> tuple[np.ndarray, np.ndarray]:  # What speaks for the label, (height, width), 0 to 1, all 0 if nothing; and logits
     "Where in an image the score of a label comes from"
     layer = map_layer(model, x) if layer is None else layer
@@ -81,7 +82,7 @@ class Attention:
     "Where in an image the score of a label comes from"
     image: Image.Image = field(repr=False)  # What the model saw of it
     heat: np.ndarray = field(repr=False)      # (height, width), 0 to 1: as coarse as the network's last maps
-    label: str                                # The label that was asked about
+    label: str                                # Label that the heat speaks for
     probability: float                        # Its probability
     predicted: str                            # What the model says
 
@@ -105,7 +106,7 @@ class Attention:
 def attend(
     learn: Learner,            # Trained image classifier
     source: Any,               # File, bytes, or Pillow image
-    label: str | None = None,  # Label to ask about; None: what the model says
+    label: str | None = None,  # Label to look for; None: what the model says
 ) -> Attention:                # Map, image and probability
     "Where in an image a Learner finds a label"
     expect('learn', learn, Learner)
@@ -119,17 +120,15 @@ def attend(
     heat, logits = grad_cam(learn.model, x, None if label is None else labels.index(label))
     p = np.exp(logits - logits.max())/np.exp(logits - logits.max()).sum()
     asked = labels.index(label) if label is not None else int(p.argmax())
-    return Attention(_shown(dl, source, x), heat, labels[asked], float(p[asked]), labels[int(p.argmax())])
-
-def _shown(dl, source, x):
-    "The image under the map: all of it if a pipeline that turns images upright squished it, else what the model saw"
     upright = any(isinstance(t, OpenImage) for t in dl.dataset.tls[0].tfms.fs)
-    if upright and any(isinstance(t, Resize) and str(getattr(t.method, 'value', t.method)) == 'squish'
-        for t in dl.after_item.fs):
-        return load_image(source, min_side=256)
-    for t in dl.after_batch.fs:
-        if isinstance(t, Normalize): x = x*t.std.as_subclass(torch.Tensor) + t.mean.as_subclass(torch.Tensor)
-    return Image.fromarray((255*x[0].clamp(0, 1)).byte().permute(1, 2, 0).cpu().numpy())
+    resizes = [t for t in dl.after_item.fs if isinstance(t, Resize)]
+    if upright and any(str(getattr(t.method, 'value', t.method)) == 'squish' for t in resizes):
+        image = load_image(source, min_side=256)
+    else:  # a part of it, so show what the model saw
+        for t in dl.after_batch.fs:
+            if isinstance(t, Normalize): x = x*t.std.as_subclass(torch.Tensor) + t.mean.as_subclass(torch.Tensor)
+        image = Image.fromarray((255*x[0].clamp(0, 1)).byte().permute(1, 2, 0).cpu().numpy())
+    return Attention(image, heat, labels[asked], float(p[asked]), labels[int(p.argmax())])
 
 # %% ../../nbs/interpret/04_gradcam.ipynb #4acd5b8c
 def show_attention(
@@ -154,7 +153,7 @@ def nearest_images(
     n: int = 5,           # How many
     split: str = 'train', # Side on which to look; '' for images of which it is not known
 ) -> pd.DataFrame:        # file, actual, predicted, likeness (cosine of the features, -1 to 1), the nearest first
-    "The training images that an image is most like, to the network"
+    "The training images that the network finds most like an image"
     expect('seen', seen, Evaluation)
     places = np.flatnonzero(seen.table.file == str(file))
     if not len(places): raise DataError(f'{file} is none of the {len(seen)} images that were evaluated')
@@ -174,7 +173,7 @@ def show_nearest(
     n: int = 5,                     # Training images for each
     side: int = 96,                 # Longer side of a thumbnail, in pixels
 ) -> Html:                          # A line for each image: itself, then the training images nearest to it
-    "Mistakes beside the training images that they take after"
+    "Mistakes beside the training images that they resemble"
     if files is not None: files = expect_all('files', files, str, os.PathLike)
     expect('seen', seen, Evaluation)
     if files is None:

@@ -37,20 +37,17 @@ def out_of_fold(
     if n_folds < 2: raise ValueError(f'`n_folds` must be at least 2, got {n_folds}')
     n_labels = n_labels or int(max(y, default=0)) + 1
     x = torch.tensor((x - x.mean(0)) / (x.std(0) + 1e-6), dtype=torch.float32)
-    y, fold, result = torch.tensor(y), _folds(y, n_folds, seed), np.zeros((len(y), n_labels), np.float32)
+    fold = np.empty(len(y), int)
+    rng = np.random.default_rng(seed)
+    for label in np.unique(y):  # every label is dealt out evenly
+        mine = rng.permutation(np.flatnonzero(y == label))
+        fold[mine] = np.arange(len(mine)) % n_folds
+    y = torch.tensor(y)
+    result = np.zeros((len(y), n_labels), np.float32)
     for k in range(n_folds):
         held = torch.tensor(fold == k)
         if held.any(): result[fold == k] = _softmax_regression(x[~held], y[~held], n_labels, weight_decay)(x[held])
     return result
-
-def _folds(y, n_folds, seed):
-    "The part of each image; every label is dealt out evenly"
-    fold = np.empty(len(y), int)
-    rng = np.random.default_rng(seed)
-    for label in np.unique(y):
-        mine = rng.permutation(np.flatnonzero(y == label))
-        fold[mine] = np.arange(len(mine)) % n_folds
-    return fold
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #38840c14
 def _softmax_regression(x, y, n_labels, weight_decay):
@@ -77,7 +74,12 @@ def likeness_to_label(
 ) -> np.ndarray:           # Mean cosine to them, -1 to 1, for each; 0 for the only image of a label
     "How alike each image is to the most alike images of its own label"
     if not 0 < shrinkage <= 1: raise ValueError(f'`shrinkage` must lie above 0 and at most at 1, got {shrinkage}')
-    x = _whiten(x, y, shrinkage)
+    x = ((x - x.mean(0)) / (x.std(0) + 1e-6)).astype(np.float64)
+    means = np.stack([x[y == label].mean(0) for label in np.unique(y)])
+    within = x - means[np.unique(y, return_inverse=True)[1]]
+    c = within.T @ within / len(x)
+    c = (1 - shrinkage)*c + shrinkage*np.eye(len(c))*max(np.trace(c)/len(c), 1e-12)
+    x = np.linalg.solve(np.linalg.cholesky(c), x.T).T  # whitened: within a label all features vary alike
     result = np.zeros(len(y))
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     for label in np.unique(y):
@@ -88,16 +90,6 @@ def likeness_to_label(
             cosines[np.arange(len(part)), part] = -np.inf
             result[mine[part]] = np.partition(cosines, -k, 1)[:, -k:].mean(1)
     return result
-
-def _whiten(x, y, shrinkage):
-    "Features that vary alike within the labels"
-    x = ((x - x.mean(0)) / (x.std(0) + 1e-6)).astype(np.float64)
-    within = (x
-        - np.stack([x[y == label].mean(0)
-                for label in range(y.max() + 1) if (y == label).any()])[np.unique(y, return_inverse=True)[1]])
-    c = within.T @ within / len(x)
-    c = (1 - shrinkage)*c + shrinkage*np.eye(len(c))*max(np.trace(c)/len(c), 1e-12)
-    return np.linalg.solve(np.linalg.cholesky(c), x.T).T
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #a357a061
 def judge_labels(
@@ -149,20 +141,17 @@ def label_issues(
     if not 0 <= share <= 1: raise ValueError(f'`share` must lie between 0 and 1, got {share}')
     if judged is None: judged = judge_labels(seen, seed)
     lead = judged.other_fit - judged.fit
-    wrong = (lead > 0) & (judged.other_fit >= judged.other.map(judged.groupby('actual').fit.mean()).astype(float)) | (lead >= .5)
+    usual = judged.other.map(judged.groupby('actual').fit.mean()).astype(float)
+    wrong = (lead > 0) & (judged.other_fit >= usual) | (lead >= .5)
     order = judged.score.fillna(-1).to_numpy().argsort(kind='stable')[::-1]
     listed = [i for place, i in enumerate(order) if judged.score[i] >= 0 and (place < share*len(judged) or wrong[i])]
     table = judged.iloc[listed]
-    kind = np.select([wrong[listed], _is_outlier(judged)[listed]], ['wrong_label', 'no_label'], 'doubtful')
+    away = judged.likeness - judged.groupby('actual').likeness.transform('median')
+    outlier = away < -2*1.4826*away.abs().groupby(judged.actual).transform('median')  # two robust deviations
+    kind = np.select([wrong[listed], outlier[listed]], ['wrong_label', 'no_label'], 'doubtful')
     table = table.assign(suggested=np.where(lead[listed] > 0, table.other, ''), margin=lead[listed].clip(lower=0),
         kind=kind)
     return table.assign(reason=[_reason(r) for r in table.itertuples()])[issue_columns].reset_index(drop=True)
-
-def _is_outlier(judged):
-    "Two robust deviations less alike to its label than the middle of the label's images"
-    groups = judged.groupby('actual').likeness
-    away = judged.likeness - groups.transform('median')
-    return away < -2*1.4826*away.abs().groupby(judged.actual).transform('median')
 
 def _reason(r):
     "The suspicion in words"
@@ -212,30 +201,6 @@ class WrongLabels:
     def worth_a_look(self) -> bool:  # One in four of the list, or more
         "Are enough of them wrong to look through the list first?"
         return self.listed > 0 and (math.isnan(self.n) or self.n >= max(1, self.listed/4))
-
-def count_wrong_labels(
-    seen: Evaluation,     # Predictions on the images to examine, best those of both splits
-    issues: pd.DataFrame | None = None,  # Rows of `label_issues` to count, such as one kind; None: contradicted labels
-    seed: int = 42,       # Decides the parts of the cross-validation
-    max_fit: int = 2000,  # Images that the model of wrong labels is fitted to, at most
-) -> WrongLabels:         # Among the images of `issues`
-    "How many of the suspicious labels are probably wrong"
-    expect('seen', seen, Evaluation)
-    expect('issues', issues, pd.DataFrame, None)
-    y = seen.targets
-    n = len(seen)
-    if n < 20 or seen.features.shape[1] == 0 or len(set(y)) < 2:
-        raise DataError(f'To count wrong labels, 20 images of two labels are needed at least, with features; got {n} '
-            f'images of {len(set(y))} labels')
-    p = out_of_fold(seen.features, y, seed=seed, n_labels=len(seen.labels))
-    listed = p.argmax(1) != y if issues is None else seen.table.file.isin(set(issues.file)).to_numpy()
-    some = np.linspace(0, n - 1, min(n, max_fit)).round().astype(int)
-    draws, gain = _any_for_any(p, y, some, listed, seed)
-    if len(seen.labels) <= 20:
-        others, gain_of_others = _by_habit(p, y, some, listed, seed)
-        if gain_of_others - gain > 1.5*np.log(len(some)): draws = np.concatenate([draws, others])
-    low, high = np.quantile(draws, [.025, .975])
-    return WrongLabels(float(draws.mean()), int(low), int(np.ceil(high)), int(listed.sum()))
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #361d959b
 def _heated(p, temperature):
@@ -297,6 +262,31 @@ def _by_habit(p, y, some, listed, seed, n_draws=20):
         draws.append((rng.random((20, len(mine))) < wrong).sum(1))
     return np.concatenate(draws), best
 
+# %% ../../nbs/interpret/05_label_issues.ipynb #f5fbaa1b
+def count_wrong_labels(
+    seen: Evaluation,     # Predictions on the images to examine, best those of both splits
+    issues: pd.DataFrame | None = None,  # Rows of `label_issues` to count, such as one kind; None: contradicted labels
+    seed: int = 42,       # Decides the parts of the cross-validation
+    max_fit: int = 2000,  # Images that the model of wrong labels is fitted to, at most
+) -> WrongLabels:         # Among the images of `issues`
+    "How many of the suspicious labels are probably wrong"
+    expect('seen', seen, Evaluation)
+    expect('issues', issues, pd.DataFrame, None)
+    y = seen.targets
+    n = len(seen)
+    if n < 20 or seen.features.shape[1] == 0 or len(set(y)) < 2:
+        raise DataError(f'To count wrong labels, 20 images of two labels are needed at least, with features; got {n} '
+            f'images of {len(set(y))} labels')
+    p = out_of_fold(seen.features, y, seed=seed, n_labels=len(seen.labels))
+    listed = p.argmax(1) != y if issues is None else seen.table.file.isin(set(issues.file)).to_numpy()
+    some = np.linspace(0, n - 1, min(n, max_fit)).round().astype(int)
+    draws, gain = _any_for_any(p, y, some, listed, seed)
+    if len(seen.labels) <= 20:
+        others, gain_of_others = _by_habit(p, y, some, listed, seed)
+        if gain_of_others - gain > 1.5*np.log(len(some)): draws = np.concatenate([draws, others])
+    low, high = np.quantile(draws, [.025, .975])
+    return WrongLabels(float(draws.mean()), int(low), int(np.ceil(high)), int(listed.sum()))
+
 # %% ../../nbs/interpret/05_label_issues.ipynb #c50ea862
 def duplicate_issues(
     seen: Evaluation,                           # Of the images to examine; only files, labels and splits are used
@@ -312,28 +302,27 @@ def duplicate_issues(
     if None in looks:
         raise DataError(f'`surveyed` lacks {seen.table.file.iloc[looks.index(None)]}; survey the same images')
     groups = pd.Series(near_groups(looks), dtype=int)
+    def rank(i):  # the largest image first, by width times height
+        try: pixels = int(np.prod(image_size(seen.table.file[i])))
+        except ImageError: pixels = 0
+        return -pixels, seen.table.file[i]
     rows = []
     for _, places in groups.groupby(groups).groups.items():
         if len(places) < 2: continue
-        first, *rest = sorted(places, key=lambda i: (-_pixels(seen.table.file[i]), seen.table.file[i]))
-        rows += [_copy_row(seen.table.iloc[i], seen.table.iloc[first], looks[i], looks[first]) for i in rest]
+        first, *rest = sorted(places, key=rank)
+        kept = seen.table.iloc[first]
+        for i in rest:
+            copy = seen.table.iloc[i]
+            same = looks[i].digest == looks[first].digest
+            words = f'{"the same bytes as" if same else "looks like"} {"/".join(Path(kept.file).parts[-2:])}'
+            if copy.actual != kept.actual: words += f', which is filed as {kept.actual}'
+            if copy.split != kept.split: words += '; one is trained on, the other validated with'
+            rows.append(dict(file=copy.file, split=copy.split, actual=copy.actual,
+                suggested=kept.actual if copy.actual != kept.actual else '', margin=0., kind='copy',
+                score=1. if same else similarity(looks[i].fingerprint.tiny, looks[first].fingerprint.tiny),
+                reason=words))
     return pd.DataFrame(rows, columns=issue_columns).sort_values('score', ascending=False,
         kind='stable').reset_index(drop=True)
-
-def _pixels(file):
-    "Width times height; 0 if it cannot be told"
-    try: return int(np.prod(image_size(file)))
-    except ImageError: return 0
-
-def _copy_row(copy, kept, a, b):
-    "A copy, and what is odd about it"
-    words = f'{"the same bytes as" if a.digest == b.digest else "looks like"} {"/".join(Path(kept.file).parts[-2:])}'
-    if copy.actual != kept.actual: words += f', which is filed as {kept.actual}'
-    if copy.split != kept.split: words += '; one is trained on, the other validated with'
-    score = 1. if a.digest == b.digest else similarity(a.fingerprint.tiny, b.fingerprint.tiny)
-    other = kept.actual if copy.actual != kept.actual else ''
-    return dict(file=copy.file, split=copy.split, actual=copy.actual, suggested=other, margin=0., kind='copy',
-        score=score, reason=words)
 
 # %% ../../nbs/interpret/05_label_issues.ipynb #beef001f
 def find_issues(

@@ -9,7 +9,7 @@ __all__ = ['fact_words', 'slice_columns', 'image_metadata', 'cut_slices', 'slice
            'slice_words', 'slices_html']
 
 # %% ../../nbs/interpret/03_slices.ipynb #6af1f832
-import math, os
+import itertools, math, os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -37,8 +37,9 @@ def image_metadata(
     files = [Path(f) for f in seen.table.file]
     looks = list(progress(in_order(_look, files), 'looking', len(files), 'img'))
     metadata = pd.DataFrame(looks, columns=['brightness', 'size', 'aspect'], dtype=float)
-    roots = {path} if path is not None else manifest_roots(files)
-    known = {real_name(Path(root)/r.file): r for root in roots for r in known_rows(root) if r.file}
+    known = {}
+    for root in manifest_roots(files) if path is None else [path]:
+        known |= {real_name(Path(root)/r.file): r for r in known_rows(root) if r.file}
     rows = [known.get(real_name(f)) for f in files]
     return metadata.assign(site=[site_of(r) if r else '' for r in rows], term=[r.term if r else '' for r in rows])
 
@@ -46,8 +47,8 @@ def _look(file):
     "Brightness, shorter side, and width over height"
     try:
         width, height = image_size(file)
-        return float(np.asarray(load_image(file, min_side=64).resize((32, 32)).convert('L')).mean()), min(width,
-            height), width/height
+        grey = np.asarray(load_image(file, min_side=64).resize((32, 32)).convert('L'))
+        return float(grey.mean()), min(width, height), width/height
     except ImageError: return math.nan, math.nan, math.nan
 
 # %% ../../nbs/interpret/03_slices.ipynb #3e583bdc
@@ -67,28 +68,44 @@ def cut_slices(
 
 def _ordered(names, order):
     "Names as categories in this order"
-    return names.astype(pd.CategoricalDtype([n
-                for n in dict.fromkeys([*order, 'all others', 'not known']) if (names == n).any()]))
+    order = dict.fromkeys([*order, 'all others', 'not known'])
+    return names.astype(pd.CategoricalDtype([n for n in order if (names == n).any()]))
 
 def _cut_numbers(values, n_parts):
-    "Parts of about the same number of images, named by their ends"
+    "Parts of about as many images, named by their ends: three digits, or as many more as tell all ends apart"
     known = values.dropna()
     names = pd.Series('not known', values.index, dtype=object)
-    order = []
     edges = np.unique(np.quantile(known, np.arange(1, n_parts)/n_parts, method='inverted_cdf')) if len(known) else []
     parts = [known[mine] for mine in known.groupby(np.searchsorted(edges, known)).groups.values()]
-    order = _part_names([(mine.min(), mine.max()) for mine in parts])
-    for name, mine in zip(order, parts): names[mine.index] = name
+    ends = [(mine.min(), mine.max()) for mine in parts]
+    different = set(itertools.chain.from_iterable(ends))
+    def number(v, digits): return f'{v:.0f}' if v == round(v) and abs(v) < 1e15 else f'{v:.{digits}g}'
+    digits = 3
+    while digits < 17 and len({number(v, digits) for v in different}) < len(different): digits += 1
+    order = []
+    for mine, (low, high) in zip(parts, ends):
+        name = number(low, digits) if low == high else f'{number(low, digits)} to {number(high, digits)}'
+        names[mine.index] = name
+        order.append(name)
     return _ordered(names, order)
 
-def _part_names(ends):
-    "Names of parts by their ends, with three digits, or as many more as tell all ends apart"
-    def number(v, digits): return f'{v:.0f}' if v == round(v) and abs(v) < 1e15 else f'{v:.{digits}g}'
-    def name(low, high, digits):
-        return number(low, digits) if low == high else f'{number(low, digits)} to {number(high, digits)}'
-    different = len({v for pair in ends for v in pair})
-    digits = next((d for d in range(3, 17) if len({number(v, d) for pair in ends for v in pair}) == different), 17)
-    return [name(*pair, digits) for pair in ends]
+# %% ../../nbs/interpret/03_slices.ipynb #96684873
+def _checked_metadata(seen, metadata, by):
+    "The columns to slice by, one row for each image"
+    by = [by] if isinstance(by, str) else by
+    metadata = image_metadata(seen) if metadata is None else metadata
+    if len(metadata) != len(seen): raise DataError(f'`metadata` has {len(metadata)} rows for {len(seen)} images')
+    if missing := [c for c in by or () if c not in metadata]:
+        raise DataError(f'`metadata` has no column {missing[0]!r}; it has {", ".join(map(str, metadata.columns))}')
+    return metadata.reset_index(drop=True)[list(by) if by is not None else list(metadata.columns)]
+
+def _holm(p):
+    "Probabilities after looking at so many, by Holm's step-down method; nan stays nan"
+    adjusted = np.full(len(p), math.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind='stable')]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)))
+    return adjusted
 
 # %% ../../nbs/interpret/03_slices.ipynb #e0610671
 slice_columns = ['by', 'slice', 'n', 'wrong', 'error', 'low', 'high', 'elsewhere', 'p', 'p_adjusted', 'verdict']
@@ -100,50 +117,33 @@ def slice_errors(
     n_parts: int = 3,                  # Parts that numbers are cut into
     min_n: int = 10,                   # Smaller slices are not judged
     alpha: float = .05,                # Accepted chance that any harmless slice is called different
-) -> pd.DataFrame:                     # Columns `slice_columns`; verdict: 'more errors', 'fewer errors', 'cannot tell', 'too few' or 'nothing to compare'
+) -> pd.DataFrame:                     # Columns `slice_columns`; verdict: more errors, fewer, or why it cannot tell
     "The error on each slice with its 95% interval, and whether it differs from elsewhere beyond chance"
     expect('seen', seen, Evaluation)
     expect('metadata', metadata, pd.DataFrame, None)
     metadata = _checked_metadata(seen, metadata, by)
     wrong = ~seen.table.correct.to_numpy(bool)
-    rows = [row for column in metadata
-        for row in _slice_rows(column, cut_slices(metadata[column], n_parts), wrong, seen.table.actual, min_n)]
+    rows = []
+    for column in metadata:
+        slices = cut_slices(metadata[column], n_parts)
+        for name, places in slices.groupby(slices, observed=True).groups.items():
+            inside = np.zeros(len(wrong), bool)
+            inside[np.asarray(places)] = True
+            outside = ~inside & seen.table.actual.isin(seen.table.actual[inside]).to_numpy()
+            n = int(inside.sum())
+            k = int(wrong[inside].sum())
+            others = int(outside.sum())
+            others_wrong = int(wrong[outside].sum())
+            judged = n >= min_n and others
+            p = fisher_exact([[k, n - k], [others_wrong, others - others_wrong]])[1] if judged else math.nan
+            elsewhere = others_wrong/others if others else math.nan
+            rows.append((column, name, n, k, k/n, *wilson(k, n), elsewhere, p))
     table = pd.DataFrame(rows, columns=slice_columns[:-2])
     table['p_adjusted'] = _holm(table.p.to_numpy(float))
     more = np.where(table.error > table.elsewhere, 'more errors', 'fewer errors')
     unjudged = np.where(table.elsewhere.isna(), 'nothing to compare',
         np.where(table.n < min_n, 'too few', 'cannot tell'))
     return table.assign(verdict=np.where(table.p_adjusted < alpha, more, unjudged))
-
-def _checked_metadata(seen, metadata, by):
-    "The columns to slice by, one row for each image"
-    by = [by] if isinstance(by, str) else by
-    metadata = image_metadata(seen) if metadata is None else metadata
-    if len(metadata) != len(seen): raise DataError(f'`metadata` has {len(metadata)} rows for {len(seen)} images')
-    if missing := [c for c in by or () if c not in metadata]:
-        raise DataError(f'`metadata` has no column {missing[0]!r}; it has {", ".join(map(str, metadata.columns))}')
-    return metadata.reset_index(drop=True)[list(by) if by is not None else list(metadata.columns)]
-
-# %% ../../nbs/interpret/03_slices.ipynb #96684873
-def _slice_rows(column, slices, wrong, actual, min_n):
-    "A row for each slice by one fact"
-    for name, places in slices.groupby(slices, observed=True).groups.items():
-        inside = np.zeros(len(wrong), bool)
-        inside[np.asarray(places)] = True
-        outside = ~inside & actual.isin(actual[inside]).to_numpy()
-        n, k, others, others_wrong = (int(v)
-            for v in (inside.sum(), wrong[inside].sum(), outside.sum(), wrong[outside].sum()))
-        low, high = wilson(k, n)
-        p = fisher_exact([[k, n - k], [others_wrong, others - others_wrong]])[1] if n >= min_n and others else math.nan
-        yield column, name, n, k, k/n, low, high, others_wrong/others if others else math.nan, p
-
-def _holm(p):
-    "Probabilities after looking at so many, by Holm's step-down method; nan stays nan"
-    adjusted = np.full(len(p), math.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind='stable')]
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)))
-    return adjusted
 
 # %% ../../nbs/interpret/03_slices.ipynb #c4ded958
 def plot_slices(
@@ -190,7 +190,8 @@ def slice_words(
     expect('table', table, pd.DataFrame)
     expect('counted', counted, pd.DataFrame, None)
     found = table[table.p_adjusted.notna()]
-    out = found[found.verdict.isin(['more errors', 'fewer errors'])].sort_values(['verdict', 'p_adjusted'], ascending=[False, True], kind='stable')  # more errors first
+    out = found[found.verdict.isin(['more errors', 'fewer errors'])]
+    out = out.sort_values(['verdict', 'p_adjusted'], ascending=[False, True], kind='stable')  # more errors first
     words = [f'{_slice_name(r)}: {r.verdict} than elsewhere, {r.wrong} of {r.n} ({r.error:.0%}, probably {r.low:.0%} '
         f'to {r.high:.0%}) against {r.elsewhere:.0%}.' for r in out.itertuples()]
     if not len(found):
@@ -212,8 +213,10 @@ def _slice_name(r): return f'{fact_words.get(r.by, r.by)} {r.slice}'
 def _gap_words(counted):
     "Labels that a slice has no image of"
     if counted is None: return []
-    gaps = [(label, *key) for key, row in counted.iterrows()
-        for label, n in row.items() if n == 0 and key[1] not in ('not known', 'all others') and key[0] != 'term']
+    gaps = []
+    for (by, name), row in counted.iterrows():
+        if by == 'term' or name in ('not known', 'all others'): continue
+        gaps += [(label, by, name) for label, n in row.items() if n == 0]
     more = f' There are {len(gaps) - 8} more such gaps.' if len(gaps) > 8 else ''
     return [f'No image of {label} has {fact_words.get(by, by)} {name}: what is missing can neither be learnt nor '
         f'measured.{more if i == 7 else ""}' for i, (label, by, name) in enumerate(gaps[:8])]

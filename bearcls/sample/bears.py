@@ -11,6 +11,7 @@ __all__ = ['unreadable_faults', 'awkward_faults', 'content_faults', 'fault_kinds
 # %% ../../nbs/sample/04_bears.ipynb #39c2a74d
 import csv, io, os, struct, zlib
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
@@ -50,7 +51,8 @@ fault_kinds = {**unreadable_faults, **awkward_faults, **content_faults}  # Every
 # %% ../../nbs/sample/04_bears.ipynb #8b84e327
 _share = {  # Part of all files that carries each fault
     'truncated_jpeg': .0015, 'html_page': .0015, 'empty_file': .001, 'bomb_png': .0007,
-    'webp_as_jpg': .003, 'rgba_png': .002, 'palette_png': .002, 'cmyk_jpeg': .002, 'exif_rotated': .004, 'one_pixel': .0007,
+    'webp_as_jpg': .003, 'rgba_png': .002, 'palette_png': .002, 'cmyk_jpeg': .002, 'exif_rotated': .004,
+    'one_pixel': .0007,
     'duplicate': .010, 'rescaled_copy': .006, 'reencoded_copy': .006, 'cropped_copy': .006,
     'swapped_label': .015, 'not_a_bear': .015, 'too_dark': .008, 'blurred': .008,
 }
@@ -62,19 +64,15 @@ def fault_counts(
     return {name: max(1, round(share*n_files)) for name, share in _share.items()}
 
 # %% ../../nbs/sample/04_bears.ipynb #c79b4598
-def _jpeg(image, quality=88, **options):
-    "The bytes of a JPEG"
+def _encoded(image, kind, **options):
+    "The bytes of an image file"
     out = io.BytesIO()
-    image.save(out, 'JPEG', quality=quality, **options)
+    image.save(out, kind, **options)
     return out.getvalue()
 
-def _png(image):
-    "The bytes of a PNG, compressed lightly because speed counts here"
-    out = io.BytesIO()
-    image.save(out, 'PNG', compress_level=1)
-    return out.getvalue()
+def _jpeg(image, quality=88, **options): return _encoded(image, 'JPEG', quality=quality, **options)
+def _png(image): return _encoded(image, 'PNG', compress_level=1)  # lightly, because speed counts here
 
-# %% ../../nbs/sample/04_bears.ipynb #d5d67ffe
 _page = (b'<!doctype html>\n<html><head><title>404 Not Found</title></head>\n<body><h1>Not Found</h1><p>'
     b'This image has moved.</p></body></html>\n')
 
@@ -84,38 +82,6 @@ def _bomb():
     header = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'\0'*64)) + chunk(b'IEND', b'')
 
-def _half(data): return data[:len(data)//2]
-
-# %% ../../nbs/sample/04_bears.ipynb #e7755854
-def _webp(image):
-    "The bytes of a WebP"
-    out = io.BytesIO()
-    image.save(out, 'WEBP', quality=80)
-    return out.getvalue()
-
-def _cut_out(image):
-    "The image on a disc, transparent around it"
-    alpha = Image.radial_gradient('L').resize(image.size).point(lambda v: 255 if v < 190 else 0)
-    image = image.copy()
-    image.putalpha(alpha)
-    return image
-
-def _on_its_side(image):
-    "Turned by 90 degrees, with the EXIF note that turns it back"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return _jpeg(image.transpose(Image.Transpose.ROTATE_90), exif=exif.tobytes())
-
-# %% ../../nbs/sample/04_bears.ipynb #f954e091
-def _cropped(image, rng):
-    "About a twentieth less at each edge"
-    w, h = image.size
-    a, b, c, d = rng.uniform(.02, .06, 4)
-    return image.crop((round(a*w), round(b*h), round((1 - c)*w), round((1 - d)*h)))
-
-def _dark(image): return image.point([int(v*.07) for v in range(256)]*3)
-def _blur(image): return image.filter(ImageFilter.GaussianBlur(max(image.size)/22))
-
 # %% ../../nbs/sample/04_bears.ipynb #5f26be19
 def spoil(
     image: Image.Image,           # RGB image
@@ -124,18 +90,36 @@ def spoil(
 ) -> bytes:                       # What goes into the file
     "The bytes of `image` with `fault` done to it"
     expect('image', image, Image.Image)
-    make = {'truncated_jpeg': lambda: _half(_jpeg(image)), 'html_page': lambda: _page, 'empty_file': lambda: b'',
-        'bomb_png': _bomb,
-            'webp_as_jpg': lambda: _webp(image), 'rgba_png': lambda: _png(_cut_out(image)),
-            'palette_png': lambda: _png(image.quantize(64)),
-            'cmyk_jpeg': lambda: _jpeg(image.convert('CMYK')), 'exif_rotated': lambda: _on_its_side(image),
-            'one_pixel': lambda: _jpeg(image.resize((1, 1))),
-            'rescaled_copy': lambda: _jpeg(image.resize([round(v*.6) for v in image.size], Image.Resampling.LANCZOS)),
-            'reencoded_copy': lambda: _jpeg(image, 45), 'cropped_copy': lambda: _jpeg(_cropped(image, rng)),
-            'too_dark': lambda: _jpeg(_dark(image)), 'blurred': lambda: _jpeg(_blur(image))}
     if fault and fault not in fault_kinds:
         raise ValueError(f'`fault` must be one of {", ".join(fault_kinds)}, got {fault!r}')
-    return make[fault]() if fault in make else _jpeg(image, int(rng.integers(80, 93)))
+    width, height = image.size
+    if fault == 'html_page': return _page
+    if fault == 'empty_file': return b''
+    if fault == 'bomb_png': return _bomb()
+    if fault == 'webp_as_jpg': return _encoded(image, 'WEBP', quality=80)
+    if fault == 'palette_png': return _png(image.quantize(64))
+    if fault == 'cmyk_jpeg': return _jpeg(image.convert('CMYK'))
+    if fault == 'one_pixel': return _jpeg(image.resize((1, 1)))
+    if fault == 'reencoded_copy': return _jpeg(image, 45)
+    if fault == 'too_dark': return _jpeg(image.point([int(v*.07) for v in range(256)]*3))
+    if fault == 'blurred': return _jpeg(image.filter(ImageFilter.GaussianBlur(max(image.size)/22)))
+    if fault == 'rescaled_copy':
+        return _jpeg(image.resize((round(width*.6), round(height*.6)), Image.Resampling.LANCZOS))
+    if fault == 'truncated_jpeg':
+        whole = _jpeg(image)
+        return whole[:len(whole)//2]
+    if fault == 'rgba_png':  # on a disc, transparent around it
+        image = image.copy()
+        image.putalpha(Image.radial_gradient('L').resize(image.size).point(lambda v: 255 if v < 190 else 0))
+        return _png(image)
+    if fault == 'exif_rotated':  # with the EXIF note that turns it back
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        return _jpeg(image.transpose(Image.Transpose.ROTATE_90), exif=exif.tobytes())
+    if fault == 'cropped_copy':  # about a twentieth less at each edge
+        a, b, c, d = rng.uniform(.02, .06, 4)
+        return _jpeg(image.crop((round(a*width), round(b*height), round((1 - c)*width), round((1 - d)*height))))
+    return _jpeg(image, int(rng.integers(80, 93)))
 
 # %% ../../nbs/sample/04_bears.ipynb #930e0142
 @dataclass
@@ -166,42 +150,36 @@ def plan_bears(
 ) -> list[Item]:           # One for each file, by label and number
     "What `draw_bears` will draw"
     rng = np.random.default_rng([seed, n_per_label, len(bear_labels)])
-    items = [Item(label, i, label, i, suffix='.png' if rng.random() < .02 else '.jpg') for label in bear_labels
-        for i in range(n_per_label)]
+    items = [Item(label, i, label, i, suffix='.png' if rng.random() < .02 else '.jpg')
+             for label, i in product(bear_labels, range(n_per_label))]
     if not faults: return items
-    names = [name for name, n in fault_counts(len(items)).items() for _ in range(n)]
+    planted = []
+    for fault, n in fault_counts(len(items)).items(): planted += [fault]*n
     order = rng.permutation(len(items)).tolist()
-    good = [items[k] for k in order[len(names):]]
-    for name, k in zip(names, order): _plant(items[k], name, good, rng)
+    good = [items[k] for k in order[len(planted):]]  # copies take after one of these, each used once
+    for fault, k in zip(planted, order):
+        item = items[k]
+        item.fault = fault
+        item.suffix = '.png' if fault.endswith('_png') else '.jpg'
+        others = [label for label in bear_labels if label != item.label]
+        if fault == 'not_a_bear': item.subject = sorted(things)[rng.integers(len(things))]
+        if fault == 'swapped_label': item.subject = others[rng.integers(2)]
+        if fault == 'duplicate' or fault.endswith('_copy'):
+            original = next(o for o in good if o.label == item.label)
+            good.remove(original)
+            item.source = original.number
+            if fault == 'duplicate': item.suffix = original.suffix
     return items
-
-# %% ../../nbs/sample/04_bears.ipynb #163319e0
-def _plant(item, fault, good, rng):
-    "Make `item` a carrier of `fault`; copies take after one of the `good` items of the same label, each used once"
-    item.fault = fault
-    item.suffix = '.png' if fault.endswith('_png') else '.jpg'
-    if fault == 'not_a_bear': item.subject = sorted(things)[rng.integers(len(things))]
-    if fault == 'swapped_label': item.subject = [label for label in bear_labels if label != item.label][rng.integers(2)]
-    if fault == 'duplicate' or fault.endswith('_copy'):
-        original = next(o for o in good if o.label == item.label)
-        good.remove(original)
-        item.source = original.number
-        if fault == 'duplicate': item.suffix = original.suffix
 
 # %% ../../nbs/sample/04_bears.ipynb #ba76db09
 _subjects = [*bear_labels, *sorted(things)]
 
-def _draw_item(item, side, seed):
-    "The image of an item before its fault"
-    own = [seed, _subjects.index(item.subject), bear_labels.index(item.label), item.source]
-    if item.subject in things: return draw_thing(item.subject, own, side)
-    return draw_bear(item.subject, own, side)
-
 def _item_bytes(item, side, seed):
     "What the item's file holds"
-    rng = np.random.default_rng([seed, bear_labels.index(item.label), item.source, 1])
-    image = _draw_item(item, side, seed)
+    own = [seed, _subjects.index(item.subject), bear_labels.index(item.label), item.source]
+    image = (draw_thing if item.subject in things else draw_bear)(item.subject, own, side)
     if item.fault in ('', 'duplicate', 'swapped_label', 'not_a_bear') and item.suffix == '.png': return _png(image)
+    rng = np.random.default_rng([seed, bear_labels.index(item.label), item.source, 1])
     return spoil(image, '' if item.fault == 'duplicate' else item.fault, rng)
 
 # %% ../../nbs/sample/04_bears.ipynb #f93267a9
@@ -211,25 +189,15 @@ class NotEmptyError(DataError, FileExistsError):
 def _check_dest(dest, files):
     "Refuse a folder that holds anything but `files` of an earlier run of the same drawing; hidden files do not count"
     if dest.exists() and not dest.is_dir(): raise DataError(f'`dest` must be a folder, {dest} is a file')
-    paths = [f.relative_to(dest) for f in sorted(dest.rglob('*')) if f.is_file()] if dest.exists() else []
-    found = [f.as_posix() for f in paths if not any(part.startswith('.') for part in f.parts)]
+    names = [f.relative_to(dest).as_posix() for f in sorted(dest.rglob('*')) if f.is_file()] if dest.exists() else []
+    found = [name for name in names if '/.' not in f'/{name}']
     strangers = [f for f in found if f not in {*files, manifest_name, 'faults.csv'}]
     if strangers or (found and not any(row.provider == _provider for row in read_manifest(dest))):
         raise NotEmptyError(f'`dest` must be a new or empty folder, or hold the same set from before; '
                             f'{dest} holds {len(found)} files, such as {(strangers or found)[0]}')
 
-# %% ../../nbs/sample/04_bears.ipynb #58139e1a
-def _write_faults(dest, items):
-    "`faults.csv`: the file, its fault, and the file it was made from"
-    named = {(o.label, o.number): o.file for o in items}
-    with atomic_write(dest/'faults.csv', 'w') as f:
-        out = csv.writer(f, lineterminator='\n')
-        out.writerow(['file', 'fault', 'of'])
-        for o in items:
-            if o.fault: out.writerow([o.file, o.fault, named[o.label, o.source] if o.source != o.number else ''])
-
 # %% ../../nbs/sample/04_bears.ipynb #8348735b
-_provider = 'bearcls.sample'  # How the manifest calls the painter
+_provider = 'bearcls.sample'  # Provider in the manifest of a drawn set
 
 def _write_set(dest, items, content, unit='image'):
     "Write the files of `items`, whose bytes `content` makes, and the manifest"
@@ -251,7 +219,6 @@ def _check_whole(name, value, low, high=None):
     if value < low or (high is not None and value > high):
         raise DataError(f'`{name}` must be {f"between {low} and {high}" if high else f"at least {low}"}, got {value}')
 
-# %% ../../nbs/sample/04_bears.ipynb #a9fffbaa
 def draw_bears(
     dest: str | Path,         # New or empty folder; gets a folder per label, `manifest.csv` and `faults.csv`
     n_per_label: int = 700,   # Files per label, faulty ones included; the default is what training from scratch needs
@@ -268,5 +235,10 @@ def draw_bears(
     items = plan_bears(n_per_label, seed, faults)
     _check_dest(dest, {o.file for o in items})
     _write_set(dest, items, lambda o: _item_bytes(o, side, seed))
-    _write_faults(dest, items)
+    named = {(o.label, o.number): o.file for o in items}
+    with atomic_write(dest/'faults.csv', 'w') as f:
+        out = csv.writer(f, lineterminator='\n')
+        out.writerow(['file', 'fault', 'of'])
+        for o in items:
+            if o.fault: out.writerow([o.file, o.fault, named[o.label, o.source] if o.source != o.number else ''])
     return dest

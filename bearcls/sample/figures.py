@@ -110,6 +110,17 @@ def _snout(pen, x, y, w, h):
     pen.oval(x - w*.3, y - h*.35, w*.34, h*.2, (120, 108, 108))
 
 # %% ../../nbs/sample/03_figures.ipynb #9766112b
+def _muzzle(pen, c, turn, half, top, bottom, nose_y):
+    "Muzzle, nose and mouth"
+    pen.part(curve([(turn, top), (turn + half, top + .045), (turn + half*1.05, bottom - .055), (turn, bottom),
+                (turn - half*1.05, bottom - .055), (turn - half, top + .045)]),
+             c.muzzle, fur=.008, strokes=14, volume=.9)
+    _snout(pen, turn*1.15, nose_y, .048, .04)
+    x, y = turn*1.1, nose_y + .068
+    pen.line([(x, y - .033), (x, y)], _ink, .011)
+    pen.line([(x - .05, y + .002), (x - .025, y + .017), (x, y), (x + .025, y + .017), (x + .05, y + .002)], _ink, .011)
+
+# %% ../../nbs/sample/03_figures.ipynb #4a368fc8
 def _face(pen, b, c, rng, turn=0.0):
     "A wild bear's face from the front; `turn` moves its middle sideways"
     w = b.wide
@@ -122,33 +133,17 @@ def _face(pen, b, c, rng, turn=0.0):
     pen.part(curve([(0, -.2), (w*.62, -.175), (w*.98, -.06), (w + cheek, .06), (w*.68, .16), (0, .205),
                     (-w*.68, .16), (-w - cheek, .06), (-w*.98, -.06), (-w*.62, -.175)]), c.base, fur=.026, strokes=70,
                     flow=(0, .35), contrast=c.contrast)
-    (_dished if b.grizzly else _straight)(pen, c, turn)
+    if b.grizzly:  # a light brow, shadow below it, and a short muzzle
+        pen.shape(curve([(turn - .075, -.05), (turn, -.02), (turn + .075, -.05), (turn + .06, .05), (turn - .06, .05)],
+                5), mix(c.base, c.dark, .55))
+        pen.shape(curve([(turn*.6 - .09, -.115), (turn*.6, -.145), (turn*.6 + .09, -.115), (turn*.6, -.075)], 5),
+                  mix(c.base, c.light, .45))
+        _muzzle(pen, c, turn, .09, .0, .165, .062)
+    else:  # one line from brow to nose, and a long muzzle
+        pen.shape(curve([(turn*.6 - .045, -.13), (turn*.6 + .045, -.13), (turn + .06, 0), (turn - .06, 0)], 5),
+                  mix(c.base, c.light, .3))
+        _muzzle(pen, c, turn, .082, -.045, .185, .03)
     for s in (-1, 1): _eye(pen, turn*.8 + s*(.1 if b.grizzly else .088), -.034, .021, c)
-
-def _muzzle(pen, c, turn, half, top, bottom, nose_y):
-    "Muzzle, nose and mouth"
-    pen.part(curve([(turn, top), (turn + half, top + .045), (turn + half*1.05, bottom - .055), (turn, bottom),
-                (turn - half*1.05, bottom - .055), (turn - half, top + .045)]),
-             c.muzzle, fur=.008, strokes=14, volume=.9)
-    _snout(pen, turn*1.15, nose_y, .048, .04)
-    x, y = turn*1.1, nose_y + .068
-    pen.line([(x, y - .033), (x, y)], _ink, .011)
-    pen.line([(x - .05, y + .002), (x - .025, y + .017), (x, y), (x + .025, y + .017), (x + .05, y + .002)], _ink, .011)
-
-# %% ../../nbs/sample/03_figures.ipynb #4a368fc8
-def _dished(pen, c, turn):
-    "The middle of a grizzly's face: light brow, shadow below it, short muzzle"
-    pen.shape(curve([(turn - .075, -.05), (turn, -.02), (turn + .075, -.05), (turn + .06, .05), (turn - .06, .05)], 5),
-        mix(c.base, c.dark, .55))
-    pen.shape(curve([(turn*.6 - .09, -.115), (turn*.6, -.145), (turn*.6 + .09, -.115), (turn*.6, -.075)], 5),
-        mix(c.base, c.light, .45))
-    _muzzle(pen, c, turn, .09, .0, .165, .062)
-
-def _straight(pen, c, turn):
-    "The middle of a black bear's face: one line from brow to nose, long muzzle"
-    pen.shape(curve([(turn*.6 - .045, -.13), (turn*.6 + .045, -.13), (turn + .06, 0), (turn - .06, 0)], 5),
-        mix(c.base, c.light, .3))
-    _muzzle(pen, c, turn, .082, -.045, .185, .03)
 
 # %% ../../nbs/sample/03_figures.ipynb #92613bdc
 def _profile(pen, b, c, rng):
@@ -387,8 +382,8 @@ class _Pose:
     high: float
 
 _wild = {'walking': _Pose(_walking, .36, .6, .74), 'sitting': _Pose(_sitting, .2, .66, .9),
-    'standing': _Pose(_standing, .16, .7, .84),
-         'portrait': _Pose(_portrait, .16, .7, .95), 'side_portrait': _Pose(_side_portrait, .12, .66, .9)}
+         'standing': _Pose(_standing, .16, .7, .84), 'portrait': _Pose(_portrait, .16, .7, .95),
+         'side_portrait': _Pose(_side_portrait, .12, .66, .9)}
 _toy = {'sitting': _Pose(_toy_sitting, .5, .66, .9), 'standing': _Pose(_toy_standing, .22, .7, .88),
         'portrait': _Pose(_toy_portrait, .18, .7, .95), 'lying': _Pose(_toy_lying, .1, .74, .95)}
 poses = {label: tuple(_toy if label == 'teddy' else _wild) for label in bear_labels}  # Poses for each label
@@ -411,6 +406,15 @@ def _light_for(scene, rng):
     "An hour of the day that the place can have: no lamps outdoors, no dusk in a room"
     possible = [name for name in lights if name != ('lamp' if scene in outdoors else 'dusk')]
     return possible[int(rng.integers(len(possible)))]
+
+def _place(canvas, rng, pose, close, scene):
+    "Where the figure stands, how large, facing which way"
+    low, high = (.89, .95) if scene == 'shelf' else (.88, .97)
+    if close: low, high = .92, 1.02
+    x = rng.uniform(.42, .58)
+    y = rng.uniform(low, high)
+    size = rng.uniform(pose.low, pose.high)
+    return frame(x*canvas.size, y*canvas.size, size*canvas.size, rng.random() < .5, rng.normal(0, .04))
 
 # %% ../../nbs/sample/03_figures.ipynb #ffc33f20
 def draw_bear(
@@ -440,15 +444,6 @@ def draw_bear(
     put_in_front(canvas, whole, scene)
     add_weather(canvas, whole, scene)
     return finish(canvas, light or _light_for(scene, rng))
-
-# %% ../../nbs/sample/03_figures.ipynb #2f0137ee
-def _place(canvas, rng, pose, close, scene):
-    "Where the figure stands, how large, facing which way"
-    low, high = (.92, 1.02) if close else (.89, .95) if scene == 'shelf' else (.88, .97)
-    x = rng.uniform(.42, .58)
-    y = rng.uniform(low, high)
-    size = rng.uniform(pose.low, pose.high)
-    return frame(x*canvas.size, y*canvas.size, size*canvas.size, rng.random() < .5, rng.normal(0, .04))
 
 # %% ../../nbs/sample/03_figures.ipynb #6abb8976
 _paint = [(196, 70, 62), (62, 110, 168), (226, 176, 66), (96, 150, 112), (236, 230, 218), (92, 86, 96)]

@@ -30,7 +30,7 @@ class Reply:
 # %% ../../nbs/sample/06_loopback.ipynb #ae9aacc7
 @dataclass(frozen=True)
 class Request:
-    "What was asked, as a page that is a function sees it"
+    "A request, as a page that is a function sees it"
     path: str                   # Without the query, as it was sent
     query: Mapping[str, str]    # Names and values, decoded
     headers: Mapping[str, str]  # Names in any case
@@ -54,7 +54,7 @@ class LoopbackWeb:
         self.pages = dict(pages)
         self.delay = delay
         self.hosts = list(hosts)
-        self.hits = Counter()            # How often each path, query included, was asked for
+        self.hits = Counter()            # Number of requests for each path, query included
         self._random = random.Random(seed)
         if bad := [h for h in self.hosts if not h.startswith('127.')]:
             raise ValueError(f'`hosts` must be loopback addresses such as 127.0.0.1, got {bad[0]!r}')
@@ -97,14 +97,15 @@ class LoopbackWeb:
         path = request.raw_path.partition('?')[0]
         page = self.pages.get(path)
         if callable(page): page = page(Request(path, request.query, request.headers))
-        answer = page if isinstance(page, Reply) else Reply(404, b'Not Found') if page is None else Reply(body=page)
+        if page is None: page = Reply(404, b'Not Found')
+        answer = page if isinstance(page, Reply) else Reply(body=page)
         mean, spread = self.delay
         await asyncio.sleep(max(0.0, self._random.uniform(mean - spread, mean + spread)) + answer.wait)
         return await _send(request, answer)
 
 # %% ../../nbs/sample/06_loopback.ipynb #2d0c0435
 async def _send(request, answer):
-    "Send an answer as it wants to be sent"
+    "Send an answer: whole, in two halves, or cut off"
     response = web.StreamResponse(status=answer.status,
         headers={'Content-Length': str(len(answer.body)), **answer.headers})
     await response.prepare(request)
@@ -134,21 +135,14 @@ def fault_of(
 ) -> dict[str, str]:                             # Fault by path, empty for most
     "Deal out the web's faults"
     paths = list(paths)
-    faults = [name for name, share in (web_faults if shares is None else shares).items()
-        for _ in range(round(share*len(paths)))]
-    random.Random(seed).shuffle(faults := (faults + ['']*len(paths))[:len(paths)])
+    faults = []
+    for name, share in (web_faults if shares is None else shares).items(): faults += [name]*round(share*len(paths))
+    faults = (faults + ['']*len(paths))[:len(paths)]
+    random.Random(seed).shuffle(faults)
     return dict(zip(paths, faults))
 
 # %% ../../nbs/sample/06_loopback.ipynb #19e94bd9
 _page = b'<!doctype html><title>Please log in</title><p>This image is for members.'
-
-def _once_busy(data):
-    "A page that answers 429 once, then `data`"
-    visits = Counter()
-    def page(request):
-        visits[request.path] += 1
-        return data if visits[request.path] > 1 else Reply(429, headers={'Retry-After': '1'})
-    return page
 
 def _faulty(path, data, fault):
     "The pages of one image with one fault"
@@ -156,9 +150,13 @@ def _faulty(path, data, fault):
     if fault == 'web_page': return {path: Reply(body=_page, headers={'Content-Type': 'image/jpeg'})}
     if fault == 'stalled': return {path: Reply(body=data, stall=30)}
     if fault == 'cut': return {path: Reply(body=data, send=len(data)//2)}
-    if fault == 'busy': return {path: _once_busy(data)}
     if fault == 'moved': return {path: moved(f'/moved{path}'), f'/moved{path}': data}
-    return {path: data}
+    if fault != 'busy': return {path: data}
+    visits = Counter()
+    def once_busy(request):
+        visits[request.path] += 1
+        return data if visits[request.path] > 1 else Reply(429, headers={'Retry-After': '1'})
+    return {path: once_busy}
 
 # %% ../../nbs/sample/06_loopback.ipynb #ba88bb9d
 def image_path(
@@ -173,5 +171,7 @@ def image_pages(
 ) -> dict[str, bytes | Reply | Callable]:      # Pages for `LoopbackWeb`
     "Serve images, some of them badly"
     pages = {}
-    for file in files: pages |= _faulty(path := image_path(file), file.read_bytes(), (faults or {}).get(path, ''))
+    for file in files:
+        path = image_path(file)
+        pages |= _faulty(path, file.read_bytes(), (faults or {}).get(path, ''))
     return pages

@@ -10,17 +10,18 @@ __all__ = ['OddFile', 'draw_odd_files']
 # %% ../../nbs/sample/05_odd_files.ipynb #1ec8a402
 import io, struct, zlib
 from dataclasses import dataclass, field
+from itertools import chain
 import numpy as np
 from PIL import Image
 
 # %% ../../nbs/sample/05_odd_files.ipynb #3439e698
 @dataclass(frozen=True)
 class OddFile:
-    "A file that is not what it seems, and what is to become of it"
+    "A file that is not what it seems, and what an opener should do with it"
     name: str         # File name; its ending is the true one
     data: bytes = field(repr=False)  # Content
     what: str         # What is odd about it, in words
-    reason: str = ''  # Why it is refused, one of `bearcls.images.image_reasons`; empty if it is answered
+    reason: str = ''  # Why it is rejected, one of `bearcls.images.image_reasons`; empty if it is opened
     pixels: np.ndarray | None = field(default=None, repr=False, compare=False)  # What it shows, (height, width, 3)
     within: int = 1   # How far a decoder's pixels may lie from `pixels`, in levels of 255
 
@@ -226,10 +227,7 @@ def _saved(image, kind, **how):
     image.save(out, kind, **how)
     return out.getvalue()
 
-def _jpeg(image, **how):
-    out = io.BytesIO()
-    image.save(out, 'JPEG', **{'quality': 92, 'subsampling': 0, **how})
-    return out.getvalue()
+def _jpeg(image, **how): return _saved(image, 'JPEG', **{'quality': 92, 'subsampling': 0, **how})
 
 def _seen(data):
     "What a whole JPEG shows"
@@ -353,7 +351,7 @@ def _odd_tiffs():
         _tiff(grey*3000, 32, 3, declared=(0, 6000)), grey/2)
     yield odd('grey16-declared', '12-bit values in 16 bits, and the file says so',
         _tiff(np.rint(grey*4095), 16, declared=(0, 4095)))
-    yield odd('grey16-low', '12-bit values in 16 bits, and nobody says so: dark, as the data type has it',
+    yield odd('grey16-low', '12-bit values in 16 bits, undeclared: dark, as the data type has it',
         _tiff(np.rint(grey*4095), 16), grey*4095/65535)
     yield odd('signed16-declared', 'a CT image from -1000 to 3000, and the file says so',
         _tiff(np.rint(grey*4000) - 1000, 16, 2, declared=(-1000, 3000)))
@@ -368,9 +366,9 @@ def _odd_tiffs():
         yield odd(f'float-{packing}', f'floats, packed with {packing}', _saved(floats, 'TIFF', compression=packing))
     sorted_bytes = _saved(floats, 'TIFF', compression='tiff_lzw', tiffinfo={317: 3})
     yield odd('float-sorted', 'floats whose bytes are sorted before they are packed', sorted_bytes)
-    yield odd('float-3000', 'floats up to 3000, and nobody says what is white', _tiff(grey*3000, 32, 3),
+    yield odd('float-3000', 'floats up to 3000, and no word on what is white', _tiff(grey*3000, 32, 3),
         reason='unreadable')
-    yield odd('float-negative', 'floats below 0, and nobody says what is black', _tiff(grey - .5, 32, 3),
+    yield odd('float-negative', 'floats below 0, and no word on what is black', _tiff(grey - .5, 32, 3),
         reason='unreadable')
     yield odd('float-nan', 'a float that is no number', _tiff(np.where(grey == grey[3, 3], np.nan, grey), 32, 3),
         reason='unreadable')
@@ -457,5 +455,5 @@ def _odd_others():
 
 # %% ../../nbs/sample/05_odd_files.ipynb #0411a01b
 def draw_odd_files() -> list[OddFile]:  # Some two hundred, drawn anew each time
-    "Files that are not what they seem, and what is to become of each"
-    return [o for draw in (_odd_pngs, _damaged_pngs, _odd_jpegs, _odd_tiffs, _odd_others) for o in draw()]
+    "Files that are not what they seem, and what should happen to each"
+    return list(chain(_odd_pngs(), _damaged_pngs(), _odd_jpegs(), _odd_tiffs(), _odd_others()))

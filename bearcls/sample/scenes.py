@@ -84,7 +84,8 @@ def _forest(canvas, pen, rng):
     fill_gradient(canvas, (106, 134, 84), (70, 98, 60), ground - .025, 1)
     _grass(pen, ground + .05, 1.0, 70, (96, 126, 72), rng)
     for _ in range(rng.integers(0, 4)):
-        x, y = u(0, 1), u(ground + .1, .95)
+        x = u(0, 1)
+        y = u(ground + .1, .95)
         pen.shape([(x - .008, y), (x + .008, y), (x + .006, y - .03), (x - .006, y - .03)], (236, 224, 204))
         pen.oval(x, y - .032, .024, .016, (190, 70, 56))
 
@@ -161,14 +162,6 @@ def _mountain(canvas, pen, rng):
     _grass(pen, ground + .12, 1.0, 36, (136, 142, 92), rng)
 
 # %% ../../nbs/sample/02_scenes.ipynb #773e3759
-def _window(pen, x, y, s):
-    "A window with the sun in it"
-    pen.shape(_box(x - .02, y - .02, x + s + .02, y + s*1.1 + .02), (246, 240, 230))
-    pen.shape(_box(x, y, x + s, y + s*1.1), (168, 206, 228))
-    pen.oval(x + s*.7, y + s*.3, s*.12, s*.12, (252, 236, 176))
-    pen.line([(x + s/2, y), (x + s/2, y + s*1.1)], (246, 240, 230), .016)
-    pen.line([(x, y + s*.55), (x + s, y + s*.55)], (246, 240, 230), .016)
-
 def _nursery(canvas, pen, rng):
     "Wallpaper, a window, toys on the floor"
     u = rng.uniform
@@ -182,7 +175,15 @@ def _nursery(canvas, pen, rng):
     if paper == 1:
         for i in range(8):
             for j in range(5): pen.oval(.04 + .12*i, .05 + .06*(i % 2) + .12*j, .014, .014, soft)
-    if rng.random() < .6: _window(pen, u(.05, .6), u(.06, .16), u(.24, .32))
+    if rng.random() < .6:  # a window with the sun in it
+        x = u(.05, .6)
+        y = u(.06, .16)
+        s = u(.24, .32)
+        pen.shape(_box(x - .02, y - .02, x + s + .02, y + s*1.1 + .02), (246, 240, 230))
+        pen.shape(_box(x, y, x + s, y + s*1.1), (168, 206, 228))
+        pen.oval(x + s*.7, y + s*.3, s*.12, s*.12, (252, 236, 176))
+        pen.line([(x + s/2, y), (x + s/2, y + s*1.1)], (246, 240, 230), .016)
+        pen.line([(x, y + s*.55), (x + s, y + s*.55)], (246, 240, 230), .016)
     _planks(pen, floor, (190, 146, 104), rng)
     pen.shape(_box(0, floor - .02, 1, floor + .02), (246, 240, 230))
     for _ in range(rng.integers(0, 3)): _blocks(pen, u(-.03, .9), u(floor + .06, floor + .16), u(.06, .09), rng)
@@ -304,7 +305,8 @@ def add_weather(
     rng = canvas.rng
     if scene not in outdoors or rng.random() > .3: return
     n = int(rng.integers(30, 80))
-    x, y = rng.random(n).tolist(), rng.random(n).tolist()
+    x = rng.random(n).tolist()
+    y = rng.random(n).tolist()
     if scene == 'snow' or rng.random() < .2:
         for a, b, r in zip(x, y, rng.uniform(.003, .009, n).tolist()): pen.oval(a, b, r, r, (250, 252, 255))
     elif rng.random() < .5:

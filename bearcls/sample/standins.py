@@ -20,21 +20,23 @@ def colour_model(
     colours: Mapping[str, tuple[int, int, int]] = furs,  # Red, green and blue of each label, 0 to 255
     size: int = 64,         # Side of the square that the model sees, in pixels
     sharpness: float = 60,  # How fast the answer becomes certain towards a colour
-    ood_score: bool = False, # Also tell how far the mean colour is from the nearest known one, 0 to 1.7
+    ood_score: bool = False, # Also output how far the mean colour is from the nearest known one, 0 to 1.7
 ) -> bytes:                 # ONNX: what `write_bundle` takes
     "A model that finds the nearest of some colours, written by hand; needs the package onnx"
     centres = np.array(list(colours.values()), dtype=float)/255
     n = len(colours)
     def numbers(a): return '{' + ', '.join(f'{v:.8g}' for v in a.ravel()) + '}'
     parser = optional_import('onnx.parser', 'onnx', purpose='`colour_model`')
-    far, distance = (', float[n] ood_score', '''
+    far = ', float[n] ood_score' if ood_score else ''
+    distance = '''
   raised = Unsqueeze(features, middle)
   apart = Sub(raised, known)
   norms = ReduceL2<axes=[2], keepdims=0>(apart)
-  ood_score = ReduceMin<axes=[1], keepdims=0>(norms)''') if ood_score else ('', '')
+  ood_score = ReduceMin<axes=[1], keepdims=0>(norms)''' if ood_score else ''
     return parser.parse_model(f'''<ir_version: 8, opset_import: ["" : 17]>
 colours (uint8[n,{size},{size},3] image) => (float[n,{n}] logits, float[n,{n}] probabilities, float[n,3] features{far})
-<float[{n},3] w = {numbers(2*sharpness*centres)}, float[{n}] b = {numbers(-sharpness*(centres**2).sum(1))}, float full = {{255}},
+<float[{n},3] w = {numbers(2*sharpness*centres)},
+ float[{n}] b = {numbers(-sharpness*(centres**2).sum(1))}, float full = {{255}},
  float[1,{n},3] known = {numbers(centres)}, int64[1] middle = {{1}}>
 {{ x = Cast<to=1>(image)
   y = Div(x, full)
@@ -44,8 +46,8 @@ colours (uint8[n,{size},{size},3] image) => (float[n,{n}] logits, float[n,{n}] p
 
 # %% ../../nbs/sample/07_standins.ipynb #fc296093
 def draw_face(
-    width: int,                                        # Of the image, in pixels
-    height: int,                                       # Likewise
+    width: int,                                        # Width of the image, in pixels
+    height: int,                                       # Height of the image, in pixels
     fur: str | tuple[int, int, int] = '#7a5230',         # Colour of the face, as Pillow takes it
     background: str | tuple[int, int, int] = '#8fb07a',  # Colour around it
 ) -> Image.Image:                                      # RGB

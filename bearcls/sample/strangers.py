@@ -25,18 +25,20 @@ def draw_strangers(
     "Images without a bear, for measuring whether they are noticed"
     if unknown := [k for k in kinds if k not in stranger_kinds]:
         raise ValueError(f'`kinds` must be of {", ".join(stranger_kinds)}; got {unknown[0]!r}')
-    return [(kind, _stranger(kind, i, np.random.default_rng((seed, i)), side))
-        for i, kind in ((i, kinds[i % len(kinds)]) for i in range(n))]
+    turns = [kinds[i % len(kinds)] for i in range(n)]
+    return [(kind, _stranger(kind, np.random.default_rng((seed, i)), side)) for i, kind in enumerate(turns)]
 
-def _stranger(kind, i, rng, side):
+def _stranger(kind, rng, side):
     "One image of a kind"
     if kind == 'thing':
         return draw_thing(things[int(rng.integers(len(things)))], seed=int(rng.integers(1 << 30)), side=side)
     if kind == 'noise':
-        return Image.fromarray(rng.integers(0, 256, (n := 2**int(rng.integers(2, 8)), n, 3),
-                dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+        n = 2**int(rng.integers(2, 8))
+        grains = Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8))
+        return grains.resize((side, side), Image.Resampling.BICUBIC)
     if kind == 'stripes':
-        (fy, fx), (y, x) = rng.uniform(.02, .5, 2), np.mgrid[:side, :side]
+        fy, fx = rng.uniform(.02, .5, 2)
+        y, x = np.mgrid[:side, :side]
         return Image.fromarray(np.uint8(127.5 + 127.5*np.sin(fx*x + fy*y))).convert('RGB')
     image = Image.new('RGB', (side, side), 'white' if kind == 'text' else tuple(map(int, rng.integers(0, 256, 3))))
     pen = ImageDraw.Draw(image)
@@ -45,7 +47,9 @@ def _stranger(kind, i, rng, side):
             pen.rectangle((int(x), int(y), int(x + w//3), int(y + h//3)), fill=tuple(map(int, rng.integers(0, 256, 3))))
     if kind == 'text':
         for y in range(8, side - 8, 14):
-            pen.text((8, y),
-                ' '.join(''.join(chr(97 + int(c)) for c in rng.integers(0, 26, int(rng.integers(2, 9))))
-                    for _ in range(side//30)), fill=(25, 25, 25))
+            words = []
+            for _ in range(side//30):
+                letters = rng.integers(0, 26, int(rng.integers(2, 9)))
+                words.append(''.join(chr(97 + int(c)) for c in letters))
+            pen.text((8, y), ' '.join(words), fill=(25, 25, 25))
     return image

@@ -47,7 +47,8 @@ _service_answer = dict(results=[dict(name='bear.jpg', status='ok', label='grizzl
     trusted=True, reason='', ood_score=0.12, confidence=0.97, model='3f2a90c1d4e5'),
     dict(name='notes.jpg', status='failed', reason='the file is no image of a known format')])
 
-_service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNYqqUFAAJxAPqULGlbAAAAAElFTkSuQmCC'  # A PNG of one pixel
+# A PNG of one pixel
+_service_pixel = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNYqqUFAAJxAPqULGlbAAAAAElFTkSuQmCC'
 
 def _service_docs(ok, *problems, example=None, content=None):
     "The `responses` of an endpoint"

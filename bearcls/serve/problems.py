@@ -35,9 +35,9 @@ class Problem(BearclsError, ValueError):
 def problem_body(
     status: int,           # Status code of HTTP
     detail: str,           # Sentence for the user
-    request_id: str = '',  # Under which the log tells more
+    request_id: str = '',  # Under which you find more in the log
 ) -> dict[str, Any]:       # Ready for JSON
-    "What RFC 9457 wants to be said"
+    "The error in the form of RFC 9457"
     body = dict(type='about:blank', title=HTTPStatus(status).phrase, status=status, detail=detail)
     return body | (dict(request_id=request_id) if request_id else {})
 
@@ -45,9 +45,9 @@ def problem_body(
 @dataclass
 class Upload:
     "One image of a request"
-    name: str           # As the client called it, or `image 3`
-    content: bytes = b''# The file
-    reason: str = ''    # Why there is no content, in words
+    name: str             # As the client called it, or `image 3`
+    content: bytes = b''  # The file
+    reason: str = ''      # Why there is no content, in words
 
 def upload_name(
     given: Any,     # What the client said
@@ -63,13 +63,10 @@ def _form_uploads(body, boundary, most):
     parts = (b'\r\n' + body).split(b'\r\n--' + boundary, most + 2)
     if len(parts) < 2: raise Problem(400, 'the body does not hold the boundary that its Content-Type names')
     uploads = []
-    ended = False
     for i, part in enumerate(parts[1:], 1):
-        if part[:2] == b'--':
-            ended = True
-            break
+        if part[:2] == b'--': return uploads
         if i > most: raise Problem(413, f'at most {most} images are taken at a time')
-        head, gap, content = part[:16_384].partition(b'\r\n\r\n')
+        head, gap, _ = part[:16_384].partition(b'\r\n\r\n')
         if not gap or head.strip(b' \t')[:2] != b'\r\n':
             raise Problem(400, f'part {i} of the form has no headers that can be read')
         field, name = _part_names(head)
@@ -77,8 +74,7 @@ def _form_uploads(body, boundary, most):
             raise Problem(422,
                 f'the field `{upload_name(field, i)}` holds no file; send each image as a file of the form')
         uploads.append(Upload(upload_name(name, i), part[len(head) + 4:]))
-    if not ended: raise Problem(400, 'the form ends before its last boundary')
-    return uploads
+    raise Problem(400, 'the form ends before its last boundary')
 
 def _part_names(head):
     "Name of the field, and of the file if it is one"
@@ -105,16 +101,18 @@ def _json_uploads(body, most):
     if len(said['images']) > most:
         raise Problem(413, f'at most {most} images are taken at a time, and `images` holds {len(said["images"])}')
     for i, one in enumerate(said['images']):
-        if not isinstance(one, dict) or not {'data'} <= set(one) <= {'name', 'data'} or not all(isinstance(v, str)
-            for v in one.values()):
+        has_keys = isinstance(one, dict) and {'data'} <= set(one) <= {'name', 'data'}
+        if not has_keys or not all(isinstance(v, str) for v in one.values()):
             raise Problem(422, f'`images[{i}]` should hold `data` and perhaps `name`, both texts; {shape}')
-    return [_from_base64(upload_name(one.get('name'), i), one['data']) for i, one in enumerate(said['images'], 1)]
-
-def _from_base64(name, data):
-    "The bytes, or why there are none; an address as browsers write it (data:image/png;base64,…) is taken too"
-    if data[:5].lower() == 'data:': data = data.partition(',')[2]
-    try: return Upload(name, base64.b64decode(''.join(data.split()), validate=True))
-    except (ValueError, binascii.Error): return Upload(name, reason='its `data` is no base64')
+    uploads = []
+    for i, one in enumerate(said['images'], 1):
+        upload = Upload(upload_name(one.get('name'), i))
+        data = one['data']
+        if data[:5].lower() == 'data:': data = data.partition(',')[2]  # as browsers write it: data:image/png;base64,…
+        try: upload.content = base64.b64decode(''.join(data.split()), validate=True)
+        except (ValueError, binascii.Error): upload.reason = 'its `data` is no base64'
+        uploads.append(upload)
+    return uploads
 
 # %% ../../nbs/serve/01_problems.ipynb #d7bf6fe2
 def read_uploads(
@@ -137,14 +135,14 @@ def read_uploads(
     else:
         raise Problem(415, f'{content_type[:100] or "no Content-Type"} is not taken: send a form with files '
             '(multipart/form-data), an image (image/jpeg, image/png, …), '
-        'application/octet-stream, or application/json')
+            'application/octet-stream, or application/json')
     if not uploads: raise Problem(422, 'the request holds no image')
     return uploads
 
 # %% ../../nbs/serve/01_problems.ipynb #d78126cd
 @dataclass
 class BodyBudget:
-    "What all bodies of a process may hold together"
+    "How much all bodies of a process may hold together"
     most: int      # Bytes
     held: int = 0  # Bytes that are held now
 

@@ -1,4 +1,4 @@
-"""A bundle as an HTTP service with one command, built to withstand attacks, overload, killed processes and a change of model
+"""A bundle as an HTTP service with one command, built to withstand attacks, overload, killed processes and new models
 
 Docs: https://bearcls.github.io/bearcls/serve/service.html.md"""
 
@@ -32,7 +32,7 @@ class Settings:
     execution_providers: str | Sequence[str] = 'cpu'  # What calculates, as for `Classifier`
     max_waiting: int = 64            # Images that may wait in a process; more get 503
     max_batch: int | None = None     # Waiting images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
-    max_images: int = 32           # In one request
+    max_images: int = 32             # In one request
     max_bytes: int = 32 << 20        # Of one request's body
     max_held: int = 256 << 20        # Of all bodies that a process holds at the same time
     max_pixels: int = max_pixels     # That one image may claim
@@ -42,7 +42,7 @@ class Settings:
     seconds_answer: float = 30       # From there to the answer; then 504
     seconds_stuck: float = 120       # A thread that is longer at one image hangs, and its process is replaced
     seconds_watch: float = 2         # Between two looks at the bundle's folder; 0: never look
-    seconds_leaving: float = 1       # Runs on with `/readyz` red when told to stop, so that a load balancer sees it
+    seconds_leaving: float = 1       # Runs on with `/readyz` red before it stops, so that a load balancer sees it
     api_key: str = field(default='', repr=False)  # In `Authorization: Bearer …` or `X-API-Key`; empty: open to all
     origins: tuple[str, ...] = ()    # Other sites whose pages may ask (CORS), such as https://example.org; ('*',): all
     frames: tuple[str, ...] = ()     # Addresses of other sites that may show the page in a frame
@@ -50,9 +50,9 @@ class Settings:
 
     def __post_init__(self):
         least = dict(threads=1, max_waiting=1, max_batch=1, max_images=1, max_bytes=1, max_held=1, max_pixels=1,
-            max_connections=1, seconds_watch=0, seconds_leaving=0)
-        for name, low in {**least,
-            **dict.fromkeys(('seconds_head', 'seconds_body', 'seconds_answer', 'seconds_stuck'), 0.001)}.items():
+            max_connections=1, seconds_watch=0, seconds_leaving=0, seconds_head=0.001, seconds_body=0.001,
+            seconds_answer=0.001, seconds_stuck=0.001)
+        for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low:
                 raise ValueError(f'`{name}` must be at least {low}, got {value}')
         if self.api_key and not re.fullmatch('[!-~]+', self.api_key):
@@ -69,14 +69,43 @@ class Settings:
         changed = {f.name: value for f in fields(self) if f.repr and (value := getattr(self, f.name)) != f.default}
         return f'Settings({", ".join(f"{k}={v!r}" for k, v in changed.items())})'
 
+# %% ../../nbs/serve/06_service.ipynb #ab9b5fe5
+class _LoopSign:
+    "Asks a loop for a sign of life, one at a time"
+    def __init__(self):
+        self.asked = False
+        self.came = threading.Event()
+        self.missing = 0.
+        self.looked = 0.
+
+    def late(self, loop, most):
+        "Seconds for which the last sign has been missing; unwatched time counts up to `most`"
+        before = self.looked
+        self.looked = time.monotonic()
+        if not loop or loop.is_closed(): return 0
+        if self.asked and not self.came.is_set(): self.missing += min(self.looked - before, most)
+        else:
+            self.asked = True
+            self.missing = 0.
+            self.came.clear()
+            with contextlib.suppress(RuntimeError): loop.call_soon_threadsafe(self.came.set)  # it may be closed by now
+        return self.missing
+
+def _end_process(seconds):
+    "In order, and by force if that takes too long"
+    os.kill(os.getpid(), signal.SIGTERM)
+    clock = threading.Timer(seconds, os._exit, [70])
+    clock.daemon = True
+    clock.start()
+
 # %% ../../nbs/serve/06_service.ipynb #21358b0e
 class Service:
-    "What one process has: workers, a watch, numbers, and its state"
+    "The state of one process: workers, a watch, counts, health"
     def __init__(self,
         bundle: str | os.PathLike | Classifier,  # Folder or .zip of a bundle, or a classifier that is already loaded
         settings: Settings = Settings(),         # Its bounds
         supervised: bool = False,                # Is there a supervisor that starts another process when this one ends?
-        metrics: str | os.PathLike | None = None,# Folder that several processes count into; None: this process alone
+        metrics: str | os.PathLike | None = None,  # Folder that several processes count into; None: this process alone
     ):
         expect('settings', settings, Settings)
         expect('bundle', bundle, str, os.PathLike, Classifier)
@@ -100,22 +129,19 @@ class Service:
     def start(self):
         "Load the bundle, start the threads"
         s = self.settings
-        classifier = self.given if isinstance(self.given, Classifier) else self._patient_load()
+        classifier = self.given if isinstance(self.given, Classifier) else None
+        end = time.monotonic() + (30 if self.supervised else 0)
+        while classifier is None:
+            try: classifier = self.load()
+            except (BundleError, OSError) as e:  # a copy of the bundle may be in progress
+                if time.monotonic() > end: raise
+                service_log.warning(dict(event='bundle_refused', reason=str(e)))
+                time.sleep(1)
         self.workers = Workers(classifier, s.threads, max(s.max_waiting, s.max_images), s.max_batch)
         if classifier is not self.given: self.watch = BundleWatch(self.given, self.workers, self.load)
         threading.Thread(target=self._look_around, name='bearcls_watch', daemon=True).start()
         service_log.info(dict(event='ready', n_labels=len(classifier.labels), model=classifier.bundle.digest[:12],
                 threads=len(self.workers.threads)))
-
-    def _patient_load(self):
-        "Under a supervisor another process may have a good bundle while this one finds none: it is being copied"
-        end = time.monotonic() + (30 if self.supervised else 0)
-        while True:
-            try: return self.load()
-            except (BundleError, OSError) as e:
-                if time.monotonic() > end: raise
-                service_log.warning(dict(event='bundle_refused', reason=str(e)))
-                time.sleep(1)
 
     def stop(self):
         "Answer what waits, and end the threads"
@@ -127,7 +153,8 @@ class Service:
     def not_ready(self) -> str:  # Empty if it is ready
         "Why no requests should be sent here, in words"
         if self.ill: return self.ill
-        return 'the service is about to stop' if self.leaving else '' if self.workers else 'the bundle is being loaded'
+        if self.leaving: return 'the service is about to stop'
+        return '' if self.workers else 'the bundle is being loaded'
 
 # %% ../../nbs/serve/06_service.ipynb #8eec994b
 @patch_to(Service)
@@ -148,7 +175,7 @@ def _look_around(self):
 
 @patch_to(Service)
 def _look(self):
-    "A new bundle? Whatever happens there, the thread has more to watch over"
+    "Take over a new bundle; an error is logged, since the thread has more to watch over"
     try: what, words = self.watch.look()
     except Exception as e: return service_log.error(dict(event='watch_failed'), exc_info=e)
     if not what: return
@@ -161,37 +188,13 @@ def _why_ill(self, sign):
     stuck = self.settings.seconds_stuck
     if sign.late(self.loop, stuck/2) > stuck: return 'requests are not being read any more'
     if self.workers.longest() > stuck: return f'an answer has been taking longer than {stuck:g} seconds'
-    return ('' if self.workers.closed
-        or all(t.is_alive() for t in self.workers.threads) else 'a thread that answers has ended')
-
-class _LoopSign:
-    "Asks a loop for a sign of life, one at a time"
-    def __init__(self): self.asked, self.came, self.missing, self.looked = False, threading.Event(), 0., 0.
-
-    def late(self, loop, most):
-        "Seconds for which the last sign has been missing; unwatched time counts up to `most`, as all may have slept"
-        before = self.looked
-        self.looked = time.monotonic()
-        if not loop or loop.is_closed(): return 0
-        if self.asked and not self.came.is_set(): self.missing += min(self.looked - before, most)
-        else:
-            self.asked = True
-            self.missing = 0.
-            self.came.clear()
-            with contextlib.suppress(RuntimeError): loop.call_soon_threadsafe(self.came.set)  # it may be closed by now
-        return self.missing
-
-def _end_process(seconds):
-    "In order, and by force if that takes too long"
-    os.kill(os.getpid(), signal.SIGTERM)
-    clock = threading.Timer(seconds, os._exit, [70])
-    clock.daemon = True
-    clock.start()
+    if self.workers.closed or all(t.is_alive() for t in self.workers.threads): return ''
+    return 'a thread that answers has ended'
 
 # %% ../../nbs/serve/06_service.ipynb #7f1be504
 def result_of(
-    upload: Upload,             # What was sent
-    row: PredictionRow | None,  # What the workers say; None where there was nothing to ask
+    upload: Upload,             # The image of the request
+    row: PredictionRow | None,  # The answer of the workers; None if there is no image to answer
     digest: str = '',           # SHA-256 of the model that answered
 ) -> dict[str, Any]:            # Ready for JSON
     "One image's part of an answer"
@@ -201,11 +204,12 @@ def result_of(
     return dict(name=upload.name, status='ok', label=p.label, probability=p.probability, probabilities=p.probabilities,
         trusted=p.trusted, reason=p.reason, ood_score=p.ood_score, confidence=p.confidence, model=digest[:12])
 
+# %% ../../nbs/serve/06_service.ipynb #2b39bdaa
 async def answer_uploads(
     service: Service,       # Whose workers answer
     uploads: list[Upload],  # At least one
 ) -> list[dict[str, Any]]:  # One for each, in order
-    "Ask the workers, and wait no longer than is allowed; a `Problem` if that fails"
+    "Ask the workers, and wait at most the allowed time; a `Problem` if that fails"
     s = service.settings
     wanted = [(u.name, u.content) for u in uploads if not u.reason]
     try: futures = service.workers.ask(wanted, s.seconds_answer)
@@ -222,10 +226,11 @@ async def answer_uploads(
     answers = iter(answers)
     results = [result_of(u, *((None,) if u.reason else next(answers))) for u in uploads]
     for r in results:
-        service.metrics.images.labels('failed' if r['status'] == 'failed' else 'trusted' if r['trusted']
-            else 'not_trusted').inc()
+        kind = 'failed' if r['status'] == 'failed' else 'not_trusted'
+        service.metrics.images.labels('trusted' if r.get('trusted') else kind).inc()
     return results
 
+# %% ../../nbs/serve/06_service.ipynb #2a669aec
 async def answer_request(
     service: Service,       # Its bounds and workers
     request: Any,           # Starlette's
@@ -247,6 +252,67 @@ async def answer_request(
         results = await answer_uploads(service, uploads)
     if len(results) == 1 and results[0]['status'] == 'failed': raise Problem(422, results[0]['reason'])
     return results
+
+# %% ../../nbs/serve/06_service.ipynb #46fd59ba
+def _add_page(app, service, Response):
+    "The page for people"
+    static = package_file('static')
+    files = {'service.js': (static/'service.js', 'text/javascript'),
+        'classify.js': (static/'classify.js', 'text/javascript'),
+        'classify.css': (static/'classify.css', 'text/css'), 'service.css': (static/'service.css', 'text/css')}
+    frames = ' '.join(["'self'", *service.settings.frames])
+    policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' "
+        "blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        f'frame-ancestors {frames}')
+
+    @app.head('/', include_in_schema=False)
+    @app.get('/', include_in_schema=False)
+    async def page():
+        headers = {'Content-Security-Policy': policy,
+            'Permissions-Policy': 'camera=(self), microphone=(), geolocation=()'}
+        return Response((static/'service.html').read_bytes(), media_type='text/html; charset=utf-8', headers=headers)
+
+    @app.get('/static/{name}', include_in_schema=False)
+    async def static_file(name: str):
+        if name not in files: raise Problem(404, f'there is nothing at /static/{name[:100]}')
+        file, kind = files[name]
+        return Response(file.read_bytes(), media_type=kind, headers={'Cache-Control': 'no-cache'})
+
+# %% ../../nbs/serve/06_service.ipynb #351a5fab
+def _add_endpoints(app, service, Request, JSONResponse, Response):
+    "The addresses for programs"
+    key = (401,) if service.settings.api_key else ()
+
+    @app.post('/predict', summary='Classify one or several images', openapi_extra=_service_body(),
+        responses=_service_docs('Answers', 400, *key, 408, 413, 415, 422, 500, 503, 504, example=_service_answer))
+    async def predict(request: Request):
+        if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})
+        return JSONResponse(dict(results=await answer_request(service, request)))
+
+    @app.get('/labels', summary='What the answers can be', responses=_service_docs('Labels', *key, 503))
+    async def labels():
+        if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})
+        metadata = service.workers.classifier.bundle
+        return JSONResponse(dict(labels=list(metadata.labels), model=metadata.digest[:12],
+                title=service.settings.title or metadata.question))
+
+    @app.head('/healthz', include_in_schema=False)
+    @app.get('/healthz', summary='Is this process well?', responses=_service_docs('State', 503))
+    async def healthz():
+        if service.ill: raise Problem(503, service.ill)
+        return JSONResponse(dict(status='ok'))
+
+    @app.head('/readyz', include_in_schema=False)
+    @app.get('/readyz', summary='Should requests be sent here?', responses=_service_docs('State', 503))
+    async def readyz():
+        if why := service.not_ready(): raise Problem(503, why, {'Retry-After': '1'})
+        return JSONResponse(dict(status='ok'))
+
+    plain = {'text/plain': dict(schema=dict(type='string'))}
+    @app.get('/metrics', summary='Numbers for Prometheus', responses=_service_docs('', *key, content=plain),
+        response_class=Response)
+    async def metrics():
+        return Response(service.metrics.text(), media_type='text/plain; version=0.0.4')
 
 # %% ../../nbs/serve/06_service.ipynb #86b403bc
 def make_app(
@@ -308,70 +374,9 @@ def make_app(
     app.openapi = openapi
     return app
 
-# %% ../../nbs/serve/06_service.ipynb #351a5fab
-def _add_endpoints(app, service, Request, JSONResponse, Response):
-    "What programs ask for"
-    key = (401,) if service.settings.api_key else ()
-
-    @app.post('/predict', summary='Classify one or several images', openapi_extra=_service_body(),
-        responses=_service_docs('Answers', 400, *key, 408, 413, 415, 422, 500, 503, 504, example=_service_answer))
-    async def predict(request: Request):
-        if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})
-        return JSONResponse(dict(results=await answer_request(service, request)))
-
-    @app.get('/labels', summary='What the answers can be', responses=_service_docs('Labels', *key, 503))
-    async def labels():
-        if not service.workers: raise Problem(503, service.not_ready(), {'Retry-After': '1'})
-        metadata = service.workers.classifier.bundle
-        return JSONResponse(dict(labels=list(metadata.labels), model=metadata.digest[:12],
-                title=service.settings.title or metadata.question))
-
-    @app.head('/healthz', include_in_schema=False)
-    @app.get('/healthz', summary='Is this process well?', responses=_service_docs('State', 503))
-    async def healthz():
-        if service.ill: raise Problem(503, service.ill)
-        return JSONResponse(dict(status='ok'))
-
-    @app.head('/readyz', include_in_schema=False)
-    @app.get('/readyz', summary='Should requests be sent here?', responses=_service_docs('State', 503))
-    async def readyz():
-        if why := service.not_ready(): raise Problem(503, why, {'Retry-After': '1'})
-        return JSONResponse(dict(status='ok'))
-
-    plain = {'text/plain': dict(schema=dict(type='string'))}
-    @app.get('/metrics', summary='Numbers for Prometheus', responses=_service_docs('', *key, content=plain),
-        response_class=Response)
-    async def metrics():
-        return Response(service.metrics.text(), media_type='text/plain; version=0.0.4')
-
-# %% ../../nbs/serve/06_service.ipynb #46fd59ba
-def _add_page(app, service, Response):
-    "What people see"
-    static = package_file('static')
-    files = {'service.js': (static/'service.js', 'text/javascript'),
-        'classify.js': (static/'classify.js', 'text/javascript'),
-        'classify.css': (static/'classify.css', 'text/css'), 'service.css': (static/'service.css', 'text/css')}
-    frames = ' '.join(["'self'", *service.settings.frames])
-    policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' "
-        "blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        f'frame-ancestors {frames}')
-
-    @app.head('/', include_in_schema=False)
-    @app.get('/', include_in_schema=False)
-    async def page():
-        headers = {'Content-Security-Policy': policy,
-            'Permissions-Policy': 'camera=(self), microphone=(), geolocation=()'}
-        return Response((static/'service.html').read_bytes(), media_type='text/html; charset=utf-8', headers=headers)
-
-    @app.get('/static/{name}', include_in_schema=False)
-    async def static_file(name: str):
-        if name not in files: raise Problem(404, f'there is nothing at /static/{name[:100]}')
-        file, kind = files[name]
-        return Response(file.read_bytes(), media_type=kind, headers={'Cache-Control': 'no-cache'})
-
 # %% ../../nbs/serve/06_service.ipynb #26735b84
 def _service_config(app, settings):
-    "What uvicorn is told"
+    "The settings of uvicorn"
     uvicorn = optional_import('uvicorn', "'bearcls[serve]'", 'The HTTP service')
     def noted(status, detail):
         app.state.service.metrics.requests.labels('none', str(status)).inc()
@@ -393,7 +398,7 @@ def serving(
     settings: Settings = Settings(),         # Bounds, key, page
     host: str = '127.0.0.1',                 # Where to listen; the port is any that is free
 ) -> Iterator[str]:                          # Its address, such as http://127.0.0.1:40123
-    "A service in a thread, for the time of a `with`"
+    "A service in a thread, until the end of a `with`"
     expect('settings', settings, Settings)
     expect('bundle', bundle, str, os.PathLike, Classifier)
     import uvicorn
@@ -420,9 +425,9 @@ def run_server(
     host: str = '127.0.0.1',       # Where to listen; 0.0.0.0 for all addresses of this machine
     port: int = 8000,              # 0: any that is free
     workers: int = 1,              # Processes, which share nothing but the bundle
-    settings: Settings = Settings(), # Bounds, key, page; without a key, that of BEARCLS_API_KEY
+    settings: Settings = Settings(),  # Bounds, key, page; without a key, that of BEARCLS_API_KEY
 ) -> bool:                         # Did all processes end in order?
-    "Serve a bundle until SIGTERM or Ctrl+C; what was begun is answered first"
+    "Serve a bundle until SIGTERM or Ctrl+C; requests that have begun are answered first"
     expect('settings', settings, Settings)
     expect('bundle', bundle, str, os.PathLike)
     import tempfile
@@ -448,7 +453,7 @@ def serve_process(
     folder: str,        # Where all processes count
     number: int,        # Of this one, from 0
 ):
-    "What one of the processes does"
+    "One process of `run_server`"
     import uvicorn
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     write_log()
@@ -459,8 +464,9 @@ def serve_process(
         "Says for a moment that it leaves, before it does"
         def handle_exit(self, sig, frame):
             if sig == signal.SIGINT: return  # a terminal sends Ctrl+C to all its processes; the supervisor decides
-            later = threading.Timer(0 if (service := app.state.service).leaving else settings.seconds_leaving, setattr,
-                (self, 'should_exit', True))
+            service = app.state.service
+            seconds = 0 if service.leaving else settings.seconds_leaving
+            later = threading.Timer(seconds, setattr, (self, 'should_exit', True))
             service.leaving = True
             later.daemon = True
             later.start()

@@ -18,7 +18,7 @@ from .problems import problem_body, problem_type
 
 # %% ../../nbs/serve/03_supervise.ipynb #62ac0625
 service_log = logging.getLogger('bearcls.serve')
-service_log.addHandler(logging.NullHandler())  # silent, until a program wants to hear it
+service_log.addHandler(logging.NullHandler())  # silent until a program adds a handler
 
 class LogLines(logging.Formatter):
     "Records of Python's `logging` as lines of JSON; a message may be a dict of metadata"
@@ -32,7 +32,7 @@ class LogLines(logging.Formatter):
         return json.dumps(line, default=str)  # in ASCII, because a terminal of Windows has its own alphabet
 
 def write_log(
-    level: int = logging.INFO,  # What is less important is left out
+    level: int = logging.INFO,  # Less important records are left out
 ):
     "From now on, write the service's log and that of uvicorn to standard output"
     handler = logging.StreamHandler(sys.stdout)
@@ -91,11 +91,12 @@ def http_protocol(
             elif not self.refused: self.transport.close()
 
         def send_400_response(self, msg):
-            if self.head_bytes > max_head: self.refuse(431, f'the headers are longer than {max_head:,} bytes')  # the slower parser has a bound of its own
+            # The slower of the two parsers has its own bound on headers
+            if self.head_bytes > max_head: self.refuse(431, f'the headers are longer than {max_head:,} bytes')
             else: self.refuse(400, 'this is no valid request of HTTP/1.1')
 
         def refuse(self, status, detail, headers=''):
-            "Answer without the application; close when the client has heard it, as unread bytes would break it before"
+            "Answer without the application, then close; closing at once would break the answer, as bytes are unread"
             if self.refused or self.transport.is_closing(): return
             self.refused = True
             if noted: noted(status, detail)
@@ -111,13 +112,13 @@ def http_protocol(
 
 # %% ../../nbs/serve/03_supervise.ipynb #7dea4cb9
 class Supervisor:
-    "Keeps processes running until it is told to stop"
+    "Keeps processes running until you stop it"
     def __init__(self,
-        target: Callable,         # What each process runs: a function of a module
-        args: Sequence[Any] = (), # For it, before the number of the process, which is the last
-        n: int = 1,               # Processes
-        seconds: float = 60,      # They are given this time to end
-        closing: Sequence[Any] = (), # Sockets to close when it is told to stop; the processes have their own
+        target: Callable,          # What each process runs: a function of a module
+        args: Sequence[Any] = (),  # For it, before the number of the process, which is the last
+        n: int = 1,                # Processes
+        seconds: float = 60,       # They are given this time to end
+        closing: Sequence[Any] = (),  # Sockets to close at the end; the processes have their own
     ):
         self.target = target
         self.args = args
@@ -132,17 +133,16 @@ class Supervisor:
         "Let all processes end"
         self.stopping.set()
 
+    def _start(self, k, tries=0):
+        process = self.context.Process(target=self.target, args=(*self.args, k), name=f'bearcls_serve_{k}')
+        process.start()
+        self.processes[k] = (process, time.monotonic(), tries)
+        service_log.info(dict(event='process_started', number=k, pid=process.pid))
+
 # %% ../../nbs/serve/03_supervise.ipynb #ab9d632e
 @patch_to(Supervisor)
-def _start(self, k, tries=0):
-    process = self.context.Process(target=self.target, args=(*self.args, k), name=f'bearcls_serve_{k}')
-    process.start()
-    self.processes[k] = (process, time.monotonic(), tries)
-    service_log.info(dict(event='process_started', number=k, pid=process.pid))
-
-@patch_to(Supervisor)
 def _look(self):
-    "Start those again that have died; False if there is no use in that"
+    "Start those again that have died; False if they cannot begin at all"
     for k, (process, started, tries) in list(self.processes.items()):
         if process.is_alive(): continue
         process.join()
@@ -155,10 +155,9 @@ def _look(self):
         self._start(k, tries)
     return True
 
-# %% ../../nbs/serve/03_supervise.ipynb #98c6e8d0
 @patch_to(Supervisor)
 def run(self) -> bool:  # Did all end in order?
-    "Until `stop`, or one of the signals that mean it"
+    "Supervise until `stop`, or until a signal to end; then end all processes"
     here = threading.current_thread() is threading.main_thread()
     before = {s: signal.signal(s, self.stop) for s in (signal.SIGTERM, signal.SIGINT)} if here else {}
     fine = True
@@ -168,21 +167,17 @@ def run(self) -> bool:  # Did all end in order?
             wait([p.sentinel for p, *_ in self.processes.values()], 0.25)
             fine = self.stopping.is_set() or self._look()
     finally:
-        self._end()
+        for p, *_ in self.processes.values(): p.terminate()
+        for c in self.closing: c.close()  # otherwise new connections would wait in vain
+        end = time.monotonic() + self.seconds
+        for p, *_ in self.processes.values():
+            p.join(max(0.1, end - time.monotonic()))
+            if p.is_alive(): p.kill()
+            p.join()
         for s, handler in before.items(): signal.signal(s, handler)
     return fine
 
-@patch_to(Supervisor)
-def _end(self):
-    "Ask all processes to end, and make those end who do not"
-    for p, *_ in self.processes.values(): p.terminate()
-    for c in self.closing: c.close()  # otherwise new connections would wait in vain
-    end = time.monotonic() + self.seconds
-    for p, *_ in self.processes.values():
-        p.join(max(0.1, end - time.monotonic()))
-        if p.is_alive(): p.kill()
-        p.join()
-
+# %% ../../nbs/serve/03_supervise.ipynb #1a03d921
 def is_orphan() -> bool:
     "Is this a process whose supervisor is gone?"
     parent = multiprocessing.parent_process()

@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/train/arch.html.md"""
 # %% auto #0
 __all__ = ['torchvision_archs', 'own_archs', 'TrainError', 'get_arch', 'xresnet18_thin', 'says_if_uncuttable', 'arch_stats',
            'fixed_size', 'feature_layer', 'pool_features', 'averages_of', 'FrozenPart', 'frozen_part', 'keep_modes',
-           'Weights', 'weights_url', 'find_weights', 'read_weights', 'load_weights', 'class_head']
+           'weights_url', 'Weights', 'find_weights', 'read_weights', 'load_weights', 'class_head']
 
 # %% ../../nbs/train/01_arch.ipynb #67796316
 import difflib, pickle, threading, urllib.error, urllib.parse, urllib.request
@@ -27,7 +27,7 @@ from ..core import BearclsError, optional_import
 
 # %% ../../nbs/train/01_arch.ipynb #e6461f58
 class TrainError(BearclsError, ValueError):
-    "Training cannot start as asked for"
+    "Training cannot start with these settings"
 
 def get_arch(
     name: str,  # torchvision's, such as 'resnet18'; timm's, such as 'timm/resnet18'; or 'xresnet18_thin'
@@ -179,29 +179,6 @@ def keep_modes(
     finally:
         for m, training in modes.items(): m.training = training
 
-# %% ../../nbs/train/01_arch.ipynb #5724986b
-@dataclass
-class Weights:
-    "Where the weights are that an architecture starts from"
-    arch: str        # Name of the architecture
-    status: str      # 'cached', 'reachable', 'file' or 'absent'
-    reason: str      # The same in words, with the cause where they are absent
-    url: str = ''    # Address of the file
-    file: str = ''   # Path of the file, where it is cached or one's own
-    @property
-    def usable(self) -> bool: return self.status != 'absent'
-
-# %% ../../nbs/train/01_arch.ipynb #18569d3e
-def weights_url(
-    name: str,  # Name of a torchvision or timm architecture
-) -> str:       # Address of the weights that fastai loads for it; '' if there are none
-    "Where the ImageNet weights of an architecture come from"
-    if isinstance(arch := get_arch(name), str): return _timm_weights(arch)[1]
-    if name in own_archs: return ''
-    options = torchvision.models.get_model_weights(name)
-    default = 'weights' in model_meta.get(arch, {})
-    return (options.DEFAULT if default else options.IMAGENET1K_V1).url
-
 # %% ../../nbs/train/01_arch.ipynb #6bfed828
 def _timm_weights(arch):
     "Cached file of timm's weights, or '', and their address; they are on the Hugging Face Hub, few elsewhere"
@@ -216,29 +193,16 @@ def _torch_cache(url):
     file = Path(torch.hub.get_dir())/'checkpoints'/Path(urllib.parse.urlparse(url).path).name
     return str(file) if file.exists() else ''
 
-# %% ../../nbs/train/01_arch.ipynb #d397b746
-def find_weights(
-    name: str,              # Name of an architecture
-    timeout: float = 3.0,   # Seconds to wait for the server
-    weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: none; or a file, see `load_weights`
-) -> Weights:               # What was found
-    "Look for weights in the cache, then on their server; never longer than `timeout`"
-    arch = get_arch(name)
-    if weights is None: return Weights(name, 'absent', 'no weights are wanted')
-    if str(weights) != 'auto': return _own_file(name, Path(weights).expanduser())
-    if not (url := weights_url(name)): return Weights(name, 'absent', f'there are no ImageNet weights of {name}')
-    cached = _timm_weights(arch)[0] if isinstance(arch, str) else _torch_cache(url)
-    if cached: return Weights(name, 'cached', f'the ImageNet weights of {name} are cached', url, cached)
-    problem = _ask(url, timeout)
-    if problem: return Weights(name, 'absent', f'no ImageNet weights of {name}, cached or reachable ({problem})', url)
-    return Weights(name, 'reachable', f'the ImageNet weights of {name} can be downloaded', url)
-
-def _own_file(name, file):
-    "Weights in a file that must be there"
-    if name == 'xresnet18_thin':
-        raise TrainError(f'{name} starts from nothing; `weights` can be given to any other architecture')
-    if not file.is_file(): raise TrainError(f"`weights` must be 'auto', None or a file; there is no file {file}")
-    return Weights(name, 'file', f'with the weights in {file.name}', file=str(file))
+# %% ../../nbs/train/01_arch.ipynb #18569d3e
+def weights_url(
+    name: str,  # Name of a torchvision or timm architecture
+) -> str:       # Address of the weights that fastai loads for it; '' if there are none
+    "Where the ImageNet weights of an architecture come from"
+    if isinstance(arch := get_arch(name), str): return _timm_weights(arch)[1]
+    if name in own_archs: return ''
+    options = torchvision.models.get_model_weights(name)
+    default = 'weights' in model_meta.get(arch, {})
+    return (options.DEFAULT if default else options.IMAGENET1K_V1).url
 
 # %% ../../nbs/train/01_arch.ipynb #0cd06bf8
 def _ask(url, timeout):
@@ -257,28 +221,72 @@ def _ask(url, timeout):
     thread.join(timeout)
     return answer[0]
 
+# %% ../../nbs/train/01_arch.ipynb #d397b746
+@dataclass
+class Weights:
+    "Where the weights are that an architecture starts from"
+    arch: str        # Name of the architecture
+    status: str      # 'cached', 'reachable', 'file' or 'absent'
+    reason: str      # The same in words, with the cause where they are absent
+    url: str = ''    # Address of the file
+    file: str = ''   # Path of the file, if it is cached or your own
+    @property
+    def usable(self) -> bool: return self.status != 'absent'
+
+def find_weights(
+    name: str,              # Name of an architecture
+    timeout: float = 3.0,   # Seconds to wait for the server
+    weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: none; or a file, see `load_weights`
+) -> Weights:               # What was found
+    "Look for weights in the cache, then on their server; never longer than `timeout`"
+    arch = get_arch(name)
+    if weights is None: return Weights(name, 'absent', 'no weights are wanted')
+    if str(weights) != 'auto':
+        file = Path(weights).expanduser()
+        if name == 'xresnet18_thin':
+            raise TrainError(f'{name} starts from nothing; `weights` can be given to any other architecture')
+        if not file.is_file(): raise TrainError(f"`weights` must be 'auto', None or a file; there is no file {file}")
+        return Weights(name, 'file', f'with the weights in {file.name}', file=str(file))
+    if not (url := weights_url(name)): return Weights(name, 'absent', f'there are no ImageNet weights of {name}')
+    cached = _timm_weights(arch)[0] if isinstance(arch, str) else _torch_cache(url)
+    if cached: return Weights(name, 'cached', f'the ImageNet weights of {name} are cached', url, cached)
+    problem = _ask(url, timeout)
+    if problem: return Weights(name, 'absent', f'no ImageNet weights of {name}, cached or reachable ({problem})', url)
+    return Weights(name, 'reachable', f'the ImageNet weights of {name} can be downloaded', url)
+
 # %% ../../nbs/train/01_arch.ipynb #6afd5bdc
 def read_weights(
     file: str | Path,             # '.safetensors', or from `torch.save`: state dict, alone or as 'state_dict', 'model'
 ) -> dict[str, torch.Tensor]:     # Tensors by name
     "The tensors in a file; nothing in it is executed"
     file = Path(file)
-    state = _read_safetensors(file) if file.suffix == '.safetensors' else _read_pth(file)
+    if file.suffix == '.safetensors':
+        library = optional_import('safetensors', purpose=f'Reading {file.name}')
+        try: state = optional_import('safetensors.torch').load_file(file)
+        except library.SafetensorError as e: raise TrainError(f'{file} is not a safetensors file: {e}') from e
+    else:
+        try: state = torch.load(file, map_location='cpu', weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as e:
+            raise TrainError(f'{file} is not opened, since it holds no weights or more than weights: '
+                f'{str(e).splitlines()[0] if str(e) else "it ends too early"}') from e
     for key in ('state_dict', 'model'): state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise TrainError(f'{file} holds no table of tensors; expected the state dict of a network')
     return {k.removeprefix('module.'): v for k, v in state.items()}
 
-def _read_pth(file):
-    try: return torch.load(file, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as e:
-        raise TrainError(f'{file} is not opened, since it holds no weights or more than weights: '
-            f'{str(e).splitlines()[0] if str(e) else "it ends too early"}') from e
-
-def _read_safetensors(file):
-    library = optional_import('safetensors', purpose=f'Reading {file.name}')
-    try: return optional_import('safetensors.torch').load_file(file)
-    except library.SafetensorError as e: raise TrainError(f'{file} is not a safetensors file: {e}') from e
+# %% ../../nbs/train/01_arch.ipynb #99aee004
+def _library_names(name):
+    "The library's name for each tensor of fastai's body, found by cutting a network and seeing where its tensors went"
+    arch = get_arch(name)
+    with torch.random.fork_rng([]), says_if_uncuttable(name):
+        if isinstance(arch, str):
+            full = optional_import('timm').create_model(arch, num_classes=0)
+            body = TimmBody(full, pretrained=False)
+        else:
+            full = arch()
+            body = create_body(full, cut=model_meta.get(arch, {}).get('cut'), pretrained=False)
+    names = {id(t): n for n, t in full.state_dict(keep_vars=True).items()}
+    return {n: names[id(t)] for n, t in body.state_dict(keep_vars=True).items()}
 
 # %% ../../nbs/train/01_arch.ipynb #141c646f
 def load_weights(
@@ -290,27 +298,16 @@ def load_weights(
     state = read_weights(file)
     names = _library_names(name)
     body = model[0].state_dict()
-    wrong = [w for ours, theirs in names.items() if (w := _misfit(theirs, state.get(theirs), body[ours]))]
+    wrong = []
+    for ours, theirs in names.items():
+        came = state.get(theirs)
+        if came is None and not theirs.endswith('num_batches_tracked'): wrong.append(f'{theirs} is missing')
+        elif came is not None and came.shape != body[ours].shape:
+            wrong.append(f'{theirs} has the shape {tuple(came.shape)}, not {tuple(body[ours].shape)}')
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         raise TrainError(f'{file} does not fit {name}: {"; ".join(wrong[:3])}{more}')
     model[0].load_state_dict({ours: state[theirs] for ours, theirs in names.items() if theirs in state}, strict=False)
-
-def _misfit(name, came, wanted):
-    "What is wrong with a tensor of a file; '' if nothing is"
-    if came is None: return '' if name.endswith('num_batches_tracked') else f'{name} is missing'
-    return '' if came.shape == wanted.shape else f'{name} has the shape {tuple(came.shape)}, not {tuple(wanted.shape)}'
-
-# %% ../../nbs/train/01_arch.ipynb #99aee004
-def _library_names(name):
-    "The library's name for each tensor of fastai's body, found by cutting a network and seeing where its tensors went"
-    arch = get_arch(name)
-    with torch.random.fork_rng([]), says_if_uncuttable(name):
-        if isinstance(arch, str):
-            body = TimmBody(full := optional_import('timm').create_model(arch, num_classes=0), pretrained=False)
-        else: body = create_body(full := arch(), cut=model_meta.get(arch, {}).get('cut'), pretrained=False)
-    names = {id(t): n for n, t in full.state_dict(keep_vars=True).items()}
-    return {n: names[id(t)] for n, t in body.state_dict(keep_vars=True).items()}
 
 # %% ../../nbs/train/01_arch.ipynb #614797f5
 def class_head(

@@ -10,6 +10,7 @@ __all__ = ['split_arguments', 'Run', 'measure_learner', 'resampled_interval', 'E
 
 # %% ../../nbs/train/08_experiment.ipynb #a6e9416f
 import gc, hashlib, json, math, os, re, time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -34,8 +35,8 @@ class Run:
     variant: str                  # Its name
     seed: int                     # Decides the split, the initial weights, and the order of the images
     n_train: int = 0              # Images trained on
-    n_valid: int = 0              # Images held back and asked about afterwards
-    wrong: int = 0                # Of these, answered wrongly
+    n_valid: int = 0              # Images held back, and predicted afterwards
+    wrong: int = 0                # Of these, predicted wrongly
     error: float = math.nan       # Share of wrong ones, 0 to 1
     log_loss: float = math.nan    # Mean of -log p of the right label
     seconds: float = math.nan     # From the folder to the trained Learner
@@ -109,8 +110,9 @@ def _difference(mine, first, measure, confidence):
     seeds = [s for s in mine if s in first]
     if not seeds: return dict(difference=math.nan, low=math.nan, high=math.nan, verdict='cannot tell')
     differences = [getattr(mine[s], measure) - getattr(first[s], measure) for s in seeds]
-    sizes = [np.mean([getattr(mine[s], n) for s in seeds]) for n in ('n_train', 'n_valid')]
-    low, high = resampled_interval(differences, *sizes, confidence)
+    n_train = np.mean([mine[s].n_train for s in seeds])
+    n_valid = np.mean([mine[s].n_valid for s in seeds])
+    low, high = resampled_interval(differences, n_train, n_valid, confidence)
     verdict = 'lower' if high < 0 else 'higher' if low > 0 else 'cannot tell'
     return dict(difference=float(np.mean(differences)), low=low, high=high, verdict=verdict)
 
@@ -128,21 +130,24 @@ def compare(self: Experiment,
         values = np.array([getattr(r, measure) for r in mine.values()])
         row = dict(variant=name, runs=len(values), mean=values.mean() if len(values) else math.nan,
             sd=values.std(ddof=1) if len(values) > 1 else math.nan)
-        rows.append(row
-            | (_difference(mine, self.of(names[0]), measure, self.confidence) if name != names[0]
-                else dict(verdict='reference')))
+        if name == names[0]: row['verdict'] = 'reference'
+        else: row |= _difference(mine, self.of(names[0]), measure, self.confidence)
+        rows.append(row)
     return pd.DataFrame(rows, columns=_columns)
 
 # %% ../../nbs/train/08_experiment.ipynb #75621ffb
 @patch(as_prop=True)
-def summary(self: Experiment) -> pd.DataFrame: # A row per variant: variant, runs, failed, error, error_sd, log_loss, log_loss_sd, seconds, difference, low, high, verdict
+def summary(self: Experiment) -> pd.DataFrame: # As `compare`, with failed, log_loss, log_loss_sd, seconds
     "Mean and spread of each variant, and its paired difference in error to the first"
     error = self.compare('error')
     loss = self.compare('log_loss')
-    failed = [sum(bool(r.problem) for r in self.rows if r.variant == v) for v in error.variant]
-    seconds = [float(np.median([r.seconds for r in self.of(v).values()] or [math.nan])) for v in error.variant]
+    failed = Counter(r.variant for r in self.rows if r.problem)
+    seconds = []
+    for v in error.variant:
+        times = [r.seconds for r in self.of(v).values()]
+        seconds.append(float(np.median(times or [math.nan])))
     table = error.rename(columns=dict(mean='error', sd='error_sd'))
-    table.insert(2, 'failed', failed)
+    table.insert(2, 'failed', [failed[v] for v in error.variant])
     for at, (name, values) in enumerate(dict(log_loss=loss['mean'], log_loss_sd=loss.sd, seconds=seconds).items()):
         table.insert(5 + at, name, values)
     return table
@@ -153,22 +158,18 @@ def _number(value, spread=math.nan, form='.3f', scale=1, unit=''):
     if math.isnan(value): return '–'
     return f'{scale*value:{form}}{unit}' + ('' if math.isnan(spread) else f' ({scale*spread:{form}})')
 
-def _row_words(r, confidence):
-    "A row of the summary as people read it"
-    first = r.verdict == 'reference'
-    between = '' if math.isnan(r.low) else f' ({100*r.low:+.1f} to {100*r.high:+.1f})'
-    return {'variant': r.variant, 'runs': f'{r.runs} of {r.runs + r.failed}' if r.failed else r.runs,
-        'error (spread)': _number(r.error, r.error_sd, '.1f', 100, '%'),
-        'log loss (spread)': _number(r.log_loss, r.log_loss_sd), 'seconds': _number(r.seconds, form='.1f'),
-        f'difference ({confidence:.0%} interval)': '' if first
-        else _number(r.difference, form='+.1f', scale=100, unit='%') + between, 'error is': r.verdict}
-
 @patch
 def _repr_html_(self: Experiment):
-    summary = self.summary
-    failed = [r for r in self.rows if r.problem]
-    why = html_table([dict(variant=r.variant, seed=r.seed, problem=r.problem) for r in failed]) if failed else ''
-    return html_table([_row_words(r, self.confidence) for r in summary.itertuples()]) + why
+    rows = []
+    for r in self.summary.itertuples():
+        difference = '' if r.verdict == 'reference' else _number(r.difference, form='+.1f', scale=100, unit='%')
+        if not math.isnan(r.low): difference += f' ({100*r.low:+.1f} to {100*r.high:+.1f})'
+        rows.append({'variant': r.variant, 'runs': f'{r.runs} of {r.runs + r.failed}' if r.failed else r.runs,
+            'error (spread)': _number(r.error, r.error_sd, '.1f', 100, '%'),
+            'log loss (spread)': _number(r.log_loss, r.log_loss_sd), 'seconds': _number(r.seconds, form='.1f'),
+            f'difference ({self.confidence:.0%} interval)': difference, 'error is': r.verdict})
+    failed = [dict(variant=r.variant, seed=r.seed, problem=r.problem) for r in self.rows if r.problem]
+    return html_table(rows) + (html_table(failed) if failed else '')
 
 # %% ../../nbs/train/08_experiment.ipynb #369d700b
 @patch
@@ -199,7 +200,7 @@ def plot(self: Experiment,
 split_arguments = ('seed', 'valid_pct', 'exclude', 'pairs', 'split', 'near_duplicates')
 
 def _check_variants(variants, common):
-    "Refuse what cannot be compared"
+    "Raise an error for variants that cannot be compared"
     if not variants: raise ValueError('`variants` is empty; expected a dictionary of names and arguments for `train`')
     for name, arguments in variants.items():
         if not isinstance(arguments, Mapping):
@@ -214,7 +215,7 @@ def _check_variants(variants, common):
 # %% ../../nbs/train/08_experiment.ipynb #b0a403de
 def _sides(dls):
     "The files on both sides of a split"
-    return tuple(frozenset(os.path.abspath(f) for f in ds.items) for ds in (dls.train_ds, dls.valid_ds))
+    return tuple(frozenset(map(os.path.abspath, ds.items)) for ds in (dls.train_ds, dls.valid_ds))
 
 def split_fingerprint(
     dls: Any,  # DataLoaders of an image folder, or anything with `train_ds.items` and `valid_ds.items`
@@ -223,7 +224,8 @@ def split_fingerprint(
     split = getattr(dls, 'split', None)
     known = {os.path.abspath(f): d for f, d in split.digests.items()} if isinstance(split, Split) else {}
     label_of = split.label_of if isinstance(split, Split) and split.label_of else lambda f: Path(f).parent.name
-    lines = [sorted(f'{known.get(f) or sha256(f)} {label_of(f)}' for f in side) for side in _sides(dls)]
+    lines = []
+    for side in _sides(dls): lines.append(sorted(f'{known.get(f) or sha256(f)} {label_of(f)}' for f in side))
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
 
 # %% ../../nbs/train/08_experiment.ipynb #31e60b52
@@ -258,53 +260,15 @@ def _argument_text(arguments):
     named = lambda value: getattr(value, '__qualname__', None) or re.sub(r' at 0x[0-9a-fA-F]+', '', repr(value))
     return json.dumps(dict(arguments), default=named, sort_keys=True, ensure_ascii=False)
 
-# %% ../../nbs/train/08_experiment.ipynb #02c80712
-def experiment(
-    path: str | Path,                           # Image folder
-    variants: Mapping[str, Mapping[str, Any]],  # Arguments of `train` by the name that the table will show; the first is the reference
-    seeds: Sequence[int] = (0, 1, 2),           # Each cuts another split and starts from other weights
-    valid_pct: float = 0.2,                     # Share of each label held back, between 0 and 1
-    file: str | os.PathLike | None = None,      # CSV file for finished runs, from which a stopped experiment goes on; None for none
-    confidence: float = 0.95,                   # For the intervals of the differences
-    trainer: Callable | None = None,            # Called with `path`, `seed`, `valid_pct` and a variant's arguments; returns a Learner; None for `train`
-    **common: Any,                              # Arguments for all variants: epochs, exclude, pairs…
-) -> Experiment:                                # A row for each variant and seed
-    "Train every variant on the same splits with several seeds"
-    expect('path', path, str, os.PathLike)
-    expect('file', file, str, os.PathLike, None)
-    _check_variants(variants, common)
-    if not (seeds := [int(s) for s in seeds]): raise ValueError('`seeds` is empty; expected whole numbers')
-    arguments = {name: {'valid_pct': valid_pct, **common, **own} for name, own in variants.items()}
-    splits = {seed: _split_of(path, seed, valid_pct, common) for seed in seeds}
-    wanted = [Run(v, s, split=splits[s][1], arguments=_argument_text(arguments[v])) for s in splits for v in variants]
-    rows = _known(wanted, read_runs(file) if file else [])
-    for run in _with_time_left([r for r in wanted if _key(r) not in rows], rows):
-        rows[_key(run)] = _run(run, trainer or partial(train, quiet=True), path, arguments[run.variant],
-            splits[run.seed][0])
-        if file: write_runs(file, _merged(read_runs(file), rows))
-    return Experiment([rows[_key(r)] for r in wanted], confidence)
-
-# %% ../../nbs/train/08_experiment.ipynb #fdfa9e25
+# %% ../../nbs/train/08_experiment.ipynb #58bf6dc7
 def _split_of(path, seed, valid_pct, common):
-    "The sides of a seed's split and its fingerprint; the DataLoaders, which may hold images, are given up"
+    "The sides of a seed's split and its fingerprint; the DataLoaders, which may hold images, are dropped"
     mine = {k: common[k] for k in (*split_arguments, 'min_per_label', 'size', 'recipe', 'cache') if k in common}
     dls = image_dls(path, **{**dict(seed=seed, valid_pct=valid_pct, keep_mb=0, recipe='squish'), **mine})  # as `train`
     return _sides(dls), split_fingerprint(dls)
 
-def _key(run): return run.variant, run.seed, run.split, run.arguments
-
-def _known(wanted, found):
-    "Of the runs in the file, those that are wanted and have a result"
-    keys = {_key(r) for r in wanted}
-    return {_key(r): r for r in found if _key(r) in keys and not r.problem}
-
-def _merged(found, rows):
-    "The file's rows and the new ones; a new one takes the place of its older namesake"
-    return list({**{(r.variant, r.seed): r for r in found}, **{(r.variant, r.seed): r for r in rows.values()}}.values())
-
-# %% ../../nbs/train/08_experiment.ipynb #58bf6dc7
 def _run(run, trainer, path, arguments, sides):
-    "One run, measured; what goes wrong is written in its row"
+    "One run, measured; its row also holds what goes wrong"
     start = time.perf_counter()
     learn = None
     try:
@@ -320,16 +284,8 @@ def _run(run, trainer, path, arguments, sides):
         gc.collect()  # the next variant needs the memory
 
 # %% ../../nbs/train/08_experiment.ipynb #0b36ae0d
-def _with_time_left(runs, rows):
-    "The runs that are to be done, with a bar that says how long they will take; `rows` fills up meanwhile"
-    with progress(desc='experiment', total=len(runs), unit='run') as bar:
-        for i, run in enumerate(runs):
-            bar.set_postfix_str(f'{run.variant}, seed {run.seed}{_time_left(runs[i:], rows.values())}')
-            yield run
-            bar.update(1)
-
 def _time_left(runs, done):
-    "In words; from the mean time of each variant, or of all where it has none yet"
+    "As a text; from the mean time of each variant, or of all variants where one has none yet"
     times = {}
     for r in done:
         if not r.problem: times.setdefault(r.variant, []).append(r.seconds)
@@ -337,3 +293,41 @@ def _time_left(runs, done):
     usual = np.mean([np.mean(t) for t in times.values()])
     left = sum(np.mean(times[r.variant]) if r.variant in times else usual for r in runs)
     return f', about {left:.0f} s left' if left < 90 else f', about {left/60:.0f} min left'
+
+# %% ../../nbs/train/08_experiment.ipynb #02c80712
+def _key(run): return run.variant, run.seed, run.split, run.arguments
+
+def experiment(
+    path: str | Path,                           # Image folder
+    variants: Mapping[str, Mapping[str, Any]],  # Arguments of `train` by the variant's name; first: the reference
+    seeds: Sequence[int] = (0, 1, 2),           # Each cuts another split and starts from other weights
+    valid_pct: float = 0.2,                     # Share of each label held back, between 0 and 1
+    file: str | os.PathLike | None = None,      # CSV file for finished runs, to resume from; None: none
+    confidence: float = 0.95,                   # For the intervals of the differences
+    trainer: Callable | None = None,            # Called as `train`, also with `valid_pct`, for a Learner; None: `train`
+    **common: Any,                              # Arguments for all variants: epochs, exclude, pairs…
+) -> Experiment:                                # A row for each variant and seed
+    "Train every variant on the same splits with several seeds"
+    expect('path', path, str, os.PathLike)
+    expect('file', file, str, os.PathLike, None)
+    _check_variants(variants, common)
+    if not (seeds := [int(s) for s in seeds]): raise ValueError('`seeds` is empty; expected whole numbers')
+    arguments = {name: {'valid_pct': valid_pct, **common, **own} for name, own in variants.items()}
+    splits = {seed: _split_of(path, seed, valid_pct, common) for seed in seeds}
+    wanted = []
+    for seed, (_, split) in splits.items():
+        wanted += [Run(v, seed, split=split, arguments=_argument_text(arguments[v])) for v in variants]
+    keys = {_key(r) for r in wanted}
+    found = read_runs(file) if file else []
+    rows = {_key(r): r for r in found if _key(r) in keys and not r.problem}
+    missing = [r for r in wanted if _key(r) not in rows]
+    with progress(desc='experiment', total=len(missing), unit='run') as bar:
+        for i, run in enumerate(missing):
+            bar.set_postfix_str(f'{run.variant}, seed {run.seed}{_time_left(missing[i:], rows.values())}')
+            rows[_key(run)] = _run(run, trainer or partial(train, quiet=True), path, arguments[run.variant],
+                splits[run.seed][0])
+            if file:  # a new run takes the place of an older one of the same variant and seed
+                merged = {(r.variant, r.seed): r for r in (*read_runs(file), *rows.values())}
+                write_runs(file, list(merged.values()))
+            bar.update(1)
+    return Experiment([rows[_key(r)] for r in wanted], confidence)

@@ -13,6 +13,7 @@ import hashlib, inspect, json, os, time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain, product
 from typing import Any
 from weakref import WeakKeyDictionary
 import numpy as np, torch
@@ -44,8 +45,8 @@ def check_dls(
         raise TrainError('These DataLoaders lack images to train on, or to validate with; hold a share back, such as '
             '`valid_pct=0.2`, and note that a Learner from `load_learner` has none')
     label = columns[1][0]
-    if not isinstance(label,
-        (int, torch.Tensor)) or torch.as_tensor(label).dim() or torch.is_floating_point(torch.as_tensor(label)):
+    is_number = isinstance(label, (int, torch.Tensor))
+    if not is_number or torch.as_tensor(label).dim() or torch.is_floating_point(torch.as_tensor(label)):
         raise TrainError('Each image must have one label, as with `CategoryBlock`; the first of these has '
             f'{str(label)[:60]} ({type(label).__name__}). Train them with `fine_tune` of fastai')
 
@@ -92,11 +93,6 @@ def _see(part, dl, names, dtype, threads=None):
             return {name: part(x.flip(-1) if name == 'mirrored' else x).cpu().numpy() for name in names}
     yield from in_lanes(look, progress(dl, 'looking', unit='batch'), threads, dl.device)
 
-def _joined(batches):
-    "The arrays of all batches, by name"
-    batches = list(batches)
-    return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
-
 # %% ../../nbs/train/03_fast.ipynb #da90d2f8
 def _opener(dls):
     "The OpenImage of the DataLoaders, or None"
@@ -121,8 +117,8 @@ def feature_kind(
     dls = learn.dls
     opener = _opener(learn.dls)
     tfms = [*dls.valid.after_item.fs, *dls.valid.after_batch.fs]
-    files = all(isinstance(f, (str, os.PathLike)) for ds in (dls.train_ds, dls.valid_ds)
-        for f in _chosen(ds.items, range(len(ds))))
+    items = chain.from_iterable(_chosen(ds.items, range(len(ds))) for ds in (dls.train_ds, dls.valid_ds))
+    files = all(isinstance(f, (str, os.PathLike)) for f in items)
     if not files or not opener or not opener.store or not all(map(_is_known, tfms)): return None
     settings = {k: v for k, v in dls_settings(dls).items() if k != 'labels'}
     metadata = [_weights_digest(frozen_part(learn.model)), settings, opener.kind, str(dtype), torch.__version__,
@@ -131,7 +127,7 @@ def feature_kind(
 
 # %% ../../nbs/train/03_fast.ipynb #ad236a8b
 def _features(learn, items, names, dtype, threads=None):
-    "Features of items in each view, from the store where they are there; how many were; and are they all there now?"
+    "Features of items in each view, how many of them came from the store, and whether it has them all now"
     kept = [n for n in names if not n.startswith('random')]
     part = frozen_part(learn.model)
     kind = feature_kind(learn, dtype)
@@ -175,7 +171,11 @@ def _random_views(learn, names, dtype, threads=None):
     "Features of training images as training sees them, in their order"
     part = frozen_part(learn.model)
     dl = learn.dls.train.new(bs=_bs(learn.dls), shuffle=False, drop_last=False)
-    return {n: _joined(_see(part, dl, [n], dtype, threads))[n] for n in names if n.startswith('random')}
+    views = {}
+    for n in names:
+        if n.startswith('random'):
+            views[n] = np.concatenate([batch[n] for batch in _see(part, dl, [n], dtype, threads)])
+    return views
 
 # %% ../../nbs/train/03_fast.ipynb #82b046b6
 def image_features(
@@ -184,7 +184,7 @@ def image_features(
     dtype: torch.dtype = torch.float32,  # Precision of the body
     threads: int | None = None,  # See `fit_fast`
 ) -> np.ndarray:                 # (images, numbers), in float32
-    "What the frozen part of a Learner makes of images as validation sees them; from the store what is there"
+    "What the frozen part of a Learner makes of images as validation sees them; the store's features are used"
     expect('learn', learn, Learner)
     learn.model.to(learn.dls.device)
     learn.model[0].to(memory_format=torch.channels_last)
@@ -212,7 +212,10 @@ def linear_head(
     norm.running_var = var
     for p in linear.parameters(): nn.init.zeros_(p)
     weights = torch.ones(len(x)) if weights is None else weights/weights.mean()
-    x = _standardised(norm.eval(), x) if in_place else norm.eval()(x)
+    norm.eval()
+    if in_place:
+        for rows in x.split(1000): rows.copy_(norm(rows))
+    else: x = norm(x)
     opt = torch.optim.LBFGS(linear.parameters(), max_iter=60, line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
@@ -224,11 +227,6 @@ def linear_head(
         if pace.is_due: pace.measure(closure)
         opt.step(closure)
     return nn.Sequential(norm, linear)
-
-def _standardised(norm, x, n=1000):
-    "`x` itself, `n` rows after the other, as `norm` makes them"
-    for rows in x.split(n): rows.copy_(norm(rows))
-    return x
 
 # %% ../../nbs/train/03_fast.ipynb #f9f763b3
 def train_head(
@@ -294,77 +292,6 @@ def label_numbers(
     kept[id(ds)] = ds, state, labels
     return labels.copy()
 
-# %% ../../nbs/train/03_fast.ipynb #c3406187
-@patch
-def fit_fast(self: Learner,
-    n_views: int | None = None, # Views of each training image: as validation sees it, mirrored, then augmented ones; None: 2 below 100 images, otherwise 1
-    head: str = 'linear',       # 'linear', or 'concat' for fastai's own head of two layers
-    weight_decay: float = 1e-3, # Strength of the linear head's penalty
-    epochs: int = 20,           # For the head 'concat': times that every view is seen
-    dtype: torch.dtype | None = None,  # Precision in which the body looks at training images; None: `fast_dtype`
-    threads: int | None = None, # Threads to calculate with, at least 1; None: one for each core, as [threads](../10_threads.ipynb) says
-) -> Learner:                   # The same Learner, trained; what was done is in its `fast`
-    "Train the head of a pretrained network on features that are computed once"
-    if head not in ('linear', 'concat'): raise TrainError(f'`head` must be linear or concat, got {head!r}')
-    if epochs < 1: raise TrainError(f'`epochs` must be at least 1, got {epochs}')
-    check_dls(self.dls)
-    names = view_names(self.dls, n_views)
-    dtype = dtype or fast_dtype(self.dls.device)
-    times = [time.time()]
-    self.model.to(self.dls.device)
-    self.model[0].to(memory_format=torch.channels_last)
-    with keep_modes(self.model), self.no_bar(), self.no_logging():
-        self.model.eval()
-        train, n_train, train_kept = _features(self, self.dls.train_ds.items, names, dtype, threads)
-        train |= _random_views(self, names, dtype, threads)
-        valid, n_valid, valid_kept = _features(self, self.dls.valid_ds.items, ['plain'], torch.float32, threads)
-        times.append(time.time())
-    in_store = train_kept and valid_kept
-    if in_store: _in_memory.pop(self, None)
-    else: _in_memory[self] = _Remembered(self, train['plain'], valid['plain'])
-    views = [torch.from_numpy(train.pop(n)) for n in names]
-    losses = _fit_head(self, views, torch.from_numpy(valid['plain']), head, weight_decay, epochs, in_store, threads)
-    times.append(time.time())
-    self.fast = FastFit(names, head, str(dtype).removeprefix('torch.'), len(self.dls.train_ds) + len(self.dls.valid_ds),
-        n_train + n_valid,
-        *losses, weight_decay, _weights_digest(frozen_part(self.model)),
-        dict(zip(('features', 'head'), np.diff(times).tolist())))
-    return self
-
-# %% ../../nbs/train/03_fast.ipynb #d01493be
-def _loss_of_each(learn, weights):
-    "Make the loss give one number per image; a custom loss that cannot gives the mean, enough where all count the same"
-    loss = learn.loss_func
-    if hasattr(loss, 'reduction') or 'reduction' in inspect.signature(loss).parameters: return learn.loss_not_reduced()
-    if weights is None: return nullcontext()
-    raise TrainError('Some images are drawn more often here, and so must count more, but the loss has no `reduction` '
-        'with which to weigh them one by one; a CrossEntropyLossFlat has')
-
-def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads):
-    "Train the head and put it into the Learner; training loss, validation loss and error"
-    y, y_valid = (torch.from_numpy(label_numbers(learn, ds)) for ds in (learn.dls.train_ds, learn.dls.valid_ds))
-    x = views[0] if len(views) == 1 else torch.cat(views)
-    y = y.repeat(len(views))
-    part = frozen_part(learn.model)
-    in_place = in_place or len(views) > 1
-    weights = getattr(learn.dls.train, 'wgts', None)
-    weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float32).repeat(len(views))
-    if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')  # where the features are; later training moves it back
-    with _loss_of_each(learn, weights):
-        if head == 'linear':
-            rest = linear_head(x, y, learn.loss_func, learn.dls.c, weight_decay, weights, in_place, threads)
-        else: rest = train_head(part.rest.cpu(), x, y, learn.loss_func, epochs, weights=weights, threads=threads)
-    with torch.no_grad():
-        after = rest.eval()[1:] if head == 'linear' and in_place else rest.eval()  # first layer has standardised `x`
-        logits, seen = (torch.cat([f(rows) for rows in m.split(1000)]) for f, m in ((rest, valid), (after, x)))
-        result = learn.loss_func(seen, y).item(), learn.loss_func(logits,
-            y_valid).item(), (logits.argmax(1) != y_valid).float().mean().item()
-    learn.model[1] = nn.Sequential(*part.pool, *rest).to(learn.dls.device)
-    learn.model.eval()  # as any training leaves it
-    learn.opt = None
-    learn.freeze()
-    return result
-
 # %% ../../nbs/train/03_fast.ipynb #a8b79c2f
 class _Remembered:
     "Features of a Learner's images in memory, with what they depend on"
@@ -401,6 +328,78 @@ def _metadata_of(learn):
     tfms = [*learn.dls.valid.after_item.fs, *learn.dls.valid.after_batch.fs]
     return _weights_digest(frozen_part(learn.model)), id(learn.dls), [(id(t), repr(t)) for t in tfms]
 
+# %% ../../nbs/train/03_fast.ipynb #d01493be
+def _loss_of_each(learn, weights):
+    "Make the loss give one number per image; a custom loss that cannot gives the mean, enough where all count the same"
+    loss = learn.loss_func
+    if hasattr(loss, 'reduction') or 'reduction' in inspect.signature(loss).parameters: return learn.loss_not_reduced()
+    if weights is None: return nullcontext()
+    raise TrainError('Some images are drawn more often here, and so must count more, but the loss has no `reduction` '
+        'with which to weigh them one by one; a CrossEntropyLossFlat has')
+
+def _fit_head(learn, views, valid, head, weight_decay, epochs, in_place, threads):
+    "Train the head and put it into the Learner; training loss, validation loss and error"
+    y = torch.from_numpy(label_numbers(learn, learn.dls.train_ds))
+    y_valid = torch.from_numpy(label_numbers(learn, learn.dls.valid_ds))
+    x = views[0] if len(views) == 1 else torch.cat(views)
+    y = y.repeat(len(views))
+    part = frozen_part(learn.model)
+    in_place = in_place or len(views) > 1
+    weights = getattr(learn.dls.train, 'wgts', None)
+    weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float32).repeat(len(views))
+    if hasattr(learn.loss_func, 'to'): learn.loss_func.to('cpu')  # where the features are; later training moves it back
+    with _loss_of_each(learn, weights):
+        if head == 'linear':
+            rest = linear_head(x, y, learn.loss_func, learn.dls.c, weight_decay, weights, in_place, threads)
+        else: rest = train_head(part.rest.cpu(), x, y, learn.loss_func, epochs, weights=weights, threads=threads)
+    with torch.no_grad():
+        after = rest.eval()[1:] if head == 'linear' and in_place else rest.eval()  # first layer has standardised `x`
+        logits = torch.cat([rest(rows) for rows in valid.split(1000)])
+        seen = torch.cat([after(rows) for rows in x.split(1000)])
+        error = (logits.argmax(1) != y_valid).float().mean().item()
+        result = learn.loss_func(seen, y).item(), learn.loss_func(logits, y_valid).item(), error
+    learn.model[1] = nn.Sequential(*part.pool, *rest).to(learn.dls.device)
+    learn.model.eval()  # as any training leaves it
+    learn.opt = None
+    learn.freeze()
+    return result
+
+# %% ../../nbs/train/03_fast.ipynb #c3406187
+@patch
+def fit_fast(self: Learner,
+    n_views: int | None = None, # Views of each training image, see `view_names`; None: 2 below 100 images, otherwise 1
+    head: str = 'linear',       # 'linear', or 'concat' for fastai's own head of two layers
+    weight_decay: float = 1e-3, # Strength of the linear head's penalty
+    epochs: int = 20,           # For the head 'concat': times that every view is seen
+    dtype: torch.dtype | None = None,  # Precision in which the body looks at training images; None: `fast_dtype`
+    threads: int | None = None, # At least 1; None: one for each core, as [threads](../10_threads.ipynb) says
+) -> Learner:                   # The same Learner, trained; what was done is in its `fast`
+    "Train the head of a pretrained network on features that are computed once"
+    if head not in ('linear', 'concat'): raise TrainError(f'`head` must be linear or concat, got {head!r}')
+    if epochs < 1: raise TrainError(f'`epochs` must be at least 1, got {epochs}')
+    check_dls(self.dls)
+    names = view_names(self.dls, n_views)
+    dtype = dtype or fast_dtype(self.dls.device)
+    times = [time.time()]
+    self.model.to(self.dls.device)
+    self.model[0].to(memory_format=torch.channels_last)
+    with keep_modes(self.model), self.no_bar(), self.no_logging():
+        self.model.eval()
+        train, n_train, train_kept = _features(self, self.dls.train_ds.items, names, dtype, threads)
+        train |= _random_views(self, names, dtype, threads)
+        valid, n_valid, valid_kept = _features(self, self.dls.valid_ds.items, ['plain'], torch.float32, threads)
+        times.append(time.time())
+    in_store = train_kept and valid_kept
+    if in_store: _in_memory.pop(self, None)
+    else: _in_memory[self] = _Remembered(self, train['plain'], valid['plain'])
+    views = [torch.from_numpy(train.pop(n)) for n in names]
+    losses = _fit_head(self, views, torch.from_numpy(valid['plain']), head, weight_decay, epochs, in_store, threads)
+    times.append(time.time())
+    self.fast = FastFit(names, head, str(dtype).removeprefix('torch.'), len(self.dls.train_ds) + len(self.dls.valid_ds),
+        n_train + n_valid, *losses, weight_decay, _weights_digest(frozen_part(self.model)),
+        dict(zip(('features', 'head'), np.diff(times).tolist())))
+    return self
+
 # %% ../../nbs/train/03_fast.ipynb #e1d3200c
 def known_features(
     learn: Learner,    # Learner that `fit_fast` has trained
@@ -430,15 +429,15 @@ def known_features(
 def _meddles(learn):
     "Has the Learner a callback of the user's own that may change batches or predictions?"
     own = [cb for cb in learn.cbs if type(cb).__module__.split('.')[0] not in ('fastai', 'bearcls')]
-    return any(hasattr(cb, event) for cb in own
-        for event in ('before_validate', 'before_batch', 'after_pred', 'after_batch', 'after_validate'))
+    events = ('before_validate', 'before_batch', 'after_pred', 'after_batch', 'after_validate')
+    return any(hasattr(cb, event) for cb, event in product(own, events))
 
 # %% ../../nbs/train/03_fast.ipynb #488d3577
 def known_answers(
     learn: Learner,    # Learner that `fit_fast` has trained
     items: Sequence,   # Files
-) -> tuple[np.ndarray, np.ndarray, list[int]] | None:  # Probabilities, what enters the feature layer, and the positions not filled; None: ask the network
-    "The Learner's answers on images whose features are known: only its head is calculated"
+) -> tuple[np.ndarray, np.ndarray, list[int]] | None:  # Probabilities, features, positions not filled; None: unknown
+    "The Learner's answers on images whose features are known, from its head alone"
     seen, missing = known_features(learn, items)
     if seen is None or len(missing) == len(items): return None
     rest = frozen_part(learn.model).rest
@@ -449,7 +448,8 @@ def known_answers(
     entered = []
     layer = feature_layer(learn.model)
     if not any(layer is m for m in rest.modules()): return None
-    hook = layer.register_forward_pre_hook(lambda layer, args: entered.append(pool_features(args[0]).float().cpu().numpy()))
+    def note(layer, args): entered.append(pool_features(args[0]).float().cpu().numpy())
+    hook = layer.register_forward_pre_hook(note)
     try:
         with keep_modes(rest), torch.inference_mode():
             rest.eval()
@@ -483,13 +483,13 @@ def held_out_logits(
     targets: np.ndarray,  # Index of the label of each
     folds: np.ndarray,    # Fold of each
     threads: int | None = None,  # See `linear_head`
-    asked: np.ndarray | None = None,        # (asked, numbers) features to answer; None: those of the images themselves
-    asked_folds: np.ndarray | None = None,  # (asked,) the fold that each has to do without
+    asked: np.ndarray | None = None,        # (asked, numbers) features to answer for; None: `features`
+    asked_folds: np.ndarray | None = None,  # (asked,) the fold whose images its head must not have seen
 ) -> np.ndarray:          # (asked, labels)
     "What heads like the Learner's say about images of a fold that they have not seen"
     expect('learn', learn, Learner)
-    x, y = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)), torch.from_numpy(np.asarray(targets,
-            np.int64))
+    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
+    y = torch.from_numpy(np.asarray(targets, np.int64))
     some = x if asked is None else torch.from_numpy(np.ascontiguousarray(asked, dtype=np.float32))
     asked_folds = folds if asked is None else asked_folds
     logits = torch.zeros(len(some), learn.dls.c)

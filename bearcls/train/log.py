@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/train/log.html.md"""
 
 # %% auto #0
 __all__ = ['TrainingLog', 'log_training', 'training_table', 'plot_training', 'train_counts', 'class_weights', 'balanced_dls',
-           'paced', 'LearningRates', 'random_state', 'set_random_state', 'check_batches', 'suggest_lr']
+           'paced', 'random_state', 'set_random_state', 'check_batches', 'LearningRates', 'suggest_lr']
 
 # %% ../../nbs/train/04_log.ipynb #346c910c
 import copy, random, sys, time
@@ -33,7 +33,12 @@ class TrainingLog(Callback):
     "Keeps every epoch's figures in `rows` and shows one progress bar"
     order = 60  # after Recorder
     def __init__(self):
-        self.rows, self.bar, self.is_planned, self.is_training, self.first, self.to_show = [], None, False, False, 0, []
+        self.rows = []
+        self.to_show = []
+        self.first = 0
+        self.bar = None
+        self.is_planned = False
+        self.is_training = False
     def before_fit(self):  # also called by `predict`
         self.first = len(self.rows)
         self.is_training = False
@@ -62,8 +67,8 @@ def add_row(self: TrainingLog,
     "An epoch, or whatever counts as one, is done"
     self.rows.append(dict(epoch=len(self.rows) + 1, **figures))
     if self.bar is not None:
-        self.bar.set_postfix_str(', '.join(f'{k} {v}'
-                for k, v in _readable(self.rows[-1]).items() if k in ('epoch', 'error_rate')))
+        shown = {k: v for k, v in _readable(self.rows[-1]).items() if k in ('epoch', 'error_rate')}
+        self.bar.set_postfix_str(', '.join(f'{k} {v}' for k, v in shown.items()))
 
 @patch
 def _open(self: TrainingLog,
@@ -114,10 +119,9 @@ def _show_at_end(self: TrainingLog, result: Any = None):
 
 def _readable(row):
     "Losses with four digits, rates in per cent, whole epochs"
-    def words(name, v):
-        return (f'{v:.1%}' if name == 'error_rate' else f'{v:.1f}' if name == 'seconds' else f'{v:.4f}'
-            if isinstance(v, float) else v)
-    return {name: words(name, v) for name, v in row.items()}
+    forms = dict(error_rate='.1%', seconds='.1f')
+    return {name: format(v, forms.get(name, '.4f')) if name in forms or isinstance(v, float) else v
+        for name, v in row.items()}
 
 # %% ../../nbs/train/04_log.ipynb #2947006b
 def log_training(
@@ -130,7 +134,7 @@ def log_training(
     if learn.logger is print: learn.logger = _shown_in_the_table
     return learn.training_log
 
-def _shown_in_the_table(row): "In the place of `print`, where fastai's Recorder writes its rows"
+def _shown_in_the_table(row): "Takes the place of `print` for the rows that fastai's Recorder writes"
 
 # %% ../../nbs/train/04_log.ipynb #98c1f86c
 def training_table(
@@ -153,22 +157,19 @@ def plot_training(
     ax = axes_for(ax, 6, 3, layout=None)
     lines = dict(train_loss=('training loss', '#8a6642', '-'), valid_loss=('validation loss', '#2f6f8f', '-'),
         error_rate=('validation error', '#b03a2e', '--'))
-    for name in [n for n in lines if n in table]: _line(ax, table, name, *lines[name])
+    dots = dict(marker='o', markersize=4) if len(table) < 4 else {}
+    for name, (label, color, style) in lines.items():
+        if name in table: ax.plot(table.epoch, table[name], label=label, color=color, linestyle=style, **dots)
     ax.set(xlabel='epoch', ylim=(0, None))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False)
     return ax
 
-def _line(ax, table, name, label, color, style):
-    "One figure over the epochs, with dots where there are few of them"
-    dots = dict(marker='o', markersize=4) if len(table) < 4 else {}
-    ax.plot(table.epoch, table[name], label=label, color=color, linestyle=style, **dots)
-
 # %% ../../nbs/train/04_log.ipynb #502c5a0b
 def train_counts(
     dls: DataLoaders,  # DataLoaders of an image classifier
 ) -> list[int]:        # Images to train on, for each label in the order of `dls.vocab`
-    "How often each label comes in training"
+    "How many training images each label has"
     expect('dls', dls, DataLoaders)
     counts = Counter(int(y) for y in dls.train_ds.tls[1])
     return [counts[i] for i in range(len(dls.vocab))]
@@ -196,7 +197,7 @@ def balanced_dls(
 
 # %% ../../nbs/train/04_log.ipynb #1147913e
 class _Pacer(Callback):
-    "Measures before a batch when it is time to, and tells the pace how long batches take"
+    "Measures before a batch when a measurement is due, and passes on how long batches take"
     order = 90  # after those that prepare the batch
     def __init__(self, pace): self.pace = pace
     def before_batch(self):
@@ -220,23 +221,6 @@ def paced(
         yield None
         return
     with Pace(threads) as pace, learn.added_cbs(_Pacer(pace)): yield pace
-
-# %% ../../nbs/train/04_log.ipynb #8a456027
-@dataclass
-class LearningRates:
-    "What a mock training with a rising learning rate has shown"
-    suggested: float      # In the longest valley of the loss
-    rates: list[float]    # Learning rate of each batch
-    losses: list[float]   # Smoothed loss of each batch
-    def plot(self, ax: Any = None) -> Any:
-        "Loss over learning rate, with the suggestion"
-        ax = axes_for(ax, 6, 3, layout=None)
-        ax.semilogx(self.rates, self.losses, color='#2f6f8f')
-        ax.axvline(self.suggested, color='#b03a2e', linestyle='--', label=f'suggested: {self.suggested:.2g}')
-        ax.set(xlabel='learning rate', ylabel='training loss',
-            ylim=(min(self.losses)*.9, min(max(self.losses), 1.5*self.losses[0])*1.05))
-        ax.legend(frameon=False)
-        return ax
 
 # %% ../../nbs/train/04_log.ipynb #d60d49fe
 def random_state(
@@ -266,7 +250,9 @@ def set_random_state(
 class _LRFinder(LRFinder):
     "fastai's search without its files"
     name = 'lr_finder'  # what other callbacks look for
-    def before_fit(self): self.hps, self.best_loss = {p: [] for p in self.scheds}, float('inf')
+    def before_fit(self):
+        self.hps = {p: [] for p in self.scheds}
+        self.best_loss = float('inf')
     def after_batch(self):
         self.bar.update(1)
         super().after_batch()
@@ -274,7 +260,7 @@ class _LRFinder(LRFinder):
 
 @contextmanager
 def _untouched(learn):
-    "Put weights, modes, optimizer, recorder and random number generators back, whatever happens"
+    "Restore weights, modes, optimizer, recorder and random number generators, also after an error"
     weights = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     opt = learn.opt
     record = {**vars(learn.recorder), 'smooth_loss': copy.copy(learn.recorder.smooth_loss)}
@@ -298,6 +284,23 @@ def check_batches(
         raise TrainError(f'There are {len(dls.train_ds)} images to train on and a batch takes {dls.train.bs}, so none '
             f'is full; make the DataLoaders with a `bs` of at most {len(dls.train_ds)}')
 
+# %% ../../nbs/train/04_log.ipynb #8a456027
+@dataclass
+class LearningRates:
+    "What a mock training with a rising learning rate has shown"
+    suggested: float      # In the longest valley of the loss
+    rates: list[float]    # Learning rate of each batch
+    losses: list[float]   # Smoothed loss of each batch
+    def plot(self, ax: Any = None) -> Any:
+        "Loss over learning rate, with the suggestion"
+        ax = axes_for(ax, 6, 3, layout=None)
+        ax.semilogx(self.rates, self.losses, color='#2f6f8f')
+        ax.axvline(self.suggested, color='#b03a2e', linestyle='--', label=f'suggested: {self.suggested:.2g}')
+        ax.set(xlabel='learning rate', ylabel='training loss',
+            ylim=(min(self.losses)*.9, min(max(self.losses), 1.5*self.losses[0])*1.05))
+        ax.legend(frameon=False)
+        return ax
+
 # %% ../../nbs/train/04_log.ipynb #2bfaffbe
 def suggest_lr(
     learn: Learner,           # Any Learner; it is afterwards as before
@@ -312,8 +315,8 @@ def suggest_lr(
             f'and {num_it}')
     check_batches(learn.dls)
     finder = _LRFinder(start_lr, end_lr, num_it)
-    with _untouched(learn), paced(learn), learn.no_logging(), learn.no_bar(), progress(desc='learning rates',
-        total=num_it, unit='batch') as finder.bar:
+    with (_untouched(learn), paced(learn), learn.no_logging(), learn.no_bar(),
+            progress(desc='learning rates', total=num_it, unit='batch') as finder.bar):
         learn.fit(num_it//len(learn.dls.train) + 1, cbs=finder)
         rates = list(map(float, learn.recorder.lrs))
         losses = list(map(float, learn.recorder.losses))

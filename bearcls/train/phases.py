@@ -12,6 +12,7 @@ import contextlib, hashlib, os, pickle, re, zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,15 @@ class KeepBest(Callback):
 
 # %% ../../nbs/train/05_phases.ipynb #342915a7
 class OtherTraining(TrainError):
-    "A checkpoint is there, and of a training with other data or settings"
+    "The checkpoint belongs to a training with other data or settings"
 
 class Checkpoint(Callback):
     "Writes the state of a training at the start of every epoch, and can put it back"
-    order = 80  # after those who may skip an epoch
+    order = 80  # after callbacks that may skip an epoch
     def __init__(self,
         folder: str | os.PathLike,  # Folder to write to; made if need be
-        metadata: dict[str, Any],      # What makes this training this one: a checkpoint with other metadata is refused
-        keepers: Sequence[KeepBest] = (),  # Callbacks whose state belongs to the training's
+        metadata: dict[str, Any],      # What decides the result; a checkpoint with other metadata raises an error
+        keepers: Sequence[KeepBest] = (),  # Callbacks whose state is saved as well
     ):
         self.file = Path(folder).expanduser().absolute()/'checkpoint.pth'
         self.metadata = metadata
@@ -83,30 +84,6 @@ class Checkpoint(Callback):
         if self.state is not None: self.put_back()
         else: self.write()
 
-# %% ../../nbs/train/05_phases.ipynb #a3d43f53
-@patch
-def read(self: Checkpoint) -> dict | None:  # The state, or None where there is no file yet
-    "What an earlier run has left, if it is of this training"
-    for left in self.file.parent.glob('.????????.part'):  # as `atomic_write` names them
-        with contextlib.suppress(OSError): left.unlink()
-    self.must_be_free = not self.file.exists()
-    if self.must_be_free: return None
-    try:
-        with zipfile.ZipFile(self.file) as archive: damaged = archive.testzip()  # torch does not look at the checksums
-        if damaged: raise ValueError(f'{damaged} is damaged')
-        state = torch.load(self.file, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, KeyError) as e:
-        raise TrainError(f'{self.file} cannot be read as a checkpoint; give another folder, or delete the file') from e
-    came = state.get('metadata') if isinstance(state, dict) else None
-    if not isinstance(came, dict): raise TrainError(f'{self.file} is no checkpoint of bearcls; give another folder')
-    other = [f'{k} was {came.get(k)!r} and is {self.metadata.get(k)!r}'
-        for k in {**self.metadata, **came} if came.get(k) != self.metadata.get(k)]
-    if other:
-        raise OtherTraining(f'{self.file} is of another training ({"; ".join(other[:3])}); give another folder for '
-            '`checkpoint`, or delete the file to start anew')
-    self.state = state
-    return state
-
 # %% ../../nbs/train/05_phases.ipynb #981edfbd
 @patch
 def write(self: Checkpoint,
@@ -115,11 +92,13 @@ def write(self: Checkpoint,
     "Write the state as it is now"
     learn = self.learn
     rec = self.learn.recorder
+    best = []
+    for cb in self.keepers: best.append({k: getattr(cb, k) for k in _best_of})
     state = dict(metadata=self.metadata, is_done=is_done, phase=self.phase, epoch=learn.epoch,
         rows=learn.training_log.rows, random=random_state(learn.dls),
         model=learn.model.state_dict(), opt=learn.opt and learn.opt.state_dict(),
         smooth_loss=(rec.smooth_loss.count, rec.smooth_loss.val), n_batches=learn.train_iter,
-        best=[{k: getattr(cb, k) for k in _best_of} for cb in self.keepers],
+        best=best,
         scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None)
     if self.must_be_free and self.file.exists():
         raise TrainError(f'Another training has begun to write to {self.file.parent}; give each a folder of its own')
@@ -164,41 +143,31 @@ def _on_device(value, device):
     if isinstance(value, list): return [_on_device(v, device) for v in value]
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
-# %% ../../nbs/train/05_phases.ipynb #ae5fd50c
-def training_metadata(
-    learn: Learner,      # Not trained yet
-    **settings: Any,     # Whatever else decides the result: seed, epochs…
-) -> dict[str, Any]:     # For `Checkpoint`
-    "What decides the result of a training"
-    expect('learn', learn, Learner)
-    software = ' '.join(f'{name} {version(name)}' for name in ('bearcls', 'torch', 'fastai'))
-    weights = hashlib.sha256()
-    for t in learn.model.state_dict().values(): weights.update(t.detach().cpu().contiguous().float().numpy().tobytes())
-    digests = {str(s.file): s.digest for s in getattr(learn.dls, 'survey', None) or []}
-    images = '\n'.join(f'{_digest(f, digests)} {y.tolist()} {i}' for i, dl in enumerate(learn.dls.loaders)
-        for f, y in zip(_rows(dl.dataset.items), dl.dataset.tls[1]))
-    transforms = '\n'.join(str(p) for dl in learn.dls.loaders for p in (dl.after_item, dl.after_batch))
-    return _plain({**settings, **_means(learn), 'batch size': learn.dls.train.bs, 'software': software,
-            'images': sha256(images.encode())[:12],
-        'transforms': sha256(re.sub(r' at 0x[0-9a-fA-F]+', '', transforms).encode())[:12],
-        'first weights': weights.hexdigest()[:12]})
-
-def _rows(items): return items.itertuples(index=False, name=None) if hasattr(items, 'itertuples') else items
-
-def _digest(item, known):
-    "Of a file's bytes; of what an item says about itself if it is no file"
-    if str(item) in known: return known[str(item)]
-    return sha256(item) if isinstance(item, (str, os.PathLike)) else sha256(repr(item).encode())
+# %% ../../nbs/train/05_phases.ipynb #a3d43f53
+@patch
+def read(self: Checkpoint) -> dict | None:  # The state, or None where there is no file yet
+    "The state that an earlier run of this training left"
+    for left in self.file.parent.glob('.????????.part'):  # as `atomic_write` names them
+        with contextlib.suppress(OSError): left.unlink()
+    self.must_be_free = not self.file.exists()
+    if self.must_be_free: return None
+    try:
+        with zipfile.ZipFile(self.file) as archive: damaged = archive.testzip()  # torch does not look at the checksums
+        if damaged: raise ValueError(f'{damaged} is damaged')
+        state = torch.load(self.file, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, KeyError) as e:
+        raise TrainError(f'{self.file} cannot be read as a checkpoint; give another folder, or delete the file') from e
+    came = state.get('metadata') if isinstance(state, dict) else None
+    if not isinstance(came, dict): raise TrainError(f'{self.file} is no checkpoint of bearcls; give another folder')
+    other = [f'{k} was {came.get(k)!r} and is {self.metadata.get(k)!r}'
+        for k in {**self.metadata, **came} if came.get(k) != self.metadata.get(k)]
+    if other:
+        raise OtherTraining(f'{self.file} is of another training ({"; ".join(other[:3])}); give another folder for '
+            '`checkpoint`, or delete the file to start anew')
+    self.state = state
+    return state
 
 # %% ../../nbs/train/05_phases.ipynb #db8ae2a8
-def _means(learn):
-    "What a Learner trains with besides its model and its images"
-    own = (TrainingLog, KeepBest, Checkpoint, ProgressCallback)
-    return {'loss': _described(learn.loss_func), 'optimizer': _described(learn.opt_func), 'wd': learn.wd,
-        'moms': learn.moms,
-        'callbacks': sorted(type(cb).__name__ for cb in learn.cbs if not isinstance(cb, own)),
-        'loading processes': learn.dls.train.fake_l.num_workers}
-
 def _described(part):
     "Name and settings of a loss, or of the function that makes an optimizer"
     inner = getattr(part, 'func', part)  # what fastai's losses and `partial` wrap
@@ -206,6 +175,36 @@ def _described(part):
     kinds = (bool, int, float, tuple, torch.Tensor)
     return (f'{getattr(inner, "__name__", type(inner).__name__)} '
         f'{ {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in values.items() if isinstance(v, kinds)} }')
+
+# %% ../../nbs/train/05_phases.ipynb #ae5fd50c
+def training_metadata(
+    learn: Learner,      # Not trained yet
+    **settings: Any,     # Whatever else decides the result: seed, epochs…
+) -> dict[str, Any]:     # For `Checkpoint`
+    "What decides the result of a training"
+    expect('learn', learn, Learner)
+    dls = learn.dls
+    own = (TrainingLog, KeepBest, Checkpoint, ProgressCallback)
+    callbacks = sorted(type(cb).__name__ for cb in learn.cbs if not isinstance(cb, own))
+    software = ' '.join(f'{name} {version(name)}' for name in ('bearcls', 'torch', 'fastai'))
+    weights = hashlib.sha256()
+    for t in learn.model.state_dict().values(): weights.update(t.detach().cpu().contiguous().float().numpy().tobytes())
+    digests = {str(s.file): s.digest for s in getattr(dls, 'survey', None) or []}
+    images = []
+    for i, dl in enumerate(dls.loaders):
+        items = dl.dataset.items
+        rows = items.itertuples(index=False, name=None) if hasattr(items, 'itertuples') else items
+        for item, y in zip(rows, dl.dataset.tls[1]):
+            digest = digests.get(str(item))
+            if digest is None: digest = sha256(item if isinstance(item, (str, os.PathLike)) else repr(item).encode())
+            images.append(f'{digest} {y.tolist()} {i}')
+    transforms = '\n'.join(map(str, chain.from_iterable((dl.after_item, dl.after_batch) for dl in dls.loaders)))
+    return _plain({**settings, 'loss': _described(learn.loss_func), 'optimizer': _described(learn.opt_func),
+        'wd': learn.wd, 'moms': learn.moms, 'callbacks': callbacks,
+        'loading processes': dls.train.fake_l.num_workers, 'batch size': dls.train.bs, 'software': software,
+        'images': sha256('\n'.join(images).encode())[:12],
+        'transforms': sha256(re.sub(r' at 0x[0-9a-fA-F]+', '', transforms).encode())[:12],
+        'first weights': weights.hexdigest()[:12]})
 
 # %% ../../nbs/train/05_phases.ipynb #97b301e0
 @dataclass
@@ -224,6 +223,18 @@ def fine_tune_phases(
     "What `learn.fine_tune(epochs, base_lr)` does, as phases"
     return [Phase(1, slice(base_lr), True, 0.99), Phase(epochs, slice(base_lr/200, base_lr/2), False, 0.3, 5.0)]
 
+# %% ../../nbs/train/05_phases.ipynb #8cc1ec09
+def _run(learn, phases, log, saver, state):
+    "Every phase that is still to be done"
+    first = state['phase'] if state else 0
+    epoch = state['epoch'] if state else 0
+    with log._planned(sum(p.n_epoch for p in phases[first:]) - epoch):
+        for i, phase in enumerate(phases[first:], first):
+            if saver: saver.phase = i
+            if phase.is_frozen is not None: learn.freeze() if phase.is_frozen else learn.unfreeze()
+            learn.fit_one_cycle(phase.n_epoch, phase.lr_max, pct_start=phase.pct_start, div=phase.div,
+                start_epoch=epoch if i == first else 0)
+
 # %% ../../nbs/train/05_phases.ipynb #360871c3
 def run_phases(
     learn: Learner,                 # Any Learner
@@ -233,39 +244,27 @@ def run_phases(
     metadata: dict[str, Any] | None = None,          # From `training_metadata`, for the checkpoint
     threads: int | None = None,                   # Threads, at least 1; None: the faster of one and all
 ) -> Learner:                       # The same Learner, trained
-    "Train, or go on where a killed run was"
+    "Train, or resume a killed run"
     expect('learn', learn, Learner)
     phases = expect_all('phases', phases, Phase)
     expect('checkpoint', checkpoint, str, os.PathLike, None)
     check_batches(learn.dls)
     log = log_training(learn)
     keep = [KeepBest(early_stop)] if early_stop is not None else []
-    if checkpoint is None: saver = done = None
-    else:
+    saver = None
+    state = None
+    if checkpoint is not None:
         metadata = {**(training_metadata(learn) if metadata is None else metadata), 'phases': repr(list(phases)),
             'early_stop': early_stop}
         saver = Checkpoint(checkpoint, metadata, keep)
-        done = saver.read()
+        state = saver.read()
+    is_done = bool(state and state['is_done'])
     with paced(learn, threads), learn.added_cbs([*keep, *([saver] if saver else [])]):
-        if not (done and done['is_done']): _run(learn, phases, log, saver, done)
-        else: _already(learn, phases, saver)
+        if is_done:  # nothing is left to do but to restore the weights
+            if phases[-1].is_frozen is False: learn.unfreeze()
+            learn.epoch = state['epoch']
+            saver.put_back()
+        else: _run(learn, phases, log, saver, state)
         for cb in keep: cb.put_back(learn.model)
-        if saver and not (done and done['is_done']): saver.write(is_done=True)
+        if saver and not is_done: saver.write(is_done=True)
     return learn
-
-# %% ../../nbs/train/05_phases.ipynb #8cc1ec09
-def _run(learn, phases, log, saver, done):
-    "Every phase that is still to be done"
-    first, epoch = (done['phase'], done['epoch']) if done else (0, 0)
-    with log._planned(sum(p.n_epoch for p in phases[first:]) - epoch):
-        for i, phase in enumerate(phases[first:], first):
-            if saver: saver.phase = i
-            if phase.is_frozen is not None: learn.freeze() if phase.is_frozen else learn.unfreeze()
-            learn.fit_one_cycle(phase.n_epoch, phase.lr_max, pct_start=phase.pct_start, div=phase.div,
-                start_epoch=epoch if i == first else 0)
-
-def _already(learn, phases, saver):
-    "The training had ended: nothing is left to do but to put its weights in place"
-    if phases[-1].is_frozen is False: learn.unfreeze()
-    learn.epoch = saver.state['epoch']
-    saver.put_back()

@@ -53,7 +53,10 @@ def pick_precision(
 # %% ../../nbs/train/02_precision.ipynb #df5b0a16
 class _Shorter:
     "Forward pass in fewer bits while the model trains; an object, not a function, so that a model's copy gets its own"
-    def __init__(self, model, kind, dtype): self.model, self.kind, self.dtype = model, kind, dtype
+    def __init__(self, model, kind, dtype):
+        self.model = model
+        self.kind = kind
+        self.dtype = dtype
     def __call__(self, *args, **kwargs):
         forward = type(self.model).forward
         if not self.model.training: return forward(self.model, *args, **kwargs)

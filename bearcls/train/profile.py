@@ -37,7 +37,10 @@ stages = {
 # %% ../../nbs/train/09_profile.ipynb #77a813dd
 class _Stage:
     "Stands before a function or a Pipeline and adds up its time"
-    def __init__(self, thing, clock, name): self.thing, self.clock, self.name = thing, clock, name
+    def __init__(self, thing, clock, name):
+        self.thing = thing
+        self.clock = clock
+        self.name = name
     def __getattr__(self, attr): return getattr(self.thing, attr)
     def __call__(self, *args, **kwargs):
         start = self.clock.now()
@@ -46,7 +49,10 @@ class _Stage:
 
 class _Clock:
     "Seconds by stage, for the present batch and for those before"
-    def __init__(self, device): self.device, self.batches, self.present = torch.device(device), [], {}
+    def __init__(self, device):
+        self.device = torch.device(device)
+        self.batches = []
+        self.present = {}
     def now(self):
         if self.device.type == 'cuda': torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -70,7 +76,9 @@ def _watched(dl, clock):
 class _Watch(Callback):
     "Takes the time between the events of a batch, and ends the fit after so many"
     order = -1000  # before every other callback
-    def __init__(self, clock, n_batches): self.clock, self.n_batches = clock, n_batches
+    def __init__(self, clock, n_batches):
+        self.clock = clock
+        self.n_batches = n_batches
     def before_train(self): self.begun = self.clock.now()
     def before_validate(self): raise CancelValidException()
     def before_batch(self): self.mark = self.clock.now()
@@ -90,17 +98,16 @@ class _Watch(Callback):
     def _add(self, stage): self.clock.add(stage, self.clock.now() - self.mark)
 
 # %% ../../nbs/train/09_profile.ipynb #a4287ef0
-def _keeps_records(cb): return hasattr(type(cb), 'before_epoch') or hasattr(type(cb), 'after_epoch')
-
 @contextmanager
 def _untouched(learn: Learner) -> Iterator[None]:
-    "Whatever is trained inside, the Learner is as before"
+    "Restore the Learner after any training inside"
     model = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
     opt = learn.opt
     learn.opt = None
     rng = learn.dls.train.rng.getstate()
     states = get_random_states()
-    records = [cb for cb in learn.cbs if _keeps_records(cb) and not isinstance(cb, ProgressCallback)]  # bar: `no_bar`
+    records = [cb for cb in learn.cbs if not isinstance(cb, ProgressCallback)  # `no_bar` removes the bar
+        and (hasattr(type(cb), 'before_epoch') or hasattr(type(cb), 'after_epoch'))]
     try:
         with ExitStack() as stack:
             for context in (keep_modes(learn.model), learn.no_bar(), learn.no_logging(), learn.removed_cbs(records)):
@@ -136,9 +143,9 @@ class EpochProfile:
     def _repr_html_(self):
         rows = [{'stage': stages[r['stage']], 'ms per image': f'{r["ms"]:.2f}', 'share': f'{r["share"]:.0%}'}
             for r in self.rows]
-        return html_table([*rows,
-                {'stage': f'all; {self.seconds:.1f} s for the {self.n_train:,} images of an epoch',
-                    'ms per image': f'{self.ms:.2f}', 'share': '100%'}])
+        rows.append({'stage': f'all; {self.seconds:.1f} s for the {self.n_train:,} images of an epoch',
+            'ms per image': f'{self.ms:.2f}', 'share': '100%'})
+        return html_table(rows)
 
 # %% ../../nbs/train/09_profile.ipynb #5dc6de6b
 def profile_epoch(
@@ -155,7 +162,8 @@ def profile_epoch(
     total = warm_up + n_batches
     with _untouched(learn), _watched(dl, clock): learn.fit(math.ceil(total/len(dl)), lr=0., cbs=_Watch(clock, total))
     timed = clock.batches[warm_up:]
-    ms = {s: 1000 * float(np.median([b.get(s, 0.) / b['images'] for b in timed])) for s in stages}
+    ms = {}
+    for s in stages: ms[s] = 1000 * float(np.median([b.get(s, 0.) / b['images'] for b in timed]))
     rows = [dict(stage=s, ms=v, share=v / sum(ms.values())) for s, v in ms.items()]
     return EpochProfile(rows, sum(b['images'] for b in timed), len(learn.dls.train_ds))
 

@@ -39,7 +39,7 @@ def unlike_photographs(
         sizes = [image_size(f) for f in some]
         grey = all(map(_has_grey_mode, some)) or all(map(_is_grey, some[::max(1, len(some)//6)]))
     except (OSError, ValueError, ImageError): return ''  # an image that cannot be opened is reported where it is opened
-    width, height = (int(median(s)) for s in zip(*sizes))
+    width, height = (int(median(side)) for side in zip(*sizes))
     tiny = max(width, height) <= max_side
     words = ' and '.join(['tiny']*tiny + ['grey']*grey)
     return f'{words} ({width}×{height} pixels)' if words else ''
@@ -126,7 +126,7 @@ def try_small(
     lr: float = 8e-3,       # Highest learning rate
     threads: int | None = None,  # Threads to calculate with; None: the faster of one and all
 ) -> np.ndarray:            # True for each held image that the network gets wrong
-    "Train a small network from nothing, and ask it about the images held back"
+    "Train a small network from nothing, and test it on the images held back"
     def fed(images): return ((images - .45)/.23).contiguous(memory_format=torch.channels_last)
     model = xresnet18_thin(n_labels).to(memory_format=torch.channels_last)
     tfms = Pipeline(list(augment), split_idx=0)
@@ -155,9 +155,9 @@ def try_small(
 class Trial:
     "What both routes made of images that they had not learnt from"
     what: str              # In what the images differ from photographs
-    n: int                 # Images that the head was asked about
+    n: int                 # Images that the head predicted
     wrong: int             # Of these, wrong
-    n_both: int = 0        # Images that both routes were asked about; 0: training from nothing was not tried
+    n_both: int = 0        # Images that both routes predicted; 0: training from nothing was not tried
     wrong_fast: int = 0    # Of these, wrong with the head on frozen features
     wrong_scratch: int = 0 # Of these, wrong after training from nothing
 
@@ -201,7 +201,8 @@ def try_routes(
         threads)
     trial = Trial(what, len(rows), int(wrong.sum()))
     if wrong.mean() < good: return trial
-    x, y = small_images(dls, items), torch.from_numpy(targets[rows])
+    x = small_images(dls, items)
+    y = torch.from_numpy(targets[rows])
     for fold in range(n_folds):
         held = folds == fold
         trial.n_both += int(held.sum())

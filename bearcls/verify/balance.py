@@ -31,7 +31,7 @@ class Source:
     label: str     # Label
     kind: str      # One of `source_kinds`
     name: str      # Site, provider, words or licence; empty where it is not known
-    images: int  # Files of that label from there
+    images: int    # Files of that label from there
 
 def _sources(folder):
     "The sources of each label, the largest first"
@@ -51,7 +51,7 @@ def _sources(folder):
 class LabelBalance:
     "One label of an image folder"
     label: str           # Name of its folder
-    images: int        # Files with an image's ending
+    images: int          # Files with an image's ending
     share: float         # Part of all images, 0 to 1
     unreadable: int      # Files whose header cannot be read
     side: float          # Median of the shorter sides, in pixels; 0 if none can be read
@@ -65,11 +65,12 @@ def _label_balance(label, sizes, n_all, sources):
     "A label's numbers from the sizes of its files, None where a file cannot be read"
     n = len(sizes)
     good = [s for s in sizes if s]
-    known = {kind: [s for s in sources if s.label == label and s.kind == kind and s.name] for kind in source_kinds}
-    top = known['site'][0] if known['site'] else Source(label, 'site', '', 0)
-    return LabelBalance(label, n, n/n_all, n - len(good), median(min(s) for s in good) if good else 0.0,
-        median(w/h for w, h in good) if good else 0.0,
-                        top.name, top.images/n, sum(s.images for s in known['license'])/n)
+    known = [s for s in sources if s.label == label and s.name]
+    top = next((s for s in known if s.kind == 'site'), Source(label, 'site', '', 0))
+    side = median(min(s) for s in good) if good else 0.0
+    aspect = median(w/h for w, h in good) if good else 0.0
+    licensed = sum(s.images for s in known if s.kind == 'license')
+    return LabelBalance(label, n, n/n_all, n - len(good), side, aspect, top.name, top.images/n, licensed/n)
 
 def _size(file):
     "Width and height from the header, None if it cannot be read"
@@ -87,8 +88,16 @@ def _notes(labels, sources, much, most):
             f'and {few.images:,}): in doubt, a model will say {many.label}.')
     seen = [l for l in labels if l.side]
     if seen:
-        yield from _shape_notes(min(seen, key=lambda l: l.side), max(seen, key=lambda l: l.side),
-            min(seen, key=lambda l: l.aspect), max(seen, key=lambda l: l.aspect), much)
+        small = min(seen, key=lambda l: l.side)
+        large = max(seen, key=lambda l: l.side)
+        if large.side >= much*small.side:
+            yield (f'Images of {large.label} are {large.side/small.side:.1f} times as large as those of {small.label} '
+                f'(shorter side {large.side:.0f} and {small.side:.0f} pixels): a model may learn how sharp they are.')
+        tall = min(seen, key=lambda l: l.aspect)
+        wide = max(seen, key=lambda l: l.aspect)
+        if wide.aspect >= 1.25*tall.aspect:
+            yield (f'Images of {wide.label} are wider than those of {tall.label} (width to height {wide.aspect:.2f} '
+                f'and {tall.aspect:.2f}): what is cropped or padded differs.')
     for l in labels:
         if l.site_share >= most:
             yield (f'{l.site} supplies {l.site_share:.0%} of {l.label}: a model may learn that site instead of the '
@@ -96,15 +105,6 @@ def _notes(labels, sources, much, most):
     yield from _provider_notes(sources, most)
     unknown = round(sum((1 - l.license_share)*l.images for l in labels))
     if unknown: yield f'The licence of {unknown:,} of {sum(l.images for l in labels):,} images is not known.'
-
-def _shape_notes(small, large, tall, wide, much):
-    "Labels whose images differ in size or in shape"
-    if large.side >= much*small.side:
-        yield (f'Images of {large.label} are {large.side/small.side:.1f} times as large as those of {small.label} '
-            f'(shorter side {large.side:.0f} and {small.side:.0f} pixels): a model may learn how sharp they are.')
-    if wide.aspect >= 1.25*tall.aspect:
-        yield (f'Images of {wide.label} are wider than those of {tall.label} (width to height {wide.aspect:.2f} and '
-            f'{tall.aspect:.2f}): what is cropped or padded differs.')
 
 def _provider_notes(sources, most):
     "Labels that came mostly through different providers"
@@ -146,7 +146,8 @@ def balance(
     expect('path', path, str, os.PathLike)
     if much <= 1: raise DataError(f'`much` must be above 1, got {much}')
     if not 0 < most <= 1: raise DataError(f'`most` must lie above 0 and at most at 1, got {most}')
-    path, folder = Path(path), scan_folder(path)
+    folder = scan_folder(path)
+    path = Path(path)
     files = folder.files
     label_of = folder.label_of
     if not files:
@@ -171,9 +172,10 @@ def balance_html(
     expect('balance', balance, Balance)
     rows = [{'label': l.label, 'images': l.images, 'share': _bar(l.share), 'shorter side': f'{l.side:.0f} px',
             'width to height': f'{l.aspect:.2f}',
-             'largest site': l.site or 'not known', 'its share': _bar(l.site_share) if l.site else '',
-             'licence known': _bar(l.license_share)} for l in balance.labels]
-    columns = [c for c in rows[0] if c not in ('largest site', 'its share') or any(l.site for l in balance.labels)]
+            'largest site': l.site or 'not known', 'its share': _bar(l.site_share) if l.site else '',
+            'licence known': _bar(l.license_share)} for l in balance.labels]
+    has_sites = any(l.site for l in balance.labels)
+    columns = [c for c in rows[0] if has_sites or c not in ('largest site', 'its share')]
     notes = ''.join(f'<li>{html.escape(n)}</li>' for n in balance.notes) or '<li>Nothing stands out.</li>'
     return Html(f'<p><b>{html.escape(Path(os.path.abspath(balance.path)).name)}</b>'
         f', {sum(l.images for l in balance.labels):,} images</p>{html_table(rows, columns)}<ul>{notes}</ul>')
@@ -190,13 +192,12 @@ def average_images(
     folder = scan_folder(path)
     by_label = {}
     for f in folder.files: by_label.setdefault(folder.label_of(f), []).append(f)
-    return {label: mean
-        for label, files in by_label.items() if (mean := _average(files[::-(-len(files)//max_n)], side))}
-
-def _average(files, side):
-    "The mean of some images, None if none can be opened"
-    good = [p for p in in_order(lambda f: _square(f, side), files) if p is not None]
-    return Image.fromarray(np.mean(good, axis=0).round().astype(np.uint8)) if good else None
+    means = {}
+    for label, files in by_label.items():
+        chosen = files[::-(-len(files)//max_n)]
+        good = [p for p in in_order(lambda f: _square(f, side), chosen) if p is not None]
+        if good: means[label] = Image.fromarray(np.mean(good, axis=0).round().astype(np.uint8))
+    return means
 
 def _square(file, side):
     "The pixels of an image, squeezed into a square; None if it cannot be opened"

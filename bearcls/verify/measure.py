@@ -66,26 +66,20 @@ def sharpness(
     low, high = _levels(grey, [1, 99])
     return _levels(steep, [99])[0] / max(high - low, 16)
 
-# %% ../../nbs/verify/01_measure.ipynb #2ac45a85
+# %% ../../nbs/verify/01_measure.ipynb #2640b9a2
 Image.init()
 _heif = ('HEIC', 'HEIF', 'HEIF sequence', 'HEVC')
 
-def _without_reader(words):
-    "Issue and sentence for an image whose reader is missing, or that its reader cannot make out; None for other kinds"
-    if words in _heif:
-        if 'HEIF' in Image.OPEN: return 'unreadable', 'a HEIF image that is damaged or cut off'
-        return 'unsupported', 'a HEIF image, as phones take them: pip install pillow-heif'
-    if words != 'AVIF': return None
-    if 'AVIF' in Image.OPEN: return 'unreadable', 'an AVIF image that is damaged or cut off'
-    return 'unsupported', 'an AVIF image, which this Pillow cannot read: pip install -U pillow'
-
-# %% ../../nbs/verify/01_measure.ipynb #2640b9a2
 def _explain(data, error):
     "Issue and sentence for bytes that `load_image` refused"
     if error.reason not in ('not_an_image', 'unreadable'): return error.reason, str(error)
     found = file_kind(bytes(data[:512]))
     if found.kind == 'unread': return 'unsupported', f'{found.words}, which is not read here; save it as PNG or JPEG'
-    if why := _without_reader(found.words): return why
+    if found.words in _heif and 'HEIF' in Image.OPEN: return 'unreadable', 'a HEIF image that is damaged or cut off'
+    if found.words in _heif: return 'unsupported', 'a HEIF image, as phones take them: pip install pillow-heif'
+    if found.words == 'AVIF' and 'AVIF' in Image.OPEN: return 'unreadable', 'an AVIF image that is damaged or cut off'
+    if found.words == 'AVIF':
+        return 'unsupported', 'an AVIF image, which this Pillow cannot read: pip install -U pillow'
     if found.kind in ('image', 'other') or error.reason != 'not_an_image': return error.reason, str(error)
     return 'not_an_image', f"{found.words.partition(';')[0]} under the name of an image"
 
@@ -125,20 +119,14 @@ def measure_file(
     except ImageError as e:
         m.issue, m.message = _explain(data, e)
         return m
-    return _measure_pixels(_measure_header(m, data), image.reduce(max(1, min(image.size)//256)))
-
-# %% ../../nbs/verify/01_measure.ipynb #016248ee
-def _measure_header(m, data):
-    "What the header tells: format, mode, orientation and size as displayed"
     with _open(data, pixels=False) as header:
-        m.format, m.mode, m.width, m.height = header.format, header.mode, *header.size
+        m.format = header.format
+        m.mode = header.mode
+        m.width, m.height = header.size
         if m.mode == 'RGB' and 'transparency' in header.info: m.mode = 'RGB with a transparent colour'
         m.orientation = orientation(header)
     if m.orientation in (5, 6, 7, 8): m.width, m.height = m.height, m.width
-    return m
-
-def _measure_pixels(m, image):
-    "What the pixels tell: light, contrast, sharpness and what the image looks like"
+    image = image.reduce(max(1, min(image.size)//256))
     small = small_grey(image)
     grey = np.asarray(small)
     lowest, m.dark, m.light, highest = map(float, _levels(grey, [1, 5, 95, 99]))
@@ -150,7 +138,10 @@ def _measure_pixels(m, image):
 # %% ../../nbs/verify/01_measure.ipynb #74852836
 class _Words:
     "A column of texts of which many are the same"
-    def __init__(self): self.words, self.numbers, self.codes = [], {}, array('I')
+    def __init__(self):
+        self.words = []
+        self.numbers = {}
+        self.codes = array('I')
     def append(self, word):
         if word not in self.numbers:
             self.numbers[word] = len(self.words)
@@ -160,7 +151,9 @@ class _Words:
 
 class _Texts:
     "A column of texts that all differ"
-    def __init__(self): self.bytes, self.ends = bytearray(), array('Q', [0])
+    def __init__(self):
+        self.bytes = bytearray()
+        self.ends = array('Q', [0])
     def append(self, text):
         self.bytes += text.encode('utf-8', 'surrogateescape')
         self.ends.append(len(self.bytes))
@@ -177,7 +170,10 @@ class _Digests:
 # %% ../../nbs/verify/01_measure.ipynb #1c8c3b68
 class _Places:
     "A column of paths that mostly are those of the files under the folder's own path"
-    def __init__(self, home, files): self.home, self.files, self.others = home, files, {}
+    def __init__(self, home, files):
+        self.home = home
+        self.files = files
+        self.others = {}
     def own(self, k): return f'{self.home}/{self.files[k]}'
     def append(self, place):
         k = len(self.files.ends) - 2  # the row whose name came just before
@@ -186,7 +182,9 @@ class _Places:
 
 class _Prints:
     "A column of fingerprints, some of them missing"
-    def __init__(self): self.prints, self.places = Prints(), array('i')
+    def __init__(self):
+        self.prints = Prints()
+        self.places = array('i')
     def append(self, p):
         self.places.append(-1 if p is None else len(self.prints))
         if p is not None: self.prints.append(p)

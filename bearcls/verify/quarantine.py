@@ -61,17 +61,13 @@ def append_entry(
 ):
     "Add a line to a journal and make sure that it is on the disk"
     expect('journal', journal, os.PathLike)
-    with open(journal, 'ab') as f:
-        if f.tell() and not _ends_line(journal): f.write(b'\n')
+    with open(journal, 'a+b') as f:
+        if f.tell():
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) != b'\n': f.write(b'\n')  # the last line was cut short
         f.write(json.dumps(entry).encode() + b'\n')
         f.flush()
         os.fsync(f.fileno())
-
-def _ends_line(file):
-    "Does the file end with a newline?"
-    with open(file, 'rb') as f:
-        f.seek(-1, os.SEEK_END)
-        return f.read(1) == b'\n'
 
 # %% ../../nbs/verify/02_quarantine.ipynb #dcfca3f7
 def read_journal(
@@ -143,24 +139,6 @@ def move_file(
         os.replace(aside, target)
         os.unlink(source)
 
-# %% ../../nbs/verify/02_quarantine.ipynb #fa546d01
-def quarantine_files(
-    path: str | os.PathLike,      # Image folder
-    suspects: Iterable[Suspect],  # What to move; the first counts where a file comes twice
-) -> list[Move]:                  # A row for each file, moved or not
-    "Move files out of an image folder, each written down first"
-    expect('path', path, str, os.PathLike)
-    suspects = expect_all('suspects', suspects, Suspect)
-    path = Path(path)
-    chosen = {}
-    if not path.is_dir(): raise DataError(f'There is no folder {path}')
-    for s in suspects: chosen.setdefault(inside(path, s.file), s)
-    rows = {r.file: r for r in own_rows(path)}
-    first = next_id(path)
-    try: return [_quarantine_one(path, n, s, rows.get(s.file)) for n, s in enumerate(chosen.values(), first)]
-    finally:
-        with contextlib.suppress(OSError): _mark_quarantined(path)  # unwritable manifests are updated by the next call
-
 # %% ../../nbs/verify/02_quarantine.ipynb #1f68a7e0
 def _quarantine_one(path, number, suspect, row):
     "Journal and move one file"
@@ -181,7 +159,6 @@ def _quarantine_one(path, number, suspect, row):
     except OSError as e: return skipped(f'it cannot be moved: {e.strerror or e}')
     return Move(suspect.file, 'moved', entry['to'], suspect.issue, suspect.reason)
 
-# %% ../../nbs/verify/02_quarantine.ipynb #737bfca3
 def _mark_quarantined(path):
     "Bring the manifest in step with what lies in quarantine"
     gone = {e['file']: e for e in _pending(path) if not (Path(path)/e['file']).exists()}
@@ -189,6 +166,24 @@ def _mark_quarantined(path):
     changed = [r for r in rows if r.file in gone and r.status != 'quarantined']
     for r in changed: r.status, r.reason = 'quarantined', f"{gone[r.file]['issue']}: {gone[r.file]['reason']}"
     if changed: write_manifest(path, rows)
+
+# %% ../../nbs/verify/02_quarantine.ipynb #fa546d01
+def quarantine_files(
+    path: str | os.PathLike,      # Image folder
+    suspects: Iterable[Suspect],  # What to move; the first counts where a file comes twice
+) -> list[Move]:                  # A row for each file, moved or not
+    "Move files out of an image folder, each written down first"
+    expect('path', path, str, os.PathLike)
+    suspects = expect_all('suspects', suspects, Suspect)
+    path = Path(path)
+    chosen = {}
+    if not path.is_dir(): raise DataError(f'There is no folder {path}')
+    for s in suspects: chosen.setdefault(inside(path, s.file), s)
+    rows = {r.file: r for r in own_rows(path)}
+    first = next_id(path)
+    try: return [_quarantine_one(path, n, s, rows.get(s.file)) for n, s in enumerate(chosen.values(), first)]
+    finally:
+        with contextlib.suppress(OSError): _mark_quarantined(path)  # unwritable manifests are updated by the next call
 
 # %% ../../nbs/verify/02_quarantine.ipynb #e32bc041
 def whereabouts(
@@ -201,20 +196,6 @@ def whereabouts(
     if here.exists(): return here
     away = [e['to'] for e in _pending(path) if e['file'] == file]
     return inside(quarantine_folder(path), away[-1]) if away else here
-
-# %% ../../nbs/verify/02_quarantine.ipynb #c4fe570b
-def restore(
-    path: str | os.PathLike,  # Image folder, as given to `check_images`
-) -> list[Move]:              # A row for each file that was away
-    "Bring every quarantined file of an image folder back, byte for byte"
-    expect('path', path, str, os.PathLike)
-    path = Path(path)
-    if not path.is_dir(): raise DataError(f'There is no folder {path}')
-    pending = _pending(path)
-    for e in pending: inside(path, e['file']), inside(quarantine_folder(path), e['to'])
-    moves = [_restore_one(path, e) for e in reversed(pending)] + _lost(path)
-    _mark_restored(path, {m.file: (m, e) for m, e in zip(moves, reversed(pending)) if m.status == 'restored'})
-    return moves
 
 # %% ../../nbs/verify/02_quarantine.ipynb #38121e6f
 def _restore_one(path, entry):
@@ -231,23 +212,30 @@ def _restore_one(path, entry):
     reason = '' if name == entry['file'] else 'its name was taken in the meantime'
     return Move(entry['file'], 'restored', name, entry.get('issue', ''), reason)
 
-def _lost(path):
-    "Files that the journal knows and that are nowhere"
+# %% ../../nbs/verify/02_quarantine.ipynb #c4fe570b
+def restore(
+    path: str | os.PathLike,  # Image folder, as given to `check_images`
+) -> list[Move]:              # A row for each file that was away
+    "Bring every quarantined file of an image folder back, byte for byte"
+    expect('path', path, str, os.PathLike)
+    path = Path(path)
+    if not path.is_dir(): raise DataError(f'There is no folder {path}')
+    pending = _pending(path)[::-1]
+    for e in reversed(pending): inside(path, e['file']), inside(quarantine_folder(path), e['to'])
+    moves = [_restore_one(path, e) for e in pending]
+    came = {m.file: (m, e) for m, e in zip(moves, pending) if m.status == 'restored'}
     moved, back = read_journal(path)
-    latest = {e['file']: e for e in moved}
-    return [Move(f, 'skipped', '', e.get('issue', ''), 'it is neither in the image folder nor in quarantine')
-        for f, e in latest.items()
-            if e['id'] not in back and not (path/f).exists() and not (quarantine_folder(path)/e['to']).exists()]
-
-# %% ../../nbs/verify/02_quarantine.ipynb #52ca0f32
-def _mark_restored(path, back):
-    "Give manifest rows of restored files their earlier status"
+    for file, e in {e['file']: e for e in moved}.items():
+        if e['id'] in back or (path/file).exists() or (quarantine_folder(path)/e['to']).exists(): continue
+        moves.append(Move(file, 'skipped', '', e.get('issue', ''),
+            'it is neither in the image folder nor in quarantine'))
     rows = own_rows(path)
-    changed = [r for r in rows if r.status == 'quarantined' and r.file in back]
+    changed = [r for r in rows if r.status == 'quarantined' and r.file in came]
     for r in changed:
-        move, entry = back[r.file]
+        move, entry = came[r.file]
         before = entry.get('row', {})
         r.file = move.to
         r.status = before.get('status', 'ok')
         r.reason = before.get('reason', '')
     if changed: write_manifest(path, rows)
+    return moves

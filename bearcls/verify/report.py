@@ -55,6 +55,12 @@ issue_words = {
 }
 broken_issues = ('empty', 'not_an_image', 'unsupported', 'truncated', 'bomb', 'unreadable')  # Exist but fail to open
 
+# %% ../../nbs/verify/03_report.ipynb #b81aeefb
+def _known_issues(issues):
+    "Refuse a misspelt issue instead of finding nothing"
+    for i in issues:
+        if i not in issue_words: raise DataError(f'There is no issue {i!r}; known are {", ".join(issue_words)}')
+
 # %% ../../nbs/verify/03_report.ipynb #dfc24d63
 @dataclass(frozen=True)
 class Thresholds:
@@ -122,7 +128,7 @@ def _pixel_findings(m, t):
 
 _mode_words = {'CMYK': 'CMYK, for print', 'P': 'a palette', 'PA': 'a palette with transparency',
     'RGBA': 'RGB with transparency (RGBA)', 'LA': 'grey with transparency (LA)',
-               'I': '32-bit grey', 'I;16': '16-bit grey', 'I;16B': '16-bit grey', 'F': 'floating-point grey'}
+    'I': '32-bit grey', 'I;16': '16-bit grey', 'I;16B': '16-bit grey', 'F': 'floating-point grey'}
 
 # %% ../../nbs/verify/03_report.ipynb #9336a870
 def _best_first(measures, t):
@@ -208,7 +214,7 @@ class ImageReport:
         self._home = Path(os.path.abspath(self.path))  # where the files are, wherever the program goes next
         self.thresholds = folder_thresholds(self.thresholds, self.measures)
         found, of = _copy_findings(self.measures, self.thresholds)
-        found += [f for m in self.measures for f in _file_findings(m, self.thresholds)]
+        for m in self.measures: found += _file_findings(m, self.thresholds)
         found += [*self.overlooked, *_across_findings(self.measures, of, self.valid)]
         order = {k: i for i, k in enumerate(issue_words)}
         self.rows = sorted(found, key=lambda f: (order[f.issue], f.file))
@@ -234,29 +240,7 @@ class ImageReport:
         _known_issues(issues)
         return sorted({f.file for f in self.rows if not issues or f.issue in issues})
 
-    def adjust(self,
-        **thresholds: float,  # Fields of `Thresholds` to change
-    ) -> 'ImageReport':       # A new report; no file is read again
-        "The same folder held against other thresholds"
-        return replace(self, thresholds=replace(self.thresholds, **thresholds))
-
     def _repr_html_(self): return report_html(self)
-
-# %% ../../nbs/verify/03_report.ipynb #05b6a477
-def _known_issues(issues):
-    "Refuse a misspelt issue instead of finding nothing"
-    for i in issues:
-        if i not in issue_words: raise DataError(f'There is no issue {i!r}; known are {", ".join(issue_words)}')
-
-def _checked_names(report, files):
-    "How the report calls files, which may be given as they stand there or as paths"
-    known = {m.file for m in report.measures}
-    root = str(report._home)
-    for file in files:
-        names = Path(file).as_posix(), Path(os.path.relpath(file, root)).as_posix()
-        name = next((name for name in names if name in known), None)
-        if name is None: raise DataError(f'{file} is none of the images that were checked in {report.path}')
-        yield name
 
 # %% ../../nbs/verify/03_report.ipynb #828fb8fc
 def check_images(
@@ -281,6 +265,14 @@ def check_images(
         level = folder.level
         del folder, found  # before the copies are looked for, which needs as much memory
         return ImageReport(path, measures, thresholds or Thresholds(), rest, problems, level)
+
+# %% ../../nbs/verify/03_report.ipynb #8a1b15a1
+@patch
+def adjust(self: ImageReport,
+    **thresholds: float,  # Fields of `Thresholds` to change
+) -> 'ImageReport':       # A new report; no file is read again
+    "The same folder held against other thresholds"
+    return replace(self, thresholds=replace(self.thresholds, **thresholds))
 
 # %% ../../nbs/verify/03_report.ipynb #0f916ff9
 def findings_html(
@@ -314,7 +306,15 @@ def with_split(self: ImageReport,
     valid: Iterable[str | os.PathLike],  # Files held back for validation, such as `dls.valid_ds.items`
 ) -> 'ImageReport':                      # A new report with `across_split`; no file is read again
     "The same folder, and which copies lie on both sides of a split"
-    return replace(self, valid=frozenset(_checked_names(self, valid)))
+    known = {m.file for m in self.measures}
+    root = str(self._home)
+    names = set()
+    for file in valid:  # paths, or names as in `rows`
+        ways = Path(file).as_posix(), Path(os.path.relpath(file, root)).as_posix()
+        name = next((name for name in ways if name in known), None)
+        if name is None: raise DataError(f'{file} is none of the images that were checked in {self.path}')
+        names.add(name)
+    return replace(self, valid=frozenset(names))
 
 # %% ../../nbs/verify/03_report.ipynb #33052572
 _thresholds_of = {
@@ -325,11 +325,13 @@ _thresholds_of = {
     'near_duplicate': 'similarity from {min_similarity:g}',
 }
 
-def _summary(report):
-    "One row for each issue that occurs"
-    limits = asdict(report.thresholds)
-    return [{'issue': k, 'found': n, 'meaning': issue_words[k], 'threshold': _thresholds_of.get(k, '').format(**limits)}
-        for k, n in report.counts.items()]
+def _issue_gallery(path, rows):
+    "The images of some findings; a copy stands before the one it is a copy of"
+    shown = []
+    for f in rows:
+        shown.append((whereabouts(path, f.file), f'{f.file}: {f.reason}'))
+        if f.of: shown.append((whereabouts(path, f.of), f'{f.of}: kept'))
+    return gallery([s for s, _ in shown], [c for _, c in shown], max_n=len(shown))
 
 # %% ../../nbs/verify/03_report.ipynb #076cb93c
 def report_html(
@@ -342,8 +344,10 @@ def report_html(
     found = (f'{len(report.rows):,} finding{"" if len(report.rows) == 1 else "s"} in {n_files:,} '
         f'file{"" if n_files == 1 else "s"}' if report.rows else 'nothing found')
     head = f'{len(report.measures):,} images checked: {found}'
-    parts = [f'<p><b>{html.escape(report._home.name)}</b>, {head}</p>',
-        html_table(_summary(report)) if report.rows else '']
+    limits = asdict(report.thresholds)
+    summary = [{'issue': k, 'found': n, 'meaning': issue_words[k],
+        'threshold': _thresholds_of.get(k, '').format(**limits)} for k, n in report.counts.items()]
+    parts = [f'<p><b>{html.escape(report._home.name)}</b>, {head}</p>', html_table(summary) if summary else '']
     parts += [f'<p><b>To be settled before training:</b> {html.escape(p)}</p>' for p in report.problems]
     for issue, n in report.counts.items():
         rows = [f for f in report.rows if f.issue == issue]
@@ -352,15 +356,6 @@ def report_html(
         parts.append(f'<p style="margin:1em 0 .3em"><b>{issue}</b> ({n})</p>{shown}')
         if n > max_n: parts.append(f'<p>… and {n - max_n} more in <code>report.table</code></p>')
     return Html(''.join(parts))
-
-# %% ../../nbs/verify/03_report.ipynb #4d6751e8
-def _issue_gallery(path, rows):
-    "The images of some findings; a copy stands before the one it is a copy of"
-    shown = []
-    for f in rows:
-        shown.append((whereabouts(path, f.file), f'{f.file}: {f.reason}'))
-        if f.of: shown.append((whereabouts(path, f.of), f'{f.of}: kept'))
-    return gallery([s for s, _ in shown], [c for _, c in shown], max_n=len(shown))
 
 # %% ../../nbs/verify/03_report.ipynb #05657cd1
 _page = '''<!doctype html>
@@ -381,20 +376,6 @@ def write_html(self: ImageReport,
         f.write(_page.format(title=html.escape(f'{self._home.name}: what was found'), body=report_html(self, max_n)))
     return Path(file)
 
-# %% ../../nbs/verify/03_report.ipynb #7a21bf13
-def _suspects(report, issues, files):
-    "What to move: `files`, or all that have one of `issues`, with the first reason of each"
-    _known_issues(issues := tuple(issues))
-    named = {f.file for f in report.rows if f.issue in issues}
-    why = {}
-    digests = {m.file: m.sha256 for m in report.measures if m.file in named}
-    for f in report.rows:
-        if f.issue in issues: why.setdefault(f.file, Suspect(f.file, f.issue, f.reason, digests.get(f.file, '')))
-    chosen = list(why) if files is None else list(files)
-    if unknown := [f for f in chosen if f not in why]:
-        raise DataError(f'{unknown[0]!r} has none of the findings {", ".join(issues)}')
-    return [why[f] for f in chosen]
-
 # %% ../../nbs/verify/03_report.ipynb #f3393c19
 @patch
 def quarantine(self: ImageReport,
@@ -402,7 +383,17 @@ def quarantine(self: ImageReport,
     files: Iterable[str] | None = None,     # Only these files, as `rows` names them; None: all with these issues
 ) -> list[Move]:                            # A row for each file, moved or not
     "Move files with these issues out of the image folder; `restore` brings them back"
-    return quarantine_files(self._home, _suspects(self, issues, files))
+    issues = tuple(issues)
+    _known_issues(issues)
+    rows = [f for f in self.rows if f.issue in issues]
+    named = {f.file for f in rows}
+    digests = {m.file: m.sha256 for m in self.measures if m.file in named}
+    why = {}  # the first reason of each
+    for f in rows: why.setdefault(f.file, Suspect(f.file, f.issue, f.reason, digests.get(f.file, '')))
+    chosen = list(why) if files is None else list(files)
+    if unknown := [f for f in chosen if f not in why]:
+        raise DataError(f'{unknown[0]!r} has none of the findings {", ".join(issues)}')
+    return quarantine_files(self._home, [why[f] for f in chosen])
 
 # %% ../../nbs/verify/03_report.ipynb #10f4dc78
 @patch
