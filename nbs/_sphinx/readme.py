@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor
 from nbdev.processors import FilterDefaults
+from bearcls.pages import SitePage
 from convert import CodeBlocks, _div, _options, _outputs, callouts, div_title
 from pages import SiteError, config, local_link, notebook_of, root
 
@@ -32,7 +33,7 @@ class Text:
 
     def _processed(self, notebook):
         steps = [p for p in FilterDefaults().base_procs() if p.__name__ not in ('add_links', 'insert_warning')]
-        processor = NBProcessor(notebook, procs=steps, rm_directives='quarto')
+        processor = NBProcessor(notebook, procs=[*steps, SitePage], rm_directives='quarto')
         processor.process()
         return processor.nb
 
