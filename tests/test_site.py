@@ -159,9 +159,9 @@ def test_api_entry():
 
 def test_api_entry_tells_what_further_arguments_are():
     "nbdev leaves out the comment on `**dls_kwargs`"
-    signature = show_doc(train)._repr_markdown_().split('```python\n')[1].split('\n```')[0]
-    assert '**dls_kwargs' in signature and 'For `image_dls`' not in signature
-    assert 'For `image_dls`, when `data` is a folder' in entry_markdown(ApiEntry('train', signature, '')).split('**`**dls_kwargs`**')[1]
+    entry = read_entry(show_doc(train)._repr_markdown_())
+    assert '**dls_kwargs' in entry.signature and 'For `image_dls`' not in entry.signature
+    assert 'For `image_dls`, when `data` is a folder' in entry_markdown(with_comments(entry)).split('**`**dls_kwargs`**')[1]
 
 def test_api_entry_with_a_bare_star():
     text = entry_markdown(ApiEntry('f', 'def f(\n    a:int, # First\n    *, b:str, # By name only\n):', ''))
