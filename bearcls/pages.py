@@ -6,9 +6,9 @@ Docs: https://bearcls.github.io/bearcls/pages.html.md"""
 
 # %% auto #0
 __all__ = ['ApiEntry', 'read_entry', 'with_comments', 'entry_markdown', 'names_table', 'still', 'raw_html', 'without_headings',
-           'page_cells', 'SitePage']
+           'in_boxes', 'page_cells', 'SitePage']
 
-# %% ../nbs/21_pages.ipynb #c5ff143c
+# %% ../nbs/21_pages.ipynb #ba9a9a04
 import ast, dataclasses, importlib, re, textwrap
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +18,7 @@ from nbdev.config import get_config
 from nbdev.process import Processor
 from nbdev.showdoc import show_doc
 
-# %% ../nbs/21_pages.ipynb #13911dd2
+# %% ../nbs/21_pages.ipynb #d2ad4ace
 _shown = re.compile(r'---\n\n(?:\[source\]\((?P<url>[^)]*)\)\{[^}]*\}\n\n)?(?P<level>#+) (?P<symbol>\S+)\n\n'
     r'```python\n(?P<signature>.*?)\n```\s*(?P<text>.*)', re.DOTALL)
 
@@ -40,7 +40,7 @@ def read_entry(
     text = re.sub(r'^\*(.*?[^\\*])\*(?=\n|$)', r'\1', found['text'].strip(), flags=re.DOTALL)  # nbdev sets docstrings in italics
     return ApiEntry(found['symbol'], found['signature'], text, found['level'], found['url'])
 
-# %% ../nbs/21_pages.ipynb #2b156ceb
+# %% ../nbs/21_pages.ipynb #c4e0ed75
 def with_comments(
     entry: ApiEntry,  # As `show_doc` wrote it
 ) -> ApiEntry:        # With the comments of dataclass fields, `*args` and `**kwargs`
@@ -64,7 +64,7 @@ def _home(symbol):
     listed = importlib.import_module(f'{get_config().lib_path.name}._modidx').d['syms']
     return next((module for module, names in listed.items() if f'{module}.{symbol}' in names), None)
 
-# %% ../nbs/21_pages.ipynb #4201d4b2
+# %% ../nbs/21_pages.ipynb #92308288
 _modules = re.compile(r'\b(?:__main__|typing|collections\.abc|pathlib|bearcls(?:\.[a-z_]\w*)*)\.')
 _objects = re.compile(r"<(?:class|module|function|built-in function) '?([\w.]+)'?[^<>]*>|<([\w.]+): [^<>]*>")
 
@@ -133,7 +133,7 @@ def entry_markdown(
         _fields(signature), ':::']
     return '\n\n'.join(p for p in parts if p)
 
-# %% ../nbs/21_pages.ipynb #13ade255
+# %% ../nbs/21_pages.ipynb #67c3ba89
 def names_table(
     entries: list[ApiEntry],  # Of a page, in order
 ) -> str:                     # Markdown; empty for fewer than two names
@@ -143,7 +143,7 @@ def names_table(
 
 def _first_line(text): return text.partition('\n')[0].replace('|', '\\|')
 
-# %% ../nbs/21_pages.ipynb #9bf4ff17
+# %% ../nbs/21_pages.ipynb #65ce2458
 _widget = 'application/vnd.jupyter.widget-view+json'
 _forms = ['text/html', 'image/svg+xml', 'image/png', 'image/jpeg', 'image/gif', 'text/markdown', 'text/latex', 'text/plain']
 
@@ -169,27 +169,46 @@ def raw_html(
     fence = '`'*max(3, 1 + max(map(len, re.findall('`+', html)), default=0))
     return f'{fence}{{=html}}\n{html.strip()}\n{fence}'
 
-# %% ../nbs/21_pages.ipynb #9f363350
+# %% ../nbs/21_pages.ipynb #a2c677aa
 def without_headings(
     markdown: str,  # An output
 ) -> str:           # The same with bold lines
     "Headings of an output are no headings of the page"
-    lines, fence = [], ''
+    return '\n'.join(line if is_code else re.sub(r'^#{1,6} +(.*?)[ #]*$', r'**\1**', line)
+        for line, is_code in _lines(markdown))
+
+def _lines(markdown):
+    "Lines, each with whether it belongs to a block of code"
+    fence = ''
     for line in markdown.splitlines():
         mark = re.match(r' {0,3}(`{3,}|~{3,})', line)
+        yield line, bool(fence or mark)
         if mark and not fence: fence = mark[1]
         elif mark and mark[1].startswith(fence): fence = ''
-        heading = None if fence or mark else re.match(r'#{1,6} +(.*?)[ #]*$', line)
-        lines.append(f'**{heading[1]}**' if heading else line)
-    return '\n'.join(lines)
 
-# %% ../nbs/21_pages.ipynb #2a42c57e
+# %% ../nbs/21_pages.ipynb #e4268af2
+def in_boxes(
+    markdown: str,  # Of a cell
+) -> str:           # The same, each table in a box of class `scroll`
+    "Tables that scroll by themselves"
+    lines = []
+    inside = False
+    for line, is_code in [*_lines(markdown), ('', False)]:
+        is_row = line.startswith('|') and not is_code
+        if is_row and not inside: lines += ['::: {.scroll}', '']
+        if inside and not is_row: lines += ['', ':::']
+        inside = is_row
+        lines.append(line)
+    return '\n'.join(lines[:-1])
+
+# %% ../nbs/21_pages.ipynb #e68b04e2
 def page_cells(
     cells: list,  # Cells that nbdev has processed; they are changed
 ) -> list:        # Cells of the page
     "Entries, outputs and the table of names in their final form"
     entries = []
     for cell in cells:
+        if cell.cell_type == 'markdown': cell.source = in_boxes(cell.source)
         if cell.cell_type != 'code': continue
         if entry := _entry_of(cell):
             entries.append(entry)
@@ -225,4 +244,6 @@ def _first_section(cells):
 
 class SitePage(Processor):
     "The last of nbdev's processors: `doc_procs = [\"bearcls.pages:SitePage\"]`"
-    def end(self): self.nb.cells = page_cells(self.nb.cells)
+    def end(self):
+        self.nb.cells = page_cells(self.nb.cells)
+        self.nb.metadata.pop('widgets', None)  # the state of widgets that no page shows
