@@ -135,7 +135,7 @@ def plain_divs(
             depth.append('> ' if title else '')
         elif m: depth.pop()
         else: lines.append((''.join(depth) + line).rstrip())
-    return '\n'.join(lines)
+    return re.sub(r'\n{3,}', '\n\n', '\n'.join(lines))  # where a div was, one empty line is enough
 
 def wanted() -> dict[str, bytes]:  # Content by path from the top of the repository
     "All that is made from the notebooks"
