@@ -1,3 +1,120 @@
+"What both builds of the site are given: the processed notebooks and the style sheets, one test for each fault that Quarto's pages had"
+import html, json, os, re
+from pathlib import Path
+import pytest
+from notebooks import notebooks, root
+from bearcls.pages import in_boxes
+
+names = [f.relative_to(root/'nbs').as_posix() for f in notebooks()]
+longest = 88  # characters of a line in an example
+
+@pytest.fixture(scope='module')
+def processed():
+    "Every notebook as nbdev processes it, `bearcls.pages` included: what the site in BEARCLS_SITE was made from, or processed anew"
+    if not os.environ.get('BEARCLS_SITE'):
+        from nbdev.serve import proc_nbs
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(root)
+            proc_nbs(n_workers=0, force=True)
+    return {name: json.loads((root/'_proc'/name).read_text(encoding='utf-8'))['cells'] for name in names}
+
+def source(cell): return ''.join(cell['source'])
+
+def outputs(cells): return [out for cell in cells for out in cell.get('outputs', [])]
+
+def entries(cells): return [source(c) for c in cells if c['cell_type'] == 'markdown' and '\n\n::: {.api}' in source(c)]
+
+def styles(name): return re.sub(r'/\*.*?\*/|//[^\n]*', '', (root/name).read_text(encoding='utf-8'), flags=re.DOTALL)
+
+def test_no_widget_stands_empty(processed):
+    "1: a page has no kernel, so no output is a widget, and each has one form"
+    kinds = {name: [set(out['data']) for out in outputs(cells) if 'data' in out] for name, cells in processed.items()}
+    assert {n for n, found in kinds.items() if any(len(k) != 1 or 'application/vnd.jupyter.widget-view+json' in k for k in found)} == set()
+    cells = processed['clean/06_widget.ipynb']
+    begin = next(i for i, c in enumerate(cells) if c['cell_type'] == 'markdown' and source(c).startswith('## Without widgets'))
+    assert outputs(cells[begin:begin + 6]), 'the section shows nothing'
+
+def test_names_are_headings_of_the_page(processed):
+    "2: in a code cell Quarto would wrap them in a box, and the contents and the search miss them"
+    for name, cells in processed.items():
+        assert not [c for c in cells if 'execution' in c['metadata']], name
+        assert not [c for c in cells if c['cell_type'] == 'code' and 'show_doc(' in source(c) and 'output: asis' in source(c)], name
+    found = [re.match(r'#+ (\S+)', e)[1] for e in entries(processed['00_core.ipynb'])]
+    assert {'expect', 'sha256'} <= {f.replace('\\', '') for f in found}
+
+def test_signatures_wrap_and_have_comments(processed):
+    "3: nothing is wider than the page, no trace of the notebook's own module, and each parameter says what it means"
+    silent = []
+    for name, cells in processed.items():
+        for text in entries(cells):
+            assert '__main__' not in text and '<factory>' not in text, name
+            call = re.search(r'```(?:python|text)\n(.*?)\n```', text, re.DOTALL)[1]
+            assert max(map(len, call.splitlines())) <= longest, (name, call)
+            silent += [(name, text.split()[1]) for term in re.findall(r'^\*\*`(.+?)`\*\*.*\n:   &nbsp;$', text, re.MULTILINE)]
+    assert len(silent) <= 12, silent
+
+def test_tables_of_names(processed):
+    "3: pages with two names or more say at the top which, and every name in a table has its entry below"
+    for name, cells in processed.items():
+        headings = [re.match(r'#+ (\S+)', e)[1].replace('\\', '') for e in entries(cells)]
+        tables = [source(c) for c in cells if source(c).startswith('::: {.names}')]
+        listed = re.findall(r'^\| \[`(.+?)`\]', '\n'.join(tables), re.MULTILINE)
+        public = [h for h in headings if '.' not in h]
+        assert listed == (public if len(public) > 1 else []), name
+
+def test_long_lines_are_not_cut_off():
+    "4: what a cell prints wraps"
+    rule = re.search(r'([^{}]*)\{[^{}]*white-space: pre-wrap', styles('nbs/styles.scss'))[1]
+    assert '.cell-output pre code' in rule and 'white-space: pre-wrap' in styles('nbs/_sphinx/static/site.css')
+
+@pytest.mark.parametrize('notebook', names)
+def test_examples_fit_the_page(notebook):
+    "4: code is not wrapped, so the lines of examples are short; only a single string or comment may be longer"
+    from notebooks import cells, _kind
+    found = [line for c in cells(root/'nbs'/notebook) if c['cell_type'] == 'code' and _kind(c) == 'examples'
+        for line in c['source'].splitlines() if len(line) > longest and not line.startswith('#|') and not re.search(r'[\'"#][^\'"]{40,}', line)]
+    assert found == []
+
+def test_look():
+    "5: images for previews, a logo with a size, words that stay whole, code that can be read in the dark"
+    quarto, rules, shared = (root/'_quarto.yml').read_text(encoding='utf-8'), styles('nbs/styles.scss'), styles('nbs/design.css')
+    assert re.search(r'open-graph:\s+image: images/report\.png', quarto) and (root/'nbs/images/report.png').is_file()
+    assert re.search(r'<svg[^>]* width="\d+" height="\d+"', (root/'nbs/images/logo.svg').read_text(encoding='utf-8'))
+    assert 'main table a { word-break: normal !important' in shared
+    assert 'main code:not(.sourceCode)' in rules and 'main pre code { background-color: transparent !important; }' in rules
+    assert '.cell { margin-bottom: 1rem; }' in rules and 'a:has(> code) { text-underline-offset' in rules and 'code-copy: hover' in quarto
+    assert 'main pre:not(.sourceCode)' in rules
+
+def test_tables_have_their_own_boxes(processed):
+    "6: a wide table scrolls by itself, and a long heading wraps"
+    assert '.scroll, .names { overflow-x: auto' in styles('nbs/design.css') and 'overflow-wrap: anywhere' in styles('nbs/design.css')
+    for name, cells in processed.items():
+        for cell in cells:
+            text = source(cell)
+            if cell['cell_type'] == 'markdown' and not text.startswith('::: {.names}') and '::: {.api}' not in text:
+                assert in_boxes(re.sub(r'^::: \{\.scroll\}\n\n|\n:::$', '', text, flags=re.MULTILINE)).count('{.scroll}') == text.count('{.scroll}'), name
+
+def test_headings_of_results_are_not_those_of_the_page(processed):
+    "7: a page may show a README"
+    shown = [(name, ''.join(out['data']['text/markdown'])) for name, cells in processed.items() for out in outputs(cells) if 'text/markdown' in out.get('data', {})]
+    assert len(shown) > 100
+    outside = [(name, re.sub(r'(`{3,}).*?\n\1', '', text, flags=re.DOTALL)) for name, text in shown]
+    assert [name for name, text in outside if re.search(r'^#{1,6} ', text, re.MULTILINE)] == []
+
+def test_no_other_host(processed):
+    "8: HTML as an output would bring two scripts from another host, a theme its fonts, mathematics a script"
+    for name, cells in processed.items():
+        assert not [out for out in outputs(cells) if {'text/html', 'application/javascript'} & set(out.get('data', {}))], name
+        for out in outputs(cells):
+            text = html.unescape(''.join(out.get('data', {}).get('text/markdown', '')))
+            assert not re.search(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="https?://(?!127\.|localhost)', text), name
+    assert '$web-font-path: false' in styles('nbs/styles.scss') and 'html-math-method: mathml' in (root/'_quarto.yml').read_text(encoding='utf-8')
+
+def test_one_set_of_variables():
+    "10: both builds take colours and sizes from the same file"
+    assert 'css: design.css' in (root/'_quarto.yml').read_text(encoding='utf-8') and "'design.css'" in (root/'nbs/_sphinx/conf.py').read_text(encoding='utf-8')
+    colours = [set(re.findall(r'#[0-9a-f]{6}\b', styles(f))) for f in ('nbs/styles.scss', 'nbs/_sphinx/static/site.css')]
+    assert colours == [set(), set()], 'colours have one home'
 
 def test_a_text_beside_each_page(processed):
     "9: links lead to other texts, no image is part of a text, and nothing leads to a notebook"

@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 from nbdev.showdoc import show_doc
 from bearcls.sample.loopback import LoopbackWeb
+from bearcls.pages import ApiEntry, entry_markdown, read_entry, with_comments
 from bearcls.train.learner import train
 from notebooks import notebooks, root
 
 sys.path.insert(0, str(root/'nbs'/'_sphinx'))
 from check import problems
-from convert import api_entry, check_links, quarto_divs
+from convert import check_links, quarto_divs
 from build import toctrees
 from pages import SiteError, check_sidebar, docname, earlier_pages, html_page, local_link, sidebar, slug, wings
 from addresses import change, problem
@@ -148,31 +149,31 @@ def test_anchors_are_those_of_quarto():
         ['load_image', 'classifier.predict', 'one-way-to-open', 'bears']
 
 def test_api_entry_without_parameters():
-    text = api_entry(None, '###', 'f', 'def f()->list: # What comes out', '*Does it*')
+    text = entry_markdown(ApiEntry('f', 'def f()->list: # What comes out', 'Does it'))
     assert '```python\nf()\n```\n\nDoes it' in text and '**returns** `list`\n:   What comes out' in text and '<a' not in text
 
 def test_api_entry():
-    text = api_entry('https://example.org', '###', 'f', "def f(\n    a:int, # First\n    b:str='x, y', # Second\n)->pathlib.Path: # Where", '*Does it*')
+    text = entry_markdown(ApiEntry('f', "def f(\n    a:int, # First\n    b:str='x, y', # Second\n)->pathlib.Path: # Where", 'Does it', url='https://example.org'))
     assert "```python\nf(a, b='x, y')\n```\n\nDoes it" in text
     assert '**`a`** `int`\n:   First' in text and "**`b`** `str` = `'x, y'`\n:   Second" in text and '**returns** `Path`\n:   Where' in text
 
 def test_api_entry_tells_what_further_arguments_are():
     "nbdev leaves out the comment on `**dls_kwargs`"
-    signature = show_doc(train)._repr_markdown_().split('```python\n')[1].split('\n```')[0]
-    assert '**dls_kwargs' in signature and 'For `image_dls`' not in signature
-    assert 'For `image_dls`, when `data` is a folder' in api_entry(None, '###', 'train', signature, '').split('**`**dls_kwargs`**')[1]
+    entry = read_entry(show_doc(train)._repr_markdown_())
+    assert '**dls_kwargs' in entry.signature and 'For `image_dls`' not in entry.signature
+    assert 'For `image_dls`, when `data` is a folder' in entry_markdown(with_comments(entry)).split('**`**dls_kwargs`**')[1]
 
 def test_api_entry_with_a_bare_star():
-    text = api_entry(None, '###', 'f', 'def f(\n    a:int, # First\n    *, b:str, # By name only\n):', '')
+    text = entry_markdown(ApiEntry('f', 'def f(\n    a:int, # First\n    *, b:str, # By name only\n):', ''))
     assert '```python\nf(a, *, b)\n```' in text and '**`b`** `str`\n:   By name only' in text and '**`*' not in text
 
 def test_api_entry_names_objects():
     "Defaults that are classes, functions or enums print as something that is no Python; their names are"
     signature = "def f(\n    a:type=<class 'OSError'>, # One\n    b:tuple=(<Kind.X: 3>,), # Two\n    c=<function g at 0x7f00>, # Three\n    d=<object>, # Four\n):"
-    text = api_entry(None, '###', 'f', signature, '')
+    text = entry_markdown(ApiEntry('f', signature, ''))
     assert '**`a`** `type` = `OSError`' in text and '**`b`** `tuple` = `(Kind.X,)`' in text and '**`c`** = `g`' in text
     assert '```text\nf(a=OSError, b=(Kind.X,), c=g, d=<object>)\n```' in text
 
 def test_api_entry_without_the_modules_of_types():
-    text = api_entry(None, '###', 'f', 'def f(\n    a:bearcls.inference.classifier.Prediction, # One\n    b:bearcls.core.Html, # Two\n):', '')
+    text = entry_markdown(ApiEntry('f', 'def f(\n    a:bearcls.inference.classifier.Prediction, # One\n    b:bearcls.core.Html, # Two\n):', ''))
     assert '**`a`** `Prediction`' in text and '**`b`** `Html`' in text

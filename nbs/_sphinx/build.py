@@ -9,6 +9,7 @@ from sphinx.cmd.build import main as sphinx
 from check import problems
 from convert import convert
 from pages import SiteError, check_sidebar, config, docname, earlier_pages, front_matter, html_page, root, sidebar
+from twins import write_twins
 
 def pages_for_sphinx(
     processed: Path,  # Folder that nbdev wrote for Quarto
@@ -97,6 +98,7 @@ def build(
         return [f'Sphinx ended with status {status}; its messages stand above, its pages in {source.relative_to(root)}']
     if (source/'images').is_dir(): shutil.copytree(source/'images', pages/'images', dirs_exist_ok=True)
     write_stubs(notebooks, pages)
+    write_twins(pages)
     (pages/'.nojekyll').touch()
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(pages, out)

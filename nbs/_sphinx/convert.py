@@ -1,11 +1,8 @@
-"""From a notebook that nbdev has processed for Quarto to one that MyST-NB reads: directives, callouts, API entries, outputs"""
-import ast, dataclasses, html, importlib, posixpath, re, textwrap
-from functools import cache
-from fastcore.docments import docments
+"""From a notebook that nbdev has processed, `bearcls.pages` included, to one that MyST-NB reads: directives, callouts, raw HTML"""
+import html, posixpath, re
 from markdown_it import MarkdownIt
 from urllib.parse import urlsplit
 import nbformat, yaml
-from nbdev.showdoc import show_doc
 from pages import SiteError, config
 
 callouts = dict(note='Note', tip='Tip', warning='Warning', important='Important', caution='Caution')
@@ -162,126 +159,25 @@ def _options(source):
         lines.pop(0)
     return options, '\n'.join(lines)
 
-_preferred = ['text/html', 'image/svg+xml', 'image/png', 'image/jpeg', 'image/gif', 'text/markdown', 'text/latex', 'text/plain']
-_widget = 'application/vnd.jupyter.widget-view+json'
+_raw = re.compile(r'(`{3,})\{=html\}\n(.*)\n\1', re.DOTALL)  # as `bearcls.pages` writes it
 
 def _outputs(outputs, options):
-    "One form for each output, the best that a page without a kernel can show"
+    "Outputs as MyST-NB takes them, without those that a directive leaves out"
     kept = []
     for o in outputs:
         if o.output_type == 'error': raise SiteError(f'the output is a traceback: {o.ename}: {o.evalue}')
         if o.output_type == 'stream':
-            if o.name == 'stderr' and options.get('warning') == 'false': continue
-            o.text = ''.join(line.rpartition('\r')[2] or line for line in o.text.splitlines(True)).rstrip()
-            if o.text: kept.append(o)
-        elif data := _best(o.data): kept.append(nbformat.v4.new_output('display_data', data=data))
+            if o.name != 'stderr' or options.get('warning') != 'false': kept.append(o)
+            continue
+        (kind, value), = o.data.items()
+        if raw := _raw.fullmatch(value) if kind == 'text/markdown' else None: kind, value = 'text/html', raw[2]
+        kept.append(nbformat.v4.new_output('display_data', data={kind: value}))
     return kept
 
-def _best(data):
-    data = {k: v for k, v in data.items() if not isinstance(v, str) or v.strip()}
-    if _widget in data and not set(data) & {'text/html', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/markdown'}:
-        return {'text/html': '<p class="widget-note">A widget stands here when the notebook runs.</p>'}
-    found = [k for k in _preferred if k in data]
-    if not found: return {}
-    if found[0] in ('image/png', 'image/jpeg'): found = sorted((k for k in found if k.startswith('image/')), key=lambda k: len(data[k]))
-    return {found[0]: data[found[0]]}
-
 def _as_is(outputs, name, notebooks):
-    "Outputs that are markdown themselves; those of `show_doc` become API entries"
+    "Outputs that are Markdown themselves"
     cells = []
     for o in outputs:
-        if o.output_type == 'stream': text = o.text
-        elif 'text/markdown' in o.data: text = o.data['text/markdown']
-        else: text = next(iter(o.data.values()))
-        if m := _shown.match(text): cells.append(nbformat.v4.new_markdown_cell(api_entry(**m.groupdict())))
-        else: cells += _markdown(text, name, notebooks)
+        if o.output_type != 'stream' and 'text/html' in o.data: cells.append(nbformat.v4.new_markdown_cell(o.data['text/html']))
+        else: cells += _markdown(o.text if o.output_type == 'stream' else next(iter(o.data.values())), name, notebooks)
     return cells
-
-# API entries
-
-_shown = re.compile(r'---\n\n(\[source\]\((?P<url>[^)]*)\)\{[^}]*\}\n\n)?(?P<level>#+) (?P<symbol>\S+)\n\n```python\n(?P<signature>.*?)\n```\s*(?P<text>.*)',
-    re.DOTALL)
-_modules = re.compile(r'\b(?:__main__|typing|collections\.abc|pathlib|bearcls(?:\.[a-z_]\w*)*)\.')
-_objects = re.compile(r"<(?:class|module|function|built-in function) '?([\w.]+)'?[^<>]*>|<([\w.]+): [^<>]*>")  # how classes, functions and enums print
-
-def api_entry(
-    url: str | None,  # Address of the source line
-    level: str,       # Heading marks
-    symbol: str,      # Name of the function, class or method
-    signature: str,   # As `show_doc` prints it: a parameter to a line, each with its docment
-    text: str,        # Docstring
-) -> str:             # Markdown
-    "A heading, a link to the source, the call, the docstring, and a list of what goes in and comes out"
-    signature = _objects.sub(lambda m: m[1] or m[2], _modules.sub('', _with_stars(symbol, _with_fields(symbol, signature))))
-    text = re.sub(r'^\*(.*?[^\\*])\*(?=\n|$)', r'\1', text.strip(), flags=re.DOTALL)
-    source = f'<a class="api-source" href="{html.escape(url)}">source</a>' if url else ''
-    name = re.sub(r'([_*\\])', r'\\\1', symbol)
-    return f'{level} {name}\n\n<div class="api">{source}\n\n{_call(symbol, signature)}\n\n{text}\n\n{_fields(signature)}\n\n</div>'
-
-def _with_fields(symbol, signature):
-    "The comments on a dataclass's fields: Python finds them in a file, not in the cell that nbdev has just run"
-    if ' # ' in signature or '.' in symbol or (module := _home(symbol)) is None: return signature
-    thing = getattr(importlib.import_module(module), symbol)
-    if not dataclasses.is_dataclass(thing): return signature
-    return _shown.match(show_doc(thing)._repr_markdown_())['signature'].replace('<factory>', '...').replace('->None:', ':')
-
-def _with_stars(symbol, signature):
-    "The comments on `*args` and `**kwargs`, which nbdev leaves out"
-    owner, _, method = symbol.partition('.')
-    if not re.search(r'^    \*+\w', signature, re.MULTILINE) or (module := _home(owner)) is None: return signature
-    thing = getattr(importlib.import_module(module), owner)
-    docs = docments(getattr(thing, method) if method else thing, args_kwargs=True)
-    return re.sub(r'^    \*+(\w+)[^#\n]*$', lambda m: f'{m[0]} # {docs[m[1]]}' if docs.get(m[1]) else m[0], signature, flags=re.MULTILINE)
-
-@cache
-def _home(symbol):
-    "The module of the package that defines a name"
-    listed = importlib.import_module(f'{config.lib_path.name}._modidx').d['syms']
-    return next((module for module, names in listed.items() if f'{module}.{symbol}' in names), None)
-
-def _parse(signature):
-    "Parameters as (code, docment) pairs and the return as another; None where the signature holds no docments"
-    if ' # ' not in signature: return None
-    lines = signature.replace('():', '(\n):').replace('()->', '(\n)->').splitlines()
-    params = [re.fullmatch(r'    (.*?),?(?: # (.*))?', line) for line in lines[1:-1]]
-    last = re.fullmatch(r'\)(?:->(.*?))?:(?: # (.*))?', lines[-1])
-    if not last or not all(params): return None
-    pairs = [p.groups() for p in params]  # nbdev writes a bare star into the line of the parameter behind it
-    return [pair for code, doc in pairs for pair in ([('*', None), (code[3:], doc)] if code.startswith('*, ') else [(code, doc)])], last.groups()
-
-def _argument(code):
-    "Name, type and default of one parameter as written"
-    stars, code = re.match(r'(\**)(.*)', code, re.DOTALL).groups()
-    try: args = ast.parse(f'lambda: 0\ndef f({code}): pass').body[1].args
-    except SyntaxError: return stars + code, '', ''
-    if not args.args: return stars + code, '', ''
-    note, default = args.args[0].annotation, args.defaults
-    return stars + args.args[0].arg, ast.unparse(note) if note else '', ast.unparse(default[0]) if default else ''
-
-def _call(symbol, signature):
-    "The call with names and defaults only; types and meanings follow in the list"
-    parsed = _parse(signature)
-    if not parsed: return _block(re.sub(r'(->None)?:?$', '', signature.removeprefix('def ')))
-    params, (returned, meaning) = parsed
-    args = [f'{name}={default}' if default else name for name, _, default in (_argument(code) for code, _ in params) if name != 'self']
-    call = f'{symbol}({", ".join(args)})'
-    if len(call) > 76: call = f'{symbol}(\n' + textwrap.fill(', '.join(args), 76, initial_indent='    ', subsequent_indent='    ', break_long_words=False) + '\n)'
-    return _block(call + (f' -> {returned}' if returned and not meaning else ''))
-
-def _block(code):
-    "A block of code, coloured if it is Python; a default may print as something that is none"
-    try: ast.parse(f'def {code}: pass')
-    except SyntaxError: return f'```text\n{code}\n```'
-    return f'```python\n{code}\n```'
-
-def _fields(signature):
-    "Definition list: name, type and default, then the meaning"
-    params, (returned, meaning) = _parse(signature) or ([], (None, None))
-    items = []
-    for code, doc in params:
-        name, kind, default = _argument(code)
-        if name in ('self', '*'): continue
-        term = f'**`{name}`**' + (f' `{kind}`' if kind else '') + (f' = `{default}`' if default else '')
-        items.append(f'{term}\n:   {doc or "&nbsp;"}')
-    if meaning: items.append(f'**returns** `{returned}`\n:   {meaning}' if returned else f'**returns**\n:   {meaning}')
-    return '\n\n'.join(items)

@@ -7,7 +7,12 @@ from urllib.parse import urlsplit
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor
 from nbdev.processors import FilterDefaults
+<<<<<<< HEAD
 from convert import CodeBlocks, _div, _options, _outputs, div_title
+=======
+from bearcls.pages import SitePage
+from convert import CodeBlocks, _div, _options, _outputs, callouts, div_title
+>>>>>>> site20
 from pages import SiteError, config, local_link, notebook_of, root
 
 images = 'nbs/images/readme-'
@@ -32,7 +37,7 @@ class Text:
 
     def _processed(self, notebook):
         steps = [p for p in FilterDefaults().base_procs() if p.__name__ not in ('add_links', 'insert_warning')]
-        processor = NBProcessor(notebook, procs=steps, rm_directives='quarto')
+        processor = NBProcessor(notebook, procs=[*steps, SitePage], rm_directives='quarto')
         processor.process()
         return processor.nb
 
@@ -134,7 +139,7 @@ def plain_divs(
             depth.append('> ' if title else '')
         elif m: depth.pop()
         else: lines.append((''.join(depth) + line).rstrip())
-    return '\n'.join(lines)
+    return re.sub(r'\n{3,}', '\n\n', '\n'.join(lines))  # where a div was, one empty line is enough
 
 def wanted() -> dict[str, bytes]:  # Content by path from the top of the repository
     "All that is made from the notebooks"
