@@ -7,7 +7,7 @@ so both builds have the same: links lead to other texts, images are their descri
 import html, json, os, re, sys
 from pathlib import Path
 import yaml
-from convert import CodeBlocks, _options
+from convert import _options
 from pages import SiteError, config, docname, front_matter, html_page, local_link, root, sidebar, site_url
 from readme import outside_code, plain_divs
 
