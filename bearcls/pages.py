@@ -51,7 +51,8 @@ def with_comments(
     thing = getattr(importlib.import_module(home), owner)
     signature = entry.signature
     if ' # ' not in signature and not method and dataclasses.is_dataclass(thing):
-        signature = read_entry(show_doc(thing)._repr_markdown_()).signature.replace('<factory>', '...').replace('->None:', ':')
+        signature = read_entry(show_doc(thing)._repr_markdown_()).signature.replace('<factory>',
+            '...').replace('->None:', ':')
     if re.search(r'^    \*+\w', signature, re.MULTILINE):
         docs = docments(getattr(thing, method) if method else thing, args_kwargs=True)
         signature = re.sub(r'^    \*+(\w+)[^#\n]*$', lambda m: f'{m[0]} # {docs[m[1]]}' if docs.get(m[1]) else m[0],
@@ -100,7 +101,8 @@ def _call(symbol, signature, width):
             if name != 'self']
         code = f'{symbol}({", ".join(args)})'
         if len(code) > width:
-            inside = textwrap.fill(', '.join(args), width, initial_indent='    ', subsequent_indent='    ', break_long_words=False)
+            inside = textwrap.fill(', '.join(args), width, initial_indent='    ', subsequent_indent='    ',
+                break_long_words=False)
             code = f'{symbol}(\n{inside}\n)'
         if returned and not meaning: code += f' -> {returned}'
     try: ast.parse(f'def {code}: pass')
@@ -139,13 +141,15 @@ def names_table(
 ) -> str:                     # Markdown; empty for fewer than two names
     "A table of names, each with the first line of its docstring"
     rows = [f'| [`{e.symbol}`](#{e.symbol.lower()}) | {_first_line(e.text)} |' for e in entries if '.' not in e.symbol]
-    return '\n'.join(['::: {.names}', '', '| Name | What it does |', '| --- | --- |', *rows, '', ':::']) if len(rows) > 1 else ''
+    return ('\n'.join(['::: {.names}', '', '| Name | What it does |', '| --- | --- |', *rows, '', ':::'])
+        if len(rows) > 1 else '')
 
 def _first_line(text): return text.partition('\n')[0].replace('|', '\\|')
 
 # %% ../nbs/21_pages.ipynb #65ce2458
 _widget = 'application/vnd.jupyter.widget-view+json'
-_forms = ['text/html', 'image/svg+xml', 'image/png', 'image/jpeg', 'image/gif', 'text/markdown', 'text/latex', 'text/plain']
+_forms = ['text/html', 'image/svg+xml', 'image/png', 'image/jpeg', 'image/gif', 'text/markdown', 'text/latex',
+    'text/plain']
 
 def still(
     data: dict[str, str],  # Forms of an output by MIME type
@@ -157,7 +161,8 @@ def still(
     found = [kind for kind in _forms if kind in data]
     if not found: return {}
     kind = found[0]
-    if kind in ('image/png', 'image/jpeg'): kind = min((k for k in found if k.startswith('image/')), key=lambda k: len(data[k]))
+    if kind in ('image/png', 'image/jpeg'):
+        kind = min((k for k in found if k.startswith('image/')), key=lambda k: len(data[k]))
     if kind == 'text/html': return {'text/markdown': raw_html(data[kind])}
     if kind == 'text/markdown': return {kind: without_headings(data[kind])}
     return {kind: data[kind]}

@@ -38,6 +38,8 @@ from common import arguments, save
 targets = {'auroc_left_out': .98, 'auroc_drawn': .995, 'rate_as_stated': 18, 'ece_excess': .005, 'auroc_wrong': .85}
 at_most = ('ece_excess',)
 
+def source_of(file): return Path(file).name.partition('-')[0]
+
 def look(path, photographs):
     "The Learner, its averages, what enters its head, and the averages of strangers"
     from bearcls.train.arch import averages_of, class_head
@@ -108,15 +110,16 @@ def by_source(learn, seen, parts, head, strangers, splits, given):
     for seed in range(splits):
         held = split_by_source(averages, seed, given)
         x, y = seen.features[~held], seen.targets[~held]
-        fitted = fit_ood_score(x, y, averages=parts, head=head, seed=seed)
+        known = None if given is None else np.unique(given[~held], return_inverse=True)[1]  # sources of the rest, as their owner knows them
+        fitted = fit_ood_score(x, y, groups=known, averages=parts, head=head, seed=seed)
         rate = share_caught(fitted.score(seen.features[held]), fitted.threshold)
-        folds = deal_groups(find_groups(averages[~held], y, seed=seed), y)
+        folds = deal_groups(find_groups(averages[~held], y, seed=seed) if known is None else known, y)
         temperature = fit_temperature(answers(held_out_logits(learn, x, y, folds), ~held)).value
         loss = torch.nn.CrossEntropyLoss(reduction='none')
         rest = linear_head(torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)), loss, len(seen.labels)).eval()
         with torch.no_grad(): found = with_temperature(answers(rest(torch.from_numpy(seen.features[held])).numpy(), held), temperature)
         ece = calibration_error(found)
-        stated, error = error_by_source(learn, seen.where(~held)), float((~found.table.correct).mean())
+        stated, error = error_by_source(learn, seen.where(~held), group_by=source_of if known is not None else None), float((~found.table.correct).mean())
         rows.append(dict(seed=seed, n=int(held.sum()), rate=rate, low=fitted.sources[0], high=fitted.sources[1], stated=fitted.sources[0] <= rate <= fitted.sources[1],
             temperature=temperature, ece_excess=ece['error'] - ece['chance'], error=error,
             error_stated=stated['error'], error_as_stated=stated['low'] <= error <= stated['high'],
@@ -178,9 +181,10 @@ def trusted(learn, seen, parts, splits, given):
         for seed in range(splits):
             held = split_by_source(averages, seed, given)
             rest = seen.where(~held)
-            far = learner_ood_score(learn, rest)
-            classifier.bundle.temperature, _ = choose_temperature(held_out_answers(learn, rest))
-            fitted = fit_trust(learn, classifier, rest, far)
+            group_by = None if given is None else source_of
+            far = learner_ood_score(learn, rest, group_by=group_by)
+            classifier.bundle.temperature, _ = choose_temperature(held_out_answers(learn, rest, group_by=group_by))
+            fitted = fit_trust(learn, classifier, rest, far, group_by=group_by)
             head = linear_head(torch.from_numpy(rest.features), torch.from_numpy(rest.targets.astype(np.int64)), torch.nn.CrossEntropyLoss(reduction='none'), len(seen.labels))
             with torch.no_grad(): p = (head.eval()(torch.from_numpy(features))/classifier.bundle.temperature).softmax(1).numpy()
             score = far.score(features)
@@ -209,7 +213,7 @@ def main():
             from bearcls.sample.bears import draw_bears
             path = draw_bears(Path(tmp)/'bears', n_per_label=140, faults=False)
         learn, seen, parts, head, strangers = look(path, args.photographs)
-        given = np.array([Path(f).name.partition('-')[0] for f in seen.table.file]) if args.sources_in_names else None
+        given = np.array([source_of(f) for f in seen.table.file]) if args.sources_in_names else None
         alone = left_out(seen, parts, None, args.seeds, given)
         labels = left_out(seen, parts, head, args.seeds, given)
         splits = by_source(learn, seen, parts, head, strangers, args.splits, given)

@@ -12,7 +12,7 @@ __all__ = ['opset', 'ExportError', 'DeployedModel', 'onnx_model', 'validation_fi
 # %% ../../nbs/export/07_convert.ipynb #3ca46492
 import copy, os, platform, tempfile, warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -345,18 +345,20 @@ def _move(new, dest, old):
         raise
 
 # %% ../../nbs/export/07_convert.ipynb #c8c55550
-def _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score, threads):
+def _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score, threads, group_by):
     "Temperature, metrics and OOD score into the metadata; the last is returned for the model"
     held = seen.only('valid') if seen is not None else None
     fit = {}
     if held is not None and temperature is None:
-        metadata.temperature, fit = choose_temperature(held_out_answers(learn, seen, threads=threads))
+        metadata.temperature, fit = choose_temperature(held_out_answers(learn, seen, threads=threads,
+                group_by=group_by))
     if held is not None and metrics is None: metadata.metrics = bundle_metrics(held, metadata.temperature)
-    if held is not None and metrics is None and (found := error_by_source(learn, seen, threads=threads)):
+    if held is not None and metrics is None and (found := error_by_source(learn, seen, threads=threads,
+            group_by=group_by)):
         metadata.metrics['by_source'] = found
     if fit: metadata.metrics['temperature_fit'] = fit
     if ood_score is True:
-        try: ood_score = None if seen is None else learner_ood_score(learn, seen)
+        try: ood_score = None if seen is None else learner_ood_score(learn, seen, group_by=group_by)
         except DataError as e:
             ood_score = None
             notes.append(f'It cannot tell images unlike its training data: {e}.')
@@ -364,7 +366,7 @@ def _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score,
     if notes: metadata.metrics['notes'] = notes
     return ood_score or None
 
-def _measure_answers(metadata, learn, bundle, far, seen, threshold, max_error, threads):
+def _measure_answers(metadata, learn, bundle, far, seen, threshold, max_error, threads, group_by):
     "What the bundle's own answers tell: whether strangers are noticed, and when an answer can be trusted"
     if far is not None and not far.measured:
         drawn = draw_strangers(60)
@@ -373,7 +375,8 @@ def _measure_answers(metadata, learn, bundle, far, seen, threshold, max_error, t
         for (kind, _), row in zip(drawn, rows): by_kind[kind].append(row.prediction.ood_score)
         rows = measure_ood_score(far.usual, by_kind, far.false_positive_rate)
         metadata.ood_score['measured'] = {row.pop('kind'): row for row in rows}
-    trust = fit_trust(learn, Classifier(bundle, threads=1), seen, far, max_error, threshold, threads=threads)
+    trust = fit_trust(learn, Classifier(bundle, threads=1), seen, far, max_error, threshold, threads=threads,
+        group_by=group_by)
     if trust: metadata.confidence, metadata.threshold = plain_values(trust.confidence, 'confidence'), trust.threshold
 
 # %% ../../nbs/export/07_convert.ipynb #21c41548
@@ -392,6 +395,7 @@ def export_bundle(
     max_check: int = 256,           # Compare at most this many, spread evenly
     tolerance: float = 0.001,       # Largest difference between two probabilities that is accepted
     threads: int | None = None,     # Threads that the Learner uses, at least 1; None: the faster of one and all
+    group_by: str | Callable | None = None, # What a source is, as in `image_sources`; None: found
 ) -> Path:                          # `dest`
     "Export a Learner as a bundle that is known to answer alike"
     expect('learn', learn, Learner)
@@ -409,7 +413,7 @@ def export_bundle(
         .6 if threshold is None else threshold)
     files = _to_compare(learn, files, max_check)
     seen, notes = own_answers(learn, seen, ood_score is True, threads)
-    far = _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score, threads)
+    far = _measure_into(metadata, learn, seen, notes, metrics, temperature, ood_score, threads, group_by)
     model = onnx_model(learn.model, metadata.size, metadata.mean, metadata.std, metadata.temperature, far)
     table = b''
     if weights: table, metadata.weights = learner_weights(learn)
@@ -423,7 +427,7 @@ def export_bundle(
                 f'{tolerance:g} is accepted. Are there transforms that change images in validation, such as '
                 '`aug_transforms(size=...)`?')
         metadata.metrics |= dict(images_compared=len(files), largest_difference=difference)
-        if seen is not None: _measure_answers(metadata, learn, new, far, seen, threshold, max_error, threads)
+        if seen is not None: _measure_answers(metadata, learn, new, far, seen, threshold, max_error, threads, group_by)
         write_bundle(metadata, model, new, model_card(metadata, dest.name), table)
         if key is not None: sign_bundle(new, key)
         _move(zip_bundle(new) if dest.suffix.lower() == '.zip' else new, dest, Path(aside)/'old')

@@ -50,9 +50,14 @@ def image_sources(
     averages: np.ndarray,                # (images, numbers): what the body says
     targets: np.ndarray,                 # Index of the label of each
     min_sites: int = 5,                  # Sites that each label must have, so that they can be held back one by one
+    group_by: str | Callable | None = None,  # You know better: a column of the manifest, or a function of the file
 ) -> tuple[np.ndarray, str]:             # A number for each image, and what it stands for in words
     "Which images come from one source: sites where the manifest knows them, otherwise groups of images that look alike"
     files = [Path(f) for f in expect_all('files', files, str, os.PathLike)]
+    if group_by is not None:
+        names = [name or f'unknown {i}' for i, name in enumerate(source_names(files, group_by))]
+        words = f'images of one {group_by}' if isinstance(group_by, str) else 'your function'
+        return np.unique(names, return_inverse=True)[1], words
     rows = rows_by_path(files)
     sites = np.array([site_of(rows[f]) if f in rows else '' for f in files])
     known = sites != ''
@@ -94,13 +99,7 @@ def error_by_source(
     expect('seen', seen, Evaluation)
     if not can_cross_fit(learn) or len(seen) < 20: return {}
     some = at_most(seen, max_n)
-    if group_by is None:
-        groups, words = image_sources(some.table.file, body_averages(learn, some), some.targets)
-    else:
-        names = source_names(some.table.file, group_by)
-        each = [name or f'unknown {i}' for i, name in enumerate(names)]  # not known: a source of its own
-        groups = np.unique(each, return_inverse=True)[1]
-        words = f'images of one {group_by}' if isinstance(group_by, str) else 'your function'
+    groups, words = image_sources(some.table.file, body_averages(learn, some), some.targets, group_by=group_by)
     by_chance = np.random.default_rng(0).permutation(len(some)) % 5
     wrong, wrong_random = (held_out_logits(learn, some.features, some.targets, f, threads).argmax(1) != some.targets
         for f in (deal_groups(groups, some.targets), by_chance))
@@ -116,6 +115,7 @@ def held_out_answers(
     seen: Evaluation,   # What it says about its own images, from `evaluate(learn, 'all')`
     max_n: int = 4000,  # Training images that take part, at most
     threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all
+    group_by: str | Callable | None = None,  # What a source is, as in `image_sources`; None: found
 ) -> Evaluation:        # Predictions on images that the model behind them was not trained on
     "Answers on validation images; after `fit_fast`, also on training images, by heads that have not seen these"
     expect('learn', learn, Learner)
@@ -124,7 +124,7 @@ def held_out_answers(
     inside = seen.only('train')
     if not can_cross_fit(learn) or len(inside) < 20: return held
     inside = at_most(inside, max_n)
-    groups, _ = image_sources(inside.table.file, body_averages(learn, inside), inside.targets)
+    groups, _ = image_sources(inside.table.file, body_averages(learn, inside), inside.targets, group_by=group_by)
     logits = held_out_logits(learn, inside.features, inside.targets, deal_groups(groups, inside.targets), threads)
     p = np.exp(logits - logits.max(1, keepdims=True))
     return tabulate([*held.table.file, *inside.table.file], ['valid']*(len(held) + len(inside)),
@@ -148,13 +148,14 @@ def learner_ood_score(
     learn: Learner,    # Trained Learner
     seen: Evaluation,  # What it says about its own images, from `evaluate(learn, 'all')`
     max_n: int = 4000, # Images that take part, at most
+    group_by: str | Callable | None = None,  # What a source is, as in `image_sources`; None: found
 ) -> OODScore:       # A `DataError` says why where there are too few images
     "Fit an OOD score to a Learner's own images"
     expect('learn', learn, Learner)
     expect('seen', seen, Evaluation)
     some = at_most(seen, max_n)
     held = None if is_frozen(learn) else (some.table.split == 'valid').to_numpy()
-    groups, words = image_sources(some.table.file, body_averages(learn, some), some.targets)
+    groups, words = image_sources(some.table.file, body_averages(learn, some), some.targets, group_by=group_by)
     head = class_head(learn)
     fitted = fit_ood_score(some.features, some.targets, held, groups, words, averages_of(learn.model),
         head and ClassHead.of(*head))
@@ -183,6 +184,7 @@ def fit_trust(
     max_n: int = 200,          # Images that take part, at most
     n_copies: int = 2,         # Corrupted copies of each
     threads: int | None = None,# Threads to calculate with, at least 1; None: the faster of one and all
+    group_by: str | Callable | None = None,  # What a source is, as in `image_sources`; None: found
 ) -> TrustFit | None:          # None where fewer than 20 images are held out
     "Learn from images and corrupted copies, all answered without their source, how probably an answer is right"
     expect('learn', learn, Learner)
@@ -193,7 +195,7 @@ def fit_trust(
     asked = np.flatnonzero(again | (known.table.split == 'valid').to_numpy())
     if len(asked) < 20: return None
     groups, words = image_sources(known.table.file.iloc[asked], body_averages(learn, known)[asked],
-        known.targets[asked])
+        known.targets[asked], group_by=group_by)
     folds = np.full(len(known), -1)  # training images of a trained body are in no fold
     folds[asked] = deal_groups(groups, known.targets[asked])
     some = np.linspace(0, len(asked) - 1, min(len(asked), max_n)).round().astype(int)
