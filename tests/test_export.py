@@ -408,7 +408,7 @@ def test_sources_that_differ_cost_more_than_chance(photographed, monkeypatch):
     found = error_by_source(learn, seen)
     assert found['random'] < .05 < .4 < found['error'] and found['groups'] == 15 and found['high'] - found['low'] > .2
 
-def test_you_say_what_a_source_is(photographed):
+def test_you_say_what_a_source_is(photographed, tmp_path):
     "By a function, or by a column; images of unknown source are each their own"
     learn, seen, _, _ = photographed
     found = error_by_source(learn, seen, group_by=lambda f: f.stem[-1] if f.stem[-1] in '012' else '')
@@ -416,6 +416,9 @@ def test_you_say_what_a_source_is(photographed):
     assert found['groups'] == seen.table.file[known].map(lambda f: Path(f).stem[-1]).nunique() + (~known).sum() and found['n'] == len(seen)
     assert found['grouped_by'] == 'your function'
     with pytest.raises(DataError, match="is known by 'site'"): error_by_source(learn, seen, group_by='site')
+    bundle = export_bundle(learn, tmp_path/'bundle', seen=seen, group_by=lambda f: f.stem[-1])
+    metadata = read_bundle(bundle)
+    assert {metadata.ood_score['grouped_by'], metadata.confidence['grouped_by'], metadata.metrics['by_source']['grouped_by']} == {'your function'}
 
 # Recalibration
 
