@@ -127,3 +127,9 @@ def test_a_text_beside_each_page(processed):
     texts = {name: twin(cells, docname(name)) for name, cells in processed.items()}
     assert [n for n, t in texts.items() if re.search(r'\]\([^)]*\.ipynb', t) or 'data:image' in t or len(t) > 100_000 or not t.startswith('# ')] == []
     assert llms().count('.html.md)') == sitemap(names).count('<loc>') == len(names)
+
+def test_tutorials_say_what_they_take():
+    from notebooks import cells
+    for name in [n for n in names if n.startswith('tutorials/')]:
+        begin = ' '.join(c['source'] for c in cells(root/'nbs'/name)[:6] if c['cell_type'] == 'markdown')
+        assert re.search(r'\bminutes?\b', begin) and re.search(r'\binternet\b', begin), name
