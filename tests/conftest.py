@@ -8,7 +8,7 @@ flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-bac
     '--use-fake-device-for-media-stream --use-fake-ui-for-media-stream').split()  # a camera that shows a moving figure
 
 slow_files = '''deploy_hosts cleaner_browser app_browser quickstart export deploy train fast web site experiment interpret serve_browser
-    trust robustness sending arguments'''.split()  # they train, or start servers and browsers; the longest first
+    trust robustness sending arguments pages'''.split()  # they train, or start servers and browsers; the longest first
 quick_too = {'deploy', 'web'}  # of these, only tests with a browser and single long ones are left out
 slow_tests = ('test_faults_of_five_drawn_sets', 'test_predicts_with_three_packages_only', 'test_every_kind_of_file', 'test_killed', 'test_500_broken_files')  # half a minute each
 
