@@ -129,6 +129,7 @@ def entry_markdown(
 ) -> str:              # Markdown that Quarto and MyST read alike
     "A heading, the source, the call, the docstring, and a list of what goes in and comes out"
     signature = _objects.sub(lambda m: m[1] or m[2], _modules.sub('', entry.signature))
+    signature = re.sub(r'\._[a-z]\w*(?=\.[A-Z])', '', signature)  # a private module, as in numpy.random._generator.Generator
     name = re.sub(r'([_*\\])', r'\\\1', entry.symbol)
     source = f'[source]({entry.url}){{.api-source}}' if entry.url else ''
     parts = [f'{entry.level} {name}', '::: {.api}', source, _call(entry.symbol, signature, width), entry.text,
