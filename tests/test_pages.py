@@ -1,9 +1,14 @@
 "What both builds of the site are given: the processed notebooks and the style sheets, one test for each fault that Quarto's pages had"
-import html, json, os, re
-from pathlib import Path
+import html, json, os, re, sys
+from html.parser import HTMLParser
 import pytest
-from notebooks import notebooks, root
+from notebooks import _kind, cells as cells_of, notebooks, root
 from bearcls.pages import in_boxes
+from test_site import site  # noqa: F401 a fixture
+
+sys.path.insert(0, str(root/'nbs'/'_sphinx'))
+from pages import docname, html_page
+from twins import llms, sitemap, to_twin, twin
 
 names = [f.relative_to(root/'nbs').as_posix() for f in notebooks()]
 longest = 88  # characters of a line in an example
@@ -70,8 +75,7 @@ def test_long_lines_are_not_cut_off():
 @pytest.mark.parametrize('notebook', names)
 def test_examples_fit_the_page(notebook):
     "4: code is not wrapped, so the lines of examples are short; only a single string or comment may be longer"
-    from notebooks import cells, _kind
-    found = [line for c in cells(root/'nbs'/notebook) if c['cell_type'] == 'code' and _kind(c) == 'examples'
+    found = [line for c in cells_of(root/'nbs'/notebook) if c['cell_type'] == 'code' and _kind(c) == 'examples'
         for line in c['source'].splitlines() if len(line) > longest and not line.startswith('#|') and not re.search(r'[\'"#][^\'"]{40,}', line)]
     assert found == []
 
@@ -118,18 +122,74 @@ def test_one_set_of_variables():
 
 def test_a_text_beside_each_page(processed):
     "9: links lead to other texts, no image is part of a text, and nothing leads to a notebook"
-    import sys
-    sys.path.insert(0, str(root/'nbs'/'_sphinx'))
-    from pages import docname
-    from twins import llms, sitemap, to_twin, twin
     assert to_twin('[a](../04_show.ipynb#x) ![b](data:image/png;base64,AA) [c](https://example.org/d.html)', 'gather/search') == \
         '[a](../show.html.md#x) [image: b] [c](https://example.org/d.html)'
     texts = {name: twin(cells, docname(name)) for name, cells in processed.items()}
-    assert [n for n, t in texts.items() if re.search(r'\]\([^)]*\.ipynb', t) or 'data:image' in t or len(t) > 100_000 or not t.startswith('# ')] == []
+    assert [n for n, t in texts.items() if re.search(r'\]\((?!https?:)[^)]*\.ipynb', t) or ';base64,' in t or len(t) > 100_000 or not t.startswith('# ')] == []
     assert llms().count('.html.md)') == sitemap(names).count('<loc>') == len(names)
 
 def test_tutorials_say_what_they_take():
-    from notebooks import cells
     for name in [n for n in names if n.startswith('tutorials/')]:
-        begin = ' '.join(c['source'] for c in cells(root/'nbs'/name)[:6] if c['cell_type'] == 'markdown')
+        begin = ' '.join(c['source'] for c in cells_of(root/'nbs'/name)[:6] if c['cell_type'] == 'markdown')
         assert re.search(r'\bminutes?\b', begin) and re.search(r'\binternet\b', begin), name
+
+class Shown(HTMLParser):
+    "Headings, images and tables of a built page; headings of results are not counted"
+    def __init__(self, text):
+        super().__init__()
+        self.headings, self.images, self.tables = [], 0, 0
+        self.level, self.inside, self.in_output, self.in_link = '', False, 0, False
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        classes = dict(attrs).get('class') or ''
+        if tag == 'article': self.inside = True
+        if not self.inside: return
+        if tag == 'div' and (self.in_output or 'cell_output' in classes): self.in_output += 1
+        if re.fullmatch('h[1-6]', tag) and not self.in_output:
+            self.level = tag
+            self.headings.append('')
+        if tag == 'a': self.in_link = 'headerlink' in classes
+        self.images += tag == 'img'
+        self.tables += tag == 'table'
+    def handle_endtag(self, tag):
+        if tag == 'article': self.inside = False
+        if tag == 'div' and self.in_output: self.in_output -= 1
+        if tag == self.level: self.level = ''
+        if tag == 'a': self.in_link = False
+    def handle_data(self, data):
+        if self.inside and self.level and not self.in_link: self.headings[-1] += data
+
+def without_code(text): return re.sub(r'`[^`\n]+`', '`', re.sub(r'^(`{3,}|~{3,})[^{].*?^\1', '', text, flags=re.DOTALL | re.MULTILINE))
+
+def counts(text):
+    "Images and tables in Markdown, with the HTML in it"
+    text = without_code(text)
+    return (len(re.findall(r'!\[|<img\b', text)), len(re.findall(r'^\|[-:| ]+\|\s*$|<table\b', text, re.MULTILINE)))
+
+def given(cells):
+    "Headings, images and tables of a processed notebook; the heading in a callout is its title, in both builds"
+    headings, shown = [], []
+    for cell in cells:
+        text = re.sub(r'<!--.*?-->', '', source(cell), flags=re.DOTALL)
+        if cell['cell_type'] == 'raw': headings.append(re.search(r'^title: (.*)$', text, re.MULTILINE)[1])
+        elif cell['cell_type'] == 'markdown':
+            prose = re.sub(r'(^:::+ *\{\.callout[^\n]*\n+)#+ [^\n]*', r'\1', re.sub(r'^(`{3,}).*?^\1', '', text, flags=re.DOTALL | re.MULTILINE), flags=re.MULTILINE)
+            headings += re.findall(r'^#{1,6} +(.*)$', prose, re.MULTILINE)
+            shown.append(counts(text))
+        elif not re.search(r'^#\| *(include|output): *false', text, re.MULTILINE):
+            for out in cell['outputs']:
+                for kind, value in out.get('data', {}).items():
+                    shown.append((1, 0) if kind.startswith('image/') else counts(''.join(value)) if kind == 'text/markdown' else (0, 0))
+    return headings, *(sum(column) for column in zip(*shown))
+
+def letters(text): return re.sub(r'[\W_]+', '', re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', text)).lower()
+
+def test_both_builds_show_the_same(processed, site):
+    "Addresses, headings, images and tables of the Sphinx pages are those of the cells that Quarto is given"
+    different = {}
+    for name, cells in processed.items():
+        headings, images, tables = given(cells)
+        page = Shown((site/html_page(name)).read_text(encoding='utf-8'))
+        mine, theirs = ([*map(letters, headings)], images, tables), ([*map(letters, page.headings)], page.images, page.tables)
+        if mine != theirs: different[name] = [(a, b) for a, b in zip(mine, theirs) if a != b]
+    assert different == {}
