@@ -1,8 +1,9 @@
 "What several tests share: a browser, and the folder with real photographs"
-import os
+import os, subprocess, sys
 from pathlib import Path
 import pytest
 from hostile import image_bytes
+from notebooks import root
 
 flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync '
     '--use-fake-device-for-media-stream --use-fake-ui-for-media-stream').split()  # a camera that shows a moving figure
@@ -53,6 +54,14 @@ def shared():
     if not folder.is_dir(): pytest.skip(f'BEARCLS_SHARED: there is no folder {folder}')
     return folder
 
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    "The built site: the one that `tests/run.sh` has just built, or a new one"
+    if os.environ.get('BEARCLS_SITE'): return Path(os.environ['BEARCLS_SITE'])
+    out = tmp_path_factory.mktemp('site')
+    done = subprocess.run([sys.executable, root/'nbs/_sphinx/build.py', '--out', out], capture_output=True, text=True, encoding='utf-8')
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
 
 @pytest.fixture
 def bears(tmp_path):

@@ -4,7 +4,6 @@ from html.parser import HTMLParser
 import pytest
 from notebooks import _kind, cells as cells_of, notebooks, root
 from bearcls.pages import in_boxes
-from test_site import site  # noqa: F401 a fixture
 
 sys.path.insert(0, str(root/'nbs'/'_sphinx'))
 from pages import docname, html_page

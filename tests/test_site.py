@@ -1,6 +1,5 @@
 "The site built without Quarto, as a reader meets it, and what its converter refuses"
 import os, re, subprocess, sys
-from pathlib import Path
 import pytest
 from nbdev.showdoc import show_doc
 from bearcls.sample.loopback import LoopbackWeb
@@ -17,15 +16,6 @@ from addresses import change, problem
 from readme import in_clone, plain_divs
 
 names = [f.relative_to(root/'nbs').as_posix() for f in notebooks()]
-
-@pytest.fixture(scope='session')
-def site(tmp_path_factory):
-    "The built site: the one that `tests/run.sh` has just built, or a new one"
-    if os.environ.get('BEARCLS_SITE'): return Path(os.environ['BEARCLS_SITE'])
-    out = tmp_path_factory.mktemp('site')
-    done = subprocess.run([sys.executable, root/'nbs/_sphinx/build.py', '--out', out], capture_output=True, text=True, encoding='utf-8')
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
 
 def test_every_address_exists(site):
     assert problems(site) == []
@@ -126,8 +116,10 @@ def test_readme_leads_into_the_clone():
     with pytest.raises(SiteError, match='a page that no notebook makes'): in_clone('[a](gather/01_nothing.ipynb)')
     text = (root/'README.md').read_text(encoding='utf-8')
     targets = re.findall(r'\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"', text)
-    paths = [a or b for a, b in targets if not (a or b).startswith('https://')]
-    assert len(paths) > 30 and [p for p in paths if not (root/p).is_file()] == []
+    paths = [a or b for a, b in targets if not (a or b).startswith(('https://', '#'))]
+    assert len(paths) >= 30 and [p for p in paths if not (root/p).is_file()] == []
+    anchors = {a[1:] for a, _ in targets if a.startswith('#')}
+    assert anchors <= {slug(title) for title in re.findall(r'^#+ (.+)$', text, re.MULTILINE)}, 'a link within the page leads nowhere'
 
 def test_addresses_are_changed_everywhere(tmp_path):
     "From pyproject.toml on; not in what is made of these files, and not where an address only begins alike"
