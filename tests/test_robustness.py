@@ -77,6 +77,14 @@ def test_nobody_trusted(asked):
     assert 'none trusted' in robustness_html(table) and json.loads(json.dumps(robustness_metadata(table), allow_nan=False))['rows'][1]['trusted_error'] is None
     assert trust_on_corruptions(table)['harmful'] == []
 
+def test_few_trusted(asked):
+    "A share of a handful would say more than is known"
+    table = evaluate_robustness(*asked, ['rain'], [1])
+    n = int(table[table.strength > 0].n.sum())
+    n_trusted = round(trust_on_corruptions(table)['trusted']*n)
+    assert 0 < n_trusted < 20, 'the test needs a few trusted answers'
+    assert f'too few trusted answers to say how many are wrong: {n_trusted} of {n}.' in robustness_words(table)
+
 def test_into_the_card(asked, tmp_path):
     "Every way is a line of the card, and the model stays the same"
     classifier, path = asked
