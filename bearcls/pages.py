@@ -17,6 +17,7 @@ from fastcore.nbio import mk_cell
 from nbdev.config import get_config
 from nbdev.process import Processor
 from nbdev.showdoc import show_doc
+from .core import expect, expect_all
 
 # %% ../nbs/21_pages.ipynb #d2ad4ace
 _shown = re.compile(r'---\n\n(?:\[source\]\((?P<url>[^)]*)\)\{[^}]*\}\n\n)?(?P<level>#+) (?P<symbol>\S+)\n\n'
@@ -45,6 +46,7 @@ def with_comments(
     entry: ApiEntry,  # As `show_doc` wrote it
 ) -> ApiEntry:        # With the comments of dataclass fields, `*args` and `**kwargs`
     "Add the comments that can be read only from the exported module"
+    expect('entry', entry, ApiEntry)
     owner, _, method = entry.symbol.partition('.')
     home = _home(owner)
     if home is None: return entry
@@ -131,6 +133,7 @@ def entry_markdown(
     width: int = 76,   # Longest line of the call, in characters
 ) -> str:              # Markdown that Quarto and MyST read alike
     "A heading, the source, the call, the docstring, and a list of what goes in and comes out"
+    expect('entry', entry, ApiEntry)
     signature = _objects.sub(lambda m: m[1] or m[2], _modules.sub('', entry.signature))
     signature = re.sub(r'\._[a-z]\w*(?=\.[A-Z])', '', signature)  # a private module, as in numpy.random._generator.Generator
     name = re.sub(r'([_*\\])', r'\\\1', entry.symbol)
@@ -144,7 +147,8 @@ def names_table(
     entries: list[ApiEntry],  # Of a page, in order
 ) -> str:                     # Markdown; empty for fewer than two names
     "A table of names, each with the first line of its docstring"
-    rows = [f'| [`{e.symbol}`](#{e.symbol.lower()}) | {_first_line(e.text)} |' for e in entries if '.' not in e.symbol]
+    rows = [f'| [`{e.symbol}`](#{e.symbol.lower()}) | {_first_line(e.text)} |'
+        for e in expect_all('entries', entries, ApiEntry) if '.' not in e.symbol]
     return ('\n'.join(['::: {.names}', '', '| Name | What it does |', '| --- | --- |', *rows, '', ':::'])
         if len(rows) > 1 else '')
 
