@@ -74,9 +74,9 @@ step "project in step" python -m pytest -q tests/test_project.py
 step lint ruff check bearcls
 step "notebook figures" python tests/notebooks.py
 if [ -n "$quick" ]; then
-    OMP_NUM_THREADS=1 exec python -m pytest tests --quick -q -n 2 --dist loadfile --durations=10 < /dev/null
+    OMP_NUM_THREADS=1 exec python -m pytest tests --ignore tests/test_project.py --quick -q -n 2 --dist loadfile --durations=10 < /dev/null
 fi
 OMP_NUM_THREADS=1 step notebooks nbdev-test --n-workers 2 --timing
 step site python nbs/_sphinx/build.py --out _site
 echo "== pytest ($SECONDS s so far)"
-OMP_NUM_THREADS=1 BEARCLS_SITE="$PWD/_site" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations=10 < /dev/null
+OMP_NUM_THREADS=1 BEARCLS_SITE="$PWD/_site" python -m pytest tests --ignore tests/test_project.py -n 2 --dist loadfile --no-loadscope-reorder --durations=10 < /dev/null
