@@ -17,7 +17,7 @@ from .greys import FileFlaw
 def mended(
     source: str | os.PathLike | bytes | BinaryIO,  # Path, bytes, or a binary file that can seek
     pixels: bool = True,       # Will the pixels be decoded? False: the header alone, which is enough for the size
-    limit: int = 100_000_000,  # Images with more pixels are not checked, since they are refused anyway
+    limit: int = 100_000_000,  # Images with more pixels are not checked, since opening them raises an error
 ) -> BinaryIO:                 # For a decoder: the file itself, or one in memory
     "An image file without what its pixels do not depend on; `FileFlaw` if pixels are missing"
     if isinstance(source, (str, os.PathLike)): f = open(source, 'rb')

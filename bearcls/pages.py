@@ -94,6 +94,7 @@ def _argument(code):
     return (stars + args.args[0].arg, ast.unparse(kind) if kind else '',
         ast.unparse(args.defaults[0]) if args.defaults else '')
 
+# %% ../nbs/21_pages.ipynb #db1fc8bf
 def _call(symbol, signature, width):
     parsed = _parameters(signature)
     if not parsed:
@@ -128,6 +129,7 @@ def _fields(signature):
     if meaning: items.append(f'**returns** `{returned}`\n:   {meaning}' if returned else f'**returns**\n:   {meaning}')
     return '\n\n'.join(items)
 
+# %% ../nbs/21_pages.ipynb #85466510
 def entry_markdown(
     entry: ApiEntry,   # Parts of the entry
     width: int = 76,   # Longest line of the call, in characters
