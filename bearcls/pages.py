@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/pages.html.md"""
 
 # %% auto #0
 __all__ = ['ApiEntry', 'read_entry', 'with_comments', 'entry_markdown', 'names_table', 'still', 'raw_html', 'without_headings',
-           'in_boxes', 'page_cells', 'SitePage']
+           'CodeBlocks', 'in_boxes', 'page_cells', 'SitePage']
 
 # %% ../nbs/21_pages.ipynb #ba9a9a04
 import ast, dataclasses, importlib, re, textwrap
@@ -189,17 +189,22 @@ def without_headings(
     markdown: str,  # An output
 ) -> str:           # The same with bold lines
     "Headings of an output are no headings of the page"
-    return '\n'.join(line if is_code else re.sub(r'^#{1,6} +(.*?)[ #]*$', r'**\1**', line)
-        for line, is_code in _lines(markdown))
+    in_code = CodeBlocks()
+    return '\n'.join(line if in_code(line) else re.sub(r'^#{1,6} +(.*?)[ #]*$', r'**\1**', line)
+        for line in markdown.splitlines())
 
-def _lines(markdown):
-    "Lines, each with whether it belongs to a block of code"
-    fence = ''
-    for line in markdown.splitlines():
+class CodeBlocks:
+    "Follows Markdown line by line and tells which lines belong to a block of code, its fences included"
+    def __init__(self): self.fence = ''
+
+    def __call__(self,
+        line: str,  # The next line
+    ) -> bool:      # Is it code?
         mark = re.match(r' {0,3}(`{3,}|~{3,})', line)
-        yield line, bool(fence or mark)
-        if mark and not fence: fence = mark[1]
-        elif mark and mark[1].startswith(fence): fence = ''
+        inside = bool(self.fence)
+        if mark and not inside: self.fence = mark[1]
+        elif mark and mark[1].startswith(self.fence): self.fence = ''
+        return inside or bool(mark)
 
 # %% ../nbs/21_pages.ipynb #e4268af2
 def in_boxes(
@@ -208,8 +213,9 @@ def in_boxes(
     "Tables that scroll by themselves"
     lines = []
     inside = False
-    for line, is_code in [*_lines(markdown), ('', False)]:
-        is_row = line.startswith('|') and not is_code
+    in_code = CodeBlocks()
+    for line in [*markdown.splitlines(), '']:
+        is_row = not in_code(line) and line.startswith('|')
         if is_row and not inside: lines += ['::: {.scroll}', '']
         if inside and not is_row: lines += ['', ':::']
         inside = is_row

@@ -3,10 +3,10 @@ import html, posixpath, re
 from markdown_it import MarkdownIt
 from urllib.parse import urlsplit
 import nbformat, yaml
+from bearcls.pages import CodeBlocks
 from pages import SiteError, config
 
 callouts = dict(note='Note', tip='Tip', warning='Warning', important='Important', caution='Caution')
-_fence = re.compile(r'^ {0,3}(`{3,}|~{3,})')
 _div = re.compile(r'^( *)(:{3,})[ \t]*(.*?)[ \t]*$')
 _layout = re.compile(r'\.(panel-|column-|grid\b|g-col|content-|aside|notes\b|incremental)|layout|=')
 
@@ -59,15 +59,6 @@ def check_links(
             if target not in notebooks: raise SiteError(f'link to {link}: there is no notebook nbs/{target}')
 
 # Callouts
-
-class CodeBlocks:
-    "Follows Markdown line by line and tells which lines belong to a block of code, its fences included"
-    def __init__(self): self.fence = ''
-    def __call__(self, line):
-        m, inside = _fence.match(line), bool(self.fence)
-        if m and not inside: self.fence = m[1]
-        elif m and m[1].startswith(self.fence): self.fence = ''
-        return inside or bool(m)
 
 def quarto_divs(
     source: str,  # Markdown with Quarto's fenced divs

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import NBProcessor
 from nbdev.processors import FilterDefaults
-from bearcls.pages import SitePage
-from convert import CodeBlocks, _div, _options, _outputs, div_title
+from bearcls.pages import CodeBlocks, SitePage
+from convert import _div, _options, _outputs, div_title
 from pages import SiteError, config, local_link, notebook_of, root
 
 images = 'nbs/images/readme-'
