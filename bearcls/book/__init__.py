@@ -7,19 +7,20 @@ Docs: https://bearcls.github.io/bearcls/book/index.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/book/index.ipynb #b46f38bd
+# %% ../../nbs/book/index.ipynb #0ad3f4f7
 import importlib
 from ..doors import front_door
 
-# %% ../../nbs/book/index.ipynb #cb5e18b4
+# %% ../../nbs/book/index.ipynb #cf03f5ab
 _load, __dir__, _offered = front_door('bearcls.book', {
     'search': 'search_images_bing search_images_ddg search_images_dd search_images_google',
     'calls': 'download_url download_images vision_learner cnn_learner setup_book gv download_image aug_transform '
         'ImageClassiferCleaner',
     'star': 'unpatch_fastai',
+    'pickles': 'load_learner',
     '.verify.report': 'verify_images',
     '.clean.widget': 'ImageClassifierCleaner'})
-del __all__  # else a star import would take it, and not ask `__getattr__`
+globals().pop('__all__', None)  # else a star import would take it, and not ask `__getattr__`
 
 def __getattr__(name):
     if name != '__all__': return _load(name)

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/book/pickles.html.md"""
 __all__ = ['PickledModel', 'read_learner', 'rebuilt_learner', 'refused_names', 'load_learner', 'Conversion', 'convert_pickle',
            'lock_process', 'convert_here']
 
-# %% ../../nbs/book/06_pickles.ipynb #45577322
+# %% ../../nbs/book/06_pickles.ipynb #1e516926
 import json, os, subprocess, sys, tempfile, warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from ..inference.bundle import Bundle, can_be_labels, pad_modes, read_bundle, re
 from ..sample.bears import draw_bears
 from ..show import html_table
 
-# %% ../../nbs/book/06_pickles.ipynb #023bed93
+# %% ../../nbs/book/06_pickles.ipynb #192836bd
 @dataclass
 class PickledModel:
     "An image classifier, as a pickle describes it"
@@ -46,7 +46,7 @@ class PickledModel:
             *(dict(what='left out', value=f'{r["name"]}: {r["what"]}') for r in self.left_out)]
         return str(html_table(rows))
 
-# %% ../../nbs/book/06_pickles.ipynb #5df80718
+# %% ../../nbs/book/06_pickles.ipynb #33f34d82
 def _values(thing):
     "The values in a list, tuple, or note of a list"
     if isinstance(thing, (list, tuple)): return list(thing)
@@ -73,9 +73,10 @@ def _labels(loader):
             if _last(transform) != 'Categorize': continue
             found = [str(v) for v in _values(transform.get('vocab'))]
             if can_be_labels(found): return found
-    raise PickleError('it holds no labels of images: its DataLoaders have no `Categorize` with at least two different names')
+    raise PickleError('it holds no labels of images: its DataLoaders have no `Categorize` with at least two different '
+        'names')
 
-# %% ../../nbs/book/06_pickles.ipynb #52251644
+# %% ../../nbs/book/06_pickles.ipynb #cc17ff65
 _still = set('ToTensor IntToFloatTensor Flip Dihedral Rotate Zoom Warp Brightness Contrast Saturation Hue RandomErasing FlipItem '
     'DihedralItem AffineCoordTfm'.split())  # transforms that change nothing in validation
 
@@ -118,20 +119,24 @@ def _prepared(loader, leave_out):
         if name == 'Normalize': found |= dict(mean=_three(transform.get('mean')), std=_three(transform.get('std')))
         elif name not in _still or transform.get('size') is not None or transform.get('div', 255) != 255:
             strange.append(transform)
-    if 'size' not in found: raise PickleError('it has no Resize among its item transforms, so images cannot be prepared alike')
+    if 'size' not in found:
+        raise PickleError('it has no Resize among its item transforms, so images cannot be prepared alike')
     if strange and not leave_out:
-        raise PickleError(f'it prepares images with {strange[0].name}, which bearcls cannot repeat. Without it, answers may '
-            'be others: pass `leave_out=True` (`--leave-out`) to accept that, or use a pickle that you trust with `trust=True`')
+        raise PickleError(f'it prepares images with {strange[0].name}, which bearcls cannot repeat. Without it, '
+            'answers may '
+            'be others: pass `leave_out=True` (`--leave-out`) to accept that, or use a pickle that you trust with '
+            '`trust=True`')
     return found, strange
 
-# %% ../../nbs/book/06_pickles.ipynb #588c3def
+# %% ../../nbs/book/06_pickles.ipynb #aeb40e21
 _hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks', '_state_dict_hooks',
     '_state_dict_pre_hooks', '_load_state_dict_pre_hooks', '_load_state_dict_post_hooks')
 
 def _check_layers(model):
     "Refuse a model of which a layer is missing; take off its hooks"
     if isinstance(model, Note):
-        raise PickleError(f'its model is a {model.name}, which is not among the layers of PyTorch, torchvision, fastai or '
+        raise PickleError(f'its model is a {model.name}, which is not among the layers of PyTorch, torchvision, fastai '
+            'or '
             'timm that are installed here; its code is not in the pickle')
     if not isinstance(model, nn.Module): raise PickleError(f'its model is no model but {type(model).__name__}')
     hooked = []
@@ -159,19 +164,23 @@ def _left_out(root, content, strange, hooked):
     listed = {r['name'] for r in rows}
     for name, how in content.asked.items():
         library = name.partition('.')[0]
-        if library in _libraries or name in listed: continue
-        what = dict(named='a class or function', made='an object of this class', called='a function that was called')[how]
+        if library in _libraries or name in listed or name == 'code of PILBase.create': continue
+        if name.startswith('code of '): rows.append(dict(name=name[8:], what='a function of yours, as code'))
+        if name.startswith('code of '): continue
+        what = dict(named='a class or function', made='an object of this class',
+            called='a function that was called')[how]
         rows.append(dict(name=name, what=what))
     for callback in _values(root.get('cbs')):
         if isinstance(callback, Note) and _last(callback) not in _usual_callbacks:
             rows.append(dict(name=callback.name, what='callback'))
     return list({r['name']: r for r in rows}.values())
 
-_libraries = {*sys.stdlib_module_names, *('fastai fastcore fasttransform torch torchvision timm numpy PIL plum cloudpickle '
-    'dill pandas bearcls').split()} - {'__main__'}
+_libraries = ({*sys.stdlib_module_names,
+        *('fastai fastcore fasttransform torch torchvision timm numpy PIL plum cloudpickle '
+    'dill pandas bearcls').split()} - {'__main__'})
 _usual_callbacks = set('TrainEvalCallback Recorder CastToTensor ProgressCallback MixedPrecision'.split())
 
-# %% ../../nbs/book/06_pickles.ipynb #86fc3a05
+# %% ../../nbs/book/06_pickles.ipynb #977fd42a
 def read_learner(
     file: str | os.PathLike,   # File of `learn.export()`, by any version of fastai from 2.0 on
     leave_out: bool = False,   # Go on without transforms that bearcls cannot repeat? Answers may be others then
@@ -182,7 +191,8 @@ def read_learner(
     root = content.root
     try:
         if not isinstance(root, Note) or _last(root) != 'Learner':
-            raise PickleError(f'it holds {root!r}, no Learner; `learn.export()` writes one' if isinstance(root, Note) else
+            raise PickleError(f'it holds {root!r}, no Learner; `learn.export()` writes one' if isinstance(root, Note)
+                else
                 f'it holds a {type(root).__name__}, no Learner; `learn.export()` writes one')
         hooked = _check_layers(root.get('model'))
         loaders = _values(root.get('dls').get('loaders')) if isinstance(root.get('dls'), Note) else []
@@ -205,7 +215,7 @@ def _openers(loader):
     lists = _values(dataset.get('tls')) if isinstance(dataset, Note) else []
     return [t for t in _functions(lists[0].get('tfms')) if isinstance(t, Note)] if lists else []
 
-# %% ../../nbs/book/06_pickles.ipynb #7ddb479c
+# %% ../../nbs/book/06_pickles.ipynb #96c6b99c
 def rebuilt_learner(
     found: PickledModel,  # From `read_learner`
     path: str | os.PathLike = '.',  # Folder of the Learner, for its exports
@@ -218,13 +228,17 @@ def rebuilt_learner(
     if found.metadata.arch: learn.arch = found.metadata.arch
     return learn
 
-# %% ../../nbs/book/06_pickles.ipynb #43cdc327
-_calls = ('cloudpickle.', 'dill._dill.', 'plum.', 'inspect.', 'numpy.core.multiarray.', 'numpy.dtype', 'numpy.random.', 'functools.',
+# %% ../../nbs/book/06_pickles.ipynb #501fccff
+_calls = ('cloudpickle.', 'dill._dill.', 'plum.', 'inspect.', 'numpy.core.multiarray.', 'numpy.dtype', 'numpy.random.',
+    'functools.',
     'builtins.getattr', 'builtins.reduce', 'builtins.bytes', 'torch.device', 'torch.nn.', 'torch._utils._rebuild_',
-    'torch.cuda.amp.', 'torch.amp.', 'random.Random', 'collections.', 'operator.itemgetter', 'operator.methodcaller', 're._compile',
-    'copyreg.', 'fasttransform.', 'fastcore.transform.', 'fastcore.dispatch.', 'fastcore.foundation.L', 'PIL.Image.', 'weakref.')
+    'torch.cuda.amp.', 'torch.amp.', 'random.Random', 'collections.', 'operator.itemgetter', 'operator.methodcaller',
+    're._compile',
+    'copyreg.', 'fasttransform.', 'fastcore.transform.', 'fastcore.dispatch.', 'fastcore.foundation.L', 'PIL.Image.',
+    'weakref.')
 _no_names = {'builtins.' + name for name in 'eval exec compile open __import__ input breakpoint globals vars'.split()}
-_harmless = set('builtins collections functools pathlib typing types inspect random re operator _operator _codecs copyreg '
+_harmless = set('builtins collections functools pathlib typing types inspect random re operator _operator _codecs '
+    'copyreg '
     'datetime enum math numbers abc weakref string itertools decimal posixpath ntpath warnings'.split())
 
 def refused_names(
@@ -253,11 +267,14 @@ def load_learner(
         from fastai.learner import load_learner as fastai_load  # here, since the name is ours
         return fastai_load(fname, cpu, **({} if pickle_module is None else dict(pickle_module=pickle_module)))
     if pickle_module is not None:
-        raise PickleError('`pickle_module` runs the pickle, so it needs `trust=True`; only use that for files of your own')
+        raise PickleError('`pickle_module` runs the pickle, so it needs `trust=True`; only use that for files of your '
+            'own')
     asked = read_pickle(fname).asked
     if names := refused_names(asked):
-        raise PickleError(f'{Path(fname).name} asks for {names[0]}, which no Learner needs; nothing was run. If you wrote the '
-            f'file yourself, pass `trust=True`; otherwise `bearcls convert {Path(fname).name} BUNDLE` makes a bundle of its model')
+        raise PickleError(f'{Path(fname).name} asks for {names[0]}, which no Learner needs; nothing was run. If you '
+            'wrote the '
+            f'file yourself, pass `trust=True`; otherwise `bearcls convert {Path(fname).name} BUNDLE` makes a bundle '
+            'of its model')
     found = read_learner(fname)
     learn = rebuilt_learner(found)
     learn.left_out = found.left_out
@@ -267,7 +284,7 @@ def load_learner(
         learn.model.to(device)
     return learn
 
-# %% ../../nbs/book/06_pickles.ipynb #70e02d36
+# %% ../../nbs/book/06_pickles.ipynb #54da4976
 @dataclass
 class Conversion:
     "What became of a pickle"
@@ -287,10 +304,11 @@ class Conversion:
             *(dict(what='missing', value=words) for words in self.missing)]
         return str(html_table(rows))
 
-_missing = ['calibration: the probabilities are as the model gives them', 'OOD score: it cannot tell images unlike its training data',
+_missing = ['calibration: the probabilities are as the model gives them',
+    'OOD score: it cannot tell images unlike its training data',
     'error rate: nothing was measured', 'confidence: an answer is trusted from a probability of 0.6 on']
 
-# %% ../../nbs/book/06_pickles.ipynb #34452749
+# %% ../../nbs/book/06_pickles.ipynb #6a56e099
 def convert_pickle(
     file: str | os.PathLike,     # File of `learn.export()`, by any version of fastai from 2.0 on
     dest: str | os.PathLike,     # Folder or .zip file to make; replaces an older bundle, refuses anything else
@@ -298,6 +316,7 @@ def convert_pickle(
     leave_out: bool = False,     # Go on without transforms that bearcls cannot repeat? Answers may be others then
     timeout: float = 600,        # Seconds that it may take
     memory_gb: float = 8,        # Memory that the process may use, in gigabytes, where the system can limit it
+    own_process: bool = True,    # In a locked process? False: here, without limits
 ) -> Conversion:                 # What was made, left out and missing
     "Make a bundle from somebody's pickle, in a process without network"
     expect('file', file, str, os.PathLike)
@@ -312,31 +331,37 @@ def convert_pickle(
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=f'.{dest.name}-') as aside:
         order = dict(file=str(Path(file).absolute()), aside=str(Path(aside).absolute()), name=dest.name, files=compare,
             leave_out=leave_out, seconds=timeout, memory_gb=memory_gb)
-        found = _in_own_process(order, timeout)
+        found = _in_own_process(order, timeout) if own_process else _convert(order)
         bundle = Path(aside)/'new'/dest.name
         if dest.exists(): os.replace(dest, Path(aside)/'old')
         os.replace(bundle, dest)
-    return Conversion(dest, found['labels'], found['arch'], found['compared'], found['difference'], found['left_out'], _missing)
+    return Conversion(dest, found['labels'], found['arch'], found['compared'], found['difference'], found['left_out'],
+        _missing)
 
 def _in_own_process(order, timeout):
     "The answer of the process, or its error"
     command = [sys.executable, '-c', 'from bearcls.book.pickles import convert_here; convert_here()']
     try:
-        done = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, encoding='utf-8', timeout=timeout,
-            env={**os.environ, 'TMPDIR': order['aside'], 'TEMP': order['aside'], 'TMP': order['aside'], 'TQDM_DISABLE': '1'})
-    except subprocess.TimeoutExpired as e: raise PickleError(f'{Path(order["file"]).name} took more than {timeout:g} seconds') from e
+        done = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, encoding='utf-8',
+            timeout=timeout,
+            env={**os.environ, 'TMPDIR': order['aside'], 'TEMP': order['aside'], 'TMP': order['aside'],
+                    'TQDM_DISABLE': '1'})
+    except subprocess.TimeoutExpired as e:
+        raise PickleError(f'{Path(order["file"]).name} took more than {timeout:g} seconds') from e
     answer = Path(order['aside'])/'answer.json'
     found = json.loads(answer.read_text(encoding='utf-8')) if answer.exists() else {}
     if 'error' in found: raise PickleError(found['error'])
     if done.returncode or not found:
         last = done.stderr.strip().splitlines()[-1:] or ['no message']
-        raise PickleError(f'{Path(order["file"]).name} ended the process that reads it (status {done.returncode}): {last[0]}')
+        raise PickleError(f'{Path(order["file"]).name} ended the process that reads it (status {done.returncode}): '
+            f'{last[0]}')
     return found
 
-# %% ../../nbs/book/06_pickles.ipynb #253fc0b2
-_forbidden = ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'subprocess.Popen', 'os.system', 'os.exec',
-    'os.fork', 'os.forkpty', 'os.posix_spawn', 'os.spawn', 'os.startfile', 'pty.spawn', 'webbrowser.open')
-_changing = ('os.remove', 'os.rename', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.chmod', 'os.chown', 'os.truncate')
+# %% ../../nbs/book/06_pickles.ipynb #7e1562ce
+_forbidden = ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'subprocess.Popen', 'os.system',
+    'os.exec', 'os.fork', 'os.forkpty', 'os.posix_spawn', 'os.spawn', 'os.startfile', 'pty.spawn', 'webbrowser.open')
+_changing = ('os.remove', 'os.rename', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.chmod', 'os.chown',
+    'os.truncate')
 
 def lock_process(
     folder: str | os.PathLike,  # The only folder where files may be written
@@ -363,20 +388,29 @@ def convert_here():
     _limit(order['seconds'], order['memory_gb'])
     aside = Path(order['aside'])
     warnings.simplefilter('ignore')
-    images = order['files'] or image_files(draw_bears(aside/'bears', 6, 300, faults=False))
+    order['files'] = order['files'] or _drawn(aside)
     sys.dont_write_bytecode = True
     lock_process(aside)
-    try:
-        found = read_learner(order['file'], order['leave_out'])
-        learn = rebuilt_learner(found, aside)
-        bundle = export_bundle(learn, aside/'new'/order['name'], temperature=1., ood_score=False, files=images)
-        metrics = read_bundle(bundle).metrics
-        answer = dict(labels=found.metadata.labels, arch=found.metadata.arch or type(found.model).__name__,
-            left_out=found.left_out, compared=metrics['images_compared'], difference=metrics['largest_difference'])
-    except (BearclsError, OSError, RuntimeError, TypeError, ValueError, AttributeError, MemoryError) as e:
-        answer = dict(error=str(e) if isinstance(e, BearclsError) else
-            f'{Path(order["file"]).name} holds a model that does not answer: {type(e).__name__}: {e}')
+    try: answer = _convert(order)
+    except (BearclsError, OSError) as e: answer = dict(error=str(e))
     (aside/'answer.json').write_text(json.dumps(answer), encoding='utf-8')
+
+def _drawn(aside):
+    "Images to compare on, where there are none"
+    return [str(f) for f in image_files(draw_bears(aside/'bears', 6, 300, faults=False))]
+
+def _convert(order):
+    "The bundle beside its place, and what to say about it"
+    aside = Path(order['aside'])
+    images = order['files'] or _drawn(aside)
+    found = read_learner(order['file'], order['leave_out'])
+    learn = rebuilt_learner(found, aside)
+    try: bundle = export_bundle(learn, aside/'new'/order['name'], temperature=1., ood_score=False, files=images)
+    except (RuntimeError, TypeError, AttributeError, IndexError, KeyError, MemoryError) as e:
+        raise PickleError(f'{Path(order["file"]).name} holds a model that does not answer ({type(e).__name__}: {e})') from e
+    metrics = read_bundle(bundle).metrics
+    return dict(labels=found.metadata.labels, arch=found.metadata.arch or type(found.model).__name__,
+        left_out=found.left_out, compared=metrics['images_compared'], difference=metrics['largest_difference'])
 
 def _limit(seconds, gigabytes):
     "Time of the processor and memory, where the system can limit them"

@@ -7,20 +7,20 @@ Docs: https://bearcls.github.io/bearcls/book/star.html.md"""
 # %% auto #0
 __all__ = ['starred', 'fastbook_names', 'star_names', 'patch_fastai', 'unpatch_fastai']
 
-# %% ../../nbs/book/03_star.ipynb #88c395fa
+# %% ../../nbs/book/03_star.ipynb #194df6df
 import importlib, pkgutil
 from collections.abc import Mapping
 from typing import Any
 from ..core import expect
-from .calls import upload_data
+from .calls import book_shutil, upload_data
 
-# %% ../../nbs/book/03_star.ipynb #3e795aa6
+# %% ../../nbs/book/03_star.ipynb #3c3e2a20
 starred = ('fastai.vision.all', 'fastai.vision.utils', 'fastai.vision.widgets')  # What notebooks import with a star
 fastbook_names = {  # What fastbook had from elsewhere
     'display': 'IPython.display:display', 'clear_output': 'IPython.display:clear_output',
     'HTML': 'IPython.display:HTML', 'BytesIO': 'io:BytesIO', 'SimpleNamespace': 'types:SimpleNamespace',
-    'pd': 'pandas', 'np': 'numpy', 'plt': 'matplotlib.pyplot', 'mpl': 'matplotlib', 'os': 'os', 'shutil': 'shutil',
-    'requests': 'requests', 'widgets': 'ipywidgets'}
+    'pd': 'pandas', 'np': 'numpy', 'plt': 'matplotlib.pyplot', 'mpl': 'matplotlib', 'os': 'os',
+    'shutil': 'bearcls.book.calls:book_shutil', 'requests': 'requests', 'widgets': 'ipywidgets'}
 
 def star_names(
     own: Mapping[str, Any],  # The book's names, with what each stands for
@@ -35,7 +35,7 @@ def star_names(
     found |= {name: pkgutil.resolve_name(home) for name, home in fastbook_names.items()}
     return found | dict(own)
 
-# %% ../../nbs/book/03_star.ipynb #96edc0ce
+# %% ../../nbs/book/03_star.ipynb #61860201
 _kept = []  # What was replaced: object, name, and what stood there (or `_nothing`)
 _nothing = object()
 
@@ -47,7 +47,7 @@ def patch_fastai(
     changed = set()
     for name in starred:
         module = importlib.import_module(name)
-        for key, thing in own.items():
+        for key, thing in {**own, 'shutil': book_shutil}.items():
             before = getattr(module, key, _nothing)
             if before is _nothing or before is thing: continue
             _kept.append((module, key, before))

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/book/unpickle.html.md"""
 __all__ = ['layer_modules', 'PickleError', 'Note', 'today_name', 'find_layer', 'tensor_view', 'Reader', 'PickleContent',
            'read_pickle']
 
-# %% ../../nbs/book/05_unpickle.ipynb #70a83031
+# %% ../../nbs/book/05_unpickle.ipynb #d8513dff
 import importlib, io, math, os, pickle, struct, zipfile
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from torch import nn
 from ..core import BearclsError, expect
 from ..show import html_table
 
-# %% ../../nbs/book/05_unpickle.ipynb #fc6c68f4
+# %% ../../nbs/book/05_unpickle.ipynb #7ece24e1
 class PickleError(BearclsError, ValueError):
     "A pickle cannot be read, or asks for something that it may not have"
 
@@ -43,7 +43,7 @@ class Note:
     def __repr__(self): return f'<{self.name}, {self.how}>'
     def __call__(self, *args, **kwargs): raise PickleError(f'{self.name} was left out when the pickle was read')
 
-# %% ../../nbs/book/05_unpickle.ipynb #f90bf649
+# %% ../../nbs/book/05_unpickle.ipynb #55e36b6e
 layer_modules = ('torch.nn.modules.', 'torchvision.models.', 'torchvision.ops.', 'fastai.layers', 'fastai.vision.learner',
     'fastai.vision.models.', 'timm.models.', 'timm.layers.', 'bearcls.train.arch')  # Where a model's layers come from
 _moved = {'__builtin__': 'builtins', 'copy_reg': 'copyreg', 'numpy._core': 'numpy.core', 'fastai2': 'fastai',
@@ -69,7 +69,7 @@ def find_layer(
     is_layer = isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith(layer_modules)
     return found if is_layer else None
 
-# %% ../../nbs/book/05_unpickle.ipynb #bc33c4e2
+# %% ../../nbs/book/05_unpickle.ipynb #ad25e7ff
 _kinds = {'FloatStorage': torch.float32, 'HalfStorage': torch.float16, 'BFloat16Storage': torch.bfloat16,
     'DoubleStorage': torch.float64, 'LongStorage': torch.int64, 'IntStorage': torch.int32, 'ShortStorage': torch.int16,
     'CharStorage': torch.int8, 'ByteStorage': torch.uint8, 'BoolStorage': torch.bool}
@@ -91,7 +91,7 @@ def tensor_view(
         raise PickleError(f'it holds a tensor of {n:,} values, but only {len(numbers):,} numbers for it')
     return torch.as_strided(numbers, tuple(size), tuple(stride), offset)
 
-# %% ../../nbs/book/05_unpickle.ipynb #ae4b6ec0
+# %% ../../nbs/book/05_unpickle.ipynb #a6d2fe5f
 def _tensor(numbers, offset, size, stride, *_): return tensor_view(numbers, offset, size, stride)
 
 def _parameter(data, requires_grad=True, *_):
@@ -105,7 +105,8 @@ def _typed_tensor(function, kind, args, *_):
         raise PickleError(f'it makes a tensor with {function!r}')
     return _tensor(*args)
 
-def _path(kind, parts): return str(PurePosixPath(PureWindowsPath(*parts) if 'Windows' in kind else PurePosixPath(*parts)))
+def _path(kind, parts):
+    return str(PurePosixPath(PureWindowsPath(*parts) if 'Windows' in kind else PurePosixPath(*parts)))
 
 _numpy_kinds = {f'{k}{n}' for k, sizes in dict(i='1248', u='1248', f='248', b='1').items() for n in sizes}
 
@@ -131,7 +132,7 @@ _answers = {
 for _kind in ('Path', 'PosixPath', 'WindowsPath', 'PurePosixPath', 'PureWindowsPath'):
     _answers[f'pathlib.{_kind}'] = lambda *parts, kind=_kind: _path(kind, parts)
 
-# %% ../../nbs/book/05_unpickle.ipynb #ccfcfdd0
+# %% ../../nbs/book/05_unpickle.ipynb #f70a3720
 _Base = pickle._Unpickler  # the reader in Python: the one in C calls functions by itself
 
 class Reader(_Base):
@@ -151,7 +152,8 @@ class Reader(_Base):
     def find_class(self, module, name):
         full = today_name(module, name)
         self.asked.setdefault(full, 'named')
-        if full.startswith('torch.nn.functional.') and type(found := getattr(nn.functional, name, None)) is FunctionType:
+        if full.startswith('torch.nn.functional.') and type(found := getattr(nn.functional, name,
+                None)) is FunctionType:
             return found
         if full.startswith('torch.') and isinstance(kind := getattr(torch, name, None), torch.dtype): return kind
         return Note(full)
@@ -161,7 +163,7 @@ class Reader(_Base):
         return self.storage(pid)
     def get_extension(self, code): raise PickleError('it uses extension codes, which no fastai pickle does')
 
-# %% ../../nbs/book/05_unpickle.ipynb #b2ececf4
+# %% ../../nbs/book/05_unpickle.ipynb #39ccfefb
 def _made(reader, kind, args):
     "An object of a class: an empty layer, or a note"
     if not isinstance(kind, Note): return Note(f'{type(kind).__name__}', 'made', args)
@@ -178,9 +180,24 @@ def _called(reader, function, args):
         if name in _containers and len(args) <= 1 and all(isinstance(v, (list, tuple, set)) for v in args):
             return _containers[name](*args)
         reader.asked[name] = 'called'
+        if name.endswith(('._make_function', '._create_function')): _note_code(reader, args)
         return Note(name, 'called', args)
-    words = function.name if isinstance(function, Note) else getattr(function, '__name__', type(function).__name__)
+    words = _words(function)
+    if words != 'cloudpickle.cloudpickle._builtin_type': reader.asked[words] = 'called'
     return Note(words, 'called', args)
+
+def _words(thing):
+    "Name of what is called, also where another call gave it"
+    if not isinstance(thing, Note): return type(thing).__name__
+    if thing.name == 'builtins.getattr' and len(thing.args) > 1: return f'{_words(thing.args[0])}.{thing.args[1]}'
+    if thing.name == 'functools.partial' and thing.args: return _words(thing.args[0])
+    return str(thing.args[0]) if thing.name.endswith('.subimport') and thing.args else thing.name
+
+def _note_code(reader, args):
+    "Name of a function that is in the file as code"
+    code = args[0].args if args and isinstance(args[0], Note) else ()
+    names = [v for v in code if isinstance(v, str)]
+    reader.asked[f'code of {names[-1] if names else "a function"}'] = 'named'
 
 def _filled(thing, items, pairs=False):
     "Put values into a list, set or dictionary; into a note otherwise"
@@ -190,7 +207,7 @@ def _filled(thing, items, pairs=False):
     elif not pairs and type(thing) is set: thing.update(items)
     else: raise PickleError(f'it puts values into a {type(thing).__name__}')
 
-# %% ../../nbs/book/05_unpickle.ipynb #d7be12bf
+# %% ../../nbs/book/05_unpickle.ipynb #58aca629
 _plain_state = ('torch.nn.modules.', 'fastai.layers')  # modules whose own `__setstate__` completes older layers
 
 def _with_state(thing, state):
@@ -204,7 +221,7 @@ def _with_state(thing, state):
     elif not isinstance(thing, (Note, OrderedDict, torch.Tensor)):
         raise PickleError(f'it changes a {type(thing).__name__}')
 
-# %% ../../nbs/book/05_unpickle.ipynb #4b953a09
+# %% ../../nbs/book/05_unpickle.ipynb #bedd7a16
 def _instruction(*codes):
     "Register a method for an instruction of the pickle machine"
     def add(method):
@@ -245,7 +262,7 @@ def _build(self):
     state = self.stack.pop()
     _with_state(self.stack[-1], state)
 
-# %% ../../nbs/book/05_unpickle.ipynb #81a884b5
+# %% ../../nbs/book/05_unpickle.ipynb #7c0a77b3
 @_instruction(pickle.APPEND)
 def _append(self):
     value = self.stack.pop()
@@ -275,7 +292,7 @@ def _bytearray(self):
     if len(data) < n: raise PickleError('it ends within a value')
     self.append(bytearray(data))
 
-# %% ../../nbs/book/05_unpickle.ipynb #d3f08972
+# %% ../../nbs/book/05_unpickle.ipynb #497528e0
 @dataclass(repr=False)
 class PickleContent:
     "What a pickle holds, read as data"
@@ -291,7 +308,8 @@ class PickleContent:
             counts.setdefault(library, dict(library=library, named=0, made=0, called=0))[how] += 1
         return f'<p>{escape(repr(self.root))}</p>{html_table(counts.values())}'
 
-_faults = (pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError,
+_faults = (pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError,
+    AssertionError,
     OverflowError, MemoryError, RecursionError, RuntimeError, struct.error, zipfile.BadZipFile, NotImplementedError)
 
 def read_pickle(
@@ -301,18 +319,20 @@ def read_pickle(
     expect('file', file, str, os.PathLike)
     file = Path(file)
     try:
-        with open(file, 'rb') as f: return _read_zip(f) if zipfile.is_zipfile(f) else _read_legacy(f, file.stat().st_size)
+        with open(file, 'rb') as f:
+            return _read_zip(f) if zipfile.is_zipfile(f) else _read_legacy(f, file.stat().st_size)
     except PickleError as e: raise PickleError(f'{file.name}: {e}') from e
     except _faults as e:
         raise PickleError(f'{file.name} is no pickle of PyTorch that can be read ({type(e).__name__}: {e})') from e
 
-# %% ../../nbs/book/05_unpickle.ipynb #ead9680e
+# %% ../../nbs/book/05_unpickle.ipynb #32b35094
 def _read_zip(f):
     "The layout of today"
     f.seek(0)
     with zipfile.ZipFile(f) as z:
         entries = {e.filename: e for e in z.infolist()}
-        if any(e.compress_type != zipfile.ZIP_STORED for e in entries.values()): raise PickleError('its zip is compressed')
+        if any(e.compress_type != zipfile.ZIP_STORED for e in entries.values()):
+            raise PickleError('its zip is compressed')
         pickles = [name for name in entries if name.count('/') == 1 and name.endswith('/data.pkl')]
         if len(pickles) != 1: raise PickleError('it is a zip without data.pkl, so PyTorch did not write it')
         top = pickles[0].partition('/')[0]
@@ -349,7 +369,8 @@ def _read_legacy(f, n_bytes):
     def storage(pid):
         kind, key, n = _storage_kind(pid)
         if n*kind.itemsize > n_bytes: raise PickleError('the size of its numbers does not fit')
-        if len(pid) > 5 and pid[5] is not None: raise PickleError('it holds a view of stored numbers, as before PyTorch 0.4')
+        if len(pid) > 5 and pid[5] is not None:
+            raise PickleError('it holds a view of stored numbers, as before PyTorch 0.4')
         found = stored.setdefault(key, torch.empty(n, dtype=kind))
         if found.dtype != kind or len(found) != n: raise PickleError('it gives the same numbers two kinds')
         if sum(v.nbytes for v in stored.values()) > n_bytes: raise PickleError('the size of its numbers does not fit')

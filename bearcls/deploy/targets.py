@@ -46,6 +46,7 @@ part_modules = dict(  # What each joined file is made of
         'core', 'greys', 'mend', 'images', 'show', 'folders',
         'inference.files', 'inference.signature', 'inference.onnxfile', 'inference.bundle',
         'inference.prediction', 'inference.remote', 'inference.classifier'),
+    prediction_log=('fingerprints', 'verify.measure', 'monitor.log', 'monitor.writer'),
     notebook_app=('app.feedback', 'app.notebook'),
     serve=('serve.problems', 'serve.workers', 'serve.supervise', 'serve.middleware', 'serve.openapi', 'serve.service'),
 )
@@ -53,9 +54,9 @@ part_modules = dict(  # What each joined file is made of
 # %% ../../nbs/deploy/03_targets.ipynb #6e8736b9
 _front = {n: n for n in ('static/classify.js', 'static/classify.css')}
 _static_page = ('python', '-m', 'http.server', '{port}', '--bind', '127.0.0.1')
-_notebook = dict(parts=('classifier', 'notebook_app'), roots=('app.notebook.ClassifierApp',),
+_notebook = dict(parts=('classifier', 'prediction_log', 'notebook_app'), roots=('app.notebook.ClassifierApp',),
     static=_front | {'voila.py': 'static/voila.py.txt'})
-_service = dict(parts=('classifier', 'serve'),
+_service = dict(parts=('classifier', 'prediction_log', 'serve'),
     static={n: n for n in (*_front, 'static/service.html', 'static/service.css', 'static/service.js')},
     health='/readyz', service=True)
 prices_read = 'July 2026'  # Hosts change what they ask for

@@ -165,7 +165,8 @@ def unpack_columns(
     packed: Mapping,            # From `pack_columns`, perhaps by way of a file
 ) -> dict[str, np.ndarray]:     # By name
     "The columns again; a `BundleError` where they are no such columns"
-    if not _reference(packed): raise BundleError(f'`packed` holds {short_words(packed)}; {_reference_words} is expected')
+    if not _reference(packed):
+        raise BundleError(f'`packed` holds {short_words(packed)}; {_reference_words} is expected')
     return {name: np.frombuffer(base64.b64decode(text), column_types[name]) for name, text in packed['columns'].items()}
 
 _reference_words = 'an object with `n` and, by name, as many numbers in base64 in each of `columns`'

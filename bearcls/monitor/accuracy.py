@@ -7,21 +7,20 @@ Docs: https://bearcls.github.io/bearcls/monitor/accuracy.html.md"""
 # %% auto #0
 __all__ = ['more_bets', 'fewer_bets', 'wrong_advice', 'stakes', 'doubt', 'ReviewRule', 'needed', 'Reviews', 'count_reviews',
            'log_capital', 'confidence_sequence', 'Accuracy', 'accuracy_html', 'accuracy_from', 'AccuracyRows',
-           'accuracy_of', 'AccuracyAlarm', 'moment_words', 'AccuracyMonitor', 'accuracy_monitor', 'MixEstimate',
-           'mix_estimate']
+           'accuracy_of', 'AccuracyAlarm', 'AccuracyMonitor', 'accuracy_monitor', 'MixEstimate', 'mix_estimate']
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #3f17146b
+# %% ../../nbs/monitor/07_accuracy.ipynb #7eb046fc
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from html import escape
 from typing import Any
 import numpy as np
 from ..core import DataError, expect, expect_all, patch_to, sha256
+from .log import time_words
 from ..show import Html, html_table
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #d5ed4e95
+# %% ../../nbs/monitor/07_accuracy.ipynb #59798a0b
 def doubt(
     trusted: np.ndarray,     # (answers,) may the label be used without a person?
     confidence: np.ndarray,  # (answers,) 0 to 1; nan where the bundle has none, which counts as 0.98
@@ -31,7 +30,7 @@ def doubt(
     least = np.where(np.asarray(trusted, bool), 0, .5)
     return np.sqrt(np.clip(np.maximum(wrong, least), 0, 1))
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #5b34004e
+# %% ../../nbs/monitor/07_accuracy.ipynb #6b170397
 @dataclass(frozen=True)
 class ReviewRule:
     "How probably a person is asked about an answer"
@@ -52,7 +51,7 @@ class ReviewRule:
         share = self.even + (1 - self.even)*doubt(trusted, confidence)/self.usual
         return np.clip(np.round(self.budget*share, 3), .001, 1)
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #83681ae8
+# %% ../../nbs/monitor/07_accuracy.ipynb #b7abff15
 @patch_to(ReviewRule)
 def choose(self,
     columns: Mapping[str, np.ndarray],  # `answer`, `trusted` and `confidence`
@@ -73,7 +72,7 @@ def needed(
     if missing: raise DataError(f'`columns` has no {", ".join(missing)}; it holds {", ".join(map(str, columns)) or "nothing"}')
     return columns
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #4e29c737
+# %% ../../nbs/monitor/07_accuracy.ipynb #ca5084c6
 @dataclass
 class Reviews:
     "Verdicts on a number of answers, by the probability with which a person was asked"
@@ -93,7 +92,7 @@ class Reviews:
         for q, row in other.by.items(): by[q] = tuple(a + b for a, b in zip(by.get(q, (0, 0, 0)), row))
         return Reviews(self.n + other.n, by, self.volunteered + other.volunteered)
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #720bcf98
+# %% ../../nbs/monitor/07_accuracy.ipynb #7a4bf18b
 def count_reviews(
     columns: Mapping[str, np.ndarray],  # `chosen` and `right`
 ) -> Reviews:                           # Of these answers
@@ -110,7 +109,7 @@ def count_reviews(
         for weights in (None, judged[chosen], right[chosen] == 0)]
     return Reviews(len(probability), dict(zip(values.tolist(), zip(*counts))), int((judged & ~chosen).sum()))
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #d90e2237
+# %% ../../nbs/monitor/07_accuracy.ipynb #a4c0fe33
 def log_capital(
     error: float,       # Error to bet against, 0 to 1
     n: int,             # Answers, chosen or not
@@ -146,7 +145,7 @@ def confidence_sequence(
         bounds.append((low if low_is_out else high))
     return bounds[0], max(bounds)
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #ad466fc8
+# %% ../../nbs/monitor/07_accuracy.ipynb #897fc4ec
 @dataclass
 class Accuracy:
     "How often a model was right, from verdicts"
@@ -175,7 +174,7 @@ def accuracy_html(
         'volunteered, not counted': f'{r.volunteered:,}'} for r in expect_all('rows', rows, Accuracy)]
     return html_table(rows)
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #fe241010
+# %% ../../nbs/monitor/07_accuracy.ipynb #70e44d16
 def accuracy_from(
     reviews: Reviews,        # Counted verdicts
     name: str = 'all',       # What it is about
@@ -200,7 +199,7 @@ def accuracy_from(
     counts.high = 1 - least
     return counts
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #4182a45d
+# %% ../../nbs/monitor/07_accuracy.ipynb #3ae44161
 class AccuracyRows(list):
     "Several `Accuracy`, as a table"
     def _repr_html_(self): return str(accuracy_html(self))
@@ -221,7 +220,7 @@ def accuracy_of(
         rows.append(accuracy_from(count_reviews(some), name, missing, level))
     return rows
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #2f5195ca
+# %% ../../nbs/monitor/07_accuracy.ipynb #a9392d0d
 @dataclass
 class AccuracyAlarm:
     "More answers are wrong than promised"
@@ -239,7 +238,7 @@ class AccuracyAlarm:
     def words(self) -> str:
         "What happened, in a sentence"
         where = f' at {self.place}' if self.place else ''
-        return (f'since {moment_words(self.since)}{where}, about {self.observed:.0%} of the answers are wrong, where '
+        return (f'since {time_words(self.since)[:16]} UTC{where}, about {self.observed:.0%} of the answers are wrong, where '
             f'{self.expected:.0%} were promised ({self.verdicts:,} verdicts on {self.answers:,} answers)')
 
     @property
@@ -250,13 +249,7 @@ class AccuracyAlarm:
 wrong_advice = ('Look at the wrong answers: is a label missing, or has the light, the camera or the place changed? Label such '
     'images and train again. Until then, let a person decide more often.')
 
-def moment_words(
-    seconds: float,  # Since 1970
-) -> str:            # Such as 2026-05-01 12:30 UTC
-    "A moment, for people"
-    return f'{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M} UTC'
-
-# %% ../../nbs/monitor/07_accuracy.ipynb #2ffd8417
+# %% ../../nbs/monitor/07_accuracy.ipynb #18e6ed24
 stakes = np.geomspace(.02, 10, 10)  # What the bettors put on a larger error; a small one suits rare reviews
 
 class AccuracyMonitor:
@@ -287,7 +280,7 @@ class AccuracyMonitor:
     def __repr__(self):
         return f'AccuracyMonitor(promised={self.promised:g}, capital {self.capital:,.0f} of {self.run_length:,.0f})'
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #7ad52778
+# %% ../../nbs/monitor/07_accuracy.ipynb #4b055d4d
 @patch_to(AccuracyMonitor)
 def update(self,
     reviews: Reviews,  # Verdicts on the answers of one block
@@ -313,7 +306,7 @@ def update(self,
     self.reset()
     return alarm
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #6ec58ecc
+# %% ../../nbs/monitor/07_accuracy.ipynb #afe9e1ed
 @patch_to(AccuracyMonitor)
 def state(self) -> dict[str, Any]:  # Numbers, texts and lists, ready for JSON
     "All that the monitor remembers"
@@ -337,7 +330,7 @@ def accuracy_monitor(
         raise DataError(f'`state` is not that of an AccuracyMonitor: {e}') from e
     return monitor
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #a41d9761
+# %% ../../nbs/monitor/07_accuracy.ipynb #ad891583
 @dataclass
 class MixEstimate:
     "What can be said without verdicts"

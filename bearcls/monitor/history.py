@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/monitor/history.html.md"""
 __all__ = ['measured', 'most_places', 'most_labels', 'rest', 'hour', 'day', 'Cell', 'History', 'numbered', 'Period',
            'read_history']
 
-# %% ../../nbs/monitor/08_history.ipynb #31b2258a
+# %% ../../nbs/monitor/08_history.ipynb #d7e72c61
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from ..core import DataError, expect, patch_to
 from .accuracy import Reviews, accuracy_from, count_reviews, needed
 from ..show import html_table
 
-# %% ../../nbs/monitor/08_history.ipynb #c7657f40
+# %% ../../nbs/monitor/08_history.ipynb #5d760741
 measured = ('confidence', 'brightness', 'ood_score', 'seconds')  # Columns of which a history keeps means
 
 @dataclass
@@ -39,7 +39,7 @@ class Cell:
         n, total = self.sums[:, measured.index(name)]
         return float(total/n) if n else math.nan
 
-# %% ../../nbs/monitor/08_history.ipynb #eba55cd2
+# %% ../../nbs/monitor/08_history.ipynb #65d27442
 most_places = 100  # Places of which a history keeps figures of their own
 most_labels = 50   # Labels likewise
 rest = '(others)'
@@ -69,7 +69,7 @@ class History:
         length = day if time < self.joined else hour
         return int(time//length)*length, length
 
-# %% ../../nbs/monitor/08_history.ipynb #39dcd072
+# %% ../../nbs/monitor/08_history.ipynb #9398929d
 def numbered(
     values: Sequence[str],  # Texts, many of them alike
     known: list[str],       # Texts that have a number; new ones are appended
@@ -86,7 +86,7 @@ def numbered(
         numbers[value] = numbers[name]
     return np.fromiter(map(numbers.__getitem__, values), np.int64, len(values))
 
-# %% ../../nbs/monitor/08_history.ipynb #54be570b
+# %% ../../nbs/monitor/08_history.ipynb #31ba0369
 @patch_to(History)
 def add(self,
     columns: Mapping[str, np.ndarray],  # Columns of a log with `time`, `place`, `label`, `trusted` and perhaps others
@@ -131,7 +131,7 @@ def _reviews_by(group, columns):
         found[g].n = 0
     return found
 
-# %% ../../nbs/monitor/08_history.ipynb #6fbf9a50
+# %% ../../nbs/monitor/08_history.ipynb #4da63e33
 @patch_to(History)
 def join(self,
     now: float,  # Seconds since 1970: the time of the newest answer
@@ -143,7 +143,7 @@ def join(self,
         new = (key[0]//day*day, day, *key[2:])
         self.cells[new] = self.cells[new] + cell if new in self.cells else cell
 
-# %% ../../nbs/monitor/08_history.ipynb #8bf6cd74
+# %% ../../nbs/monitor/08_history.ipynb #d6f68ff0
 @dataclass
 class Period:
     "Figures of one day, or of any other span of time"
@@ -176,7 +176,19 @@ def periods(self,
         period.labels[label] = period.labels.get(label, 0) + cell.answers
     return [found[start] for start in sorted(found)]
 
-# %% ../../nbs/monitor/08_history.ipynb #ac084d40
+# %% ../../nbs/monitor/08_history.ipynb #0a5c9b70
+@patch_to(History)
+def blocks(self,
+    place: str | None = None,  # Only of this place; None: of all
+) -> list[tuple[int, int, Reviews]]:  # Start, seconds and reviews, by time
+    "Reviews of each hour or joined day"
+    expect('place', place, str, None)
+    found = {}
+    for (start, length, where, _), cell in self.cells.items():
+        if place in (None, where): found[start, length] = found.get((start, length), Reviews()) + cell.reviews
+    return [(*span, found[span]) for span in sorted(found)]
+
+# %% ../../nbs/monitor/08_history.ipynb #da11f5ba
 @patch_to(History)
 def recount(self,
     start: int,                         # Of an hour or a day, as `span` gives it
@@ -194,7 +206,7 @@ def recount(self,
         g = self.places.index(key[2])*(most_labels + 1) + self.labels.index(key[3])
         cell.reviews = Reviews(cell.answers) + reviews.get(g, Reviews())
 
-# %% ../../nbs/monitor/08_history.ipynb #be0d84f7
+# %% ../../nbs/monitor/08_history.ipynb #11e12680
 @patch_to(History)
 def state(self) -> dict[str, Any]:  # Ready for JSON
     "All that the history holds"
@@ -219,7 +231,8 @@ def read_history(
         for start, length, place, label, answers, trusted, *sums, by, volunteered in state['cells']:
             reviews = Reviews(answers, {float(q): tuple(counts) for q, *counts in by}, volunteered)
             sums = np.array(sums, float).reshape(2, len(measured))
-            history.cells[start, length, history.places[place], history.labels[label]] = Cell(answers, trusted, sums, reviews)
+            history.cells[start, length, history.places[place], history.labels[label]] = Cell(answers, trusted, sums,
+                reviews)
     except (KeyError, IndexError, TypeError, ValueError) as e:
         raise DataError(f'`state` is not that of a History: {e}') from e
     return history

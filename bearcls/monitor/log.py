@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/monitor/log.html.md"""
 __all__ = ['no_scene', 'max_blob', 'log_version', 'durabilities', 'LogError', 'safe_text', 'LogRow', 'log_tables', 'Verdict',
            'PredictionLog', 'row_values', 'time_words', 'LogStats']
 
-# %% ../../nbs/monitor/01_log.ipynb #aeeaa613
+# %% ../../nbs/monitor/01_log.ipynb #4e032bb7
 import contextlib, json, math, operator, os, re, sqlite3, threading, time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,7 +20,7 @@ import numpy as np
 from ..core import BearclsError, expect, expect_all, optional_import, patch_to, short_words
 from ..show import html_table
 
-# %% ../../nbs/monitor/01_log.ipynb #f091168a
+# %% ../../nbs/monitor/01_log.ipynb #205837a6
 class LogError(BearclsError, RuntimeError):
     "The log cannot be read or written; the message says why, and holds no password"
 
@@ -35,7 +35,7 @@ def safe_text(
     if len(text) > most: text = text[:most - 1] + '…'
     return text if text.isascii() and '\0' not in text else _unsafe.sub('\N{REPLACEMENT CHARACTER}', text)
 
-# %% ../../nbs/monitor/01_log.ipynb #57975eae
+# %% ../../nbs/monitor/01_log.ipynb #28bbff52
 no_scene = -2**63  # In place of a scene that is not known, where numbers cannot be empty
 
 @dataclass
@@ -68,7 +68,7 @@ class LogRow:
 
     def __post_init__(self): _check_row(self)
 
-# %% ../../nbs/monitor/01_log.ipynb #6dc8698d
+# %% ../../nbs/monitor/01_log.ipynb #f17ae96a
 max_blob = 1 << 16  # Bytes of the features, and of the thumbnail, of one row
 _own_texts = dict(answer=64, model=128, place=100)  # set by programs: refused if wrong
 _foreign_texts = dict(label=255, reason=500, request=128, name=255)  # may come from strangers: cut
@@ -106,7 +106,7 @@ def _check_row(row):
     expect('trusted', row.trusted, bool)
     expect('probabilities', row.probabilities, Mapping)
 
-# %% ../../nbs/monitor/01_log.ipynb #5d99eaca
+# %% ../../nbs/monitor/01_log.ipynb #9f0bdab9
 log_version = 1  # Of the tables, stored with them; a newer bearcls may raise it
 
 @cache
@@ -131,7 +131,7 @@ def log_tables() -> tuple[Any, Any, Any]:  # `answers`, `verdicts` and `bearcls_
     sa.Index('verdicts_answer', verdicts.c.answer)
     return answers, verdicts, version
 
-# %% ../../nbs/monitor/01_log.ipynb #209a732d
+# %% ../../nbs/monitor/01_log.ipynb #88048ab7
 @dataclass
 class Verdict:
     "What one person says about one answer"
@@ -151,7 +151,7 @@ class Verdict:
         if not isinstance(self.time, (int, float)) or not math.isfinite(self.time):
             raise ValueError(f'`time` must be a finite number, got {short_words(self.time)}')
 
-# %% ../../nbs/monitor/01_log.ipynb #f0e8a0b5
+# %% ../../nbs/monitor/01_log.ipynb #a7141216
 durabilities = dict(process='NORMAL', power='FULL')  # What confirmed rows survive, and what SQLite calls it
 
 class PredictionLog:
@@ -183,14 +183,15 @@ class PredictionLog:
 
     def __repr__(self): return f'PredictionLog({self.title})'
 
-# %% ../../nbs/monitor/01_log.ipynb #dae108d0
+# %% ../../nbs/monitor/01_log.ipynb #8fb32cc6
 def _make_engine(log):
     "SQLAlchemy's engine; its connections to SQLite get the settings of this log"
     sa = optional_import('sqlalchemy', purpose='A prediction log')
     if log.file is None:
         try:
             url = sa.engine.make_url(log.url)
-            more = dict(connect_timeout=max(1, math.ceil(log.timeout))) if url.drivername == 'postgresql+psycopg' else {}
+            more = (dict(connect_timeout=max(1, math.ceil(log.timeout))) if url.drivername == 'postgresql+psycopg'
+                else {})
             return sa.create_engine(url, pool_pre_ping=True, connect_args=more)
         except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, ValueError) as e:
             raise ValueError(f'`where` must be a file or a URL of SQLAlchemy, such as '
@@ -209,7 +210,7 @@ def _make_engine(log):
         connection.exec_driver_sql(connection.get_execution_options().get('bearcls_begin', 'BEGIN'))
     return engine
 
-# %% ../../nbs/monitor/01_log.ipynb #c766616f
+# %% ../../nbs/monitor/01_log.ipynb #b27e137b
 def _log_trouble(log, error):
     "A database's error as one sentence"
     words = str(getattr(error, 'orig', None) or error).lower()
@@ -237,7 +238,7 @@ def transaction(self,
     except sa.exc.IntegrityError: raise
     except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as e: raise LogError(_log_trouble(self, e)) from e
 
-# %% ../../nbs/monitor/01_log.ipynb #01e151d4
+# %% ../../nbs/monitor/01_log.ipynb #70cd5b47
 @patch_to(PredictionLog)
 def _ready_engine(self):
     "The engine, after the tables were looked at"
@@ -267,7 +268,8 @@ def _migrate_log(log, connection):
     if 'bearcls_log' in there:
         found = connection.execute(sa.select(version.c.version)).scalar()
         if found > log_version:
-            raise LogError(f'{log.title} was written by a newer bearcls (version {found} of its tables; {log_version} is '
+            raise LogError(f'{log.title} was written by a newer bearcls (version {found} of its tables; {log_version} '
+                'is '
                 'known here)')
         return
     if there & {'answers', 'verdicts'} or log.file and there - {'votes', 'sqlite_sequence'}:
@@ -301,7 +303,7 @@ def row_values(
             f'{short_words(row.probabilities)}') from e
     return values
 
-# %% ../../nbs/monitor/01_log.ipynb #0c387cfe
+# %% ../../nbs/monitor/01_log.ipynb #d2494d7f
 @patch_to(PredictionLog)
 def write(self,
     rows: Iterable[LogRow],  # Any number
@@ -352,7 +354,7 @@ def write_verdict(self,
     expect('verdict', verdict, Verdict)
     with self.transaction() as connection: connection.execute(log_tables()[1].insert(), [vars(verdict)])
 
-# %% ../../nbs/monitor/01_log.ipynb #643a4833
+# %% ../../nbs/monitor/01_log.ipynb #de71166b
 _verdict_columns = ('right', 'correct')
 
 def _column_array(column, values):
@@ -384,7 +386,7 @@ def _log_filters(answers, since, until, place, model):
     if expect('model', model, str, None) is not None: wanted.append(answers.c.model == model)
     return wanted
 
-# %% ../../nbs/monitor/01_log.ipynb #7f551919
+# %% ../../nbs/monitor/01_log.ipynb #ccd6c19f
 @patch_to(PredictionLog)
 def read(self,
     columns: Iterable[str] | None = None,  # Names; None: all but features and thumbnails, with `right` and `correct`
@@ -439,7 +441,7 @@ def _chunks(self, names, wanted, since, chunk, last):
         yield {n: found[n] for n in names}
         if len(rows) < chunk: return
 
-# %% ../../nbs/monitor/01_log.ipynb #a3c09ea6
+# %% ../../nbs/monitor/01_log.ipynb #bdf6f4e4
 @patch_to(PredictionLog)
 def tail(self,
     n: int = 10,  # Rows
@@ -463,7 +465,7 @@ def time_words(
         raise ValueError(f'`seconds` must be a number, got {short_words(seconds)}')
     return datetime.fromtimestamp(seconds, timezone.utc).strftime('%Y-%m-%d %H:%M:%S')
 
-# %% ../../nbs/monitor/01_log.ipynb #d2ca75ce
+# %% ../../nbs/monitor/01_log.ipynb #d600af1b
 @dataclass
 class LogStats:
     "What a log holds"
@@ -490,7 +492,6 @@ def stats(self,
     answers, verdicts, _ = log_tables()
     wanted = _log_filters(answers, since, until, None, None)
     if self._is_missing(): return LogStats(0, 0, None, None, 0)
-    size = sum(f.stat().st_size for f in self.files() if f.exists()) if self.file else None
     newest = sa.select(sa.func.max(verdicts.c.id)).group_by(verdicts.c.answer)
     judged = sa.select(verdicts.c.answer, verdicts.c.right).where(verdicts.c.id.in_(newest)).subquery()
     yes = lambda condition: sa.func.sum(sa.case((condition, 1), else_=0))
@@ -504,9 +505,14 @@ def stats(self,
         n_verdicts = connection.execute(sa.select(sa.func.count()).select_from(verdicts)).scalar()
     names = ('place', 'label', 'answers', 'trusted', 'judged', 'right')
     return LogStats(sum(r[2] for r in found), n_verdicts, min((r[6] for r in found), default=None),
-        max((r[7] for r in found), default=None), size, [dict(zip(names, r)) for r in found])
+        max((r[7] for r in found), default=None), self.size(), [dict(zip(names, r)) for r in found])
 
 @patch_to(PredictionLog)
 def files(self) -> list[Path]:  # Empty for a database with a server
     "The file of SQLite, and its journals where they are"
     return [Path(f'{self.file}{end}') for end in ('', '-wal', '-shm')] if self.file else []
+
+@patch_to(PredictionLog)
+def size(self) -> int | None:  # Bytes of the file and its journal; None for a database with a server
+    "How much space the log takes"
+    return sum(f.stat().st_size for f in self.files()[:2] if f.exists()) if self.file else None

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/monitor/writer.html.md"""
 __all__ = ['measure_pixels', 'small_jpeg', 'Pending', 'pending_answer', 'answer_row', 'spool_file', 'Spool', 'LogStatus',
            'LogWriter']
 
-# %% ../../nbs/monitor/02_writer.ipynb #f180d910
+# %% ../../nbs/monitor/02_writer.ipynb #76952e08
 import base64, contextlib, io, json, os, threading, time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from PIL import Image
-from bearcls.core import (ArgumentError, cache_folder, expect, hold_file, optional_import, patch_to, release_file, sha256,
-    short_words)
+from ..core import (ArgumentError, cache_folder, expect, hold_file, optional_import, patch_to, release_file,
+    sha256, short_words)
 from ..fingerprints import perceptual_hash
 from ..images import ImageError, image_size
 from ..inference.classifier import Answered
@@ -26,7 +26,7 @@ from .log import LogError, LogRow, PredictionLog, Verdict, log_tables, row_value
 from ..show import html_table
 from ..verify.measure import sharpness
 
-# %% ../../nbs/monitor/02_writer.ipynb #7bc451eb
+# %% ../../nbs/monitor/02_writer.ipynb #efdbca74
 def measure_pixels(
     pixels: np.ndarray,  # What the model sees: bytes, (height, width, 3)
 ) -> dict[str, Any]:     # `brightness`, `sharpness` and `scene`, as in `LogRow`
@@ -40,7 +40,7 @@ def measure_pixels(
     return dict(brightness=float(levels.mean()), sharpness=float(sharpness(levels)),
         scene=scene - (scene >> 63 << 64))  # with a sign, as databases have it
 
-# %% ../../nbs/monitor/02_writer.ipynb #0873c14a
+# %% ../../nbs/monitor/02_writer.ipynb #f2e6bb8d
 def small_jpeg(
     pixels: np.ndarray,  # What the model sees: bytes, (height, width, 3)
     side: int = 64,      # Longer side, in pixels
@@ -56,7 +56,7 @@ def small_jpeg(
     image.save(out, 'JPEG', quality=quality)
     return out.getvalue()
 
-# %% ../../nbs/monitor/02_writer.ipynb #f89660b4
+# %% ../../nbs/monitor/02_writer.ipynb #1c3bea46
 @dataclass
 class Pending:
     "An answer on its way into the log"
@@ -102,9 +102,10 @@ def answer_row(
         if thumbnails: facts['thumbnail'] = small_jpeg(a.pixels, thumbnails)
     if features and a.features is not None: facts['features'] = a.features.astype(np.float16).tobytes()
     facts.setdefault('seconds', a.seconds)
-    return LogRow(p.label, p.probability, p.probabilities, p.trusted, p.reason, p.ood_score, p.confidence, a.model, **facts)
+    return LogRow(p.label, p.probability, p.probabilities, p.trusted, p.reason, p.ood_score, p.confidence, a.model,
+        **facts)
 
-# %% ../../nbs/monitor/02_writer.ipynb #e66d4950
+# %% ../../nbs/monitor/02_writer.ipynb #5ec016a2
 def spool_file(
     log: PredictionLog,  # Whose rows wait
 ) -> Path:               # Beside a file; for a URL in the cache folder
@@ -138,6 +139,7 @@ class Spool:
         self.path = Path(path)
         self.max_bytes = max_bytes
         self.sync = sync
+        self.counted = (), 0
 
     @contextlib.contextmanager
     def held(self, seconds: float = 5):
@@ -154,7 +156,7 @@ class Spool:
         try: return self.path.stat().st_size
         except OSError: return 0
 
-# %% ../../nbs/monitor/02_writer.ipynb #9a12eb73
+# %% ../../nbs/monitor/02_writer.ipynb #34525ffe
 @patch_to(Spool)
 def add(self,
     rows: Sequence[tuple[str, dict]],  # Table and values of each
@@ -204,13 +206,17 @@ def take(self,
 
 @patch_to(Spool)
 def __len__(self):
-    try: return self.path.read_bytes().count(b'\n')
+    "Rows that wait; the file is read again only when it has changed"
+    try: stamp = self.path.stat()
     except OSError: return 0
+    stamp = (stamp.st_size, stamp.st_mtime_ns)
+    if stamp != self.counted[0]: self.counted = stamp, self.path.read_bytes().count(b'\n') if stamp[0] else 0
+    return self.counted[1]
 
 @patch_to(Spool)
 def __bool__(self): return True
 
-# %% ../../nbs/monitor/02_writer.ipynb #b9c412fa
+# %% ../../nbs/monitor/02_writer.ipynb #94526a7c
 @dataclass
 class LogStatus:
     "What became of the rows of one writer"
@@ -281,7 +287,7 @@ class LogWriter:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-# %% ../../nbs/monitor/02_writer.ipynb #026ffe58
+# %% ../../nbs/monitor/02_writer.ipynb #8654d510
 @patch_to(LogWriter)
 def add(self,
     row: LogRow | Pending | Verdict,  # An answer, or what a person says about one
@@ -303,7 +309,7 @@ def __call__(self, answered: Answered, **facts) -> bool:
     "Take an answer of a classifier; `facts` are fields of `LogRow` that you know"
     return self.add(pending_answer(answered, **dict(place=self.place) | facts))
 
-# %% ../../nbs/monitor/02_writer.ipynb #54b84d59
+# %% ../../nbs/monitor/02_writer.ipynb #077e6968
 @patch_to(LogWriter)
 def _run(self):
     "The thread: groups of rows until the end"
@@ -366,10 +372,9 @@ def _put(self, rows):
 
 @patch_to(LogWriter)
 def _store(self, rows):
-    "Into the database; a row that it will not take by itself is lost, and does not hold up the others"
+    "Into the database"
     answers = [values for table, values in rows if table == 'answers']
     verdicts = [values for table, values in rows if table == 'verdicts']
-    sa = optional_import('sqlalchemy', purpose='A prediction log')
     new = self.log.store(answers)
     if verdicts:
         with self.log.transaction() as connection: connection.execute(log_tables()[1].insert(), verdicts)
@@ -377,7 +382,7 @@ def _store(self, rows):
         self.counts['written'] += new + len(verdicts)
         self.counts['repeated'] += len(answers) - new
 
-# %% ../../nbs/monitor/02_writer.ipynb #94ddb75d
+# %% ../../nbs/monitor/02_writer.ipynb #b47b3efc
 @patch_to(LogWriter)
 def flush(self,
     seconds: float = 30,  # Wait at most so long
@@ -399,8 +404,8 @@ def flush(self,
 def status(self) -> LogStatus:  # Of this writer, and of the spool that it shares
     "What was written, what waits, what is lost"
     with self.changed: counts = dict(self.counts)
-    return LogStatus(**counts, waiting=len(self.queue) + self.in_hand, in_spool=len(self.spool) if self.spool.bytes else 0,
-        problem=self.problem)
+    return LogStatus(**counts, waiting=len(self.queue) + self.in_hand,
+        in_spool=len(self.spool) if self.spool.bytes else 0, problem=self.problem)
 
 @patch_to(LogWriter)
 def close(self,
