@@ -365,11 +365,69 @@ def _add_log(parser):
     prunes.add_argument('--max-bytes', type=int, metavar='N',
         help='the oldest rows go until the file is smaller (SQLite)')
 
+# %% ../nbs/18_cli.ipynb #f73c138f
+def _monitor(args):
+    "Read what is new in a log, and tell about alarms; status 1 for a new one, if asked"
+    import time
+    from bearcls.monitor.log import LogError, PredictionLog
+    from bearcls.monitor.report import MonitorReport
+    from bearcls.monitor.watch import check_webhook, open_watch
+    try:
+        if args.webhook: check_webhook(args.webhook)
+        log = PredictionLog(args.log)
+        if log.file and not log.file.exists(): return _fail(f'there is no log {args.log}')
+        watch = open_watch(log, args.bundle, args.reference_until, args.state, since=args.since)
+    except ValueError as e: return _fail(str(e))
+    while True:
+        try: new = watch.update()
+        except LogError as e:
+            if not args.watch: raise
+            new = []
+            print(f'{e}; trying again', file=sys.stderr)
+        for done in watch.tell(new, args.webhook, args.program):
+            if not done.ok:
+                print(f'bearcls: {done.target}: {done.reason}; tried again at the next run', file=sys.stderr)
+        report = MonitorReport(watch, new, float('-inf') if args.since is None else args.since)
+        if new or not args.watch: print(report.headline(), flush=True)
+        for alarm in new: print(f'New: {alarm.words}. {alarm.advice}', flush=True)
+        if args.html:
+            page = report.write_html(args.html)
+            if not args.watch: print(f'Report: {page}')
+        if not args.watch: return 1 if new and args.fail_on else 0
+        time.sleep(args.watch)
+
+def _moment(text):
+    "Seconds since 1970 of a date in ISO 8601, UTC unless it says otherwise"
+    from datetime import datetime, timezone
+    try: moment = datetime.fromisoformat(text)
+    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} must be a date such as 2026-05-31') from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+@_command('monitor', 'watch a log: alarms on drift and accuracy, a report, a webhook')
+def _add_monitor(parser):
+    parser.set_defaults(run=_monitor)
+    parser.add_argument('log', metavar='LOG', help='file of the log, or the URL of its database')
+    parser.add_argument('--bundle', metavar='BUNDLE',
+        help='the bundle in use: what is normal, and the error it promises')
+    parser.add_argument('--reference-until', type=_moment, metavar='DATE',
+        help='the answers of the log before this date are normal (default: what the bundle says)')
+    parser.add_argument('--state', default='', metavar='FILE', help='file to remember in (default: LOG.watch.json)')
+    parser.add_argument('--since', type=_moment, metavar='DATE',
+        help='show, and at the first run read, answers from then on')
+    parser.add_argument('--html', metavar='FILE', help='write the report to this page')
+    parser.add_argument('--watch', nargs='?', type=int, const=60, metavar='SECONDS',
+        help='stay, and look again after so many seconds (default: 60)')
+    parser.add_argument('--fail-on', choices=['alarm'], help='end with status 1 if there is a new alarm')
+    parser.add_argument('--webhook', default='', metavar='URL', help='POST each new alarm there, as JSON')
+    parser.add_argument('--command', dest='program', default='', metavar='COMMAND',
+        help='run this program for each new alarm, which it reads as JSON from its input')
+
 # %% ../nbs/18_cli.ipynb #adcf6a05
 def _deploy(args):
     "Write a folder for a host; with --check also try it, status 1 if it does not work"
     from bearcls.deploy.targets import changed_files, deploy
-    try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo, runtime=args.runtime)
+    try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo, runtime=args.runtime,
+            log=args.log)
     except ValueError as e: return _fail(str(e))
     print(f'{dest} is ready; {dest/"README.md"} says how it gets online'
         + ('; it was left as you have changed it' if 'README.md' in changed_files(dest) else ''))
@@ -395,6 +453,9 @@ def _add_deploy(parser):
         help='on GitHub or Hugging Face, for the links in the README (default: that of an earlier deploy to DEST)')
     parser.add_argument('--runtime', metavar='PATH',
         help='for web and space-static: folder or .tgz of the npm package onnxruntime-web (default: npm fetches it)')
+    parser.add_argument('--log', default='', metavar='LOG', help='for fastapi, space-docker, voila and binder: keep '
+        'answers in this file of the folder, or in the database with this URL (default: that of an earlier deploy, '
+        'otherwise no log)')
     parser.add_argument('--check', action='store_true',
         help='start the folder in a fresh environment and ask it about an image')
 
@@ -407,7 +468,8 @@ def _mend_notebook(args):
     except ValueError as e: return _fail(str(e))
     if args.diff: print(found.diff)
     for cell in found.cells:
-        if not args.diff: print(f'cell {cell.number}: {"; ".join(dict.fromkeys(c.rule for c in cell.changes if c.done))}')
+        if not args.diff:
+            print(f'cell {cell.number}: {"; ".join(dict.fromkeys(c.rule for c in cell.changes if c.done))}')
     for number, line, why in found.unmended: print(f'not mended, cell {number}: {why}: {line}')
     print(f'{found.out} is written: {found.n_changed} of {found.n_cells} cells changed'
         + (f'; {found.ran}' if found.ran else ''))
@@ -432,7 +494,8 @@ def _convert(args):
     from bearcls.book.pickles import convert_pickle
     try: done = convert_pickle(args.file, args.bundle, args.compare, args.leave_out, args.timeout, args.memory_gb)
     except ValueError as e: return _fail(str(e))
-    print(f'{done.bundle} is ready: {done.arch} for {", ".join(done.labels)}; on {done.images_compared:,} images the largest '
+    print(f'{done.bundle} is ready: {done.arch} for {", ".join(done.labels)}; on {done.images_compared:,} images the '
+        'largest '
         f'difference of a probability is {done.largest_difference:.1e}')
     for row in done.left_out: print(f'left out: {row["name"]}: {row["what"]}')
     for words in done.missing: print(f'missing: {words}')

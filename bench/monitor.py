@@ -6,14 +6,14 @@ The images are yours (`--data`: an image folder), otherwise the photographs of B
 of BEARCLS_SHARED the network is SqueezeNet 1.1. Every photograph and its corrupted copies (night: a quarter of the light; dusk: half of it; infrared; a new place: the
 middle of the photograph in a drawn winter scene; bursts: small crops, light and noise) is measured once; `--cache` keeps that table.
 
-For each seed, clusters of near duplicates are dealt into a reference of 208 photographs (also 83 and 333) and a stream of the others, so no photograph is in both. The head, the
+For each seed, clusters of near duplicates are dealt into a reference of 333 photographs (also 208 and 83) and a stream of the others, so no photograph is in both. The head, the
 temperature and the OOD score are fitted to the reference alone. The numbers of the reference are cross-fitted, those of the stream come from the fit to the whole reference: as in use.
-After 300 images without change, the share of changed images rises from 0 to 1 within 300 images (a ramp), or is 10% from there on. river's detectors look at the brightness, in
+After 1,000 images without change (also after 300), the share of changed images rises from 0 to 1 within 300 images (a ramp), or is 10% from there on. river's detectors look at the brightness, in
 standard deviations of the reference, with their default settings. With this ramp ADWIN's delays are those of the first measurements (139, 155, 235 images).
 
 delay_night, delay_dusk, delay_infrared, delay_place  images from the beginning of the ramp to the alarm, median over seeds
 found_10_night, found_10_dusk  share of seeds with an alarm within 300 images
-found_species  the same for a species that the model doesn't know, at 10%: each label is left out in turn, and its photographs are the new species
+found_species  the same for a species that the model doesn't know, at 10%: each label is left out in turn, its photographs are the new species, and the reference has 208
 found_things   the same for drawn things at 10%
 false_alarms   in 10,000 images without change, with references of 83, 208, 333 and 1, 5, 20 images a scene, over `--images` images each, and over a year of days and nights that
                the reference knows; the worst of these ten. `false_alarms_high` is the upper end of its 95% interval (one-sided, Poisson). Every crossing counts, also what prolongs an alarm.
@@ -27,7 +27,7 @@ from common import arguments, save
 
 targets = dict(delay_night=95, delay_dusk=125, delay_infrared=160, found_species=.95, found_10_night=.98, found_10_dusk=.85, false_alarms=1, us_per_image=20)
 at_most = ('delay_night', 'delay_dusk', 'delay_infrared', 'false_alarms', 'us_per_image')
-day, n_bursts, before, ramp = 86_400, 9, 300, 300
+day, n_bursts, ramp = 86_400, 9, 300
 
 # ---------------------------------------------------------------- measure once
 
@@ -64,7 +64,7 @@ def measure(path):
     from bearcls.inference.classifier import Classifier
     from bearcls.inference.prediction import lightness
     from bearcls.interpret.evaluate import evaluate
-    from bearcls.monitor.reference import pixel_measures
+    from bearcls.monitor.writer import measure_pixels
     from bearcls.sample.strangers import draw_strangers
     from bearcls.similarity import joined_duplicates
     from bearcls.train.arch import averages_of, class_head
@@ -77,7 +77,7 @@ def measure(path):
         def look(i, size, views):
             pixels = [np.asarray(prepare(view, bundle.size, bundle.method, bundle.pad_mode)) for _, view in views]
             features.append(classifier.run(np.stack(pixels))['features'])
-            rows.extend(dict(kind=kind, of=i, width=size[0], height=size[1], light=lightness(p), **pixel_measures(p)) for (kind, _), p in zip(views, pixels))
+            rows.extend(dict(kind=kind, of=i, width=size[0], height=size[1], light=lightness(p), **measure_pixels(p)) for (kind, _), p in zip(views, pixels))
         for i, file in enumerate(seen.table.file):
             image = reduced_to(load_image(file, bundle.min_side), round(1.25*min(bundle.size)))
             prints.append(fingerprint(image))
@@ -181,8 +181,8 @@ def sides(split, columns, which):
 
 # ---------------------------------------------------------------- streams
 
-def changes(splits, left, which):
-    "For each change and each side: images until the alarm, by seed"
+def changes(splits, left, which, before):
+    "For each change and each side: images until the alarm, by seed; the change begins after `before` images"
     found = {}
     cases = [(f'delay_{kind}', kind, None, splits) for kind in ('night', 'dusk', 'infrared', 'place')]
     cases += [(f'found_10_{kind}', kind, .1, splits) for kind in ('night', 'dusk')] + [('found_species', 'species', .1, left), ('found_things', 'thing', .1, splits)]
@@ -275,9 +275,9 @@ def main():
     sizes = [round(n*share) for share in (.2, .5, .8)]
     splits = {m: [Split(table, seed, m) for seed in range(args.seeds)] for m in sizes}
     n_labels = int(table['targets'].max()) + 1
-    left = [Split(table, seed, sizes[1], left=seed % n_labels) for seed in range(args.seeds)]
-    moved = changes(splits[sizes[1]], left, which)
-    moved_sizes = {m: changes(splits[m], [], {}) for m in (sizes[0], sizes[2])}
+    def without_label(m): return [Split(table, seed, m, left=seed % n_labels) for seed in range(args.seeds)]
+    moved = changes(splits[sizes[2]], without_label(sizes[1]), which, 1000)
+    smaller = {f'{m} scenes, after {b} images': changes(splits[m], without_label(m) if m < sizes[2] else [], {}, b) for m in sizes for b in (300, 1000) if (m, b) != (sizes[2], 1000)}
     still = {f'{m}, {k}': quiet(splits[m], args.images, k, fast) for m in sizes for k in (1, 5, 20)}
     years = {name: year(splits[sizes[1]], max(1, args.images//args.seeds//365), seasons) for name, seasons in (('year', 0), ('year with seasons', 1))}
     def delays(name, side, found=moved): return [900 if r['delay'] is None else r['delay'] for r in found[name][side]]
@@ -296,7 +296,8 @@ def main():
         print(f'{name:16}{result[name]:>9.3g}   {"at most" if name in at_most else "at least"} {targets[name]:g}   {others}')
     print(f'worst of false alarms: {worst}; at most {result["false_alarms_high"]:.2f} (95%); with seasons {result["false_alarms_seasons"]:.2f}; place {result["delay_place"]:g}, things {result["found_things"]:.0%}')
     for name, (k, images) in rates.items(): print(f'  {name:10} {k:4} in {images:,} images: {1e4*k/images:.2f} (at most {1e4*upper(k)/images:.2f})   ' + '  '.join(f'{s} {still[name][s]}' for s in fast if name in still))
-    sized = {m: {name: delays(name, 'ours', found) for name in found} for m, found in moved_sizes.items()}
-    save(result | dict(runs=moved, still=still, years=years, sized={str(m): v for m, v in sized.items()}), args.out, quiet=True)
+    for case, found in smaller.items():
+        print(f'  {case}: ' + ', '.join(f'{name} {np.median(delays(name, "ours", found)):g} ({np.mean(np.array(delays(name, "ours", found)) <= 300):.0%} within 300)' for name in found))
+    save(result | dict(runs=moved, still=still, years=years, smaller=smaller), args.out, quiet=True)
 
 if __name__ == '__main__': main()

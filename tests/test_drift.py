@@ -5,7 +5,8 @@ import pytest
 from bearcls.core import BearclsError, DataError
 from bearcls.inference.bundle import Bundle, pack_columns, read_bundle, unpack_columns, write_bundle
 from bearcls.inference.files import BundleError
-from bearcls.monitor.drift import Bins, DriftMonitor, bets
+from bearcls.monitor.bets import Bins
+from bearcls.monitor.drift import DriftMonitor
 from bearcls.monitor.reference import Reference, Scenes, fewest_scenes, no_scene, watched
 from tiny_bundle import make_bundle
 
@@ -60,7 +61,7 @@ def test_better_is_no_alarm():
 @pytest.mark.parametrize('by_hour', [False, True])
 def test_chunks_and_states_change_nothing(by_hour):
     "Row by row, or all at once, or through JSON in between: the same wealth and the same alarms, to the last bit"
-    known = Reference.from_columns(columns(400, 0))
+    known = Reference.from_columns(columns(600, 0))
     rows = columns(900, 1, 2, .4)
     rows['brightness'][::7] = np.nan
     rows['scene'] = np.repeat(np.random.default_rng(0).integers(-2**62, 2**62, 300), 3)
@@ -116,6 +117,17 @@ def test_bundle_carries_it(tmp_path):
     label = base64.b64encode(np.array([9], '<u2').tobytes()).decode()
     file.write_text(json.dumps(good | dict(reference=dict(n=1, columns=dict(label=label)))))
     with pytest.raises(BundleError, match='unknown labels'): Reference.from_bundle(read_bundle(tmp_path/'new'))
+
+def test_export_measures_as_the_log_does(tmp_path):
+    "The numbers of held-back images and those of the log come from one and the same rule"
+    held_out = pytest.importorskip('bearcls.export.held_out', reason='fastai is not installed')
+    from bearcls.inference.classifier import Classifier
+    from bearcls.monitor.writer import answer_row, pending_answer
+    from bearcls.sample.standins import draw_face
+    classifier = Classifier(make_bundle(tmp_path/'furs'))
+    draw_face(300, 200).save(tmp_path/'face.jpg')
+    row, look = answer_row(pending_answer(classifier.answer(tmp_path/'face.jpg'))), held_out._look(classifier, tmp_path/'face.jpg')
+    assert {name: getattr(row, name) for name in look if name != 'light'} == {name: v for name, v in look.items() if name != 'light'}
 
 def test_damaged_states_are_refused():
     "Whatever is changed in a state: an error of bearcls, or a monitor"

@@ -1,5 +1,5 @@
 "The prediction log when things go wrong: killed processes, a full disk, a locked or lost database, hostile input, and an image to forget"
-import contextlib, json, os, random, shutil, signal, sqlite3, subprocess, sys, tempfile, time
+import contextlib, json, os, shutil, sqlite3, subprocess, sys, tempfile, time
 from hashlib import sha256
 from pathlib import Path
 import numpy as np, pytest
@@ -30,37 +30,58 @@ def until(condition, seconds=20):
 # ---------------------------------------------------------------- killed
 
 killed = '''
-import sys
-from bearcls.monitor.log import LogRow, PredictionLog
+import json, os, random, signal, sys, time
+from bearcls.monitor.log import LogRow, PredictionLog, log_tables
 from bearcls.monitor.writer import LogWriter
-writer = LogWriter(PredictionLog(sys.argv[1], sys.argv[2]), linger=0)
-print('ready', flush=True)
-for i in range(10**6):
-    for k in range(3): writer.add(LogRow('teddy', .9, answer=f'{sys.argv[3]}-{i}-{k}'))
-    assert writer.flush()
-    print(i, flush=True)
+import sqlalchemy.dialects.sqlite
+log_tables()
+rng = random.Random(22)
+said = []
+def write(file, durability, name, pipe):
+    writer = LogWriter(PredictionLog(file, durability), linger=0)
+    os.write(pipe, b'ready\\n')
+    for i in range(10**6):
+        for k in range(3): writer.add(LogRow('teddy', .9, answer=f'{name}-{i}-{k}'))
+        assert writer.flush()
+        os.write(pipe, b'%d\\n' % i)
+for n in range(10):
+    running = []
+    for k in range(5):
+        mine, theirs = os.pipe()
+        pid = os.fork()  # this process has no threads, and needs to load everything only once
+        if not pid:
+            try: write(sys.argv[1] + str(n % 3), ('process', 'power')[n % 2], f'{n}-{k}', theirs)
+            finally: os._exit(1)
+        os.close(theirs)
+        running.append((pid, os.fdopen(mine, 'rb')))
+    for pid, pipe in running: assert pipe.readline() == b'ready\\n'
+    for pid, pipe in running:
+        time.sleep(rng.random()*.1)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    said.append([list(map(int, pipe.read().split())) for pid, pipe in running])
+print(json.dumps(said))
 '''
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='Windows cannot fork')
 def test_acknowledged_rows_survive_a_kill(tmp_path):
-    "50 processes, several at once on one file, are killed at random; whatever they said was safe is there, and the file is sound"
-    rng = random.Random(22)
-    for n in range(10):
-        file = tmp_path/f'{n % 3}.sqlite'  # files are used again, as after a crash
-        running = [start(killed, file, ('process', 'power')[n % 2], f'{n}-{k}') for k in range(5)]
-        for p in running: assert p.stdout.readline() == b'ready\n', p.stderr.read()
-        for p in running:
-            time.sleep(rng.random()*.1)
-            p.send_signal(signal.SIGKILL)
-        said = [(k, p.communicate()[0].split()) for k, p in enumerate(running)]
-        log = PredictionLog(file)
+    "50 processes, five at once on one file, are killed at random; whatever they said was safe is there, and the file is sound"
+    p = start(killed, tmp_path/'log')
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 0, err.decode()
+    said = json.loads(out)
+    assert sum(len(i) for round in said for i in round) > 100
+    there = set()
+    for n in range(3):
+        log = PredictionLog(tmp_path/f'log{n}')
         with LogWriter(log, linger=0) as writer:  # takes in what a killed process has left in the spool
             writer.add(LogRow('teddy', .9))
             assert writer.flush()
-        there = set(answers_in(log))
-        for k, acknowledged in said:
-            missing = {f'{n}-{k}-{int(i)}-{j}' for i in acknowledged for j in range(3)} - there
-            assert not missing
-        assert is_sound(file)
+            until(lambda: not writer.spool.bytes)
+        found = answers_in(log)
+        assert is_sound(log.file) and len(found) == len(set(found))
+        there |= set(found)
+    assert not {f'{n}-{k}-{i}-{j}' for n, round in enumerate(said) for k, acknowledged in enumerate(round) for i in acknowledged for j in range(3)} - there
 
 # ---------------------------------------------------------------- several processes
 
@@ -237,7 +258,7 @@ def test_forget_leaves_no_byte(tmp_path):
     log.write(rows)
     prune(log, days=0, now=1.0)  # nothing is that old
     waiting = LogRow('teddy', .9, answer='spooled', sha256=rows[7].sha256, thumbnail=marked(7))
-    Spool(spool_file(log)).add([('answers', row_values(waiting)), ('answers', row_values(LogRow('teddy', .9, answer='stays')))])
+    Spool(spool_file(log)).keep([('answers', row_values(waiting)), ('answers', row_values(LogRow('teddy', .9, answer='stays')))])
     def traces(*words): return [(f.name, w) for f in tmp_path.iterdir() if f != manifest_file(log) for w in words if w in f.read_bytes()]
     assert traces(b'THUMB0007') and traces(b'FEAT0057')
     with contextlib.closing(sqlite3.connect(log.file, isolation_level=None)) as reader:
@@ -293,11 +314,12 @@ hostile = ['', 'a\0b', '\ud800\udfff', 'x'*3_000_000, '../../etc/passwd', "'; DR
 
 @pytest.mark.parametrize('words', hostile, ids=range(len(hostile)))
 def test_hostile_texts_never_cost_an_answer(tmp_path, words):
-    row = LogRow(words, .9, {words: .9, 'b': .1}, False, words, name=words, request=words)
+    row = LogRow(words, .9, {words[:9999]: .9, 'b': .1}, False, words, name=words, request=words)
     log = PredictionLog(tmp_path/'log.sqlite')
     assert log.write([row]) == 1
     found, = log.read(['name', 'request', 'label', 'reason', 'probabilities'])
-    assert found['name'][0] == row.name and len(row.name) <= 255 and len(row.request) <= 128 and '\0' not in row.name and row.name.encode()
+    assert found['name'][0] == row.name and len(row.name) <= 255 and len(row.request) <= 128 and '\0' not in row.name
+    row.name.encode(), row.label.encode()
     for name in ('answer', 'place', 'model', 'sha256'):
         if words in ('', "'; DROP TABLE answers; --", '../../etc/passwd') and name in ('place', 'model') or words == '' and name == 'sha256' or words in hostile[4:6] and name == 'answer': continue
         with pytest.raises(ValueError, match=f'`{name}`') as e: LogRow('teddy', .9, **{name: words})
@@ -310,7 +332,7 @@ def test_numbers_are_checked():
             probabilities=[None, [1]], ood_score=[float('nan')]).items():
         for value in values:
             with pytest.raises((ValueError, TypeError), match=f'`{name}`'): LogRow(**{'label': 'teddy', 'probability': .9, name: value})
-    for bad in ({'a': float('nan')}, {'a': object()}):
+    for bad in ({'a': float('nan')}, {'a': object()}, {'a'*2_000_000: .1}):
         with pytest.raises(ValueError, match='`probabilities`'): row_values(LogRow('teddy', .9, bad))
 
 # ---------------------------------------------------------------- answers
@@ -335,3 +357,67 @@ def test_a_classifier_with_a_log(tmp_path):
 def test_importing_the_wing_loads_nothing_heavy():
     source = "import sys, bearcls.monitor, bearcls.monitor.log, bearcls.monitor.writer, bearcls.monitor.retention; print([m for m in ('torch', 'fastai', 'pandas', 'sqlalchemy', 'scipy', 'matplotlib') if m in sys.modules])"
     assert start(source).communicate()[0].decode().strip() == '[]'
+
+# ---------------------------------------------------------------- service, application, command line
+
+def asked(url, path, content=None, **headers):
+    import urllib.request
+    request = urllib.request.Request(url + path, content, {'Content-Type': 'image/png', **headers})
+    with urllib.request.urlopen(request, timeout=30) as answer: return answer.read()
+
+@pytest.fixture
+def brown(tmp_path):
+    file = tmp_path/'brown.png'
+    Image.new('RGB', (200, 100), furs['brown']).save(file)
+    return file
+
+def test_the_service_keeps_its_answers(tmp_path, brown):
+    "With request and answer id; when the log is in trouble, answers go on, and /readyz and /metrics say so"
+    pytest.importorskip('fastapi', reason='FastAPI is not installed')
+    from bearcls.serve.service import Settings, serving
+    bundle, file = make_bundle(tmp_path/'bundle'), tmp_path/'log.sqlite'
+    with serving(bundle, Settings(threads=1, log=str(file), place='gate')) as url:
+        result, = json.loads(asked(url, '/predict', brown.read_bytes(), **{'X-Request-ID': 'visit-7'}))['results']
+        until(lambda: file.exists() and PredictionLog(file).stats().answers)
+        assert json.loads(asked(url, '/readyz')) == dict(status='ok') and b'bearcls_log_rows_total{result="written"} 1.0' in asked(url, '/metrics')
+    row, = PredictionLog(file).tail()
+    assert (row['answer'], row['request'], row['place'], row['label'], row['sha256']) == (result['answer'], 'visit-7', 'gate', 'brown', sha256(brown.read_bytes()).hexdigest()) and row['width'] == 200 and row['seconds'] > 0
+    (tmp_path/'text.sqlite').write_text('no database '*100)
+    with serving(bundle, Settings(threads=1, log=str(tmp_path/'text.sqlite'))) as url:
+        assert json.loads(asked(url, '/predict', brown.read_bytes()))['results'][0]['label'] == 'brown'
+        until(lambda: 'log' in json.loads(asked(url, '/readyz')))
+        state = json.loads(asked(url, '/readyz'))
+        assert state['status'] == 'ok' and state['log'] == 'text.sqlite is no SQLite database; 1 rows wait in the spool, 0 are lost'
+        assert b'bearcls_log_spool_rows 1.0' in asked(url, '/metrics')
+    with pytest.raises(ValueError, match='`place` must be printable'): Settings(place='a\nb')
+
+def test_the_application_keeps_answers_and_votes(tmp_path, brown):
+    pytest.importorskip('anywidget', reason='anywidget is not installed')
+    from bearcls.app.notebook import AppDesk
+    with LogWriter(tmp_path/'log.sqlite') as writer:
+        desk = AppDesk(Classifier(make_bundle(tmp_path/'bundle'), threads=1), log=writer)
+        said = desk.reply(dict(do='ask', number='1', name='b\0är.png'), [brown.read_bytes()])
+        assert desk.reply(dict(do='tell', number='2', answer=said['answer'], right=False, label='black')) == dict(number='2', kept=True)
+        for bad in (dict(right='yes'), dict(right=True, label='black'), dict(right=False, label='polar')): assert desk.reply(dict(do='tell', number='3', answer=said['answer'], **bad))['problem']
+        assert desk.log_trouble() == ''
+    found, = writer.log.read(['answer', 'label', 'width', 'right', 'correct', 'sha256'])
+    assert (found['answer'][0], found['label'][0], found['width'][0], found['right'][0], found['correct'][0]) == (said['answer'], 'brown', 200, 0, 'black') and found['sha256'][0] == sha256(brown.read_bytes()).hexdigest()
+    blind = LogWriter(tmp_path/'nowhere'/'log.sqlite', spool=brown/'no')
+    desk = AppDesk(desk.classifier, log=blind)
+    said = desk.reply(dict(do='ask', number='1', name='bear.png'), [brown.read_bytes()])
+    assert said['label'] == 'brown' and 'could not be kept' in desk.reply(dict(do='tell', number='2', answer=said['answer'], right=True))['problem'] and 'lost' in desk.log_trouble()
+
+def test_the_command_line(tmp_path, capsys):
+    from bearcls.cli import main
+    log = PredictionLog(tmp_path/'log.sqlite')
+    log.write([LogRow('grizzly', .94, place='gate', time=1.76e9, answer='a1', sha256='5c'*32, thumbnail=b'PRIVATE'*9), LogRow('teddy', .51, trusted=False, reason='it could be black', time=1.76e9 + 60, answer='a2')])
+    file = str(log.file)
+    def says(*argv, status=0):
+        assert main(['log', *argv]) == status
+        return ''.join(capsys.readouterr())
+    assert says('tail', file, '-n', '1').startswith('2025-10-09 08:54:20  a2') and 'not trusted: it could be black' in says('tail', file)
+    assert '2 answers, 0 verdicts' in says('stats', file) and '0 answers' in says('stats', file, '--days', '1')
+    assert '2 rows' in says('export', file, str(tmp_path/'log.csv')) and '.csv or .parquet' in says('export', file, str(tmp_path/'log.xls'), status=2)
+    assert '1 answers' in says('forget', file, '--sha256', '5c'*32) and b'PRIVATE' not in log.file.read_bytes()
+    assert '1 answers are gone' in says('prune', file, '--days', '1') and log.stats().answers == 0
+    assert 'there is no log' in says('tail', str(tmp_path/'none.sqlite'), status=2) and '64 hexadecimal' in says('forget', file, '--sha256', 'x', status=2) and 'must be a file or a URL' in says('stats', 'nosuch://x', status=2)

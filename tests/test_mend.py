@@ -194,5 +194,5 @@ def test_command_line(tmp_path):
     def command(*more): return subprocess.run([sys.executable, '-m', 'bearcls', 'mend-notebook', file, *more], capture_output=True, text=True, encoding='utf-8')
     done = command('--diff')
     assert done.returncode == 1 and '+learn = vision_learner(dls, resnet18)' in done.stdout and key not in done.stdout
-    assert re.search(r'cell 2: .*first fastai', done.stdout), done.stdout
+    assert re.search(r'not mended, cell 2: .*first fastai', done.stdout), done.stdout
     assert command().returncode == 2

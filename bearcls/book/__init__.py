@@ -7,11 +7,11 @@ Docs: https://bearcls.github.io/bearcls/book/index.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/book/index.ipynb #0ad3f4f7
+# %% ../../nbs/book/index.ipynb #13d38ef1
 import importlib
 from ..doors import front_door
 
-# %% ../../nbs/book/index.ipynb #cf03f5ab
+# %% ../../nbs/book/index.ipynb #324fc980
 _load, __dir__, _offered = front_door('bearcls.book', {
     'search': 'search_images_bing search_images_ddg search_images_dd search_images_google',
     'calls': 'download_url download_images vision_learner cnn_learner setup_book gv download_image aug_transform '

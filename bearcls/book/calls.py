@@ -9,7 +9,7 @@ __all__ = ['download_images', 'vision_learner', 'book_shutil', 'download_image',
            'download_url', 'Downloads', 'download_book_images', 'book_vision_learner', 'cnn_learner', 'upload_data',
            'move_file', 'setup_book', 'gv', 'Misspelt']
 
-# %% ../../nbs/book/02_calls.ipynb #033ab007
+# %% ../../nbs/book/02_calls.ipynb #a087e958
 import functools, inspect, os, shutil, types
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..manifest import ImageRow
 from ..train.arch import TrainError, find_weights
 from .search import is_offline, plain_signature, private_hosts, reachable_address, teach_once
 
-# %% ../../nbs/book/02_calls.ipynb #86699e29
+# %% ../../nbs/book/02_calls.ipynb #de084a7b
 @plain_signature
 def download_url(
     url: str,                   # Address of a file
@@ -49,7 +49,7 @@ def download_url(
     with atomic_write(dest) as file: file.write(got.data)
     return dest
 
-# %% ../../nbs/book/02_calls.ipynb #93197745
+# %% ../../nbs/book/02_calls.ipynb #dbe08edf
 class Downloads(list):
     "One `ImageRow` for each address, in order"
     def __init__(self,
@@ -64,7 +64,7 @@ class Downloads(list):
         why = ''.join(f', {n} × {reason}' for reason, n in reason_counts(self).items())
         return f'{n_ok:,} of {len(self):,} files in {Path(*self.dest.parts[-2:]).as_posix()}{why}'
 
-# %% ../../nbs/book/02_calls.ipynb #5106374b
+# %% ../../nbs/book/02_calls.ipynb #bfc4ea65
 _right_forms = ('write download_images("bears/grizzly", urls=addresses), with a folder and a list of addresses; for '
     'one '
     'file, download_url(address, "bears/grizzly.jpg")')
@@ -80,16 +80,17 @@ def _addresses(url_file, urls, max_pics):
         found.append(entry.get('contentUrl') or '' if isinstance(entry, dict) else entry)
     return found[:max_pics]
 
-def _free_name(dest, name, data):
-    "A file of these bytes, or a name that is not taken"
-    file = dest/name
+def _free_name(folder, name, data=None):
+    "A path in a folder that is not taken, or that holds these very bytes"
+    def is_same(file): return data is not None and file.stat().st_size == len(data) and sha256(file) == sha256(data)
+    file = folder/name
     n = 0
-    while file.exists() and (file.stat().st_size != len(data) or sha256(file) != sha256(data)):
+    while file.exists() and not is_same(file):
         n += 1
-        file = dest/f'{Path(name).stem}-{n}{Path(name).suffix}'
+        file = folder/f'{Path(name).stem}-{n}{Path(name).suffix}'
     return file
 
-# %% ../../nbs/book/02_calls.ipynb #5a084d13
+# %% ../../nbs/book/02_calls.ipynb #f924cf96
 def _answers_mistakes(function):
     "Arguments that do not fit are answered with the right form"
     @functools.wraps(function)
@@ -142,7 +143,7 @@ def download_book_images(
 
 download_images = download_book_images  # In the star import; the gather wing has a function of this name as well
 
-# %% ../../nbs/book/02_calls.ipynb #576d2008
+# %% ../../nbs/book/02_calls.ipynb #e1775ed7
 @plain_signature
 def book_vision_learner(
     dls: DataLoaders,          # Images and labels
@@ -181,7 +182,7 @@ def cnn_learner(
 
 vision_learner = book_vision_learner  # In the star import; fastai's own keeps its name everywhere else
 
-# %% ../../nbs/book/02_calls.ipynb #72944c86
+# %% ../../nbs/book/02_calls.ipynb #caff9c76
 def upload_data(
     button: Any,       # A `FileUpload` of ipywidgets 8
 ) -> list[bytes]:      # Content of each file, the newest last
@@ -192,7 +193,7 @@ def upload_data(
     if value: teach_once('FileUpload.data', 'ipywidgets 8 has button.value[-1]["content"].')
     return [bytes(file['content']) for file in value]
 
-# %% ../../nbs/book/02_calls.ipynb #5fcae39d
+# %% ../../nbs/book/02_calls.ipynb #bee0b483
 def move_file(
     src: str | os.PathLike,  # File to move
     dst: str | os.PathLike,  # Folder to move it to, or its new path
@@ -201,19 +202,12 @@ def move_file(
     "Python's `shutil.move`, with a free name where a folder has a file of this name"
     src = Path(expect('src', src, str, os.PathLike))
     dst = Path(expect('dst', dst, str, os.PathLike))
-    if dst.is_dir():
-        folder = dst
-        dst = folder/src.name
-        n = 0
-        while dst.exists():
-            n += 1
-            dst = folder/f'{src.stem}-{n}{src.suffix}'
-    return shutil.move(src, dst, **options)
+    return shutil.move(src, _free_name(dst, src.name) if dst.is_dir() else dst, **options)
 
 book_shutil = types.ModuleType('shutil', shutil.__doc__)
 vars(book_shutil).update({k: v for k, v in vars(shutil).items() if not k.startswith('__')}, move=move_file)
 
-# %% ../../nbs/book/02_calls.ipynb #893ad6cf
+# %% ../../nbs/book/02_calls.ipynb #7d60ae3a
 def setup_book():
     "Nothing is left to be set up"
     teach_once('setup_book()', 'It has nothing to do: the one import is enough.')
@@ -225,7 +219,7 @@ def gv(
     expect('text', text, str)
     return optional_import('graphviz', purpose='`gv`').Source(f'digraph G{{ rankdir="LR" {text}; }}')
 
-# %% ../../nbs/book/02_calls.ipynb #48d751ff
+# %% ../../nbs/book/02_calls.ipynb #18586e90
 class Misspelt:
     "A name from a note that never was one"
     def __init__(self,

@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/book/notebooks.html.md"""
 # %% auto #0
 __all__ = ['NotebookError', 'MendedCell', 'MendedNotebook', 'read_notebook', 'mended_cells', 'mend_notebook', 'run_notebook']
 
-# %% ../../nbs/book/08_notebooks.ipynb #95de99d2
-import copy, difflib, json, os, re, tempfile
+# %% ../../nbs/book/08_notebooks.ipynb #bc815e6a
+import difflib, json, os, re, tempfile
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..core import BearclsError, atomic_write, expect, optional_import
 from ..show import html_table
 from .rules import CodeChange, mend_cell, plan_cells, star
 
-# %% ../../nbs/book/08_notebooks.ipynb #9330d0fb
+# %% ../../nbs/book/08_notebooks.ipynb #79378cdb
 class NotebookError(BearclsError, ValueError):
     "A notebook cannot be read or written"
 
@@ -31,8 +31,8 @@ class MendedCell:
     @property
     def diff(self) -> str:     # Unified diff; empty if nothing changed
         "The difference in lines"
-        lines = difflib.unified_diff(self.old.split('\n'), self.new.split('\n'), f'cell {self.number}', f'cell {self.number}, mended',
-            lineterm='')
+        name = f'cell {self.number}'
+        lines = difflib.unified_diff(self.old.split('\n'), self.new.split('\n'), name, f'{name}, mended', lineterm='')
         return '\n'.join(lines)
 
 @dataclass(repr=False)
@@ -50,21 +50,27 @@ class MendedNotebook:
     @property
     def unmended(self) -> list[tuple[int, str, str]]:  # Number of the cell, its line, the reason
         "What could not be mended"
-        return [(cell.number, c.old, c.rule) for cell in self.cells for c in cell.changes if not c.done]
+        found = []
+        for cell in self.cells: found += [(cell.number, c.old, c.rule) for c in cell.changes if not c.done]
+        return found
     @property
     def diff(self) -> str: return '\n'.join(cell.diff for cell in self.cells if cell.diff)
 
     def __repr__(self):
         left = f', {len(self.unmended)} left as they are' if self.unmended else ''
-        return f'{self.out.name}: {self.n_changed} of {self.n_cells} cells changed{left}{f"; {self.ran}" if self.ran else ""}'
+        ran = f'; {self.ran}' if self.ran else ''
+        return f'{self.out.name}: {self.n_changed} of {self.n_cells} cells changed{left}{ran}'
     def _repr_html_(self):
         rows = []
         for cell in self.cells:
-            for c in cell.changes: rows.append(dict(cell=cell.number, before=c.old, now=c.new if c.done else 'unchanged', why=c.rule))
+            for c in cell.changes:
+                now = c.new if c.done else 'unchanged'
+                rows.append(dict(cell=cell.number, before=c.old, now=now, why=c.rule))
         return f'<p>{escape(repr(self))}</p>{html_table(rows) if rows else ""}'
 
-# %% ../../nbs/book/08_notebooks.ipynb #eee524d5
-_book_names = re.compile(r'\b(search_images_\w+|ImageClassifierCleaner|vision_learner|download_url|download_images|gv|setup_book)\b')
+# %% ../../nbs/book/08_notebooks.ipynb #497b3934
+_book_names = re.compile(r'\b(search_images_\w+|ImageClassifierCleaner|vision_learner|download_url|download_images|gv|'
+    r'setup_book)\b')
 
 def read_notebook(
     file: str | os.PathLike,  # Notebook of format 4, as written since 2015
@@ -75,7 +81,8 @@ def read_notebook(
     except OSError as e: raise NotebookError(f'{file} cannot be read: {e.strerror or e}') from e
     except ValueError as e: raise NotebookError(f'{file} is no notebook: {e}') from e
     cells = found.get('cells') if isinstance(found, dict) else None
-    if not isinstance(cells, list) or not all(isinstance(c, dict) and 'cell_type' in c and 'source' in c for c in cells):
+    is_cells = isinstance(cells, list) and all(isinstance(c, dict) and {'cell_type', 'source'} <= {*c} for c in cells)
+    if not is_cells:
         raise NotebookError(f'{file} is no notebook of format 4; open and save it in Jupyter first')
     return found
 
@@ -98,7 +105,7 @@ def _without(value, secrets):
         return [_without(v, secrets) for v in value]
     return {_without(k, secrets): _without(v, secrets) for k, v in value.items()} if isinstance(value, dict) else value
 
-# %% ../../nbs/book/08_notebooks.ipynb #e111c419
+# %% ../../nbs/book/08_notebooks.ipynb #16581f5a
 def mended_cells(
     notebook: dict,  # From `read_notebook`; changed in place
 ) -> list[MendedCell]:  # Each cell that was changed, or could not be
@@ -136,7 +143,7 @@ def _add_import(code, done):
         known.changes.append(change)
     _set_text(cell, new)
 
-# %% ../../nbs/book/08_notebooks.ipynb #37c9ffa5
+# %% ../../nbs/book/08_notebooks.ipynb #6edb9bd8
 def mend_notebook(
     file: str | os.PathLike,                # Notebook; it is only read
     out: str | os.PathLike | None = None,   # File to write; None: NAME-mended.ipynb beside it
@@ -154,7 +161,8 @@ def mend_notebook(
     file = Path(file)
     out = file.with_name(f'{file.stem}-mended.ipynb') if out is None else Path(out)
     notebook = read_notebook(file)
-    if out.exists() and out.samefile(file): raise NotebookError(f'`out` is {file} itself; the old file is never changed')
+    if out.exists() and out.samefile(file):
+        raise NotebookError(f'`out` is {file} itself; the old file is never changed')
     if out.exists() and not replace:
         raise NotebookError(f'{out} is there already; pass `replace=True` (`--replace`), or another `out`')
     found = MendedNotebook(file, out, mended_cells(notebook), len(notebook['cells']))
@@ -163,7 +171,7 @@ def mend_notebook(
     with atomic_write(out, 'w') as f: f.write(json.dumps(notebook, indent=1, ensure_ascii=False) + '\n')
     return found
 
-# %% ../../nbs/book/08_notebooks.ipynb #61f9130d
+# %% ../../nbs/book/08_notebooks.ipynb #3421b97f
 def run_notebook(
     notebook: dict,         # JSON of a notebook
     timeout: float = 600,   # Seconds that one cell may take
@@ -175,21 +183,19 @@ def run_notebook(
     expect('folder', folder, str, os.PathLike, None)
     nbformat = optional_import('nbformat', purpose='Running a notebook')
     nbclient = optional_import('nbclient', purpose='Running a notebook')
-    page = nbformat.from_dict({'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5} | copy.deepcopy(notebook))
-    for cell in page.cells:  # of older formats
-        if cell.cell_type == 'code':
-            cell.setdefault('outputs', [])
-            cell.setdefault('execution_count', None)
+    page = nbformat.reads(json.dumps({'metadata': {}, 'nbformat': 4, 'nbformat_minor': 4} | notebook), as_version=4)
     settings = dict(os.environ, PIP_NO_INDEX='1', PIP_DISABLE_PIP_VERSION_CHECK='1', TQDM_DISABLE='1')
     if online: settings.pop('BEARCLS_OFFLINE', None)
     else: settings['BEARCLS_OFFLINE'] = '1'
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp:
         place = Path(folder or tmp)
         place.mkdir(parents=True, exist_ok=True)
-        client = nbclient.NotebookClient(page, timeout=timeout, kernel_name='python3', resources={'metadata': {'path': str(place)}})
+        where = {'metadata': {'path': str(place)}}
+        client = nbclient.NotebookClient(page, timeout=timeout, kernel_name='python3', resources=where)
         try: client.execute(env=settings)
         except nbclient.exceptions.CellExecutionError as e:
-            return json.loads(nbformat.writes(page)), f'it stopped in cell {_failed(page)}: {e.ename}: {e.evalue}', False
+            words = f'it stopped in cell {_failed(page)}: {e.ename}: {e.evalue}'
+            return json.loads(nbformat.writes(page)), words, False
         except (nbclient.exceptions.CellTimeoutError, nbclient.exceptions.DeadKernelError) as e:
             words = 'took too long' if isinstance(e, TimeoutError) else 'ended the kernel'
             return json.loads(nbformat.writes(page)), f'cell {_failed(page)} {words}', False
@@ -197,6 +203,5 @@ def run_notebook(
 
 def _failed(page):
     "Number of the cell in which a run stopped: the last that was begun"
-    begun = [i for i, cell in enumerate(page.cells, 1) if cell.cell_type == 'code' and (cell.execution_count or cell.outputs)]
-    errors = [i for i in begun if any(o.output_type == 'error' for o in page.cells[i - 1].outputs)]
-    return (errors or begun or [1])[-1]
+    begun = [i for i, cell in enumerate(page.cells, 1) if cell.get('execution_count') or cell.get('outputs')]
+    return begun[-1] if begun else 1

@@ -8,13 +8,13 @@ Docs: https://bearcls.github.io/bearcls/book/rules.html.md"""
 __all__ = ['star', 'CodeChange', 'CellPlan', 'covered', 'tree_of', 'mend_line', 'new_import', 'looks_like_key', 'find_keys',
            'plan_cells', 'mend_cell']
 
-# %% ../../nbs/book/07_rules.ipynb #e03afd45
+# %% ../../nbs/book/07_rules.ipynb #e158ebe4
 import ast, re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ..core import expect, expect_all
 
-# %% ../../nbs/book/07_rules.ipynb #8d9f9fbf
+# %% ../../nbs/book/07_rules.ipynb #2f7212cd
 @dataclass
 class CodeChange:
     "One thing that a rule has changed in a cell, or could not change"
@@ -31,7 +31,7 @@ class CellPlan:
     secrets: dict[str, str] = field(default_factory=dict)  # Keys in clear text, each with the variable that replaces it
     modules: set[str] = field(default_factory=set)      # Names under which fastbook was imported
 
-# %% ../../nbs/book/07_rules.ipynb #49726a15
+# %% ../../nbs/book/07_rules.ipynb #a8fe63e3
 _jupyter_line = re.compile(r'^(\s*)([%!?].*|[\w. ,=]*=\s*[%!].*|[^#\'"]*[\w)\]]\?{1,2}\s*;?\s*)$')
 
 def covered(
@@ -55,8 +55,9 @@ def tree_of(
     try: return ast.parse(covered(source))
     except (SyntaxError, ValueError): return None
 
-# %% ../../nbs/book/07_rules.ipynb #75a19796
-_old_packages = re.compile(r'\b(fastbook|fastai2|duckduckgo[-_]search|jmd[-_]imagescraper|azure-cognitiveservices-search-imagesearch)\b')
+# %% ../../nbs/book/07_rules.ipynb #4b8e79b5
+_old_packages = re.compile(r'\b(fastbook|fastai2|duckduckgo[-_]search|jmd[-_]imagescraper|'
+    r'azure-cognitiveservices-search-imagesearch)\b')
 
 def mend_line(
     line: str,                          # One line that begins with `!` or `%`
@@ -73,13 +74,13 @@ def mend_line(
         return new, CodeChange('Jupyter and Voilà find their extensions themselves', text)
     return line, None
 
-# %% ../../nbs/book/07_rules.ipynb #7e27c33e
+# %% ../../nbs/book/07_rules.ipynb #40c6d4b9
 star = 'from bearcls.book import *'
 _gone_modules = ('fastbook', 'utils', 'duckduckgo_search', 'ddgs', 'azure', 'msrest', 'fastdownload',
     'jmd_imagescraper')
 _renamed_modules = {'fastai2': 'fastai', 'IPython.core.display': 'IPython.display',
-    'fastai.vision': 'fastai.vision.all',
-    'fastai.vision.widget': 'fastai.vision.widgets', 'fastai.widgets': 'fastai.vision.widgets'}
+    'fastai.vision': 'fastai.vision.all', 'fastai.vision.widget': 'fastai.vision.widgets',
+    'fastai.widgets': 'fastai.vision.widgets'}
 
 def new_import(
     node: ast.Import | ast.ImportFrom,  # Import statement
@@ -89,9 +90,7 @@ def new_import(
     if isinstance(node, ast.Import):
         names = [n for n in node.names if n.name.partition('.')[0] not in _gone_modules[:1] + _gone_modules[2:]]
         if len(names) == len(node.names): return None
-        return (f'{star}'
-            + (f'\nimport {", ".join(f"{n.name} as {n.asname}" if n.asname else n.name for n in names)}' if names
-                else ''))
+        return f'{star}\nimport {_names(names)}' if names else star
     top = (node.module or '').partition('.')[0]
     is_star = any(n.name == '*' for n in node.names)
     if node.level: return None
@@ -99,11 +98,12 @@ def new_import(
     for old, new in _renamed_modules.items():
         exact = node.module == old and (old != 'fastai.vision' or is_star)
         if exact or old == 'fastai2' and top == old:
-            names = ', '.join(f'{n.name} as {n.asname}' if n.asname else n.name for n in node.names)
-            return f'from {new + node.module[len(old):]} import {names}'
+            return f'from {new + node.module[len(old):]} import {_names(node.names)}'
     return None
 
-# %% ../../nbs/book/07_rules.ipynb #917bc5b9
+def _names(aliases): return ', '.join(f'{n.name} as {n.asname}' if n.asname else n.name for n in aliases)
+
+# %% ../../nbs/book/07_rules.ipynb #0475d8c6
 _key_name = re.compile(r'(^|_)(api_?)?(key|token|secret|password|subscription)s?$', re.IGNORECASE)
 _key_variables = {'search_images_bing': 'AZURE_SEARCH_KEY', 'search_images_google': 'GOOGLE_API_KEY'}
 
@@ -127,8 +127,8 @@ def find_keys(
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 word = _variable_of(target)
-                if isinstance(word, str) and _key_name.search(word):
-                    note(node.value, word.upper() if '_' in word else 'AZURE_SEARCH_KEY')
+                if not isinstance(word, str) or not _key_name.search(word): continue
+                note(node.value, word.upper() if '_' in word else 'AZURE_SEARCH_KEY')
         elif isinstance(node, ast.Call):
             name = _called_name(node)
             for keyword in node.keywords:
@@ -136,7 +136,7 @@ def find_keys(
                     note(keyword.value, _key_variables.get(name, 'AZURE_SEARCH_KEY'))
             if name in _key_variables:
                 for value in node.args: note(value, _key_variables[name])
-            if name in ('get', 'getenv', 'setdefault', 'CognitiveServicesCredentials') and node.args:
+            if node.args and name in ('get', 'getenv', 'setdefault', 'CognitiveServicesCredentials', 'auth'):
                 note(node.args[-1], 'AZURE_SEARCH_KEY')
     return found
 
@@ -151,7 +151,7 @@ def _called_name(node):
     "Last name of what is called"
     return getattr(node.func, 'attr', getattr(node.func, 'id', ''))
 
-# %% ../../nbs/book/07_rules.ipynb #51ea0790
+# %% ../../nbs/book/07_rules.ipynb #dae17b78
 _renamed = {'cnn_learner': 'vision_learner', 'create_cnn': 'vision_learner', 'aug_transform': 'aug_transforms',
     'ImageClassiferCleaner': 'ImageClassifierCleaner', 'download_image': 'download_images'}
 _renamed_attributes = {'ANTIALIAS': 'LANCZOS'}
@@ -174,15 +174,13 @@ def _search_call(node, plan, text_of):
 
 def _takes_images(node):
     "The call in `L(call).itemgot('image')`, or None"
-    if not (_called_name(node) in ('itemgot', 'attrgot') and [getattr(a, 'value', '') for a in node.args] == ['image']):
-        return None
+    if _called_name(node) not in ('itemgot', 'attrgot'): return None
+    if [getattr(a, 'value', '') for a in node.args] != ['image']: return None
     inner = getattr(node.func, 'value', None)
-    if isinstance(inner, ast.Call) and _called_name(inner) == 'L' and inner.args and isinstance(inner.args[0],
-        ast.Call):
-        return inner.args[0]
-    return None
+    is_list = isinstance(inner, ast.Call) and _called_name(inner) == 'L' and inner.args
+    return inner.args[0] if is_list and isinstance(inner.args[0], ast.Call) else None
 
-# %% ../../nbs/book/07_rules.ipynb #cb2be39c
+# %% ../../nbs/book/07_rules.ipynb #6ca64301
 class _Rules(ast.NodeVisitor):
     "Collects replacements: a node, its new text, and the reason"
     def __init__(self, source, plan):
@@ -213,14 +211,14 @@ class _Rules(ast.NodeVisitor):
         if isinstance(owner, ast.Name) and owner.id in self.plan.modules:
             return self.replace(node, _renamed.get(node.attr, node.attr), 'fastbook is gone; bearcls has its functions')
         if node.attr in _renamed_attributes and self.text_of(owner) in ('Image', 'PIL.Image'):
-            return self.replace(node, f'{self.text_of(owner)}.{_renamed_attributes[node.attr]}',
-                'Pillow has renamed this')
+            new = f'{self.text_of(owner)}.{_renamed_attributes[node.attr]}'
+            return self.replace(node, new, 'Pillow has renamed this')
         self.generic_visit(node)
 
     def visit_Subscript(self, node):
         owner = node.value
-        if isinstance(owner, ast.Attribute) and owner.attr == 'data' and getattr(owner.value, 'id',
-            '') in self.plan.uploads:
+        is_data = isinstance(owner, ast.Attribute) and owner.attr == 'data'
+        if is_data and getattr(owner.value, 'id', '') in self.plan.uploads:
             new = f"bytes({owner.value.id}.value[{self.text_of(node.slice)}]['content'])"
             return self.replace(node, new, 'ipywidgets 8 keeps uploads in `value`')
         self._column(node.slice)
@@ -261,7 +259,7 @@ class _Rules(ast.NodeVisitor):
             return self.replace(node.value, 'None', 'DuckDuckGo changed; bearcls searches')
         self.generic_visit(node)
 
-# %% ../../nbs/book/07_rules.ipynb #cfbd847c
+# %% ../../nbs/book/07_rules.ipynb #e42a9e94
 def plan_cells(
     sources: Iterable[str],  # Text of each code cell
 ) -> CellPlan:               # What rules must know of all cells
@@ -279,8 +277,9 @@ def plan_cells(
                 elif made == 'DDGS': plan.searchers |= names
                 else: fixed |= names
             elif isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name):
-                if isinstance(node.context_expr, ast.Call) and _called_name(node.context_expr) == 'DDGS':
-                    plan.searchers.add(node.optional_vars.id)
+                made = node.context_expr
+                is_search = isinstance(made, ast.Call) and _called_name(made) == 'DDGS'
+                if is_search: plan.searchers.add(node.optional_vars.id)
             elif isinstance(node, ast.Import):
                 plan.modules |= {n.asname or n.name for n in node.names if n.name == 'fastbook'}
     plan.uploads -= fixed
@@ -295,8 +294,8 @@ def mend_cell(
     changes = []
     tree = tree_of(source)
     if tree is None:
-        return source, [CodeChange('it is no Python that can be read, so it stays as it is', source.split('\n')[0],
-                done=False)]
+        why = 'it is no Python that can be read, so it stays as it is'
+        return source, [CodeChange(why, source.split('\n')[0], done=False)]
     rules = _Rules(source, plan)
     if not source.lstrip().startswith('%%'): rules.visit(tree)
     lines = source.split('\n')

@@ -9,7 +9,7 @@ __all__ = ['old_calls_page', 'private_hosts', 'bing_columns', 'search_images_dd'
            'drawn_results', 'reachable_address', 'plain_signature', 'looks_like_key', 'BingEntry', 'search_images_bing',
            'search_images_ddg', 'search_images_google']
 
-# %% ../../nbs/book/01_search.ipynb #119376e5
+# %% ../../nbs/book/01_search.ipynb #d0accb98
 import functools, inspect, io, os, re, threading, zlib
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ from ..gather.search import search_images
 from ..sample.figures import bear_labels, draw_bear, draw_thing, things
 from ..sample.loopback import LoopbackWeb, Reply
 
-# %% ../../nbs/book/01_search.ipynb #1c8a6676
+# %% ../../nbs/book/01_search.ipynb #0c021671
 old_calls_page = 'https://bearcls.github.io/bearcls/explain/old_call_new_call.html'  # What the lines below lead to
 _said = set()
 
@@ -35,12 +35,12 @@ def teach_once(
     print(f'{old} works. {better} ({old_calls_page})')
     return True
 
-# %% ../../nbs/book/01_search.ipynb #d84937cd
+# %% ../../nbs/book/01_search.ipynb #278c0203
 def is_offline() -> bool:  # False for an empty value, 0, no and false
     "Is `BEARCLS_OFFLINE` set?"
     return os.environ.get('BEARCLS_OFFLINE', '').strip().lower() not in ('', '0', 'no', 'false')
 
-# %% ../../nbs/book/01_search.ipynb #22ccf66c
+# %% ../../nbs/book/01_search.ipynb #9e4eacf0
 def drawn_kind(
     term: str,  # Words to search for
 ) -> str:       # One of `bear_labels` or of `things`
@@ -51,7 +51,7 @@ def drawn_kind(
     kinds = bear_labels if 'bear' in words else things
     return kinds[zlib.crc32(words.encode())%len(kinds)]
 
-# %% ../../nbs/book/01_search.ipynb #776303da
+# %% ../../nbs/book/01_search.ipynb #30db42b7
 def _drawn_page(kind, seed, number):
     "What the web sends for one address; it draws when it is asked"
     def page(request):
@@ -88,7 +88,7 @@ def drawn_results(
             term=term))
     return SearchResults(found)
 
-# %% ../../nbs/book/01_search.ipynb #4a6d329c
+# %% ../../nbs/book/01_search.ipynb #46321862
 private_hosts = set()  # Hosts of your own network that the book's download functions may visit, such as '127.0.0.1'
 
 def reachable_address(
@@ -101,7 +101,7 @@ def reachable_address(
     if urlsplit(url).hostname in private_hosts: return url
     return drawn_results(' '.join(re.findall('[A-Za-z]{3,}', urlsplit(url).path)) or 'bear', 1)[0].image
 
-# %% ../../nbs/book/01_search.ipynb #51970ea1
+# %% ../../nbs/book/01_search.ipynb #016027e6
 def _find(term, max_images, providers, min_side=0, **options):
     "Results of the first providers that have enough; drawn ones offline"
     expect('term', term, str)
@@ -125,7 +125,7 @@ def plain_signature(
     function.__signature__ = known.replace(parameters=bare, return_annotation=known.empty)
     return function
 
-# %% ../../nbs/book/01_search.ipynb #e03efbcf
+# %% ../../nbs/book/01_search.ipynb #b4567916
 _key_names = ('AZURE_SEARCH_KEY', 'BING_SEARCH_KEY', 'SERPAPI_KEY')  # Where the book, bearcls and fastai look for one
 
 def looks_like_key(
@@ -151,7 +151,7 @@ def _either_order(function):
         return function(*words, **named)
     return call
 
-# %% ../../nbs/book/01_search.ipynb #d75203e5
+# %% ../../nbs/book/01_search.ipynb #45a4850f
 bing_columns = ('webSearchUrl name thumbnailUrl datePublished isFamilyFriendly contentUrl hostPageUrl contentSize '
     'encodingFormat hostPageDisplayUrl width height thumbnail imageInsightsToken insightsMetadata imageId '
     'accentColor').split()  # Of an entry of the old answer
@@ -175,7 +175,7 @@ class BingEntry(dict):
         "A column under its name, or under the name with underscores, such as content_url"
         return super().get(re.sub('_([a-z])', lambda m: m[1].upper(), str(key)), default)
 
-# %% ../../nbs/book/01_search.ipynb #935cc365
+# %% ../../nbs/book/01_search.ipynb #01916e88
 @_either_order
 @plain_signature
 def search_images_bing(
@@ -195,7 +195,7 @@ def search_images_bing(
             'August 2025. Today: from bearcls.gather import search_images')
     return L(BingEntry.of(r) for r in _find(term, max_images, names, min_sz, **options))
 
-# %% ../../nbs/book/01_search.ipynb #1380ceb8
+# %% ../../nbs/book/01_search.ipynb #d9a2ec7f
 @plain_signature
 def search_images_ddg(
     term: str,              # Words to search for

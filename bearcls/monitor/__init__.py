@@ -1,4 +1,4 @@
-"""What happens after release: a log of every answer, and what it tells
+"""What happens after release: a log of every answer, and what it tells you
 
 Docs: https://bearcls.github.io/bearcls/monitor/index.html.md"""
 
@@ -7,10 +7,19 @@ Docs: https://bearcls.github.io/bearcls/monitor/index.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/monitor/index.ipynb #289d97be
+# %% ../../nbs/monitor/index.ipynb #02a127b8
 from ..doors import front_door
 
-# %% ../../nbs/monitor/index.ipynb #fab171ec
+# %% ../../nbs/monitor/index.ipynb #f7f65ccd
 __getattr__, __dir__, __all__ = front_door('bearcls.monitor', dict(
     log='LogError LogRow LogStats PredictionLog Verdict',
+    writer='LogStatus LogWriter',
+    retention='export_log forget forget_again prune',
+    reference='Reference plot_reference',
+    drift='Alarm DriftMonitor',
+    accuracy='Accuracy AccuracyAlarm AccuracyMonitor ReviewRule accuracy_monitor accuracy_of '
+        'confidence_sequence mix_estimate',
+    history='History read_history',
+    watch='Delivery LogWatch open_watch run_command send_webhook watch_figures',
+    report='MonitorReport monitor_report',
 ))

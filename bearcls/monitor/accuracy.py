@@ -9,7 +9,7 @@ __all__ = ['more_bets', 'fewer_bets', 'wrong_advice', 'stakes', 'doubt', 'Review
            'log_capital', 'confidence_sequence', 'Accuracy', 'accuracy_html', 'accuracy_from', 'AccuracyRows',
            'accuracy_of', 'AccuracyAlarm', 'AccuracyMonitor', 'accuracy_monitor', 'MixEstimate', 'mix_estimate']
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #7eb046fc
+# %% ../../nbs/monitor/07_accuracy.ipynb #c5662f26
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from ..core import DataError, expect, expect_all, patch_to, sha256
 from .log import time_words
 from ..show import Html, html_table
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #59798a0b
+# %% ../../nbs/monitor/07_accuracy.ipynb #63967b10
 def doubt(
     trusted: np.ndarray,     # (answers,) may the label be used without a person?
     confidence: np.ndarray,  # (answers,) 0 to 1; nan where the bundle has none, which counts as 0.98
@@ -30,7 +30,7 @@ def doubt(
     least = np.where(np.asarray(trusted, bool), 0, .5)
     return np.sqrt(np.clip(np.maximum(wrong, least), 0, 1))
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #6b170397
+# %% ../../nbs/monitor/07_accuracy.ipynb #3608718d
 @dataclass(frozen=True)
 class ReviewRule:
     "How probably a person is asked about an answer"
@@ -51,7 +51,7 @@ class ReviewRule:
         share = self.even + (1 - self.even)*doubt(trusted, confidence)/self.usual
         return np.clip(np.round(self.budget*share, 3), .001, 1)
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #b7abff15
+# %% ../../nbs/monitor/07_accuracy.ipynb #bd93771d
 @patch_to(ReviewRule)
 def choose(self,
     columns: Mapping[str, np.ndarray],  # `answer`, `trusted` and `confidence`
@@ -69,10 +69,11 @@ def needed(
     "Refuse columns that lack one"
     expect('columns', columns, Mapping)
     missing = [name for name in names if name not in columns]
-    if missing: raise DataError(f'`columns` has no {", ".join(missing)}; it holds {", ".join(map(str, columns)) or "nothing"}')
+    if missing:
+        raise DataError(f'`columns` has no {", ".join(missing)}; it holds {", ".join(map(str, columns)) or "nothing"}')
     return columns
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #ca5084c6
+# %% ../../nbs/monitor/07_accuracy.ipynb #4d9a32df
 @dataclass
 class Reviews:
     "Verdicts on a number of answers, by the probability with which a person was asked"
@@ -92,7 +93,7 @@ class Reviews:
         for q, row in other.by.items(): by[q] = tuple(a + b for a, b in zip(by.get(q, (0, 0, 0)), row))
         return Reviews(self.n + other.n, by, self.volunteered + other.volunteered)
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #7a4bf18b
+# %% ../../nbs/monitor/07_accuracy.ipynb #fbdd047e
 def count_reviews(
     columns: Mapping[str, np.ndarray],  # `chosen` and `right`
 ) -> Reviews:                           # Of these answers
@@ -109,7 +110,7 @@ def count_reviews(
         for weights in (None, judged[chosen], right[chosen] == 0)]
     return Reviews(len(probability), dict(zip(values.tolist(), zip(*counts))), int((judged & ~chosen).sum()))
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #a4c0fe33
+# %% ../../nbs/monitor/07_accuracy.ipynb #a3bacf98
 def log_capital(
     error: float,       # Error to bet against, 0 to 1
     n: int,             # Answers, chosen or not
@@ -145,7 +146,7 @@ def confidence_sequence(
         bounds.append((low if low_is_out else high))
     return bounds[0], max(bounds)
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #897fc4ec
+# %% ../../nbs/monitor/07_accuracy.ipynb #cb4bfea9
 @dataclass
 class Accuracy:
     "How often a model was right, from verdicts"
@@ -169,12 +170,13 @@ def accuracy_html(
     rows: Iterable[Accuracy],  # What to show
 ) -> Html:                     # A table
     "Accuracies below each other"
-    rows = [{'': r.name, 'right': f'{r.accuracy:.1%}' if r.verdicts else '?', '95% interval': f'{r.low:.1%} to {r.high:.1%}',
+    rows = [{'': r.name, 'right': f'{r.accuracy:.1%}' if r.verdicts else '?',
+            '95% interval': f'{r.low:.1%} to {r.high:.1%}',
         'answers': f'{r.answers:,}', 'verdicts': f'{r.verdicts:,}', 'outstanding': f'{r.outstanding:,}',
         'volunteered, not counted': f'{r.volunteered:,}'} for r in expect_all('rows', rows, Accuracy)]
     return html_table(rows)
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #70e44d16
+# %% ../../nbs/monitor/07_accuracy.ipynb #55645f12
 def accuracy_from(
     reviews: Reviews,        # Counted verdicts
     name: str = 'all',       # What it is about
@@ -199,7 +201,7 @@ def accuracy_from(
     counts.high = 1 - least
     return counts
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #3ae44161
+# %% ../../nbs/monitor/07_accuracy.ipynb #2b51d255
 class AccuracyRows(list):
     "Several `Accuracy`, as a table"
     def _repr_html_(self): return str(accuracy_html(self))
@@ -220,7 +222,7 @@ def accuracy_of(
         rows.append(accuracy_from(count_reviews(some), name, missing, level))
     return rows
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #a9392d0d
+# %% ../../nbs/monitor/07_accuracy.ipynb #32034d67
 @dataclass
 class AccuracyAlarm:
     "More answers are wrong than promised"
@@ -233,12 +235,15 @@ class AccuracyAlarm:
     place: str = ''     # Where; '': all places together
     feature: str = 'error'     # What changed, as in the alarms of drift
     direction: str = 'higher'  # How
+    times: int = 1             # How often it was noticed, if it went on
+    last: float = math.nan     # When it was noticed last
 
     @property
     def words(self) -> str:
         "What happened, in a sentence"
         where = f' at {self.place}' if self.place else ''
-        return (f'since {time_words(self.since)[:16]} UTC{where}, about {self.observed:.0%} of the answers are wrong, where '
+        return (f'since {time_words(self.since)[:16]} UTC{where}, about {self.observed:.0%} of the answers are wrong, '
+            'where '
             f'{self.expected:.0%} were promised ({self.verdicts:,} verdicts on {self.answers:,} answers)')
 
     @property
@@ -246,10 +251,11 @@ class AccuracyAlarm:
 
     def _repr_html_(self): return f'<p><b>{escape(self.words)}</b><br>{escape(self.advice)}</p>'
 
-wrong_advice = ('Look at the wrong answers: is a label missing, or has the light, the camera or the place changed? Label such '
+wrong_advice = ('Look at the wrong answers: is a label missing, or has the light, the camera or the place changed? '
+    'Label such '
     'images and train again. Until then, let a person decide more often.')
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #18e6ed24
+# %% ../../nbs/monitor/07_accuracy.ipynb #6ba556ed
 stakes = np.geomspace(.02, 10, 10)  # What the bettors put on a larger error; a small one suits rare reviews
 
 class AccuracyMonitor:
@@ -280,7 +286,7 @@ class AccuracyMonitor:
     def __repr__(self):
         return f'AccuracyMonitor(promised={self.promised:g}, capital {self.capital:,.0f} of {self.run_length:,.0f})'
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #4b055d4d
+# %% ../../nbs/monitor/07_accuracy.ipynb #54a2dd70
 @patch_to(AccuracyMonitor)
 def update(self,
     reviews: Reviews,  # Verdicts on the answers of one block
@@ -302,11 +308,11 @@ def update(self,
     k = int(self.log_capital.argmax())  # the bettor that won most tells since when
     n, weight, judged = self.counts[k].tolist()
     alarm = AccuracyAlarm(min(1., weight/n), self.promised, float(self.since[k]), float(end), int(n), int(judged),
-        self.place)
+        self.place, last=float(end))
     self.reset()
     return alarm
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #afe9e1ed
+# %% ../../nbs/monitor/07_accuracy.ipynb #fb3358a6
 @patch_to(AccuracyMonitor)
 def state(self) -> dict[str, Any]:  # Numbers, texts and lists, ready for JSON
     "All that the monitor remembers"
@@ -330,7 +336,7 @@ def accuracy_monitor(
         raise DataError(f'`state` is not that of an AccuracyMonitor: {e}') from e
     return monitor
 
-# %% ../../nbs/monitor/07_accuracy.ipynb #ad891583
+# %% ../../nbs/monitor/07_accuracy.ipynb #e58f172d
 @dataclass
 class MixEstimate:
     "What can be said without verdicts"
@@ -341,7 +347,8 @@ class MixEstimate:
 
     def __str__(self):
         usual = '' if self.usual is None else f' (usually {self.usual:.0%})'
-        return (f'{self.trusted:.0%} of {self.answers:,} answers are trusted{usual}; if only the mix of images changed, '
+        return (f'{self.trusted:.0%} of {self.answers:,} answers are trusted{usual}; if only the mix of images '
+            'changed, '
             f'{self.expected:.0%} of all are right')
     def _repr_html_(self): return str(html_table([{'trusted': f'{self.trusted:.1%}',
         'usually trusted': '?' if self.usual is None else f'{self.usual:.1%}',

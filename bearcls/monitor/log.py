@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/monitor/log.html.md"""
 __all__ = ['no_scene', 'max_blob', 'log_version', 'durabilities', 'LogError', 'safe_text', 'LogRow', 'log_tables', 'Verdict',
            'PredictionLog', 'row_values', 'time_words', 'LogStats']
 
-# %% ../../nbs/monitor/01_log.ipynb #4e032bb7
+# %% ../../nbs/monitor/01_log.ipynb #83c234c2
 import contextlib, json, math, operator, os, re, sqlite3, threading, time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,7 +20,7 @@ import numpy as np
 from ..core import BearclsError, expect, expect_all, optional_import, patch_to, short_words
 from ..show import html_table
 
-# %% ../../nbs/monitor/01_log.ipynb #205837a6
+# %% ../../nbs/monitor/01_log.ipynb #e0ca8fe0
 class LogError(BearclsError, RuntimeError):
     "The log cannot be read or written; the message says why, and holds no password"
 
@@ -35,7 +35,7 @@ def safe_text(
     if len(text) > most: text = text[:most - 1] + '…'
     return text if text.isascii() and '\0' not in text else _unsafe.sub('\N{REPLACEMENT CHARACTER}', text)
 
-# %% ../../nbs/monitor/01_log.ipynb #28bbff52
+# %% ../../nbs/monitor/01_log.ipynb #3c40d468
 no_scene = -2**63  # In place of a scene that is not known, where numbers cannot be empty
 
 @dataclass
@@ -68,7 +68,7 @@ class LogRow:
 
     def __post_init__(self): _check_row(self)
 
-# %% ../../nbs/monitor/01_log.ipynb #f17ae96a
+# %% ../../nbs/monitor/01_log.ipynb #1cf71f79
 max_blob = 1 << 16  # Bytes of the features, and of the thumbnail, of one row
 _own_texts = dict(answer=64, model=128, place=100)  # set by programs: refused if wrong
 _foreign_texts = dict(label=255, reason=500, request=128, name=255)  # may come from strangers: cut
@@ -106,7 +106,7 @@ def _check_row(row):
     expect('trusted', row.trusted, bool)
     expect('probabilities', row.probabilities, Mapping)
 
-# %% ../../nbs/monitor/01_log.ipynb #9f0bdab9
+# %% ../../nbs/monitor/01_log.ipynb #a53efe7a
 log_version = 1  # Of the tables, stored with them; a newer bearcls may raise it
 
 @cache
@@ -131,7 +131,7 @@ def log_tables() -> tuple[Any, Any, Any]:  # `answers`, `verdicts` and `bearcls_
     sa.Index('verdicts_answer', verdicts.c.answer)
     return answers, verdicts, version
 
-# %% ../../nbs/monitor/01_log.ipynb #88048ab7
+# %% ../../nbs/monitor/01_log.ipynb #a7bdd81a
 @dataclass
 class Verdict:
     "What one person says about one answer"
@@ -151,7 +151,7 @@ class Verdict:
         if not isinstance(self.time, (int, float)) or not math.isfinite(self.time):
             raise ValueError(f'`time` must be a finite number, got {short_words(self.time)}')
 
-# %% ../../nbs/monitor/01_log.ipynb #a7141216
+# %% ../../nbs/monitor/01_log.ipynb #80a6c83f
 durabilities = dict(process='NORMAL', power='FULL')  # What confirmed rows survive, and what SQLite calls it
 
 class PredictionLog:
@@ -183,7 +183,7 @@ class PredictionLog:
 
     def __repr__(self): return f'PredictionLog({self.title})'
 
-# %% ../../nbs/monitor/01_log.ipynb #8fb32cc6
+# %% ../../nbs/monitor/01_log.ipynb #697cd9ea
 def _make_engine(log):
     "SQLAlchemy's engine; its connections to SQLite get the settings of this log"
     sa = optional_import('sqlalchemy', purpose='A prediction log')
@@ -210,7 +210,7 @@ def _make_engine(log):
         connection.exec_driver_sql(connection.get_execution_options().get('bearcls_begin', 'BEGIN'))
     return engine
 
-# %% ../../nbs/monitor/01_log.ipynb #b27e137b
+# %% ../../nbs/monitor/01_log.ipynb #6dce6b5a
 def _log_trouble(log, error):
     "A database's error as one sentence"
     words = str(getattr(error, 'orig', None) or error).lower()
@@ -238,7 +238,7 @@ def transaction(self,
     except sa.exc.IntegrityError: raise
     except (sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as e: raise LogError(_log_trouble(self, e)) from e
 
-# %% ../../nbs/monitor/01_log.ipynb #70cd5b47
+# %% ../../nbs/monitor/01_log.ipynb #e19cf08a
 @patch_to(PredictionLog)
 def _ready_engine(self):
     "The engine, after the tables were looked at"
@@ -301,9 +301,12 @@ def row_values(
     except (TypeError, ValueError) as e:
         raise ValueError('`probabilities` must be finite numbers by label, got '
             f'{short_words(row.probabilities)}') from e
+    if len(values['probabilities']) > 16*max_blob:
+        raise ValueError(f'`probabilities` must have at most {16*max_blob:,} characters as JSON, got '
+            f'{len(values["probabilities"]):,}')
     return values
 
-# %% ../../nbs/monitor/01_log.ipynb #d2494d7f
+# %% ../../nbs/monitor/01_log.ipynb #438bf10e
 @patch_to(PredictionLog)
 def write(self,
     rows: Iterable[LogRow],  # Any number
@@ -354,7 +357,7 @@ def write_verdict(self,
     expect('verdict', verdict, Verdict)
     with self.transaction() as connection: connection.execute(log_tables()[1].insert(), [vars(verdict)])
 
-# %% ../../nbs/monitor/01_log.ipynb #de71166b
+# %% ../../nbs/monitor/01_log.ipynb #67b47ad0
 _verdict_columns = ('right', 'correct')
 
 def _column_array(column, values):
@@ -386,7 +389,7 @@ def _log_filters(answers, since, until, place, model):
     if expect('model', model, str, None) is not None: wanted.append(answers.c.model == model)
     return wanted
 
-# %% ../../nbs/monitor/01_log.ipynb #ccd6c19f
+# %% ../../nbs/monitor/01_log.ipynb #875e943a
 @patch_to(PredictionLog)
 def read(self,
     columns: Iterable[str] | None = None,  # Names; None: all but features and thumbnails, with `right` and `correct`
@@ -441,7 +444,7 @@ def _chunks(self, names, wanted, since, chunk, last):
         yield {n: found[n] for n in names}
         if len(rows) < chunk: return
 
-# %% ../../nbs/monitor/01_log.ipynb #bdf6f4e4
+# %% ../../nbs/monitor/01_log.ipynb #c7800838
 @patch_to(PredictionLog)
 def tail(self,
     n: int = 10,  # Rows
@@ -465,7 +468,7 @@ def time_words(
         raise ValueError(f'`seconds` must be a number, got {short_words(seconds)}')
     return datetime.fromtimestamp(seconds, timezone.utc).strftime('%Y-%m-%d %H:%M:%S')
 
-# %% ../../nbs/monitor/01_log.ipynb #d600af1b
+# %% ../../nbs/monitor/01_log.ipynb #5ca4166d
 @dataclass
 class LogStats:
     "What a log holds"

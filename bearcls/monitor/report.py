@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/monitor/report.html.md"""
 # %% auto #0
 __all__ = ['timeline', 'log_thumbnails', 'WrongAnswer', 'wrong_answers', 'MonitorReport', 'monitor_report', 'lines_html']
 
-# %% ../../nbs/monitor/10_report.ipynb #81d35b38
+# %% ../../nbs/monitor/10_report.ipynb #2ee3342d
 import math, os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ from .reference import features
 from .watch import LogWatch, open_watch
 from ..show import Html, html_table, thumbnail
 
-# %% ../../nbs/monitor/10_report.ipynb #69367e93
+# %% ../../nbs/monitor/10_report.ipynb #f7a7415d
 def timeline(
     title: str,                # What is drawn
     times: Sequence[float],    # Seconds since 1970, ascending
@@ -64,23 +64,27 @@ def timeline(
     if usual is not None and not math.isnan(usual):
         shape.append(f'<path d="M44 {y(usual):.1f}H392" stroke="currentColor" stroke-dasharray="2 4" opacity=".7"/>')
     pieces = [[]]
-    for t, v in zip(times, values): pieces[-1].append(f'{x(t):.1f},{y(v):.1f}') if not math.isnan(v) else pieces.append([])
+    for t, v in zip(times, values):
+        pieces[-1].append(f'{x(t):.1f},{y(v):.1f}') if not math.isnan(v) else pieces.append([])
     for piece in filter(None, pieces):
-        if len(piece) == 1: shape.append(f'<circle cx="{piece[0].replace(",", chr(34) + " cy=" + chr(34))}" r="2" fill="{_colour}"/>')
+        if len(piece) == 1:
+            shape.append(f'<circle cx="{piece[0].replace(",", chr(34) + " cy=" + chr(34))}" r="2" fill="{_colour}"/>')
         shape.append(f'<polyline points="{" ".join(piece)}" fill="none" stroke="{_colour}" stroke-width="1.6"/>')
     for t, i in marks:
         if not times[0] <= t <= times[-1] + 2*day: continue
         at = min(x(t), 392)
         shape.append(f'<path d="M{at:.1f} 12V106" stroke="{_alarm_colour}" stroke-width="1.4"/>'
             f'<text x="{at:.1f}" y="10" text-anchor="middle" fill="{_alarm_colour}" font-weight="bold">{i}</text>')
-    for v, place in ((top, 18), (bottom, 106)): shape.append(f'<text x="40" y="{place}" text-anchor="end">{number(v)}</text>')
+    for v, place in ((top, 18), (bottom, 106)):
+        shape.append(f'<text x="40" y="{place}" text-anchor="end">{number(v)}</text>')
     for t, anchor, place in ((times[0], 'start', 44), (times[-1], 'end', 392)):
         shape.append(f'<text x="{place}" y="124" text-anchor="{anchor}">{_date(t)}</text>')
     drawn = [v for v in values if not math.isnan(v)] or known
     words = (f'{title}: {number(drawn[0])} on {_date(times[0])}, {number(drawn[-1])} on {_date(times[-1])}, '
         f'lowest {number(min(drawn))}, highest {number(max(drawn))}')
     return Html(f'<figure class="line" style="margin:0"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 400 130" role="img" aria-label="{escape(words, quote=True)}" style="width:100%;max-width:400px;height:auto" '
+        f'<svg viewBox="0 0 400 130" role="img" aria-label="{escape(words, quote=True)}" '
+        'style="width:100%;max-width:400px;height:auto" '
         f'font-size="11" font-family="system-ui, sans-serif" fill="currentColor">{"".join(shape)}</svg></figure>')
 
 _colour = 'var(--accent, #2f6f8f)'
@@ -88,7 +92,7 @@ _alarm_colour = '#d0392b'
 
 def _date(t): return f'{datetime.fromtimestamp(t, timezone.utc):%d %b %Y}'
 
-# %% ../../nbs/monitor/10_report.ipynb #c94f4d07
+# %% ../../nbs/monitor/10_report.ipynb #db49f5ba
 def log_thumbnails(
     log: PredictionLog,   # The log
     ids: Iterable[int],   # Rows
@@ -136,7 +140,7 @@ def wrong_answers(
     if place: query = query.where(answers.c.place == place)
     with log.transaction(write=False) as connection: return [WrongAnswer(*row) for row in connection.execute(query)]
 
-# %% ../../nbs/monitor/10_report.ipynb #94fb58bd
+# %% ../../nbs/monitor/10_report.ipynb #7177b9f2
 @dataclass
 class MonitorReport:
     "How a model in use is doing"
@@ -176,7 +180,7 @@ def monitor_report(
     watch = open_watch(log, bundle, reference_until, state, since=since if state is None else None)
     return MonitorReport(watch, watch.update(), -math.inf if since is None else since, title)
 
-# %% ../../nbs/monitor/10_report.ipynb #2a79e848
+# %% ../../nbs/monitor/10_report.ipynb #cc8d2236
 @patch_to(MonitorReport)
 def timelines(self) -> list[Html]:  # Drawings
     "Answers, trust, labels, measurements and accuracy over time"
@@ -188,14 +192,15 @@ def timelines(self) -> list[Html]:  # Drawings
     usual = reference.reference.values if reference else {}
     def usually(name): return float(_mean(usual[name])) if name in usual else None
     def marks(*names): return [(a.time, i) for i, a in alarms if a.feature in names]
-    found = [timeline('Answers a day', times, [d.total.answers/d.seconds*day for d in days], marks=marks('sharpness', 'size'),
-            from_zero=True),
+    found = [timeline('Answers a day', times, [d.total.answers/d.seconds*day for d in days],
+            marks=marks('sharpness', 'size'), from_zero=True),
         timeline('Trusted answers', times, [d.trusted for d in days], usual=self.watch.normal.trusted,
             marks=marks('trusted', 'probability'), percent=True)]
     right = self._accuracy_so_far(days)
     if any(a.verdicts for a in right):
         promised = self.watch.normal.promised
-        found.append(timeline('Right answers so far, with 95% interval', times, [a.accuracy for a in right], [a.low for a in right],
+        found.append(timeline('Right answers so far, with 95% interval', times, [a.accuracy for a in right],
+                [a.low for a in right],
             [a.high for a in right], None if promised is None else 1 - promised, marks('error'), True))
     for name in ('ood_score', 'brightness', 'seconds'):
         values = [d.total.mean(name) for d in days]
@@ -206,8 +211,8 @@ def timelines(self) -> list[Html]:  # Drawings
     for d in days: counts.update(d.labels)
     for label, _ in counts.most_common(6):
         share = [d.labels.get(label, 0)/d.total.answers for d in days]
-        found.append(timeline(f'Answers “{label}”', times, share, usual=usually(f'label: {label}'), marks=marks(f'label: {label}'),
-            percent=True))
+        found.append(timeline(f'Answers “{label}”', times, share, usual=usually(f'label: {label}'),
+                marks=marks(f'label: {label}'), percent=True))
     return found
 
 @patch_to(MonitorReport)
@@ -229,15 +234,19 @@ def lines_html(
     return Html('<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:18px">'
         f'{"".join(lines)}</div>')
 
-# %% ../../nbs/monitor/10_report.ipynb #40da0500
+# %% ../../nbs/monitor/10_report.ipynb #e6661f49
 @patch_to(MonitorReport)
-def alarms_html(self) -> Html:  # One element for each alarm, numbered as in the time lines
+def alarms_html(self,
+    numbers: Sequence[int] | None = None,  # Show only these; None: all
+) -> Html:                                 # One element for each alarm, numbered as in the time lines
     "Alarms with their history, advice and images"
     if not self.alarms: return Html('<p>There was no alarm.</p>')
     found = []
     for i, alarm in enumerate(self.alarms, 1):
+        if numbers is not None and i not in numbers: continue
         words = alarm.words[0].upper() + alarm.words[1:]
-        again = f' It went on: noticed {alarm.times} times, last on {_date(alarm.last)}.' if getattr(alarm, 'times', 1) > 1 else ''
+        again = (f' It went on: noticed {alarm.times} times, last on {_date(alarm.last)}.'
+            if getattr(alarm, 'times', 1) > 1 else '')
         new = ' <b>New.</b>' if any(alarm is a for a in self.new) else ''
         found.append(f'<section class="alarm" style="border-left:4px solid {_alarm_colour};padding-left:12px;margin:14px 0">'
             f'<h3 style="margin:0">{i}. {escape(_feature_words(alarm))}: {_date(alarm.time)}</h3>'
@@ -250,13 +259,26 @@ def _feature_words(alarm):
     return words[0].upper() + words[1:] + (f' at {alarm.place}' if alarm.place else '')
 
 @patch_to(MonitorReport)
+def alarm_table(self) -> Html:  # A line for each alarm, numbered as in the time lines
+    "All alarms at a glance"
+    if not self.alarms: return Html('<p>There was no alarm.</p>')
+    rows = []
+    for i, a in enumerate(self.alarms, 1):
+        share = a.feature == 'error' or a.feature.startswith(('trusted', 'label'))
+        now, then = (f'{v:.0%}' if share else f'{v:.3g}' for v in (a.observed, a.expected))
+        rows.append({'': i, 'what': _feature_words(a), 'since': _date(a.since), 'noticed': _date(a.time),
+                'last': _date(a.last), 'observed': now, 'expected': then})
+    return html_table(rows, max_rows=1000)
+
+@patch_to(MonitorReport)
 def _alarm_images(self, alarm, n=6):
     "Images that moved an alarm, beside the most similar ones of the reference; wrong answers for one on accuracy"
     log = self.watch.log
     if isinstance(alarm, AccuracyAlarm):
         wrong = wrong_answers(log, n, alarm.since, alarm.place or None)
         shown = log_thumbnails(log, [w.id for w in wrong])
-        return _figures((shown.get(w.id), f'said {w.label}' + (f', is {w.correct}' if w.correct else '')) for w in wrong)
+        return _figures((shown.get(w.id), f'said {w.label}' + (f', is {w.correct}' if w.correct else ''))
+            for w in wrong)
     reference = self.watch.drift[alarm.place].reference
     pairs = list(zip(alarm.rows, alarm.nearest))[:n]
     images = log_thumbnails(log, [*(row for row, _ in pairs), *(near for _, near in pairs)])
@@ -264,7 +286,8 @@ def _alarm_images(self, alarm, n=6):
     if not new or reference.ids is None: return new
     nearest = dict.fromkeys(near for _, near in pairs)
     old = _figures((images.get(i), f'row {i}') for i in nearest)
-    return f'<p>Images that show it most:</p>{new}' + (f'<p>The most similar ones of the reference:</p>{old}' if old else '')
+    return (f'<p>Images that show it most:</p>{new}'
+        + (f'<p>The most similar ones of the reference:</p>{old}' if old else ''))
 
 def _figures(images):
     "Thumbnails with captions; nothing if there are none"
@@ -272,7 +295,7 @@ def _figures(images):
         f'{escape(caption)}</figcaption></figure>' for image, caption in images if image is not None]
     return f'<div style="display:flex;flex-wrap:wrap;gap:10px">{"".join(found)}</div>' if found else ''
 
-# %% ../../nbs/monitor/10_report.ipynb #6d5853cb
+# %% ../../nbs/monitor/10_report.ipynb #6918a4c2
 @patch_to(MonitorReport)
 def accuracies(self) -> AccuracyRows:  # All answers, then places (if there are several) and labels
     "Accuracy from verdicts"
@@ -280,7 +303,8 @@ def accuracies(self) -> AccuracyRows:  # All answers, then places (if there are 
     total = sum(places.values(), Reviews())
     rows = [accuracy_from(total)]
     if len(places) > 1: rows += [accuracy_from(r, f'at {place or "no place"}') for place, r in sorted(places.items())]
-    return AccuracyRows([*rows, *(accuracy_from(r, f'said {label}') for label, r in sorted(self.reviews('label').items()))])
+    return AccuracyRows([*rows,
+            *(accuracy_from(r, f'said {label}') for label, r in sorted(self.reviews('label').items()))])
 
 @patch_to(MonitorReport)
 def mix(self) -> MixEstimate:  # Of the newest week
@@ -301,13 +325,16 @@ def verdicts_html(self) -> Html:  # Tables
     wrong = wrong_answers(log, since=self.since)
     images = log_thumbnails(log, [w.id for w in wrong])
     if wrong:
-        found += '<h3>Newest wrong answers</h3>' + html_table([{'date': _date(w.time), 'place': w.place, 'said': w.label,
-            'is': w.correct or '?', 'image': thumbnail(images[w.id], 72, f'row {w.id}') if w.id in images else ''} for w in wrong])
+        found += ('<h3>Newest wrong answers</h3>'
+            + html_table([{'date': _date(w.time), 'place': w.place, 'said': w.label,
+            'is': w.correct or '?', 'image': thumbnail(images[w.id], 72, f'row {w.id}') if w.id in images else ''}
+            for w in wrong]))
     mix = self.mix()
-    if mix.answers: found += f'<p>The newest week: {escape(str(mix))}. That estimate fails when images become unlike those that the model knows.</p>'
+    if mix.answers:
+        found += f'<p>The newest week: {escape(str(mix))}. That estimate fails when images become unlike those that the model knows.</p>'
     return Html(found)
 
-# %% ../../nbs/monitor/10_report.ipynb #f560e8d0
+# %% ../../nbs/monitor/10_report.ipynb #096719cc
 @patch_to(MonitorReport)
 def headline(self) -> str:  # Two or three sentences
     "The report in short"
@@ -317,7 +344,8 @@ def headline(self) -> str:  # Two or three sentences
     alarms = self.alarms
     told = (f'There were {len(alarms)} alarms, the newest on {_date(alarms[-1].time)}.' if len(alarms) > 1 else
         f'There was one alarm, on {_date(alarms[0].time)}.' if alarms else 'There was no alarm.')
-    unwatched = '' if self.watch.drift else ' Nothing says what is normal, so there could be none: give a bundle or reference_until.'
+    unwatched = ('' if self.watch.drift
+        else ' Nothing says what is normal, so there could be none: give a bundle or reference_until.')
     return f'{n:,} answers from {_date(days[0].start)} to {_date(days[-1].start)}. {told}{"" if alarms else unwatched}'
 
 @patch_to(MonitorReport)
@@ -329,14 +357,14 @@ def _cards(self):
     return [(f'{sum(d.total.answers for d in self.days):,}', 'answers'),
         (f'{mix.trusted:.0%}' if mix.answers else '?', f'trusted in the newest week{usual}'),
         (f'{right.accuracy:.1%}' if right.verdicts else '?',
-            f'right ({right.low:.1%} to {right.high:.1%}), from {right.verdicts:,} verdicts' if right.verdicts else 'right: no verdicts yet'),
-        (f'{len(self.alarms)}', 'alarms')]
+            f'right ({right.low:.1%} to {right.high:.1%}), from {right.verdicts:,} verdicts' if right.verdicts
+            else 'right: no verdicts yet'), (f'{len(self.alarms)}', 'alarms')]
 
 @patch_to(MonitorReport)
 def _repr_html_(self):
     "Short, for a notebook"
     cards = ''.join(f'<li><b>{escape(value)}</b> {escape(words)}</li>' for value, words in self._cards())
-    return f'<p>{escape(self.headline())}</p><ul>{cards}</ul>{lines_html(self.timelines()[:4])}{self.alarms_html()}'
+    return f'<p>{escape(self.headline())}</p><ul>{cards}</ul>{lines_html(self.timelines()[:4])}{self.alarm_table()}'
 
 @patch_to(MonitorReport)
 def write_html(self,
@@ -346,27 +374,33 @@ def write_html(self,
     expect('file', file, str, os.PathLike)
     jinja2 = optional_import('jinja2', purpose='A report')
     notes = ''.join(f'<li>{escape(note)}</li>' for note in self.watch.notes)
-    table = html_table([{'from': d.date, 'answers': d.total.answers, 'trusted': f'{d.trusted:.0%}', 'brightness': d.total.mean('brightness'),
+    table = html_table([{'from': d.date, 'answers': d.total.answers, 'trusted': f'{d.trusted:.0%}',
+                'brightness': d.total.mean('brightness'),
         'OOD score': d.total.mean('ood_score'), 'verdicts': d.total.reviews.judged} for d in self.days], max_rows=400)
-    sections = [('alarms', 'Alarms', self.alarms_html() + (f'<h3>Not watched</h3><ul>{notes}</ul>' if notes else '')),
-        ('lines', 'Time lines', f'<p class="soft">Days are in UTC. Dashed: as usual. Red: alarms, by number.</p>{lines_html(self.timelines())}'
+    sections = [('alarms', 'Alarms',
+            self.alarm_table() + self.alarms_html() + (f'<h3>Not watched</h3><ul>{notes}</ul>' if notes else '')),
+        ('lines', 'Time lines', '<p class="soft">Days are in UTC. Dashed: as usual. Red: alarms, by number.</p>'
+                f'{lines_html(self.timelines())}'
             f'<details><summary>The same as a table</summary>{table}</details>'),
         ('verdicts', 'Verdicts', self.verdicts_html()),
         ('limits', 'What this page can’t tell', _limits)]
     templates = jinja2.Environment(loader=jinja2.PackageLoader('bearcls', 'templates'), autoescape=True)
-    page = templates.get_template('report.html').render(title=self.title or self.watch.log.title, summary=self.headline(),
-        cards=[dict(value=value, words=words) for value, words in self._cards()],
+    page = templates.get_template('report.html').render(title=self.title or self.watch.log.title,
+        summary=self.headline(), cards=[dict(value=value, words=words) for value, words in self._cards()],
         sections=[dict(id=i, title=title, body=body) for i, title, body in sections], version=bearcls.__version__,
         date=_date(datetime.now().timestamp()))
     file = Path(file)
     with atomic_write(file, 'w') as f: f.write(page)
     return file
 
-_limits = ('<p>An alarm says that images or answers have changed, not that the model is wrong; only verdicts say that. Without a change, expect '
-    'a false alarm once in about 10,000 scenes. No alarm doesn’t mean that all is well: a change that touches few images, or that '
+_limits = ('<p>'
+    'An alarm says that images or answers have changed, not that the model is wrong; only verdicts say that. Without a '
+    'change, expect '
+    'a false alarm once in about 10,000 scenes. No alarm doesn’t mean that all is well: a change that touches few '
+    'images, or that '
     'the watched figures don’t show, goes unnoticed until people judge such answers.</p>')
 
-# %% ../../nbs/monitor/10_report.ipynb #0debb880
+# %% ../../nbs/monitor/10_report.ipynb #244c6042
 @patch_to(MonitorReport)
 def table(self) -> Any:  # A pandas DataFrame, a row for each day
     "Figures by day"

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/monitor/watch.html.md"""
 __all__ = ['state_version', 'fewest', 'Normal', 'normal_of', 'LogWatch', 'read_state', 'open_watch', 'alarm_message', 'Delivery',
            'check_webhook', 'send_webhook', 'run_command', 'watch_figures']
 
-# %% ../../nbs/monitor/09_watch.ipynb #f29b0e7d
+# %% ../../nbs/monitor/09_watch.ipynb #88518a09
 import http.client, json, math, os, shlex, subprocess, threading, time, urllib.error, urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ from .history import History, day, hour, read_history
 from .log import PredictionLog, log_tables
 from .reference import Reference
 
-# %% ../../nbs/monitor/09_watch.ipynb #25361fbb
+# %% ../../nbs/monitor/09_watch.ipynb #67c9cd35
 @dataclass
 class Normal:
     "What a watch compares with"
@@ -45,7 +45,8 @@ def normal_of(
     if bundle is not None:
         bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         promised = bundle.metrics.get('high')
-        normal = Normal(None, promised if isinstance(promised, float) and 0 < promised < 1 else None, None, bundle.digest)
+        normal = Normal(None, promised if isinstance(promised, float) and 0 < promised < 1 else None, None,
+            bundle.digest)
         if bundle.reference: normal.reference = Reference.from_bundle(bundle)
     if reference_until is not None:
         if log is None: raise ValueError('`reference_until` needs a `log`, whose answers are the reference')
@@ -66,7 +67,7 @@ def _joined(chunks):
 _read = ('id', 'time', 'place', 'label', 'probability', 'confidence', 'trusted', 'ood_score', 'brightness', 'sharpness',
     'width', 'height')
 
-# %% ../../nbs/monitor/09_watch.ipynb #4a1e14be
+# %% ../../nbs/monitor/09_watch.ipynb #0fd86e3a
 state_version = 1
 fewest = 20  # Scenes of a place that make a reference for it
 
@@ -104,7 +105,7 @@ class LogWatch:
         for monitor in filter(None, self.drift.values()): found += monitor.alarms
         return sorted(found, key=lambda a: a.time)
 
-# %% ../../nbs/monitor/09_watch.ipynb #d112ebf1
+# %% ../../nbs/monitor/09_watch.ipynb #7cfa1c7b
 @patch_to(LogWatch)
 def update(self) -> list[Alarm | AccuracyAlarm]:  # New alarms
     "Read what is new"
@@ -156,10 +157,11 @@ def _open(self, place):
     else:
         self.drift[place] = None
         if reference is not None:
-            self.notes.append(f'{place or "All places"}: the reference has {len(reference)} scenes from there; {fewest} are needed to '
+            self.notes.append(f'{place or "All places"}: the reference has {len(reference)} scenes from there; '
+                f'{fewest} are needed to '
                 'watch it by itself')
 
-# %% ../../nbs/monitor/09_watch.ipynb #925043f4
+# %% ../../nbs/monitor/09_watch.ipynb #7f30f602
 @patch_to(LogWatch)
 def _errors(self):
     "Alarms on accuracy, from the counts of all hours and days"
@@ -167,14 +169,20 @@ def _errors(self):
     new = []
     for place in ['', *self._single(self.history.places)]:
         monitor = AccuracyMonitor(self.normal.promised, 2*self.run_length, place)
-        known = max((a.time for a in self.errors if a.place == place), default=-math.inf)
+        mine = [a for a in self.errors if a.place == place]
         for start, length, reviews in self.history.blocks(place or None):
             alarm = monitor.update(reviews, start, start + length)
-            if alarm and alarm.time > known + day:
+            if alarm is None or mine and alarm.time <= mine[-1].last + day: continue  # nothing, or known already
+            if mine and alarm.since < mine[-1].last + _pause:
+                mine[-1].times += 1
+                mine[-1].last = alarm.time
+            else:
+                mine.append(alarm)
                 new.append(alarm)
-                known = alarm.time
     self.errors += new
     return new
+
+_pause = 14*day  # an error that comes back within this time is the same one
 
 @patch_to(LogWatch)
 def _late_verdicts(self):
@@ -188,20 +196,21 @@ def _late_verdicts(self):
             .where(verdicts.c.id > self.last_verdict, verdicts.c.id <= newest, answers.c.id <= self.last))
         spans = {self.history.span(t) for t in connection.execute(judged).scalars()} if self.last else ()
     for start, length in spans:
-        rows = list(self.log.read(['id', 'place', 'label', 'chosen', 'right'], max(start, self.since or start), start + length,
-            model=self.normal.model or None))
+        rows = list(self.log.read(['id', 'place', 'label', 'chosen', 'right'], max(start, self.since or start),
+                start + length, model=self.normal.model or None))
         if not rows: continue
         columns = _joined(rows)
         old = columns['id'] <= self.last
         self.history.recount(start, length, {name: v[old] for name, v in columns.items()})
     self.last_verdict = newest
 
-# %% ../../nbs/monitor/09_watch.ipynb #ad8644e9
+# %% ../../nbs/monitor/09_watch.ipynb #31c2aa8c
 @patch_to(LogWatch)
 def save(self) -> None:
     "Write the state, if there is a file for it"
     if self.file is None: return
-    state = dict(format='bearcls-watch', format_version=state_version, log=self.log.title, model=self.normal.model, last=self.last,
+    state = dict(format='bearcls-watch', format_version=state_version, log=self.log.title, model=self.normal.model,
+        last=self.last,
         last_verdict=self.last_verdict, newest=self.newest if math.isfinite(self.newest) else None, saved=time.time(),
         history=self.history.state(), drift={p: m and m.state() for p, m in self.drift.items()},
         errors=[asdict(a) for a in self.errors], unsent=self.unsent, notes=self.notes, promised=self.normal.promised,
@@ -236,11 +245,12 @@ def read_state(
     expect('file', file, str, os.PathLike)
     try: state = json.loads(Path(file).read_text(encoding='utf-8'))
     except ValueError as e: raise DataError(f'{Path(file).name} is no state of a watch: it is not JSON') from e
-    if not isinstance(state, dict) or state.get('format') != 'bearcls-watch' or state.get('format_version') != state_version:
+    if not isinstance(state,
+        dict) or state.get('format') != 'bearcls-watch' or state.get('format_version') != state_version:
         raise DataError(f'{Path(file).name} is no state of a watch that this bearcls can read')
     return state
 
-# %% ../../nbs/monitor/09_watch.ipynb #9af37606
+# %% ../../nbs/monitor/09_watch.ipynb #1ff8fd52
 def open_watch(
     log: PredictionLog | str | os.PathLike,   # The log, its file or its URL
     bundle: Bundle | str | os.PathLike | None = None,  # The bundle in use; None: only what the log tells
@@ -260,7 +270,7 @@ def open_watch(
     normal = normal_of(bundle, log, None if known else reference_until)
     return LogWatch(log, normal, state, run_length, since)
 
-# %% ../../nbs/monitor/09_watch.ipynb #ce6bb509
+# %% ../../nbs/monitor/09_watch.ipynb #1cb519bc
 def alarm_message(
     alarm: Alarm | AccuracyAlarm,  # What happened
     title: str = '',               # Name of the log
@@ -271,7 +281,7 @@ def alarm_message(
     return dict(format='bearcls-alarm', log=title, text=f'{title}: {alarm.words}. {alarm.advice}', words=alarm.words,
         advice=alarm.advice, **facts)
 
-# %% ../../nbs/monitor/09_watch.ipynb #23e5993c
+# %% ../../nbs/monitor/09_watch.ipynb #691e99a9
 @dataclass
 class Delivery:
     "What became of a message"
@@ -314,7 +324,7 @@ def send_webhook(
     thread.join(timeout)
     return Delivery('webhook', found.ok, '' if found.ok else found.reason)
 
-# %% ../../nbs/monitor/09_watch.ipynb #d26c9b7f
+# %% ../../nbs/monitor/09_watch.ipynb #d98aa155
 def run_command(
     command: str,              # Program and arguments, as you type them; no shell reads them
     message: Mapping[str, Any],# Goes to its standard input, as JSON
@@ -332,7 +342,7 @@ def run_command(
     except OSError as e: return Delivery('command', False, f'{words[0]} does not run: {e.strerror}')
     return Delivery('command', not done.returncode, f'exit status {done.returncode}' if done.returncode else '')
 
-# %% ../../nbs/monitor/09_watch.ipynb #d87cb1a8
+# %% ../../nbs/monitor/09_watch.ipynb #ea5e375f
 @patch_to(LogWatch)
 def tell(self,
     alarms: Iterable[Alarm | AccuracyAlarm],  # New ones, from `update`
@@ -342,7 +352,8 @@ def tell(self,
     "Send messages about new alarms, and those that failed before"
     send = dict(webhook=(send_webhook, webhook), command=(run_command, command))
     for alarm in alarms:
-        self.unsent += [dict(target=t, message=alarm_message(alarm, self.log.title)) for t, (_, where) in send.items() if where]
+        self.unsent += [dict(target=t, message=alarm_message(alarm, self.log.title))
+            for t, (_, where) in send.items() if where]
     found = []
     left = []
     for waiting in self.unsent:
@@ -354,7 +365,7 @@ def tell(self,
     self.save()
     return found
 
-# %% ../../nbs/monitor/09_watch.ipynb #032e93eb
+# %% ../../nbs/monitor/09_watch.ipynb #b54bb8fc
 def watch_figures(
     file: str | os.PathLike,  # State of a watch
     now: float | None = None, # Seconds since 1970; None: the present
