@@ -203,7 +203,8 @@ def quiet(splits, n, per_scene, which):
         rng = np.random.default_rng((seed, 2, per_scene))
         n_scenes = n//len(splits)//per_scene
         photo = np.repeat(rng.integers(len(split.kinds['none']['label']), size=n_scenes), per_scene)
-        view = np.zeros(len(photo), int) if per_scene == 1 else rng.integers(0, n_bursts + 1, len(photo))
+        view = rng.integers(1, n_bursts + 1, len(photo))
+        view[::per_scene] = 0  # a scene begins with the photograph as it is, as those of the reference are
         kinds = np.array(['none', *(f'burst{b}' for b in range(1, n_bursts + 1))])[view]
         columns = split.rows(kinds, dict.fromkeys(np.unique(kinds), photo))
         time = 600.*np.repeat(np.arange(n_scenes), per_scene) + 5.*np.tile(np.arange(per_scene), n_scenes)

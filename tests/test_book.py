@@ -178,13 +178,14 @@ img = PILImage.create('images/grizzly.jpg')
 pred,_,probs = learn.predict(img)
 learn_inf.dls.vocab
 # %%
+from datetime import datetime
 btn_upload = widgets.FileUpload()
 uploader = FileUpload()
 btn_upload
 # %%
 content = Path('images/grizzly.jpg').read_bytes()
 for button in btn_upload, uploader:  # what a browser does
-    button.value = [dict(name='grizzly.jpg', type='image/jpeg', size=len(content), content=content, last_modified=0)]
+    button.value = [dict(name='grizzly.jpg', type='image/jpeg', size=len(content), content=content, last_modified=datetime.now())]
 assert btn_upload.data[-1] == uploader.data[0] == content
 img = PILImage.create(uploader.data[0])
 # %%
@@ -212,7 +213,7 @@ btn_run
 # %%
 lbl_pred.value = ''
 btn_upload = widgets.FileUpload()
-btn_upload.value = [dict(name='grizzly.jpg', type='image/jpeg', size=len(content), content=content, last_modified=0)]
+btn_upload.value = [dict(name='grizzly.jpg', type='image/jpeg', size=len(content), content=content, last_modified=datetime.now())]
 btn_run.click()
 assert lbl_pred.value.startswith('Prediction: ')
 # %%

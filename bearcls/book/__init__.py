@@ -7,17 +7,18 @@ Docs: https://bearcls.github.io/bearcls/book/index.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/book/index.ipynb #13d38ef1
+# %% ../../nbs/book/index.ipynb #1d47ad01
 import importlib
 from ..doors import front_door
 
-# %% ../../nbs/book/index.ipynb #324fc980
+# %% ../../nbs/book/index.ipynb #8e179176
 _load, __dir__, _offered = front_door('bearcls.book', {
     'search': 'search_images_bing search_images_ddg search_images_dd search_images_google',
     'calls': 'download_url download_images vision_learner cnn_learner setup_book gv download_image aug_transform '
         'ImageClassiferCleaner',
     'star': 'unpatch_fastai',
-    'pickles': 'load_learner',
+    'pickles': 'load_learner convert_pickle',
+    'notebooks': 'mend_notebook',
     '.verify.report': 'verify_images',
     '.clean.widget': 'ImageClassifierCleaner'})
 globals().pop('__all__', None)  # else a star import would take it, and not ask `__getattr__`

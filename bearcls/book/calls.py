@@ -9,7 +9,7 @@ __all__ = ['download_images', 'vision_learner', 'book_shutil', 'download_image',
            'download_url', 'Downloads', 'download_book_images', 'book_vision_learner', 'cnn_learner', 'upload_data',
            'move_file', 'setup_book', 'gv', 'Misspelt']
 
-# %% ../../nbs/book/02_calls.ipynb #a087e958
+# %% ../../nbs/book/02_calls.ipynb #784cfd75
 import functools, inspect, os, shutil, types
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..manifest import ImageRow
 from ..train.arch import TrainError, find_weights
 from .search import is_offline, plain_signature, private_hosts, reachable_address, teach_once
 
-# %% ../../nbs/book/02_calls.ipynb #de084a7b
+# %% ../../nbs/book/02_calls.ipynb #a7ac10c6
 @plain_signature
 def download_url(
     url: str,                   # Address of a file
@@ -43,13 +43,13 @@ def download_url(
     if dest.is_dir(): dest = dest/name
     here = reachable_address(url)
     if here != url:
-        teach_once('download_url, offline,', 'An address of the real web gives a drawn image in its place.')
+        teach_once('An address of the real web', 'Offline, a drawn image stands in its place.')
     got = fetch(here, limits=FetchLimits(timeout=300., idle=timeout or 10., allow_private=private_hosts))
     dest.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(dest) as file: file.write(got.data)
     return dest
 
-# %% ../../nbs/book/02_calls.ipynb #dbe08edf
+# %% ../../nbs/book/02_calls.ipynb #750c92f9
 class Downloads(list):
     "One `ImageRow` for each address, in order"
     def __init__(self,
@@ -64,9 +64,8 @@ class Downloads(list):
         why = ''.join(f', {n} × {reason}' for reason, n in reason_counts(self).items())
         return f'{n_ok:,} of {len(self):,} files in {Path(*self.dest.parts[-2:]).as_posix()}{why}'
 
-# %% ../../nbs/book/02_calls.ipynb #bfc4ea65
-_right_forms = ('write download_images("bears/grizzly", urls=addresses), with a folder and a list of addresses; for '
-    'one '
+# %% ../../nbs/book/02_calls.ipynb #e4454ec3
+_right_forms = ('write download_images("bears/grizzly", urls=addresses), with a folder and a list of addresses; for one '
     'file, download_url(address, "bears/grizzly.jpg")')
 
 def _addresses(url_file, urls, max_pics):
@@ -90,7 +89,7 @@ def _free_name(folder, name, data=None):
         file = folder/f'{Path(name).stem}-{n}{Path(name).suffix}'
     return file
 
-# %% ../../nbs/book/02_calls.ipynb #f924cf96
+# %% ../../nbs/book/02_calls.ipynb #b41ab6cd
 def _answers_mistakes(function):
     "Arguments that do not fit are answered with the right form"
     @functools.wraps(function)
@@ -137,13 +136,12 @@ def download_book_images(
             row.bytes = len(got.data)
             row.sha256 = sha256(got.data)
     limits = FetchLimits(timeout=60., idle=timeout, allow_private=private_hosts)
-    with bar:
-        run_aside(lambda: fetch_many(asked, keep, limits, {'Accept': 'image/*,*/*;q=0.5'}, None, max(1, n_workers)))
+    with bar: run_aside(lambda: fetch_many(asked, keep, limits, {'Accept': 'image/*,*/*;q=0.5'}, None, max(1, n_workers)))
     return Downloads([rows[number] for number in range(len(addresses))], dest)
 
 download_images = download_book_images  # In the star import; the gather wing has a function of this name as well
 
-# %% ../../nbs/book/02_calls.ipynb #e1775ed7
+# %% ../../nbs/book/02_calls.ipynb #d81b4e41
 @plain_signature
 def book_vision_learner(
     dls: DataLoaders,          # Images and labels
@@ -182,7 +180,7 @@ def cnn_learner(
 
 vision_learner = book_vision_learner  # In the star import; fastai's own keeps its name everywhere else
 
-# %% ../../nbs/book/02_calls.ipynb #caff9c76
+# %% ../../nbs/book/02_calls.ipynb #2d5b383d
 def upload_data(
     button: Any,       # A `FileUpload` of ipywidgets 8
 ) -> list[bytes]:      # Content of each file, the newest last
@@ -193,7 +191,7 @@ def upload_data(
     if value: teach_once('FileUpload.data', 'ipywidgets 8 has button.value[-1]["content"].')
     return [bytes(file['content']) for file in value]
 
-# %% ../../nbs/book/02_calls.ipynb #bee0b483
+# %% ../../nbs/book/02_calls.ipynb #a5c8653e
 def move_file(
     src: str | os.PathLike,  # File to move
     dst: str | os.PathLike,  # Folder to move it to, or its new path
@@ -207,7 +205,7 @@ def move_file(
 book_shutil = types.ModuleType('shutil', shutil.__doc__)
 vars(book_shutil).update({k: v for k, v in vars(shutil).items() if not k.startswith('__')}, move=move_file)
 
-# %% ../../nbs/book/02_calls.ipynb #7d60ae3a
+# %% ../../nbs/book/02_calls.ipynb #8ca0c796
 def setup_book():
     "Nothing is left to be set up"
     teach_once('setup_book()', 'It has nothing to do: the one import is enough.')
@@ -219,7 +217,7 @@ def gv(
     expect('text', text, str)
     return optional_import('graphviz', purpose='`gv`').Source(f'digraph G{{ rankdir="LR" {text}; }}')
 
-# %% ../../nbs/book/02_calls.ipynb #18586e90
+# %% ../../nbs/book/02_calls.ipynb #cea71f56
 class Misspelt:
     "A name from a note that never was one"
     def __init__(self,

@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/book/notebooks.html.md"""
 # %% auto #0
 __all__ = ['NotebookError', 'MendedCell', 'MendedNotebook', 'read_notebook', 'mended_cells', 'mend_notebook', 'run_notebook']
 
-# %% ../../nbs/book/08_notebooks.ipynb #bc815e6a
-import difflib, json, os, re, tempfile
+# %% ../../nbs/book/08_notebooks.ipynb #3b2d4268
+import difflib, json, os, re, subprocess, tempfile
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..core import BearclsError, atomic_write, expect, optional_import
 from ..show import html_table
 from .rules import CodeChange, mend_cell, plan_cells, star
 
-# %% ../../nbs/book/08_notebooks.ipynb #79378cdb
+# %% ../../nbs/book/08_notebooks.ipynb #7139892f
 class NotebookError(BearclsError, ValueError):
     "A notebook cannot be read or written"
 
@@ -68,7 +68,7 @@ class MendedNotebook:
                 rows.append(dict(cell=cell.number, before=c.old, now=now, why=c.rule))
         return f'<p>{escape(repr(self))}</p>{html_table(rows) if rows else ""}'
 
-# %% ../../nbs/book/08_notebooks.ipynb #497b3934
+# %% ../../nbs/book/08_notebooks.ipynb #eb960cee
 _book_names = re.compile(r'\b(search_images_\w+|ImageClassifierCleaner|vision_learner|download_url|download_images|gv|'
     r'setup_book)\b')
 
@@ -105,7 +105,7 @@ def _without(value, secrets):
         return [_without(v, secrets) for v in value]
     return {_without(k, secrets): _without(v, secrets) for k, v in value.items()} if isinstance(value, dict) else value
 
-# %% ../../nbs/book/08_notebooks.ipynb #16581f5a
+# %% ../../nbs/book/08_notebooks.ipynb #0296d672
 def mended_cells(
     notebook: dict,  # From `read_notebook`; changed in place
 ) -> list[MendedCell]:  # Each cell that was changed, or could not be
@@ -143,7 +143,7 @@ def _add_import(code, done):
         known.changes.append(change)
     _set_text(cell, new)
 
-# %% ../../nbs/book/08_notebooks.ipynb #6edb9bd8
+# %% ../../nbs/book/08_notebooks.ipynb #3c7c7668
 def mend_notebook(
     file: str | os.PathLike,                # Notebook; it is only read
     out: str | os.PathLike | None = None,   # File to write; None: NAME-mended.ipynb beside it
@@ -171,7 +171,7 @@ def mend_notebook(
     with atomic_write(out, 'w') as f: f.write(json.dumps(notebook, indent=1, ensure_ascii=False) + '\n')
     return found
 
-# %% ../../nbs/book/08_notebooks.ipynb #3421b97f
+# %% ../../nbs/book/08_notebooks.ipynb #9a6891bf
 def run_notebook(
     notebook: dict,         # JSON of a notebook
     timeout: float = 600,   # Seconds that one cell may take
@@ -192,7 +192,7 @@ def run_notebook(
         place.mkdir(parents=True, exist_ok=True)
         where = {'metadata': {'path': str(place)}}
         client = nbclient.NotebookClient(page, timeout=timeout, kernel_name='python3', resources=where)
-        try: client.execute(env=settings)
+        try: client.execute(env=settings, stderr=subprocess.DEVNULL)  # the kernel's own remarks
         except nbclient.exceptions.CellExecutionError as e:
             words = f'it stopped in cell {_failed(page)}: {e.ename}: {e.evalue}'
             return json.loads(nbformat.writes(page)), words, False

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/book/pickles.html.md"""
 __all__ = ['PickledModel', 'Resampled', 'read_learner', 'rebuilt_learner', 'refused_names', 'load_learner', 'Conversion',
            'convert_pickle', 'lock_process', 'convert_here']
 
-# %% ../../nbs/book/06_pickles.ipynb #27782ad8
+# %% ../../nbs/book/06_pickles.ipynb #aeeda693
 import json, os, subprocess, sys, tempfile, warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from ..inference.bundle import Bundle, can_be_labels, pad_modes, read_bundle, re
 from ..sample.bears import draw_bears
 from ..show import html_table
 
-# %% ../../nbs/book/06_pickles.ipynb #3de66fae
+# %% ../../nbs/book/06_pickles.ipynb #02d96615
 @dataclass
 class PickledModel:
     "An image classifier, as a pickle describes it"
@@ -47,7 +47,7 @@ class PickledModel:
             *(dict(what='left out', value=f'{r["name"]}: {r["what"]}') for r in self.left_out)]
         return str(html_table(rows))
 
-# %% ../../nbs/book/06_pickles.ipynb #67e47e33
+# %% ../../nbs/book/06_pickles.ipynb #378cf4ec
 def _values(thing):
     "The values in a list, tuple, or note of a list"
     if isinstance(thing, (list, tuple)): return list(thing)
@@ -77,7 +77,7 @@ def _labels(loader):
     raise PickleError('it holds no labels of images: its DataLoaders have no `Categorize` with at least two different '
         'names')
 
-# %% ../../nbs/book/06_pickles.ipynb #a75debfd
+# %% ../../nbs/book/06_pickles.ipynb #1723da35
 _still = set('ToTensor IntToFloatTensor Flip Dihedral Rotate Zoom Warp Brightness Contrast Saturation Hue '
     'RandomErasing FlipItem DihedralItem AffineCoordTfm'.split())  # transforms that change nothing in validation
 
@@ -151,7 +151,7 @@ def _prepared(loader, leave_out):
             '`load_learner(..., trust=True)` uses it')
     return found, strange
 
-# %% ../../nbs/book/06_pickles.ipynb #1a70c6b4
+# %% ../../nbs/book/06_pickles.ipynb #9dedfae4
 _hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks', '_state_dict_hooks',
     '_state_dict_pre_hooks', '_load_state_dict_pre_hooks', '_load_state_dict_post_hooks')
 
@@ -201,7 +201,7 @@ _libraries = {*sys.stdlib_module_names, 'fastai', 'fastcore', 'fasttransform', '
     'PIL', 'plum', 'cloudpickle', 'dill', 'pandas', 'bearcls'}
 _usual_callbacks = set('TrainEvalCallback Recorder CastToTensor ProgressCallback MixedPrecision'.split())
 
-# %% ../../nbs/book/06_pickles.ipynb #9cf416e5
+# %% ../../nbs/book/06_pickles.ipynb #c035a1be
 def read_learner(
     file: str | os.PathLike,   # File of `learn.export()`, by any version of fastai from 2.0 on
     leave_out: bool = False,   # Go on without transforms that bearcls cannot repeat? Answers may be others then
@@ -242,7 +242,7 @@ def _openers(loader):
     lists = _values(dataset.get('tls')) if isinstance(dataset, Note) else []
     return [t for t in _functions(lists[0].get('tfms')) if isinstance(t, Note)] if lists else []
 
-# %% ../../nbs/book/06_pickles.ipynb #f41320e4
+# %% ../../nbs/book/06_pickles.ipynb #8c3134b3
 def rebuilt_learner(
     found: PickledModel,  # From `read_learner`
     path: str | os.PathLike = '.',  # Folder of the Learner, for its exports
@@ -255,7 +255,7 @@ def rebuilt_learner(
     if found.metadata.arch: learn.arch = found.metadata.arch
     return learn
 
-# %% ../../nbs/book/06_pickles.ipynb #9f0e11e5
+# %% ../../nbs/book/06_pickles.ipynb #1fb03bb9
 _calls = ('cloudpickle.', 'dill._dill.', 'plum.', 'inspect.', 'numpy.core.multiarray.', 'numpy.dtype', 'numpy.random.',
     'functools.', 'builtins.getattr', 'builtins.bytes', 'builtins.type', 'torch.device', 'torch.nn.',
     'torch._utils._rebuild_', 'torch.cuda.amp.', 'torch.amp.', 'random.Random', 'collections.', 'operator.itemgetter',
@@ -306,7 +306,7 @@ def load_learner(
         learn.model.to(device)
     return learn
 
-# %% ../../nbs/book/06_pickles.ipynb #77b3d977
+# %% ../../nbs/book/06_pickles.ipynb #d93c98b2
 @dataclass
 class Conversion:
     "What became of a pickle"
@@ -330,7 +330,7 @@ _missing = ['calibration: the probabilities are as the model gives them',
     'OOD score: it cannot tell images unlike its training data',
     'error rate: nothing was measured', 'confidence: an answer is trusted from a probability of 0.6 on']
 
-# %% ../../nbs/book/06_pickles.ipynb #4925d57f
+# %% ../../nbs/book/06_pickles.ipynb #7c38d6b3
 def convert_pickle(
     file: str | os.PathLike,     # File of `learn.export()`, by any version of fastai from 2.0 on
     dest: str | os.PathLike,     # Folder or .zip file to make; replaces an older bundle, refuses anything else
@@ -377,7 +377,7 @@ def _in_own_process(order, timeout):
         raise PickleError(f'{name} ended the process that reads it (status {done.returncode}): {last[0]}')
     return found
 
-# %% ../../nbs/book/06_pickles.ipynb #4d015f7c
+# %% ../../nbs/book/06_pickles.ipynb #47263ca5
 _forbidden = ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'subprocess.Popen', 'os.system',
     'os.exec', 'os.fork', 'os.forkpty', 'os.posix_spawn', 'os.spawn', 'os.startfile', 'pty.spawn', 'webbrowser.open')
 _changing = ('os.remove', 'os.rename', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.chmod', 'os.chown',

@@ -8,13 +8,13 @@ Docs: https://bearcls.github.io/bearcls/book/rules.html.md"""
 __all__ = ['star', 'CodeChange', 'CellPlan', 'covered', 'tree_of', 'mend_line', 'new_import', 'looks_like_key', 'find_keys',
            'plan_cells', 'mend_cell']
 
-# %% ../../nbs/book/07_rules.ipynb #e158ebe4
+# %% ../../nbs/book/07_rules.ipynb #2c010edc
 import ast, re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ..core import expect, expect_all
 
-# %% ../../nbs/book/07_rules.ipynb #2f7212cd
+# %% ../../nbs/book/07_rules.ipynb #6479edbf
 @dataclass
 class CodeChange:
     "One thing that a rule has changed in a cell, or could not change"
@@ -31,7 +31,7 @@ class CellPlan:
     secrets: dict[str, str] = field(default_factory=dict)  # Keys in clear text, each with the variable that replaces it
     modules: set[str] = field(default_factory=set)      # Names under which fastbook was imported
 
-# %% ../../nbs/book/07_rules.ipynb #a8fe63e3
+# %% ../../nbs/book/07_rules.ipynb #d11b1638
 _jupyter_line = re.compile(r'^(\s*)([%!?].*|[\w. ,=]*=\s*[%!].*|[^#\'"]*[\w)\]]\?{1,2}\s*;?\s*)$')
 
 def covered(
@@ -55,7 +55,7 @@ def tree_of(
     try: return ast.parse(covered(source))
     except (SyntaxError, ValueError): return None
 
-# %% ../../nbs/book/07_rules.ipynb #4b8e79b5
+# %% ../../nbs/book/07_rules.ipynb #c1ff81bf
 _old_packages = re.compile(r'\b(fastbook|fastai2|duckduckgo[-_]search|jmd[-_]imagescraper|'
     r'azure-cognitiveservices-search-imagesearch)\b')
 
@@ -74,7 +74,7 @@ def mend_line(
         return new, CodeChange('Jupyter and Voilà find their extensions themselves', text)
     return line, None
 
-# %% ../../nbs/book/07_rules.ipynb #40c6d4b9
+# %% ../../nbs/book/07_rules.ipynb #d0558b4e
 star = 'from bearcls.book import *'
 _gone_modules = ('fastbook', 'utils', 'duckduckgo_search', 'ddgs', 'azure', 'msrest', 'fastdownload',
     'jmd_imagescraper')
@@ -103,7 +103,7 @@ def new_import(
 
 def _names(aliases): return ', '.join(f'{n.name} as {n.asname}' if n.asname else n.name for n in aliases)
 
-# %% ../../nbs/book/07_rules.ipynb #0475d8c6
+# %% ../../nbs/book/07_rules.ipynb #6426b805
 _key_name = re.compile(r'(^|_)(api_?)?(key|token|secret|password|subscription)s?$', re.IGNORECASE)
 _key_variables = {'search_images_bing': 'AZURE_SEARCH_KEY', 'search_images_google': 'GOOGLE_API_KEY'}
 
@@ -151,7 +151,7 @@ def _called_name(node):
     "Last name of what is called"
     return getattr(node.func, 'attr', getattr(node.func, 'id', ''))
 
-# %% ../../nbs/book/07_rules.ipynb #dae17b78
+# %% ../../nbs/book/07_rules.ipynb #7e9e6fc1
 _renamed = {'cnn_learner': 'vision_learner', 'create_cnn': 'vision_learner', 'aug_transform': 'aug_transforms',
     'ImageClassiferCleaner': 'ImageClassifierCleaner', 'download_image': 'download_images'}
 _renamed_attributes = {'ANTIALIAS': 'LANCZOS'}
@@ -180,7 +180,7 @@ def _takes_images(node):
     is_list = isinstance(inner, ast.Call) and _called_name(inner) == 'L' and inner.args
     return inner.args[0] if is_list and isinstance(inner.args[0], ast.Call) else None
 
-# %% ../../nbs/book/07_rules.ipynb #6ca64301
+# %% ../../nbs/book/07_rules.ipynb #9f32128e
 class _Rules(ast.NodeVisitor):
     "Collects replacements: a node, its new text, and the reason"
     def __init__(self, source, plan):
@@ -259,7 +259,7 @@ class _Rules(ast.NodeVisitor):
             return self.replace(node.value, 'None', 'DuckDuckGo changed; bearcls searches')
         self.generic_visit(node)
 
-# %% ../../nbs/book/07_rules.ipynb #e42a9e94
+# %% ../../nbs/book/07_rules.ipynb #0957fd03
 def plan_cells(
     sources: Iterable[str],  # Text of each code cell
 ) -> CellPlan:               # What rules must know of all cells

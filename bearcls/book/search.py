@@ -6,10 +6,10 @@ Docs: https://bearcls.github.io/bearcls/book/search.html.md"""
 
 # %% auto #0
 __all__ = ['old_calls_page', 'private_hosts', 'bing_columns', 'search_images_dd', 'teach_once', 'is_offline', 'drawn_kind',
-           'drawn_results', 'reachable_address', 'plain_signature', 'looks_like_key', 'BingEntry', 'search_images_bing',
+           'drawn_results', 'reachable_address', 'plain_signature', 'BingEntry', 'search_images_bing',
            'search_images_ddg', 'search_images_google']
 
-# %% ../../nbs/book/01_search.ipynb #d0accb98
+# %% ../../nbs/book/01_search.ipynb #760abbe2
 import functools, inspect, io, os, re, threading, zlib
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ from ..gather.search import search_images
 from ..sample.figures import bear_labels, draw_bear, draw_thing, things
 from ..sample.loopback import LoopbackWeb, Reply
 
-# %% ../../nbs/book/01_search.ipynb #0c021671
+# %% ../../nbs/book/01_search.ipynb #cba7c9ea
 old_calls_page = 'https://bearcls.github.io/bearcls/explain/old_call_new_call.html'  # What the lines below lead to
 _said = set()
 
@@ -35,12 +35,12 @@ def teach_once(
     print(f'{old} works. {better} ({old_calls_page})')
     return True
 
-# %% ../../nbs/book/01_search.ipynb #278c0203
+# %% ../../nbs/book/01_search.ipynb #eb2ab7c4
 def is_offline() -> bool:  # False for an empty value, 0, no and false
     "Is `BEARCLS_OFFLINE` set?"
     return os.environ.get('BEARCLS_OFFLINE', '').strip().lower() not in ('', '0', 'no', 'false')
 
-# %% ../../nbs/book/01_search.ipynb #9e4eacf0
+# %% ../../nbs/book/01_search.ipynb #f1da97d6
 def drawn_kind(
     term: str,  # Words to search for
 ) -> str:       # One of `bear_labels` or of `things`
@@ -51,9 +51,9 @@ def drawn_kind(
     kinds = bear_labels if 'bear' in words else things
     return kinds[zlib.crc32(words.encode())%len(kinds)]
 
-# %% ../../nbs/book/01_search.ipynb #30db42b7
+# %% ../../nbs/book/01_search.ipynb #a0492147
 def _drawn_page(kind, seed, number):
-    "What the web sends for one address; it draws when it is asked"
+    "What the web sends for one address; it draws at each visit"
     def page(request):
         if number%25 == 18: return Reply(404, b'Not Found')
         if number%25 == 12: return Reply(body=b'<!doctype html><title>Please log in</title><p>For members only.')
@@ -88,7 +88,7 @@ def drawn_results(
             term=term))
     return SearchResults(found)
 
-# %% ../../nbs/book/01_search.ipynb #46321862
+# %% ../../nbs/book/01_search.ipynb #33463bff
 private_hosts = set()  # Hosts of your own network that the book's download functions may visit, such as '127.0.0.1'
 
 def reachable_address(
@@ -101,7 +101,7 @@ def reachable_address(
     if urlsplit(url).hostname in private_hosts: return url
     return drawn_results(' '.join(re.findall('[A-Za-z]{3,}', urlsplit(url).path)) or 'bear', 1)[0].image
 
-# %% ../../nbs/book/01_search.ipynb #016027e6
+# %% ../../nbs/book/01_search.ipynb #a2104ec0
 def _find(term, max_images, providers, min_side=0, **options):
     "Results of the first providers that have enough; drawn ones offline"
     expect('term', term, str)
@@ -125,10 +125,10 @@ def plain_signature(
     function.__signature__ = known.replace(parameters=bare, return_annotation=known.empty)
     return function
 
-# %% ../../nbs/book/01_search.ipynb #b4567916
+# %% ../../nbs/book/01_search.ipynb #ee82feb9
 _key_names = ('AZURE_SEARCH_KEY', 'BING_SEARCH_KEY', 'SERPAPI_KEY')  # Where the book, bearcls and fastai look for one
 
-def looks_like_key(
+def _is_key(
     text: Any,  # An argument of a search function
 ) -> bool:      # True for None and '', as no search has such words
     "Is this a key rather than words to search for?"
@@ -143,15 +143,15 @@ def _either_order(function):
     def call(*words, **named):
         words = list(words)
         if words and 'key' in named: words.insert(0, named.pop('key'))
-        elif len(words) == 1 and 'term' not in named and not looks_like_key(words[0]): words.insert(0, None)
-        elif len(words) > 1 and looks_like_key(words[1]) and not looks_like_key(words[0]):
+        elif len(words) == 1 and 'term' not in named and not _is_key(words[0]): words.insert(0, None)
+        elif len(words) > 1 and _is_key(words[1]) and not _is_key(words[0]):
             words[:2] = words[1::-1]
             if len(words) == 3: named['max_images'] = words.pop()
         elif not words: named.setdefault('key', None)
         return function(*words, **named)
     return call
 
-# %% ../../nbs/book/01_search.ipynb #45a4850f
+# %% ../../nbs/book/01_search.ipynb #6adeed52
 bing_columns = ('webSearchUrl name thumbnailUrl datePublished isFamilyFriendly contentUrl hostPageUrl contentSize '
     'encodingFormat hostPageDisplayUrl width height thumbnail imageInsightsToken insightsMetadata imageId '
     'accentColor').split()  # Of an entry of the old answer
@@ -175,7 +175,7 @@ class BingEntry(dict):
         "A column under its name, or under the name with underscores, such as content_url"
         return super().get(re.sub('_([a-z])', lambda m: m[1].upper(), str(key)), default)
 
-# %% ../../nbs/book/01_search.ipynb #01916e88
+# %% ../../nbs/book/01_search.ipynb #ce1f6d01
 @_either_order
 @plain_signature
 def search_images_bing(
@@ -195,7 +195,7 @@ def search_images_bing(
             'August 2025. Today: from bearcls.gather import search_images')
     return L(BingEntry.of(r) for r in _find(term, max_images, names, min_sz, **options))
 
-# %% ../../nbs/book/01_search.ipynb #d9a2ec7f
+# %% ../../nbs/book/01_search.ipynb #d93e762c
 @plain_signature
 def search_images_ddg(
     term: str,              # Words to search for
@@ -216,5 +216,5 @@ def search_images_google(
     "Search Google for images if GOOGLE_API_KEY and GOOGLE_CSE_ID are set; otherwise DuckDuckGo and Bing"
     has_keys = all(os.environ.get(name, '').strip() for name in ('GOOGLE_API_KEY', 'GOOGLE_CSE_ID'))
     teach_once('search_images_google', 'Google answers only with a key, in GOOGLE_API_KEY and GOOGLE_CSE_ID; without '
-        'them, DuckDuckGo and Bing are asked. Today: from bearcls.gather import search_images')
+        'them, this asks DuckDuckGo and Bing. Today: from bearcls.gather import search_images')
     return L(r.image for r in _find(term, max_images, [*(['google'] if has_keys else []), 'duckduckgo', 'bing']))

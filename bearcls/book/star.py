@@ -7,14 +7,14 @@ Docs: https://bearcls.github.io/bearcls/book/star.html.md"""
 # %% auto #0
 __all__ = ['starred', 'fastbook_names', 'star_names', 'patch_fastai', 'unpatch_fastai']
 
-# %% ../../nbs/book/03_star.ipynb #8dae1167
+# %% ../../nbs/book/03_star.ipynb #129f9239
 import importlib, pkgutil
 from collections.abc import Mapping
 from typing import Any
 from ..core import expect
 from .calls import book_shutil, upload_data
 
-# %% ../../nbs/book/03_star.ipynb #545aa866
+# %% ../../nbs/book/03_star.ipynb #75495661
 starred = ('fastai.vision.all', 'fastai.vision.utils', 'fastai.vision.widgets')  # What notebooks import with a star
 fastbook_names = {  # What fastbook had from elsewhere
     'display': 'IPython.display:display', 'clear_output': 'IPython.display:clear_output',
@@ -35,7 +35,7 @@ def star_names(
     found |= {name: pkgutil.resolve_name(home) for name, home in fastbook_names.items()}
     return found | dict(own)
 
-# %% ../../nbs/book/03_star.ipynb #8f246c2d
+# %% ../../nbs/book/03_star.ipynb #30b65ed2
 _kept = []  # What was replaced: object, name, and what stood there (or `_nothing`)
 _nothing = object()
 

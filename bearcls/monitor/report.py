@@ -123,7 +123,8 @@ class WrongAnswer:
 def wrong_answers(
     log: PredictionLog,          # The log
     n: int = 12,                 # How many at most
-    since: float = -math.inf,    # Seconds since 1970
+    since: float = -math.inf,    # Seconds since 1970; only answers from then on
+    until: float = math.inf,     # Seconds since 1970; only answers before
     place: str | None = None,    # Only of this place; None: of all
 ) -> list[WrongAnswer]:          # The newest first
     "The newest answers that a person called wrong"
@@ -137,6 +138,7 @@ def wrong_answers(
         .where(~sa.exists().where(newer.c.answer == verdicts.c.answer, newer.c.id > verdicts.c.id))
         .order_by(answers.c.id.desc()).limit(n))
     if math.isfinite(since): query = query.where(answers.c.time >= since)
+    if math.isfinite(until): query = query.where(answers.c.time < until)
     if place: query = query.where(answers.c.place == place)
     with log.transaction(write=False) as connection: return [WrongAnswer(*row) for row in connection.execute(query)]
 
@@ -275,7 +277,7 @@ def _alarm_images(self, alarm, n=6):
     "Images that moved an alarm, beside the most similar ones of the reference; wrong answers for one on accuracy"
     log = self.watch.log
     if isinstance(alarm, AccuracyAlarm):
-        wrong = wrong_answers(log, n, alarm.since, alarm.place or None)
+        wrong = wrong_answers(log, n, alarm.since, alarm.time, alarm.place or None)
         shown = log_thumbnails(log, [w.id for w in wrong])
         return _figures((shown.get(w.id), f'said {w.label}' + (f', is {w.correct}' if w.correct else ''))
             for w in wrong)

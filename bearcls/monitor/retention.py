@@ -223,9 +223,8 @@ def export_log(
     if end not in ('.csv', '.parquet'):
         raise ValueError(f'`dest` must end in .csv or .parquet, got {short_words(str(dest))}')
     if columns is not None: columns = list(expect_all('columns', columns, str))
-    pa = optional_import('pyarrow', purpose='Parquet') if end == '.parquet' else None
     chunks = log.read(columns, since, until, place)
-    return _write_parquet(pa, chunks, dest) if pa else _write_csv(chunks, dest)
+    return _write_parquet(chunks, dest) if end == '.parquet' else _write_csv(chunks, dest)
 
 def _write_csv(chunks, dest):
     "CSV with a line of headings"
@@ -238,9 +237,10 @@ def _write_csv(chunks, dest):
             n += len(next(iter(chunk.values())))
     return n
 
-def _write_parquet(pa, chunks, dest):
+def _write_parquet(chunks, dest):
     "Parquet, a row group for each chunk"
-    import pyarrow.parquet
+    pa = optional_import('pyarrow', purpose='Parquet')
+    parquet = optional_import('pyarrow.parquet', 'pyarrow', 'Parquet')
     kinds = dict(f=pa.float64(), b=pa.bool_(), i=pa.int64())
     blobs = ('features', 'thumbnail')
     n = 0
@@ -249,7 +249,7 @@ def _write_parquet(pa, chunks, dest):
         for chunk in chunks:
             types = {k: pa.binary() if k in blobs else kinds.get(v.dtype.kind, pa.string()) for k, v in chunk.items()}
             schema = pa.schema(list(types.items()))
-            writer = writer or pa.parquet.ParquetWriter(f, schema, compression='zstd')
+            writer = writer or parquet.ParquetWriter(f, schema, compression='zstd')
             writer.write_table(pa.table({k: pa.array(v, types[k], from_pandas=True) for k, v in chunk.items()}, schema))
             n += len(next(iter(chunk.values())))
         if writer: writer.close()

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from PIL import Image
-from ..core import (ArgumentError, cache_folder, expect, hold_file, optional_import, patch_to, release_file,
-    sha256, short_words)
+from bearcls.core import (cache_folder, expect, hold_file, optional_import, patch_to, release_file, sha256,
+    short_words)
 from ..fingerprints import perceptual_hash
 from ..images import ImageError, image_size
 from ..inference.classifier import Answered
-from .log import LogError, LogRow, PredictionLog, Verdict, log_tables, row_values, safe_text
+from .log import LogError, LogRow, PredictionLog, Verdict, log_tables, row_values
 from ..show import html_table
 from ..verify.measure import sharpness
 
@@ -158,7 +158,7 @@ class Spool:
 
 # %% ../../nbs/monitor/02_writer.ipynb #34525ffe
 @patch_to(Spool)
-def add(self,
+def keep(self,
     rows: Sequence[tuple[str, dict]],  # Table and values of each
 ) -> int:                              # How many of them are kept: the first so many
     "Keep rows until the database is back"
@@ -365,7 +365,7 @@ def _put(self, rows):
             self.problem = str(e)
             self.pause = min(30*self.retry, 2*self.pause or self.retry)
             self.next_try = time.monotonic() + self.pause
-    kept = self.spool.add(rows)
+    kept = self.spool.keep(rows)
     with self.changed: self.counts['spooled'] += kept
     full = self.spool.bytes + 2000 > self.spool.max_bytes
     self._lose(len(rows) - kept, f'{self.problem}; the spool {"is full" if full else "cannot be written"}')
