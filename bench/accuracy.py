@@ -1,6 +1,6 @@
 """How soon a drop of accuracy is noticed from a few verdicts, and whether the intervals hold
 
-python bench/accuracy.py --out accuracy.json [--runs 200]
+python bench/accuracy.py --out accuracy.json [--runs 200] [--rows 1000000]
 
 A simulated model errs in 4% of its answers and, after 3,000 answers, in 15%. It doesn't trust 5% of its answers at first, 25% later; half of these are wrong.
 Review looks at 5% of the answers of the first kind: drawn at random, or chosen by a `ReviewRule` with its defaults. The promise is 4%, and the run length
@@ -13,8 +13,14 @@ false_alarms    per 10,000 answers at exactly 4%, over 20,000 answers in each ru
 coverage        share of runs in which the 95% sequence holds after every answer of 8,000, the drop in the middle of them
 coverage_once   the same for the usual (Wilson) interval of the verdicts, looked at after every verdict from the 20th on
 bias            estimated minus true error after 8,000 answers, mean of the runs; `bias_se` its standard error
-bias_plain      the same for the plain share of wrong verdicts"""
-import math
+bias_plain      the same for the plain share of wrong verdicts
+
+Then a History and a DriftMonitor take `--rows` answers of three cameras in a year, made on the fly, in chunks of 50,000:
+
+us_history      microseconds for an answer in the history; `us_drift` in one monitor of drift
+memory_mb       most memory of the process, in MB; `memory_first_mb` after the first 250,000 rows, which is what libraries need
+state_mb        size of both states as JSON"""
+import json, math, resource, time
 import numpy as np
 from bearcls.intervals import wilson
 from bearcls.monitor.accuracy import AccuracyMonitor, ReviewRule, accuracy_from, count_reviews, doubt, fewer_bets, log_capital, more_bets
@@ -113,13 +119,48 @@ def poisson_high(count):
     from scipy.stats import chi2
     return chi2.ppf(.95, 2*count + 2)/2
 
+def rows_on_the_fly(n, size=50_000):
+    "Columns of a log, a chunk at a time"
+    rng = np.random.default_rng(7)
+    cameras, labels = (np.array(names, object) for names in (['gate', 'pond', 'hut'], ['black', 'grizzly', 'teddy']))
+    for first in range(0, n, size):
+        k = min(size, n - first)
+        chosen = np.where(rng.random(k) < .05, .05, np.nan)
+        yield dict(id=first + 1 + np.arange(k), time=1767225600 + (first + np.arange(k))*365*86400/n, place=cameras[rng.integers(3, size=k)], label=labels[rng.integers(3, size=k)],
+            trusted=rng.random(k) < .95, probability=rng.random(k), confidence=rng.random(k), ood_score=rng.random(k), brightness=rng.normal(120, 20, k), sharpness=rng.random(k),
+            width=np.full(k, 640), height=np.full(k, 480), chosen=chosen, right=np.where(np.isnan(chosen), np.nan, rng.random(k) < .96))
+
+def long_log(n):
+    "Time and memory for a log of `n` rows"
+    from bearcls.monitor.drift import DriftMonitor
+    from bearcls.monitor.history import History
+    from bearcls.monitor.reference import Reference
+    history, monitor, spent, first = History(), None, np.zeros(2), 0
+    def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+    for i, columns in enumerate(rows_on_the_fly(n)):
+        monitor = monitor or DriftMonitor(Reference.from_columns({k: v[:2000] for k, v in columns.items()}), by_hour=False)
+        begun = time.perf_counter()
+        history.add(columns)
+        history.join(columns['time'][-1])
+        between = time.perf_counter()
+        monitor.update(columns)
+        spent += [between - begun, time.perf_counter() - between]
+        if i == 4: first = memory()
+    most = memory()
+    states = len(json.dumps(history.state())), len(json.dumps(monitor.state()))
+    return dict(rows=n, us_history=1e6*spent[0]/n, us_drift=1e6*spent[1]/n, memory_mb=most, memory_first_mb=first, state_mb=sum(states)/1e6, alarms=len(monitor.alarms))
+
 if __name__ == '__main__':
     parser = arguments(__doc__)
     parser.add_argument('--runs', type=int, default=200, help='simulated streams for each figure (default: %(default)s)')
+    parser.add_argument('--rows', type=int, default=1_000_000, help='answers of a log that is made on the fly (default: %(default)s)')
     args = parser.parse_args()
+    long = long_log(args.rows)  # first, since it measures memory
     result = dict(random=measure(1, args.runs), chosen=measure(.5, args.runs))
     print(f'{args.runs} runs{"":17}{"random review":>16}{"chosen review":>16}')
     for name in result['random']: print(f'{name:26}' + ''.join(f'{result[way][name]:16,.4g}' for way in result))
     met = result['random']['delay'] <= 1.3*limit and result['chosen']['delay'] <= 800 and min(r['coverage'] for r in result.values()) >= .95
-    save(result | dict(runs=args.runs, limit=limit, met=met), args.out, quiet=True)
+    print()
+    for name, value in long.items(): print(f'{name:26}{value:16,.4g}')
+    save(result | dict(long_log=long, runs=args.runs, limit=limit, met=met), args.out, quiet=True)
     print(f'\nasked: delay at most {1.3*limit:,.0f} at random and 800 chosen, coverage at least 0.95: {"met" if met else "NOT MET"}')

@@ -286,14 +286,14 @@ def test_a_backup_forgets_too(tmp_path):
 
 def test_a_file_of_votes_becomes_a_log(tmp_path):
     "Version 0, as the application wrote it"
-    from bearcls.app.feedback import Feedback
-    from bearcls.inference.prediction import Prediction
+    from bearcls.app.feedback import Feedback, FeedbackError
     shutil.copy(Path(__file__).parent/'votes-0.sqlite', tmp_path/'feedback.sqlite')
     log = PredictionLog(tmp_path/'feedback.sqlite')
     found, = log.read(['answer', 'label', 'time', 'trusted', 'right', 'correct', 'name'])
     assert list(found['answer']) == ['7c9e', '8d0f'] and list(found['correct']) == ['black', ''] and list(found['right']) == [0, 1] and list(found['trusted']) == [True, False]
     assert found['time'][0] == 1735732800 and log.write([LogRow('teddy', .9)]) == 1
     with contextlib.closing(sqlite3.connect(log.file)) as c: assert ('votes',) not in c.execute('SELECT name FROM sqlite_master').fetchall()
+    with pytest.raises(FeedbackError, match='is a prediction log by now; give it to the application as `log`'): Feedback(log.file).rows()
 
 def test_newer_and_foreign_files_stay_as_they_are(tmp_path):
     log = PredictionLog(tmp_path/'log.sqlite')

@@ -1,12 +1,11 @@
 "mend-notebook: old notebooks of every kind, mended and run to their end on drawn images"
 import json, re, subprocess, sys
-from pathlib import Path
 import pytest
 
 pytest.importorskip('fastai', reason='fastai is not installed')
 pytest.importorskip('nbclient')
 from bearcls.book.notebooks import NotebookError, mend_notebook, read_notebook, run_notebook
-from bearcls.book.rules import covered, find_keys, looks_like_key, mend_cell, plan_cells, tree_of
+from bearcls.book.rules import looks_like_key, mend_cell, plan_cells
 
 key = '0f1e2d3c4b5a69788796a5b4c3d2e1f0'
 

@@ -1,5 +1,5 @@
 "fastai pickles of others: hostile ones run nothing, and what prediction needs comes through unchanged"
-import io, os, pickle, socket, struct, subprocess, sys, types, zipfile
+import os, pickle, struct, subprocess, sys, types, zipfile
 from functools import partial
 from pathlib import Path
 import numpy as np, pytest
@@ -19,8 +19,8 @@ from fastai.vision.learner import vision_learner
 from fasttransform import Transform
 from torch import nn
 from torchvision.models import resnet18
-from bearcls.book.pickles import PickleError, convert_pickle, load_learner, read_learner, rebuilt_learner, refused_names
-from bearcls.book.unpickle import Note, read_pickle
+from bearcls.book.pickles import PickleError, convert_pickle, load_learner, read_learner, refused_names
+from bearcls.book.unpickle import read_pickle
 from bearcls.core import BearclsError
 from bearcls.folders import image_files
 from bearcls.inference.classifier import Classifier

@@ -120,6 +120,8 @@ def _check_votes_file(self, connection, write):
     "Raise an error if the file is not ours; with `write`, an empty file gets our table"
     version, = connection.execute('PRAGMA user_version').fetchone()
     tables = {name for name, in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if 'bearcls_log' in tables:
+        raise FeedbackError(f'{self.path.name} is a prediction log by now; give it to the application as `log`')
     if version > feedback_version:
         raise FeedbackError(f'{self.path.name} was written by a newer bearcls (version {version} of its tables; '
             f'{feedback_version} is known here)')

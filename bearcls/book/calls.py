@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/book/calls.html.md"""
 # %% auto #0
 __all__ = ['download_images', 'vision_learner', 'book_shutil', 'download_image', 'aug_transform', 'ImageClassiferCleaner',
            'download_url', 'Downloads', 'download_book_images', 'book_vision_learner', 'cnn_learner', 'upload_data',
-           'move_file', 'setup_book', 'gv', 'Misspelt']
+           'move_to_folder', 'setup_book', 'gv', 'Misspelt']
 
 # %% ../../nbs/book/02_calls.ipynb #784cfd75
 import functools, inspect, os, shutil, types
@@ -65,7 +65,8 @@ class Downloads(list):
         return f'{n_ok:,} of {len(self):,} files in {Path(*self.dest.parts[-2:]).as_posix()}{why}'
 
 # %% ../../nbs/book/02_calls.ipynb #e4454ec3
-_right_forms = ('write download_images("bears/grizzly", urls=addresses), with a folder and a list of addresses; for one '
+_right_forms = ('write download_images("bears/grizzly", urls=addresses), with a folder and a list of addresses; for '
+    'one '
     'file, download_url(address, "bears/grizzly.jpg")')
 
 def _addresses(url_file, urls, max_pics):
@@ -136,7 +137,8 @@ def download_book_images(
             row.bytes = len(got.data)
             row.sha256 = sha256(got.data)
     limits = FetchLimits(timeout=60., idle=timeout, allow_private=private_hosts)
-    with bar: run_aside(lambda: fetch_many(asked, keep, limits, {'Accept': 'image/*,*/*;q=0.5'}, None, max(1, n_workers)))
+    with bar:
+        run_aside(lambda: fetch_many(asked, keep, limits, {'Accept': 'image/*,*/*;q=0.5'}, None, max(1, n_workers)))
     return Downloads([rows[number] for number in range(len(addresses))], dest)
 
 download_images = download_book_images  # In the star import; the gather wing has a function of this name as well
@@ -192,7 +194,7 @@ def upload_data(
     return [bytes(file['content']) for file in value]
 
 # %% ../../nbs/book/02_calls.ipynb #a5c8653e
-def move_file(
+def move_to_folder(
     src: str | os.PathLike,  # File to move
     dst: str | os.PathLike,  # Folder to move it to, or its new path
     **options: Any,          # For `shutil.move`
@@ -203,7 +205,7 @@ def move_file(
     return shutil.move(src, _free_name(dst, src.name) if dst.is_dir() else dst, **options)
 
 book_shutil = types.ModuleType('shutil', shutil.__doc__)
-vars(book_shutil).update({k: v for k, v in vars(shutil).items() if not k.startswith('__')}, move=move_file)
+vars(book_shutil).update({k: v for k, v in vars(shutil).items() if not k.startswith('__')}, move=move_to_folder)
 
 # %% ../../nbs/book/02_calls.ipynb #8ca0c796
 def setup_book():

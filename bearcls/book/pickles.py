@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/book/pickles.html.md"""
 __all__ = ['PickledModel', 'Resampled', 'read_learner', 'rebuilt_learner', 'refused_names', 'load_learner', 'Conversion',
            'convert_pickle', 'lock_process', 'convert_here']
 
-# %% ../../nbs/book/06_pickles.ipynb #aeeda693
+# %% ../../nbs/book/06_pickles.ipynb #e4eacd02
 import json, os, subprocess, sys, tempfile, warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from ..inference.bundle import Bundle, can_be_labels, pad_modes, read_bundle, re
 from ..sample.bears import draw_bears
 from ..show import html_table
 
-# %% ../../nbs/book/06_pickles.ipynb #02d96615
+# %% ../../nbs/book/06_pickles.ipynb #3168efea
 @dataclass
 class PickledModel:
     "An image classifier, as a pickle describes it"
@@ -47,7 +47,7 @@ class PickledModel:
             *(dict(what='left out', value=f'{r["name"]}: {r["what"]}') for r in self.left_out)]
         return str(html_table(rows))
 
-# %% ../../nbs/book/06_pickles.ipynb #378cf4ec
+# %% ../../nbs/book/06_pickles.ipynb #fa640e4e
 def _values(thing):
     "The values in a list, tuple, or note of a list"
     if isinstance(thing, (list, tuple)): return list(thing)
@@ -77,7 +77,7 @@ def _labels(loader):
     raise PickleError('it holds no labels of images: its DataLoaders have no `Categorize` with at least two different '
         'names')
 
-# %% ../../nbs/book/06_pickles.ipynb #1723da35
+# %% ../../nbs/book/06_pickles.ipynb #726ca4e4
 _still = set('ToTensor IntToFloatTensor Flip Dihedral Rotate Zoom Warp Brightness Contrast Saturation Hue '
     'RandomErasing FlipItem DihedralItem AffineCoordTfm'.split())  # transforms that change nothing in validation
 
@@ -112,7 +112,8 @@ class Resampled(nn.Module):
         shrink = min(a/b for a, b in zip(large, small, strict=True))/2
         for name, n, m in zip(('columns', 'rows'), large, small, strict=True):
             weights = torch.eye(n)[None]  # what one pixel gives to each of the result: both steps are linear
-            if shrink > 1: weights = interpolate(weights, scale_factor=1/shrink, mode='area', recompute_scale_factor=True)
+            if shrink > 1:
+                weights = interpolate(weights, scale_factor=1/shrink, mode='area', recompute_scale_factor=True)
             self.register_buffer(name, interpolate(weights, size=m, mode='linear', align_corners=True)[0])
 
     def forward(self, image): return self.model(self.rows.T @ image @ self.columns)
@@ -151,7 +152,7 @@ def _prepared(loader, leave_out):
             '`load_learner(..., trust=True)` uses it')
     return found, strange
 
-# %% ../../nbs/book/06_pickles.ipynb #9dedfae4
+# %% ../../nbs/book/06_pickles.ipynb #469586bc
 _hooks = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks', '_state_dict_hooks',
     '_state_dict_pre_hooks', '_load_state_dict_pre_hooks', '_load_state_dict_post_hooks')
 
@@ -182,11 +183,13 @@ def _left_out(root, content, strange, hooked):
     rows += [dict(name=name, what='hooks of this layer: answers may be others') for name in hooked]
     known = 'fastai.losses.', 'torch.nn.modules.loss.'
     loss = root.get('loss_func')
-    if isinstance(loss, Note) and not loss.name.startswith(known): rows.append(dict(name=loss.name, what='loss; the probabilities are a softmax'))
+    if isinstance(loss, Note) and not loss.name.startswith(known):
+        rows.append(dict(name=loss.name, what='loss; the probabilities are a softmax'))
     listed = {r['name'] for r in rows}
     for name, how in content.asked.items():
         library = name.partition('.')[0]
-        if library in _libraries or name in listed or name == 'code of PILBase.create': continue  # that one is fastai's
+        if library in _libraries or name in listed: continue
+        if name == 'code of PILBase.create': continue  # fastai's own
         if name.startswith('code of '):
             rows.append(dict(name=name.removeprefix('code of '), what='a function of its author, as code'))
             continue
@@ -201,7 +204,7 @@ _libraries = {*sys.stdlib_module_names, 'fastai', 'fastcore', 'fasttransform', '
     'PIL', 'plum', 'cloudpickle', 'dill', 'pandas', 'bearcls'}
 _usual_callbacks = set('TrainEvalCallback Recorder CastToTensor ProgressCallback MixedPrecision'.split())
 
-# %% ../../nbs/book/06_pickles.ipynb #c035a1be
+# %% ../../nbs/book/06_pickles.ipynb #955ce966
 def read_learner(
     file: str | os.PathLike,   # File of `learn.export()`, by any version of fastai from 2.0 on
     leave_out: bool = False,   # Go on without transforms that bearcls cannot repeat? Answers may be others then
@@ -242,20 +245,19 @@ def _openers(loader):
     lists = _values(dataset.get('tls')) if isinstance(dataset, Note) else []
     return [t for t in _functions(lists[0].get('tfms')) if isinstance(t, Note)] if lists else []
 
-# %% ../../nbs/book/06_pickles.ipynb #8c3134b3
+# %% ../../nbs/book/06_pickles.ipynb #c6daac3a
 def rebuilt_learner(
     found: PickledModel,  # From `read_learner`
-    path: str | os.PathLike = '.',  # Folder of the Learner, for its exports
 ) -> Learner:             # Predicts as the one that was pickled; its DataLoaders are empty, as after any export
     "A Learner of today's fastai around a pickled model"
     expect('found', found, PickledModel)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of empty DataLoaders
-        learn = Learner(bundle_dls(found.metadata), found.model, CrossEntropyLossFlat(), path=Path(path))
+        learn = Learner(bundle_dls(found.metadata), found.model, CrossEntropyLossFlat(), path=Path('.'))
     if found.metadata.arch: learn.arch = found.metadata.arch
     return learn
 
-# %% ../../nbs/book/06_pickles.ipynb #1fb03bb9
+# %% ../../nbs/book/06_pickles.ipynb #c30fa1d6
 _calls = ('cloudpickle.', 'dill._dill.', 'plum.', 'inspect.', 'numpy.core.multiarray.', 'numpy.dtype', 'numpy.random.',
     'functools.', 'builtins.getattr', 'builtins.bytes', 'builtins.type', 'torch.device', 'torch.nn.',
     'torch._utils._rebuild_', 'torch.cuda.amp.', 'torch.amp.', 'random.Random', 'collections.', 'operator.itemgetter',
@@ -306,7 +308,7 @@ def load_learner(
         learn.model.to(device)
     return learn
 
-# %% ../../nbs/book/06_pickles.ipynb #d93c98b2
+# %% ../../nbs/book/06_pickles.ipynb #6265e0f5
 @dataclass
 class Conversion:
     "What became of a pickle"
@@ -330,7 +332,7 @@ _missing = ['calibration: the probabilities are as the model gives them',
     'OOD score: it cannot tell images unlike its training data',
     'error rate: nothing was measured', 'confidence: an answer is trusted from a probability of 0.6 on']
 
-# %% ../../nbs/book/06_pickles.ipynb #7c38d6b3
+# %% ../../nbs/book/06_pickles.ipynb #0b0e6f1f
 def convert_pickle(
     file: str | os.PathLike,     # File of `learn.export()`, by any version of fastai from 2.0 on
     dest: str | os.PathLike,     # Folder or .zip file to make; replaces an older bundle, refuses anything else
@@ -377,7 +379,7 @@ def _in_own_process(order, timeout):
         raise PickleError(f'{name} ended the process that reads it (status {done.returncode}): {last[0]}')
     return found
 
-# %% ../../nbs/book/06_pickles.ipynb #47263ca5
+# %% ../../nbs/book/06_pickles.ipynb #41f1bdf9
 _forbidden = ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'subprocess.Popen', 'os.system',
     'os.exec', 'os.fork', 'os.forkpty', 'os.posix_spawn', 'os.spawn', 'os.startfile', 'pty.spawn', 'webbrowser.open')
 _changing = ('os.remove', 'os.rename', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.chmod', 'os.chown',
@@ -424,7 +426,8 @@ def _convert(order):
     aside = Path(order['aside'])
     images = order['files'] or _drawn(aside)
     found = read_learner(order['file'], order['leave_out'])
-    learn = rebuilt_learner(found, aside)
+    learn = rebuilt_learner(found)
+    learn.path = aside
     try: bundle = export_bundle(learn, aside/'new'/order['name'], temperature=1., ood_score=False, files=images)
     except (RuntimeError, TypeError, AttributeError, IndexError, KeyError, MemoryError) as e:
         name = Path(order['file']).name

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/book/unpickle.html.md"""
 __all__ = ['layer_modules', 'read_faults', 'PickleError', 'Note', 'today_name', 'find_layer', 'tensor_view', 'Reader',
            'PickleContent', 'read_pickle']
 
-# %% ../../nbs/book/05_unpickle.ipynb #045436d4
+# %% ../../nbs/book/05_unpickle.ipynb #fdad26ab
 import importlib, io, math, os, pickle, struct, zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
@@ -21,7 +21,7 @@ from torch import nn
 from ..core import BearclsError, expect
 from ..show import html_table
 
-# %% ../../nbs/book/05_unpickle.ipynb #73160fc5
+# %% ../../nbs/book/05_unpickle.ipynb #e72015d0
 class PickleError(BearclsError, ValueError):
     "A pickle cannot be read, or asks for something that it may not have"
 
@@ -43,7 +43,7 @@ class Note:
     def __repr__(self): return f'<{self.name}, {self.how}>'
     def __call__(self, *args, **kwargs): raise PickleError(f'{self.name} was left out when the pickle was read')
 
-# %% ../../nbs/book/05_unpickle.ipynb #e97ff2c0
+# %% ../../nbs/book/05_unpickle.ipynb #9eecfee3
 # Where a model's layers come from
 layer_modules = ('torch.nn.modules.', 'torchvision.models.', 'torchvision.ops.', 'fastai.layers',
     'fastai.vision.learner', 'fastai.vision.models.', 'timm.models.', 'timm.layers.', 'bearcls.train.arch')
@@ -71,7 +71,7 @@ def find_layer(
     is_layer = isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith(layer_modules)
     return found if is_layer else None
 
-# %% ../../nbs/book/05_unpickle.ipynb #b10c73f7
+# %% ../../nbs/book/05_unpickle.ipynb #ac7950b5
 _kinds = {'FloatStorage': torch.float32, 'HalfStorage': torch.float16, 'BFloat16Storage': torch.bfloat16,
     'DoubleStorage': torch.float64, 'LongStorage': torch.int64, 'IntStorage': torch.int32, 'ShortStorage': torch.int16,
     'CharStorage': torch.int8, 'ByteStorage': torch.uint8, 'BoolStorage': torch.bool}
@@ -93,7 +93,7 @@ def tensor_view(
         raise PickleError(f'it holds a tensor of {n:,} values, but only {len(numbers):,} numbers for it')
     return torch.as_strided(numbers, tuple(size), tuple(stride), offset)
 
-# %% ../../nbs/book/05_unpickle.ipynb #a647169d
+# %% ../../nbs/book/05_unpickle.ipynb #c707f7a0
 def _tensor(numbers, offset, size, stride, *_): return tensor_view(numbers, offset, size, stride)
 
 def _parameter(data, requires_grad=True, *_):
@@ -135,7 +135,7 @@ _answers = {
 for _kind in ('Path', 'PosixPath', 'WindowsPath', 'PurePosixPath', 'PureWindowsPath'):
     _answers[f'pathlib.{_kind}'] = lambda *parts, kind=_kind: _path(kind, parts)
 
-# %% ../../nbs/book/05_unpickle.ipynb #20ec2467
+# %% ../../nbs/book/05_unpickle.ipynb #3e71c81f
 _activations = 'torch.nn.functional.', 'torch._C._nn.'
 _Base = pickle._Unpickler  # the reader in Python: the one in C calls functions by itself
 
@@ -165,11 +165,12 @@ class Reader(_Base):
 
     def persistent_load(self, pid):
         if self.storage is None: raise PickleError('it refers to numbers that are not in the file')
-        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == 'module': return pid[1]  # with its source, in old files
+        is_class = isinstance(pid, tuple) and len(pid) == 4 and pid[0] == 'module'
+        if is_class: return pid[1]  # older files give its source as well
         return self.storage(pid)
     def get_extension(self, code): raise PickleError('it uses extension codes, which no fastai pickle does')
 
-# %% ../../nbs/book/05_unpickle.ipynb #1508476d
+# %% ../../nbs/book/05_unpickle.ipynb #40fbc6a2
 def _made(reader, kind, args):
     "An object of a class: an empty layer, or a note"
     if not isinstance(kind, Note): return Note(f'{type(kind).__name__}', 'made', args)
@@ -213,7 +214,7 @@ def _filled(thing, items, pairs=False):
     elif not pairs and type(thing) is set: thing.update(items)
     else: raise PickleError(f'it puts values into a {type(thing).__name__}')
 
-# %% ../../nbs/book/05_unpickle.ipynb #57937d78
+# %% ../../nbs/book/05_unpickle.ipynb #77b0cd30
 _plain_state = ('torch.nn.modules.', 'fastai.layers')  # modules whose own `__setstate__` completes older layers
 
 def _with_state(thing, state):
@@ -227,7 +228,7 @@ def _with_state(thing, state):
     elif not isinstance(thing, (Note, OrderedDict, torch.Tensor)):
         raise PickleError(f'it changes a {type(thing).__name__}')
 
-# %% ../../nbs/book/05_unpickle.ipynb #57cba1a1
+# %% ../../nbs/book/05_unpickle.ipynb #75f575b6
 def _instruction(*codes):
     "Register a method for an instruction of the pickle machine"
     def add(method):
@@ -268,7 +269,7 @@ def _build(self):
     state = self.stack.pop()
     _with_state(self.stack[-1], state)
 
-# %% ../../nbs/book/05_unpickle.ipynb #2dc2a968
+# %% ../../nbs/book/05_unpickle.ipynb #19a35175
 @_instruction(pickle.APPEND)
 def _append(self):
     value = self.stack.pop()
@@ -298,7 +299,7 @@ def _bytearray(self):
     if len(data) < n: raise PickleError('it ends within a value')
     self.append(bytearray(data))
 
-# %% ../../nbs/book/05_unpickle.ipynb #9cd29384
+# %% ../../nbs/book/05_unpickle.ipynb #17ae9e93
 @dataclass(repr=False)
 class PickleContent:
     "What a pickle holds, read as data"
@@ -332,7 +333,7 @@ def read_pickle(
     except read_faults as e:
         raise PickleError(f'{file.name} is no pickle of PyTorch that can be read ({type(e).__name__}: {e})') from e
 
-# %% ../../nbs/book/05_unpickle.ipynb #a0402c8d
+# %% ../../nbs/book/05_unpickle.ipynb #97ec443b
 def _read_zip(f, n_bytes):
     "The layout of today"
     f.seek(0)
