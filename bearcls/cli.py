@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/cli.html.md"""
 __all__ = ['make_parser', 'main']
 
 # %% ../nbs/18_cli.ipynb #22661e1f
-import argparse, csv, json, os, shlex, sys
+import argparse, csv, json, os, shlex, sys, time
 from collections.abc import Sequence
 import bearcls
 from .core import BearclsError
@@ -252,7 +252,7 @@ def _app(args):
     "Serve the notebook application"
     from bearcls.app.notebook import run_app
     run_app(args.bundle, port=args.port, open_browser=not args.no_browser, title=args.title,
-        feedback=None if args.no_feedback else args.feedback)
+        feedback=None if args.no_feedback else args.feedback, log=args.log)
     return 0
 
 @_command('app', 'open a bundle as an application in the browser')
@@ -267,6 +267,9 @@ def _add_app(parser):
     parser.add_argument('--feedback', default='', metavar='FILE',
         help='file for votes on answers (default: feedback.sqlite beside the bundle)')
     parser.add_argument('--no-feedback', action='store_true', help='do not ask what visitors think of an answer')
+    parser.add_argument('--log', metavar='LOG',
+        help='keep answers and votes in this file, or in the database with this '
+        'URL, instead of the file for votes (default: no log)')
 
 # %% ../nbs/18_cli.ipynb #761b72a6
 def _serve(args):
@@ -276,7 +279,7 @@ def _serve(args):
         settings = Settings(threads=args.threads, max_waiting=args.max_waiting, max_bytes=args.max_bytes,
             max_held=max(args.max_bytes, Settings.max_held),
             api_key=os.environ.get('BEARCLS_API_KEY', '').strip(), title=args.title, origins=tuple(args.origin),
-            frames=tuple(args.frame))
+            frames=tuple(args.frame), log=args.log, place=args.place)
         return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
     except ValueError as e: return _fail(str(e))
 
@@ -305,12 +308,126 @@ def _add_serve(parser):
         help='images that may wait in a process; clients retry later with any more (default: %(default)s)')
     parser.add_argument('--max-bytes', type=int, default=32 << 20, metavar='N',
         help='largest request (default: %(default)s)')
+    parser.add_argument('--log', default='', metavar='LOG',
+        help='keep every answer in this file, or in the database with this URL (default: no log)')
+    parser.add_argument('--place', default='', metavar='NAME', help='what the log calls the place of this service')
+
+# %% ../nbs/18_cli.ipynb #cc9b68de
+def _log(args):
+    "Look into a prediction log, take it elsewhere, or forget"
+    from bearcls.monitor.log import PredictionLog, time_words
+    from bearcls.monitor.retention import export_log, forget, prune
+    try:
+        log = PredictionLog(args.log)
+        if log.file and not log.file.exists(): return _fail(f'there is no log {args.log}')
+        if args.action == 'tail':
+            for r in log.tail(args.n):
+                doubt = '' if r['trusted'] else f', not trusted: {r["reason"]}'
+                print(f'{time_words(r["time"])}  {r["answer"]}  {r["place"]:10}  {r["label"]} '
+                    f'({r["probability"]:.2f}){doubt}')
+        elif args.action == 'stats':
+            found = log.stats(since=None if args.days is None else time.time() - 86400*args.days)
+            print(f'{found.answers:,} answers, {found.verdicts:,} verdicts')
+            for g in found.groups:
+                print(f'{g["answers"]:8,}  {g["place"]:10}  {g["label"]:20}  {g["trusted"]/g["answers"]:4.0%} trusted, '
+                    f'{g["right"]:,} of {g["judged"]:,} judged right')
+        elif args.action == 'export': print(f'{export_log(log, args.dest):,} rows in {args.dest}')
+        elif args.action == 'forget':
+            gone = forget(log, args.answer, args.sha256)
+            print(f'{gone.answers:,} answers, {gone.verdicts:,} verdicts and {gone.spooled:,} waiting rows are gone')
+            if not gone.clean: return _fail('another program reads the log, so traces may be left in it: try again', 1)
+        else:
+            gone = prune(log, args.days, args.image_days, args.max_bytes)
+            print(f'{gone.answers:,} answers are gone, {gone.emptied:,} have lost features and thumbnail')
+    except ValueError as e: return _fail(str(e))
+    return 0
+
+@_command('log', 'look into a log of answers, export it, forget an image')
+def _add_log(parser):
+    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+    def action(name, words):
+        found = actions.add_parser(name, help=words)
+        found.set_defaults(run=_log)
+        found.add_argument('log', metavar='LOG', help='file of the log, or the URL of its database')
+        return found
+    action('tail', 'the newest answers').add_argument('-n', type=int, default=10, metavar='N',
+        help='how many (default: %(default)s)')
+    action('stats', 'how many answers and verdicts, by place and label').add_argument('--days', type=float, metavar='N',
+        help='only the last so many days')
+    action('export', 'write a table').add_argument('dest', metavar='FILE', help='ending in .csv or .parquet')
+    forgets = action('forget', 'remove every trace of an image').add_mutually_exclusive_group(required=True)
+    forgets.add_argument('--answer', default='', metavar='ID', help='id of an answer')
+    forgets.add_argument('--sha256', default='', metavar='DIGEST',
+        help="digest of the image's bytes: all answers about it")
+    prunes = action('prune', 'let old rows go')
+    prunes.add_argument('--days', type=float, metavar='N', help='rows that are older go')
+    prunes.add_argument('--image-days', type=float, metavar='N', help='older rows lose features and thumbnail')
+    prunes.add_argument('--max-bytes', type=int, metavar='N',
+        help='the oldest rows go until the file is smaller (SQLite)')
+
+# %% ../nbs/18_cli.ipynb #f73c138f
+def _monitor(args):
+    "Read what is new in a log, and tell about alarms; status 1 for a new one, if asked"
+    import time
+    from bearcls.monitor.log import LogError, PredictionLog
+    from bearcls.monitor.report import MonitorReport
+    from bearcls.monitor.watch import check_webhook, open_watch
+    try:
+        if args.webhook: check_webhook(args.webhook)
+        log = PredictionLog(args.log)
+        if log.file and not log.file.exists(): return _fail(f'there is no log {args.log}')
+        watch = open_watch(log, args.bundle, args.reference_until, args.state, since=args.since)
+    except ValueError as e: return _fail(str(e))
+    while True:
+        try: new = watch.update()
+        except LogError as e:
+            if not args.watch: raise
+            new = []
+            print(f'{e}; trying again', file=sys.stderr)
+        for done in watch.tell(new, args.webhook, args.program):
+            if not done.ok:
+                print(f'bearcls: {done.target}: {done.reason}; tried again at the next run', file=sys.stderr)
+        report = MonitorReport(watch, new, float('-inf') if args.since is None else args.since)
+        if new or not args.watch: print(report.headline(), flush=True)
+        for alarm in new: print(f'New: {alarm.words}. {alarm.advice}', flush=True)
+        if args.html:
+            page = report.write_html(args.html)
+            if not args.watch: print(f'Report: {page}')
+        if not args.watch: return 1 if new and args.fail_on else 0
+        time.sleep(args.watch)
+
+def _moment(text):
+    "Seconds since 1970 of a date in ISO 8601, UTC unless it says otherwise"
+    from datetime import datetime, timezone
+    try: moment = datetime.fromisoformat(text)
+    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} must be a date such as 2026-05-31') from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+@_command('monitor', 'watch a log: alarms on drift and accuracy, a report, a webhook')
+def _add_monitor(parser):
+    parser.set_defaults(run=_monitor)
+    parser.add_argument('log', metavar='LOG', help='file of the log, or the URL of its database')
+    parser.add_argument('--bundle', metavar='BUNDLE',
+        help='the bundle in use: what is normal, and the error it promises')
+    parser.add_argument('--reference-until', type=_moment, metavar='DATE',
+        help='the answers of the log before this date are normal (default: what the bundle says)')
+    parser.add_argument('--state', default='', metavar='FILE', help='file to remember in (default: LOG.watch.json)')
+    parser.add_argument('--since', type=_moment, metavar='DATE',
+        help='show, and at the first run read, answers from then on')
+    parser.add_argument('--html', metavar='FILE', help='write the report to this page')
+    parser.add_argument('--watch', nargs='?', type=int, const=60, metavar='SECONDS',
+        help='stay, and look again after so many seconds (default: 60)')
+    parser.add_argument('--fail-on', choices=['alarm'], help='end with status 1 if there is a new alarm')
+    parser.add_argument('--webhook', default='', metavar='URL', help='POST each new alarm there, as JSON')
+    parser.add_argument('--command', dest='program', default='', metavar='COMMAND',
+        help='run this program for each new alarm, which it reads as JSON from its input')
 
 # %% ../nbs/18_cli.ipynb #adcf6a05
 def _deploy(args):
     "Write a folder for a host; with --check also try it, status 1 if it does not work"
     from bearcls.deploy.targets import changed_files, deploy
-    try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo, runtime=args.runtime)
+    try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo, runtime=args.runtime,
+            log=args.log)
     except ValueError as e: return _fail(str(e))
     print(f'{dest} is ready; {dest/"README.md"} says how it gets online'
         + ('; it was left as you have changed it' if 'README.md' in changed_files(dest) else ''))
@@ -336,8 +453,64 @@ def _add_deploy(parser):
         help='on GitHub or Hugging Face, for the links in the README (default: that of an earlier deploy to DEST)')
     parser.add_argument('--runtime', metavar='PATH',
         help='for web and space-static: folder or .tgz of the npm package onnxruntime-web (default: npm fetches it)')
+    parser.add_argument('--log', default='', metavar='LOG', help='for fastapi, space-docker, voila and binder: keep '
+        'answers in this file of the folder, or in the database with this URL (default: that of an earlier deploy, '
+        'otherwise no log)')
     parser.add_argument('--check', action='store_true',
         help='start the folder in a fresh environment and ask it about an image')
+
+# %% ../nbs/18_cli.ipynb #6c16ee06
+def _mend_notebook(args):
+    "A new copy of an old notebook; status 1 if something could not be mended, or its run stopped"
+    from bearcls.book.notebooks import mend_notebook
+    try:
+        found = mend_notebook(args.file, args.out, args.run_it, args.replace, args.timeout, args.online)
+    except ValueError as e: return _fail(str(e))
+    if args.diff: print(found.diff)
+    for cell in found.cells:
+        if not args.diff:
+            print(f'cell {cell.number}: {"; ".join(dict.fromkeys(c.rule for c in cell.changes if c.done))}')
+    for number, line, why in found.unmended: print(f'not mended, cell {number}: {why}: {line}')
+    print(f'{found.out} is written: {found.n_changed} of {found.n_cells} cells changed'
+        + (f'; {found.ran}' if found.ran else ''))
+    return 0 if found.ok and not found.unmended else 1
+
+@_command('mend-notebook', 'a new copy of an old notebook, in which the book\'s code works again')
+def _add_mend_notebook(parser):
+    parser.set_defaults(run=_mend_notebook)
+    parser.add_argument('file', metavar='FILE', help='notebook after the book\'s chapter; it is only read')
+    parser.add_argument('--out', metavar='FILE', help='notebook to write (default: NAME-mended.ipynb beside FILE)')
+    parser.add_argument('--replace', action='store_true', help='replace the notebook to write if it is there')
+    parser.add_argument('--diff', action='store_true', help='show what changed, line by line')
+    parser.add_argument('--run', action='store_true', dest='run_it',
+        help='run the new notebook on drawn images, and keep its outputs')
+    parser.add_argument('--online', action='store_true', help='use the network in that run')
+    parser.add_argument('--timeout', type=float, default=600, metavar='SECONDS',
+        help='for each cell of that run (default: %(default)s)')
+
+# %% ../nbs/18_cli.ipynb #6364a491
+def _convert(args):
+    "A bundle of somebody's pickle"
+    from bearcls.book.pickles import convert_pickle
+    try: done = convert_pickle(args.file, args.bundle, args.compare, args.leave_out, args.timeout, args.memory_gb)
+    except ValueError as e: return _fail(str(e))
+    print(f'{done.bundle} is ready: {done.arch} for {", ".join(done.labels)}; on {done.images_compared:,} images the '
+        'largest '
+        f'difference of a probability is {done.largest_difference:.1e}')
+    for row in done.left_out: print(f'left out: {row["name"]}: {row["what"]}')
+    for words in done.missing: print(f'missing: {words}')
+    return 0
+
+@_command('convert', 'make a bundle from a fastai pickle, without running what the pickle says')
+def _add_convert(parser):
+    parser.set_defaults(run=_convert)
+    parser.add_argument('file', metavar='FILE', help='pickle of `learn.export()`, by any version of fastai from 2.0 on')
+    parser.add_argument('bundle', metavar='BUNDLE', help='folder or .zip to make')
+    parser.add_argument('--compare', metavar='FOLDER', help='images to compare on (default: drawn ones)')
+    parser.add_argument('--leave-out', action='store_true',
+        help='go on without transforms that bearcls cannot repeat; answers may be others then')
+    parser.add_argument('--timeout', type=float, default=600, metavar='SECONDS', help='at most (default: %(default)s)')
+    parser.add_argument('--memory-gb', type=float, default=8, metavar='N', help='at most (default: %(default)s)')
 
 # %% ../nbs/18_cli.ipynb #10854382
 if __name__ == '__main__' and getattr(__spec__, 'name', '') == 'bearcls.cli': sys.exit(main())  # not in a notebook

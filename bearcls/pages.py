@@ -99,8 +99,8 @@ def _call(symbol, signature, width):
     parsed = _parameters(signature)
     if not parsed:
         code = re.sub(r'(->None)?:?$', '', signature.removeprefix('def '))
-        code = '\n'.join(part for line in code.splitlines() for part in textwrap.wrap(line, width, subsequent_indent='    ',
-            break_long_words=False))
+        code = '\n'.join(part for line in code.splitlines()
+            for part in textwrap.wrap(line, width, subsequent_indent='    ', break_long_words=False))
     else:
         params, returned, meaning = parsed
         args = [f'{name}={default}' if default else name for name, _, default in (_argument(p) for p, _ in params)

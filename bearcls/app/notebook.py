@@ -20,9 +20,11 @@ from typing import Any
 from uuid import uuid4
 from ..core import BearclsError, expect, package_file, patch_to, sha256
 from ..show import Html, data_uri
-from ..images import ImageError, image_reasons, load_image
+from ..images import ImageError, image_reasons, image_size, load_image
+from ..monitor.log import Verdict
+from ..monitor.writer import LogWriter
 from ..inference.bundle import read_bundle
-from .feedback import Feedback, FeedbackError
+from .feedback import Feedback, FeedbackError, make_vote
 from ..inference.classifier import Classifier
 from ..inference.prediction import Prediction, bars_html
 
@@ -66,6 +68,7 @@ def answer_upload(
     name: str,               # The file's name
     content: bytes,          # What is in it
     limit: int = max_upload, # Refuse larger files, in bytes
+    log: LogWriter | None = None,  # Where the answer is kept, under its `id`; None: nowhere
 ) -> Answer:                 # A prediction or a sentence
     "Classify an uploaded file, whatever it is"
     expect('classifier', classifier, Classifier)
@@ -76,7 +79,12 @@ def answer_upload(
     try:
         image = load_image(content, classifier.bundle.min_side)
         shown = load_image(content, 320) if max(image.size) < 320 else image
-        return Answer(name, classifier.predict(image), image=data_uri(shown, 320), sha256=sha256(content))
+        if log is None:
+            return Answer(name, classifier.predict(image), image=data_uri(shown, 320), sha256=sha256(content))
+        answered = classifier.answer(image, name)
+        answer = Answer(name, answered.prediction, image=data_uri(shown, 320), sha256=sha256(content))
+        log(answered, answer=answer.id, sha256=answer.sha256, name=name, bytes=len(content), size=image_size(content))
+        return answer
     except ImageError as e:
         if e.reason == 'not_an_image' and content[4:8] == b'ftyp':
             problem = (f'{name} is of a kind that only some programs can open (HEIC). Please save it as JPEG, and '
@@ -98,9 +106,12 @@ class AppDesk:
     def __init__(self,
         classifier: Classifier,             # Loaded bundle
         feedback: Feedback | None = None,   # File for votes; None: no voting
+        log: LogWriter | None = None,       # Where answers and votes are kept, instead of the file; None: no log
     ):
         expect('classifier', classifier, Classifier)
         expect('feedback', feedback, Feedback, None)
+        self.log = expect('log', log, LogWriter, None)
+        self.trouble = ''
         self.classifier = classifier
         self.feedback = feedback
         self.answers = []
@@ -112,7 +123,7 @@ class AppDesk:
     ) -> Answer:         # Also the newest of `answers`
         "The answer to one file"
         with self._lock:
-            self.answers.append(answer := answer_upload(self.classifier, name, content))
+            self.answers.append(answer := answer_upload(self.classifier, name, content, log=self.log))
             del self.answers[:-max_answers]
         return answer
 
@@ -160,12 +171,24 @@ def _asked(self, message, buffers):
 def _told(self, message):
     "A vote on one of the answers that were given here"
     with self._lock: answer = next((a for a in self.answers if a.id == message.get('answer')), None)
-    if self.feedback is None or not answer or not answer.prediction:
+    if self.feedback is None and self.log is None or not answer or not answer.prediction:
         raise _AppRefusal('This could not be kept, because the answer is no longer known here. Please choose the image '
             'again.')
-    self.feedback.vote(answer.id, answer.prediction, message.get('right'), message.get('label', ''),
-        sha256=answer.sha256, name=answer.name, model=self.classifier.bundle.digest)
+    keep = make_vote if self.log else self.feedback.vote
+    vote = keep(answer.id, answer.prediction, message.get('right'), message.get('label', ''), sha256=answer.sha256,
+        name=answer.name, model=self.classifier.bundle.digest)
+    if self.log:
+        self.log.add(Verdict(answer.id, vote.right, vote.correct))
+        if not self.log.flush(5): raise _AppRefusal('This could not be kept. Please try again.')
     return dict(kept=True)
+
+@patch_to(AppDesk)
+def log_trouble(self) -> str:  # Empty if all is well, or if there is no log
+    "What is wrong with the log; a new trouble is also written to Python's log, for the owner of the page"
+    words = self.log.status().words if self.log else ''
+    if words and words != self.trouble: logging.getLogger('bearcls.app').warning('%s', words)
+    self.trouble = words
+    return words
 
 # %% ../../nbs/app/02_notebook.ipynb #abd02f27
 class ClassifierApp(anywidget.AnyWidget):
@@ -180,15 +203,22 @@ class ClassifierApp(anywidget.AnyWidget):
         threads: int | None = None,              # Threads that the model may use
         feedback: str | os.PathLike | None = 'feedback.sqlite',  # File for votes, made with the first; None: no voting
         note: str = '',                          # A line below the heading, such as what happens to the images
+        log: str | os.PathLike | LogWriter | None = None,  # Keeps answers and votes, instead of the file; None: no log
+        place: str = '',                         # What the log calls the place of this page
     ):
         expect('bundle', bundle, str, os.PathLike, Classifier)
         expect('feedback', feedback, str, os.PathLike, None)
+        expect('log', log, str, os.PathLike, LogWriter, None)
+        writer = log if log is None or isinstance(log, LogWriter) else LogWriter(log, place)
         classifier = bundle if isinstance(bundle, Classifier) else Classifier(bundle, threads)
-        self.desk = AppDesk(classifier, None if feedback is None else Feedback(feedback))
+        self.desk = AppDesk(classifier, None if feedback is None or writer else Feedback(feedback), writer)
         self.title = title or classifier.bundle.question
         super().__init__(metadata=dict(title=self.title, labels=list(classifier.labels), note=note, maxBytes=max_shrunk,
                 rawBytes=max_message, feedback=feedback is not None))
-        self.on_msg(lambda widget, message, buffers: self.send(self.desk.reply(message, buffers)))
+        def came(widget, message, buffers):
+            self.send(self.desk.reply(message, buffers))
+            self.desk.log_trouble()
+        self.on_msg(came)
 
     @property
     def classifier(self): return self.desk.classifier
@@ -208,16 +238,18 @@ def write_app(
     dest: str | os.PathLike,    # Folder for the notebook, made if needed
     title: str = '',            # Heading; empty for the labels
     feedback: str | os.PathLike | None = '',  # File for votes; '': `feedback.sqlite` beside the bundle; None: no voting
+    log: str | os.PathLike | None = None,     # Log of answers and votes: a file, or a URL; None: no log
 ) -> Path:                      # The notebook, `app.ipynb`
     "Write the notebook that shows the application"
     expect('bundle', bundle, str, os.PathLike)
+    expect('log', log, str, os.PathLike, None)
     expect('dest', dest, str, os.PathLike)
     question = read_bundle(bundle).question
     dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
     if feedback is not None: feedback = _as_seen_from(feedback or Path(bundle).resolve().parent/'feedback.sqlite', dest)
     arguments = ', '.join([repr(_as_seen_from(bundle, dest)), *([repr(title)] if title else []),
-            f'feedback={feedback!r}'])
+            f'feedback={feedback!r}', *([f'log={_log_seen_from(log, dest)!r}'] if log else [])])
     cell = dict(cell_type='code', execution_count=None, id='app', metadata={}, outputs=[],
         source=f'from bearcls.app import ClassifierApp\n\nClassifierApp({arguments})')
     kernel = dict(name='python3', display_name='Python 3', language='python')
@@ -226,6 +258,8 @@ def write_app(
     file = dest/'app.ipynb'
     file.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding='utf-8')
     return file
+
+def _log_seen_from(log, dest): return log if '://' in str(log) else _as_seen_from(log, dest)
 
 def _as_seen_from(path, dest):
     "A path relative to `dest`; across drives of Windows only the absolute one exists"
@@ -295,9 +329,11 @@ def serve_app(
     title: str = '',            # Heading; empty for the labels
     timeout: float = 60,        # Seconds to wait for the server
     feedback: str | os.PathLike | None = '',  # File for votes; '': `feedback.sqlite` beside the bundle; None: no voting
+    log: str | os.PathLike | None = None,     # Log of answers and votes: a file, or a URL; None: no log
 ) -> Iterator[str]:             # Address of the page
     "The application as a page of this machine, for as long as the block lasts"
     expect('bundle', bundle, str, os.PathLike)
+    expect('log', log, str, os.PathLike, None)
     expect('feedback', feedback, str, os.PathLike, None)
     port = _port_for_app(port)
     if feedback and not Path(feedback).resolve().parent.is_dir():
@@ -306,7 +342,8 @@ def serve_app(
         work = Path(work).resolve()
         (work/'settings').mkdir()
         (work/'settings'/'voila.py').write_text(voila_config(), encoding='utf-8')
-        notebook = write_app(Path(bundle).resolve(), work, title, Path(feedback).resolve() if feedback else feedback)
+        notebook = write_app(Path(bundle).resolve(), work, title, Path(feedback).resolve() if feedback else feedback,
+            Path(log).resolve() if log and '://' not in str(log) else log)
         command = [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}',
             '--Voila.ip=127.0.0.1', '--Voila.port_retries=0', "--Voila.config_file_paths=['settings']"]
         with open(work/'server.log', 'w+b') as log, subprocess.Popen(command, stdout=log, stderr=log,
@@ -324,14 +361,16 @@ def run_app(
     open_browser: bool = True,  # Show the page in the default browser
     title: str = '',            # Heading; empty for the labels
     feedback: str | os.PathLike | None = '',  # File for votes; '': `feedback.sqlite` beside the bundle; None: no voting
+    log: str | os.PathLike | None = None,     # Log of answers and votes: a file, or a URL; None: no log
 ) -> None:
     "Serve the application on this machine until interrupted"
     expect('bundle', bundle, str, os.PathLike)
+    expect('log', log, str, os.PathLike, None)
     expect('feedback', feedback, str, os.PathLike, None)
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None  # so that the server ends too
     try:
-        with serve_app(bundle, port, title, feedback=feedback) as url:
+        with serve_app(bundle, port, title, feedback=feedback, log=log) as url:
             print(f'The application runs at {url}\nStop it with Ctrl+C', flush=True)
             if open_browser: webbrowser.open(url)
             while True: time.sleep(3600)

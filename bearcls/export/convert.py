@@ -26,8 +26,8 @@ from fastai.vision.core import PILImage
 from fastcore.basics import noop
 from torch import nn
 from .card import model_card
-from bearcls.inference.bundle import (Bundle, card_changed, plain_values, read_bundle, sign_bundle, write_bundle,
-    zip_bundle)
+from ..inference.bundle import (Bundle, card_changed, pack_columns, plain_values, read_bundle, sign_bundle,
+    write_bundle, zip_bundle)
 from ..inference.files import BundleError, bundle_names, metadata_file
 from ..interpret.calibrate import calibration_error, log_loss_of, with_temperature
 from ..train.arch import feature_layer, keep_modes, pool_features
@@ -36,7 +36,7 @@ from ..core import BearclsError, DataError, expect, expect_all, progress, sha256
 from ..images import ImageError, image_size, load_image
 from ..folders import find_images
 from .held_out import (choose_temperature, error_by_source, fit_trust, held_out_answers,
-    learner_ood_score, own_answers)
+    learner_ood_score, own_answers, reference_columns)
 from ..data.loaders import dls_settings
 from ..inference.classifier import Classifier
 from ..train.log import paced
@@ -378,6 +378,9 @@ def _measure_answers(metadata, learn, bundle, far, seen, threshold, max_error, t
     trust = fit_trust(learn, Classifier(bundle, threads=1), seen, far, max_error, threshold, threads=threads,
         group_by=group_by)
     if trust: metadata.confidence, metadata.threshold = plain_values(trust.confidence, 'confidence'), trust.threshold
+    found = reference_columns(learn, Classifier(bundle, threads=1), seen, far, trust, threads=threads,
+        group_by=group_by)
+    if found: metadata.reference = pack_columns(found)
 
 # %% ../../nbs/export/07_convert.ipynb #21c41548
 def export_bundle(

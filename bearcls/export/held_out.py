@@ -6,27 +6,31 @@ Docs: https://bearcls.github.io/bearcls/export/held_out.html.md"""
 
 # %% auto #0
 __all__ = ['own_answers', 'image_sources', 'at_most', 'body_averages', 'error_by_source', 'held_out_answers',
-           'choose_temperature', 'learner_ood_score', 'TrustFit', 'fit_trust']
+           'choose_temperature', 'learner_ood_score', 'TrustFit', 'fit_trust', 'reference_columns']
 
 # %% ../../nbs/export/06_held_out.ipynb #c959faa0
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np
 from fastai.learner import Learner
-from ..core import DataError, expect, expect_all
-from ..images import ImageError, min_light
+from PIL import Image
+from ..core import DataError, expect, expect_all, usable_cores
+from ..fingerprints import perceptual_hash
+from ..images import ImageError, image_size, min_light
 from .ood import ClassHead, OODScore, deal_groups, find_groups, fit_ood_score, held_out_scores
 from .trust import answer_copies, fit_confidence, measure_trust, trust_threshold
 from ..manifest import rows_by_path, site_of, source_names
 from ..inference.classifier import Classifier
-from ..inference.prediction import confidence_of, evidence_of
+from ..inference.prediction import confidence_of, evidence_of, lightness
 from ..interpret.calibrate import fit_temperature
 from ..interpret.evaluate import Evaluation, evaluate, tabulate
 from ..train.arch import averages_of, class_head
 from ..train.fast import can_cross_fit, held_out_logits, is_frozen
+from ..verify.measure import sharpness
 
 # %% ../../nbs/export/06_held_out.ipynb #7361bf40
 def own_answers(
@@ -192,12 +196,8 @@ def fit_trust(
     expect('seen', seen, Evaluation)
     known = at_most(seen, 4000)
     again = can_cross_fit(learn)
-    asked = np.flatnonzero(again | (known.table.split == 'valid').to_numpy())
-    if len(asked) < 20: return None
-    groups, words = image_sources(known.table.file.iloc[asked], body_averages(learn, known)[asked],
-        known.targets[asked], group_by=group_by)
-    folds = np.full(len(known), -1)  # training images of a trained body are in no fold
-    folds[asked] = deal_groups(groups, known.targets[asked])
+    asked, folds, groups, words = _held_back(learn, known, group_by)
+    if not len(asked): return None
     some = np.linspace(0, len(asked) - 1, min(len(asked), max_n)).round().astype(int)
     copies = answer_copies(classifier, known.table.file.iloc[asked[some]], n_copies)
     mine = asked[some[copies.of]]  # position of each answer's image
@@ -220,6 +220,16 @@ def fit_trust(
     fitted = fit_confidence(evidence, right) | measured | dict(grouped_by=words, max_error=max_error)
     return TrustFit(fitted, float(threshold), values, p.max(1), right, copies.is_copy)
 
+def _held_back(learn, known, group_by):
+    "Positions of images that can be answered without their source, fold of every image, groups, and what a group is"
+    asked = np.flatnonzero(can_cross_fit(learn) | (known.table.split == 'valid').to_numpy())
+    folds = np.full(len(known), -1)  # training images of a trained body are in no fold
+    if len(asked) < 20: return asked[:0], folds, np.zeros(0, int), ''
+    groups, words = image_sources(known.table.file.iloc[asked], body_averages(learn, known)[asked],
+        known.targets[asked], group_by=group_by)
+    folds[asked] = deal_groups(groups, known.targets[asked])
+    return asked, folds, groups, words
+
 def _by_other_folds(evidence, right, folds):
     "Confidence of each answer, by a fit to the answers of the other folds"
     values = np.zeros(len(right))
@@ -228,3 +238,63 @@ def _by_other_folds(evidence, right, folds):
         fitted = fit_confidence({name: v[~mine] for name, v in evidence.items()}, right[~mine])
         values[mine] = confidence_of(fitted, {name: v[mine] for name, v in evidence.items()})
     return values
+
+# %% ../../nbs/export/06_held_out.ipynb #b138f109
+def reference_columns(
+    learn: Learner,            # Trained Learner
+    classifier: Classifier,    # Of its bundle
+    seen: Evaluation,          # What the Learner says about its own images, from `evaluate(learn, 'all')`
+    far: OODScore | None = None,   # As it was fitted for the bundle; None: no OOD scores
+    trust: TrustFit | None = None, # As it was fitted for the bundle; None: no confidence, the probability decides
+    max_n: int = 400,          # Images that take part, at most
+    threads: int | None = None,# Threads to calculate with, at least 1; None: the faster of one and all
+    group_by: str | Callable | None = None,  # What a source is, as in `image_sources`; None: found
+) -> dict[str, np.ndarray]:    # For `pack_columns`; empty where fewer than 20 images are held out
+    "What held-back images look like to a bundle: the columns that its log will have"
+    expect('learn', learn, Learner)
+    expect('classifier', classifier, Classifier)
+    expect('seen', seen, Evaluation)
+    expect('far', far, OODScore, None)
+    expect('trust', trust, TrustFit, None)
+    known = at_most(seen, 4000)
+    asked, folds, _, _ = _held_back(learn, known, group_by)
+    if not len(asked): return {}
+    some = asked[np.linspace(0, len(asked) - 1, min(len(asked), max_n)).round().astype(int)]
+    with ThreadPoolExecutor(usable_cores(), 'bearcls-reference') as pool:
+        looks = list(pool.map(lambda file: _look(classifier, file), known.table.file.iloc[some]))
+    some = some[[look is not None for look in looks]]
+    if not len(some): return {}
+    columns = {name: np.array([look[name] for look in looks if look]) for name in next(filter(None, looks))}
+    logits = np.log(np.maximum(known.probabilities[some], 1e-30))
+    if can_cross_fit(learn):
+        logits = held_out_logits(learn, known.features, known.targets, folds, threads, known.features[some],
+            folds[some])
+    heat = np.exp((logits - logits.max(1, keepdims=True))/classifier.bundle.temperature)
+    p = heat/heat.sum(1, keepdims=True)
+    light = columns.pop('light')
+    columns |= dict(label=p.argmax(1), probability=p.max(1))
+    sure = p.max(1)
+    trusted = (light >= min_light) & (columns['width'] >= classifier.bundle.smallest) & (
+        columns['height'] >= classifier.bundle.smallest)
+    scores = overlaps = None
+    if far is not None:
+        scores, overlaps = held_out_scores(far, known.features, known.targets, folds, known.features[some],
+            folds[some], len(seen.labels))
+        columns['ood_score'] = scores
+        trusted &= scores <= far.threshold
+    if trust is not None:
+        sure = confidence_of(trust.confidence, evidence_of(p, light, scores, overlaps))
+        columns['confidence'] = sure
+    columns['trusted'] = trusted & (sure >= (classifier.bundle.threshold if trust is None else trust.threshold))
+    return columns
+
+def _look(classifier, file):
+    "What can be measured on one image without its model; None if it cannot be opened"
+    try:
+        _, pixels = classifier._open(file)
+        width, height = image_size(file)
+    except ImageError: return None
+    image = Image.fromarray(pixels)
+    grey = np.asarray(image.convert('L'))
+    return dict(width=width, height=height, light=lightness(pixels), brightness=grey.mean(), sharpness=sharpness(grey),
+        scene=np.uint64(perceptual_hash(image)).astype(np.int64))

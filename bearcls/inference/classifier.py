@@ -6,13 +6,13 @@ Docs: https://bearcls.github.io/bearcls/inference/classifier.html.md"""
 
 # %% auto #0
 __all__ = ['execution_providers_known', 'max_memory', 'ExecutionProviderError', 'execution_provider_names', 'Classifier',
-           'PredictionRow', 'folder_sources']
+           'Answered', 'PredictionRow', 'folder_sources']
 
 # %% ../../nbs/inference/07_classifier.ipynb #8f6a82cf
-import os, threading
+import os, threading, time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,10 @@ class Classifier:
         allow_url: bool = False,                # Also take http and https addresses?
         allow_private: bool = False,            # Also those of hosts in private networks?
         max_pixels: int = max_pixels,           # Refuse images that claim more pixels than this
+        log: Callable | None = None,            # Called with the `Answered` of each answer, such as a `LogWriter`
     ):
         expect('bundle', bundle, str, os.PathLike, Bundle)
+        self.log = expect('log', log, Callable, None)
         if threads is not None and threads < 1: raise ValueError(f'`threads` must be at least 1, got {threads}')
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         self.allow_url = allow_url
@@ -213,11 +215,14 @@ def predict(self,
     source: Any,     # Path, bytes, open binary file, Pillow image, array of bytes; an address if `allow_url` is set
 ) -> Prediction:     # The answer
     "Classify one image; an `ImageError` says why if it cannot be opened"
-    return self._ask(self.session, [self._open(source)])[0]
+    if self.log is None: return self._ask(self.session, [self._open(source)])[0][0]
+    answered = self.answer(source)
+    self.log(answered)
+    return answered.prediction
 
 @patch_to(Classifier)
 def _ask(self, session, opened):
-    "Predictions for opened images"
+    "Predictions for opened images, and the model's features"
     sizes, pixels = zip(*opened)
     out = self._run(session, np.stack(pixels))
     unknown = [None]*len(pixels)
@@ -235,7 +240,37 @@ def _ask(self, session, opened):
         label = next(iter(probabilities))
         answers.append(Prediction(label, probabilities[label], probabilities, score, not reason, reason,
             sure.value if sure else None))
-    return answers
+    return answers, out['features']
+
+# %% ../../nbs/inference/07_classifier.ipynb #2cf332c1
+@dataclass
+class Answered:
+    "A prediction, with what a log needs of its image"
+    prediction: Prediction               # The answer
+    source: Any = field(repr=False)      # The image as it was given
+    name: str = ''                       # Its path, or what else it is called; empty if it has no name
+    pixels: np.ndarray | None = field(default=None, repr=False)    # What the model saw: bytes, (height, width, 3)
+    features: np.ndarray | None = field(default=None, repr=False)  # The model's averaged features
+    seconds: float = 0.                  # From the question to the answer; for several at once, to the last of them
+    model: str = ''                      # SHA-256 of the model's file
+
+@patch_to(Classifier)
+def answer(self,
+    source: Any,     # As for `predict`
+    name: str = '',  # What to call it; empty: its path, if it has one
+) -> Answered:       # The log is not called with it
+    "Classify one image, and give everything that a log needs"
+    expect('name', name, str)
+    start = time.perf_counter()
+    opened = self._open(source)
+    (prediction,), features = self._ask(self.session, [opened])
+    seconds = time.perf_counter() - start
+    return Answered(prediction, source, name or _own_name(source), opened[1], features[0], seconds, self.bundle.digest)
+
+def _own_name(source):
+    "The name that a source brings, or an empty one"
+    if isinstance(source, (str, os.PathLike)): return str(source)
+    return str(getattr(source, 'name', None) or getattr(source, 'filename', None) or '')
 
 # %% ../../nbs/inference/07_classifier.ipynb #392890fd
 @dataclass
@@ -245,6 +280,7 @@ class PredictionRow:
     prediction: Prediction | None = None  # The answer; None if the image could not be opened
     status: str = 'ok'                    # ok, failed, or skipped: a file of a folder that holds no image
     reason: str = ''                      # Why there is no answer, in words
+    answered: Answered | None = field(default=None, repr=False, compare=False)  # For a log; see `predict_rows`
 
     def as_dict(self) -> dict[str, Any]:  # Ready for JSON or a line of CSV
         "A flat row: file, status, label, probability, trusted, reason, OOD score, confidence, `p_<label>` for each"
@@ -259,19 +295,28 @@ class PredictionRow:
 @patch_to(Classifier)
 def predict_rows(self,
     named: Sequence[tuple[str, Any]],  # Name and source of each; any sources that `predict` takes
+    keep: bool = False,                # Fill `answered` of each row, instead of calling the log?
 ) -> list['PredictionRow']:            # One for each, in their order
     "Classify some images in this thread, as one batch; one that cannot be opened becomes a row with its reason"
-    return self._rows(self.session, named)
+    return self._rows(self.session, named, keep)
 
 @patch_to(Classifier)
-def _rows(self, session, batch):
+def _rows(self, session, batch, keep=False):
     "Rows for some named sources"
+    start = time.perf_counter()
     opened = [self._try_open(source) for _, source in batch]
     good = [o for o in opened if isinstance(o, tuple)]
-    answers = iter(self._ask(session, good) if good else ())
+    answers = iter(zip(*self._ask(session, good)) if good else ())
+    seconds = time.perf_counter() - start
     rows = []
-    for (name, _), o in zip(batch, opened):
-        if isinstance(o, tuple): row = PredictionRow(name, next(answers))
+    for (name, source), o in zip(batch, opened):
+        if isinstance(o, tuple):
+            prediction, features = next(answers)
+            row = PredictionRow(name, prediction)
+            if keep or self.log is not None:
+                seen = Answered(prediction, source, name, o[1], features, seconds, self.bundle.digest)
+                if keep: row.answered = seen
+                else: self.log(seen)
         elif isinstance(o, LeftOut): row = PredictionRow(name, None, 'skipped', o.reason)
         else: row = PredictionRow(name, None, 'failed', str(o) or 'there is not enough memory to open it')
         rows.append(row)

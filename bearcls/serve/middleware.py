@@ -31,6 +31,11 @@ class ServiceMetrics:
             ['result'], **make)
         self.bundles = client.Counter('bearcls_bundles', 'New bundles that were seen: changed, refused', ['result'],
             **make)
+        self.log_rows = client.Counter('bearcls_log_rows',
+            'Rows for the log, by what became of them: written, spooled, '
+            'lost', ['result'], **make)
+        self.log_spool = client.Gauge('bearcls_log_spool_rows', 'Rows that wait for the database of the log',
+            multiprocess_mode='max', **make)
         self.waiting = client.Gauge('bearcls_waiting_images', 'Images in the queue', multiprocess_mode='sum', **make)
 
     def text(self) -> bytes:  # In Prometheus' own format

@@ -24,12 +24,14 @@ def _service_schemas():
         ood_score=dict(type=['number', 'null'], description='How unlike the training images it is'),
         confidence=dict(type=['number', 'null'], minimum=0, maximum=1,
                 description='How probably the label is right, from all that is known of the answer'),
-        model=dict(type='string', description='Which model answered: the first 12 digits of the SHA-256 of its file')))
+        model=dict(type='string', description='Which model answered: the first 12 digits of the SHA-256 of its file'),
+        answer=dict(type='string', description='Id of the answer in the log, for a later verdict; only with a log')))
     problem = dict(type='object', required=['type', 'title', 'status', 'detail'],
         properties=dict(type=text, title=text, status=dict(type='integer'), detail=text, request_id=text))
     labels = dict(type='object', required=['labels', 'model', 'title'],
         properties=dict(labels=listed(text), model=text, title=text))
-    state = dict(type='object', required=['status'], properties=dict(status=text))
+    state = dict(type='object', required=['status'], properties=dict(status=text,
+            log=dict(type='string', description='What is wrong with the log; only if something is')))
     images = dict(type='object', required=['images'], additionalProperties=False,
         properties=dict(images=dict(type='array', minItems=1,
         items=dict(type='object', required=['data'], additionalProperties=False,

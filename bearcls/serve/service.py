@@ -18,6 +18,8 @@ from ..images import max_pixels
 from ..inference.bundle import read_bundle
 from ..inference.classifier import Classifier, PredictionRow
 from ..inference.files import BundleError
+from ..monitor.log import LogError, PredictionLog
+from ..monitor.writer import LogWriter
 from .middleware import ServiceGate, ServiceMetrics, share_metrics
 from .openapi import _service_answer, _service_body, _service_docs, _service_schemas
 from .problems import BodyBudget, BoundedBody, Problem, Upload, problem_body, problem_type, read_uploads
@@ -47,6 +49,8 @@ class Settings:
     origins: tuple[str, ...] = ()    # Other sites whose pages may ask (CORS), such as https://example.org; ('*',): all
     frames: tuple[str, ...] = ()     # Addresses of other sites that may show the page in a frame
     title: str = ''                  # Headline of the page; empty: the labels
+    log: str = field(default='', repr=False)  # File of the prediction log, or URL of its database; empty: no log
+    place: str = ''                  # What the log calls the place of this service
 
     def __post_init__(self):
         least = dict(threads=1, max_waiting=1, max_batch=1, max_images=1, max_bytes=1, max_held=1, max_pixels=1,
@@ -62,6 +66,8 @@ class Settings:
             if isinstance(getattr(self, name), str):
                 raise ValueError(f'`{name}` must be several addresses, such as ("https://example.org",), got the text '
                     f'{getattr(self, name)!r}')
+        if len(self.place) > 100 or not self.place.isprintable():
+            raise ValueError(f'`place` must be printable text of at most 100 characters, got {self.place[:60]!r}')
         if self.max_held < self.max_bytes:
             raise ValueError(f'`max_held` must be at least `max_bytes` ({self.max_bytes:,}), got {self.max_held:,}')
 
@@ -114,6 +120,8 @@ class Service:
         self.supervised = supervised
         self.workers = None
         self.watch = None
+        self.log = None
+        self.logged = {}
         self.budget = BodyBudget(settings.max_held)
         self.leaving = False
         self.ill = ''
@@ -137,7 +145,8 @@ class Service:
                 if time.monotonic() > end: raise
                 service_log.warning(dict(event='bundle_refused', reason=str(e)))
                 time.sleep(1)
-        self.workers = Workers(classifier, s.threads, max(s.max_waiting, s.max_images), s.max_batch)
+        if s.log: self.log = LogWriter(s.log, s.place)
+        self.workers = Workers(classifier, s.threads, max(s.max_waiting, s.max_images), s.max_batch, log=self.log)
         if classifier is not self.given: self.watch = BundleWatch(self.given, self.workers, self.load)
         threading.Thread(target=self._look_around, name='bearcls_watch', daemon=True).start()
         service_log.info(dict(event='ready', n_labels=len(classifier.labels), model=classifier.bundle.digest[:12],
@@ -148,6 +157,7 @@ class Service:
         self.ended.set()
         if not self.workers: return
         all_answered = self.workers.close(0.1 if self.ill else self.settings.seconds_answer)
+        if self.log and not self.log.close(5): service_log.error(dict(event='log', reason=self.log.status().words))
         service_log.info(dict(event='stopped', all_answered=all_answered))
 
     def not_ready(self) -> str:  # Empty if it is ready
@@ -167,6 +177,7 @@ def _look_around(self):
         if self.watch and s.seconds_watch and time.monotonic() - looked >= s.seconds_watch:
             self._look()
             looked = time.monotonic()
+        if self.log: self.count_log()
         if not self.ill and (why := self._why_ill(sign)):
             self.ill = why
             service_log.error(dict(event='stuck', reason=why))
@@ -181,6 +192,19 @@ def _look(self):
     if not what: return
     self.metrics.bundles.labels(what).inc()
     service_log.log(30 if what == 'refused' else 20, dict(event=f'bundle_{what}', reason=words))
+
+@patch_to(Service)
+def count_log(self):
+    "Take over what became of the log's rows; a line in the service's own log when trouble begins or ends"
+    status = self.log.status()
+    for name in ('written', 'spooled', 'lost'):
+        self.metrics.log_rows.labels(name).inc(getattr(status, name) - self.logged.get(name, 0))
+        self.logged[name] = getattr(status, name)
+    self.metrics.log_spool.set(status.in_spool)
+    if status.problem != self.logged.get('problem', ''):
+        service_log.log(30 if status.problem else 20,
+            dict(event='log', reason=status.words or 'the log is written again'))
+    self.logged['problem'] = status.problem
 
 @patch_to(Service)
 def _why_ill(self, sign):
@@ -208,11 +232,14 @@ def result_of(
 async def answer_uploads(
     service: Service,       # Whose workers answer
     uploads: list[Upload],  # At least one
+    request_id: str = '',   # For the log
 ) -> list[dict[str, Any]]:  # One for each, in order
     "Ask the workers, and wait at most the allowed time; a `Problem` if that fails"
     s = service.settings
     wanted = [(u.name, u.content) for u in uploads if not u.reason]
-    try: futures = service.workers.ask(wanted, s.seconds_answer)
+    names = [os.urandom(16).hex() if service.log and not u.reason else '' for u in uploads]  # of the answers, in the log
+    facts = [dict(request=request_id, name=u.name, answer=n) for u, n in zip(uploads, names) if n]
+    try: futures = service.workers.ask(wanted, s.seconds_answer, facts)
     except Busy as e: raise Problem(503, str(e), {'Retry-After': str(e.seconds)}) from e
     every = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
     try: answers = await asyncio.wait_for(every, s.seconds_answer)
@@ -225,7 +252,8 @@ async def answer_uploads(
         if isinstance(e, BaseException): raise e
     answers = iter(answers)
     results = [result_of(u, *((None,) if u.reason else next(answers))) for u in uploads]
-    for r in results:
+    for r, name in zip(results, names):
+        if name and r['status'] == 'ok': r['answer'] = name
         kind = 'failed' if r['status'] == 'failed' else 'not_trusted'
         service.metrics.images.labels('trusted' if r.get('trusted') else kind).inc()
     return results
@@ -249,7 +277,7 @@ async def answer_request(
         except TimeoutError as e: raise Problem(408, f'the body took longer than {s.seconds_body:g} seconds') from e
         uploads = read_uploads(body.whole(), headers.get('content-type', ''), s.max_images)
         request.scope['images'] = len(uploads)  # for the log
-        results = await answer_uploads(service, uploads)
+        results = await answer_uploads(service, uploads, request.scope.get('request_id', ''))
     if len(results) == 1 and results[0]['status'] == 'failed': raise Problem(422, results[0]['reason'])
     return results
 
@@ -306,12 +334,14 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
     @app.get('/readyz', summary='Should requests be sent here?', responses=_service_docs('State', 503))
     async def readyz():
         if why := service.not_ready(): raise Problem(503, why, {'Retry-After': '1'})
-        return JSONResponse(dict(status='ok'))
+        trouble = service.log.status().words if service.log else ''  # answers go on all the same
+        return JSONResponse(dict(status='ok', **(dict(log=trouble) if trouble else {})))
 
     plain = {'text/plain': dict(schema=dict(type='string'))}
     @app.get('/metrics', summary='Numbers for Prometheus', responses=_service_docs('', *key, content=plain),
         response_class=Response)
     async def metrics():
+        if service.log: service.count_log()
         return Response(service.metrics.text(), media_type='text/plain; version=0.0.4')
 
 # %% ../../nbs/serve/06_service.ipynb #86b403bc
@@ -439,6 +469,9 @@ def run_server(
     labels = load_classifier(bundle, settings.execution_providers, settings.max_pixels,
         max(30, settings.seconds_answer)).labels
     write_log()
+    if settings.log:
+        try: PredictionLog(settings.log).stats()
+        except LogError as e: service_log.warning(dict(event='log', reason=str(e)))  # the writer goes on trying
     with _service_socket(host, port) as sock, tempfile.TemporaryDirectory(prefix='bearcls_serve_') as folder:
         address = f'[{host}]' if ':' in host else host
         service_log.info(dict(event='listening', url=f'http://{address}:{sock.getsockname()[1]}',

@@ -101,6 +101,8 @@ class WorkerJob:
     name: str       # What its row will call it
     content: bytes  # The file
     until: float    # On the clock `time.monotonic`; a later answer is of no use
+    facts: dict[str, Any] = field(default_factory=dict)  # What the log should know of it: request, name, answer
+    asked: float = field(default_factory=time.monotonic) # When it came
     future: Future = field(default_factory=Future)  # Will hold the `PredictionRow`, and the digest of its model
 
 def _fail(job, error):
@@ -117,6 +119,7 @@ class Workers:
         max_waiting: int = 64,          # Images that may wait
         max_batch: int | None = None,   # Waiting images that the model may see at a time; None: what `batch_for` says
         large: int = 24_000_000,        # Images that claim more pixels than this are opened one at a time
+        log: Callable | None = None,    # Called after each answer with its `Answered`, and with the image's facts
     ):
         for name, value in dict(n_workers=n_workers, max_waiting=max_waiting, max_batch=max_batch, large=large).items():
             if value is not None and value < 1: raise ValueError(f'`{name}` must be at least 1, got {value}')
@@ -124,6 +127,7 @@ class Workers:
         self.max_waiting = max_waiting
         self.max_batch = max_batch
         self.large = large
+        self.log = log
         self.jobs = deque()
         self.large_jobs = deque()
         self.large_begun = False
@@ -202,8 +206,13 @@ def _answers(self, jobs):
     if not (wanted := [j for j in wanted if j.until >= late]): return 0
     classifier = self.classifier
     def tell(some):
-        rows = classifier.predict_rows([(j.name, j.content) for j in some])
-        for j, row in zip(some, rows, strict=True): j.future.set_result((row, classifier.bundle.digest))
+        rows = classifier.predict_rows([(j.name, j.content) for j in some], keep=self.log is not None)
+        answered = [row.answered for row in rows]
+        for j, row in zip(some, rows, strict=True):
+            row.answered = None
+            j.future.set_result((row, classifier.bundle.digest))
+        for j, a in zip(some, answered):  # after the answers, so that none waits for the log
+            if a is not None: self.log(a, seconds=time.monotonic() - j.asked, **j.facts)
     try: tell(wanted)
     except Exception as e:
         for j in wanted:
@@ -218,9 +227,12 @@ def _answers(self, jobs):
 def ask(self,
     images: Sequence[tuple[str, bytes]],    # Name and content of each
     seconds: float = 30,                    # A later answer is of no use
+    facts: Sequence[dict[str, Any]] = (),   # What the log should know of each; empty: nothing
 ) -> list[Future]:                          # One for each, to hold its `PredictionRow` and the SHA-256 of its model
     "Put images into the queue, all of them or none; `Busy` if there is no room or no time"
-    jobs = [WorkerJob(name, content, time.monotonic() + seconds) for name, content in images]
+    until = time.monotonic() + seconds
+    jobs = [WorkerJob(name, content, until) for name, content in images]
+    for job, known in zip(jobs, facts): job.facts = known
     with self.changed:
         if self.closed: raise Busy('no more images are taken, the end has come', 5)
         wait = self.mean*(self.waiting + len(self.begun))/len(self.threads)
