@@ -5,7 +5,7 @@ import pytest
 from bearcls.core import BearclsError, DataError
 from bearcls.inference.bundle import Bundle, pack_columns, read_bundle, unpack_columns, write_bundle
 from bearcls.inference.files import BundleError
-from bearcls.monitor.bets import Bins
+from bearcls.bets import Bins
 from bearcls.monitor.drift import DriftMonitor
 from bearcls.monitor.reference import Reference, Scenes, fewest_scenes, no_scene, watched
 from tiny_bundle import make_bundle

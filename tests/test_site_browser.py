@@ -1,0 +1,71 @@
+"The built site in a browser: accessible in light and dark, on a desk and on a phone, and no reader's browser asks another host"
+import functools, http.server, threading
+import pytest
+
+widths = (1200, 400)
+# one of each kind of page: home, long reference page, door, tutorial, tables, pictures and widgets, questions and answers, small page
+inspected = ('index', 'core', 'inference/classifier', 'gather/index', 'tutorials/first_classifier', 'tutorials/on_the_web', 'deploy/targets',
+    'clean/widget', 'interpret/slices', 'explain/glossary', 'explain/what_you_get', 'changelog')
+heaviest = 1_000_000  # bytes of a page with its images, styles and scripts
+
+@pytest.fixture(scope='module')
+def address(site):
+    "The site on a server, as readers get it"
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *words): pass
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f'http://127.0.0.1:{server.server_port}/'
+        server.shutdown()
+
+@pytest.fixture(scope='module')
+def pages(site):
+    "Every page, without those that only lead to another"
+    found = [f.relative_to(site).as_posix() for f in site.rglob('*.html') if '_static' not in f.parts]
+    return sorted(p for p in found if 'http-equiv="refresh"' not in (site/p).read_text(encoding='utf-8')[:2000])
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', widths)
+def test_pages_are_accessible(site, address, browser, scheme, width):
+    "axe finds no serious or critical violation"
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright').Axe()
+    context = browser.new_context(viewport=dict(width=width, height=800), color_scheme=scheme)
+    page = context.new_page()
+    found = []
+    for name in inspected:
+        page.goto(f'{address}{name}.html')
+        violations = axe.run(page).response['violations']
+        found += [(name, v['id'], v['nodes'][0]['html'][:120]) for v in violations if v['impact'] in ('serious', 'critical')]
+    context.close()
+    assert found == []
+
+def test_axe_notices_a_fault(address, browser):
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright').Axe()
+    page = browser.new_page()
+    page.goto(f'{address}index.html')
+    page.evaluate("document.querySelector('main, article').insertAdjacentHTML('beforeend', '<p style=\"color:#eee;background:#fff\">pale</p>')")
+    assert 'color-contrast' in [v['id'] for v in axe.run(page).response['violations']]
+    page.close()
+
+def test_every_page_on_a_phone(site, address, browser, pages):
+    "Nothing scrolls sideways, nothing comes from another host, no script fails, no page is heavy"
+    asked, sent, faults = [], [], []
+    context = browser.new_context(viewport=dict(width=400, height=800))
+    page = context.new_page()
+    context.new_cdp_session(page).send('Network.setCacheDisabled', dict(cacheDisabled=True))  # each page as the first one of a visit
+    page.on('request', lambda request: asked.append(request.url))
+    page.on('requestfinished', lambda request: sent.append(request.sizes()['responseBodySize']))
+    page.on('pageerror', lambda error: faults.append(f'{page.url}: {error}'))
+    for name in pages:
+        asked.clear()
+        sent.clear()
+        page.goto(address + name)
+        page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
+        page.wait_for_load_state('networkidle')
+        faults += [f'{name} asks {url}' for url in asked if not url.startswith((address, 'data:', 'blob:'))]
+        wide = page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth')
+        if wide > 0: faults.append(f'{name} is {wide} pixels too wide')
+        if sum(sent) > heaviest: faults.append(f'{name} has {sum(sent):,} bytes')
+    context.close()
+    assert faults == []
