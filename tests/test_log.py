@@ -338,7 +338,7 @@ def test_numbers_are_checked():
 # ---------------------------------------------------------------- answers
 
 def test_a_classifier_with_a_log(tmp_path):
-    "Its answers are the same, every way of asking is logged, and a log in trouble does not disturb"
+    "Its answers are the same, every way of asking is logged, and a log in trouble does no harm"
     bundle = make_bundle(tmp_path/'bundle')
     file = tmp_path/'brown.png'
     Image.new('RGB', (200, 100), furs['brown']).save(file)

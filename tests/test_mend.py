@@ -89,9 +89,9 @@ from utils import *''', f"subscription_key = '{key}'", f"results = search_images
 
 widgets_page = ['# An application', '!pip install voila\n!jupyter serverextension enable voila --sys-prefix', 'from fastai2.vision.all import *\nfrom fastai2.vision.widgets import *\nfrom IPython.core.display import display',
     '''uploader = widgets.FileUpload()
-picture = io.BytesIO()
-Image.new('RGB', (80, 60), 'brown').save(picture, 'PNG')
-uploader.value = ({'name': 'bear.png', 'type': 'image/png', 'size': 1, 'content': picture.getvalue(), 'last_modified': __import__('datetime').datetime.now()},)''',
+photo = io.BytesIO()
+Image.new('RGB', (80, 60), 'brown').save(photo, 'PNG')
+uploader.value = ({'name': 'bear.png', 'type': 'image/png', 'size': 1, 'content': photo.getvalue(), 'last_modified': __import__('datetime').datetime.now()},)''',
     'img = PILImage.create(uploader.data[0])\nimg.to_thumb(64)', "out_pl = widgets.Output()\nout_pl.clear_output()\nwith out_pl: display(img.to_thumb(64,64))\nlbl_pred = widgets.Label()",
     '''seen = []
 def on_upload(change): seen.append(change)
