@@ -3,7 +3,7 @@ import functools, http.server, threading
 import pytest
 
 widths = (1200, 400)
-# one of each kind of page: home, long reference page, door, tutorial, tables, pictures and widgets, questions and answers, small page
+# one of each kind of page: home, long reference page, door, tutorial, tables, images and widgets, questions and answers, small page
 inspected = ('index', 'core', 'inference/classifier', 'gather/index', 'tutorials/first_classifier', 'tutorials/on_the_web', 'deploy/targets',
     'clean/widget', 'interpret/slices', 'explain/glossary', 'explain/what_you_get', 'changelog')
 heaviest = 1_000_000  # bytes of a page with its images, styles and scripts
