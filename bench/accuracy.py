@@ -23,7 +23,7 @@ state_mb        size of both states as JSON"""
 import json, math, resource, time
 import numpy as np
 from bearcls.intervals import wilson
-from bearcls.monitor.accuracy import AccuracyMonitor, ReviewRule, accuracy_from, count_reviews, doubt, fewer_bets, log_capital, more_bets
+from bearcls.monitor.accuracy import AccuracyMonitor, ReviewRule, accuracy_from, count_reviews, doubt, fewer_bets, more_bets
 from common import arguments, save
 
 promised = .04

@@ -16,8 +16,7 @@ from datetime import datetime, timezone
 from typing import Any
 import numpy as np
 from ..core import DataError, expect, patch_to
-from .accuracy import Reviews, accuracy_from, count_reviews, needed
-from ..show import html_table
+from .accuracy import Reviews, count_reviews, needed
 
 # %% ../../nbs/monitor/07_history.ipynb #5d760741
 measured = ('confidence', 'brightness', 'ood_score', 'seconds')  # Columns of which a history keeps means
