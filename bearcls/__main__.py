@@ -1,4 +1,4 @@
-"""The command line where the command is not on your path
+"""Run the command line even if your shell does not find the command `bearcls`
 
 Docs: https://bearcls.github.io/bearcls/main.html.md"""
 

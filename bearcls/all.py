@@ -1,4 +1,4 @@
-"""One import for your notebooks: it brings the names that you need there, and hides none of fastai's by accident
+"""One import for your notebooks, with the names that you need there, which hides none of fastai's by accident
 
 Docs: https://bearcls.github.io/bearcls/all.html.md"""
 

@@ -44,7 +44,7 @@ def optional_import(
 
 # %% ../nbs/00_core.ipynb #6678997e
 class ArgumentError(BearclsError, TypeError):
-    "An argument is of another kind than the function can use"
+    "An argument has a type that the function cannot use"
 
 sources_of = dict(  # The call that returns an object of each class
     Evaluation='evaluate(learn)', Learner='train(path)', DataLoaders='image_dls(path)', Plan='plan_training()',
@@ -86,9 +86,9 @@ def _article(word): return 'an' if word[0] in 'AEIOaeio' else 'a'
 def expect_all(
     name: str,      # The argument's name in the signature
     values: Any,    # The value that the caller gave
-    *kinds: type,   # Classes of which each value must be; none: anything
+    *kinds: type,   # Accepted classes of each value; none: any class
 ) -> Iterable:      # `values`, or an iterator over them
-    "Refuse one thing where several are expected, and a value of the wrong kind among them"
+    "Refuse one item where several are expected, and an item of the wrong kind"
     words = f'several, each {_kinds_in_words(kinds)}' if kinds else 'several'
     is_one = isinstance(values, (str, bytes, os.PathLike, Mapping)) or hasattr(values, 'itertuples')  # or a DataFrame
     if is_one or not isinstance(values, Iterable):

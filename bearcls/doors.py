@@ -1,4 +1,4 @@
-"""Import from one place for each part of bearcls, and load nothing before you ask for it
+"""Import every name of a part of bearcls from one place, and load its module only when you use it
 
 Docs: https://bearcls.github.io/bearcls/doors.html.md"""
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 def front_door(
     package: str,              # The wing, such as `bearcls.gather`
     homes: Mapping[str, str],  # For each module, the names that the wing offers of it, with spaces between them
-    earlier: Mapping[str, str] | None = None,  # Likewise, unlisted older names; `.export.weights` is of another wing
+    earlier: Mapping[str, str] | None = None,  # The same for older names, not in `dir`; also of other wings
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:  # Its `__getattr__`, `__dir__`, `__all__`
     "The names of a wing, each loaded at its first use"
     home = {}

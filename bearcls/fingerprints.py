@@ -1,4 +1,4 @@
-"""Recognise the copies of an image by two hashes that survive copying, and a thumbnail
+"""Recognise near duplicates of an image by two hashes that hardly change, and a thumbnail
 
 Docs: https://bearcls.github.io/bearcls/fingerprints.html.md"""
 
@@ -34,7 +34,7 @@ tiny_side = 32  # Width and height of the thumbnail stored for an image, in pixe
 
 @dataclass(frozen=True)
 class Fingerprint:
-    "Two hashes and a thumbnail of an image, to recognise its copies"
+    "Two hashes and a thumbnail of an image, to recognise its near duplicates"
     whole: int                      # Perceptual hash of the image
     middle: int                     # Perceptual hash of its middle, 5% trimmed at every edge
     tiny: bytes = field(repr=False) # RGB pixels, `tiny_side` by `tiny_side`

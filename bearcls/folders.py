@@ -68,7 +68,7 @@ _bitmap_headers = (12, 16, 40, 52, 56, 64, 108, 124)  # Their sizes in bytes
 class FileKind:
     "What a file is, by its first bytes"
     kind: str   # 'image' if read here, 'unread' for another image format, 'page', 'video', 'archive', 'text' or 'other'
-    words: str  # Its description for you, such as 'a web page' or 'JPEG'
+    words: str  # Its description, such as 'a web page' or 'JPEG'
 
 def file_kind(
     head: bytes,  # First bytes of the file; 512 are enough
@@ -141,7 +141,7 @@ class _Tree:
     "What lies below one folder"
     images: list[str] = field(default_factory=list)         # Relative to the image folder
     left_out: list[LeftOut] = field(default_factory=list)
-    is_claimed: bool = False  # Does a file in it show that you meant it as a label?
+    is_claimed: bool = False  # Does a file in it show that the folder is meant as a label?
     is_empty: bool = False    # Is there nothing in it but hidden files and what the system leaves?
 
 def _read_tree(path, name, above=()):

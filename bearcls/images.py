@@ -112,7 +112,7 @@ max_pixels = 100_000_000  # Largest image accepted, in pixels: about 300 MB once
 def flatten(
     image: Image.Image,  # Image in any of Pillow's modes
 ) -> Image.Image:        # The same image in mode RGB
-    "RGB without surprises: transparency on white, deep greys scaled instead of clipped"
+    "An image in RGB: transparency on white, deep greys scaled instead of clipped"
     expect('image', image, Image.Image)
     if image.mode.startswith('I') or image.mode == 'F': return _scale_grey(image).convert('RGB')
     if image.mode == 'P' and image.palette is None: raise ImageError('the image has indices and no palette')
@@ -296,7 +296,7 @@ def levels_under(
     counts: Sequence[int],       # How many pixels have the level 0, 1, 2, …
     percents: Sequence[float],   # Shares of the pixels, 0 to 100
 ) -> list[int]:                  # A level for each
-    "The levels that these percentages of the pixels stay at or under"
+    "The grey levels that given percentages of the pixels do not exceed"
     under = np.cumsum(counts)
     return np.searchsorted(under, np.asarray(percents)/100*under[-1]).tolist()
 

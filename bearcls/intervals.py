@@ -1,4 +1,4 @@
-"""Find out how sure an error, a recall or a false positive rate is that you counted on a small set
+"""Find out how sure an error, a recall or a false positive rate is if you measured it on few images
 
 Docs: https://bearcls.github.io/bearcls/intervals.html.md"""
 
@@ -32,7 +32,7 @@ def wilson(
 # %% ../nbs/09_intervals.ipynb #8a73f12b
 def error_interval(
     wrong: int,  # Images on which the model erred
-    n: int,      # Out of so many, none of which it was trained on
+    n: int,      # Number of images, none of which it was trained on
 ) -> dict[str, float]: # error, low, high, wrong, n
     "An error with its 95% interval"
     low, high = wilson(wrong, n)

@@ -62,7 +62,7 @@ def write_manifest(
 
 # %% ../nbs/05_manifest.ipynb #5e49ef86
 class ForeignManifest(DataError):
-    "The file called `manifest.csv` is a table of your own"
+    "The file called `manifest.csv` is not a manifest of bearcls"
 
 def read_manifest(
     path: str | os.PathLike,  # Image folder

@@ -19,7 +19,7 @@ def mended(
     pixels: bool = True,       # Will the pixels be decoded? False: the header alone, which is enough for the size
     limit: int = 100_000_000,  # Images with more pixels are not checked, since opening them raises an error
 ) -> BinaryIO:                 # For a decoder: the file itself, or one in memory
-    "An image file without what its pixels do not depend on; `FileFlaw` if pixels are missing"
+    "An image file, reduced to the parts on which its pixels depend; `FileFlaw` if pixels are missing"
     if isinstance(source, (str, os.PathLike)): f = open(source, 'rb')
     else: f = io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source
     try:
@@ -104,7 +104,7 @@ def unpacked_bytes(
     height: int,              # Pixels
     bits: int,                # Bits of a pixel
     interlaced: bool = False, # Do its pixels come in seven passes?
-) -> int:                     # Bytes, with the one that names the filter of each row
+) -> int:                     # Number of bytes, including one for each row that names its filter
     "How many bytes the pixels of a PNG have before they are packed"
     passes = _png_passes if interlaced else [(0, 0, 1, 1)]
     sizes = [(-(-(width - x)//dx), -(-(height - y)//dy)) for x, y, dx, dy in passes]

@@ -1,4 +1,4 @@
-"""Makes of your notebooks what both builds of the documentation site need: API entries that wrap, one still form for each output, and a table of each page's names
+"""Prepare nbdev notebooks for a documentation site: API entries that wrap, outputs that need no kernel, and a table of each page's names
 
 Docs: https://bearcls.github.io/bearcls/pages.html.md"""
 
@@ -188,7 +188,7 @@ def raw_html(
 def without_headings(
     markdown: str,  # An output
 ) -> str:           # The same with bold lines
-    "Headings of an output are no headings of the page"
+    "Turn the headings of an output into bold lines"
     in_code = CodeBlocks()
     return '\n'.join(line if in_code(line) else re.sub(r'^#{1,6} +(.*?)[ #]*$', r'**\1**', line)
         for line in markdown.splitlines())
@@ -264,7 +264,7 @@ def _first_section(cells):
     return begins[0] if begins else len(cells)
 
 class SitePage(Processor):
-    "The last of nbdev's processors: `doc_procs = [\"bearcls.pages:SitePage\"]`"
+    "The last of nbdev's processors, to name in `doc_procs`"
     def end(self):
         self.nb.cells = page_cells(self.nb.cells)
         self.nb.metadata.pop('widgets', None)  # the state of widgets that no page shows

@@ -1,4 +1,4 @@
-"""The whole way in one call: images, checks, training, mistakes, a bundle to deploy, and a report that explains it all
+"""All steps in one call: images, checks, training, mistakes, a bundle to deploy, and a report that explains the results
 
 Docs: https://bearcls.github.io/bearcls/quickstart.html.md"""
 
@@ -77,7 +77,7 @@ def quickstart_images(
     return folder, False
 
 def _own_folder(data):
-    "The user's folder, if it can be trained on; whatever file and folder names tell is checked before any long work"
+    "The user's folder, if it can be trained on; what file and folder names tell is checked before any long work"
     folder = scan_folder(data)
     check_labels([f for f, name in zip(folder.files, folder.names) if side_of(folder, name) != 'test'], folder)
     bad = [label for label in folder.labels if not can_be_labels([label, f'not {label[:100]}'])]
@@ -90,7 +90,7 @@ def _own_folder(data):
 def writable_folder(
     dest: str | Path,  # Folder to make, or an existing one
 ) -> Path:             # The folder
-    "Make `dest`, or say why that cannot be"
+    "Make `dest`, or raise an error with the reason"
     dest = Path(dest)
     try:
         dest.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def check_free(
 
 # %% ../nbs/17_quickstart.ipynb #e8599570
 class Steps:
-    "Says what is being done and keeps the time of each step"
+    "Print what is being done, and record the time of each step"
     def __init__(self,
         n: int,               # Number of steps
         quiet: bool = False,  # Say nothing
@@ -431,12 +431,12 @@ def quickstart(
     data: str | Path | None = None,        # Image folder of your own; its files stay as they are
     search: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,  # Web search: labels, or terms by label
     arch: str | None = None,               # Architecture of torchvision or timm; None for one whose weights are at hand
-    epochs: int | None = None,             # Times that every image is seen; None for the route's own number
+    epochs: int | None = None,             # Epochs; None for the number that suits the route
     seed: int = 42,                        # Decides drawing, split, initial weights and order
     n_per_label: int | None = None,        # Images per label to draw or gather; None for what training needs
     quiet: bool = False,                   # Print nothing
 ) -> Quickstart:                           # What was made and found
-    "From nothing to a classifier with a report"
+    "Train a classifier from drawn, gathered or your own images, and write a report"
     expect('dest', dest, str, os.PathLike)
     check_place(dest, data)
     steps = Steps(8, quiet)

@@ -57,7 +57,7 @@ def gallery(
     captions: Iterable[str] | None = None, # A line under each, also read by screen readers; the file's label otherwise
     side: int = 112,                       # Longer side of a thumbnail, in pixels
     max_n: int = 48,                       # Show at most this many
-) -> Html:                                 # A wall of images that wraps to the width of the page
+) -> Html:                                 # Images that wrap to the width of the page
     "Images side by side, with a caption each"
     sources = list(sources)
     if captions is None: captions = [Path(s).parent.name if isinstance(s, (str, os.PathLike)) else '' for s in sources]

@@ -1,4 +1,4 @@
-"""Find the images that show the same thing, however they were rescaled, saved again or trimmed, without comparing every pair
+"""Find images that are the same except that they were rescaled, saved again or trimmed, without comparing every pair
 
 Docs: https://bearcls.github.io/bearcls/similarity.html.md"""
 

@@ -1,4 +1,4 @@
-"""Use as many threads as help: all cores on a quiet machine, and no waiting for each other beside a browser
+"""Use as many threads as help: all cores on a quiet machine, fewer while other programs run
 
 Docs: https://bearcls.github.io/bearcls/threads.html.md"""
 

@@ -1,4 +1,4 @@
-"""Broken files, copies, wrong labels and images that resemble nothing on one pile: each image once, with a proposal and a reason
+"""Broken files, duplicates, wrong labels and images that resemble nothing on one pile: each image once, with a proposal and a reason
 
 Docs: https://bearcls.github.io/bearcls/clean/candidates.html.md"""
 
@@ -29,7 +29,7 @@ def _row(path, file, label, action, score, reason, kind, to='', split=''):
 def file_candidates(
     report: ImageReport,  # From `check_images`
 ) -> list[dict]:          # Candidates that need no model
-    "Broken files and copies: what the report found, as proposals; what is in quarantine already is left there"
+    "Broken files and duplicates: what the report found, as proposals; what is in quarantine already is left there"
     expect('report', report, ImageReport)
     proposals = {**dict.fromkeys(broken_issues, 'delete'), 'unsupported': 'look', 'duplicate': 'delete',
         'near_duplicate': 'look', 'blurred': 'look', 'too_dark': 'look'}

@@ -325,7 +325,7 @@ def summary(self: Cleaning) -> dict[str, int]:  # keep, delete, relabel, undecid
 # %% ../../nbs/clean/05_cleaning.ipynb #ef34478f
 @patch(as_prop=True)
 def notes(self: Cleaning) -> list[str]:
-    "What one should know before going on; empty if there is nothing"
+    "What you should know before going on; empty if there is nothing"
     notes = [f'{w[0].upper()}{w[1:]}' for w in (self._trouble, self._marks.problem, self.unfinished) if w]
     stale = [f'{f} is marked, but {what}' for f, what in self._marks.stale().items()]
     return (notes + stale[:3]

@@ -52,7 +52,7 @@ def check_label(
 # %% ../../nbs/clean/01_plans.ipynb #5e020413
 @dataclass(frozen=True)
 class Step:
-    "The way of one file, settled before anything moves"
+    "What will happen to one file, settled before anything moves"
     file: str         # Path relative to the image folder
     action: str       # delete, relabel, or leave: it stays where it is
     to: str = ''      # Path it gets: relative to the image folder for relabel, to its quarantine for delete

@@ -1,4 +1,4 @@
-"""Decode and survey each image once, and keep the result for every later epoch, batch size, seed and run
+"""Open each image once, and use the result again in every later epoch and run
 
 Docs: https://bearcls.github.io/bearcls/data/cache.html.md"""
 
@@ -214,7 +214,7 @@ def _stored(self: OpenImage, key):
 # %% ../../nbs/data/01_cache.ipynb #9a31871f
 @dataclass
 class Surveyed:
-    "What one look at a file tells"
+    "What a survey finds out about a file"
     file: Path                                  # The file
     digest: str = ''                            # sha256 of its bytes, in hexadecimal; empty if they cannot be read
     fingerprint: Fingerprint | None = field(default=LaterPrint())  # For finding copies; None if it cannot be opened

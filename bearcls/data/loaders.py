@@ -1,4 +1,4 @@
-"""From an image folder to the DataLoaders that fastai trains on, in one call: the same images in the same order everywhere, opened as the application will open them
+"""Make fastai's DataLoaders from an image folder in one call: the same images in the same order everywhere, opened as in the application
 
 Docs: https://bearcls.github.io/bearcls/data/loaders.html.md"""
 

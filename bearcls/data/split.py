@@ -1,4 +1,4 @@
-"""Choose the validation images: the same ones on every machine, with no copies across the split, and a file that saves the choice
+"""Choose the validation images: the same ones on every machine, with no duplicates on both sides, and saved in a file
 
 Docs: https://bearcls.github.io/bearcls/data/split.html.md"""
 
@@ -39,7 +39,7 @@ _pairs_kind = 'near pairs 3'
 
 def near_groups(
     surveyed: Sequence[Surveyed],  # Images, from `survey`; one without a fingerprint stands alone
-    min_similarity: float = 0.96,  # Likeness from which two images count as copies, see `near_duplicates`
+    min_similarity: float = 0.96,  # Similarity from which two images count as copies, see `near_duplicates`
     store: Store | None = None,    # Remembers the answer for the same images
 ) -> list[int]:                    # A number for each image; duplicates and near duplicates share it
     "Which images are copies of one another"
@@ -175,7 +175,7 @@ def split_images(
     seed: int = 42,                # Another seed, another split
     pairs: Iterable[tuple] = (),   # Pairs of files that must stay together
     near_duplicates: bool = True,      # Keep near duplicates together, and not only exact ones
-    known: Split | None = None,    # A split to go on with: images that it knows stay where they are
+    known: Split | None = None,    # An earlier split: images that it knows stay where they are
     store: Store | None = None,    # Remembers which images are copies
     label_of: LabelOf | None = None,  # The folder's rule for labels; None: the folder that holds the image
 ) -> Split:                        # The split of these images

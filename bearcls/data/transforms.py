@@ -1,4 +1,4 @@
-"""How an image of any shape becomes the square that the model sees, and how training may change it: each way has a name, and an image that shows it
+"""How an image of any shape becomes the square that the model sees, how training may change it, and drawings that show both
 
 Docs: https://bearcls.github.io/bearcls/data/transforms.html.md"""
 
@@ -100,7 +100,7 @@ class Seen:
 
     @property
     def stretch(self) -> float:  # 1: as it is; above: too wide; below: too tall
-        "How many times wider things look than they are, for their height"
+        "How many times too wide things look, for their height"
         return (self.frame[3] - self.frame[1])/(self.frame[2] - self.frame[0])
 
 # %% ../../nbs/data/03_transforms.ipynb #89a4694f
@@ -191,7 +191,7 @@ def compare_resizes(
     only: str | Sequence[str] = tuple(recipes),  # This recipe, or these
     seed: int = 42,            # For those that show another part each time
 ) -> ResizeComparison:         # Shows itself as a gallery
-    "What each recipe keeps, loses and bends of an image"
+    "What each recipe keeps, loses and distorts of an image"
     if not isinstance(source, Image.Image) and Path(source).is_dir(): source = _most_oblong(source)
     image = load_image(source)
     only = [only] if isinstance(only, str) else only

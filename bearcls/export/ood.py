@@ -150,7 +150,7 @@ class ClassHead:
 @dataclass(repr=False)
 class UsualClasses:
     "What an ImageNet classifier usually says about each label; l labels, n classes"
-    head: ClassHead
+    head: ClassHead    # The classifier
     usual: np.ndarray   # (l, n) mean of the roots over the images of a label
 
     def overlaps(self,
@@ -180,7 +180,7 @@ def find_classes(
 @dataclass(repr=False)
 class OODScore:
     "Tells from an image's features how unlike the known images it is; d features, of which a follow from `first` on"
-    neighbours: Neighbours
+    neighbours: Neighbours  # Known images to compare with
     classes: UsualClasses | None = None  # None: neighbours alone
     first: int = 0                # Features before this one are left out
     gain: np.ndarray | float = 1. # (a,) features times `gain` plus `shift` are the averages

@@ -1,4 +1,4 @@
-"""From words to an image folder: search, download, and a manifest that says where everything comes from
+"""From search terms to an image folder: search, download, and a manifest that says where each image comes from
 
 Docs: https://bearcls.github.io/bearcls/gather/index.html.md"""
 

@@ -1,4 +1,4 @@
-"""Which addresses bearcls visits at all: it checks each one when it reads it, and again when it connects
+"""Which addresses bearcls visits: it checks each one when it reads it, and again when it connects
 
 Docs: https://bearcls.github.io/bearcls/gather/addresses.html.md"""
 
@@ -97,7 +97,7 @@ def _private(host):
 
 # %% ../../nbs/gather/01_addresses.ipynb #4e23780d
 class GuardedResolver(aiohttp.abc.AbstractResolver):
-    "Looks names up for aiohttp's connections, and hands on none that leads into a private network"
+    "Looks names up for aiohttp's connections, and refuses those that lead into a private network"
     def __init__(self,
         allow_private: bool | Iterable[str] = False,  # See `hosts_allowed`
         lookup: Callable[..., list] | None = None,    # Asks the name server; None: `socket.getaddrinfo`

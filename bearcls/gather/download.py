@@ -1,4 +1,4 @@
-"""From addresses to images on disk: each file is decoded before it is accepted, and each address has a row that says what became of it
+"""Download images into a folder: each file is decoded before it is accepted, and each address has a row with the file or the reason
 
 Docs: https://bearcls.github.io/bearcls/gather/download.html.md"""
 

@@ -42,7 +42,7 @@ class FetchLimits:
 # %% ../../nbs/gather/02_fetch.ipynb #c897f177
 @dataclass(frozen=True)
 class Fetched:
-    "What an address gave"
+    "The answer of an address"
     url: str        # Address after all redirects
     status: int     # HTTP status, 200
     headers: Mapping[str, str]  # Names in any case
@@ -54,13 +54,13 @@ class Fetched:
 def is_busy(
     status: int | None,  # HTTP status; None where there was no answer
 ) -> bool:               # True if the same request may succeed later
-    "Does this status mean: later, perhaps?"
+    "Does this status mean that the same request may succeed later?"
     return status == 429 or status is not None and 500 <= status < 600
 
 def asked_wait(
     retry_after: str,  # Header `Retry-After`: seconds, or a date
 ) -> float | None:     # Seconds from now; None if there is nothing to be understood
-    "How long a server wants to be left alone"
+    "How long a server wants you to wait"
     if re.fullmatch(r'\d{1,9}', text := retry_after.strip()): return float(text)
     try: then = email.utils.parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError): return None

@@ -1,4 +1,4 @@
-"""Where you can search for images: a folder of your own, DuckDuckGo, Bing with and without a key, Google
+"""Where you can search for images: a local folder, DuckDuckGo, Bing with and without a key, Google
 
 Docs: https://bearcls.github.io/bearcls/gather/providers.html.md"""
 

@@ -1,4 +1,4 @@
-"""What a search found: one type for every provider, a table with thumbnails, and one kind of error
+"""The results of a search: one type for every provider, a table with thumbnails, and one kind of error
 
 Docs: https://bearcls.github.io/bearcls/gather/results.html.md"""
 
@@ -64,7 +64,7 @@ def _pixels(value):
 def address_key(
     address: str,  # Address of an image
 ) -> str:          # Equal for addresses that lead to the same image
-    "An address without what makes no difference: scheme, default port, fragment, the host's capitals"
+    "An address without the parts that make no difference: scheme, default port, fragment, the host's capitals"
     try: parts = urlsplit(address)
     except ValueError: return address
     if parts.scheme.lower() not in ('http', 'https'): return address

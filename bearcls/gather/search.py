@@ -1,4 +1,4 @@
-"""From words to a list of image addresses: several providers in turn, safe search, a licence filter, and a cache of answers
+"""Search for images with several providers in turn, safe search, a licence filter, and a cache of answers
 
 Docs: https://bearcls.github.io/bearcls/gather/search.html.md"""
 

@@ -63,7 +63,7 @@ _base = _unpack((4*pow(5, -1, _p) % _p).to_bytes(32, 'little'))
 
 # %% ../../nbs/inference/02_signature.ipynb #35c6f9f8
 class SignatureError(BearclsError, ValueError):
-    "A key or a signature is missing, damaged or another one"
+    "A key or a signature is missing, damaged or not the expected one"
 
 def public_key(
     secret: bytes,  # 32 bytes

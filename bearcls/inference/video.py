@@ -1,4 +1,4 @@
-"""The campsite camera of the book: frames at a rate, answers that do not flicker, and the times when a bear was there
+"""The fastai book's campsite camera: frames at a rate, answers that do not flicker, and the times when a bear was there
 
 Docs: https://bearcls.github.io/bearcls/inference/video.html.md"""
 

@@ -117,7 +117,7 @@ class Temperature:
     "A fitted temperature with its effect"
     value: float            # What logits are to be divided by
     low: float              # 95% interval; 0 or inf where nothing sets a bound
-    high: float
+    high: float             # Other end of the interval
     before: float           # Log loss of the images as they were
     after: float            # Log loss at the temperature
     cross_validated: float  # Log loss of images that the temperature was not fitted to

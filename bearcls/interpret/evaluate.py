@@ -1,4 +1,4 @@
-"""Where a model errs and how sure you can be of it: predictions computed once, and every view of them as a table first and an image second
+"""Where a model errs and how sure you can be of it: predictions computed once, and every view of them as a table first and a figure second
 
 Docs: https://bearcls.github.io/bearcls/interpret/evaluate.html.md"""
 

@@ -1,4 +1,4 @@
-"""Which labels are probably wrong, which images probably show none of the labels, and which are copies: one table, the most suspicious first
+"""Which labels are probably wrong, which images probably show none of the labels, and which are duplicates: one table, the most suspicious first
 
 Docs: https://bearcls.github.io/bearcls/interpret/label_issues.html.md"""
 

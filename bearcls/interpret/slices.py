@@ -57,7 +57,7 @@ def cut_slices(
     n_parts: int = 3,    # Parts that numbers are cut into
     max_n: int = 12,     # Names that get a slice of their own
 ) -> pd.Series:          # The name of each image's slice, a category: numbers in their order, names by frequency
-    "Put every image into a slice by one fact"
+    "Put every image into a slice by one kind of metadata"
     if n_parts < 2: raise ValueError(f'`n_parts` must be at least 2, got {n_parts}')
     values = pd.Series(list(values))
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
@@ -169,7 +169,7 @@ def coverage(
     metadata: pd.DataFrame | None = None, # A row per image, as `image_metadata` gives; None: those
     by: Sequence[str] | None = None,   # Columns of `metadata` to slice by; None: all
     n_parts: int = 3,                  # Parts that numbers are cut into
-) -> pd.DataFrame:                     # Index: fact and slice; columns: labels; number of images
+) -> pd.DataFrame:                     # Index: metadata column and slice; columns: labels; number of images
     "How many images of each label there are in each slice"
     expect('seen', seen, Evaluation)
     expect('metadata', metadata, pd.DataFrame, None)

@@ -1,4 +1,4 @@
-"""Drawn bears, odd files and a small web: everything that bearcls works on when there is no internet
+"""Drawn bears, odd files and a small web, so that you can try bearcls without internet
 
 Docs: https://bearcls.github.io/bearcls/sample/index.html.md"""
 

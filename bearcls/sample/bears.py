@@ -1,4 +1,4 @@
-"""A labelled set of bears, drawn on your machine, with known faults: what bearcls works on when there is no internet
+"""A labelled set of drawn bears with known faults, to try everything without internet
 
 Docs: https://bearcls.github.io/bearcls/sample/bears.html.md"""
 
@@ -60,7 +60,7 @@ _share = {  # Part of all files that carries each fault
 def fault_counts(
     n_files: int,      # Files in the whole set
 ) -> dict[str, int]:   # How many carry each fault; every fault occurs at least once
-    "How many of `n_files` are faulty, and how"
+    "How many of `n_files` have each fault"
     return {name: max(1, round(share*n_files)) for name, share in _share.items()}
 
 # %% ../../nbs/sample/04_bears.ipynb #c79b4598
@@ -88,7 +88,7 @@ def spoil(
     fault: str,                   # One of `fault_kinds`, or '' for a good file
     rng: np.random.Generator,     # Source of chance
 ) -> bytes:                       # What goes into the file
-    "The bytes of `image` with `fault` done to it"
+    "The bytes of `image`, with `fault`"
     expect('image', image, Image.Image)
     if fault and fault not in fault_kinds:
         raise ValueError(f'`fault` must be one of {", ".join(fault_kinds)}, got {fault!r}')

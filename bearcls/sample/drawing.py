@@ -123,7 +123,7 @@ def frame(
 _over = 2  # Colour is painted this many times larger, for smooth edges
 
 class Canvas:
-    "An image in the making: flat colour, and the light that falls on it"
+    "An image that is being drawn: flat colour, and the light that falls on it"
     def __init__(self,
         side: int,                                 # Width and height of the finished image, in pixels
         rng: np.random.Generator,                  # Source of chance for this image
@@ -287,7 +287,7 @@ def _frayed(p, size, flow, rng):
 
 # %% ../../nbs/sample/01_drawing.ipynb #04fc0d73
 class FurPen(LinePen):
-    "A pen that also knows fur"
+    "A pen that also draws fur"
     def part(self,
         points: np.ndarray | list,              # Outline
         colour: Colour,                         # Colour of the coat

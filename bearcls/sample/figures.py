@@ -517,7 +517,7 @@ def _cat(pen, rng):
 
 # %% ../../nbs/sample/03_figures.ipynb #76c5dfe6
 _things = {'boat': _boat, 'car': _car, 'cat': _cat, 'cup': _cup, 'house': _house, 'tree': _tree}
-things = tuple(_things)  # What can be drawn that is no bear
+things = tuple(_things)  # What can be drawn that is not a bear
 
 def draw_thing(
     thing: str = 'car',              # One of `things`
@@ -525,7 +525,7 @@ def draw_thing(
     side: int = 256,                 # Width and height, in pixels
     scene: str | None = None,        # One of `bearcls.sample.scenes.scenes`; chosen by the seed if None
 ) -> Image.Image:                    # RGB image
-    "An image of something that is no bear"
+    "An image of something that is not a bear"
     _check_one_of('thing', thing, things)
     _check_one_of('scene', scene, scenes)
     rng = _rng(seed, side)

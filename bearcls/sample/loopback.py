@@ -1,4 +1,4 @@
-"""A small web on your machine that behaves, and misbehaves, as the real one does
+"""A small web server on your machine, with the faults of the real web, to test downloads
 
 Docs: https://bearcls.github.io/bearcls/sample/loopback.html.md"""
 
@@ -133,7 +133,7 @@ def fault_of(
     shares: Mapping[str, float] | None = None,   # By name of fault; None: `web_faults`
     seed: int = 42,                              # Which of them get it
 ) -> dict[str, str]:                             # Fault by path, empty for most
-    "Deal out the web's faults"
+    "Distribute the web's faults over addresses"
     paths = list(paths)
     faults = []
     for name, share in (web_faults if shares is None else shares).items(): faults += [name]*round(share*len(paths))

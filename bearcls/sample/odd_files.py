@@ -1,4 +1,4 @@
-"""Two hundred drawn image files that are not what they seem, and what should happen to each
+"""Two hundred image files that are not what they seem, each with what an opener should do with it
 
 Docs: https://bearcls.github.io/bearcls/sample/odd_files.html.md"""
 
@@ -454,6 +454,6 @@ def _odd_others():
     yield OddFile('raw.ppm', b'P6 2 2 255 ' + bytes(12), 'a format that is not read', 'not_an_image')
 
 # %% ../../nbs/sample/05_odd_files.ipynb #0411a01b
-def draw_odd_files() -> list[OddFile]:  # Some two hundred, drawn anew each time
+def draw_odd_files() -> list[OddFile]:  # More than two hundred, made anew at each call
     "Files that are not what they seem, and what should happen to each"
     return list(chain(_odd_pngs(), _damaged_pngs(), _odd_jpegs(), _odd_tiffs(), _odd_others()))

@@ -1,4 +1,4 @@
-"""A model of a few numbers and a face of a few circles: enough to try an application without training
+"""A tiny model and a simple drawn face, to try an application without training
 
 Docs: https://bearcls.github.io/bearcls/sample/standins.html.md"""
 

@@ -165,7 +165,7 @@ class BoundedBody:
     budget: BodyBudget  # Shared with other bodies
     max_bytes: int      # Of this one
     claimed: str = ''   # What Content-Length says
-    parts: list[bytes] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)  # Chunks so far
     size: int = 0       # Bytes so far
 
     def __post_init__(self):

@@ -84,7 +84,7 @@ def says_if_uncuttable(
 def arch_stats(
     name: str,  # Name of an architecture
 ) -> tuple[tuple, tuple]:  # Mean and deviation of each channel, for pixels between 0 and 1
-    "What the pixels must be brought to for the weights of an architecture"
+    "Mean and deviation of the pixels that the weights of an architecture expect"
     if not isinstance(arch := get_arch(name), str): return tuple(imagenet_stats[0]), tuple(imagenet_stats[1])
     metadata = optional_import('timm').get_pretrained_cfg(arch)
     return tuple(metadata.mean), tuple(metadata.std)

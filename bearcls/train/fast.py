@@ -35,7 +35,7 @@ from .precision import fast_dtype, in_precision
 def check_dls(
     dls: DataLoaders,  # DataLoaders of any origin
 ) -> None:
-    "Refuse what is not images with one label each, for training and for validation"
+    "Raise a `TrainError` unless these are images with one label each, for training and for validation"
     expect('dls', dls, DataLoaders)
     columns = getattr(dls.train_ds, 'tls', ())
     if len(columns) != 2:
@@ -184,7 +184,7 @@ def image_features(
     dtype: torch.dtype = torch.float32,  # Precision of the body
     threads: int | None = None,  # See `fit_fast`
 ) -> np.ndarray:                 # (images, numbers), in float32
-    "What the frozen part of a Learner makes of images as validation sees them; the store's features are used"
+    "Features of images as validation sees them, taken from the store where it has them"
     expect('learn', learn, Learner)
     learn.model.to(learn.dls.device)
     learn.model[0].to(memory_format=torch.channels_last)
@@ -265,7 +265,7 @@ class FastFit:
     "What `fit_fast` did"
     views: list[str]          # The views of each training image
     head: str                 # 'linear' or 'concat'
-    dtype: str                # Precision in which the body looked at the training images
+    dtype: str                # Precision in which the body processed the training images
     n_images: int           # Training and validation images together
     n_kept: int               # Of these, found with their features in the store
     train_loss: float         # The Learner's loss, on all views of the training images
@@ -371,7 +371,7 @@ def fit_fast(self: Learner,
     head: str = 'linear',       # 'linear', or 'concat' for fastai's own head of two layers
     weight_decay: float = 1e-3, # Strength of the linear head's penalty
     epochs: int = 20,           # For the head 'concat': times that every view is seen
-    dtype: torch.dtype | None = None,  # Precision in which the body looks at training images; None: `fast_dtype`
+    dtype: torch.dtype | None = None,  # Precision in which the body processes training images; None: `fast_dtype`
     threads: int | None = None, # At least 1; None: one for each core, as [threads](../10_threads.ipynb) says
 ) -> Learner:                   # The same Learner, trained; what was done is in its `fast`
     "Train the head of a pretrained network on features that are computed once"

@@ -280,7 +280,7 @@ def train(
     seed: int = 42,                  # Decides split, initial weights, order and augmentation
     weights: str | Path | None = 'auto',  # 'auto': cached, else reachable; None: none; or a file of `arch`'s library
     imbalance: str | None = None,    # For uneven labels: 'class_weights' or 'balanced_sampling'
-    precision: str = 'auto',         # 'float32', 'bfloat16', 'float16', or 'auto': the fastest the machine is made for
+    precision: str = 'auto',         # 'float32', 'bfloat16', 'float16', or 'auto': the fastest on this machine
     early_stop: int | None = None,   # Epochs without lower validation loss to stop after, keeping the best; None: never
     checkpoint: str | Path | None = None,  # Folder to save every epoch in; the same call resumes. Not needed for fast
     plan: Plan | None = None,        # Made before; overrides route, arch, epochs, size, weights. An open one is settled

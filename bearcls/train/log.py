@@ -64,7 +64,7 @@ class TrainingLog(Callback):
 def add_row(self: TrainingLog,
     **figures: float,  # By name: train_loss, valid_loss, error_rate, seconds
 ):
-    "An epoch, or whatever counts as one, is done"
+    "Add the figures of an epoch, or of anything that counts as one"
     self.rows.append(dict(epoch=len(self.rows) + 1, **figures))
     if self.bar is not None:
         shown = {k: v for k, v in _readable(self.rows[-1]).items() if k in ('epoch', 'error_rate')}
@@ -147,7 +147,7 @@ def training_table(
     return pd.DataFrame(learn.training_log.rows)
 
 def plot_training(
-    learn: Learner,    # Likewise
+    learn: Learner,    # Learner with a `TrainingLog`
     ax: Any = None,    # Matplotlib axes to draw on; None for new ones
 ) -> Any:              # The axes
     "Losses over the epochs, and the validation error where it is among the metrics"
@@ -214,7 +214,7 @@ def paced(
     learn: Learner,              # Any Learner
     threads: int | None = None,  # Threads to calculate with, at least 1; None: the faster of one and all, as measured
 ) -> Iterator[Pace | None]:      # Measurements in its `measured`; None where the Learner does not calculate on the CPU
-    "Let the Learner train or predict with as many threads as help just now"
+    "Let the Learner train or predict with the number of threads that is fastest at present"
     expect('learn', learn, Learner)
     if torch.device(learn.dls.device).type != 'cpu':
         decided_threads(threads)  # refuses what is no number
@@ -278,7 +278,7 @@ def _untouched(learn):
 def check_batches(
     dls: DataLoaders,  # DataLoaders of any origin
 ) -> None:
-    "Refuse DataLoaders from which no batch comes"
+    "Raise a `TrainError` for DataLoaders that give no full batch"
     expect('dls', dls, DataLoaders)
     if not len(dls.train):
         raise TrainError(f'There are {len(dls.train_ds)} images to train on and a batch takes {dls.train.bs}, so none '

@@ -20,7 +20,7 @@ from .arch import TrainError
 def fast_dtype(
     device: torch.device | str = 'cpu',  # Where the network runs
 ) -> torch.dtype:                        # float32, bfloat16 or float16
-    "The shortest numbers that this machine calculates with faster than with float32"
+    "The shortest type of number with which this machine is fast; float32 if a shorter one is not faster"
     kind = torch.device(device).type
     if kind == 'cuda':
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -37,7 +37,7 @@ def in_precision(
 
 # %% ../../nbs/train/02_precision.ipynb #35a99a04
 def pick_precision(
-    precision: str = 'auto',             # 'float32', 'bfloat16', 'float16', or 'auto': fastest the machine is made for
+    precision: str = 'auto',             # 'float32', 'bfloat16', 'float16', or 'auto': the fastest on this machine
     device: torch.device | str = 'cpu',  # Where the model is trained
 ) -> str:                                # 'float32', 'bfloat16' or 'float16'
     "The precision to train in"

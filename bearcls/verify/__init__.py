@@ -1,4 +1,4 @@
-"""Whether you can train on an image folder: what is broken, doubled, dark or missing, and a way to set it aside
+"""Check an image folder before training: find broken, duplicate, dark and blurred images, and set them aside
 
 Docs: https://bearcls.github.io/bearcls/verify/index.html.md"""
 

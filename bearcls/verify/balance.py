@@ -1,4 +1,4 @@
-"""How many images each label has, how large they are and where they come from: the first look at bias
+"""Count how many images each label has, how large they are and where they come from, to see bias before you train
 
 Docs: https://bearcls.github.io/bearcls/verify/balance.html.md"""
 
@@ -80,7 +80,7 @@ def _size(file):
 
 # %% ../../nbs/verify/04_balance.ipynb #1d45643d
 def _notes(labels, sources, much, most):
-    "What stands out, a sentence each"
+    "What is unusual, a sentence each"
     few = min(labels, key=lambda l: l.images)
     many = max(labels, key=lambda l: l.images)
     if many.images >= much*few.images:
@@ -126,7 +126,7 @@ class Balance:
     path: Path = field(repr=False)  # Image folder
     labels: list[LabelBalance]  # One for each label, in alphabetical order
     sources: list[Source] = field(repr=False)  # One for each label, kind and name, the largest first
-    notes: list[str]            # What stands out, a sentence each
+    notes: list[str]            # What is unusual, a sentence each
 
     @property
     def table(self) -> Any:

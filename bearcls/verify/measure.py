@@ -1,4 +1,4 @@
-"""What you learn from reading an image file once: whether it opens and why not, its size and format, light, sharpness, and a fingerprint to find its copies
+"""Measure an image file in one reading: whether it opens and why not, its size and format, light, sharpness, and a fingerprint to find its duplicates
 
 Docs: https://bearcls.github.io/bearcls/verify/measure.html.md"""
 
@@ -23,7 +23,7 @@ from ..fingerprints import Fingerprint, LaterPrint, Prints, fingerprint, small_g
 # %% ../../nbs/verify/01_measure.ipynb #4f11c647
 @dataclass
 class Measures:
-    "What one look at a file tells"
+    "Measures of one image file"
     file: str                  # Path relative to the image folder, with forward slashes
     label: str = ''            # Label that it is filed under
     issue: str = ''            # Why it cannot be opened, in one word; empty if it can
@@ -46,7 +46,7 @@ class Measures:
 def smallest_side(
     sides: Iterable[int],  # Shorter sides of the images, in pixels
 ) -> int:                  # Pixels; 32 where there are no images
-    "Below which shorter side an image is too small among these: half of their median, and at most 32"
+    "The shorter side below which an image is too small among these: half of the median, and at most 32"
     sides = list(sides)
     return min(32, int(np.median(sides))//2) if sides else 32
 

@@ -24,7 +24,7 @@ def folder_beside(
     path: str | os.PathLike,  # Image folder
     name: str,                # What it is for, such as '.quarantine'
 ) -> Path:                    # Folder beside it, which need not exist yet
-    "Where something of an image folder lies, out of sight of whatever trains on it"
+    "A folder for something that belongs to an image folder, where training does not find it"
     expect('path', path, str, os.PathLike)
     path = Path(os.path.abspath(path))
     return path.parent/name/path.name
@@ -172,7 +172,7 @@ def quarantine_files(
     path: str | os.PathLike,      # Image folder
     suspects: Iterable[Suspect],  # What to move; the first counts where a file comes twice
 ) -> list[Move]:                  # A row for each file, moved or not
-    "Move files out of an image folder, each written down first"
+    "Move files out of an image folder, each written to the journal first"
     expect('path', path, str, os.PathLike)
     suspects = expect_all('suspects', suspects, Suspect)
     path = Path(path)

@@ -1,4 +1,4 @@
-"""Which images cannot be opened, which are copies, too dark, blurred or badly shaped: a report that proposes and changes nothing
+"""Find images that cannot be opened, duplicates, and images that are too dark, blurred or very long: a report that changes nothing
 
 Docs: https://bearcls.github.io/bearcls/verify/report.html.md"""
 
@@ -64,7 +64,7 @@ def _known_issues(issues):
 # %% ../../nbs/verify/03_report.ipynb #dfc24d63
 @dataclass(frozen=True)
 class Thresholds:
-    "Where a finding begins"
+    "The limits from which on something is a finding"
     min_side: int = 0              # Shorter side in pixels, below it `too_small`; 0: by the folder, see `smallest_side`
     max_aspect: float = 4.0        # Longer side over shorter side, above it `extreme_aspect`
     min_contrast: float = 8.0      # Darkest to lightest percent of the pixels, in grey levels; below it `near_constant`
@@ -271,7 +271,7 @@ def check_images(
 def adjust(self: ImageReport,
     **thresholds: float,  # Fields of `Thresholds` to change
 ) -> 'ImageReport':       # A new report; no file is read again
-    "The same folder held against other thresholds"
+    "The same measures compared with other thresholds"
     return replace(self, thresholds=replace(self.thresholds, **thresholds))
 
 # %% ../../nbs/verify/03_report.ipynb #0f916ff9
