@@ -206,7 +206,8 @@ def _answers(self, jobs):
     if not (wanted := [j for j in wanted if j.until >= late]): return 0
     classifier = self.classifier
     def tell(some):
-        rows = classifier.predict_rows([(j.name, j.content) for j in some], keep=self.log is not None)
+        kept = {} if self.log is None else dict(keep=True)
+        rows = classifier.predict_rows([(j.name, j.content) for j in some], **kept)
         answered = [row.answered for row in rows]
         for j, row in zip(some, rows, strict=True):
             row.answered = None
