@@ -7,14 +7,14 @@ Docs: https://bearcls.github.io/bearcls/bets.html.md"""
 # %% auto #0
 __all__ = ['tails', 'bets', 'rising', 'Bins']
 
-# %% ../nbs/12_bets.ipynb #f4a7d8dd
+# %% ../nbs/12_bets.ipynb #0ff511be
 import math
 from collections.abc import Sequence
 import numpy as np
 from .core import DataError, patch_to
 
-# %% ../nbs/12_bets.ipynb #1eed4d71
-tails = (.05, .15, .3)  # Shares of the known values that lie beyond a bin's border, on each side
+# %% ../nbs/12_bets.ipynb #1c46acc4
+tails = (.02, .08, .2)  # Shares of the known values that lie beyond a bin's border, on each side
 
 class Bins:
     "Where new values of one feature lie among the known ones, and how probable that was"
@@ -23,8 +23,7 @@ class Bins:
         noise: Sequence[float],       # A random number from 0 to 1 for each, which orders equal values
     ):
         if len(values) != len(noise) or not len(values):
-            raise DataError(f'`values` and `noise` must be of one length, at least 1; got {len(values)} and '
-                f'{len(noise)}')
+            raise DataError(f'`values` and `noise` must be of one length, at least 1; got {len(values)} and {len(noise)}')
         order = np.lexsort((noise, values))
         v = np.asarray(values, float)[order]
         m = len(v)
@@ -50,10 +49,10 @@ class Bins:
         tied = self.levels[np.minimum(at, len(self.levels) - 1)] == values
         return np.searchsorted(self.cuts, np.searchsorted(self.keys, at + np.where(tied, noise, 0)), 'right')
 
-# %% ../nbs/12_bets.ipynb #261f80f8
-bets = (('tilt', -8, 0), ('tilt', -2.5, 0), ('down', .1, .1), ('down', .3, .2),  # falling, then rising; a tilt is the
-    ('tilt', 8, 0), ('tilt', 2.5, 0), ('up', .1, .1), ('up', .3, .2))  # density exp(strength*position), the others say
-# which share comes from one end, and how narrow that is: power of the position there
+# %% ../nbs/12_bets.ipynb #dcc38a80
+bets = (('tilt', -4, 0), ('down', .1, 0), ('down', .12, .02), ('down', .2, .08),  # what falls, then what rises. A tilt is
+    ('tilt', 4, 0), ('up', .1, 0), ('up', .12, .02), ('up', .2, .08))  # the density exp(strength*position). Others say
+# which share comes from one end, and how much of the known values that end holds; 0: the outermost gap
 rising = np.array([strength > 0 if kind == 'tilt' else kind == 'up' for kind, strength, _ in bets])
 
 @patch_to(Bins)
@@ -64,10 +63,12 @@ def bet(self,
     total = self.gaps + (0 if known_only else self.counts[0])
     place = np.concatenate([[0], np.cumsum(total)/total.sum()])
     below = []
-    for kind, strength, power in bets:
+    for kind, strength, width in bets:
         if kind == 'tilt': below.append(np.expm1(strength*place)/math.expm1(strength))
-        elif kind == 'up': below.append((1 - strength)*place + strength*(1 - (1 - place)**power))
-        else: below.append((1 - strength)*place + strength*place**power)
+        elif kind == 'down': below.append((1 - strength)*place + strength*np.minimum(1, place/max(width, place[1])))
+        else:
+            left = 1 - place
+            below.append(1 - (1 - strength)*left - strength*np.minimum(1, left/max(width, left[-2])))
     return np.diff(below).T
 
 @patch_to(Bins)

@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/monitor/drift.html.md"""
 # %% auto #0
 __all__ = ['advice', 'Alarm', 'DriftMonitor']
 
-# %% ../../nbs/monitor/05_drift.ipynb #97a10b38
+# %% ../../nbs/monitor/05_drift.ipynb #79ddcf1a
 import base64, math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from ..bets import Bins, bets, rising
 from .reference import Reference, Scenes, features, len_of, watched
 from ..show import Html, html_table
 
-# %% ../../nbs/monitor/05_drift.ipynb #2bd13153
+# %% ../../nbs/monitor/05_drift.ipynb #e263fcda
 advice = dict(
     ood_score='Look at the images. If they show something new that is here to stay, label some of them and train again.',
     brightness='Look at the lens, the lamp and the exposure. If it is the time of year, let these images join the '
@@ -72,7 +72,7 @@ class Alarm:
 
 def _moment(seconds): return datetime.fromtimestamp(seconds, timezone.utc).strftime('%Y-%m-%d %H:%M')
 
-# %% ../../nbs/monitor/05_drift.ipynb #7329eea8
+# %% ../../nbs/monitor/05_drift.ipynb #f21fa83b
 _share = .2      # of the wealth is divided anew
 _block = 16      # scenes after which it is
 _young = 256     # scenes that are too young to bet by
@@ -167,7 +167,7 @@ class _Part:
             self.stakes = [b and b.bet() for b in self.bins]
         return won
 
-# %% ../../nbs/monitor/05_drift.ipynb #e5685dcd
+# %% ../../nbs/monitor/05_drift.ipynb #4519533b
 @patch_to(DriftMonitor)
 def update(self,
     columns: Mapping[str, Any],  # New rows of the log, in its order, as `PredictionLog.read` gives them
@@ -280,7 +280,7 @@ def _nearest(self, values):
     ids = self.reference.ids
     return nearest if ids is None else [int(ids[i]) for i in nearest]
 
-# %% ../../nbs/monitor/05_drift.ipynb #9751b08d
+# %% ../../nbs/monitor/05_drift.ipynb #8859a23e
 def _packed(value):
     "Arrays as base64, so that a state is small and exact"
     value = np.asarray(value)
@@ -361,7 +361,7 @@ def _restored_part(state):
     part.stakes = [b and b.bet() for b in part.bins]
     return part
 
-# %% ../../nbs/monitor/05_drift.ipynb #488246b4
+# %% ../../nbs/monitor/05_drift.ipynb #185af3b4
 @patch_to(DriftMonitor)
 def _repr_html_(self):
     rows = [dict(feature=features.get(a.feature, (a.feature,))[0], change=a.direction, since=_moment(a.since),

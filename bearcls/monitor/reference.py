@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/monitor/reference.html.md"""
 __all__ = ['features', 'max_labels', 'watched', 'len_of', 'image_columns', 'Scenes', 'Reference', 'fewest_scenes',
            'plot_reference']
 
-# %% ../../nbs/monitor/04_reference.ipynb #7bf2008b
+# %% ../../nbs/monitor/04_reference.ipynb #0b569e33
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ from .log import no_scene
 from .writer import measure_pixels
 from ..show import Html, html_table
 
-# %% ../../nbs/monitor/04_reference.ipynb #0c818a3c
+# %% ../../nbs/monitor/04_reference.ipynb #ecf3abfe
 features = dict(  # What is watched: in words, and what it means when it rises and when it falls
     ood_score=('OOD score', 'less like the training images', 'more like the training images'),
     brightness=('brightness', 'brighter', 'darker'),
@@ -60,7 +60,7 @@ def len_of(
     if len(set(sizes.values())) > 1: raise DataError(f'`columns` must be of one length; got {sizes}')
     return next(iter(sizes.values()), 0)
 
-# %% ../../nbs/monitor/04_reference.ipynb #67551030
+# %% ../../nbs/monitor/04_reference.ipynb #ebd5c369
 def image_columns(
     classifier: Classifier,       # Of the bundle in use
     sources: Iterable,            # Paths, bytes or Pillow images; one that cannot be opened is left out
@@ -85,7 +85,7 @@ def image_columns(
     if not rows: raise DataError('None of `sources` can be opened')
     return {name: np.array([row[name] for row in rows], object if name == 'label' else None) for name in rows[0]}
 
-# %% ../../nbs/monitor/04_reference.ipynb #d76d74f1
+# %% ../../nbs/monitor/04_reference.ipynb #1ed0fa2d
 class Scenes:
     "Finds the first image of each scene in a stream"
     def __init__(self,
@@ -120,7 +120,7 @@ class Scenes:
 
 _bits = (1 << 64) - 1
 
-# %% ../../nbs/monitor/04_reference.ipynb #dbbd5253
+# %% ../../nbs/monitor/04_reference.ipynb #eed47860
 max_labels = 20  # Labels whose shares are watched, at most
 
 @dataclass(repr=False)
@@ -170,7 +170,7 @@ class Reference:
                 'to (95%)': '' if is_share else f'{high:.4g}'})
         return str(Html(f'<p>{len(self):,} scenes from {self.images:,} images</p>{html_table(rows)}'))
 
-# %% ../../nbs/monitor/04_reference.ipynb #508c2b16
+# %% ../../nbs/monitor/04_reference.ipynb #6b2e8caf
 @patch_to(Reference)
 def from_bundle(
     bundle: Bundle,   # From `read_bundle`, or a classifier's
@@ -189,7 +189,7 @@ def from_bundle(
 
 Reference.from_bundle = staticmethod(Reference.from_bundle)
 
-# %% ../../nbs/monitor/04_reference.ipynb #0d0c76f1
+# %% ../../nbs/monitor/04_reference.ipynb #7a113138
 @patch_to(Reference)
 def joined(self,
     other: Reference,   # Scenes from the place of use, such as the first of a shadow stage
@@ -197,8 +197,7 @@ def joined(self,
     "Both references as one"
     expect('other', other, Reference)
     names = [name for name in self.values if name in other.values]
-    if not names:
-        raise DataError(f'`other` shares no feature with {self!r}; it has {", ".join(other.values) or "none"}')
+    if not names: raise DataError(f'`other` shares no feature with {self!r}; it has {", ".join(other.values) or "none"}')
     values = {name: np.concatenate([self.values[name], other.values[name]]) for name in names}
     def both(name):
         parts = getattr(self, name), getattr(other, name)
@@ -206,7 +205,7 @@ def joined(self,
     labels = [label for label in self.labels if f'label: {label}' in names]
     return Reference(values, both('time'), both('place'), both('ids'), labels, self.images + other.images)
 
-# %% ../../nbs/monitor/04_reference.ipynb #1956fe52
+# %% ../../nbs/monitor/04_reference.ipynb #c2e8e645
 def fewest_scenes(
     reference: int,            # Scenes in the reference, at least 1
     share: float = .1,         # Share of scenes of the new kind, above 0 and at most 1
@@ -223,7 +222,7 @@ def fewest_scenes(
         if odds - chance + math.lgamma(reference + n + 1) - math.lgamma(reference + 1) >= math.log(run_length): return n
     return None
 
-# %% ../../nbs/monitor/04_reference.ipynb #923ed0ea
+# %% ../../nbs/monitor/04_reference.ipynb #fee8707d
 def plot_reference(
     reference: Reference,    # What to draw
     names: Sequence[str] = ('ood_score', 'brightness', 'sharpness', 'probability'),  # Features, a panel each
