@@ -23,7 +23,8 @@ class Bins:
         noise: Sequence[float],       # A random number from 0 to 1 for each, which orders equal values
     ):
         if len(values) != len(noise) or not len(values):
-            raise DataError(f'`values` and `noise` must be of one length, at least 1; got {len(values)} and {len(noise)}')
+            raise DataError(f'`values` and `noise` must be of one length, at least 1; got {len(values)} and '
+                f'{len(noise)}')
         order = np.lexsort((noise, values))
         v = np.asarray(values, float)[order]
         m = len(v)

@@ -197,7 +197,8 @@ def joined(self,
     "Both references as one"
     expect('other', other, Reference)
     names = [name for name in self.values if name in other.values]
-    if not names: raise DataError(f'`other` shares no feature with {self!r}; it has {", ".join(other.values) or "none"}')
+    if not names:
+        raise DataError(f'`other` shares no feature with {self!r}; it has {", ".join(other.values) or "none"}')
     values = {name: np.concatenate([self.values[name], other.values[name]]) for name in names}
     def both(name):
         parts = getattr(self, name), getattr(other, name)
