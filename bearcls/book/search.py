@@ -58,6 +58,7 @@ def _drawn_page(kind, seed, number):
         if number%25 == 18: return Reply(404, b'Not Found')
         if number%25 == 12: return Reply(body=b'<!doctype html><title>Please log in</title><p>For members only.')
         image = draw_bear(kind, (seed, number)) if kind in bear_labels else draw_thing(kind, (seed, number))
+        image = image.crop((32, 0, 224, 256))  # upright, so that the ways to make it square differ
         file = io.BytesIO()
         image.save(file, 'JPEG', quality=88)
         data = file.getvalue()
@@ -84,7 +85,7 @@ def drawn_results(
     for number in range(n):
         path = f'/{name}/{kind}-{number:04d}.jpg'
         web.pages[path] = _drawn_page(kind, zlib.crc32(term.lower().encode()), number)
-        found.append(SearchResult(web.url + path, title=f'{kind}, drawn', width=256, height=256, provider='drawn',
+        found.append(SearchResult(web.url + path, title=f'{kind}, drawn', width=192, height=256, provider='drawn',
             term=term))
     return SearchResults(found)
 
