@@ -245,7 +245,7 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')]))
 
 
-offline = "import os, shutil\nos.environ.update(BEARCLS_OFFLINE='1')\nshutil.rmtree('bears', ignore_errors=True)\nshutil.rmtree('images', ignore_errors=True)"
+offline = "import os, shutil as files  # the star import's own `shutil` stays\nos.environ.update(BEARCLS_OFFLINE='1')\nfiles.rmtree('bears', ignore_errors=True)\nfiles.rmtree('images', ignore_errors=True)"
 online = "shutil.rmtree('bears', ignore_errors=True)\nshutil.rmtree('images', ignore_errors=True)\nkey = '0123456789abcdef0123456789abcdef'\nos.environ['AZURE_SEARCH_KEY'] = key"
 
 

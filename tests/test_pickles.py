@@ -272,7 +272,8 @@ def test_a_module_that_is_gone(bears, tmp_path, monkeypatch):
     file = exported(learn, tmp_path)
     monkeypatch.delitem(sys.modules, 'gone_labels')
     with pytest.raises((ImportError, AttributeError, UnboundLocalError)): load_learner(file, trust=True)
-    assert [r['name'] for r in agree(learn, file, bears, tmp_path).left_out] == ['gone_labels.Labeller']
+    names = [r['name'] for r in agree(learn, file, bears, tmp_path).left_out]
+    assert [n for n in names if not n.startswith('Transform.__init__.<locals>.')] == ['gone_labels.Labeller']  # else fasttransform's own
 
 def changed(file, dest, replacements, protocol2=True):
     "A pickle with other names in it"

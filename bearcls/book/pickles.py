@@ -260,7 +260,7 @@ def rebuilt_learner(
 # %% ../../nbs/book/05_pickles.ipynb #c30fa1d6
 _calls = ('cloudpickle.', 'dill._dill.', 'plum.', 'inspect.', 'numpy.core.multiarray.', 'numpy.dtype', 'numpy.random.',
     'functools.', 'builtins.getattr', 'builtins.bytes', 'builtins.type', 'torch.device', 'torch.nn.',
-    'torch._utils._rebuild_', 'torch.cuda.amp.', 'torch.amp.', 'random.Random', 'collections.', 'operator.itemgetter',
+    'torch._utils._rebuild_', 'torch.cuda.amp.', 'torch.amp.', 'random.Random', 'collections.', 'operator.itemgetter', '_operator.getitem',
     'operator.methodcaller', 're._compile', 'copyreg.', 'fasttransform.', 'fastcore.transform.', 'fastcore.dispatch.',
     'fastcore.foundation.L', 'PIL.Image.', 'weakref.')
 _no_names = {'builtins.' + name for name in 'eval exec compile open __import__ input breakpoint globals vars'.split()}
