@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from PIL import Image
-from bearcls.core import (cache_folder, expect, hold_file, optional_import, patch_to, release_file, sha256,
-    short_words)
+from ..core import cache_folder, expect, hold_file, optional_import, patch_to, release_file
+from ..core import sha256, short_words
 from ..fingerprints import perceptual_hash
 from ..images import ImageError, image_size
 from ..inference.classifier import Answered
