@@ -233,6 +233,7 @@ def lines_html(
     lines: Iterable[Html],  # From `timeline`
 ) -> Html:                  # As many beside each other as there is room for
     "Time lines together"
+    lines = expect_all('lines', lines, Html)
     return Html('<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:18px">'
         f'{"".join(lines)}</div>')
 
