@@ -190,7 +190,9 @@ def still(
     kind = found[0]
     if kind in ('image/png', 'image/jpeg'):
         kind = min((k for k in found if k.startswith('image/')), key=lambda k: len(data[k]))
-    if kind == 'text/html': return {'text/markdown': raw_html(data[kind])}
+    if kind == 'text/html':
+        box = '<div style="overflow-x:auto"'
+        return {'text/markdown': raw_html(data[kind].replace(f'{box}>', f'{box} tabindex="0">'))}  # keys scroll it, too
     if kind == 'text/markdown': return {kind: without_headings(data[kind])}
     return {kind: data[kind]}
 

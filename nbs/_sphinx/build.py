@@ -1,7 +1,7 @@
 """Build the site without Quarto: the notebooks as nbdev processes them, rendered by MyST-NB and Sphinx
 
 python nbs/_sphinx/build.py [--out DIR]"""
-import argparse, html, json, os, posixpath, shutil, sys
+import argparse, html, json, os, posixpath, re, shutil, sys
 from pathlib import Path
 import nbformat
 from nbdev.serve import proc_nbs
@@ -83,6 +83,17 @@ def write_stubs(
             text = _moved.format(title=title, to=html.escape(to, quote=True), script=json.dumps(to))
             (out/page).write_text(text, encoding='utf-8')
 
+_toggle = re.compile(r'(<a class="(?:current )?reference internal" href="[^"]*">\s*([^<]+?)\s*</a>\s*<details[^>]*>\s*)<summary>')
+
+def name_toggles(
+    pages: Path,  # Folder of the site
+):
+    "In the sidebar, the theme's buttons that open a section have no name that a screen reader could say"
+    for file in pages.rglob('*.html'):
+        text = file.read_text(encoding='utf-8')
+        named = _toggle.sub(r'\1<summary aria-label="Pages of \2">', text)
+        if named != text: file.write_text(named, encoding='utf-8', newline='\n')
+
 def build(
     out: Path,  # Folder for the site
 ) -> list[str]: # Faults found; empty for a good site
@@ -97,6 +108,7 @@ def build(
     if status := sphinx(['-q', '-W', '--keep-going', '-b', 'html', '-c', here, '-d', str(root/'build'/'doctrees'), '-E', str(source), str(pages)]):
         return [f'Sphinx ended with status {status}; its messages stand above, its pages in {source.relative_to(root)}']
     if (source/'images').is_dir(): shutil.copytree(source/'images', pages/'images', dirs_exist_ok=True)
+    name_toggles(pages)
     write_stubs(notebooks, pages)
     write_twins(pages)
     (pages/'.nojekyll').touch()
