@@ -140,7 +140,7 @@ def test_what_needs_nothing_stays_to_the_byte(source): assert mend(source) == [s
     ('ä = "ü"; learn = cnn_learner(dls, resnet18)', 'ä = "ü"; learn = vision_learner(dls, resnet18)'),
     ('learn = (cnn_learner if old else cnn_learner)(\n    dls,  # cnn_learner\n    arch)', 'learn = (vision_learner if old else vision_learner)(\n    dls,  # cnn_learner\n    arch)'),
     ('def f():\n    from fastbook import *\n    return 1', 'def f():\n    from bearcls.book import *\n    return 1'),
-    ('if 1:\n    !pip install fastbook\n    x = cnn_learner(d)', 'if 1:\n    !pip install -q bearcls\n    x = vision_learner(d)'),
+    ('if 1:\n    !pip install fastbook\n    x = cnn_learner(d)', 'if 1:\n    # bearcls takes its place: pip install fastbook\n    pass\n    x = vision_learner(d)'),
     ('if 1:\n    !jupyter serverextension enable voila', 'if 1:\n    # not needed any more: jupyter serverextension enable voila\n    pass'),
     ('import fastbook, os', 'from bearcls.book import *\nimport os'), ('from fastai.vision import *', 'from fastai.vision.all import *'),
     ("a = [r['content_url'] for r in rows]", "a = [r['contentUrl'] for r in rows]"),

@@ -6,7 +6,7 @@ widths = (1200, 400)
 # one of each kind of page: home, long reference page, door, tutorial, tables, images and widgets, questions and answers, small page
 inspected = ('index', 'inference/classifier', 'gather/index', 'tutorials/first_classifier', 'deploy/targets', 'clean/widget', 'interpret/slices',
     'explain/a_year_at_the_campsite')
-heaviest = 1_000_000  # bytes of a page with its images, styles and scripts
+heaviest = 1_000_000  # bytes of a page with its images, without the styles and scripts that all pages share
 
 @pytest.fixture(scope='module')
 def address(site):
@@ -55,7 +55,8 @@ def test_every_page_on_a_phone(site, address, browser, pages):
     page = context.new_page()
     context.new_cdp_session(page).send('Network.setCacheDisabled', dict(cacheDisabled=True))  # each page as the first one of a visit
     page.on('request', lambda request: asked.append(request.url))
-    page.on('requestfinished', lambda request: sent.append(request.sizes()['responseBodySize']))
+    def own(request): return request.url.startswith(address) and '/_static/' not in request.url and not request.url.endswith('/searchindex.js')
+    page.on('requestfinished', lambda request: own(request) and sent.append(request.sizes()['responseBodySize']))
     page.on('pageerror', lambda error: faults.append(f'{page.url}: {error}'))
     for name in pages:
         asked.clear()

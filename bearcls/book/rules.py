@@ -66,8 +66,9 @@ def mend_line(
     space = line[:len(expect('line', line, str)) - len(line.lstrip())]
     text = line.strip()
     if 'pip' in text and 'install' in text and _old_packages.search(text):
-        new = f'{space}!pip install -q bearcls'
-        return new, CodeChange('bearcls takes the place of this package', text, new.strip())
+        new = f'{space}# bearcls takes its place: {text.lstrip("!%")}'
+        if space: new += f'\n{space}pass'
+        return new, CodeChange('bearcls takes the place of this package; the notebook needs it installed', text)
     if re.search(r'\bjupyter[ -](serverextension|nbextension|server extension)\b.*\b(enable|install)\b', text):
         new = f'{space}# not needed any more: {text.lstrip("!%")}'
         if space: new += f'\n{space}pass'
