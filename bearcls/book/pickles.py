@@ -320,6 +320,8 @@ class Conversion:
     left_out: list[dict]      # What prediction does not need: `name` and `what` it was
     missing: list[str]        # What this bundle lacks, since a pickle has no images
 
+    def __repr__(self): return f'Conversion({self.bundle.name}: {self.arch}, {len(self.labels)} labels)'
+
     def _repr_html_(self):
         rows = [dict(what='bundle', value=self.bundle.name), dict(what='labels', value=', '.join(self.labels)),
             dict(what='architecture', value=self.arch),

@@ -224,11 +224,14 @@ def _log_trouble(log, error):
     return f'{log.title}: {short_words(words.splitlines()[0] if words else type(error).__name__, 120)}'
 
 @patch_to(PredictionLog)
-@contextlib.contextmanager
 def transaction(self,
     write: bool = True,  # Will it write?
-) -> Iterator[Any]:      # A connection of SQLAlchemy
+) -> contextlib.AbstractContextManager:  # For `with`; it gives a connection of SQLAlchemy
     "A transaction; what the database raises becomes a `LogError`"
+    return _transaction(self, write)
+
+@contextlib.contextmanager
+def _transaction(self, write):
     sa = optional_import('sqlalchemy', purpose='A prediction log')
     begin = 'BEGIN IMMEDIATE' if write and self.file else 'BEGIN'
     try:
