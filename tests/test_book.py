@@ -231,8 +231,10 @@ def in_a_kernel(folder, *texts):
     "Run cells in one kernel; the text of all outputs, cell by cell"
     parts = '\n# %%\n'.join(texts).split('\n# %%\n')
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(part.strip()) for part in parts])
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(folder)}}).execute()
-    return {c.source: json.dumps(c.outputs) for c in notebook.cells}
+    nbclient.NotebookClient(notebook, timeout=300, startup_timeout=240, kernel_name='python3', resources={'metadata': {'path': str(folder)}}).execute()
+    said = {}
+    for c in notebook.cells: said[c.source] = said.get(c.source, '') + json.dumps(c.outputs)  # some cells run twice
+    return said
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +256,7 @@ def test_every_call_of_the_readers(imports, tmp_path):
     "Offline and online up to the data, then to the application"
     said = in_a_kernel(tmp_path, *imports, 'defaults.cpus = 0  # no processes that load images', offline, gather, web, online, gather, 'assert {*sent_keys} == {key}', rest)
     assert '(key, term, min_sz=128, max_images=150)' in said['search_images_bing']
-    assert 'verify_images' in said['doc(verify_images)']
+    assert {*said['doc(verify_images)']} == {*'[]'}  # Jupyter opens a pager, which is no output
     everything = ' '.join(said.values())
     assert everything.count('cnn_learner works.') == everything.count('setup_book() works.') == everything.count('FileUpload.data works.') == 1
     assert everything.count('Training resnet18 from scratch: ') == everything.count('Training resnet34 from scratch: ') == 1
