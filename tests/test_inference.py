@@ -252,7 +252,7 @@ def test_streams_of_several_threads(classifier):
     with ThreadPoolExecutor(6) as pool: assert list(pool.map(ask, [*furs]*2)) == [[label]*50 for label in [*furs]*2]
 
 def test_a_stream_takes_little_and_ends_its_threads(classifier):
-    taken = []
+    taken, before = [], set(threading.enumerate())
     def endless_source():
         while True:
             taken.append(1)
@@ -263,7 +263,7 @@ def test_a_stream_takes_little_and_ends_its_threads(classifier):
         assert len(taken) <= n + (2*3 + 1)*4
     stream.close()
     for _ in range(100):
-        if not any(t.name.startswith('bearcls_') for t in threading.enumerate()): return
+        if not any(t.name.startswith('bearcls_') for t in threading.enumerate() if t not in before): return
         time.sleep(.05)
     raise AssertionError('threads are left')
 
