@@ -83,7 +83,7 @@ def write_stubs(
             text = _moved.format(title=title, to=html.escape(to, quote=True), script=json.dumps(to))
             (out/page).write_text(text, encoding='utf-8')
 
-_toggle = re.compile(r'(<a class="(?:current )?reference internal" href="[^"]*">\s*([^<]+?)\s*</a>\s*<details[^>]*>\s*)<summary>')
+_toggle = re.compile(r'(<a [^>]*class="(?:current )?reference internal"[^>]*>\s*([^<]+?)\s*</a>\s*<details[^>]*>\s*)<summary>')
 
 def name_toggles(
     pages: Path,  # Folder of the site
