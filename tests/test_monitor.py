@@ -11,10 +11,11 @@ import pytest
 pytest.importorskip('sqlalchemy', reason='sqlalchemy is not installed')
 from bearcls.cli import main
 from bearcls.core import DataError
-from bearcls.monitor.accuracy import AccuracyMonitor, Reviews, accuracy_from, accuracy_monitor, count_reviews
+from bearcls.monitor.accuracy import AccuracyMonitor, ReviewRule, Reviews, accuracy_from, accuracy_monitor, count_reviews
 from bearcls.monitor.history import History, most_places, read_history, rest
 from bearcls.monitor.log import LogRow, PredictionLog, Verdict
 from bearcls.monitor.report import log_thumbnails, monitor_report, timeline
+from bearcls.monitor.writer import LogWriter
 from bearcls.monitor.watch import LogWatch, normal_of, open_watch, read_state, run_command, send_webhook, watch_figures
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'bench'))
@@ -283,3 +284,38 @@ def test_import_is_light():
         'print(sorted({"torch", "fastai", "pandas", "matplotlib", "scipy", "jinja2"} & set(sys.modules)))')
     said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])))
     assert said.stdout.strip() == '[]', said.stderr
+
+def test_the_writer_chooses_as_the_rule_would(tmp_path):
+    "From many threads, with a database that is away at times; no second pass is needed, and accuracy counts the verdicts"
+    rule = ReviewRule(budget=.2)
+    rng = np.random.default_rng(0)
+    rows = [LogRow('teddy', p, trusted=p > .6, confidence=p, time=start + i) for i, p in enumerate(rng.beta(9, 1, 400).tolist())]
+    rows[0].chosen = 1.  # the caller's own choice stays
+    log = PredictionLog(tmp_path/'log.sqlite', timeout=.1)
+    with LogWriter(log, review=rule, retry=.02, linger=.01) as writer:
+        threads = [threading.Thread(target=lambda part: [writer.add(r) for r in part], args=(rows[i::4],)) for i in range(4)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        assert writer.flush()
+        while writer.spool.bytes: time.sleep(.02)
+    found, = log.read(['answer', 'trusted', 'confidence', 'chosen'])
+    wanted = rule.choose(found)
+    mine = found['answer'] == rows[0].answer
+    assert np.array_equal(found['chosen'][~mine], wanted[~mine], equal_nan=True) and found['chosen'][mine] == 1
+    n = int((~np.isnan(found['chosen'])).sum())
+    assert 40 < n < 200
+    for answer in found['answer'][~np.isnan(found['chosen'])]: log.write_verdict(Verdict(answer, True))
+    columns, = log.read(['chosen', 'right'])
+    assert accuracy_from(count_reviews(columns)).verdicts == n
+
+@pytest.mark.parametrize('answer', [None, np.array([.5]), np.array(['a']*3), np.array([2.]*3)])
+def test_a_broken_rule_costs_no_answer(tmp_path, answer):
+    class Rule:
+        def choose(self, columns): return answer
+    with LogWriter(tmp_path/'log.sqlite', review=Rule()) as writer:
+        for _ in range(3): writer.add(LogRow('teddy', .9))
+        assert writer.flush()
+        status = writer.status()
+    assert status.written == 3 and not status.lost and 'no answers were chosen' in status.problem
+    columns, = writer.log.read(['chosen'])
+    assert np.isnan(columns['chosen']).all()
