@@ -14,8 +14,9 @@ from bearcls.core import DataError
 from bearcls.monitor.accuracy import AccuracyMonitor, ReviewRule, Reviews, accuracy_from, accuracy_monitor, count_reviews
 from bearcls.monitor.history import History, most_places, read_history, rest
 from bearcls.monitor.log import LogRow, PredictionLog, Verdict
-from bearcls.monitor.report import log_thumbnails, monitor_report, timeline
+from bearcls.monitor.report import LiveReport, live_report, log_thumbnails, monitor_report, timeline
 from bearcls.monitor.writer import LogWriter
+from bearcls.timelines import mark_labels
 from bearcls.monitor.watch import LogWatch, normal_of, open_watch, read_state, run_command, send_webhook, watch_figures
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'bench'))
@@ -319,3 +320,43 @@ def test_a_broken_rule_costs_no_answer(tmp_path, answer):
     assert status.written == 3 and not status.lost and 'no answers were chosen' in status.problem
     columns, = writer.log.read(['chosen'])
     assert np.isnan(columns['chosen']).all()
+
+# ---------------------------------------------------------------- the report that stays open
+
+def test_a_live_report_keeps_up_and_says_what_is_wrong(log):
+    live = LiveReport(monitor_report(log, reference_until=start + 6*day))
+    assert live.look() and not live.look()
+    before = live.html
+    for answer in ('a', 'b'): log.write([LogRow('teddy', .9, answer=answer)])
+    assert live.look() and live.html != before and not live.look()
+    log.write_verdict(Verdict('a', False, 'grizzly'))
+    assert live.look()
+    last = live.body
+    there = [f for f in log.files() if f.exists()]
+    for f in there: f.rename(f'{f}.away')
+    log.file.write_bytes(b'no database at all, but long enough to be taken for one'*100)
+    assert live.look() and 'Not up to date' in live.html and live.body == last and not live.look()
+    for f in log.files(): f.unlink(missing_ok=True)
+    for f in there: Path(f'{f}.away').rename(f)
+    assert live.look() and 'Not up to date' not in live.html
+
+@pytest.mark.parametrize('how', ['close', 'stop'])
+def test_a_live_report_ends(log, how):
+    pytest.importorskip('ipywidgets')
+    box = live_report(log, .5, reference_until=start + 6*day)
+    button, body = box.children
+    before = body.value
+    log.write([LogRow('teddy', .9)])
+    while body.value == before: time.sleep(.02)
+    box.close() if how == 'close' else button.click()
+    box.thread.join()
+    drawn = box.live.drawn
+    log.write([LogRow('teddy', .9)])
+    assert box.live.drawn == drawn == 2
+    with pytest.raises(ValueError, match='at least 0.5'): live_report(log, 0)
+
+@pytest.mark.parametrize('places', [[5.]*30, list(range(0, 340, 4)), [float(x) for x in np.random.default_rng(0).uniform(0, 340, 200)]])
+def test_labels_of_marks_never_overlap(places):
+    labels = mark_labels((x, i) for i, x in enumerate(places, 1))
+    ends = [(at - 3.5*len(text), at + 3.5*len(text)) for at, text in labels]
+    assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:]))
