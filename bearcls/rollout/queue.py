@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/queue.html.md"""
 __all__ = ['review_kinds', 'no_label', 'cannot_tell', 'ImageFinder', 'ReviewItem', 'queue_tables', 'draw', 'ReviewQueue', 'alone',
            'in_turns', 'ReviewItems', 'Look', 'QueueStatus']
 
-# %% ../../nbs/rollout/05_queue.ipynb #ee3275f3
+# %% ../../nbs/rollout/05_queue.ipynb #91a5b903
 import contextlib, json, os, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ from ..images import ImageError, load_image
 from ..monitor.log import PredictionLog, Verdict, log_tables, safe_text, time_words
 from ..show import Html, data_uri, html_table
 
-# %% ../../nbs/rollout/05_queue.ipynb #004fd061
+# %% ../../nbs/rollout/05_queue.ipynb #6ea22255
 class ImageFinder:
     "Finds the image of an answer in a folder, by name and SHA-256"
     def __init__(self,
@@ -48,7 +48,7 @@ class ImageFinder:
             self.by_digest = {sha256(f): f for some in self.by_name.values() for f in some}
         return self.by_digest.get(item.sha256)
 
-# %% ../../nbs/rollout/05_queue.ipynb #9052f116
+# %% ../../nbs/rollout/05_queue.ipynb #047ada60
 review_kinds = {
     'chosen': 'chosen at random',
     'second': 'a second person looks',
@@ -88,7 +88,7 @@ class ReviewItem:
         "Why it is shown and what for, in words"
         return f'{review_kinds[self.kind]}; {"counts for accuracy" if self.counts else "for learning"}'
 
-# %% ../../nbs/rollout/05_queue.ipynb #3ba94171
+# %% ../../nbs/rollout/05_queue.ipynb #182b1993
 @cache
 def queue_tables() -> tuple[Any, Any, Any, Any]:  # SQLAlchemy, and its tables `answers`, `verdicts` and `reviews`
     "What every question to the log needs"
@@ -108,7 +108,7 @@ def draw(
     "A random number that every process draws alike"
     return int(sha256(f'{word} {answer}'.encode())[:13], 16)/16**13
 
-# %% ../../nbs/rollout/05_queue.ipynb #14dceeca
+# %% ../../nbs/rollout/05_queue.ipynb #c5159959
 class ReviewQueue:
     "Picks what a person should look at, and keeps what the person says"
     def __init__(self,
@@ -140,7 +140,7 @@ class ReviewQueue:
 
     def __repr__(self): return f'ReviewQueue({self.log.title}, {self.per_day} a day)'
 
-# %% ../../nbs/rollout/05_queue.ipynb #14451f93
+# %% ../../nbs/rollout/05_queue.ipynb #e62d2f46
 @contextlib.contextmanager
 def alone(
     queue: 'ReviewQueue',  # Whose table is needed; it is made if it is not there
@@ -153,7 +153,7 @@ def alone(
         yield connection
     queue._made = True
 
-# %% ../../nbs/rollout/05_queue.ipynb #67b22956
+# %% ../../nbs/rollout/05_queue.ipynb #b3d21449
 _columns = ('id', 'answer', 'label', 'probability', 'probabilities', 'trusted', 'reason', 'confidence', 'place', 'name',
     'sha256', 'time', 'model', 'chosen', 'scene', 'role', 'pair')
 _most = 2000  # Candidates of one lane that are read at once
@@ -194,7 +194,7 @@ def _second_looks(self, connection, who, now, query):
     found = connection.execute(query.where(answers.c.answer.in_(wanted[:_most]))).mappings()
     return [dict(r) for r in found]
 
-# %% ../../nbs/rollout/05_queue.ipynb #b6260d07
+# %% ../../nbs/rollout/05_queue.ipynb #7aded5f8
 def in_turns(
     groups: Iterable[list],  # Several lists
 ) -> list:                   # All their items: the first of each, then the second of each, and so on
@@ -204,7 +204,10 @@ def in_turns(
 
 @patch_to(ReviewQueue)
 def _pick(self, connection, who, now, n):
-    "The next `n` pairs of kind and row"
+    "Pairs of kind and row: the next `n`, or fewer if the day's number is reached"
+    spent, at_place, scenes = self._today(connection, now)
+    n = min(n, self.per_day - spent)
+    if n < 1: return []
     lanes = self._lanes(connection, who, now)
     picked = [(kind, row) for kind in ('chosen', 'second') for row in lanes[kind]]
     learning = []
@@ -213,7 +216,6 @@ def _pick(self, connection, who, now, n):
         for row in lanes[kind]: places.setdefault(row['place'], []).append((kind, row))
         learning.append(in_turns(places.values()))
     taken = {row['answer'] for _, row in picked}
-    at_place, scenes = self._today(connection, now)
     for kind, row in in_turns(learning):
         if len(picked) >= n: break
         place = row['place']
@@ -231,19 +233,22 @@ def _is_near(scene, others):
 
 @patch_to(ReviewQueue)
 def _today(self, connection, now):
-    "How many images for learning each place had today, and the scenes that were looked at lately by place"
+    "How many images were looked at or reserved today, those for learning by place, and scenes seen lately by place"
     sa, answers, _, reviews = queue_tables()
     query = (sa.select(reviews.c.kind, reviews.c.place, reviews.c.time, answers.c.scene)
-        .join(answers, answers.c.answer == reviews.c.answer)
+        .outerjoin(answers, answers.c.answer == reviews.c.answer)
         .where(reviews.c.time >= now - self.seconds, sa.or_(reviews.c.said != '', reviews.c.until > now)))
+    spent = 0
     at_place = Counter()
     scenes = {}
-    for kind, place, time_, scene in connection.execute(query):
-        if time_ >= now - now % 86_400 and kind not in ('chosen', 'second'): at_place[place] += 1
+    for kind, place, when, scene in connection.execute(query):
+        is_today = when >= now - now % 86_400
+        spent += is_today
+        at_place[place] += is_today and kind not in ('chosen', 'second')
         if scene is not None: scenes.setdefault(place, []).append(scene)
-    return at_place, scenes
+    return spent, at_place, scenes
 
-# %% ../../nbs/rollout/05_queue.ipynb #21c4a6f6
+# %% ../../nbs/rollout/05_queue.ipynb #055bdb4c
 class ReviewItems(list):
     "Items of a queue, as a table with images"
     def __init__(self,
@@ -263,48 +268,37 @@ def items(self,
     now: float | None = None,  # Seconds since 1970; None: by the clock
 ) -> ReviewItems:              # Reserved for this person; fewer if the day's number is reached
     "The next images to look at"
-    _, _, _, reviews = queue_tables()
+    sa, answers, _, reviews = queue_tables()
+    expect('n', n, int)
     who = safe_text(who, 100)
     now = time.time() if now is None else now
     if self.log._is_missing(): return ReviewItems([], self)
+    open_ = reviews.c.said == ''
+    own = reviews.c.who == who
+    gone = ~sa.exists().where(answers.c.answer == reviews.c.answer)
     with alone(self) as connection:
-        connection.execute(reviews.delete().where(reviews.c.said == '', reviews.c.until <= now))
-        mine = [(r.kind, r.answer) for r in connection.execute(reviews.select()
-            .where(reviews.c.who == who, reviews.c.said == '').order_by(reviews.c.id))]
-        room = min(n - len(mine), self.per_day - self._spent(connection, now))
-        fresh = [(kind, row['answer'], row['place']) for kind, row in self._pick(connection, who, now, max(0, room))]
-        if fresh:
-            connection.execute(reviews.insert(), [dict(answer=answer, who=who, kind=kind, place=place, said='',
-                verdicts='', until=now + self.lease, time=now) for kind, answer, place in fresh])
-        if mine:
-            connection.execute(reviews.update().where(reviews.c.who == who, reviews.c.said == '')
-                .values(until=now + self.lease))
-        wanted = [*mine, *((kind, answer) for kind, answer, _ in fresh)][:n]
-        return ReviewItems(self._load(connection, wanted), self)
+        connection.execute(reviews.delete().where(open_, sa.or_(reviews.c.until <= now, gone)))
+        mine = {r.answer: r.kind for r in connection.execute(reviews.select().where(open_, own).order_by(reviews.c.id))}
+        for kind, row in self._pick(connection, who, now, n - len(mine)):
+            connection.execute(reviews.insert().values(answer=row['answer'], who=who, kind=kind, place=row['place'],
+                said='', verdicts='', until=now, time=now))
+            mine[row['answer']] = kind
+        connection.execute(reviews.update().where(open_, own).values(until=now + self.lease))
+        return ReviewItems(self._load(connection, dict(list(mine.items())[:n])), self)
 
-@patch_to(ReviewQueue)
-def _spent(self, connection, now):
-    "Images of today's number that were looked at or are reserved"
-    sa, _, _, reviews = queue_tables()
-    done = sa.and_(reviews.c.said != '', reviews.c.time >= now - now % 86_400)
-    query = sa.select(sa.func.count()).select_from(reviews).where(sa.or_(done,
-        sa.and_(reviews.c.said == '', reviews.c.until > now)))
-    return connection.execute(query).scalar()
-
-# %% ../../nbs/rollout/05_queue.ipynb #d9564b18
+# %% ../../nbs/rollout/05_queue.ipynb #5760f668
 @patch_to(ReviewQueue)
 def _load(self, connection, wanted):
-    "Items from pairs of kind and answer; answers that the log has forgotten are left out"
+    "Items from kinds by answer; answers that the log has forgotten are left out"
     sa, answers, _, _ = queue_tables()
     query = sa.select(*(answers.c[name] for name in _columns))
-    names = [answer for _, answer in wanted]
-    rows = {r['answer']: r for r in connection.execute(query.where(answers.c.answer.in_(names))).mappings()}
+    rows = {r['answer']: r for r in connection.execute(query.where(answers.c.answer.in_(wanted))).mappings()}
     pairs = [r['pair'] for r in rows.values() if r['pair']]
     partners = {}
     for r in connection.execute(query.where(answers.c.pair.in_(pairs)).order_by(answers.c.id)).mappings():
         partners.setdefault(r['pair'], []).append(r)
     return [_item(kind, rows[answer], partners.get(rows[answer]['pair'], ()), self.more_labels)
-        for kind, answer in wanted if answer in rows]
+        for answer, kind in wanted.items() if answer in rows]
 
 def _item(kind, row, partners, more_labels):
     "An item from a row of the log"
@@ -341,7 +335,7 @@ def picture(self,
     if image is None: return Html('<small>no image: the log keeps no thumbnail, and no file fits</small>')
     return Html(f'<img src="{data_uri(image, side)}" alt="{escape(item.name, quote=True)}" style="max-width:{side}px">')
 
-# %% ../../nbs/rollout/05_queue.ipynb #efe87920
+# %% ../../nbs/rollout/05_queue.ipynb #bf79c013
 @dataclass
 class Look:
     "One person's look at one answer"
@@ -393,7 +387,7 @@ def _take_back(connection, mine):
     for r in connection.execute(reviews.select().where(mine, reviews.c.verdicts != '')):
         connection.execute(verdicts.delete().where(verdicts.c.id.in_(json.loads(r.verdicts))))
 
-# %% ../../nbs/rollout/05_queue.ipynb #e51744ba
+# %% ../../nbs/rollout/05_queue.ipynb #1565029d
 @patch_to(ReviewQueue)
 def undo(self,
     who: str = '',             # The person
@@ -411,9 +405,9 @@ def undo(self,
         _take_back(connection, reviews.c.id == last.id)
         connection.execute(reviews.update().where(reviews.c.id == last.id)
             .values(said='', verdicts='', until=now + self.lease))
-        return next(iter(self._load(connection, [(last.kind, last.answer)])), None)
+        return next(iter(self._load(connection, {last.answer: last.kind})), None)
 
-# %% ../../nbs/rollout/05_queue.ipynb #94f9984e
+# %% ../../nbs/rollout/05_queue.ipynb #1edca82b
 @patch_to(ReviewQueue)
 def looks(self,
     since: float = 0.,  # Seconds since 1970; only looks from then on
@@ -426,7 +420,7 @@ def looks(self,
             .order_by(reviews.c.time, reviews.c.id)).all()
     return [Look(r.answer, r.who, r.said, r.kind, r.place, r.time) for r in rows]
 
-# %% ../../nbs/rollout/05_queue.ipynb #7868e96a
+# %% ../../nbs/rollout/05_queue.ipynb #6b0bff27
 @dataclass
 class QueueStatus:
     "Where a review queue stands"
@@ -455,4 +449,4 @@ def status(self,
     if self.log._is_missing(): return QueueStatus(dict.fromkeys(review_kinds, 0), 0, self.per_day)
     with alone(self) as connection:
         waiting = {kind: len(rows) for kind, rows in self._lanes(connection, safe_text(who, 100), now).items()}
-        return QueueStatus(waiting, self._spent(connection, now), self.per_day)
+        return QueueStatus(waiting, self._today(connection, now)[0], self.per_day)
