@@ -45,7 +45,7 @@ def mark_labels(
 def _label(group, digit):
     "Text of a group of marks, and where it begins and ends"
     numbers = sorted(n for _, n in group)
-    text = ', '.join(map(str, numbers)) if len(numbers) < 3 else f'{numbers[0]}–{numbers[-1]}'
+    text = ', '.join(map(str, numbers)) if len(numbers) < 3 else f'{numbers[0]}…{numbers[-1]}'
     middle = sum(at for at, _ in group)/len(group)
     return text, middle - digit*(len(text) + .5)/2, middle + digit*(len(text) + .5)/2
 
