@@ -7,14 +7,14 @@ Docs: https://bearcls.github.io/bearcls/stores.html.md"""
 # %% auto #0
 __all__ = ['StoreError', 'DiskStore', 'write_through', 'RemoteStore', 'open_store']
 
-# %% ../nbs/14_stores.ipynb #fdfaf3e5
-import os, secrets, shutil
+# %% ../nbs/14_stores.ipynb #9c8f4fd8
+import os, secrets, shutil, time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from .core import BearclsError, expect, hold_file, optional_import, patch_to, release_file
 
-# %% ../nbs/14_stores.ipynb #681d073e
+# %% ../nbs/14_stores.ipynb #6c45b0c5
 class StoreError(BearclsError, RuntimeError):
     "Something else is at work in the same place"
 
@@ -38,7 +38,7 @@ class DiskStore:
         "What a file holds"
         return (self.root/name).read_bytes()
 
-# %% ../nbs/14_stores.ipynb #121c7bb1
+# %% ../nbs/14_stores.ipynb #4f7e256c
 @patch_to(DiskStore)
 def create(self,
     name: str,       # Path below the root, with forward slashes
@@ -92,7 +92,7 @@ def alone(self,
         try: yield
         finally: release_file(lock)
 
-# %% ../nbs/14_stores.ipynb #78b30c3b
+# %% ../nbs/14_stores.ipynb #3454159f
 @patch_to(DiskStore)
 def put(self,
     folder: str,                 # Path below the root; one that is there is replaced
@@ -119,12 +119,17 @@ def drop(self,
 
 @patch_to(DiskStore)
 def sweep(self,
-    folder: str,  # Path below the root
+    folder: str,        # Path below the root
+    seconds: float = 0, # Delete what is older than this; use 3600 where other programs may be writing
 ) -> None:
-    "Delete the folders that killed programs have left half written; call it within `alone`"
-    for rest in (self.root/folder).glob('.*.part'): shutil.rmtree(rest, ignore_errors=True)
+    "Delete what killed programs have left half written"
+    for rest in (self.root/folder).glob('.*.part'):
+        with suppress(OSError):  # it is gone already
+            if time.time() - rest.stat().st_mtime < seconds: continue
+            if rest.is_dir(): shutil.rmtree(rest, ignore_errors=True)
+            else: rest.unlink()
 
-# %% ../nbs/14_stores.ipynb #28a6cdb1
+# %% ../nbs/14_stores.ipynb #f3f6cc83
 class RemoteStore:
     "Files at an address of fsspec"
     def __init__(self,
@@ -161,7 +166,7 @@ class RemoteStore:
             self.fs.pipe_file(path, content)
         return True
 
-# %% ../nbs/14_stores.ipynb #af86963e
+# %% ../nbs/14_stores.ipynb #bfc67bed
 @patch_to(RemoteStore)
 @contextmanager
 def alone(self) -> Iterator[None]:
@@ -186,7 +191,8 @@ def drop(self,
 
 @patch_to(RemoteStore)
 def sweep(self,
-    folder: str,  # Path below the root
+    folder: str,        # Path below the root
+    seconds: float = 0, # Of no use here
 ) -> None:
     "Delete nothing: another machine may be writing there"
 

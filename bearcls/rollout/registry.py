@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/registry.html.md"""
 __all__ = ['max_past', 'RegistryError', 'ModelRecord', 'Change', 'read_change', 'Registry', 'Conflict', 'history_table',
            'resolve_bundle', 'ModelComparison']
 
-# %% ../../nbs/rollout/01_registry.ipynb #3d092983
+# %% ../../nbs/rollout/01_registry.ipynb #5b1a90b8
 import json, os, re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -21,7 +21,7 @@ from ..inference.files import bundle_files, bundle_names, bundle_stamp, content_
 from ..show import Html, html_table
 from ..stores import DiskStore, open_store
 
-# %% ../../nbs/rollout/01_registry.ipynb #9fcb1d38
+# %% ../../nbs/rollout/01_registry.ipynb #375b70db
 class RegistryError(BearclsError, ValueError):
     "The registry does not hold what is asked for, or must not be changed like this"
 
@@ -47,7 +47,7 @@ class ModelRecord:
         shown = {k: v for k, v in asdict(self).items() if v not in ('', [], {})}
         return str(html_table([{'': k, 'value': short_words(v, 90).strip("'")} for k, v in shown.items()]))
 
-# %% ../../nbs/rollout/01_registry.ipynb #e94b162b
+# %% ../../nbs/rollout/01_registry.ipynb #0a806749
 @dataclass(frozen=True)
 class Change:
     "One change of a registry, and what holds since"
@@ -79,7 +79,7 @@ def _change_row(change):
     return dict(when=change.time[:16].replace('T', ' '), who=change.who, change=change.action, alias=change.alias,
         model=change.model, before=change.before, why=change.why)
 
-# %% ../../nbs/rollout/01_registry.ipynb #1fe84c70
+# %% ../../nbs/rollout/01_registry.ipynb #bb8f77ef
 _id_form = re.compile('[0-9a-f]{12}(-[0-9a-f]{4})?')
 _alias_form = re.compile('[a-z][a-z0-9_-]{0,39}')
 
@@ -105,7 +105,7 @@ def read_change(
         raise RegistryError(f'{name or "a change"} is damaged: {short_words(str(e), 100)}') from e
     return change
 
-# %% ../../nbs/rollout/01_registry.ipynb #672300b0
+# %% ../../nbs/rollout/01_registry.ipynb #b0a460fa
 class Registry:
     "Bundles in a folder, and the aliases that name them"
     def __init__(self,
@@ -136,7 +136,7 @@ class Registry:
 
     def __repr__(self): return f'Registry({Path(self.folder).name}, {len(self._last().models)} models)'
 
-# %% ../../nbs/rollout/01_registry.ipynb #f282726e
+# %% ../../nbs/rollout/01_registry.ipynb #1c98c937
 @patch_to(Registry)
 def add(self,
     bundle: str | os.PathLike,        # Folder or .zip of a bundle, which is copied
@@ -158,6 +158,7 @@ def add(self,
     self._own_folder()
     with self.store.alone():
         self.store.sweep('models')
+        self.store.sweep('changes', 3600)  # promotions need no lock
         id = about.digest[:12]
         if id in (there := self._last().models) and self._record(id).content != content: id = f'{id}-{content[:4]}'
         if id in there: return self._record(id)
@@ -174,7 +175,7 @@ def _own_folder(self):
         raise RegistryError(f'`folder`: {self.folder} is no registry and holds {short_words(names[0])}; give an empty '
             'or a new folder')
 
-# %% ../../nbs/rollout/01_registry.ipynb #a9a3299d
+# %% ../../nbs/rollout/01_registry.ipynb #d09970f0
 class Conflict(RegistryError):
     "Another program has moved the alias since you looked"
     def __init__(self,
@@ -197,7 +198,7 @@ def _line(name, text):
     if len(text) <= 500 and text.isprintable(): return text
     raise ValueError(f'`{name}` must be printable text of at most 500 characters, got {short_words(text)}')
 
-# %% ../../nbs/rollout/01_registry.ipynb #0723476c
+# %% ../../nbs/rollout/01_registry.ipynb #3e0d2fd1
 @patch_to(Registry)
 def _commit(self, action, who, why, decide, alias=''):
     "Write the next change; `decide` makes the model and what is new of the newest change, or raises an error"
@@ -213,7 +214,7 @@ def _commit(self, action, who, why, decide, alias=''):
         won = self._change(name)
         if alias and won.alias == alias: raise _conflict(won)
 
-# %% ../../nbs/rollout/01_registry.ipynb #9a0e0a7c
+# %% ../../nbs/rollout/01_registry.ipynb #64e03958
 @patch_to(Registry)
 def models(self) -> list[ModelRecord]:  # The oldest first
     "All models"
@@ -241,7 +242,7 @@ def _aliases(last):
     earlier = last.past.get('champion', [])
     return last.aliases | (dict(previous=earlier[0]) if earlier else {})
 
-# %% ../../nbs/rollout/01_registry.ipynb #3288c4ed
+# %% ../../nbs/rollout/01_registry.ipynb #c6779635
 @patch_to(Registry)
 def path(self,
     name: str,  # As for `model`
@@ -268,7 +269,7 @@ def _fetched(self, record):
             if record.content not in cache.names(''): cache.put(record.content, files)
     return cache.root/record.content
 
-# %% ../../nbs/rollout/01_registry.ipynb #8e4d561a
+# %% ../../nbs/rollout/01_registry.ipynb #d1bc1646
 max_past = 5  # Earlier models that an alias remembers: so many rollbacks one after another
 
 @patch_to(Registry)
@@ -316,7 +317,7 @@ def _usable(alias):
         raise ValueError('`alias` must begin with a small letter and go on with small letters, digits, - and _, up to '
             f'40; `previous` follows the champion by itself; got {short_words(alias)}')
 
-# %% ../../nbs/rollout/01_registry.ipynb #5659779d
+# %% ../../nbs/rollout/01_registry.ipynb #05e24070
 @patch_to(Registry)
 def rollback(self,
     alias: str = 'champion',      # What shall name its earlier model again
@@ -349,7 +350,7 @@ def aliases(self) -> dict[str, str]:  # Alias to id
     "What each alias names; `previous` is where a rollback of the champion leads"
     return _aliases(self._last())
 
-# %% ../../nbs/rollout/01_registry.ipynb #72769845
+# %% ../../nbs/rollout/01_registry.ipynb #96c0f4b0
 @patch_to(Registry)
 def history(self) -> list[Change]:  # The oldest first
     "All that was done"
@@ -369,7 +370,7 @@ def _repr_html_(self):
         'why': m.why, 'from': ', '.join(m.parents), 'accuracy': m.figures.get('accuracy', ''),
         'MB': f'{m.bytes/1e6:.3g}'} for m in reversed(self.models())]))
 
-# %% ../../nbs/rollout/01_registry.ipynb #aa7a349f
+# %% ../../nbs/rollout/01_registry.ipynb #3e6d8a0b
 def resolve_bundle(
     address: str | os.PathLike,            # Path of a bundle; or a registry, `@`, and an alias or id: `models@champion`
     key: str | os.PathLike | None = None,  # Public key that a registry's bundle must be signed with; None: none
@@ -380,7 +381,7 @@ def resolve_bundle(
     if not folder or not at or '/' in name or os.sep in name or os.path.exists(text): return Path(text)
     return Registry(folder, key).path(name)
 
-# %% ../../nbs/rollout/01_registry.ipynb #9e5d2ec7
+# %% ../../nbs/rollout/01_registry.ipynb #eecf5001
 @dataclass(frozen=True)
 class ModelComparison:
     "Two models side by side"
@@ -398,7 +399,7 @@ def _flat(values, above=''):
         if isinstance(value, Mapping): yield from _flat(value, f'{above}{name}.')
         elif isinstance(value, (int, float, str)): yield f'{above}{name}', value
 
-# %% ../../nbs/rollout/01_registry.ipynb #4b16c119
+# %% ../../nbs/rollout/01_registry.ipynb #2a0cb6db
 @patch_to(Registry)
 def compare(self,
     first: str,          # A model, as for `model`
@@ -417,7 +418,7 @@ def compare(self,
         rows.append(dict(what=what, first=a, second=b, difference=b - a if numbers else None))
     return ModelComparison(records[0].id, records[1].id, rows)
 
-# %% ../../nbs/rollout/01_registry.ipynb #a45f73d0
+# %% ../../nbs/rollout/01_registry.ipynb #4c4d9d21
 @patch_to(Registry)
 def check(self) -> list[dict]:  # `model`, `status` (ok, damaged, not listed) and `reason`
     "Are all models as they were added? One row for each"
@@ -441,7 +442,7 @@ def size(self) -> int:  # Bytes of all models
     "How much room the bundles take"
     return sum(m.bytes for m in self.models())
 
-# %% ../../nbs/rollout/01_registry.ipynb #0e80b519
+# %% ../../nbs/rollout/01_registry.ipynb #6df600ae
 @patch_to(Registry)
 def remove(self,
     name: str,      # The model, as for `model`
