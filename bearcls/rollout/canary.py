@@ -47,8 +47,8 @@ def judged_share(
     return share*challenger/(share*challenger + (1 - share)*champion)
 
 # %% ../../nbs/rollout/03_canary.ipynb #4377451e
-split_baselines = np.repeat([.05, .2], 5)                # Errors that bets are made around, by bettor
-split_sizes = np.tile([.1, .25, .5, .75, .95], 2)        # Parts of the largest bet that is safe
+split_baselines = np.repeat([.05, .2, .5], 4)       # Errors that bets are made around, by bettor
+split_sizes = np.tile([.1, .3, .65, .95], 3)        # Parts of the largest bet that loses no bettor everything
 
 @lru_cache(256)
 def split_gains(
@@ -156,11 +156,11 @@ def difference(self,
         if 0 < share < 1: weighed += n*weight
     grid = np.linspace(-1, 1, 401)
     limit = math.log(2/(1 - level))
-    over = [d for d in grid if self.evidence(1, float(d)) >= limit]    # the difference is larger than these
-    under = [d for d in grid if self.evidence(-1, float(d)) >= limit]  # and smaller than these
+    low = next((d for d in grid.tolist() if self.evidence(1, d) < limit), 1.)          # all below are ruled out
+    high = next((d for d in grid[::-1].tolist() if self.evidence(-1, d) < limit), -1.)  # all above
     shares = weighed[:, 1]/np.maximum(weighed.sum(1), 1e-300)
     estimate = float(shares[1] - shares[0]) if weighed.sum(1).all() else math.nan
-    return estimate, float(max(over, default=-1.)), float(min(under, default=1.))
+    return estimate, max(-1., low - .005), min(1., high + .005)
 
 @patch_to(SplitTest)
 def row(self) -> dict[str, str]:  # Texts by heading
@@ -266,13 +266,12 @@ class Canary:
         if not grows or self.steps[-1:] != [1.]: raise ValueError(f'`steps` must grow from above 0 to 1, got {self.steps}')
         if expect('verdicts', verdicts, int) < 1: raise ValueError(f'`verdicts` must be at least 1, got {verdicts!r}')
         if review is not None: judged_share(.5, *review)  # refuses what is no probability
-        self.review = review
+        self.review = None if review is None else tuple(review)
         self.verdicts = verdicts
         places = list(expect_all('places', places, str))
         parts = {'': .5 if places else 1.} | dict.fromkeys(places, .5/max(1, len(places)))
         self.tests = {place: SplitTest(return_level*part, promote_level*part, place=place, **settings)
             for place, part in parts.items()}
-        self.levels = (return_level, promote_level)
         self.changes = []      # `CanaryChange`, oldest first
         self.counted = set()   # units that `look` has counted
         self.fresh = 0         # verdicts on the challenger since the last step
@@ -417,7 +416,7 @@ def split_test(
 @patch_to(Canary)
 def state(self) -> dict[str, Any]:  # Numbers, texts and lists, ready for JSON
     "All that the canary remembers"
-    return dict(salt=self.salt, steps=self.steps, review=self.review, verdicts=self.verdicts, levels=self.levels,
+    return dict(salt=self.salt, steps=self.steps, review=self.review and list(self.review), verdicts=self.verdicts,
         changes=[asdict(c) for c in self.changes], counted=sorted(self.counted), fresh=self.fresh,
         tests=[test.state() for test in self.tests.values()])
 
@@ -427,9 +426,7 @@ def read_canary(
     "The canary that was written down"
     expect('state', state, Mapping)
     try:
-        review = state['review'] if state['review'] is None else tuple(state['review'])
-        canary = Canary(state['salt'], state['steps'], review, state['verdicts'])
-        canary.levels = tuple(state['levels'])
+        canary = Canary(state['salt'], state['steps'], state['review'], state['verdicts'])
         canary.tests = {row['place']: split_test(row) for row in state['tests']}
         canary.changes = [CanaryChange(**row) for row in state['changes']]
         canary.counted = set(state['counted'])

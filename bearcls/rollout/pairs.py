@@ -267,21 +267,20 @@ def __repr__(self): return f'PairTest({self.words}, {self.judged:,} judged of {s
 @dataclass
 class Outlook:
     "How many more judged disagreements a test needs, at the present rates"
-    decision: str   # What would come first: 'return', 'promote' or 'same'; '': nothing in sight
+    decision: str   # What would come first, such as 'return' or 'promote'; '': nothing in sight
     likely: float   # Further judgements at the present share of wins; inf: more than 100,000
     low: float      # at the end of its 80% interval where it takes least
     high: float     # and where it takes most
-    each: float     # Images for one judged disagreement, so far
+    each: float     # Images for one judgement, so far; nan: not known
 
     @property
     def words(self) -> str:
         "For people"
         if math.isinf(self.low): return 'no decision in sight at the present rates'
         most = 'no end' if math.isinf(self.high) else f'{self.high:,.0f}'
-        images = '' if math.isinf(self.high) else f' to {self.high*self.each:,.0f}'
-        coming = pair_words[self.decision] if self.decision else 'nothing yet'
-        return (f'{self.low:,.0f} to {most} further judgements ({self.low*self.each:,.0f}{images} images); '
-            f'at the present rates: {coming}')
+        images = '' if math.isnan(self.each) else f', about {self.each:,.0f} images each'
+        coming = self.decision or 'none in sight'
+        return f'{self.low:,.0f} to {most} further judgements{images}; verdict at the present rates: {coming}'
 
     def __str__(self): return self.words
     def _repr_html_(self): return f'<p>{self.words}</p>'
