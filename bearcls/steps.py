@@ -141,6 +141,7 @@ class RolloutEvent:
     forced: bool = False        # Went up although criteria were not met?
     measured: list[str] = field(default_factory=list)  # The criteria as they were, in words
     needs: Needs | None = None  # New ones, for `stage`
+    alarm: float = 0.           # Time of the newest alarm that was known then, seconds since 1970; 0: none
 
     @property
     def words(self) -> str:
@@ -205,6 +206,7 @@ class RolloutState:
     model: str = ''              # Digest of the model that it is about; '': any
     challenger: str = ''         # Digest of the challenger; '': none
     trial: Scope | None = None   # Whose images the challenger answers visibly; None: nobody's
+    alarm: float = 0.            # Time of the newest alarm that a step has taken into account; 0: none
     needs: Mapping[str, Needs] = field(default_factory=lambda: dict(usual_needs))  # By stage
     changes: int = 0             # How often the stage was set
     last: RolloutEvent | None = None  # The newest event
@@ -220,6 +222,7 @@ def rollout_state(
             state.since = e.time
             state.scope = e.scope
             state.model = e.model or state.model
+            state.alarm = max(state.alarm, e.alarm)
             state.changes += 1
         elif e.kind == 'challenger':
             state.challenger = e.model

@@ -76,7 +76,7 @@ def start(self,
     said = _said(who, why)
     model = expect('model', model, str) or self.model
     def make(state):
-        if state.last is not None: raise RolloutError(f'{self.record.file.name} has begun already, {moment_words(state.since)}')
+        if state.last is not None: raise RolloutError(f'the rollout began already, {moment_words(state.since)}')
         return RolloutEvent('start', time=self.clock(), stage='shadow', model=model, **said)
     return self.record.add(make)
 
@@ -142,23 +142,31 @@ def check(self) -> RolloutEvent | None:  # The step back; None: all is well
     if state.stage == 'shadow': return None
     now = self.clock()
     allowed = state.needs[state.stage].look
-    alarms = self._alarms(state.since)
-    if alarms: why = f'alarm: {alarms[-1].words}'
+    known = self._alarms()
+    alarms = [words for when, words in known if when > max(state.since, state.alarm)]
+    if alarms: why = f'alarm: {alarms[-1]}'
     elif now - state.looked > allowed*day:
         why = f'no person has looked for {(now - state.looked)/day:.1f} days; {state.stage} allows {allowed:g}'
     else: return None
     to = stages[stages.index(state.stage) - 1]
-    scope = Scope(places=state.scope.places) if to == 'limited' and state.scope else None
+    scope = self._last_scope() if to == 'limited' else None
     def make(newest):
         if newest.changes != state.changes or newest.looked != state.looked: return None  # another was faster
-        return RolloutEvent('stage', '', safe_text(why, 500), now, to, state.stage, scope, self.model)
+        return RolloutEvent('stage', '', safe_text(why, 500), now, to, state.stage, scope, self.model,
+            alarm=known[-1][0] if known else 0.)
     return self.record.add(make)
 
 @patch_to(Rollout)
-def _alarms(self, since):
-    "Alarms of the watch that were raised, or raised again, after a moment"
+def _alarms(self):
+    "When the watch's alarms were raised, or raised again, with their words; by time"
     found = self.watch.alarms if self.watch else []
-    return [a for a in found if max(a.time, a.time if math.isnan(a.last) else a.last) > since]
+    return sorted((a.time if math.isnan(a.last) else a.last, a.words) for a in found)
+
+@patch_to(Rollout)
+def _last_scope(self):
+    "The scope of the newest limited stage; everything, if there was none"
+    found = [e.scope for e in self.record.events if e.kind == 'stage' and e.scope]
+    return found[-1] if found else Scope()
 
 # %% ../../nbs/rollout/04_stages.ipynb #22826037
 @dataclass
@@ -306,8 +314,7 @@ def criteria(self,
     now = self.clock()
     passed = (now - state.since)/day
     looked = (now - state.looked)/day
-    alarms = self._alarms(state.since)
-    calm = min(now, self.watch.newest) - max([state.since, *(a.time for a in alarms)]) if self.watch else 0
+    calm = min(now, self.watch.newest) - max([state.since, *(t for t, _ in self._alarms())]) if self.watch else 0
     error = 1 - found.low
     return Criteria(to, [
         Criterion('verdicts on trusted answers', f'at least {needs.verdicts:,}', f'{found.verdicts:,}',
@@ -315,7 +322,7 @@ def criteria(self,
         Criterion('wrong among them', f'at most {needs.error:.1%}', f'{1 - found.accuracy:.1%}, up to {error:.1%} '
             'plausible' if found.verdicts else 'unknown', found.verdicts > 0 and error <= needs.error),
         Criterion('time to an answer', f'at most {needs.seconds:g} s', 'unknown' if math.isnan(slow) else
-            f'{slow:.2g} s in 95 of 100 cases', slow <= needs.seconds),
+            f'{math.ceil(100*slow)/100:.2f} s in 95 of 100 cases', slow <= needs.seconds),
         Criterion('days in this stage', f'at least {needs.days:g}', f'{passed:.1f}', passed >= needs.days),
         Criterion('days without an alarm', f'at least {needs.quiet:g}', f'{max(0, calm)/day:.1f}' if self.watch
             else 'no watch', calm >= needs.quiet*day),
@@ -339,12 +346,13 @@ def up(self,
         raise ValueError('`scope` must say where the model may decide, such as Scope(places=("gate",))')
     to = 'full' if scope is None else 'limited'
     found = self.criteria(to)
+    known = self._alarms()
     if found.missing and not force: raise NotReady(found)
     def make(newest):
         if newest.changes != state.changes:
             raise RolloutError(f'{newest.last.who or "the rollout"} was faster: {newest.last.words}')
         return RolloutEvent('stage', time=self.clock(), stage=to, before=state.stage, scope=scope, model=self.model,
-            forced=bool(found.missing), measured=[c.words for c in found], **said)
+            forced=bool(found.missing), measured=[c.words for c in found], alarm=known[-1][0] if known else 0., **said)
     return self.record.add(make)
 
 # %% ../../nbs/rollout/04_stages.ipynb #fb1d991a
@@ -368,12 +376,6 @@ def down(self,
         return RolloutEvent('stage', time=self.clock(), stage=lower, before=newest.stage,
             scope=scope if lower == 'limited' else None, model=self.model, **said)
     return self.record.add(make)
-
-@patch_to(Rollout)
-def _last_scope(self):
-    "The scope of the newest limited stage; everything, if there was none"
-    found = [e.scope for e in self.record.events if e.kind == 'stage' and e.scope]
-    return found[-1] if found else Scope()
 
 # %% ../../nbs/rollout/04_stages.ipynb #b605bfef
 @patch_to(Rollout)
