@@ -119,18 +119,19 @@ class Wealth:
     ):
         if not 0 < early <= 1: raise ValueError(f'`early` must lie above 0 and at most at 1, got {early!r}')
         self.early = early
-        self.log = np.full(bettors, math.log(early/bettors))  # of each bettor's capital
+        self.log = np.full(bettors, math.log(early/bettors))  # (..., bettors) of each bettor's capital
         self.n = 0                                            # bets so far
 
     @property
-    def capital(self) -> float: return float(np.exp(np.minimum(self.log, 600)).sum())  # 1 at the start, coins included
+    def capital(self) -> np.ndarray: return np.exp(np.minimum(self.log, 600)).sum(-1)  # (...) what is in play, all together
 
     def grow(self,
-        gains: np.ndarray,  # (bettors,) natural logarithm of what each bettor's capital is multiplied by
+        gains: np.ndarray,  # (..., bettors) natural logarithm of what each bettor's capital is multiplied by
     ) -> None:
-        "One bet"
+        "One bet, or one in each of several games at the same time"
         self.n += 1
-        if self.early < 1: self.log = np.logaddexp(self.log, math.log((1 - self.early)/(self.n*(self.n + 1)*len(gains))))
+        coin = (1 - self.early)/(self.n*(self.n + 1)*gains.shape[-1])
+        if coin: self.log = np.logaddexp(self.log, math.log(coin))
         self.log = self.log + gains
 
 # %% ../../nbs/rollout/02_pairs.ipynb #c96bb803
