@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/queue.html.md"""
 __all__ = ['review_kinds', 'no_label', 'cannot_tell', 'ImageFinder', 'ReviewItem', 'queue_tables', 'draw', 'ReviewQueue', 'alone',
            'in_turns', 'ReviewItems', 'Look', 'QueueStatus']
 
-# %% ../../nbs/rollout/05_queue.ipynb #91a5b903
+# %% ../../nbs/rollout/05_queue.ipynb #f5a7861f
 import contextlib, json, os, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ from ..images import ImageError, load_image
 from ..monitor.log import PredictionLog, Verdict, log_tables, safe_text, time_words
 from ..show import Html, data_uri, html_table
 
-# %% ../../nbs/rollout/05_queue.ipynb #6ea22255
+# %% ../../nbs/rollout/05_queue.ipynb #968062d0
 class ImageFinder:
     "Finds the image of an answer in a folder, by name and SHA-256"
     def __init__(self,
@@ -48,7 +48,7 @@ class ImageFinder:
             self.by_digest = {sha256(f): f for some in self.by_name.values() for f in some}
         return self.by_digest.get(item.sha256)
 
-# %% ../../nbs/rollout/05_queue.ipynb #047ada60
+# %% ../../nbs/rollout/05_queue.ipynb #b77d8caf
 review_kinds = {
     'chosen': 'chosen at random',
     'second': 'a second person looks',
@@ -88,7 +88,7 @@ class ReviewItem:
         "Why it is shown and what for, in words"
         return f'{review_kinds[self.kind]}; {"counts for accuracy" if self.counts else "for learning"}'
 
-# %% ../../nbs/rollout/05_queue.ipynb #182b1993
+# %% ../../nbs/rollout/05_queue.ipynb #40464ebd
 @cache
 def queue_tables() -> tuple[Any, Any, Any, Any]:  # SQLAlchemy, and its tables `answers`, `verdicts` and `reviews`
     "What every question to the log needs"
@@ -108,7 +108,7 @@ def draw(
     "A random number that every process draws alike"
     return int(sha256(f'{word} {answer}'.encode())[:13], 16)/16**13
 
-# %% ../../nbs/rollout/05_queue.ipynb #c5159959
+# %% ../../nbs/rollout/05_queue.ipynb #79b81696
 class ReviewQueue:
     "Picks what a person should look at, and keeps what the person says"
     def __init__(self,
@@ -140,7 +140,7 @@ class ReviewQueue:
 
     def __repr__(self): return f'ReviewQueue({self.log.title}, {self.per_day} a day)'
 
-# %% ../../nbs/rollout/05_queue.ipynb #e62d2f46
+# %% ../../nbs/rollout/05_queue.ipynb #adb37932
 @contextlib.contextmanager
 def alone(
     queue: 'ReviewQueue',  # Whose table is needed; it is made if it is not there
@@ -153,7 +153,7 @@ def alone(
         yield connection
     queue._made = True
 
-# %% ../../nbs/rollout/05_queue.ipynb #b3d21449
+# %% ../../nbs/rollout/05_queue.ipynb #2c2e58bc
 _columns = ('id', 'answer', 'label', 'probability', 'probabilities', 'trusted', 'reason', 'confidence', 'place', 'name',
     'sha256', 'time', 'model', 'chosen', 'scene', 'role', 'pair')
 _most = 2000  # Candidates of one lane that are read at once
@@ -194,7 +194,7 @@ def _second_looks(self, connection, who, now, query):
     found = connection.execute(query.where(answers.c.answer.in_(wanted[:_most]))).mappings()
     return [dict(r) for r in found]
 
-# %% ../../nbs/rollout/05_queue.ipynb #7aded5f8
+# %% ../../nbs/rollout/05_queue.ipynb #a19dafc7
 def in_turns(
     groups: Iterable[list],  # Several lists
 ) -> list:                   # All their items: the first of each, then the second of each, and so on
@@ -248,7 +248,7 @@ def _today(self, connection, now):
         if scene is not None: scenes.setdefault(place, []).append(scene)
     return spent, at_place, scenes
 
-# %% ../../nbs/rollout/05_queue.ipynb #055bdb4c
+# %% ../../nbs/rollout/05_queue.ipynb #868593f4
 class ReviewItems(list):
     "Items of a queue, as a table with images"
     def __init__(self,
@@ -286,7 +286,7 @@ def items(self,
         connection.execute(reviews.update().where(open_, own).values(until=now + self.lease))
         return ReviewItems(self._load(connection, dict(list(mine.items())[:n])), self)
 
-# %% ../../nbs/rollout/05_queue.ipynb #5760f668
+# %% ../../nbs/rollout/05_queue.ipynb #39defc80
 @patch_to(ReviewQueue)
 def _load(self, connection, wanted):
     "Items from kinds by answer; answers that the log has forgotten are left out"
@@ -335,7 +335,7 @@ def picture(self,
     if image is None: return Html('<small>no image: the log keeps no thumbnail, and no file fits</small>')
     return Html(f'<img src="{data_uri(image, side)}" alt="{escape(item.name, quote=True)}" style="max-width:{side}px">')
 
-# %% ../../nbs/rollout/05_queue.ipynb #bf79c013
+# %% ../../nbs/rollout/05_queue.ipynb #f4de1cf0
 @dataclass
 class Look:
     "One person's look at one answer"
@@ -367,9 +367,10 @@ def answer(self,
         for answer, label in _same_image(connection, item.answer) if said != cannot_tell else ():
             verdict = Verdict(answer, label == said, said, who, now)
             ids.append(connection.execute(verdicts.insert().values(vars(verdict))).inserted_primary_key[0])
-        connection.execute(reviews.delete().where(mine))
-        connection.execute(reviews.insert().values(answer=item.answer, who=who, kind=item.kind, place=item.place,
-            said=said, verdicts=json.dumps(ids), until=now, time=now))
+        kept = dict(said=said, verdicts=json.dumps(ids), until=now, time=now)
+        if not connection.execute(reviews.update().where(mine).values(kept)).rowcount:  # reserved too long ago
+            connection.execute(reviews.insert().values(answer=item.answer, who=who, kind=item.kind, place=item.place,
+                **kept))
     return Look(item.answer, who, said, item.kind, item.place, now)
 
 def _same_image(connection, answer):
@@ -387,7 +388,7 @@ def _take_back(connection, mine):
     for r in connection.execute(reviews.select().where(mine, reviews.c.verdicts != '')):
         connection.execute(verdicts.delete().where(verdicts.c.id.in_(json.loads(r.verdicts))))
 
-# %% ../../nbs/rollout/05_queue.ipynb #1565029d
+# %% ../../nbs/rollout/05_queue.ipynb #c572baa8
 @patch_to(ReviewQueue)
 def undo(self,
     who: str = '',             # The person
@@ -400,14 +401,14 @@ def undo(self,
     if self.log._is_missing(): return None
     with alone(self) as connection:
         last = connection.execute(reviews.select().where(reviews.c.who == who, reviews.c.said != '')
-            .order_by(reviews.c.id.desc()).limit(1)).first()
+            .order_by(reviews.c.time.desc(), reviews.c.id.desc()).limit(1)).first()
         if last is None: return None
         _take_back(connection, reviews.c.id == last.id)
         connection.execute(reviews.update().where(reviews.c.id == last.id)
             .values(said='', verdicts='', until=now + self.lease))
         return next(iter(self._load(connection, {last.answer: last.kind})), None)
 
-# %% ../../nbs/rollout/05_queue.ipynb #1edca82b
+# %% ../../nbs/rollout/05_queue.ipynb #d158cd6b
 @patch_to(ReviewQueue)
 def looks(self,
     since: float = 0.,  # Seconds since 1970; only looks from then on
@@ -420,7 +421,7 @@ def looks(self,
             .order_by(reviews.c.time, reviews.c.id)).all()
     return [Look(r.answer, r.who, r.said, r.kind, r.place, r.time) for r in rows]
 
-# %% ../../nbs/rollout/05_queue.ipynb #6b0bff27
+# %% ../../nbs/rollout/05_queue.ipynb #a3c01eb8
 @dataclass
 class QueueStatus:
     "Where a review queue stands"
