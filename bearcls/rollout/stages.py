@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from ..core import BearclsError, expect, patch_to, short_words
-from ..inference.classifier import Answered, Classifier
+from ..databases import safe_text
+from ..inference.classifier import Classifier
 from ..inference.prediction import Prediction
 from ..monitor.accuracy import AccuracyRows, ReviewRule, accuracy_from, accuracy_of, count_reviews
-from ..monitor.log import PredictionLog, Verdict, safe_text
+from ..monitor.log import PredictionLog, Verdict
 from ..monitor.watch import LogWatch
 from ..monitor.writer import LogWriter, answer_row, pending_answer
 from .canary import assigned
