@@ -72,7 +72,7 @@ class SplitTest:
     "Which of two models errs less, from verdicts on answers to different images"
     def __init__(self,
         return_level: float = .01,   # Probability to return a challenger that is not worse, at most
-        promote_level: float = .05,  # Probability to promote one that is not better, or to call a worse one safe, at most
+        promote_level: float = .05,  # Probability to promote one that is not better, or to say 'safe' wrongly, at most
         slack: float = 0.,           # Increase of the error that is no reason to return
         margin: float = .05,         # Increase of the error up to which a challenger is safe
         lowest: float = 1.,          # Smallest probability with which an answer is judged, if it differs within a group
@@ -107,8 +107,8 @@ class SplitTest:
 def update(self,
     challenger: Iterable[bool],             # Of verdicts, in their order: is the answer the challenger's?
     wrong: Iterable[bool],                  # Is it wrong?
-    share: float | Iterable[float],         # Part of the judged answers that is the challenger's, as `judged_share` says it
-    chosen: Iterable[float] | None = None,  # Probability with which each was chosen to be judged; None: the same for all
+    share: float | Iterable[float],         # Part of the judged answers that is the challenger's: `judged_share`
+    chosen: Iterable[float] | None = None,  # Probability with which each was chosen to be judged; None: all alike
 ) -> str:                                   # The decision so far
     "Take in verdicts"
     challenger = np.atleast_1d(np.asarray(challenger, bool))
@@ -119,7 +119,7 @@ def update(self,
     chosen = np.broadcast_to(np.asarray(self.lowest if chosen is None else chosen, float), wrong.shape)
     if not ((shares >= 0) & (shares <= 1)).all(): raise ValueError(f'`share` must lie from 0 to 1, got {share!r}')
     if not ((chosen >= self.lowest) & (chosen <= 1)).all():
-        raise ValueError(f'`chosen` must lie from `lowest`, {self.lowest}, to 1; got {np.min(chosen)} to {np.max(chosen)}')
+        raise ValueError(f'`chosen` must lie from `lowest`, {self.lowest}, to 1; got {chosen.min()} to {chosen.max()}')
     for group, bad, s, q in zip(challenger.astype(int), wrong.astype(int), shares.tolist(), chosen.tolist()):
         weight = self.lowest/q
         self.counts.setdefault((s, weight), np.zeros((2, 2)))[group, bad] += 1
@@ -154,13 +154,18 @@ def difference(self,
     weighed = np.zeros((2, 2))
     for (share, weight), n in self.counts.items():
         if 0 < share < 1: weighed += n*weight
-    grid = np.linspace(-1, 1, 401)
     limit = math.log(2/(1 - level))
-    low = next((d for d in grid.tolist() if self.evidence(1, d) < limit), 1.)          # all below are ruled out
-    high = next((d for d in grid[::-1].tolist() if self.evidence(-1, d) < limit), -1.)  # all above
+    ends = []
+    for sign in (1, -1):
+        low, high = -1., 1.
+        for _ in range(24):  # bisection: the larger a difference, the less speaks for a still larger one
+            middle = (low + high)/2
+            if (self.evidence(sign, middle) >= limit) == (sign > 0): low = middle
+            else: high = middle
+        ends.append(low if sign > 0 else high)
     shares = weighed[:, 1]/np.maximum(weighed.sum(1), 1e-300)
     estimate = float(shares[1] - shares[0]) if weighed.sum(1).all() else math.nan
-    return estimate, max(-1., low - .005), min(1., high + .005)
+    return estimate, *ends
 
 @patch_to(SplitTest)
 def row(self) -> dict[str, str]:  # Texts by heading
@@ -169,7 +174,8 @@ def row(self) -> dict[str, str]:  # Texts by heading
     estimate, low, high = self.difference()
     return {'': self.place or 'all', 'verdict': self.words, 'champion wrong': f'{bad:,} of {ok + bad:,}',
         'challenger wrong': f'{new_bad:,} of {new_ok + new_bad:,}',
-        'error of the challenger higher by': '?' if math.isnan(estimate) else f'{estimate:.1%} ({low:.1%} to {high:.1%})'}
+        'error of the challenger higher by': '?' if math.isnan(estimate) else
+            f'{estimate:.1%} ({low:.1%} to {high:.1%})'}
 
 @patch_to(SplitTest)
 def _repr_html_(self): return str(html_table([self.row()]))
@@ -251,19 +257,20 @@ class CanaryChange:
 class Canary:
     "A challenger on the way from a few visitors to all"
     def __init__(self,
-        salt: str,                                              # Name of the comparison, such as the challenger's id
-        steps: Iterable[float] = (.01, .05, .25, 1.),           # Shares of the keys, growing, up to 1
-        review: tuple[float, float] | None = (1., .05),         # Probabilities to judge an answer of challenger and champion; None: `chosen` varies
-        verdicts: int = 30,                                     # On the challenger's answers, before each step up
-        places: Iterable[str] = (),                             # Each of these has a test of its own
-        return_level: float = .01,                              # Probability of any false return, at most
-        promote_level: float = .05,                             # Probability of any false promotion, at most
-        **settings: Any,                                        # `slack`, `margin` and `lowest` of each `SplitTest`
+        salt: str,                                       # Name of the comparison, such as the challenger's id
+        steps: Iterable[float] = (.01, .05, .25, 1.),    # Shares of the keys, growing, up to 1
+        review: tuple[float, float] | None = (1., .05),  # Probability to judge an answer, by model; None: `chosen` varies
+        verdicts: int = 30,                              # On the challenger's answers, before each step up
+        places: Iterable[str] = (),                      # Each of these has its own test
+        return_level: float = .01,                       # Probability of any false return, at most
+        promote_level: float = .05,                      # Probability of any false promotion, at most
+        **settings: Any,                                 # `slack`, `margin` and `lowest` of each `SplitTest`
     ):
         self.salt = expect('salt', salt, str)
         self.steps = [float(s) for s in expect_all('steps', steps)]
         grows = all(a < b for a, b in zip([0, *self.steps], self.steps))
-        if not grows or self.steps[-1:] != [1.]: raise ValueError(f'`steps` must grow from above 0 to 1, got {self.steps}')
+        if not grows or self.steps[-1:] != [1.]:
+            raise ValueError(f'`steps` must grow from above 0 to 1, got {self.steps}')
         if expect('verdicts', verdicts, int) < 1: raise ValueError(f'`verdicts` must be at least 1, got {verdicts!r}')
         if review is not None: judged_share(.5, *review)  # refuses what is no probability
         self.review = None if review is None else tuple(review)
@@ -298,7 +305,7 @@ def start(self,
 def _change(self, now, share, why, place=''):
     "Note a new share"
     self.changes.append(CanaryChange(float(now), share, why, place))
-    self.fresh = 0
+    if not place: self.fresh = 0
     return self.changes[-1]
 
 @patch_to(Canary)
@@ -342,7 +349,8 @@ def look(self,
     new = np.array(new, int)
     self._check(splits, new)
     if self.review is not None: share = np.array([judged_share(s, *self.review) for s in share])
-    self.fresh += int((splits.challenger[new] & (splits.time[new] >= self.changes[-1].time)).sum())
+    begun = max(c.time for c in self.changes if not c.place)
+    self.fresh += int((splits.challenger[new] & (splits.time[new] >= begun)).sum())
     for place, test in self.tests.items():
         rows = new if not place else new[splits.place[new] == place]
         chosen = splits.chosen[rows] if self.review is None else None

@@ -37,7 +37,7 @@ class Loop:
         first = self.shares[:, -1, 0]
         low, high = np.quantile(first, [.05, .95])
         return {'exploration': f'{self.exploration:.0%}', 'weighed': 'yes' if self.weighed else 'no',
-            'true share of the first place': f'{self.truth[0]:.0%}', 'recorded, mean of the runs': f'{first.mean():.0%}',
+            'true share of the first place': f'{self.truth[0]:.0%}', 'recorded, mean': f'{first.mean():.0%}',
             '90% of the runs': f'{low:.0%} to {high:.0%}', 'finds in 100 days': f'{100*self.finds.mean():.1f}'}
 
     def _repr_html_(self): return str(html_table([self.row()]))
@@ -90,7 +90,7 @@ def plot_loop(
     ax.plot(loop.days, 100*loop.shares[:most, :, 0].T, color='#2f6f8f', lw=.8, alpha=.6)
     ax.axhline(100*loop.truth[0], color='#b5541c', ls='--', lw=2)
     ax.set(xscale='symlog', xlabel='day', ylabel='first place, in %', ylim=(-2, 102), xlim=(0, loop.days[-1]),
-        title=f'recorded share (truth dashed), exploration {loop.exploration:.0%}' + (', weighed' if loop.weighed else ''))
+        title=f'exploration {loop.exploration:.0%}' + (', weighed' if loop.weighed else '') + '; truth dashed')
     return ax
 
 # %% ../../nbs/rollout/09_loops.ipynb #2d90703c
@@ -114,7 +114,8 @@ def loop_equilibrium(
     exploration: float,      # Share of patrols at a random place, above 0 to 1
 ) -> np.ndarray:             # (places,) shares
     "Where the recorded shares settle if finds are not weighed"
-    if not 0 < exploration <= 1: raise ValueError(f'`exploration` must lie above 0 and at most at 1, got {exploration!r}')
+    if not 0 < exploration <= 1:
+        raise ValueError(f'`exploration` must lie above 0 and at most at 1, got {exploration!r}')
     rates = np.asarray(rates, float)
     shares = rates/rates.sum()
     for _ in range(100_000):
@@ -198,7 +199,7 @@ def _share_rows(shares):
 def unseen_share(
     columns: Mapping[str, np.ndarray],  # `label`, `right`, `correct` and `chosen`, as `PredictionLog.read` yields them
     label: str,                         # The label to look for
-    level: float = .95,                 # Coverage of the interval; an alarm is false with a probability of at most 1 - `level`
+    level: float = .95,                 # Coverage of the interval; an alarm is false with 1 - `level` at most
 ) -> UnseenShare:                       # With an alarm if the difference is more than chance
     "The share that a label would have had people looked at random, beside its share of what they did look at"
     expect('label', label, str)
