@@ -65,7 +65,7 @@ def checked_images(
 def _known_answers(log):
     "Place, time and probability of choice of the judged answers, by SHA-256; a choice counts more than none"
     known = {}
-    for columns in log.read(['sha256', 'place', 'time', 'chosen', 'right']):
+    for columns in log.read(['sha256', 'place', 'time', 'chosen', 'right'], shadow=True):
         for digest, place, time, chosen, right in zip(*columns.values()):
             if not digest or math.isnan(right): continue
             if digest not in known or math.isnan(known[digest][2]): known[digest] = place, float(time), float(chosen)
