@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/queue.html.md"""
 __all__ = ['review_kinds', 'no_label', 'cannot_tell', 'ImageFinder', 'ReviewItem', 'queue_tables', 'draw', 'ReviewQueue', 'alone',
            'in_turns', 'ReviewItems', 'Look', 'QueueStatus']
 
-# %% ../../nbs/rollout/05_queue.ipynb #f5a7861f
+# %% ../../nbs/rollout/05_queue.ipynb #99eb32aa
 import contextlib, json, os, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ from ..images import ImageError, load_image
 from ..monitor.log import PredictionLog, Verdict, log_tables, safe_text, time_words
 from ..show import Html, data_uri, html_table
 
-# %% ../../nbs/rollout/05_queue.ipynb #968062d0
+# %% ../../nbs/rollout/05_queue.ipynb #caa68d93
 class ImageFinder:
     "Finds the image of an answer in a folder, by name and SHA-256"
     def __init__(self,
@@ -48,7 +48,7 @@ class ImageFinder:
             self.by_digest = {sha256(f): f for some in self.by_name.values() for f in some}
         return self.by_digest.get(item.sha256)
 
-# %% ../../nbs/rollout/05_queue.ipynb #b77d8caf
+# %% ../../nbs/rollout/05_queue.ipynb #d13d809d
 review_kinds = {
     'chosen': 'chosen at random',
     'second': 'a second person looks',
@@ -88,7 +88,7 @@ class ReviewItem:
         "Why it is shown and what for, in words"
         return f'{review_kinds[self.kind]}; {"counts for accuracy" if self.counts else "for learning"}'
 
-# %% ../../nbs/rollout/05_queue.ipynb #40464ebd
+# %% ../../nbs/rollout/05_queue.ipynb #e2d3fe69
 @cache
 def queue_tables() -> tuple[Any, Any, Any, Any]:  # SQLAlchemy, and its tables `answers`, `verdicts` and `reviews`
     "What every question to the log needs"
@@ -108,7 +108,7 @@ def draw(
     "A random number that every process draws alike"
     return int(sha256(f'{word} {answer}'.encode())[:13], 16)/16**13
 
-# %% ../../nbs/rollout/05_queue.ipynb #79b81696
+# %% ../../nbs/rollout/05_queue.ipynb #e1f6d3fa
 class ReviewQueue:
     "Picks what a person should look at, and keeps what the person says"
     def __init__(self,
@@ -140,7 +140,7 @@ class ReviewQueue:
 
     def __repr__(self): return f'ReviewQueue({self.log.title}, {self.per_day} a day)'
 
-# %% ../../nbs/rollout/05_queue.ipynb #adb37932
+# %% ../../nbs/rollout/05_queue.ipynb #8927426a
 @contextlib.contextmanager
 def alone(
     queue: 'ReviewQueue',  # Whose table is needed; it is made if it is not there
@@ -153,7 +153,7 @@ def alone(
         yield connection
     queue._made = True
 
-# %% ../../nbs/rollout/05_queue.ipynb #2c2e58bc
+# %% ../../nbs/rollout/05_queue.ipynb #c959c190
 _columns = ('id', 'answer', 'label', 'probability', 'probabilities', 'trusted', 'reason', 'confidence', 'place', 'name',
     'sha256', 'time', 'model', 'chosen', 'scene', 'role', 'pair')
 _most = 2000  # Candidates of one lane that are read at once
@@ -194,7 +194,7 @@ def _second_looks(self, connection, who, now, query):
     found = connection.execute(query.where(answers.c.answer.in_(wanted[:_most]))).mappings()
     return [dict(r) for r in found]
 
-# %% ../../nbs/rollout/05_queue.ipynb #a19dafc7
+# %% ../../nbs/rollout/05_queue.ipynb #828b499b
 def in_turns(
     groups: Iterable[list],  # Several lists
 ) -> list:                   # All their items: the first of each, then the second of each, and so on
@@ -248,7 +248,7 @@ def _today(self, connection, now):
         if scene is not None: scenes.setdefault(place, []).append(scene)
     return spent, at_place, scenes
 
-# %% ../../nbs/rollout/05_queue.ipynb #868593f4
+# %% ../../nbs/rollout/05_queue.ipynb #f0b65bdd
 class ReviewItems(list):
     "Items of a queue, as a table with images"
     def __init__(self,
@@ -286,7 +286,7 @@ def items(self,
         connection.execute(reviews.update().where(open_, own).values(until=now + self.lease))
         return ReviewItems(self._load(connection, dict(list(mine.items())[:n])), self)
 
-# %% ../../nbs/rollout/05_queue.ipynb #39defc80
+# %% ../../nbs/rollout/05_queue.ipynb #195fccd3
 @patch_to(ReviewQueue)
 def _load(self, connection, wanted):
     "Items from kinds by answer; answers that the log has forgotten are left out"
@@ -335,7 +335,7 @@ def picture(self,
     if image is None: return Html('<small>no image: the log keeps no thumbnail, and no file fits</small>')
     return Html(f'<img src="{data_uri(image, side)}" alt="{escape(item.name, quote=True)}" style="max-width:{side}px">')
 
-# %% ../../nbs/rollout/05_queue.ipynb #f4de1cf0
+# %% ../../nbs/rollout/05_queue.ipynb #9ba8cbb1
 @dataclass
 class Look:
     "One person's look at one answer"
@@ -388,7 +388,7 @@ def _take_back(connection, mine):
     for r in connection.execute(reviews.select().where(mine, reviews.c.verdicts != '')):
         connection.execute(verdicts.delete().where(verdicts.c.id.in_(json.loads(r.verdicts))))
 
-# %% ../../nbs/rollout/05_queue.ipynb #c572baa8
+# %% ../../nbs/rollout/05_queue.ipynb #4d552b4d
 @patch_to(ReviewQueue)
 def undo(self,
     who: str = '',             # The person
@@ -408,20 +408,21 @@ def undo(self,
             .values(said='', verdicts='', until=now + self.lease))
         return next(iter(self._load(connection, {last.answer: last.kind})), None)
 
-# %% ../../nbs/rollout/05_queue.ipynb #d158cd6b
+# %% ../../nbs/rollout/05_queue.ipynb #18d953b3
 @patch_to(ReviewQueue)
 def looks(self,
     since: float = 0.,  # Seconds since 1970; only looks from then on
 ) -> list[Look]:        # The oldest first
     "Everything that people have said here"
-    _, _, _, reviews = queue_tables()
+    sa, _, _, reviews = queue_tables()
     if self.log._is_missing(): return []
-    with alone(self) as connection:
+    with self.log.transaction(write=False) as connection:
+        if not sa.inspect(connection).has_table('reviews'): return []
         rows = connection.execute(reviews.select().where(reviews.c.said != '', reviews.c.time >= since)
             .order_by(reviews.c.time, reviews.c.id)).all()
     return [Look(r.answer, r.who, r.said, r.kind, r.place, r.time) for r in rows]
 
-# %% ../../nbs/rollout/05_queue.ipynb #a3c01eb8
+# %% ../../nbs/rollout/05_queue.ipynb #9d675bc6
 @dataclass
 class QueueStatus:
     "Where a review queue stands"
