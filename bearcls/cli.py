@@ -279,12 +279,16 @@ def _add_app(parser):
 # %% ../nbs/18_cli.ipynb #761b72a6
 def _serve(args):
     "Serve a bundle over HTTP; status 1 if a process could not go on"
+    from functools import partial
+    from bearcls.monitor.watch import watch_figures
     from bearcls.serve.service import Settings, run_server
     try:
+        figures = partial(watch_figures, os.path.abspath(args.watch_state)) if args.watch_state else None
         settings = Settings(threads=args.threads, max_waiting=args.max_waiting, max_bytes=args.max_bytes,
             max_held=max(args.max_bytes, Settings.max_held),
             api_key=os.environ.get('BEARCLS_API_KEY', '').strip(), title=args.title, origins=tuple(args.origin),
-            frames=tuple(args.frame), log=args.log, place=args.place)
+            frames=tuple(args.frame), log=args.log, place=args.place,
+            figures=figures)
         return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
     except ValueError as e: return _fail(str(e))
 
@@ -317,6 +321,8 @@ def _add_serve(parser):
     parser.add_argument('--log', default='', metavar='LOG',
         help='keep every answer in this file, or in the database with this URL (default: no log)')
     parser.add_argument('--place', default='', metavar='NAME', help='what the log calls the place of this service')
+    parser.add_argument('--watch-state', default='', metavar='FILE',
+        help='file in which `bearcls monitor` remembers; its accuracy and alarms come into /metrics')
 
 # %% ../nbs/18_cli.ipynb #cc9b68de
 def _log(args):
@@ -430,7 +436,7 @@ def _add_monitor(parser):
     parser.add_argument('--command', dest='program', default='', metavar='COMMAND',
         help='run this program for each new alarm, which it reads as JSON from its input')
 
-# %% ../nbs/18_cli.ipynb #610f28e9
+# %% ../nbs/18_cli.ipynb #abe9fcc1
 def _models(args):
     "Look into a registry of models, add to it, or move an alias; status 1 if another program moved it meanwhile"
     from bearcls.rollout.registry import Conflict, Registry
@@ -462,7 +468,7 @@ def _models_lines(rows):
     widths = [max(map(len, column)) for column in zip(*cells)]
     return '\n'.join('  '.join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in cells)
 
-# %% ../nbs/18_cli.ipynb #953c4516
+# %% ../nbs/18_cli.ipynb #4c6d0088
 @_command('models', 'keep all models of a task, and name the one in use')
 def _add_models(parser):
     actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')

@@ -6,22 +6,22 @@ Docs: https://bearcls.github.io/bearcls/rollout/registry.html.md"""
 
 # %% auto #0
 __all__ = ['max_past', 'RegistryError', 'ModelRecord', 'Change', 'read_change', 'Registry', 'Conflict', 'history_table',
-           'resolve_bundle', 'ModelComparison']
+           'resolve_bundle', 'BundleWatch', 'ModelComparison']
 
-# %% ../../nbs/rollout/01_registry.ipynb #5b1a90b8
+# %% ../../nbs/rollout/01_registry.ipynb #1a563382
 import json, os, re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from ..core import BearclsError, cache_folder, expect, patch_to, sha256, short_words
 from ..inference.bundle import plain_values, read_bundle
-from ..inference.files import bundle_files, bundle_names, bundle_stamp, content_digest, model_file
+from ..inference.files import BundleError, bundle_files, bundle_names, bundle_stamp, content_digest, model_file
 from ..show import Html, html_table
 from ..stores import DiskStore, open_store
 
-# %% ../../nbs/rollout/01_registry.ipynb #375b70db
+# %% ../../nbs/rollout/01_registry.ipynb #ad13ee25
 class RegistryError(BearclsError, ValueError):
     "The registry does not hold what is asked for, or must not be changed like this"
 
@@ -47,7 +47,7 @@ class ModelRecord:
         shown = {k: v for k, v in asdict(self).items() if v not in ('', [], {})}
         return str(html_table([{'': k, 'value': short_words(v, 90).strip("'")} for k, v in shown.items()]))
 
-# %% ../../nbs/rollout/01_registry.ipynb #0a806749
+# %% ../../nbs/rollout/01_registry.ipynb #06118312
 @dataclass(frozen=True)
 class Change:
     "One change of a registry, and what holds since"
@@ -79,7 +79,7 @@ def _change_row(change):
     return dict(when=change.time[:16].replace('T', ' '), who=change.who, change=change.action, alias=change.alias,
         model=change.model, before=change.before, why=change.why)
 
-# %% ../../nbs/rollout/01_registry.ipynb #bb8f77ef
+# %% ../../nbs/rollout/01_registry.ipynb #d85ce2a1
 _id_form = re.compile('[0-9a-f]{12}(-[0-9a-f]{4})?')
 _alias_form = re.compile('[a-z][a-z0-9_-]{0,39}')
 
@@ -105,7 +105,7 @@ def read_change(
         raise RegistryError(f'{name or "a change"} is damaged: {short_words(str(e), 100)}') from e
     return change
 
-# %% ../../nbs/rollout/01_registry.ipynb #b0a460fa
+# %% ../../nbs/rollout/01_registry.ipynb #93eace6a
 class Registry:
     "Bundles in a folder, and the aliases that name them"
     def __init__(self,
@@ -136,7 +136,7 @@ class Registry:
 
     def __repr__(self): return f'Registry({Path(self.folder).name}, {len(self._last().models)} models)'
 
-# %% ../../nbs/rollout/01_registry.ipynb #1c98c937
+# %% ../../nbs/rollout/01_registry.ipynb #839971e5
 @patch_to(Registry)
 def add(self,
     bundle: str | os.PathLike,        # Folder or .zip of a bundle, which is copied
@@ -155,7 +155,10 @@ def add(self,
         parents=[self.model(p).id for p in parents], data=about.data | plain_values(data or {}, 'data'),
         figures=about.metrics | plain_values(figures or {}, 'figures'), labels=list(about.labels), arch=about.arch,
         variant=about.variant, bytes=sum(map(len, files.values())), signed=about.signed)
-    self._own_folder()
+    names = self.store.names()
+    if 'changes' not in names and names not in ([], ['models']):
+        raise RegistryError(f'`folder`: {self.folder} is no registry and holds {short_words(names[0])}; give an empty '
+            'or a new folder')
     with self.store.alone():
         self.store.sweep('models')
         self.store.sweep('changes', 3600)  # promotions need no lock
@@ -167,15 +170,7 @@ def add(self,
         self._commit('add', who, why, lambda last: (id, dict(models=[*last.models, id])))
     return record
 
-@patch_to(Registry)
-def _own_folder(self):
-    "Refuse a folder that holds something else"
-    names = self.store.names()
-    if 'changes' not in names and names not in ([], ['models']):
-        raise RegistryError(f'`folder`: {self.folder} is no registry and holds {short_words(names[0])}; give an empty '
-            'or a new folder')
-
-# %% ../../nbs/rollout/01_registry.ipynb #d09970f0
+# %% ../../nbs/rollout/01_registry.ipynb #26cd642d
 class Conflict(RegistryError):
     "Another program has moved the alias since you looked"
     def __init__(self,
@@ -198,15 +193,16 @@ def _line(name, text):
     if len(text) <= 500 and text.isprintable(): return text
     raise ValueError(f'`{name}` must be printable text of at most 500 characters, got {short_words(text)}')
 
-# %% ../../nbs/rollout/01_registry.ipynb #3e0d2fd1
+# %% ../../nbs/rollout/01_registry.ipynb #d2e07ce7
 @patch_to(Registry)
 def _commit(self, action, who, why, decide, alias=''):
-    "Write the next change; `decide` makes the model and what is new of the newest change, or raises an error"
+    "Write the next change; `decide` makes the model and what is new of the newest one, or None if nothing is new"
     who = _line('who', who)
     why = _line('why', why)
     while True:
         last = self._last()
-        model, new = decide(last)
+        if (found := decide(last)) is None: return None
+        model, new = found
         now = dict(models=last.models, aliases=last.aliases, past=last.past) | new
         change = Change(last.number + 1, _now(), action, model, alias, last.aliases.get(alias, ''), who, why, **now)
         name = f'{change.number:08}.json'
@@ -214,7 +210,7 @@ def _commit(self, action, who, why, decide, alias=''):
         won = self._change(name)
         if alias and won.alias == alias: raise _conflict(won)
 
-# %% ../../nbs/rollout/01_registry.ipynb #64e03958
+# %% ../../nbs/rollout/01_registry.ipynb #138e8754
 @patch_to(Registry)
 def models(self) -> list[ModelRecord]:  # The oldest first
     "All models"
@@ -228,9 +224,8 @@ def model(self,
     last = self._last()
     if (id := _aliases(last).get(expect('name', name, str))) or (id := name) in last.models: return self._record(id)
     found = []
-    if re.fullmatch('[0-9a-f]{4,64}', name):
-        found = [m for m in last.models if m.startswith(name[:12]) and self._record(m).digest.startswith(name)]
-    elif len(name) > 12: found = [m for m in last.models if m.startswith(name)]
+    if re.fullmatch('[0-9a-f]{4,64}(-[0-9a-f]{0,4})?', name):
+        found = [m for m in last.models if m.startswith(name) or self._record(m).digest.startswith(name)]
     if len(found) == 1: return self._record(found[0])
     if found: raise RegistryError(f'`name` {short_words(name)} could be {" or ".join(found)}')
     if not last.models: raise RegistryError(f'`name` {short_words(name)}: there are no models in {self.folder}')
@@ -242,15 +237,14 @@ def _aliases(last):
     earlier = last.past.get('champion', [])
     return last.aliases | (dict(previous=earlier[0]) if earlier else {})
 
-# %% ../../nbs/rollout/01_registry.ipynb #c6779635
+# %% ../../nbs/rollout/01_registry.ipynb #669f2235
 @patch_to(Registry)
 def path(self,
     name: str,  # As for `model`
 ) -> Path:      # Folder of the bundle; that of a remote registry lies in the cache
     "The bundle of a model on this machine"
     record = self.model(name)
-    if isinstance(self.store, DiskStore): folder = self.store.root/'models'/record.id
-    else: folder = self._fetched(record)
+    folder = self.store.root/'models'/record.id if isinstance(self.store, DiskStore) else self._fetched(record)
     if self.key is not None and record.id not in self.checked:
         read_bundle(folder, self.key)
         self.checked.add(record.id)
@@ -269,7 +263,7 @@ def _fetched(self, record):
             if record.content not in cache.names(''): cache.put(record.content, files)
     return cache.root/record.content
 
-# %% ../../nbs/rollout/01_registry.ipynb #d1bc1646
+# %% ../../nbs/rollout/01_registry.ipynb #bd0d933e
 max_past = 5  # Earlier models that an alias remembers: so many rollbacks one after another
 
 @patch_to(Registry)
@@ -294,15 +288,12 @@ def _point(self, alias, action, who, why, expected, choose):
         if expected is not None and now != expected: raise _conflict(self._set_by(alias, last))
         id = choose(last)
         if id and id not in last.models: raise RegistryError(f'{id} was removed in the meantime')
-        if id == now: raise _Same
+        if id == now: return None
         aliases = {k: v for k, v in last.aliases.items() if k != alias} | ({alias: id} if id else {})
         earlier = last.past.get(alias, [])
         earlier = earlier[1:] if action == 'rollback' else [m for m in [now, *earlier] if m][:max_past]
         return id, dict(aliases=aliases, past=last.past | {alias: earlier})
-    try: return self._commit(action, who, why, decide, alias)
-    except _Same: return self._set_by(alias, self._last())
-
-class _Same(Exception): "The alias names the model already"
+    return self._commit(action, who, why, decide, alias) or self._set_by(alias, self._last())
 
 @patch_to(Registry)
 def _set_by(self, alias, last):
@@ -317,7 +308,7 @@ def _usable(alias):
         raise ValueError('`alias` must begin with a small letter and go on with small letters, digits, - and _, up to '
             f'40; `previous` follows the champion by itself; got {short_words(alias)}')
 
-# %% ../../nbs/rollout/01_registry.ipynb #05e24070
+# %% ../../nbs/rollout/01_registry.ipynb #2708b1ec
 @patch_to(Registry)
 def rollback(self,
     alias: str = 'champion',      # What shall name its earlier model again
@@ -350,7 +341,7 @@ def aliases(self) -> dict[str, str]:  # Alias to id
     "What each alias names; `previous` is where a rollback of the champion leads"
     return _aliases(self._last())
 
-# %% ../../nbs/rollout/01_registry.ipynb #96c0f4b0
+# %% ../../nbs/rollout/01_registry.ipynb #ed02e6dd
 @patch_to(Registry)
 def history(self) -> list[Change]:  # The oldest first
     "All that was done"
@@ -370,7 +361,7 @@ def _repr_html_(self):
         'why': m.why, 'from': ', '.join(m.parents), 'accuracy': m.figures.get('accuracy', ''),
         'MB': f'{m.bytes/1e6:.3g}'} for m in reversed(self.models())]))
 
-# %% ../../nbs/rollout/01_registry.ipynb #3e6d8a0b
+# %% ../../nbs/rollout/01_registry.ipynb #471aeae7
 def resolve_bundle(
     address: str | os.PathLike,            # Path of a bundle; or a registry, `@`, and an alias or id: `models@champion`
     key: str | os.PathLike | None = None,  # Public key that a registry's bundle must be signed with; None: none
@@ -381,7 +372,46 @@ def resolve_bundle(
     if not folder or not at or '/' in name or os.sep in name or os.path.exists(text): return Path(text)
     return Registry(folder, key).path(name)
 
-# %% ../../nbs/rollout/01_registry.ipynb #eecf5001
+# %% ../../nbs/rollout/01_registry.ipynb #cedb8907
+class BundleWatch:
+    "Exchanges a program's classifier when another bundle is at its address"
+    def __init__(self,
+        path: str | os.PathLike,  # Folder or .zip of a bundle, or an address such as models@champion
+        holder: Any,              # Has a `classifier`, and `use(classifier)` exchanges it
+        load: Callable[[Path], Any],  # Makes a classifier of a path
+    ):
+        self.path = path
+        self.holder = holder
+        self.load = load
+        self.stamp = ()
+        self.refused = ''
+
+    def look(self) -> tuple[str, str]:  # What happened, changed or refused, and a message; both empty if nothing did
+        "Look once, and exchange the classifier if another bundle is there"
+        try: path = resolve_bundle(self.path)
+        except (RegistryError, BundleError, OSError, ImportError) as e: return self._refuse(e)
+        if not (stamp := bundle_stamp(path)) or stamp == self.stamp: return '', ''
+        try:
+            about = read_bundle(path)
+            now = self.holder.classifier.bundle
+            if same := about == now and about.digest == now.digest: new = None
+            else: new = self.load(path)
+        except (BundleError, OSError, MemoryError, ImportError) as e:
+            if bundle_stamp(path) == stamp: self.stamp = stamp  # else it is still being written
+            return self._refuse(e)
+        self.stamp = stamp
+        self.refused = ''
+        if same: return '', ''
+        self.holder.use(new)
+        return 'changed', f'{", ".join(new.labels)}; model {new.bundle.digest[:12]}'
+
+    def _refuse(self, error):
+        "The reason, once"
+        said = self.refused
+        self.refused = str(error)
+        return ('', '') if str(error) == said else ('refused', str(error))
+
+# %% ../../nbs/rollout/01_registry.ipynb #3ccef160
 @dataclass(frozen=True)
 class ModelComparison:
     "Two models side by side"
@@ -399,7 +429,7 @@ def _flat(values, above=''):
         if isinstance(value, Mapping): yield from _flat(value, f'{above}{name}.')
         elif isinstance(value, (int, float, str)): yield f'{above}{name}', value
 
-# %% ../../nbs/rollout/01_registry.ipynb #2a0cb6db
+# %% ../../nbs/rollout/01_registry.ipynb #ecf460be
 @patch_to(Registry)
 def compare(self,
     first: str,          # A model, as for `model`
@@ -418,7 +448,7 @@ def compare(self,
         rows.append(dict(what=what, first=a, second=b, difference=b - a if numbers else None))
     return ModelComparison(records[0].id, records[1].id, rows)
 
-# %% ../../nbs/rollout/01_registry.ipynb #4c4d9d21
+# %% ../../nbs/rollout/01_registry.ipynb #984594ed
 @patch_to(Registry)
 def check(self) -> list[dict]:  # `model`, `status` (ok, damaged, not listed) and `reason`
     "Are all models as they were added? One row for each"
@@ -442,7 +472,7 @@ def size(self) -> int:  # Bytes of all models
     "How much room the bundles take"
     return sum(m.bytes for m in self.models())
 
-# %% ../../nbs/rollout/01_registry.ipynb #6df600ae
+# %% ../../nbs/rollout/01_registry.ipynb #3b3749ae
 @patch_to(Registry)
 def remove(self,
     name: str,      # The model, as for `model`

@@ -518,7 +518,9 @@ function render({ model, el }) {
   const root = make('div');
   el.append(root);
   const page = mount(root, { ...metadata, ask, tell: feedback ? tell : null, heading: document.body.dataset.voila ? 'h1' : 'h2' });
-  return () => { page.destroy(); line.close(); root.remove(); };
+  const renew = () => { page.labels = model.get('metadata').labels; };  // another model may have taken over
+  model.on('change:metadata', renew);
+  return () => { model.off('change:metadata', renew); page.destroy(); line.close(); root.remove(); };
 }
 
 export default { render };
