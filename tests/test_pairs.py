@@ -168,8 +168,8 @@ def test_assignment_is_even_sticky_and_takes_any_text():
 
 def test_a_visitor_counts_once():
     "Visitors of the dark forest send a hundred images each; judged one by one they would be evidence"
-    returned = []
-    for seed in range(100):
+    returned, careless = [], []
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         visitors = np.repeat(np.arange(60), 100)
         dark = (rng.random(60) < .1)[visitors]
@@ -177,12 +177,13 @@ def test_a_visitor_counts_once():
         wrong = rng.random(6000) < np.where(dark, .9, .02)
         columns = dict(answer=np.arange(6000), time=np.full(6000, 5.), role=np.where(new, 'challenger', ''), right=1. - wrong,
             chosen=np.ones(6000), request=visitors)
-        canary = Canary('v', steps=(.5, 1.), review=(1., 1.))
-        canary.start(0)
-        canary.look(splits_from(columns, unit='request'), 10)
-        assert canary.tests[''].judged == 60
-        returned.append(canary.decision == 'return')
-    assert not_above(returned, .01)
+        for unit, found in (('request', returned), ('answer', careless)):
+            canary = Canary('v', steps=(.5, 1.), review=(1., 1.))
+            canary.start(0)
+            canary.look(splits_from(columns, unit), 10)
+            assert canary.tests[''].judged == (60 if unit == 'request' else 6000)
+            found.append(canary.decision == 'return')
+    assert not_above(returned, .01) and np.mean(careless) > .1
 
 # ---------------------------------------------------------------- a canary from day to day
 

@@ -200,6 +200,7 @@ def unseen_share(
     columns: Mapping[str, np.ndarray],  # `label`, `right`, `correct` and `chosen`, as `PredictionLog.read` yields them
     label: str,                         # The label to look for
     level: float = .95,                 # Coverage of the interval; an alarm is false with 1 - `level` at most
+    missing: str = 'chance',            # Chosen answers without a known label: see `accuracy_from`
 ) -> UnseenShare:                       # With an alarm if the difference is more than chance
     "The share that a label would have had people looked at random, beside its share of what they did look at"
     expect('label', label, str)
@@ -209,8 +210,8 @@ def unseen_share(
     known = (truth != '') | denied
     hit = truth == label
     judged = dict(chosen=needed(columns, 'chosen')['chosen'], right=np.where(known, ~hit, np.nan))
-    found = accuracy_from(count_reviews(judged), label, level=level)
-    strict = accuracy_from(count_reviews(judged), label, level=(1 + level)/2)
+    found = accuracy_from(count_reviews(judged), label, missing, level)
+    strict = accuracy_from(count_reviews(judged), label, missing, (1 + level)/2)
     labelled = truth != ''
     n, hits = int(labelled.sum()), int(hit[labelled].sum())
     apart = False
