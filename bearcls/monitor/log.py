@@ -57,7 +57,6 @@ class LogRow:
     pair: str = ''                          # Id shared by the answers of several models to one image; '': one answer
     time: float = field(default_factory=time.time)            # Seconds since 1970, UTC
     answer: str = field(default_factory=lambda: os.urandom(16).hex())  # By which a verdict finds the row
-
     def __post_init__(self): _check_row(self)
 
 # %% ../../nbs/monitor/01_log.ipynb #1cf71f79
@@ -208,7 +207,8 @@ def row_values(
     values = vars(expect('row', row, LogRow)).copy()
     try: values['probabilities'] = _probabilities_text(row.probabilities)
     except (TypeError, ValueError) as e:
-        raise ValueError(f'`probabilities` must be finite numbers by label, got {short_words(row.probabilities)}') from e
+        raise ValueError('`probabilities` must be finite numbers by label, got '
+            f'{short_words(row.probabilities)}') from e
     if len(values['probabilities']) > 16*max_blob:
         raise ValueError(f'`probabilities` must have at most {16*max_blob:,} characters as JSON, got '
             f'{len(values["probabilities"]):,}')
@@ -364,8 +364,8 @@ def tail(self,
     if self._is_missing(): return []
     shown = [c for c in answers.c if c.name not in ('features', 'thumbnail', 'probabilities')]
     with self.transaction(write=False) as connection:
-        wanted = _log_filters(answers, None, None, None, None, shadow)
-        rows = connection.execute(sa.select(*shown).where(*wanted).order_by(answers.c.id.desc()).limit(n)).mappings().all()
+        query = sa.select(*shown).where(*_log_filters(answers, None, None, None, None, shadow))
+        rows = connection.execute(query.order_by(answers.c.id.desc()).limit(n)).mappings().all()
     return [dict(r) for r in reversed(rows)]
 
 def time_words(
