@@ -515,6 +515,39 @@ def _user():
     try: return getpass.getuser()
     except (OSError, KeyError, ImportError): return ''
 
+# %% ../nbs/18_cli.ipynb #24e5feef
+def _refresh(args):
+    "Train the next model and offer it; status 1 for one that gets worse somewhere"
+    from dataclasses import asdict
+    from functools import partial
+    from bearcls.rollout.refresh import refresh, train_bundle
+    trainer = partial(train_bundle, **(dict(arch=args.arch) if args.arch else {}))
+    settings = dict(work=args.work, hold=args.hold, max_per_label=args.max_per_label, fewest=args.fewest)
+    try: done = refresh(args.data, args.registry, args.log, trainer=trainer, who=args.who, why=args.why, **settings)
+    except ValueError as e: return _fail(str(e))
+    if args.json: print(json.dumps(asdict(done), indent=1))
+    else: print(f'{done.model + " is offered: " if done.offered else ""}{done.words}'
+        + (' (as before; nothing is new)' if done.repeated else ''))
+    return 1 if done.model and not done.offered else 0
+
+@_command('refresh', 'train the next model on old and reviewed images, and offer it if nothing gets worse')
+def _add_refresh(parser):
+    parser.set_defaults(run=_refresh)
+    parser.add_argument('data', metavar='FOLDER', help='image folder: old images, and those that came back from review')
+    parser.add_argument('registry', metavar='REGISTRY', help='the registry; its champion is compared with')
+    parser.add_argument('log', metavar='LOG', help='file of the log, or the URL of its database')
+    parser.add_argument('--work', metavar='FOLDER', help='folder to remember in (default: FOLDER.refresh)')
+    parser.add_argument('--hold', type=float, default=.5, metavar='SHARE',
+        help='share of the images chosen at random to compare on, and never train on (default: %(default)s)')
+    parser.add_argument('--max-per-label', type=int, default=2000, metavar='N',
+        help='images of each label to train on, at most (default: %(default)s)')
+    parser.add_argument('--fewest', type=int, default=30, metavar='N',
+        help='held-back images that a comparison needs (default: %(default)s)')
+    parser.add_argument('--arch', metavar='NAME', help='architecture, as for quickstart')
+    parser.add_argument('--who', default=_user(), metavar='NAME', help='who starts it (default: %(default)s)')
+    parser.add_argument('--why', default='', metavar='WORDS', help='what for')
+    parser.add_argument('--json', action='store_true', help='as JSON')
+
 # %% ../nbs/18_cli.ipynb #adcf6a05
 def _deploy(args):
     "Write a folder for a host; with --check also try it, status 1 if it does not work"
