@@ -124,11 +124,11 @@ def test_odd_columns():
 def test_the_widget_draws_again():
     pytest.importorskip('ipywidgets')
     box = loop_widget()
-    picture, numbers = box.children[5:7]
-    seen = {picture.value}
+    drawing, numbers = box.children[5:7]
+    seen = {drawing.value}
     for i, value in enumerate((.5, .9, .1, 20.)):
         box.children[i].value = value
-        seen.add(picture.value)
+        seen.add(drawing.value)
     box.children[4].value = True
-    seen.add(picture.value)
+    seen.add(drawing.value)
     assert len(seen) == 6 and '50%' in numbers.value

@@ -102,6 +102,17 @@ class SplitTest:
         "Verdicts of each kind"
         return sum(self.counts.values(), np.zeros((2, 2)))
 
+    def state(self) -> dict[str, Any]:  # Numbers, texts and lists, ready for JSON
+        "All that the test remembers; `split_test` goes on from there"
+        rows = [[*kind, *n.ravel().tolist()] for kind, n in self.counts.items()]
+        return {name: getattr(self, name) for name in _settings} | dict(decision=self.decision, counts=rows,
+            log=self.worse.log.tolist(), n=self.worse.n)
+
+    def __repr__(self): return f'SplitTest({self.words}, {self.judged:,} verdicts)'
+    def _repr_html_(self): return str(html_table([self.row()]))
+
+_settings = ('return_level', 'promote_level', 'slack', 'margin', 'lowest', 'place')
+
 # %% ../../nbs/rollout/03_canary.ipynb #e0a4936a
 @patch_to(SplitTest)
 def update(self,
@@ -176,12 +187,6 @@ def row(self) -> dict[str, str]:  # Texts by heading
         'challenger wrong': f'{new_bad:,} of {new_ok + new_bad:,}',
         'error of the challenger higher by': '?' if math.isnan(estimate) else
             f'{estimate:.1%} ({low:.1%} to {high:.1%})'}
-
-@patch_to(SplitTest)
-def _repr_html_(self): return str(html_table([self.row()]))
-
-@patch_to(SplitTest)
-def __repr__(self): return f'SplitTest({self.words}, {self.judged:,} verdicts)'
 
 # %% ../../nbs/rollout/03_canary.ipynb #a1872a1d
 @patch_to(SplitTest)
@@ -291,6 +296,9 @@ class Canary:
     @property
     def decision(self) -> str: return self.tests[''].decision  # Of all places together, as in `SplitTest`
 
+    def __repr__(self): return f'Canary({self.salt!r}, share {self.share:.0%}, {self.tests[""].words})'
+    def _repr_html_(self): return str(html_table(self.story())) + str(html_table([t.row() for t in self.tests.values()]))
+
 # %% ../../nbs/rollout/03_canary.ipynb #c451ac13
 @patch_to(Canary)
 def start(self,
@@ -388,22 +396,7 @@ def story(self) -> list[dict[str, str]]:  # Oldest first
     return [{'time': time_words(c.time)[:16], 'where': c.place or 'everywhere', 'share': f'{c.share:.0%}', 'why': c.why}
         for c in self.changes]
 
-@patch_to(Canary)
-def _repr_html_(self): return str(html_table(self.story())) + str(html_table([t.row() for t in self.tests.values()]))
-
-@patch_to(Canary)
-def __repr__(self): return f'Canary({self.salt!r}, share {self.share:.0%}, {self.tests[""].words})'
-
 # %% ../../nbs/rollout/03_canary.ipynb #e29c5e69
-_settings = ('return_level', 'promote_level', 'slack', 'margin', 'lowest', 'place')
-
-@patch_to(SplitTest)
-def state(self) -> dict[str, Any]:  # Numbers, texts and lists, ready for JSON
-    "All that the test remembers"
-    rows = [[*kind, *n.ravel().tolist()] for kind, n in self.counts.items()]
-    return {name: getattr(self, name) for name in _settings} | dict(decision=self.decision, counts=rows,
-        log=self.worse.log.tolist(), n=self.worse.n)
-
 def split_test(
     state: Mapping[str, Any],  # From `SplitTest.state`
 ) -> SplitTest:                # With the same memory
@@ -421,6 +414,7 @@ def split_test(
         raise DataError(f'`state` is not that of a SplitTest: {e}') from e
     return test
 
+# %% ../../nbs/rollout/03_canary.ipynb #25ead0d4
 @patch_to(Canary)
 def state(self) -> dict[str, Any]:  # Numbers, texts and lists, ready for JSON
     "All that the canary remembers"

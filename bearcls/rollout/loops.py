@@ -145,16 +145,16 @@ def loop_widget() -> Any:  # A box of ipywidgets: sliders, a switch and the draw
     sliders = [slider('exploration', 0., 0., 1., .01), slider('finds, first place', .3, .01, 1., .01),
         slider('finds, second place', .3, .01, 1., .01), slider('records at the start', 1., .5, 50., .5)]
     weighed = widgets.Checkbox(value=False, description='count one over the probability of the visit', indent=False)
-    picture = widgets.Image(format='png', width=600)
+    drawing = widgets.Image(format='png', width=600)
     numbers = widgets.HTML()
     def draw(change=None):
         exploration, first, second, start = [s.value for s in sliders]
         loop = simulate_loop([first, second], 1000, exploration, start, weighed=weighed.value, runs=100)
-        picture.value = loop_png(loop)
+        drawing.value = loop_png(loop)
         numbers.value = loop._repr_html_()
     for control in [*sliders, weighed]: control.observe(draw, 'value')
     draw()
-    return widgets.VBox([*sliders, weighed, picture, numbers])
+    return widgets.VBox([*sliders, weighed, drawing, numbers])
 
 # %% ../../nbs/rollout/09_loops.ipynb #bc3f7cf6
 def true_labels(

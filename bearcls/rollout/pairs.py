@@ -11,7 +11,7 @@ __all__ = ['pair_bets', 'pair_words', 'Pairs', 'pairs_from', 'pair_capital', 'We
 # %% ../../nbs/rollout/02_pairs.ipynb #9bd4b94d
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 import numpy as np
 from ..core import DataError, expect, expect_all, patch_to
