@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/returning.html.md"""
 __all__ = ['CheckedAnswer', 'checked_answers', 'Returned', 'ReturnedImages', 'returned_name', 'copy_whole', 'folder_lock',
            'return_images', 'label_studio_config', 'to_label_studio', 'StudioVerdicts', 'from_label_studio']
 
-# %% ../../nbs/rollout/07_returning.ipynb #3a9365a3
+# %% ../../nbs/rollout/07_returning.ipynb #eb307b0e
 import contextlib, json, os, re, shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ from .queue import ImageFinder, ReviewItem, ReviewQueue, cannot_tell, no_label, 
 from ..show import html_table
 from ..similarity import near_duplicates
 
-# %% ../../nbs/rollout/07_returning.ipynb #ba6066cb
+# %% ../../nbs/rollout/07_returning.ipynb #c9eb3cf5
 @dataclass
 class CheckedAnswer:
     "One image of the log that people have judged"
@@ -88,7 +88,7 @@ def _settled(row, said):
         max(when for _, when in said.values()), reason, row['name'], row['sha256'], row['place'], row['time'],
         row['model'], row['chosen'])
 
-# %% ../../nbs/rollout/07_returning.ipynb #bb098dcd
+# %% ../../nbs/rollout/07_returning.ipynb #291d2449
 @dataclass
 class Returned:
     "What became of one checked image"
@@ -140,7 +140,7 @@ def _examined(checked, find):
     except OSError as e: new.reason = f'the file cannot be read: {e.strerror or e}'
     return new
 
-# %% ../../nbs/rollout/07_returning.ipynb #5da3ad73
+# %% ../../nbs/rollout/07_returning.ipynb #1e8715e0
 def returned_name(
     checked: CheckedAnswer,  # Image
     digest: str,             # SHA-256 of its bytes
@@ -165,7 +165,7 @@ def copy_whole(
         os.fsync(g.fileno())
     os.replace(aside, target)
 
-# %% ../../nbs/rollout/07_returning.ipynb #a6f1dd28
+# %% ../../nbs/rollout/07_returning.ipynb #6afe9eff
 @contextlib.contextmanager
 def folder_lock(
     dest: Path,      # Image folder
@@ -202,7 +202,7 @@ def return_images(
         _mark_near(found, new)
         return _put_in(dest, there, new, near, license)
 
-# %% ../../nbs/rollout/07_returning.ipynb #5cda6d89
+# %% ../../nbs/rollout/07_returning.ipynb #22f3f6fa
 def _print_of(file):
     "The fingerprint of an image of the folder; None if it cannot be opened"
     try: return fingerprint(load_image(file, 256))
@@ -216,7 +216,7 @@ def _mark_near(found, new):
     for first, copy, _ in near_duplicates([*(p for _, p in old), *(n.print for n in fresh)]):
         if copy >= len(old): fresh[copy - len(old)].like = names[first]
 
-# %% ../../nbs/rollout/07_returning.ipynb #7ae74e9a
+# %% ../../nbs/rollout/07_returning.ipynb #5812f513
 def _put_in(dest, there, new, near, license, at_once=100):
     "Copy what may come in; the manifest is written after every hundred files"
     result = ReturnedImages()
@@ -257,7 +257,7 @@ def _history(file, dest, new, license):
     return describe_file(file, dest, title=c.name, provider='review', license=license,
         phash=f'{new.print.whole:016x}', more=more)
 
-# %% ../../nbs/rollout/07_returning.ipynb #5fa5a997
+# %% ../../nbs/rollout/07_returning.ipynb #b7b2c84b
 def label_studio_config(
     labels: Iterable[str],  # Labels of the model
 ) -> str:                   # XML for the project's labelling interface
@@ -285,7 +285,7 @@ def to_label_studio(
     with atomic_write(file, 'w') as f: json.dump(tasks, f, indent=1)
     return Path(file)
 
-# %% ../../nbs/rollout/07_returning.ipynb #fb1a949c
+# %% ../../nbs/rollout/07_returning.ipynb #9967fbab
 class StudioVerdicts(list):
     "Verdicts from Label Studio; `left_out` has the annotations that are none, with their reasons"
     def __init__(self, verdicts=()):
@@ -313,8 +313,11 @@ def from_label_studio(
         if not annotations: found.left_out.append((answer, 'not labelled yet'))
         for k, annotation in enumerate(annotations, 1):
             said, who, when = _annotation(annotation, f'{place}, annotation {k}')
-            if said in ('', cannot_tell): found.left_out.append((answer, said or 'skipped'))
-            else: found.append(Verdict(answer, said == label, said, who, when))
+            if said in ('', cannot_tell):
+                found.left_out.append((answer, said or 'skipped'))
+                continue
+            try: found.append(Verdict(answer, said == label, said, who, when))
+            except ValueError as e: raise DataError(f'{place}: {e}') from e
     return found
 
 def _part(value, kind, place):
