@@ -355,3 +355,20 @@ def test_import_is_light():
     code = ("import sys, bearcls.rollout.refresh; "
         "heavy = [m for m in ('torch', 'fastai', 'pandas', 'ipywidgets', 'sqlalchemy') if m in sys.modules]; assert not heavy, heavy")
     subprocess.run([sys.executable, '-c', code], check=True)
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    "Status 0 for an offer and for nothing new, 1 for a model that is worse, 2 for wrong input"
+    import bearcls.rollout.refresh as module
+    from bearcls.cli import main
+    folder, registry, log = site_of(tmp_path)
+    words = ['refresh', str(folder), registry.folder, str(log.file), '--who', 'Ada']
+    monkeypatch.setattr(module, 'train_bundle', lambda division, dest: trainer(division, dest))
+    assert main(words) == 0 and 'is offered' in capsys.readouterr().out
+    assert main([*words, '--json']) == 0 and json.loads(capsys.readouterr().out)['repeated']
+    def wrong(division, dest):
+        swap = dict(zip(labels, labels[::-1]))
+        trainer(SimpleNamespace(train=[replace(i, label=swap[i.label]) for i in division.train]), dest)
+    monkeypatch.setattr(module, 'train_bundle', wrong)
+    assert main([*words, '--work', str(tmp_path/'other')]) == 1 and 'worse for' in capsys.readouterr().out
+    for bad in (['--hold', '2'], ['--max-per-label', '0']): assert main([*words, *bad]) == 2
+    assert main(['refresh', str(folder), str(tmp_path/'none'), str(log.file)]) == 2
