@@ -515,6 +515,95 @@ def _user():
     try: return getpass.getuser()
     except (OSError, KeyError, ImportError): return ''
 
+# %% ../nbs/18_cli.ipynb #9e1689ab
+def _rollout(args):
+    "Who decides, the model or people; status 1 if something that the next stage needs is missing"
+    from bearcls.rollout.registry import Registry
+    from bearcls.rollout.stages import Rollout
+    from bearcls.steps import NotReady, Scope
+    try:
+        rollout = Rollout(Registry(args.folder), args.log, _rollout_watch(args))
+        if args.action == 'status': return _rollout_status(rollout, args)
+        if args.action == 'story':
+            print(rollout.story())
+            return 0
+        given = vars(args)
+        more = {}
+        if 'share' in given and (args.place or args.hours or args.share < 1):
+            more['scope'] = Scope(tuple(args.place), args.hours, args.share, args.zone)
+        more |= {name: given[name] for name in ('force', 'to', 'model') if name in given}
+        done = getattr(rollout, args.action)(args.who, args.why, **more)
+        print(f'{done.who}: {done.words}')
+    except NotReady as e: return _fail(f'{e}; --force takes the step all the same', 1)
+    except ValueError as e: return _fail(str(e))
+    return 0
+
+def _rollout_watch(args):
+    "What `bearcls monitor` knows about the log; None if it does not watch it"
+    from bearcls.monitor.log import PredictionLog
+    from bearcls.monitor.watch import LogWatch, Normal, read_state
+    file = args.state or f'{args.log}.watch.json'
+    if not args.state and not os.path.exists(file): return None
+    return LogWatch(PredictionLog(args.log), Normal(model=read_state(file)['model']), file)
+
+def _rollout_status(rollout, args):
+    "The stage, and what the next one needs; steps back first if that is due"
+    from bearcls.steps import moment_words
+    rollout.check()
+    state = rollout.state
+    found = [] if state.last is None or state.stage == 'full' else rollout.criteria()
+    missing = [c for c in found if not c.met]
+    if args.json:
+        said = dict(stage=state.stage, since=state.since, scope=str(state.scope or ''), model=rollout.model,
+            challenger=state.challenger, criteria=[vars(c) for c in found])
+        if state.last is None: said['since'] = None
+        print(json.dumps(said, indent=1, ensure_ascii=False))
+        return 1 if missing else 0
+    scope = f' ({state.scope})' if state.scope else ''
+    print('nothing has begun' if state.last is None else f'{state.stage}{scope} since {moment_words(state.since)} UTC')
+    for c in found: print(f'  {"yes" if c.met else "no ":3}  {c.words}')
+    return 1 if missing else 0
+
+# %% ../nbs/18_cli.ipynb #2edbdb3f
+@_command('rollout', 'leave more to a model in use, or less; what it needs, and who decided')
+def _add_rollout(parser):
+    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+    def action(name, words, why=None):
+        found = actions.add_parser(name, help=words)
+        found.set_defaults(run=_rollout)
+        found.add_argument('folder', metavar='FOLDER', help='the registry of the models; the record lies in it')
+        found.add_argument('--log', default='predictions.sqlite', metavar='LOG',
+            help='file of the log, or the URL of its database (default: %(default)s)')
+        found.add_argument('--state', default='', metavar='FILE',
+            help='file in which `bearcls monitor` remembers (default: beside the log, if it is there)')
+        if name in ('status', 'story'): return found
+        found.add_argument('--who', default=_user(), metavar='NAME', help='who decides (default: %(default)s)')
+        found.add_argument('--why', required=why is None, default=why, metavar='WORDS', help='the reason')
+        if name not in ('up', 'down'): return found
+        found.add_argument('--place', action='append', default=[], metavar='NAME',
+            help='limited: a place where the model decides; may be given several times (default: all)')
+        found.add_argument('--hours', type=_hours, metavar='FROM-TO', help='limited: hours of the day, such as 8-18')
+        found.add_argument('--zone', default='UTC', metavar='NAME', help='their time zone (default: %(default)s)')
+        found.add_argument('--share', type=float, default=1., metavar='SHARE',
+            help='limited: share of the visitors, above 0 to 1 (default: all)')
+        return found
+    action('status', 'the stage, and what the next one needs; status 1 if that is not met').add_argument('--json',
+        action='store_true', help='as JSON')
+    action('start', 'begin in shadow: people decide').add_argument('--model', default='', metavar='DIGEST',
+        help='SHA-256 of the model (default: the champion of the registry)')
+    action('up', 'leave more to the model').add_argument('--force', action='store_true',
+        help='also if something is missing; the record says so')
+    action('down', 'leave less to the model, at once').add_argument('--to', default='', metavar='STAGE',
+        help='shadow or limited (default: one stage down)')
+    action('look', 'say that you have looked', 'looked at figures')
+    action('story', 'all that happened')
+
+def _hours(text):
+    "Two hours, such as 8-18"
+    start, _, end = text.partition('-')
+    try: return float(start), float(end)
+    except ValueError: raise argparse.ArgumentTypeError(f'two hours such as 8-18 are expected; got {text!r}') from None
+
 # %% ../nbs/18_cli.ipynb #24e5feef
 def _refresh(args):
     "Train the next model and offer it; status 1 for one that gets worse somewhere"

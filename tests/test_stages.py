@@ -331,3 +331,32 @@ def test_names_and_reasons_are_asked_for(tmp_path):
 def test_importing_loads_nothing_heavy():
     source = "import sys, bearcls.steps, bearcls.rollout.stages; print([m for m in ('torch', 'fastai', 'pandas', 'sqlalchemy', 'scipy', 'matplotlib', 'onnxruntime', 'ipywidgets') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', source], capture_output=True, text=True, check=True).stdout == '[]\n'
+
+def test_the_command_line(tmp_path, capsys):
+    "Steps, statuses, and what is wrong in one sentence; the watch's memory counts"
+    from bearcls.cli import main
+    log = tmp_path/'log.sqlite'
+    def says(status, action, *words):
+        assert main(['rollout', action, str(tmp_path), '--log', str(log), *words]) == status
+        out = capsys.readouterr()
+        return (out.out + out.err).strip()
+    ada = ('--who', 'Ada', '--why', 'a test')
+    assert says(0, 'status') == 'nothing has begun' == says(2, 'up', *ada, '--place', 'gate')[9:26] == says(2, 'down', *ada)[9:26]
+    assert says(0, 'start', *ada) == 'Ada: began in shadow'
+    assert 'the rollout began already' in says(2, 'start', *ada)
+    rollout = Rollout(tmp_path, log)
+    assert '`scope` must say' in says(2, 'up', *ada) and 'above 0' in says(2, 'up', *ada, '--share', '0')
+    assert '5 of 6 criteria' in says(1, 'up', *ada, '--place', 'gate')
+    filled(rollout, 200, 0, model='')
+    watch = LogWatch(PredictionLog(log), state=f'{log}.watch.json')
+    watch.update()
+    assert 'days without an alarm 0.0' in says(1, 'status')
+    assert says(0, 'up', *ada, '--place', 'gate', '--hours', '22-6', '--share', '.25', '--force').endswith('(gate, 22 to 6 h UTC, 25%), forced')
+    assert json.loads(says(1, 'status', '--json'))['scope'] == 'gate, 22 to 6 h UTC, 25%'
+    watch.errors.append(alarm(rollout.state.since + 60))
+    watch.save()
+    assert says(1, 'status').startswith('shadow since')
+    assert '`to` must be a stage below shadow' in says(2, 'down', *ada, '--to', 'limited')
+    assert says(0, 'look', '--who', 'Bo') == 'Bo: looked' and len(says(0, 'story').splitlines()) == 4
+    with pytest.raises(SystemExit): main(['rollout', 'up', str(tmp_path), *ada, '--hours', 'day'])
+    assert "two hours such as 8-18 are expected; got 'day'" in capsys.readouterr().err

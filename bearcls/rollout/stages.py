@@ -368,6 +368,7 @@ def down(self,
     said = _said(who, why)
     expect('scope', scope, Scope, None)
     state = self.state
+    if math.isnan(state.since): raise RolloutError('nothing has begun: call `start` first')
     to = to or stages[max(0, stages.index(state.stage) - 1)]
     if to not in stages[:stages.index(state.stage) + 1] or to == 'full':
         raise ValueError(f'`to` must be a stage below {state.stage}, got {short_words(to)}')
