@@ -228,6 +228,28 @@ def test_a_place_is_returned_for_itself():
             assert canary.share_at(np.array([after, after]), np.array(['hut', 'gate'])).tolist() == [0, canary.share_at(np.array([after]), np.array(['gate']))[0]]
     assert alone >= 3
 
+def test_a_rule_that_chooses_is_weighed():
+    "The challenger doubts more and errs more where it doubts, and as often in all: counts of what was judged say that it is worse"
+    decisions, weighed, plain = [], [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        n = 6000
+        new = rng.random(n) < .5
+        doubtful = rng.random(n) < np.where(new, .3, .1)
+        wrong = rng.random(n) < np.where(new, np.where(doubtful, .3, .1/7), np.where(doubtful, .3, .07/.9))  # 10% of both
+        q = np.where(doubtful, .5, .1)
+        asked = rng.random(n) < q
+        canary = Canary('rule', steps=(.5, 1.), review=None, verdicts=10**6, lowest=.1)
+        canary.start(0)
+        columns = dict(answer=np.arange(n), time=np.arange(n) + 1., role=np.where(new, 'challenger', ''), right=np.where(asked, 1. - wrong, np.nan),
+            chosen=np.where(asked, q, np.nan))
+        canary.look(splits_from(columns), n)
+        decisions.append(canary.decision)
+        weighed.append(canary.tests[''].difference()[0])
+        plain.append(wrong[asked & new].mean() - wrong[asked & ~new].mean())
+    assert not_above([d == 'return' for d in decisions], .01) and not_above([d == 'promote' for d in decisions], .05)
+    assert abs(np.mean(weighed)) < 4*np.std(weighed)/math.sqrt(60) and np.mean(plain) > .03
+
 def test_looking_twice_changes_nothing():
     canary = play({'gate': (.06, .06)}, 3, days=4)
     state = copy.deepcopy(canary.state())

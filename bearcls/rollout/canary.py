@@ -1,4 +1,4 @@
-"""Give a small share of the visitors a new model's answers, compare error rates at every look, take the model back if it is worse, and widen the share if it is not
+"""Show a new model's answers to a small share of visitors, compare error rates as often as you like, and widen the share or take the model back
 
 Docs: https://bearcls.github.io/bearcls/rollout/canary.html.md"""
 
@@ -259,12 +259,13 @@ class CanaryChange:
     why: str         # In words
     place: str = ''  # Where; '': everywhere
 
+# %% ../../nbs/rollout/03_canary.ipynb #4cf11bd5
 class Canary:
     "A challenger on the way from a few visitors to all"
     def __init__(self,
         salt: str,                                       # Name of the comparison, such as the challenger's id
         steps: Iterable[float] = (.01, .05, .25, 1.),    # Shares of the keys, growing, up to 1
-        review: tuple[float, float] | None = (1., .05),  # Probability to judge an answer, by model; None: `chosen` varies
+        review: tuple[float, float] | None = (1., .05),  # Probability to judge an answer of each model; None: varies
         verdicts: int = 30,                              # On the challenger's answers, before each step up
         places: Iterable[str] = (),                      # Each of these has its own test
         return_level: float = .01,                       # Probability of any false return, at most
@@ -297,7 +298,9 @@ class Canary:
     def decision(self) -> str: return self.tests[''].decision  # Of all places together, as in `SplitTest`
 
     def __repr__(self): return f'Canary({self.salt!r}, share {self.share:.0%}, {self.tests[""].words})'
-    def _repr_html_(self): return str(html_table(self.story())) + str(html_table([t.row() for t in self.tests.values()]))
+    def _repr_html_(self):
+        tests = [test.row() for test in self.tests.values()]
+        return f'{html_table(self.story())}{html_table(tests)}'
 
 # %% ../../nbs/rollout/03_canary.ipynb #c451ac13
 @patch_to(Canary)

@@ -26,8 +26,8 @@ class Pairs:
     pair: np.ndarray      # (images,) id that both answers share
     place: np.ndarray     # (images,) camera, shop or site; '' where not known
     disagree: np.ndarray  # (images,) bool: are the two labels different?
-    result: np.ndarray    # (images,) 1: only the challenger right; -1: only the champion; 0: both wrong; nan: not judged
-    chosen: np.ndarray    # (images,) probability with which the champion's answer was chosen for review; nan: not chosen
+    result: np.ndarray    # (images,) 1: only the challenger right; -1: only the champion; 0: neither; nan: not judged
+    chosen: np.ndarray    # (images,) probability with which the champion's answer was chosen for review; nan: no
     unpaired: int = 0     # Answers with a pair id whose partner is missing, such as that of a model that failed
 
     def __len__(self): return len(self.pair)
@@ -51,7 +51,7 @@ class Pairs:
 _ranks = {'': 0, 'shadow': 1, 'challenger': 2}  # of two answers, the one with the higher rank is the challenger's
 
 def pairs_from(
-    columns: Mapping[str, np.ndarray],      # `pair`, `role`, `label`, `right`, `correct`; also `place`, `chosen`, `model`
+    columns: Mapping[str, np.ndarray],      # As `log_columns` reads them; `place`, `chosen` and `model` may be missing
     models: tuple[str, str] | None = None,  # Digests of champion and challenger; None: the roles tell
 ) -> Pairs:                                 # In the order of the log
     "The pairs among the answers of a log"
@@ -289,6 +289,7 @@ class Outlook:
     def __str__(self): return self.words
     def _repr_html_(self): return f'<p>{self.words}</p>'
 
+# %% ../../nbs/rollout/02_pairs.ipynb #c5015fb3
 @patch_to(PairTest)
 def outlook(self) -> Outlook:  # With `likely` 0 once it has decided
     "How long until the test can tell, at the present rates"
@@ -343,8 +344,8 @@ def log_columns(
     "What a comparison needs of a log, in one piece"
     names = ['answer', 'time', 'place', 'model', 'role', 'pair', 'label', 'chosen', 'right', 'correct', *more]
     chunks = list(log.read(names, since, until, shadow=True))
-    if not chunks: return {name: np.zeros(0, float if name in ('time', 'chosen', 'right') else object) for name in names}
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in names}
+    if chunks: return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in names}
+    return {name: np.zeros(0, float if name in ('time', 'chosen', 'right') else object) for name in names}
 
 # %% ../../nbs/rollout/02_pairs.ipynb #9f4cee2b
 @patch_to(PairTest)
