@@ -8,14 +8,14 @@ Docs: https://bearcls.github.io/bearcls/rollout/queue.html.md"""
 __all__ = ['review_kinds', 'no_label', 'cannot_tell', 'ImageFinder', 'ReviewItem', 'queue_tables', 'draw', 'ReviewQueue', 'alone',
            'in_turns', 'ReviewItems', 'Look', 'QueueStatus']
 
-# %% ../../nbs/rollout/05_queue.ipynb #99eb32aa
+# %% ../../nbs/rollout/05_queue.ipynb #2a40ac77
 import contextlib, json, os, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from html import escape
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 from PIL import Image
@@ -25,7 +25,7 @@ from ..images import ImageError, load_image
 from ..monitor.log import PredictionLog, Verdict, log_tables, safe_text, time_words
 from ..show import Html, data_uri, html_table
 
-# %% ../../nbs/rollout/05_queue.ipynb #caa68d93
+# %% ../../nbs/rollout/05_queue.ipynb #41d175da
 class ImageFinder:
     "Finds the image of an answer in a folder, by name and SHA-256"
     def __init__(self,
@@ -45,10 +45,10 @@ class ImageFinder:
         for file in named:
             if sha256(file) == item.sha256: return file
         if self.by_digest is None:
-            self.by_digest = {sha256(f): f for some in self.by_name.values() for f in some}
+            self.by_digest = {sha256(f): f for f in chain.from_iterable(self.by_name.values())}
         return self.by_digest.get(item.sha256)
 
-# %% ../../nbs/rollout/05_queue.ipynb #d13d809d
+# %% ../../nbs/rollout/05_queue.ipynb #2e687b2c
 review_kinds = {
     'chosen': 'chosen at random',
     'second': 'a second person looks',
@@ -88,7 +88,7 @@ class ReviewItem:
         "Why it is shown and what for, in words"
         return f'{review_kinds[self.kind]}; {"counts for accuracy" if self.counts else "for learning"}'
 
-# %% ../../nbs/rollout/05_queue.ipynb #e2d3fe69
+# %% ../../nbs/rollout/05_queue.ipynb #4a0316a2
 @cache
 def queue_tables() -> tuple[Any, Any, Any, Any]:  # SQLAlchemy, and its tables `answers`, `verdicts` and `reviews`
     "What every question to the log needs"
@@ -108,7 +108,7 @@ def draw(
     "A random number that every process draws alike"
     return int(sha256(f'{word} {answer}'.encode())[:13], 16)/16**13
 
-# %% ../../nbs/rollout/05_queue.ipynb #e1f6d3fa
+# %% ../../nbs/rollout/05_queue.ipynb #423e7349
 class ReviewQueue:
     "Picks what a person should look at, and keeps what the person says"
     def __init__(self,
@@ -140,7 +140,7 @@ class ReviewQueue:
 
     def __repr__(self): return f'ReviewQueue({self.log.title}, {self.per_day} a day)'
 
-# %% ../../nbs/rollout/05_queue.ipynb #8927426a
+# %% ../../nbs/rollout/05_queue.ipynb #5840eafe
 @contextlib.contextmanager
 def alone(
     queue: 'ReviewQueue',  # Whose table is needed; it is made if it is not there
@@ -153,14 +153,14 @@ def alone(
         yield connection
     queue._made = True
 
-# %% ../../nbs/rollout/05_queue.ipynb #c959c190
+# %% ../../nbs/rollout/05_queue.ipynb #1e9d32ee
 _columns = ('id', 'answer', 'label', 'probability', 'probabilities', 'trusted', 'reason', 'confidence', 'place', 'name',
     'sha256', 'time', 'model', 'chosen', 'scene', 'role', 'pair')
 _most = 2000  # Candidates of one lane that are read at once
 
 @patch_to(ReviewQueue)
 def _lanes(self, connection, who, now):
-    "Rows of the log by kind, without those that somebody has looked at or looks at"
+    "Rows of the log by kind, without those that are judged or reserved"
     sa, answers, verdicts, reviews = queue_tables()
     columns = [answers.c[name] for name in _columns]
     recent = answers.c.time >= now - self.seconds
@@ -170,15 +170,15 @@ def _lanes(self, connection, who, now):
     seen = free.where(answers.c.role != 'shadow')
     disagreeing = (sa.select(answers.c.pair).where(answers.c.pair != '', recent).group_by(answers.c.pair)
         .having(sa.func.count(sa.distinct(answers.c.label)) > 1, sa.func.max(answers.c.chosen).is_(None)))
-    named = [i for alarm in self.alarms for i in getattr(alarm, 'rows', ())][:_most]
+    named = list(chain.from_iterable(getattr(alarm, 'rows', ()) for alarm in self.alarms))[:_most]
     usual = seen.where(answers.c.chosen.is_(None))
     queries = dict(chosen=seen.where(answers.c.chosen.is_not(None)).limit(None),
         disagree=usual.where(answers.c.pair.in_(disagreeing)).order_by(answers.c.id.desc()),
         alarm=usual.where(answers.c.id.in_(named)),
         doubt=usual.where(answers.c.trusted.is_(False)).order_by(sa.func.coalesce(answers.c.confidence,
             answers.c.probability)))
-    lanes = {kind: [dict(r) for r in connection.execute(query).mappings()] for kind, query in queries.items()}
-    lanes['chosen'].sort(key=lambda row: draw(row['answer'], 'order'))
+    lanes = {kind: connection.execute(query).mappings().all() for kind, query in queries.items()}
+    lanes['chosen'] = sorted(lanes['chosen'], key=lambda row: draw(row['answer'], 'order'))
     lanes['second'] = self._second_looks(connection, who, now, sa.select(*columns).where(recent))
     return {kind: lanes[kind] for kind in review_kinds}
 
@@ -191,16 +191,15 @@ def _second_looks(self, connection, who, now, query):
         if r.said or r.until > now: looks.setdefault(r.answer, []).append(r)
     wanted = [answer for answer, rows in looks.items()
         if len(rows) == 1 and rows[0].said and rows[0].who != who and draw(answer, 'twice') < self.twice]
-    found = connection.execute(query.where(answers.c.answer.in_(wanted[:_most]))).mappings()
-    return [dict(r) for r in found]
+    return connection.execute(query.where(answers.c.answer.in_(wanted[:_most]))).mappings().all()
 
-# %% ../../nbs/rollout/05_queue.ipynb #828b499b
+# %% ../../nbs/rollout/05_queue.ipynb #cf16c133
 def in_turns(
-    groups: Iterable[list],  # Several lists
+    groups: Iterable[list],  # Several lists, of anything but None
 ) -> list:                   # All their items: the first of each, then the second of each, and so on
     "Take from several lists in turn"
-    missing = object()
-    return [x for turn in zip_longest(*groups, fillvalue=missing) for x in turn if x is not missing]
+    turns = chain.from_iterable(zip_longest(*groups))
+    return [x for x in turns if x is not None]
 
 @patch_to(ReviewQueue)
 def _pick(self, connection, who, now, n):
@@ -248,7 +247,7 @@ def _today(self, connection, now):
         if scene is not None: scenes.setdefault(place, []).append(scene)
     return spent, at_place, scenes
 
-# %% ../../nbs/rollout/05_queue.ipynb #f0b65bdd
+# %% ../../nbs/rollout/05_queue.ipynb #d1ced94c
 class ReviewItems(list):
     "Items of a queue, as a table with images"
     def __init__(self,
@@ -286,7 +285,7 @@ def items(self,
         connection.execute(reviews.update().where(open_, own).values(until=now + self.lease))
         return ReviewItems(self._load(connection, dict(list(mine.items())[:n])), self)
 
-# %% ../../nbs/rollout/05_queue.ipynb #195fccd3
+# %% ../../nbs/rollout/05_queue.ipynb #37c9e80b
 @patch_to(ReviewQueue)
 def _load(self, connection, wanted):
     "Items from kinds by answer; answers that the log has forgotten are left out"
@@ -335,7 +334,7 @@ def picture(self,
     if image is None: return Html('<small>no image: the log keeps no thumbnail, and no file fits</small>')
     return Html(f'<img src="{data_uri(image, side)}" alt="{escape(item.name, quote=True)}" style="max-width:{side}px">')
 
-# %% ../../nbs/rollout/05_queue.ipynb #9ba8cbb1
+# %% ../../nbs/rollout/05_queue.ipynb #33056827
 @dataclass
 class Look:
     "One person's look at one answer"
@@ -388,7 +387,7 @@ def _take_back(connection, mine):
     for r in connection.execute(reviews.select().where(mine, reviews.c.verdicts != '')):
         connection.execute(verdicts.delete().where(verdicts.c.id.in_(json.loads(r.verdicts))))
 
-# %% ../../nbs/rollout/05_queue.ipynb #4d552b4d
+# %% ../../nbs/rollout/05_queue.ipynb #2c102fc6
 @patch_to(ReviewQueue)
 def undo(self,
     who: str = '',             # The person
@@ -408,7 +407,7 @@ def undo(self,
             .values(said='', verdicts='', until=now + self.lease))
         return next(iter(self._load(connection, {last.answer: last.kind})), None)
 
-# %% ../../nbs/rollout/05_queue.ipynb #18d953b3
+# %% ../../nbs/rollout/05_queue.ipynb #c9cb0c80
 @patch_to(ReviewQueue)
 def looks(self,
     since: float = 0.,  # Seconds since 1970; only looks from then on
@@ -422,7 +421,7 @@ def looks(self,
             .order_by(reviews.c.time, reviews.c.id)).all()
     return [Look(r.answer, r.who, r.said, r.kind, r.place, r.time) for r in rows]
 
-# %% ../../nbs/rollout/05_queue.ipynb #9d675bc6
+# %% ../../nbs/rollout/05_queue.ipynb #85bfbb3a
 @dataclass
 class QueueStatus:
     "Where a review queue stands"
@@ -434,8 +433,8 @@ class QueueStatus:
     def words(self) -> str:
         "In a sentence"
         late = self.waiting['chosen'] > max(0, self.per_day - self.today)
-        return (f'{self.today} of {self.per_day} images today' + (
-            f'; {self.waiting["chosen"]} chosen ones wait, more than fit into today' if late else ''))
+        more = f'; {self.waiting["chosen"]} chosen ones wait, more than fit into today' if late else ''
+        return f'{self.today} of {self.per_day} images today{more}'
 
     def _repr_html_(self):
         rows = [{'why': review_kinds[kind], 'waiting': n} for kind, n in self.waiting.items()]

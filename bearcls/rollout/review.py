@@ -7,7 +7,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/review.html.md"""
 # %% auto #0
 __all__ = ['right', 'Review', 'script_parts', 'ReviewWidget', 'Agreement', 'agreement_from', 'Agreements', 'agreement']
 
-# %% ../../nbs/rollout/06_review.ipynb #b58ba315
+# %% ../../nbs/rollout/06_review.ipynb #e05aa356
 import io, re, threading, time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ from ..monitor.log import time_words
 from .queue import Look, ReviewItem, ReviewItems, ReviewQueue, cannot_tell
 from ..show import Html, html_table
 
-# %% ../../nbs/rollout/06_review.ipynb #7c398989
+# %% ../../nbs/rollout/06_review.ipynb #0dcf18e9
 right = 'right'  # What a person says to agree with the model
 
 class Review:
@@ -54,7 +54,7 @@ class Review:
 
     def __repr__(self): return f'Review({self.who or "one person"}: {self.done} done, {len(self.items)} reserved)'
 
-# %% ../../nbs/rollout/06_review.ipynb #781b3437
+# %% ../../nbs/rollout/06_review.ipynb #bf7b7295
 @patch_to(Review)
 def say(self,
     said: str,          # A label, `other`, `cannot tell` or `right`
@@ -84,7 +84,7 @@ def undo(self) -> ReviewItem | None:  # On show again; None: this person has sai
         self.done = max(0, self.done - 1)
         return item
 
-# %% ../../nbs/rollout/06_review.ipynb #f697fba1
+# %% ../../nbs/rollout/06_review.ipynb #6558acff
 def _jpeg(image, side=480):
     "An image as bytes for the browser"
     image = flatten(image)
@@ -110,7 +110,7 @@ def now_answer(self,
     words = f'{self.done} in this sitting.' if items else self.queue.status(self.who, self.clock()).words + '.'
     return dict(items=items, images=list(images), words=words), list(images.values())
 
-# %% ../../nbs/rollout/06_review.ipynb #b29d64ea
+# %% ../../nbs/rollout/06_review.ipynb #faae830b
 @patch_to(Review)
 def answer(self,
     message: Any,  # What the browser sent
@@ -132,7 +132,7 @@ def answer(self,
         except BearclsError as e: return dict(found, refused=str(e)), []
     return found | more, buffers
 
-# %% ../../nbs/rollout/06_review.ipynb #aa4a227c
+# %% ../../nbs/rollout/06_review.ipynb #3a8d2e2f
 def script_parts(
     script: str,   # JavaScript with sections, each below a heading of dashes
     *titles: str,  # Headings to take; '' is what stands before the first
@@ -144,7 +144,7 @@ def script_parts(
     if missing: raise DataError(f'The script has no section {missing[0]}; it has {", ".join(filter(None, sections))}')
     return ''.join(sections[t] for t in titles)
 
-# %% ../../nbs/rollout/06_review.ipynb #88ee2636
+# %% ../../nbs/rollout/06_review.ipynb #da9e0dd2
 @cache
 def _widget_class():
     "The anywidget behind a `ReviewWidget`"
@@ -192,7 +192,7 @@ class ReviewWidget:
         shown = ReviewItems(review.items[:3], review.queue)
         return Html(f'<p>{words}. Without widgets, use <code>review.say(label)</code>.</p>{shown._repr_html_()}')
 
-# %% ../../nbs/rollout/06_review.ipynb #c4e6dcc8
+# %% ../../nbs/rollout/06_review.ipynb #b394bd27
 @dataclass
 class Agreement:
     "How far two people agree"
@@ -225,7 +225,7 @@ def agreement_from(
     if chance < 1: found = (kappa(same/n), *(max(-1., kappa(x)) for x in wilson(same, n)))
     return Agreement(people, n, same, *found, len(pairs) - n, dict(Counter((a, b) for a, b in both if a != b)))
 
-# %% ../../nbs/rollout/06_review.ipynb #6605f2d0
+# %% ../../nbs/rollout/06_review.ipynb #b5fc2899
 class Agreements(list):
     "Several `Agreement`, as tables"
     def _repr_html_(self):
