@@ -1,5 +1,5 @@
 """Feedback loops: many runs against exact distributions, and intervals against the truth"""
-import math
+import json, math
 import numpy as np
 import pytest
 
@@ -132,3 +132,34 @@ def test_the_widget_draws_again():
     box.children[4].value = True
     seen.add(drawing.value)
     assert len(seen) == 6 and '50%' in numbers.value
+
+def test_the_widget_in_a_browser(browser, tmp_path):
+    "In Voilà: a slider, by keyboard and by its number, and the switch change drawing and table"
+    pytest.importorskip('voila', reason='Voilà is not installed')
+    from test_cleaner_browser import serving
+    kernel = dict(name='python3', display_name='Python 3', language='python')
+    cell = dict(cell_type='code', execution_count=None, id='cell0', metadata={}, outputs=[], source='from bearcls.rollout.loops import loop_widget\nloop_widget()')
+    (tmp_path/'loop.ipynb').write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
+    with serving(tmp_path, 'voila', '.', '--Voila.ip=127.0.0.1', ready='voila/static/favicon.ico') as url:
+        page = browser.new_page(viewport=dict(width=800, height=900))
+        page.goto(url + 'voila/render/loop.ipynb', timeout=120_000)
+        drawing, table = page.locator('img.widget-image'), page.locator('.widget-html table')
+        table.wait_for(timeout=120_000)
+        seen = [drawing.get_attribute('src')]
+        def changed(words):
+            page.wait_for_function('([old, words]) => document.querySelector("img.widget-image").src !== old'
+                ' && document.querySelector(".widget-html table").innerText.includes(words)', arg=[seen[-1], words], timeout=60_000)
+            seen.append(drawing.get_attribute('src'))
+        number = page.locator('.widget-readout').first
+        number.fill('0.5')
+        number.press('Enter')
+        changed('50%')
+        handle = page.locator('.noUi-handle').first
+        handle.focus()
+        handle.press('Home')
+        changed('0%')
+        page.get_by_role('checkbox').check()
+        changed('yes')
+        page.screenshot(path=tmp_path/'loop.png')
+        page.close()
+    assert len(set(seen)) == 4

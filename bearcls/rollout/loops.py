@@ -141,7 +141,7 @@ def loop_widget() -> Any:  # A box of ipywidgets: sliders, a switch and the draw
     "Play with a feedback loop"
     widgets = optional_import('ipywidgets', purpose='loop_widget')
     def slider(words, value, low, high, step): return widgets.FloatSlider(value, min=low, max=high, step=step,
-        description=words, continuous_update=False, style={'description_width': '9em'}, layout={'width': '30em'})
+        description=words, continuous_update=False, style={'description_width': '11em'}, layout={'width': '34em'})
     sliders = [slider('exploration', 0., 0., 1., .01), slider('finds, first place', .3, .01, 1., .01),
         slider('finds, second place', .3, .01, 1., .01), slider('records at the start', 1., .5, 50., .5)]
     weighed = widgets.Checkbox(value=False, description='count one over the probability of the visit', indent=False)
