@@ -228,6 +228,24 @@ def test_a_place_is_returned_for_itself():
             assert canary.share_at(np.array([after, after]), np.array(['hut', 'gate'])).tolist() == [0, canary.share_at(np.array([after]), np.array(['gate']))[0]]
     assert alone >= 3
 
+def test_the_order_of_judging_does_not_matter():
+    "A person judges the challenger's answers of a day first; the others come half a day later. Without waiting, equal models would be returned"
+    found = {86400.: [], 0.: []}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n = 600
+        new = rng.random(n) < .5
+        wrong = np.where(rng.random(n) < .4, 1., 0.)
+        time = np.arange(n) + 1.
+        for wait, decisions in found.items():
+            canary = Canary('order', steps=(.5, 1.), review=(1., 1.), wait=wait, verdicts=10**6)
+            canary.start(0)
+            for judged in (new, np.ones(n, bool)):
+                canary.look(Splits(np.arange(n), time, np.full(n, ''), new, np.where(judged, wrong, np.nan), np.ones(n)), n + 1)
+            decisions.append(canary.decision == 'return')
+            assert canary.tests[''].judged == n or canary.decision == 'return'
+    assert not_above(found[86400.], .01) and np.mean(found[0.]) > .1
+
 def test_a_rule_that_chooses_is_weighed():
     "The challenger doubts more and errs more where it doubts, and as often in all: counts of what was judged say that it is worse"
     decisions, weighed, plain = [], [], []

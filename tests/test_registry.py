@@ -3,6 +3,8 @@ import json, os, random, shutil, signal, subprocess, sys, textwrap, threading, t
 from collections import Counter
 from dataclasses import asdict
 import pytest
+from PIL import Image
+from bearcls.cli import main
 from bearcls.inference.bundle import read_bundle, sign_bundle
 from bearcls.inference.files import BundleError
 from bearcls.inference.signature import make_keys
@@ -335,3 +337,56 @@ def test_fsspec_is_not_needed_for_a_folder(tmp_path):
     '''
     done = subprocess.run([sys.executable, '-c', textwrap.dedent(code), tmp_path/'models', *make_bundles(tmp_path, 1)], capture_output=True, text=True)
     assert done.returncode == 0 and 'pip install fsspec' in done.stdout, done.stderr
+
+# ---------------------------------------------------------------- the command
+
+def test_command(tmp_path, capsys):
+    folder, bundles = str(tmp_path/'models'), make_bundles(tmp_path, 3)
+    def run(*words, status=0):
+        assert main(['models', *map(str, words)]) == status
+        return capsys.readouterr()
+    ids = [run('add', folder, b, '--who', 'Ana', '--why', f'number {k}').out.split()[0] for k, b in enumerate(bundles)]
+    assert run('add', folder, bundles[0], '--parent', ids[1], '--json').out.startswith('{')  # there already
+    assert run('promote', folder, ids[0], '--why', 'first').out == f'champion is {ids[0]}\n'
+    assert run('promote', folder, ids[1][:6], '--why', 'second', '--expected', ids[0]).out == f'champion is {ids[1]}, and was {ids[0]}\n'
+    assert 'second; look again' in run('promote', folder, ids[2], '--why', 'third', '--expected', ids[0], status=1).err
+    assert run('rollback', folder, '--why', 'worse at night').out == f'champion is {ids[0]}, and was {ids[1]}\n'
+    assert 'has no earlier model' in run('rollback', folder, '--why', 'once more', status=2).err
+    assert [(m['model'], m['aliases']) for m in json.loads(run('list', folder, '--json').out)] == [(ids[0], ['champion']), (ids[1], []), (ids[2], [])]
+    assert json.loads(run('show', folder, 'champion', '--json').out)['why'] == 'number 0'
+    assert 'number 0' in run('show', folder, 'champion').out
+    assert [r['what'] for r in json.loads(run('compare', folder, ids[0], ids[1], '--json').out)][:2] == ['labels', 'arch']
+    assert [line.split()[1] for line in run('history', folder).out.splitlines()] == ['add']*3 + ['promote', 'promote', 'rollback']
+    assert [c['action'] for c in json.loads(run('history', folder, '--json').out)][-1] == 'rollback'
+    run('check', folder)
+    (tmp_path/'models'/'models'/ids[2]/'model.onnx').write_bytes(b'broken')
+    assert 'damaged' in run('check', folder, status=1).out
+    assert 'there are no models in' in run('list', tmp_path/'nothing', status=2).err and not (tmp_path/'nothing').exists()
+    assert 'is no model or alias' in run('show', folder, 'nobody', status=2).err
+    for words in (['promote', folder, ids[0]], ['rollback', folder]):
+        with pytest.raises(SystemExit): main(['models', *words])
+        assert '--why' in capsys.readouterr().err
+
+def test_signed_on_the_command_line(tmp_path, capsys):
+    secret, public = make_keys(tmp_path/'mine')
+    bundle, = make_bundles(tmp_path, 1)
+    add = ['models', 'add', str(tmp_path/'models'), str(bundle), '--key', str(public)]
+    assert main(add) == 2 and 'is not signed' in capsys.readouterr().err
+    sign_bundle(bundle, secret)
+    assert main(add) == 0
+
+def test_commands_take_an_address(tmp_path, capsys):
+    registry = Registry(tmp_path/'models')
+    registry.promote(registry.add(*make_bundles(tmp_path, 1)).id)
+    Image.new('RGB', (80, 80), (140, 100, 60)).save(tmp_path/'bear.png')
+    assert main(['predict', f'{registry.folder}@champion', str(tmp_path/'bear.png')]) == 0 and 'brown' in capsys.readouterr().out
+    assert main(['deploy', 'fastapi', f'{registry.folder}@champion', str(tmp_path/'served')]) == 0
+    assert read_bundle(tmp_path/'served'/'bundle').digest == registry.model('champion').digest
+    capsys.readouterr()
+    for words in (['predict', f'{registry.folder}@nobody', 'x.png'], ['serve', f'{registry.folder}@nobody'], ['app', f'{registry.folder}@nobody', '--no-browser']):
+        assert main(words) == 2 and 'is no model or alias' in capsys.readouterr().err
+
+@pytest.mark.parametrize('module', ['bearcls.rollout.registry', 'bearcls.stores'])
+def test_import_is_light(module):
+    done = subprocess.run([sys.executable, '-c', f'import sys, {module}; print(*sys.modules)'], capture_output=True, text=True, check=True)
+    assert {'torch', 'fastai', 'fastcore', 'pandas', 'matplotlib', 'ipywidgets', 'anywidget', 'sqlalchemy', 'fsspec', 'onnxruntime'}.isdisjoint(done.stdout.split())

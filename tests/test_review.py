@@ -122,7 +122,7 @@ def test_forgotten_and_pruned_answers(tmp_path):
 
 def test_a_log_without_answers_is_not_made_by_looking(tmp_path):
     queue = ReviewQueue(PredictionLog(tmp_path/'none.sqlite'))
-    assert queue.items() == [] and queue.looks() == [] and queue.undo() is None and not queue.status().today
+    assert queue.items() == [] and queue.looks() == [] and queue.undo() is None and not queue.waiting()[1]
     assert not list(tmp_path.iterdir())
 
 killed_review = '''
