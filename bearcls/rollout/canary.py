@@ -267,6 +267,7 @@ class Canary:
         steps: Iterable[float] = (.01, .05, .25, 1.),    # Shares of the keys, growing, up to 1
         review: tuple[float, float] | None = (1., .05),  # Probability to judge an answer of each model; None: varies
         verdicts: int = 30,                              # On the challenger's answers, before each step up
+        wait: float = 86400.,                            # Seconds for which verdicts wait for those on older answers
         places: Iterable[str] = (),                      # Each of these has its own test
         return_level: float = .01,                       # Probability of any false return, at most
         promote_level: float = .05,                      # Probability of any false promotion, at most
@@ -281,6 +282,7 @@ class Canary:
         if review is not None: judged_share(.5, *review)  # refuses what is no probability
         self.review = None if review is None else tuple(review)
         self.verdicts = verdicts
+        self.wait = expect('wait', wait, float, int)
         places = list(expect_all('places', places, str))
         parts = {'': .5 if places else 1.} | dict.fromkeys(places, .5/max(1, len(places)))
         self.tests = {place: SplitTest(return_level*part, promote_level*part, place=place, **settings)
@@ -352,8 +354,12 @@ def look(self,
     expect('splits', splits, Splits)
     if not self.changes: raise ValueError('the canary has not begun: call `start` first')
     share = self.share_at(splits.time, splits.place)
+    taking_part = (share > 0) & (share < 1)
+    judged = ~np.isnan(splits.wrong)
+    open_times = splits.time[taking_part & ~judged & (splits.time > now - self.wait)]
+    ready = taking_part & judged & (splits.time < open_times.min(initial=math.inf))
     new = []
-    for i in np.flatnonzero(~np.isnan(splits.wrong) & (share > 0) & (share < 1)).tolist():
+    for i in np.flatnonzero(ready).tolist():
         if splits.unit[i] in self.counted: continue
         self.counted.add(splits.unit[i])
         new.append(i)
@@ -422,6 +428,7 @@ def split_test(
 def state(self) -> dict[str, Any]:  # Numbers, texts and lists, ready for JSON
     "All that the canary remembers"
     return dict(salt=self.salt, steps=self.steps, review=self.review and list(self.review), verdicts=self.verdicts,
+        wait=self.wait,
         changes=[asdict(c) for c in self.changes], counted=sorted(self.counted), fresh=self.fresh,
         tests=[test.state() for test in self.tests.values()])
 
@@ -431,7 +438,7 @@ def read_canary(
     "The canary that was written down"
     expect('state', state, Mapping)
     try:
-        canary = Canary(state['salt'], state['steps'], state['review'], state['verdicts'])
+        canary = Canary(state['salt'], state['steps'], state['review'], state['verdicts'], state['wait'])
         canary.tests = {row['place']: split_test(row) for row in state['tests']}
         canary.changes = [CanaryChange(**row) for row in state['changes']]
         canary.counted = set(state['counted'])
