@@ -112,6 +112,7 @@ def covers(
     salt: str,            # Another salt divides the keys anew
 ) -> bool:                # The same for the same key, also when the share grows
     "Does an image fall into a scope?"
+    expect('scope', scope, Scope, None)
     return scope is not None and scope.holds(place, time) and (scope.share >= 1 or assigned(key, scope.share, salt))
 
 @patch_to(Rollout)
