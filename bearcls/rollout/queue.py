@@ -6,15 +6,14 @@ Docs: https://bearcls.github.io/bearcls/rollout/queue.html.md"""
 
 # %% auto #0
 __all__ = ['review_kinds', 'no_label', 'cannot_tell', 'ImageFinder', 'ReviewItem', 'queue_tables', 'draw', 'ReviewQueue', 'alone',
-           'in_turns', 'ReviewItems', 'Look', 'QueueStatus']
+           'in_turns', 'ReviewItems', 'Look']
 
-# %% ../../nbs/rollout/05_queue.ipynb #2a40ac77
+# %% ../../nbs/rollout/05_queue.ipynb #8a32c5f3
 import contextlib, json, os, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from html import escape
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from ..core import DataError, expect, expect_all, optional_import, patch_to, sha
 from ..folders import find_images
 from ..images import ImageError, load_image
 from ..monitor.log import PredictionLog, Verdict, log_tables, safe_text, time_words
-from ..show import Html, data_uri, html_table
+from ..show import html_table, thumbnail
 
-# %% ../../nbs/rollout/05_queue.ipynb #41d175da
+# %% ../../nbs/rollout/05_queue.ipynb #5e7f0e2e
 class ImageFinder:
     "Finds the image of an answer in a folder, by name and SHA-256"
     def __init__(self,
@@ -48,7 +47,7 @@ class ImageFinder:
             self.by_digest = {sha256(f): f for f in chain.from_iterable(self.by_name.values())}
         return self.by_digest.get(item.sha256)
 
-# %% ../../nbs/rollout/05_queue.ipynb #2e687b2c
+# %% ../../nbs/rollout/05_queue.ipynb #e3cd3381
 review_kinds = {
     'chosen': 'chosen at random',
     'second': 'a second person looks',
@@ -88,7 +87,7 @@ class ReviewItem:
         "Why it is shown and what for, in words"
         return f'{review_kinds[self.kind]}; {"counts for accuracy" if self.counts else "for learning"}'
 
-# %% ../../nbs/rollout/05_queue.ipynb #4a0316a2
+# %% ../../nbs/rollout/05_queue.ipynb #ba88ea4f
 @cache
 def queue_tables() -> tuple[Any, Any, Any, Any]:  # SQLAlchemy, and its tables `answers`, `verdicts` and `reviews`
     "What every question to the log needs"
@@ -108,7 +107,7 @@ def draw(
     "A random number that every process draws alike"
     return int(sha256(f'{word} {answer}'.encode())[:13], 16)/16**13
 
-# %% ../../nbs/rollout/05_queue.ipynb #423e7349
+# %% ../../nbs/rollout/05_queue.ipynb #12415189
 class ReviewQueue:
     "Picks what a person should look at, and keeps what the person says"
     def __init__(self,
@@ -140,7 +139,7 @@ class ReviewQueue:
 
     def __repr__(self): return f'ReviewQueue({self.log.title}, {self.per_day} a day)'
 
-# %% ../../nbs/rollout/05_queue.ipynb #5840eafe
+# %% ../../nbs/rollout/05_queue.ipynb #85ebcc7d
 @contextlib.contextmanager
 def alone(
     queue: 'ReviewQueue',  # Whose table is needed; it is made if it is not there
@@ -149,51 +148,51 @@ def alone(
     sa, _, _, reviews = queue_tables()
     with queue.log.transaction() as connection:
         if connection.dialect.name == 'postgresql': connection.exec_driver_sql('SELECT pg_advisory_xact_lock(7302418)')
-        if not queue._made: connection.execute(sa.schema.CreateTable(reviews, if_not_exists=True))
+        if not queue._made:
+            connection.execute(sa.schema.CreateTable(reviews, if_not_exists=True))
+            if connection.dialect.name in ('postgresql', 'sqlite'):  # an index finds an answer's partner
+                connection.exec_driver_sql("CREATE INDEX IF NOT EXISTS answers_pair ON answers (pair) WHERE pair != ''")
         yield connection
     queue._made = True
 
-# %% ../../nbs/rollout/05_queue.ipynb #1e9d32ee
-_columns = ('id', 'answer', 'label', 'probability', 'probabilities', 'trusted', 'reason', 'confidence', 'place', 'name',
-    'sha256', 'time', 'model', 'chosen', 'scene', 'role', 'pair')
-_most = 2000  # Candidates of one lane that are read at once
+# %% ../../nbs/rollout/05_queue.ipynb #c74a3ad1
+_most = 1000  # Candidates of one lane for learning that are read at once
 
 @patch_to(ReviewQueue)
 def _lanes(self, connection, who, now):
-    "Rows of the log by kind, without those that are judged or reserved"
+    "Rows of answer, place and scene by kind, without those that are judged or reserved"
     sa, answers, verdicts, reviews = queue_tables()
-    columns = [answers.c[name] for name in _columns]
+    other = answers.alias()
     recent = answers.c.time >= now - self.seconds
     taken = sa.exists().where(sa.or_(reviews.c.said != '', reviews.c.until > now), reviews.c.answer == answers.c.answer)
     judged = sa.exists().where(verdicts.c.answer == answers.c.answer)
-    free = sa.select(*columns).where(recent, ~taken, ~judged).limit(_most)
-    seen = free.where(answers.c.role != 'shadow')
-    disagreeing = (sa.select(answers.c.pair).where(answers.c.pair != '', recent).group_by(answers.c.pair)
-        .having(sa.func.count(sa.distinct(answers.c.label)) > 1, sa.func.max(answers.c.chosen).is_(None)))
+    partner = sa.and_(other.c.pair == answers.c.pair, other.c.pair != '')
+    whole = sa.select(answers.c.answer, answers.c.place, answers.c.scene).where(recent)
+    free = whole.where(~taken, ~judged, answers.c.role != 'shadow')
+    learning = free.where(answers.c.chosen.is_(None)).limit(_most)
+    disagreeing = sa.and_(sa.exists().where(partner, other.c.label != answers.c.label),
+        ~sa.exists().where(partner, other.c.chosen.is_not(None)))
     named = list(chain.from_iterable(getattr(alarm, 'rows', ()) for alarm in self.alarms))[:_most]
-    usual = seen.where(answers.c.chosen.is_(None))
-    queries = dict(chosen=seen.where(answers.c.chosen.is_not(None)).limit(None),
-        disagree=usual.where(answers.c.pair.in_(disagreeing)).order_by(answers.c.id.desc()),
-        alarm=usual.where(answers.c.id.in_(named)),
-        doubt=usual.where(answers.c.trusted.is_(False)).order_by(sa.func.coalesce(answers.c.confidence,
-            answers.c.probability)))
+    sure = sa.func.coalesce(answers.c.confidence, answers.c.probability)
+    queries = dict(chosen=free.where(answers.c.chosen.is_not(None)),
+        second=whole.where(answers.c.answer.in_(self._second_looks(connection, who, now))),
+        disagree=learning.where(answers.c.pair != '', disagreeing).order_by(answers.c.id.desc()),
+        alarm=learning.where(answers.c.id.in_(named)),
+        doubt=learning.where(answers.c.trusted.is_(False)).order_by(sure))
     lanes = {kind: connection.execute(query).mappings().all() for kind, query in queries.items()}
-    lanes['chosen'] = sorted(lanes['chosen'], key=lambda row: draw(row['answer'], 'order'))
-    lanes['second'] = self._second_looks(connection, who, now, sa.select(*columns).where(recent))
-    return {kind: lanes[kind] for kind in review_kinds}
+    return lanes | dict(chosen=sorted(lanes['chosen'], key=lambda row: draw(row['answer'], 'order')))
 
 @patch_to(ReviewQueue)
-def _second_looks(self, connection, who, now, query):
-    "Rows that exactly one other person has judged and that two people should"
-    _, answers, _, reviews = queue_tables()
+def _second_looks(self, connection, who, now):
+    "Answers that exactly one other person has judged and that two people should"
+    _, _, _, reviews = queue_tables()
     looks = {}
     for r in connection.execute(reviews.select().where(reviews.c.time >= now - self.seconds)):
         if r.said or r.until > now: looks.setdefault(r.answer, []).append(r)
-    wanted = [answer for answer, rows in looks.items()
-        if len(rows) == 1 and rows[0].said and rows[0].who != who and draw(answer, 'twice') < self.twice]
-    return connection.execute(query.where(answers.c.answer.in_(wanted[:_most]))).mappings().all()
+    return [answer for answer, rows in looks.items()
+        if len(rows) == 1 and rows[0].said and rows[0].who != who and draw(answer, 'twice') < self.twice][:_most]
 
-# %% ../../nbs/rollout/05_queue.ipynb #cf16c133
+# %% ../../nbs/rollout/05_queue.ipynb #a404d40d
 def in_turns(
     groups: Iterable[list],  # Several lists, of anything but None
 ) -> list:                   # All their items: the first of each, then the second of each, and so on
@@ -247,7 +246,7 @@ def _today(self, connection, now):
         if scene is not None: scenes.setdefault(place, []).append(scene)
     return spent, at_place, scenes
 
-# %% ../../nbs/rollout/05_queue.ipynb #d1ced94c
+# %% ../../nbs/rollout/05_queue.ipynb #49fe3ff8
 class ReviewItems(list):
     "Items of a queue, as a table with images"
     def __init__(self,
@@ -257,8 +256,13 @@ class ReviewItems(list):
         super().__init__(items)
         self.queue = queue
     def _repr_html_(self):
-        return str(html_table([{'': self.queue.picture(i), 'model says': i.says, 'doubt': i.reason, 'why': i.why,
-            'place': i.place, 'time': time_words(i.time)[:16]} for i in self], max_rows=12))
+        rows = []
+        for i in self[:12]:
+            image = self.queue.image(i)
+            shown = 'no image: no thumbnail, no file' if image is None else thumbnail(image, 72, i.name)
+            rows.append({'': shown, 'model says': i.says, 'doubt': i.reason, 'why': i.why, 'place': i.place,
+                'time': time_words(i.time)[:16]})
+        return str(html_table(rows))
 
 @patch_to(ReviewQueue)
 def items(self,
@@ -267,46 +271,65 @@ def items(self,
     now: float | None = None,  # Seconds since 1970; None: by the clock
 ) -> ReviewItems:              # Reserved for this person; fewer if the day's number is reached
     "The next images to look at"
-    sa, answers, _, reviews = queue_tables()
     expect('n', n, int)
     who = safe_text(who, 100)
     now = time.time() if now is None else now
     if self.log._is_missing(): return ReviewItems([], self)
-    open_ = reviews.c.said == ''
+    picked = []
+    for _ in range(10):  # others may have been quicker: then it looks again
+        mine = self._reserve(who, now, n, picked)
+        if len(mine) >= n: break
+        with self.log.transaction(write=False) as connection: picked = self._pick(connection, who, now, n - len(mine))
+        if not picked: break
+    with self.log.transaction(write=False) as connection:
+        return ReviewItems(self._load(connection, dict(list(mine.items())[:n])), self)
+
+@patch_to(ReviewQueue)
+def _reserve(self, who, now, n, picked):
+    "Reserve what is still free of pairs of kind and row; kinds by answer of all that this person has reserved"
+    sa, answers, _, reviews = queue_tables()
+    is_open = reviews.c.said == ''
     own = reviews.c.who == who
     gone = ~sa.exists().where(answers.c.answer == reviews.c.answer)
     with alone(self) as connection:
-        connection.execute(reviews.delete().where(open_, sa.or_(reviews.c.until <= now, gone)))
-        mine = {r.answer: r.kind for r in connection.execute(reviews.select().where(open_, own).order_by(reviews.c.id))}
-        for kind, row in self._pick(connection, who, now, n - len(mine)):
+        connection.execute(reviews.delete().where(is_open, sa.or_(reviews.c.until <= now, gone)))
+        mine = {r.answer: r.kind
+            for r in connection.execute(reviews.select().where(is_open, own).order_by(reviews.c.id))}
+        wanted = [row['answer'] for _, row in picked]
+        looks = Counter(connection.execute(sa.select(reviews.c.answer).where(reviews.c.answer.in_(wanted))).scalars())
+        room = min(n - len(mine), self.per_day - self._today(connection, now)[0])
+        free = [(kind, row) for kind, row in picked if looks[row['answer']] == (kind == 'second')]
+        for kind, row in free[:max(0, room)]:
             connection.execute(reviews.insert().values(answer=row['answer'], who=who, kind=kind, place=row['place'],
                 said='', verdicts='', until=now, time=now))
             mine[row['answer']] = kind
-        connection.execute(reviews.update().where(open_, own).values(until=now + self.lease))
-        return ReviewItems(self._load(connection, dict(list(mine.items())[:n])), self)
+        connection.execute(reviews.update().where(is_open, own).values(until=now + self.lease))
+    return mine
 
-# %% ../../nbs/rollout/05_queue.ipynb #37c9e80b
+# %% ../../nbs/rollout/05_queue.ipynb #cc03df94
+_columns = ('answer', 'label', 'probability', 'probabilities', 'reason', 'place', 'name', 'sha256', 'time', 'model',
+    'chosen', 'pair')
+
 @patch_to(ReviewQueue)
 def _load(self, connection, wanted):
     "Items from kinds by answer; answers that the log has forgotten are left out"
     sa, answers, _, _ = queue_tables()
     query = sa.select(*(answers.c[name] for name in _columns))
-    rows = {r['answer']: r for r in connection.execute(query.where(answers.c.answer.in_(wanted))).mappings()}
-    pairs = [r['pair'] for r in rows.values() if r['pair']]
+    rows = {r.answer: r for r in connection.execute(query.where(answers.c.answer.in_(wanted)))}
+    pairs = [r.pair for r in rows.values() if r.pair]
     partners = {}
-    for r in connection.execute(query.where(answers.c.pair.in_(pairs)).order_by(answers.c.id)).mappings():
-        partners.setdefault(r['pair'], []).append(r)
-    return [_item(kind, rows[answer], partners.get(rows[answer]['pair'], ()), self.more_labels)
-        for answer, kind in wanted.items() if answer in rows]
-
-def _item(kind, row, partners, more_labels):
-    "An item from a row of the log"
-    rival = next((p['label'] for p in partners if p['label'] != row['label']), '')
-    try: known = list(json.loads(row['probabilities']))
-    except ValueError: known = []
-    labels = dict.fromkeys([*known, row['label'], *([rival] if rival else []), *more_labels])
-    return ReviewItem(row['answer'], kind, row['label'], row['probability'], list(labels), rival, row['reason'],
-        row['place'], row['name'], row['sha256'], row['time'], row['model'], row['chosen'])
+    query = query.where(answers.c.pair != '', answers.c.pair.in_(pairs)).order_by(answers.c.id)
+    for r in connection.execute(query): partners.setdefault(r.pair, []).append(r.label)
+    found = []
+    for answer, kind in wanted.items():
+        if (row := rows.get(answer)) is None: continue
+        rival = next((label for label in partners.get(row.pair, ()) if label != row.label), '')
+        try: known = list(json.loads(row.probabilities))
+        except ValueError: known = []
+        labels = dict.fromkeys([*known, row.label, *filter(None, [rival]), *self.more_labels])
+        found.append(ReviewItem(answer, kind, row.label, row.probability, list(labels), rival, row.reason, row.place,
+            row.name, row.sha256, row.time, row.model, row.chosen))
+    return found
 
 @patch_to(ReviewQueue)
 def image(self,
@@ -314,27 +337,14 @@ def image(self,
 ) -> Image.Image | None:      # The file if there is one, otherwise the log's thumbnail, otherwise None
     "The image of an item"
     expect('item', item, ReviewItem)
-    source = self.images(item) if self.images else None
-    try:
-        if source is not None: return load_image(source)
-    except ImageError: pass  # the thumbnail may still be there
-    sa, answers, _, _ = queue_tables()
-    query = sa.select(answers.c.thumbnail).where(answers.c.answer == item.answer)
-    with self.log.transaction(write=False) as connection: data = connection.execute(query).scalar()
-    try: return load_image(data) if data else None
-    except ImageError: return None
+    _, answers, _, _ = queue_tables()
+    query = answers.select().with_only_columns(answers.c.thumbnail).where(answers.c.answer == item.answer)
+    with self.log.transaction(write=False) as connection: small = connection.execute(query).scalar()
+    for source in (self.images(item) if self.images else None, small):
+        with contextlib.suppress(ImageError):
+            if source: return load_image(source)
 
-@patch_to(ReviewQueue)
-def picture(self,
-    item: ReviewItem,  # What to show
-    side: int = 72,    # Longer side, in pixels
-) -> Html:             # An `<img>` element, or words if there is no image
-    "The image of an item, for a table"
-    image = self.image(item)
-    if image is None: return Html('<small>no image: the log keeps no thumbnail, and no file fits</small>')
-    return Html(f'<img src="{data_uri(image, side)}" alt="{escape(item.name, quote=True)}" style="max-width:{side}px">')
-
-# %% ../../nbs/rollout/05_queue.ipynb #33056827
+# %% ../../nbs/rollout/05_queue.ipynb #09d51934
 @dataclass
 class Look:
     "One person's look at one answer"
@@ -377,7 +387,8 @@ def _same_image(connection, answer):
     sa, answers, _, _ = queue_tables()
     query = sa.select(answers.c.answer, answers.c.label)
     pair = connection.execute(sa.select(answers.c.pair).where(answers.c.answer == answer)).scalar()
-    rows = connection.execute(query.where(answers.c.pair == pair if pair else answers.c.answer == answer)).all()
+    same = sa.and_(answers.c.pair == pair, answers.c.pair != '') if pair else answers.c.answer == answer
+    rows = connection.execute(query.where(same)).all()
     if not rows: raise DataError(f'The log holds no answer {answer}; it may have been pruned or forgotten')
     return rows
 
@@ -387,7 +398,7 @@ def _take_back(connection, mine):
     for r in connection.execute(reviews.select().where(mine, reviews.c.verdicts != '')):
         connection.execute(verdicts.delete().where(verdicts.c.id.in_(json.loads(r.verdicts))))
 
-# %% ../../nbs/rollout/05_queue.ipynb #2c102fc6
+# %% ../../nbs/rollout/05_queue.ipynb #a4de8192
 @patch_to(ReviewQueue)
 def undo(self,
     who: str = '',             # The person
@@ -407,7 +418,7 @@ def undo(self,
             .values(said='', verdicts='', until=now + self.lease))
         return next(iter(self._load(connection, {last.answer: last.kind})), None)
 
-# %% ../../nbs/rollout/05_queue.ipynb #c9cb0c80
+# %% ../../nbs/rollout/05_queue.ipynb #7a84a497
 @patch_to(ReviewQueue)
 def looks(self,
     since: float = 0.,  # Seconds since 1970; only looks from then on
@@ -421,33 +432,15 @@ def looks(self,
             .order_by(reviews.c.time, reviews.c.id)).all()
     return [Look(r.answer, r.who, r.said, r.kind, r.place, r.time) for r in rows]
 
-# %% ../../nbs/rollout/05_queue.ipynb #85bfbb3a
-@dataclass
-class QueueStatus:
-    "Where a review queue stands"
-    waiting: dict[str, int]  # Images by kind, as many as one person could look at
-    today: int               # Looked at today (UTC), or reserved
-    per_day: int             # The day's number
-
-    @property
-    def words(self) -> str:
-        "In a sentence"
-        late = self.waiting['chosen'] > max(0, self.per_day - self.today)
-        more = f'; {self.waiting["chosen"]} chosen ones wait, more than fit into today' if late else ''
-        return f'{self.today} of {self.per_day} images today{more}'
-
-    def _repr_html_(self):
-        rows = [{'why': review_kinds[kind], 'waiting': n} for kind, n in self.waiting.items()]
-        return f'<p>{escape(self.words)}</p>{html_table(rows)}'
-
+# %% ../../nbs/rollout/05_queue.ipynb #04a73459
 @patch_to(ReviewQueue)
-def status(self,
+def waiting(self,
     who: str = '',             # The person who would look: own images are no second looks
     now: float | None = None,  # Seconds since 1970; None: by the clock
-) -> QueueStatus:              # Shows itself as a table
-    "What waits, and how many were looked at today"
+) -> tuple[dict[str, int], int]:  # Images by kind, for learning at most 1,000 each; images looked at or reserved today
+    "What waits, and how many images of the day are used up"
     now = time.time() if now is None else now
-    if self.log._is_missing(): return QueueStatus(dict.fromkeys(review_kinds, 0), 0, self.per_day)
-    with alone(self) as connection:
-        waiting = {kind: len(rows) for kind, rows in self._lanes(connection, safe_text(who, 100), now).items()}
-        return QueueStatus(waiting, self._today(connection, now)[0], self.per_day)
+    if self.log._is_missing(): return dict.fromkeys(review_kinds, 0), 0
+    with alone(self) as connection: spent = self._today(connection, now)[0]
+    with self.log.transaction(write=False) as connection:
+        return {kind: len(rows) for kind, rows in self._lanes(connection, safe_text(who, 100), now).items()}, spent
