@@ -12,5 +12,13 @@ from ..doors import front_door
 
 # %% ../../nbs/rollout/index.ipynb #d88f6c52
 __getattr__, __dir__, __all__ = front_door('bearcls.rollout', dict(
-    registry='Change Conflict ModelRecord Registry RegistryError history_table resolve_bundle',
+    registry='BundleWatch Change Conflict ModelRecord Registry RegistryError history_table resolve_bundle',
+    pairs='PairTest PairTests Pairs pair_test pairs_from',
+    canary='Canary SplitTest assigned split_test',
+    stages='Outcome Rollout Route Supervised',
+    queue='ReviewItem ReviewQueue',
+    review='Agreement ReviewWidget agreement queue_status',
+    returning='checked_answers from_label_studio label_studio_config return_images to_label_studio',
+    refresh='Refreshed compare_models prune_models refresh',
+    loops='loop_widget plot_loop simulate_loop unseen_share unseen_shares',
 ))
