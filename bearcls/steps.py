@@ -212,7 +212,7 @@ class RolloutState:
     scope: Scope | None = None   # Of a limited stage
     model: str = ''              # Digest of the model that it is about; '': any
     challenger: str = ''         # Digest of the challenger; '': none
-    trial: Scope | None = None   # Whose images the challenger answers visibly; None: nobody's
+    trial: Scope | None = None   # Whose images the challenger answers visibly; None: no one's
     alarm: float = 0.            # Time of the newest alarm that a step has taken into account; 0: none
     needs: Mapping[str, Needs] = field(default_factory=lambda: dict(usual_needs))  # By stage
     changes: int = 0             # How often the stage was set

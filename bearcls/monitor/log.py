@@ -53,7 +53,7 @@ class LogRow:
     features: 'bytes | None' = None         # The model's averaged features, float16
     thumbnail: 'bytes | None' = None        # A small JPEG
     chosen: float | None = None             # Probability with which the answer was chosen for review; None: not chosen
-    role: str = ''                          # '': people saw it; shadow: nobody did; challenger: seen, a model on trial
+    role: str = ''                          # '': people saw it; shadow: only written down; challenger: on trial, and seen
     pair: str = ''                          # Id shared by the answers of several models to one image; '': one answer
     time: float = field(default_factory=time.time)            # Seconds since 1970, UTC
     answer: str = field(default_factory=lambda: os.urandom(16).hex())  # By which a verdict finds the row
@@ -303,7 +303,7 @@ def read(self,
     model: str | None = None,              # Only by the model with this digest; None: by all
     chunk: int = 50_000,                   # Rows at a time
     after: int = 0,                        # Only rows with a larger `id`, to go on where an earlier reader stopped
-    shadow: bool = False,                  # Also answers that nobody saw?
+    shadow: bool = False,                  # Also answers that were only written down?
 ) -> Iterator[dict[str, np.ndarray]]:      # An array for each column, in the order of writing
     "Answers as columns, a chunk at a time"
     table = log_tables()[0]
@@ -354,7 +354,7 @@ def _chunks(self, names, wanted, since, chunk, last):
 @patch_to(PredictionLog)
 def tail(self,
     n: int = 10,           # Rows
-    shadow: bool = False,  # Also answers that nobody saw?
+    shadow: bool = False,  # Also answers that were only written down?
 ) -> list[dict[str, Any]]:  # The oldest of them first; without features and thumbnails
     "The newest answers"
     sa = optional_import('sqlalchemy', purpose='A prediction log')
@@ -397,7 +397,7 @@ class LogStats:
 def stats(self,
     since: float | None = None,  # Seconds since 1970; only answers from then on
     until: float | None = None,  # Seconds since 1970; only answers before
-    shadow: bool = False,        # Also answers that nobody saw?
+    shadow: bool = False,        # Also answers that were only written down?
 ) -> LogStats:                   # Sums over all, and by place and label
     "How many answers and verdicts there are, of which labels and places"
     sa = optional_import('sqlalchemy', purpose='A prediction log')

@@ -223,7 +223,7 @@ def export_log(
     if end not in ('.csv', '.parquet'):
         raise ValueError(f'`dest` must end in .csv or .parquet, got {short_words(str(dest))}')
     if columns is not None: columns = list(expect_all('columns', columns, str))
-    chunks = log.read(columns, since, until, place, shadow=True)  # `role` tells which nobody saw
+    chunks = log.read(columns, since, until, place, shadow=True)  # `role` tells which
     return _write_parquet(chunks, dest) if end == '.parquet' else _write_csv(chunks, dest)
 
 def _write_csv(chunks, dest):

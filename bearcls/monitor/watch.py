@@ -31,14 +31,14 @@ class Normal:
     promised: float | None = None       # Share of wrong answers; None: no alarms on accuracy
     trusted: float | None = None        # Share of trusted answers; None: not known
     model: str = ''                     # SHA-256 of the model whose answers are watched; '': all answers
-    shadow: bool = False                # Are answers watched that nobody saw? For a model on trial
+    shadow: bool = False                # Are answers watched that people did not see? For a model on trial
     begin: float = -math.inf            # Drift is watched from then on, seconds since 1970; before is the reference
 
 def normal_of(
     bundle: Bundle | str | os.PathLike | None = None,  # The bundle in use; its answers alone are watched
     log: PredictionLog | None = None,         # For `reference_until`
     reference_until: float | None = None,     # Seconds since 1970: the answers before are the reference; None: the bundle's
-    shadow: bool = False,                     # Watch answers that nobody saw, too? For the bundle of a model on trial
+    shadow: bool = False,                     # Also answers that people did not see? For the bundle of a model on trial
 ) -> Normal:                                  # What is known; the error promised is the upper end of its interval
     "What is normal, from a bundle, from a log, or from both"
     expect('bundle', bundle, Bundle, str, os.PathLike, None)
@@ -264,7 +264,7 @@ def open_watch(
     state: str | os.PathLike | None = '',     # File to remember in; '': beside the log; None: nothing is remembered
     run_length: float = 10_000,               # Scenes, or answers, between false alarms
     since: float | None = None,               # Seconds since 1970: the first run begins there; None: with the first answer
-    shadow: bool = False,                     # Watch answers that nobody saw, too? For the bundle of a model on trial
+    shadow: bool = False,                     # Also answers that people did not see? For the bundle of a model on trial
 ) -> LogWatch:                                # Ready for `update`
     "A watch on a log, new or where it stopped"
     expect('log', log, PredictionLog, str, os.PathLike)

@@ -247,7 +247,7 @@ def _challenge(self, image, name):
     elif model.bundle.digest != wanted: problem = f'the challenger is not {wanted[:12]}, which the rollout names'
     else:
         try: return model.answer(image, name)
-        except (BearclsError, RuntimeError, MemoryError) as e: problem = f'the challenger has failed: {short_words(str(e), 120)}'
+        except (BearclsError, RuntimeError, MemoryError) as e: problem = f'the challenger failed: {short_words(str(e), 99)}'
     self.problems = [*self.problems, problem][-20:]
 
 @patch_to(Supervised)
@@ -394,7 +394,7 @@ def challenge(self,
     model: str,                 # Digest of the challenger, as `bundle.digest`; '': no challenger any more
     who: str,                   # The person
     why: str,                   # The reason
-    scope: Scope | None = None, # Whose images it answers visibly; None: nobody's, it answers in shadow
+    scope: Scope | None = None, # Whose images it answers visibly; None: it answers in shadow
 ) -> RolloutEvent:              # What stands in the record now
     "Let another model answer beside the one in use"
     said = _said(who, why)
