@@ -370,8 +370,9 @@ class Card {
   /* Thumbs up or down, and then what would have been right */
   vote(answer) {
     const said = make('span', { class: 'bq-said', role: 'status' });
-    const other = this.page.labels.includes('other') ? [] : [['other', 'none of these']];
-    const choices = [['', 'What is it?'], ...this.page.labels.filter((label) => label !== answer.label).map((label) => [label, label]), ...other];
+    const labels = Object.keys(answer.probabilities).sort(); // of the model that answered: another may have taken over since
+    const other = labels.includes('other') ? [] : [['other', 'none of these']];
+    const choices = [['', 'What is it?'], ...labels.filter((label) => label !== answer.label).map((label) => [label, label]), ...other];
     const keep = async (right, label) => {
       up.setAttribute('aria-pressed', right);
       down.setAttribute('aria-pressed', !right);
@@ -518,9 +519,7 @@ function render({ model, el }) {
   const root = make('div');
   el.append(root);
   const page = mount(root, { ...metadata, ask, tell: feedback ? tell : null, heading: document.body.dataset.voila ? 'h1' : 'h2' });
-  const renew = () => { page.labels = model.get('metadata').labels; };  // another model may have taken over
-  model.on('change:metadata', renew);
-  return () => { model.off('change:metadata', renew); page.destroy(); line.close(); root.remove(); };
+  return () => { page.destroy(); line.close(); root.remove(); };
 }
 
 export default { render };
