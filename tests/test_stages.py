@@ -309,15 +309,15 @@ def test_a_writer_and_threads(tmp_path, models):
             if outcome.chosen: camp.decide(outcome, 'brown', 'Ada')
             return outcome
         with ThreadPoolExecutor(8) as pool: outcomes = list(pool.map(one, range(90)))
-        assert writer.flush()
+        assert writer.flush(60)
     rows = {r['answer']: r for r in rows_of(rollout.log)}
     assert len(rows) == 90
     for o in outcomes:
         row = rows[o.ids['champion']]
         assert row['role'] == ('' if o.route.shows else 'shadow') and np.isnan(row['right']) == (o.chosen is None)
         assert o.decides == ('model' if o.route.shows and o.prediction.trusted else 'person') and (o.prediction is None) == (not o.route.shows)
-    assert {o.route.stage for o in outcomes} == {'full', 'shadow'} and outcomes[-1].route.stage == 'shadow'
-    assert 3 < sum(o.chosen == .5 for o in outcomes) < 40 and all(o.chosen == 1 for o in outcomes if o.decides == 'person')
+    assert {o.route.stage for o in outcomes} <= {'full', 'shadow'} and outcomes[0].route.stage == 'full' and rollout.route().stage == 'shadow'
+    assert {o.chosen for o in outcomes if o.decides == 'model'} == {.5, None} and all(o.chosen == 1 for o in outcomes if o.decides == 'person')
 
 def test_names_and_reasons_are_asked_for(tmp_path):
     rollout, _ = begun(tmp_path)

@@ -53,7 +53,7 @@ class LogRow:
     features: 'bytes | None' = None         # The model's averaged features, float16
     thumbnail: 'bytes | None' = None        # A small JPEG
     chosen: float | None = None             # Probability with which the answer was chosen for review; None: not chosen
-    role: str = ''                          # '': people saw it; shadow: only written down; challenger: on trial, and seen
+    role: str = ''                          # '': people saw it; shadow: only written down; challenger: seen, on trial
     pair: str = ''                          # Id shared by the answers of several models to one image; '': one answer
     time: float = field(default_factory=time.time)            # Seconds since 1970, UTC
     answer: str = field(default_factory=lambda: os.urandom(16).hex())  # By which a verdict finds the row

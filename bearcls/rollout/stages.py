@@ -247,7 +247,7 @@ def _challenge(self, image, name):
     elif model.bundle.digest != wanted: problem = f'the challenger is not {wanted[:12]}, which the rollout names'
     else:
         try: return model.answer(image, name)
-        except (BearclsError, RuntimeError, MemoryError) as e: problem = f'the challenger failed: {short_words(str(e), 99)}'
+        except (BearclsError, RuntimeError, MemoryError) as e: problem = f'the challenger failed: {short_words(str(e))}'
     self.problems = [*self.problems, problem][-20:]
 
 @patch_to(Supervised)
