@@ -109,6 +109,21 @@ def test_an_image_goes_to_two_people_at_most(tmp_path):
     assert len(queue.looks()) == 20
     assert sum(a.images for a in agreement(queue.looks())) == 10
 
+def test_an_image_waits_once(tmp_path):
+    "Two shadows, a shadow beside the model in use, a canary: one item each, by the answer that people saw; a draw of either answer puts it among the chosen"
+    log = PredictionLog(tmp_path/'log.sqlite')
+    log.write([row(1, role='shadow', pair='p1', answer='first'), row(1, 'teddy', role='shadow', pair='p1', answer='second'),
+        row(2, role='shadow', pair='p2', answer='unseen'), row(2, 'teddy', pair='p2', answer='seen'),
+        row(3, role='challenger', pair='p3', answer='canary'), row(3, role='shadow', pair='p3', answer='behind', chosen=1.),
+        row(4, role='shadow', answer='alone', chosen=.1), row(5, answer='plain')])
+    queue = ReviewQueue(log, twice=0.)
+    items = {i.answer: i for i in queue.items(20, 'Anna', now)}
+    assert {a: i.kind for a, i in items.items()} == dict(first='disagree', seen='disagree', canary='chosen', alone='chosen', plain='doubt')
+    assert items['seen'].says == 'black or teddy' and items['canary'].rival == ''
+    for item in items.values(): queue.answer(item, 'teddy', 'Anna', now)
+    columns = next(log.read(shadow=True))
+    assert dict(zip(columns['answer'], columns['right'])) == dict(first=0, second=1, unseen=0, seen=1, canary=0, behind=0, alone=0, plain=0)
+
 def test_forgotten_and_pruned_answers(tmp_path):
     "A reserved image that its owner takes back is gone from the queue, and does not hold up the others"
     log = PredictionLog(tmp_path/'log.sqlite')

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/queue.html.md"""
 __all__ = ['review_kinds', 'no_label', 'cannot_tell', 'ImageFinder', 'ReviewItem', 'queue_tables', 'draw', 'ReviewQueue', 'alone',
            'in_turns', 'ReviewItems', 'Look']
 
-# %% ../../nbs/rollout/05_queue.ipynb #8a32c5f3
+# %% ../../nbs/rollout/05_queue.ipynb #5d58b421
 import contextlib, json, os, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +24,7 @@ from ..images import ImageError, load_image
 from ..monitor.log import PredictionLog, Verdict, log_tables, safe_text, time_words
 from ..show import html_table, thumbnail
 
-# %% ../../nbs/rollout/05_queue.ipynb #5e7f0e2e
+# %% ../../nbs/rollout/05_queue.ipynb #e7610dc9
 class ImageFinder:
     "Finds the image of an answer in a folder, by name and SHA-256"
     def __init__(self,
@@ -47,7 +47,7 @@ class ImageFinder:
             self.by_digest = {sha256(f): f for f in chain.from_iterable(self.by_name.values())}
         return self.by_digest.get(item.sha256)
 
-# %% ../../nbs/rollout/05_queue.ipynb #e3cd3381
+# %% ../../nbs/rollout/05_queue.ipynb #82c6c93c
 review_kinds = {
     'chosen': 'chosen at random',
     'second': 'a second person looks',
@@ -87,7 +87,7 @@ class ReviewItem:
         "Why it is shown and what for, in words"
         return f'{review_kinds[self.kind]}; {"counts for accuracy" if self.counts else "for learning"}'
 
-# %% ../../nbs/rollout/05_queue.ipynb #ba88ea4f
+# %% ../../nbs/rollout/05_queue.ipynb #d7dfae85
 @cache
 def queue_tables() -> tuple[Any, Any, Any, Any]:  # SQLAlchemy, and its tables `answers`, `verdicts` and `reviews`
     "What every question to the log needs"
@@ -107,7 +107,7 @@ def draw(
     "A random number that every process draws alike"
     return int(sha256(f'{word} {answer}'.encode())[:13], 16)/16**13
 
-# %% ../../nbs/rollout/05_queue.ipynb #12415189
+# %% ../../nbs/rollout/05_queue.ipynb #40581849
 class ReviewQueue:
     "Picks what a person should look at, and keeps what the person says"
     def __init__(self,
@@ -139,7 +139,7 @@ class ReviewQueue:
 
     def __repr__(self): return f'ReviewQueue({self.log.title}, {self.per_day} a day)'
 
-# %% ../../nbs/rollout/05_queue.ipynb #85ebcc7d
+# %% ../../nbs/rollout/05_queue.ipynb #273216c3
 @contextlib.contextmanager
 def alone(
     queue: 'ReviewQueue',  # Whose table is needed; it is made if it is not there
@@ -155,7 +155,7 @@ def alone(
         yield connection
     queue._made = True
 
-# %% ../../nbs/rollout/05_queue.ipynb #c74a3ad1
+# %% ../../nbs/rollout/05_queue.ipynb #d089762f
 _most = 1000  # Candidates of one lane for learning that are read at once
 
 @patch_to(ReviewQueue)
@@ -163,20 +163,24 @@ def _lanes(self, connection, who, now):
     "Rows of answer, place and scene by kind, without those that are judged or reserved"
     sa, answers, verdicts, reviews = queue_tables()
     other = answers.alias()
-    recent = answers.c.time >= now - self.seconds
+    start = now - self.seconds
     taken = sa.exists().where(sa.or_(reviews.c.said != '', reviews.c.until > now), reviews.c.answer == answers.c.answer)
     judged = sa.exists().where(verdicts.c.answer == answers.c.answer)
-    partner = sa.and_(other.c.pair == answers.c.pair, other.c.pair != '')
-    whole = sa.select(answers.c.answer, answers.c.place, answers.c.scene).where(recent)
-    free = whole.where(~taken, ~judged, answers.c.role != 'shadow')
-    learning = free.where(answers.c.chosen.is_(None)).limit(_most)
-    disagreeing = sa.and_(sa.exists().where(partner, other.c.label != answers.c.label),
-        ~sa.exists().where(partner, other.c.chosen.is_not(None)))
+    partner = sa.and_(other.c.pair == answers.c.pair, other.c.pair != '', other.c.id != answers.c.id)
+    unseen = answers.c.role == 'shadow'
+    sooner = sa.and_((other.c.role == 'shadow') == unseen, other.c.id < answers.c.id)
+    shown_instead = sa.exists().where(partner, sa.or_(sa.and_(unseen, other.c.role != 'shadow'), sooner))
+    pairs = sa.select(other.c.pair).where(other.c.pair != '', other.c.chosen.is_not(None), other.c.time >= start)
+    chosen = sa.or_(answers.c.chosen.is_not(None), answers.c.pair.in_(pairs))
+    differs = sa.exists().where(partner, other.c.label != answers.c.label)
+    whole = sa.select(answers.c.answer, answers.c.place, answers.c.scene).where(answers.c.time >= start)
+    free = whole.where(~taken, ~judged, ~shown_instead)
+    learning = free.where(~chosen).limit(_most)
     named = list(chain.from_iterable(getattr(alarm, 'rows', ()) for alarm in self.alarms))[:_most]
     sure = sa.func.coalesce(answers.c.confidence, answers.c.probability)
-    queries = dict(chosen=free.where(answers.c.chosen.is_not(None)),
+    queries = dict(chosen=free.where(chosen),
         second=whole.where(answers.c.answer.in_(self._second_looks(connection, who, now))),
-        disagree=learning.where(answers.c.pair != '', disagreeing).order_by(answers.c.id.desc()),
+        disagree=learning.where(answers.c.pair != '', differs).order_by(answers.c.id.desc()),
         alarm=learning.where(answers.c.id.in_(named)),
         doubt=learning.where(answers.c.trusted.is_(False)).order_by(sure))
     lanes = {kind: connection.execute(query).mappings().all() for kind, query in queries.items()}
@@ -192,7 +196,7 @@ def _second_looks(self, connection, who, now):
     return [answer for answer, rows in looks.items()
         if len(rows) == 1 and rows[0].said and rows[0].who != who and draw(answer, 'twice') < self.twice][:_most]
 
-# %% ../../nbs/rollout/05_queue.ipynb #a404d40d
+# %% ../../nbs/rollout/05_queue.ipynb #0cda526e
 def in_turns(
     groups: Iterable[list],  # Several lists, of anything but None
 ) -> list:                   # All their items: the first of each, then the second of each, and so on
@@ -246,7 +250,7 @@ def _today(self, connection, now):
         if scene is not None: scenes.setdefault(place, []).append(scene)
     return spent, at_place, scenes
 
-# %% ../../nbs/rollout/05_queue.ipynb #49fe3ff8
+# %% ../../nbs/rollout/05_queue.ipynb #dbd15de6
 class ReviewItems(list):
     "Items of a queue, as a table with images"
     def __init__(self,
@@ -306,7 +310,7 @@ def _reserve(self, who, now, n, picked):
         connection.execute(reviews.update().where(is_open, own).values(until=now + self.lease))
     return mine
 
-# %% ../../nbs/rollout/05_queue.ipynb #cc03df94
+# %% ../../nbs/rollout/05_queue.ipynb #36136758
 _columns = ('answer', 'label', 'probability', 'probabilities', 'reason', 'place', 'name', 'sha256', 'time', 'model',
     'chosen', 'pair')
 
@@ -344,7 +348,7 @@ def image(self,
         with contextlib.suppress(ImageError):
             if source: return load_image(source)
 
-# %% ../../nbs/rollout/05_queue.ipynb #09d51934
+# %% ../../nbs/rollout/05_queue.ipynb #227ab4a3
 @dataclass
 class Look:
     "One person's look at one answer"
@@ -398,7 +402,7 @@ def _take_back(connection, mine):
     for r in connection.execute(reviews.select().where(mine, reviews.c.verdicts != '')):
         connection.execute(verdicts.delete().where(verdicts.c.id.in_(json.loads(r.verdicts))))
 
-# %% ../../nbs/rollout/05_queue.ipynb #a4de8192
+# %% ../../nbs/rollout/05_queue.ipynb #565c708e
 @patch_to(ReviewQueue)
 def undo(self,
     who: str = '',             # The person
@@ -418,7 +422,7 @@ def undo(self,
             .values(said='', verdicts='', until=now + self.lease))
         return next(iter(self._load(connection, {last.answer: last.kind})), None)
 
-# %% ../../nbs/rollout/05_queue.ipynb #7a84a497
+# %% ../../nbs/rollout/05_queue.ipynb #25287300
 @patch_to(ReviewQueue)
 def looks(self,
     since: float = 0.,  # Seconds since 1970; only looks from then on
@@ -432,7 +436,7 @@ def looks(self,
             .order_by(reviews.c.time, reviews.c.id)).all()
     return [Look(r.answer, r.who, r.said, r.kind, r.place, r.time) for r in rows]
 
-# %% ../../nbs/rollout/05_queue.ipynb #04a73459
+# %% ../../nbs/rollout/05_queue.ipynb #6577e1ca
 @patch_to(ReviewQueue)
 def waiting(self,
     who: str = '',             # The person who would look: own images are no second looks
