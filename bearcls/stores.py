@@ -77,6 +77,7 @@ def _names_through(folder):
     try: os.fsync(handle)
     finally: os.close(handle)
 
+# %% ../nbs/14_stores.ipynb #653aea82
 @patch_to(DiskStore)
 @contextmanager
 def alone(self,
@@ -137,21 +138,6 @@ class RemoteStore:
     ):
         self.fs, self.root = optional_import('fsspec.core', 'fsspec', 'A store at an address').url_to_fs(url)
 
-    def names(self,
-        folder: str = '',  # Below the root; '': the root itself
-    ) -> list[str]:        # As they are now, sorted
-        "Files and folders"
-        self.fs.invalidate_cache()
-        try: found = self.fs.ls(f'{self.root}/{folder}'.rstrip('/'), detail=False)
-        except FileNotFoundError: return []
-        return sorted(n.rstrip('/').rpartition('/')[2] for n in found)
-
-    def read(self,
-        name: str,  # Path below the root, with forward slashes
-    ) -> bytes:     # A missing one raises FileNotFoundError
-        "What a file holds"
-        return self.fs.cat_file(f'{self.root}/{name}')
-
     def create(self,
         name: str,       # Path below the root, with forward slashes
         content: bytes,  # All of it
@@ -166,35 +152,48 @@ class RemoteStore:
             self.fs.pipe_file(path, content)
         return True
 
-# %% ../nbs/14_stores.ipynb #bfc67bed
+    def put(self,
+        folder: str,                 # Path below the root
+        files: Mapping[str, bytes],  # Contents by name
+    ) -> None:
+        "Write these files, one after another"
+        self.fs.makedirs(f'{self.root}/{folder}', exist_ok=True)
+        for name, content in files.items(): self.fs.pipe_file(f'{self.root}/{folder}/{name}', content)
+
+    def drop(self,
+        folder: str,  # Path below the root
+    ) -> None:
+        "Delete a folder"
+        self.fs.rm(f'{self.root}/{folder}', recursive=True)
+
+    def sweep(self,
+        folder: str,        # Path below the root
+        seconds: float = 0, # Of no use here
+    ) -> None:
+        "Delete nothing: another machine may be writing there"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        "There are no locks; the block runs at once"
+        yield
+
+# %% ../nbs/14_stores.ipynb #10bb729a
 @patch_to(RemoteStore)
-@contextmanager
-def alone(self) -> Iterator[None]:
-    "There are no locks; the block runs at once"
-    yield
+def names(self,
+    folder: str = '',  # Below the root; '': the root itself
+) -> list[str]:        # As they are now, sorted
+    "Files and folders"
+    self.fs.invalidate_cache()
+    try: found = self.fs.ls(f'{self.root}/{folder}'.rstrip('/'), detail=False)
+    except FileNotFoundError: return []
+    return sorted(n.rstrip('/').rpartition('/')[2] for n in found)
 
 @patch_to(RemoteStore)
-def put(self,
-    folder: str,                 # Path below the root
-    files: Mapping[str, bytes],  # Contents by name
-) -> None:
-    "Write these files, one after another"
-    self.fs.makedirs(f'{self.root}/{folder}', exist_ok=True)
-    for name, content in files.items(): self.fs.pipe_file(f'{self.root}/{folder}/{name}', content)
-
-@patch_to(RemoteStore)
-def drop(self,
-    folder: str,  # Path below the root
-) -> None:
-    "Delete a folder"
-    self.fs.rm(f'{self.root}/{folder}', recursive=True)
-
-@patch_to(RemoteStore)
-def sweep(self,
-    folder: str,        # Path below the root
-    seconds: float = 0, # Of no use here
-) -> None:
-    "Delete nothing: another machine may be writing there"
+def read(self,
+    name: str,  # Path below the root, with forward slashes
+) -> bytes:     # A missing one raises FileNotFoundError
+    "What a file holds"
+    return self.fs.cat_file(f'{self.root}/{name}')
 
 def open_store(
     address: str | os.PathLike,   # A folder, or an address with `://`
