@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/queue.html.md"""
 __all__ = ['review_kinds', 'no_label', 'cannot_tell', 'ImageFinder', 'ReviewItem', 'queue_tables', 'draw', 'ReviewQueue', 'alone',
            'in_turns', 'ReviewItems', 'Look']
 
-# %% ../../nbs/rollout/05_queue.ipynb #5d58b421
+# %% ../../nbs/rollout/05_queue.ipynb #aaf1b109
 import contextlib, json, os, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +24,7 @@ from ..images import ImageError, load_image
 from ..monitor.log import PredictionLog, Verdict, log_tables, safe_text, time_words
 from ..show import html_table, thumbnail
 
-# %% ../../nbs/rollout/05_queue.ipynb #e7610dc9
+# %% ../../nbs/rollout/05_queue.ipynb #038c6bb0
 class ImageFinder:
     "Finds the image of an answer in a folder, by name and SHA-256"
     def __init__(self,
@@ -47,7 +47,7 @@ class ImageFinder:
             self.by_digest = {sha256(f): f for f in chain.from_iterable(self.by_name.values())}
         return self.by_digest.get(item.sha256)
 
-# %% ../../nbs/rollout/05_queue.ipynb #82c6c93c
+# %% ../../nbs/rollout/05_queue.ipynb #e7162e7c
 review_kinds = {
     'chosen': 'chosen at random',
     'second': 'a second person looks',
@@ -85,9 +85,10 @@ class ReviewItem:
     @property
     def why(self) -> str:
         "Why it is shown and what for, in words"
-        return f'{review_kinds[self.kind]}; {"counts for accuracy" if self.counts else "for learning"}'
+        why = 'a person decides' if self.kind == 'chosen' and self.chosen == 1 else review_kinds[self.kind]
+        return f'{why}; {"counts for accuracy" if self.counts else "for learning"}'
 
-# %% ../../nbs/rollout/05_queue.ipynb #d7dfae85
+# %% ../../nbs/rollout/05_queue.ipynb #2aafc2b2
 @cache
 def queue_tables() -> tuple[Any, Any, Any, Any]:  # SQLAlchemy, and its tables `answers`, `verdicts` and `reviews`
     "What every question to the log needs"
@@ -107,7 +108,7 @@ def draw(
     "A random number that every process draws alike"
     return int(sha256(f'{word} {answer}'.encode())[:13], 16)/16**13
 
-# %% ../../nbs/rollout/05_queue.ipynb #40581849
+# %% ../../nbs/rollout/05_queue.ipynb #c93d8dcb
 class ReviewQueue:
     "Picks what a person should look at, and keeps what the person says"
     def __init__(self,
@@ -139,7 +140,7 @@ class ReviewQueue:
 
     def __repr__(self): return f'ReviewQueue({self.log.title}, {self.per_day} a day)'
 
-# %% ../../nbs/rollout/05_queue.ipynb #273216c3
+# %% ../../nbs/rollout/05_queue.ipynb #cbcd44a0
 @contextlib.contextmanager
 def alone(
     queue: 'ReviewQueue',  # Whose table is needed; it is made if it is not there
@@ -155,7 +156,7 @@ def alone(
         yield connection
     queue._made = True
 
-# %% ../../nbs/rollout/05_queue.ipynb #d089762f
+# %% ../../nbs/rollout/05_queue.ipynb #f4978b17
 _most = 1000  # Candidates of one lane for learning that are read at once
 
 @patch_to(ReviewQueue)
@@ -196,7 +197,7 @@ def _second_looks(self, connection, who, now):
     return [answer for answer, rows in looks.items()
         if len(rows) == 1 and rows[0].said and rows[0].who != who and draw(answer, 'twice') < self.twice][:_most]
 
-# %% ../../nbs/rollout/05_queue.ipynb #0cda526e
+# %% ../../nbs/rollout/05_queue.ipynb #50207c76
 def in_turns(
     groups: Iterable[list],  # Several lists, of anything but None
 ) -> list:                   # All their items: the first of each, then the second of each, and so on
@@ -250,7 +251,7 @@ def _today(self, connection, now):
         if scene is not None: scenes.setdefault(place, []).append(scene)
     return spent, at_place, scenes
 
-# %% ../../nbs/rollout/05_queue.ipynb #dbd15de6
+# %% ../../nbs/rollout/05_queue.ipynb #f8b8865a
 class ReviewItems(list):
     "Items of a queue, as a table with images"
     def __init__(self,
@@ -310,7 +311,7 @@ def _reserve(self, who, now, n, picked):
         connection.execute(reviews.update().where(is_open, own).values(until=now + self.lease))
     return mine
 
-# %% ../../nbs/rollout/05_queue.ipynb #36136758
+# %% ../../nbs/rollout/05_queue.ipynb #8bbd330f
 _columns = ('answer', 'label', 'probability', 'probabilities', 'reason', 'place', 'name', 'sha256', 'time', 'model',
     'chosen', 'pair')
 
@@ -323,16 +324,18 @@ def _load(self, connection, wanted):
     pairs = [r.pair for r in rows.values() if r.pair]
     partners = {}
     query = query.where(answers.c.pair != '', answers.c.pair.in_(pairs)).order_by(answers.c.id)
-    for r in connection.execute(query): partners.setdefault(r.pair, []).append(r.label)
+    for r in connection.execute(query): partners.setdefault(r.pair, []).append(r)
     found = []
     for answer, kind in wanted.items():
         if (row := rows.get(answer)) is None: continue
-        rival = next((label for label in partners.get(row.pair, ()) if label != row.label), '')
+        same = partners.get(row.pair, [row])
+        rival = next((r.label for r in same if r.label != row.label), '')
+        chosen = next((r.chosen for r in [row, *same] if r.chosen is not None), None)
         try: known = list(json.loads(row.probabilities))
         except ValueError: known = []
         labels = dict.fromkeys([*known, row.label, *filter(None, [rival]), *self.more_labels])
         found.append(ReviewItem(answer, kind, row.label, row.probability, list(labels), rival, row.reason, row.place,
-            row.name, row.sha256, row.time, row.model, row.chosen))
+            row.name, row.sha256, row.time, row.model, chosen))
     return found
 
 @patch_to(ReviewQueue)
@@ -348,7 +351,7 @@ def image(self,
         with contextlib.suppress(ImageError):
             if source: return load_image(source)
 
-# %% ../../nbs/rollout/05_queue.ipynb #227ab4a3
+# %% ../../nbs/rollout/05_queue.ipynb #e93747f7
 @dataclass
 class Look:
     "One person's look at one answer"
@@ -402,7 +405,7 @@ def _take_back(connection, mine):
     for r in connection.execute(reviews.select().where(mine, reviews.c.verdicts != '')):
         connection.execute(verdicts.delete().where(verdicts.c.id.in_(json.loads(r.verdicts))))
 
-# %% ../../nbs/rollout/05_queue.ipynb #565c708e
+# %% ../../nbs/rollout/05_queue.ipynb #1f39f9cf
 @patch_to(ReviewQueue)
 def undo(self,
     who: str = '',             # The person
@@ -422,7 +425,7 @@ def undo(self,
             .values(said='', verdicts='', until=now + self.lease))
         return next(iter(self._load(connection, {last.answer: last.kind})), None)
 
-# %% ../../nbs/rollout/05_queue.ipynb #25287300
+# %% ../../nbs/rollout/05_queue.ipynb #cf74b46e
 @patch_to(ReviewQueue)
 def looks(self,
     since: float = 0.,  # Seconds since 1970; only looks from then on
@@ -436,7 +439,7 @@ def looks(self,
             .order_by(reviews.c.time, reviews.c.id)).all()
     return [Look(r.answer, r.who, r.said, r.kind, r.place, r.time) for r in rows]
 
-# %% ../../nbs/rollout/05_queue.ipynb #6577e1ca
+# %% ../../nbs/rollout/05_queue.ipynb #cf648c0c
 @patch_to(ReviewQueue)
 def waiting(self,
     who: str = '',             # The person who would look: own images are no second looks
