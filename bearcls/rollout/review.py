@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/review.html.md"""
 __all__ = ['right', 'QueueStatus', 'queue_status', 'Review', 'script_parts', 'ReviewWidget', 'Agreement', 'agreement_from',
            'Agreements', 'agreement']
 
-# %% ../../nbs/rollout/06_review.ipynb #2ddcab07
+# %% ../../nbs/rollout/06_review.ipynb #d0ba1cea
 import io, re, threading, time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ from ..monitor.log import time_words
 from .queue import Look, ReviewItem, ReviewItems, ReviewQueue, cannot_tell, review_kinds
 from ..show import Html, html_table
 
-# %% ../../nbs/rollout/06_review.ipynb #569f5d55
+# %% ../../nbs/rollout/06_review.ipynb #96ddde38
 @dataclass
 class QueueStatus:
     "Where a review queue stands"
@@ -53,7 +53,7 @@ def queue_status(
     "What waits, and how many images were looked at today"
     return QueueStatus(*expect('queue', queue, ReviewQueue).waiting(who, now), queue.per_day)
 
-# %% ../../nbs/rollout/06_review.ipynb #d57317ea
+# %% ../../nbs/rollout/06_review.ipynb #4c5c3c8f
 right = 'right'  # What a person says to agree with the model
 
 class Review:
@@ -83,7 +83,7 @@ class Review:
 
     def __repr__(self): return f'Review({self.who or "one person"}: {self.done} done, {len(self.items)} reserved)'
 
-# %% ../../nbs/rollout/06_review.ipynb #ce3723c1
+# %% ../../nbs/rollout/06_review.ipynb #deae1ef2
 @patch_to(Review)
 def say(self,
     said: str,          # A label, `other`, `cannot tell` or `right`
@@ -113,7 +113,7 @@ def undo(self) -> ReviewItem | None:  # On show again; None: this person has sai
         self.done = max(0, self.done - 1)
         return item
 
-# %% ../../nbs/rollout/06_review.ipynb #37b776b1
+# %% ../../nbs/rollout/06_review.ipynb #be8318de
 def _jpeg(image, side=480):
     "An image as bytes for the browser"
     image = flatten(image)
@@ -139,7 +139,7 @@ def now_answer(self,
     words = f'{self.done} in this sitting.' if items else queue_status(self.queue, self.who, self.clock()).words + '.'
     return dict(items=items, images=list(images), words=words), list(images.values())
 
-# %% ../../nbs/rollout/06_review.ipynb #17700866
+# %% ../../nbs/rollout/06_review.ipynb #9e439da6
 @patch_to(Review)
 def answer(self,
     message: Any,  # What the browser sent
@@ -161,7 +161,7 @@ def answer(self,
         except BearclsError as e: return dict(found, refused=str(e)), []
     return found | more, buffers
 
-# %% ../../nbs/rollout/06_review.ipynb #cde32c68
+# %% ../../nbs/rollout/06_review.ipynb #9f370350
 def script_parts(
     script: str,   # JavaScript with sections, each below a heading of dashes
     *titles: str,  # Headings to take; '' is what stands before the first
@@ -173,7 +173,7 @@ def script_parts(
     if missing: raise DataError(f'The script has no section {missing[0]}; it has {", ".join(filter(None, sections))}')
     return ''.join(sections[t] for t in titles)
 
-# %% ../../nbs/rollout/06_review.ipynb #06c6f751
+# %% ../../nbs/rollout/06_review.ipynb #1135cb04
 @cache
 def _widget_class():
     "The anywidget behind a `ReviewWidget`"
@@ -221,7 +221,7 @@ class ReviewWidget:
         shown = ReviewItems(review.items[:3], review.queue)
         return Html(f'<p>{words}. Without widgets, use <code>review.say(label)</code>.</p>{shown._repr_html_()}')
 
-# %% ../../nbs/rollout/06_review.ipynb #a7d3a3be
+# %% ../../nbs/rollout/06_review.ipynb #7cc9b5ff
 @dataclass
 class Agreement:
     "How far two people agree"
@@ -254,7 +254,7 @@ def agreement_from(
     if chance < 1: found = (kappa(same/n), *(max(-1., kappa(x)) for x in wilson(same, n)))
     return Agreement(people, n, same, *found, len(pairs) - n, dict(Counter((a, b) for a, b in both if a != b)))
 
-# %% ../../nbs/rollout/06_review.ipynb #21b1880b
+# %% ../../nbs/rollout/06_review.ipynb #6afcb7f5
 class Agreements(list):
     "Several `Agreement`, as tables"
     def _repr_html_(self):
