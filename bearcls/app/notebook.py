@@ -114,6 +114,7 @@ class AppDesk:
     ):
         expect('classifier', classifier, Classifier)
         expect('feedback', feedback, Feedback, None)
+        expect('follow', follow, str, os.PathLike, None)
         self.log = expect('log', log, LogWriter, None)
         self.trouble = ''
         self.classifier = classifier

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from ..core import BearclsError, cache_folder, expect, patch_to, sha256, short_words
+from ..core import BearclsError, cache_folder, expect, expect_all, patch_to, sha256, short_words
 from ..inference.bundle import plain_values, read_bundle
 from ..inference.files import BundleError, bundle_files, bundle_names, bundle_stamp, content_digest, model_file
 from ..show import Html, html_table
@@ -351,7 +351,8 @@ def history_table(
     changes: Iterable[Change],  # Of `Registry.history`
 ) -> Html:                      # The newest first
     "Changes as a table"
-    return html_table([_change_row(c) for c in reversed(list(changes))])
+    changes = list(expect_all('changes', changes, Change))
+    return html_table([_change_row(c) for c in reversed(changes)])
 
 @patch_to(Registry)
 def _repr_html_(self):
