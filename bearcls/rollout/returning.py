@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/returning.html.md"""
 __all__ = ['CheckedAnswer', 'checked_answers', 'Returned', 'ReturnedImages', 'returned_name', 'copy_whole', 'folder_lock',
            'return_images', 'label_studio_config', 'to_label_studio', 'StudioVerdicts', 'from_label_studio']
 
-# %% ../../nbs/rollout/07_returning.ipynb #67a0c09a
+# %% ../../nbs/rollout/07_returning.ipynb #31710695
 import contextlib, json, os, re, shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ from .queue import ImageFinder, ReviewItem, ReviewQueue, cannot_tell, no_label, 
 from ..show import html_table
 from ..similarity import near_duplicates
 
-# %% ../../nbs/rollout/07_returning.ipynb #63734e4c
+# %% ../../nbs/rollout/07_returning.ipynb #b4246614
 @dataclass
 class CheckedAnswer:
     "One image of the log that people have judged"
@@ -88,7 +88,7 @@ def _settled(row, said):
         max(when for _, when in said.values()), reason, row['name'], row['sha256'], row['place'], row['time'],
         row['model'], row['chosen'])
 
-# %% ../../nbs/rollout/07_returning.ipynb #29a9cc63
+# %% ../../nbs/rollout/07_returning.ipynb #9e7cc0f4
 @dataclass
 class Returned:
     "What became of one checked image"
@@ -140,7 +140,7 @@ def _examined(checked, find):
     except OSError as e: new.reason = f'the file cannot be read: {e.strerror or e}'
     return new
 
-# %% ../../nbs/rollout/07_returning.ipynb #e21faea0
+# %% ../../nbs/rollout/07_returning.ipynb #5f90780b
 def returned_name(
     checked: CheckedAnswer,  # Image
     digest: str,             # SHA-256 of its bytes
@@ -165,7 +165,7 @@ def copy_whole(
         os.fsync(g.fileno())
     os.replace(aside, target)
 
-# %% ../../nbs/rollout/07_returning.ipynb #5708d597
+# %% ../../nbs/rollout/07_returning.ipynb #86d51880
 @contextlib.contextmanager
 def folder_lock(
     dest: Path,      # Image folder
@@ -202,7 +202,7 @@ def return_images(
         _mark_near(found, new)
         return _put_in(dest, there, new, near, license)
 
-# %% ../../nbs/rollout/07_returning.ipynb #746e7bef
+# %% ../../nbs/rollout/07_returning.ipynb #c0b75696
 def _print_of(file):
     "The fingerprint of an image of the folder; None if it cannot be opened"
     try: return fingerprint(load_image(file, 256))
@@ -216,7 +216,7 @@ def _mark_near(found, new):
     for first, copy, _ in near_duplicates([*(p for _, p in old), *(n.print for n in fresh)]):
         if copy >= len(old): fresh[copy - len(old)].like = names[first]
 
-# %% ../../nbs/rollout/07_returning.ipynb #a68d30a4
+# %% ../../nbs/rollout/07_returning.ipynb #ee634ff9
 def _put_in(dest, there, new, near, license, at_once=100):
     "Copy what may come in; the manifest is written after every hundred files"
     result = ReturnedImages()
@@ -259,7 +259,7 @@ def _history(file, dest, new, license):
     return describe_file(file, dest, title=c.name, provider='review', license=license,
         phash=f'{new.print.whole:016x}', more=more)
 
-# %% ../../nbs/rollout/07_returning.ipynb #919ae228
+# %% ../../nbs/rollout/07_returning.ipynb #1b4ebfda
 def label_studio_config(
     labels: Iterable[str],  # Labels of the model
 ) -> str:                   # XML for the project's labelling interface
@@ -287,7 +287,7 @@ def to_label_studio(
     with atomic_write(file, 'w') as f: json.dump(tasks, f, indent=1)
     return Path(file)
 
-# %% ../../nbs/rollout/07_returning.ipynb #c43a5320
+# %% ../../nbs/rollout/07_returning.ipynb #34936e27
 class StudioVerdicts(list):
     "Verdicts from Label Studio; `left_out` has the annotations that are none, with their reasons"
     def __init__(self, verdicts=()):
