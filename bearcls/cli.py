@@ -163,7 +163,10 @@ def _predict(args):
     from bearcls.core import progress
     from bearcls.folders import LeftOut
     from bearcls.inference.classifier import Classifier, PredictionRow, folder_sources
-    try: classifier = Classifier(read_bundle(args.bundle, args.key), args.threads, args.execution_provider, args.url)
+    from bearcls.rollout.registry import resolve_bundle
+    try:
+        bundle = read_bundle(resolve_bundle(args.bundle, args.key), args.key)
+        classifier = Classifier(bundle, args.threads, args.execution_provider, args.url)
     except ValueError as e: return _fail(str(e))
     files = []
     for name in args.files: files += folder_sources(name) if os.path.isdir(name) else [name]
@@ -205,7 +208,8 @@ def _noted(rows, seen):
 @_command('predict', 'classify images with a bundle')
 def _add_predict(parser):
     parser.set_defaults(run=_predict)
-    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
+    parser.add_argument('bundle', metavar='BUNDLE',
+        help='folder of a bundle, a bundle as one .zip, or a model of a registry such as models@champion')
     parser.add_argument('files', nargs='+', metavar='FILES', help='images, or folders of them; addresses with --url')
     parser.add_argument('--url', action='store_true', help='also fetch images from http and https addresses')
     parser.add_argument('--threads', type=int, metavar='N', help='cores to use (default: all)')
@@ -259,7 +263,8 @@ def _app(args):
 def _add_app(parser):
     parser.set_defaults(run=_app)
     parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle',
-        help='folder of a bundle (default: %(default)s)')
+        help='folder of a bundle, or a model of a registry such as models@champion, which the application follows '
+        '(default: %(default)s)')
     parser.add_argument('--port', type=int, metavar='N',
         help='port to listen on (default: 8866, or a free one where that is taken)')
     parser.add_argument('--no-browser', action='store_true', help='print the address without opening a browser')
@@ -274,12 +279,16 @@ def _add_app(parser):
 # %% ../nbs/18_cli.ipynb #761b72a6
 def _serve(args):
     "Serve a bundle over HTTP; status 1 if a process could not go on"
+    from functools import partial
+    from bearcls.monitor.watch import watch_figures
     from bearcls.serve.service import Settings, run_server
     try:
+        figures = partial(watch_figures, os.path.abspath(args.watch_state)) if args.watch_state else None
         settings = Settings(threads=args.threads, max_waiting=args.max_waiting, max_bytes=args.max_bytes,
             max_held=max(args.max_bytes, Settings.max_held),
             api_key=os.environ.get('BEARCLS_API_KEY', '').strip(), title=args.title, origins=tuple(args.origin),
-            frames=tuple(args.frame), log=args.log, place=args.place)
+            frames=tuple(args.frame), log=args.log, place=args.place,
+            figures=figures)
         return 0 if run_server(args.bundle, args.host, args.port, args.workers, settings) else 1
     except ValueError as e: return _fail(str(e))
 
@@ -288,8 +297,9 @@ def _add_serve(parser):
     parser.set_defaults(run=_serve)
     parser.description = ('Answers images at POST /predict, and shows a small page. The environment variable '
         'BEARCLS_API_KEY, if set, holds a key that every request must carry.')
-    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle', help='folder of a '
-        'bundle, or a bundle as one .zip; another one put into its place is taken over (default: %(default)s)')
+    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', default='bearcls-quickstart/bundle',
+        help='folder of a bundle, a bundle as one .zip, or a model of a registry such as models@champion; another one '
+        'put into its place is taken over (default: %(default)s)')
     parser.add_argument('--host', default='127.0.0.1', metavar='ADDRESS',
         help='where to listen; 0.0.0.0 for all addresses of this machine (default: %(default)s)')
     parser.add_argument('--port', type=int, default=8000, metavar='N',
@@ -311,6 +321,8 @@ def _add_serve(parser):
     parser.add_argument('--log', default='', metavar='LOG',
         help='keep every answer in this file, or in the database with this URL (default: no log)')
     parser.add_argument('--place', default='', metavar='NAME', help='what the log calls the place of this service')
+    parser.add_argument('--watch-state', default='', metavar='FILE',
+        help='file in which `bearcls monitor` remembers; its accuracy and alarms come into /metrics')
 
 # %% ../nbs/18_cli.ipynb #cc9b68de
 def _log(args):
@@ -372,11 +384,13 @@ def _monitor(args):
     from bearcls.monitor.log import LogError, PredictionLog
     from bearcls.monitor.report import MonitorReport
     from bearcls.monitor.watch import check_webhook, open_watch
+    from bearcls.rollout.registry import resolve_bundle
     try:
         if args.webhook: check_webhook(args.webhook)
         log = PredictionLog(args.log)
         if log.file and not log.file.exists(): return _fail(f'there is no log {args.log}')
-        watch = open_watch(log, args.bundle, args.reference_until, args.state, since=args.since)
+        bundle = args.bundle and resolve_bundle(args.bundle)
+        watch = open_watch(log, bundle, args.reference_until, args.state, since=args.since)
     except ValueError as e: return _fail(str(e))
     while True:
         try: new = watch.update()
@@ -422,18 +436,221 @@ def _add_monitor(parser):
     parser.add_argument('--command', dest='program', default='', metavar='COMMAND',
         help='run this program for each new alarm, which it reads as JSON from its input')
 
+# %% ../nbs/18_cli.ipynb #abe9fcc1
+def _models(args):
+    "Look into a registry of models, add to it, or move an alias; status 1 if another program moved it meanwhile"
+    from bearcls.rollout.registry import Conflict, Registry
+    registry = Registry(args.registry, args.key)
+    try:
+        if args.action != 'add' and not registry.models(): return _fail(f'there are no models in {args.registry}')
+        found = args.act(registry, args)
+    except Conflict as e: return _fail(str(e), 1)
+    except ValueError as e: return _fail(str(e))
+    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else args.show(found))
+    return 1 if args.action == 'check' and any(row['status'] == 'damaged' for row in found) else 0
+
+def _models_list(registry, args):
+    "All models, each with its aliases"
+    named = registry.aliases()
+    return [dict(model=m.id, aliases=[a for a, id in named.items() if id == m.id], added=m.added, who=m.who, why=m.why,
+        parents=m.parents, bytes=m.bytes) for m in registry.models()]
+
+def _models_moved(registry, args):
+    "Promote or roll back"
+    common = dict(alias=args.alias, who=args.who, why=args.why, expected=args.expected)
+    change = registry.promote(args.name, **common) if args.action == 'promote' else registry.rollback(**common)
+    return vars(change)
+
+def _models_lines(rows):
+    "Rows as lines, with columns of one width"
+    def words(value): return ', '.join(value) if isinstance(value, list) else '' if value is None else str(value)
+    cells = [[words(v) for v in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return '\n'.join('  '.join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in cells)
+
+# %% ../nbs/18_cli.ipynb #4c6d0088
+@_command('models', 'keep all models of a task, and name the one in use')
+def _add_models(parser):
+    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+    def action(name, words, act, show=_models_lines):
+        found = actions.add_parser(name, help=words)
+        found.set_defaults(run=_models, act=act, show=show, key=None)
+        found.add_argument('registry', metavar='FOLDER',
+            help='the registry, or its address such as s3://bucket/models')
+        found.add_argument('--json', action='store_true', help='as JSON')
+        return found
+    def one(d): return _models_lines([dict(name=k, value=v) for k, v in d.items() if v not in ('', [], {})])
+    def said(d): return f'{d["alias"]} is {d["model"]}' + (f', and was {d["before"]}' if d['before'] else '')
+    def signed(p):
+        p.add_argument('--key', metavar='FILE', help='public key: refuse bundles without its signature')
+        p.add_argument('--who', default=_user(), metavar='NAME', help='who decides (default: %(default)s)')
+        return p
+    model = dict(metavar='MODEL', help='id, first digits of one, or alias')
+    action('list', 'all models, the oldest first', _models_list)
+    action('show', 'what is known about a model', lambda r, a: vars(r.model(a.name)), one).add_argument('name', **model)
+    adds = signed(action('add', 'copy a bundle into the registry, which is made if needed',
+        lambda r, a: vars(r.add(a.bundle, a.parent, who=a.who, why=a.why)), lambda d: f'{d["id"]} is added'))
+    adds.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
+    adds.add_argument('--parent', action='append', default=[], metavar='MODEL',
+        help='what it was made from; may be given several times')
+    adds.add_argument('--why', default='', metavar='WORDS', help='what for')
+    pair = action('compare', 'figures of two models', lambda r, a: r.compare(a.name, a.other).rows)
+    pair.add_argument('name', **model)
+    pair.add_argument('other', **model)
+    for name, words in [('promote', 'let an alias name a model'), ('rollback', 'let it name its earlier model again')]:
+        moves = signed(action(name, words, _models_moved, said))
+        if name == 'promote': moves.add_argument('name', **model)
+        moves.add_argument('--alias', default='champion', metavar='NAME', help='(default: %(default)s)')
+        moves.add_argument('--why', required=True, metavar='WORDS', help='the reason')
+        moves.add_argument('--expected', metavar='ID',
+            help='the model that you believe in use: status 1, and nothing is changed, if it is another')
+    def brief(rows):
+        return _models_lines([{k: d[k] for k in ('time', 'action', 'alias', 'model', 'who', 'why')} for d in rows])
+    action('history', 'all that was done', lambda r, a: [vars(c) for c in r.history()], brief)
+    action('check', 'are all files as they were added? Status 1 if not', lambda r, a: r.check())
+
+def _user():
+    "The name of this system's user; the user of a container may have none"
+    import getpass
+    try: return getpass.getuser()
+    except (OSError, KeyError, ImportError): return ''
+
+# %% ../nbs/18_cli.ipynb #9e1689ab
+def _rollout(args):
+    "Who decides, the model or people; status 1 if something that the next stage needs is missing"
+    from bearcls.rollout.registry import Registry
+    from bearcls.rollout.stages import Rollout
+    from bearcls.steps import NotReady, Scope
+    try:
+        rollout = Rollout(Registry(args.folder), args.log, _rollout_watch(args))
+        if args.action == 'status': return _rollout_status(rollout, args)
+        if args.action == 'story':
+            print(rollout.story())
+            return 0
+        given = vars(args)
+        more = {}
+        if 'share' in given and (args.place or args.hours or args.share < 1):
+            more['scope'] = Scope(tuple(args.place), args.hours, args.share, args.zone)
+        more |= {name: given[name] for name in ('force', 'to', 'model') if name in given}
+        done = getattr(rollout, args.action)(args.who, args.why, **more)
+        print(f'{done.who}: {done.words}')
+    except NotReady as e: return _fail(f'{e}; --force takes the step all the same', 1)
+    except ValueError as e: return _fail(str(e))
+    return 0
+
+def _rollout_watch(args):
+    "What `bearcls monitor` knows about the log; None if it does not watch it"
+    from bearcls.monitor.log import PredictionLog
+    from bearcls.monitor.watch import LogWatch, Normal, read_state
+    file = args.state or f'{args.log}.watch.json'
+    if not args.state and not os.path.exists(file): return None
+    return LogWatch(PredictionLog(args.log), Normal(model=read_state(file)['model']), file)
+
+def _rollout_status(rollout, args):
+    "The stage, and what the next one needs; steps back first if that is due"
+    from bearcls.steps import moment_words
+    rollout.check()
+    state = rollout.state
+    found = [] if state.last is None or state.stage == 'full' else rollout.criteria()
+    missing = [c for c in found if not c.met]
+    if args.json:
+        said = dict(stage=state.stage, since=state.since, scope=str(state.scope or ''), model=rollout.model,
+            challenger=state.challenger, criteria=[vars(c) for c in found])
+        if state.last is None: said['since'] = None
+        print(json.dumps(said, indent=1, ensure_ascii=False))
+        return 1 if missing else 0
+    scope = f' ({state.scope})' if state.scope else ''
+    print('nothing has begun' if state.last is None else f'{state.stage}{scope} since {moment_words(state.since)} UTC')
+    for c in found: print(f'  {"yes" if c.met else "no ":3}  {c.words}')
+    return 1 if missing else 0
+
+# %% ../nbs/18_cli.ipynb #2edbdb3f
+@_command('rollout', 'leave more to a model in use, or less; what it needs, and who decided')
+def _add_rollout(parser):
+    actions = parser.add_subparsers(dest='action', required=True, metavar='ACTION')
+    def action(name, words, why=None):
+        found = actions.add_parser(name, help=words)
+        found.set_defaults(run=_rollout)
+        found.add_argument('folder', metavar='FOLDER', help='the registry of the models; the record lies in it')
+        found.add_argument('--log', default='predictions.sqlite', metavar='LOG',
+            help='file of the log, or the URL of its database (default: %(default)s)')
+        found.add_argument('--state', default='', metavar='FILE',
+            help='file in which `bearcls monitor` remembers (default: beside the log, if it is there)')
+        if name in ('status', 'story'): return found
+        found.add_argument('--who', default=_user(), metavar='NAME', help='who decides (default: %(default)s)')
+        found.add_argument('--why', required=why is None, default=why, metavar='WORDS', help='the reason')
+        if name not in ('up', 'down'): return found
+        found.add_argument('--place', action='append', default=[], metavar='NAME',
+            help='limited: a place where the model decides; may be given several times (default: all)')
+        found.add_argument('--hours', type=_hours, metavar='FROM-TO', help='limited: hours of the day, such as 8-18')
+        found.add_argument('--zone', default='UTC', metavar='NAME', help='their time zone (default: %(default)s)')
+        found.add_argument('--share', type=float, default=1., metavar='SHARE',
+            help='limited: share of the visitors, above 0 to 1 (default: all)')
+        return found
+    action('status', 'the stage, and what the next one needs; status 1 if that is not met').add_argument('--json',
+        action='store_true', help='as JSON')
+    action('start', 'begin in shadow: people decide').add_argument('--model', default='', metavar='DIGEST',
+        help='SHA-256 of the model (default: the champion of the registry)')
+    action('up', 'leave more to the model').add_argument('--force', action='store_true',
+        help='also if something is missing; the record says so')
+    action('down', 'leave less to the model, at once').add_argument('--to', default='', metavar='STAGE',
+        help='shadow or limited (default: one stage down)')
+    action('look', 'say that you have looked', 'looked at figures')
+    action('story', 'all that happened')
+
+def _hours(text):
+    "Two hours, such as 8-18"
+    start, _, end = text.partition('-')
+    try: return float(start), float(end)
+    except ValueError: raise argparse.ArgumentTypeError(f'two hours such as 8-18 are expected; got {text!r}') from None
+
+# %% ../nbs/18_cli.ipynb #24e5feef
+def _refresh(args):
+    "Train the next model and offer it; status 1 for one that gets worse somewhere"
+    from dataclasses import asdict
+    from functools import partial
+    from bearcls.rollout.refresh import refresh, train_bundle
+    trainer = partial(train_bundle, **(dict(arch=args.arch) if args.arch else {}))
+    settings = dict(work=args.work, hold=args.hold, max_per_label=args.max_per_label, fewest=args.fewest)
+    try: done = refresh(args.data, args.registry, args.log, trainer=trainer, who=args.who, why=args.why, **settings)
+    except ValueError as e: return _fail(str(e))
+    if args.json: print(json.dumps(asdict(done), indent=1))
+    else: print(f'{done.model + " is offered: " if done.offered else ""}{done.words}'
+        + (' (as before; nothing is new)' if done.repeated else ''))
+    return 1 if done.model and not done.offered else 0
+
+@_command('refresh', 'train the next model on old and reviewed images, and offer it if nothing gets worse')
+def _add_refresh(parser):
+    parser.set_defaults(run=_refresh)
+    parser.add_argument('data', metavar='FOLDER', help='image folder: old images, and those that came back from review')
+    parser.add_argument('registry', metavar='REGISTRY', help='the registry; its champion is compared with')
+    parser.add_argument('log', metavar='LOG', help='file of the log, or the URL of its database')
+    parser.add_argument('--work', metavar='FOLDER', help='folder to remember in (default: FOLDER.refresh)')
+    parser.add_argument('--hold', type=float, default=.5, metavar='SHARE',
+        help='share of the images chosen at random to compare on, and never train on (default: %(default)s)')
+    parser.add_argument('--max-per-label', type=int, default=2000, metavar='N',
+        help='images of each label to train on, at most (default: %(default)s)')
+    parser.add_argument('--fewest', type=int, default=30, metavar='N',
+        help='held-back images that a comparison needs (default: %(default)s)')
+    parser.add_argument('--arch', metavar='NAME', help='architecture, as for quickstart')
+    parser.add_argument('--who', default=_user(), metavar='NAME', help='who starts it (default: %(default)s)')
+    parser.add_argument('--why', default='', metavar='WORDS', help='what for')
+    parser.add_argument('--json', action='store_true', help='as JSON')
+
 # %% ../nbs/18_cli.ipynb #adcf6a05
 def _deploy(args):
     "Write a folder for a host; with --check also try it, status 1 if it does not work"
     from bearcls.deploy.targets import changed_files, deploy
-    try: dest = deploy(args.target, args.bundle, args.dest, args.title, repo=args.repo, runtime=args.runtime,
-            log=args.log)
+    from bearcls.rollout.registry import resolve_bundle
+    try:
+        bundle = resolve_bundle(args.bundle)
+        dest = deploy(args.target, bundle, args.dest, args.title, repo=args.repo, runtime=args.runtime, log=args.log)
     except ValueError as e: return _fail(str(e))
     print(f'{dest} is ready; {dest/"README.md"} says how it gets online'
         + ('; it was left as you have changed it' if 'README.md' in changed_files(dest) else ''))
     if not args.check: return 0
     from bearcls.deploy.check import check_folder
-    check = check_folder(dest, args.bundle)
+    check = check_folder(dest, bundle)
     missing = ', '.join(s.name for s in check.steps if s.status == 'not checked')
     print(f'{dest} works' + (f' as far as it was tried; not checked: {missing}' if missing else '') if check.ok
         else f'{dest} does not work yet; {dest/"README.md"} says how to start it by hand')
@@ -444,7 +661,8 @@ def _add_deploy(parser):
     parser.set_defaults(run=_deploy)
     parser.add_argument('target', metavar='TARGET',
         help='web, space-static, space-gradio, space-docker, streamlit, fastapi, voila, binder or colab')
-    parser.add_argument('bundle', metavar='BUNDLE', help='folder of a bundle, or a bundle as one .zip')
+    parser.add_argument('bundle', metavar='BUNDLE',
+        help='folder of a bundle, a bundle as one .zip, or a model of a registry such as models@champion')
     parser.add_argument('dest', metavar='DEST',
         help='folder to write; in one that is there, only files of an earlier deploy are replaced')
     parser.add_argument('--title', default='',

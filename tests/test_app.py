@@ -12,6 +12,8 @@ from bearcls.app.notebook import AppDesk, AppError, ClassifierApp, answer_upload
 from bearcls.core import package_file
 from bearcls.inference.classifier import Classifier
 from bearcls.inference.prediction import Prediction
+from bearcls.rollout.registry import Registry
+from bearcls.sample.standins import colour_model
 
 sure = Prediction('grizzly', 0.9, dict(grizzly=0.9, black=0.08, teddy=0.02))
 metadata = dict(sha256='0'*64, name='bear.jpg', model='3f1c')
@@ -100,6 +102,39 @@ def test_widget(bundle, tmp_path):
     assert sent[0]['number'] == '7' and sent[0]['label'] == app.answers[-1].prediction.label and 'problem' in sent[1]
     assert app.classify('bear.png', image_bytes(1)).prediction and len(app.answers) == 2
     assert not list(tmp_path.iterdir())
+
+def test_follows_an_alias(tmp_path, caplog):
+    "With the next image; a bundle that cannot be loaded is refused, and a vote goes to the model that answered"
+    registry = Registry(tmp_path/'models')
+    first = registry.add(make_bundle(tmp_path/'first')).id
+    second = registry.add(make_bundle(tmp_path/'second', ['a', 'b', 'c'], colour_model(sharpness=61))).id
+    registry.promote(first)
+    app = ClassifierApp(f'{registry.folder}@champion', feedback=tmp_path/'votes.sqlite', threads=1)
+    sent = []
+    app.send = sent.append
+    def asked(number): app._handle_custom_msg(dict(do='ask', number=number, name='bear.png'), [image_bytes(1)])
+    asked('1')
+    registry.promote(second)
+    asked('2')
+    assert app.answers[0].model[:12] == first and app.answers[1].model[:12] == second and app.metadata['labels'] == ['a', 'b', 'c']
+    app._handle_custom_msg(dict(do='tell', number='3', answer=sent[0]['answer'], right=True), [])
+    assert sent[-1]['kept'] is True and [v.model[:12] for v in app.desk.feedback.rows()] == [first]
+    third = registry.add(make_bundle(tmp_path/'third', model=colour_model(sharpness=62))).id
+    (tmp_path/'models'/'models'/third/'model.onnx').write_bytes(b'broken')
+    registry.promote(third)
+    for k in '45': asked(k)
+    assert 'answer' in sent[-1] and app.answers[-1].model[:12] == second
+    assert len([r for r in caplog.records if 'refused' in r.getMessage()]) == 1
+    registry.rollback()
+    asked('6')
+    assert app.answers[-1].model[:12] == second
+
+def test_a_bundle_that_is_replaced_is_taken_over(tmp_path):
+    place = make_bundle(tmp_path/'bundle')
+    app = ClassifierApp(place, feedback=None, threads=1)
+    before = app.classify('bear.png', image_bytes(1)).model
+    make_bundle(place, model=colour_model(sharpness=61))
+    assert app.classify('bear.png', image_bytes(1)).model != before
 
 def test_script_is_made_for_strangers():
     "No words become HTML, nothing is evaluated, no host is named; and its settings are the ones that Python sends"

@@ -9,6 +9,8 @@ pytest.importorskip('voila', reason='voila is not installed')
 pytest.importorskip('anywidget', reason='anywidget is not installed')
 from bearcls.app.feedback import Feedback
 from bearcls.app.notebook import serve_app, write_app
+from bearcls.rollout.registry import Registry
+from bearcls.sample.standins import colour_model
 from test_app import small_server, wait_until
 from test_cleaner_browser import contrasts, fronts, front_url, idle, jupyter, setting
 from uploads import image_bytes
@@ -245,6 +247,31 @@ def test_votes(place, files):
     assert [(v.name, v.label, v.right, v.correct, v.trusted) for v in votes[:1]] == [('brown.jpg', 'brown', False, 'other', True)]
     assert [(v.name, v.right, v.correct, v.trusted) for v in votes[1:]] == [('doubt.png', False, '', False)]
     assert card.get_by_role('button', name='Wrong').get_attribute('aria-pressed') == 'true' and card.get_by_role('button', name='Right').get_attribute('aria-pressed') == 'false'
+
+def test_votes_on_answers_of_two_models(browser, tmp_path):
+    "Another champion answers the next image; a vote on an earlier answer still chooses among the labels of its model"
+    registry = Registry(tmp_path/'models')
+    first = registry.add(make_bundle(tmp_path/'first')).id
+    second = registry.add(make_bundle(tmp_path/'second', ['night', 'dusk', 'day'], colour_model(sharpness=61))).id
+    registry.promote(first)
+    image = tmp_path/'brown.jpg'
+    image.write_bytes(image_bytes(furs['brown']))
+    def labels(card):
+        card.get_by_role('button', name='Wrong').click()
+        card.get_by_text('What would be right?').wait_for()
+        return card.get_by_label('What would be right').locator('option').all_inner_texts()[1:]
+    with serve_app(f'{registry.folder}@champion', timeout=180, feedback=tmp_path/'votes.sqlite') as url, browser.new_page() as tab:
+        place = Place(tab, tmp_path, url)
+        place.choose(image)
+        registry.promote(second)
+        assert place.answers() == {'brown.jpg': 'brown'} and labels(place.cards.first) == ['black', 'white', 'none of these']
+        place.cards.first.get_by_label('What would be right').select_option('white')
+        place.cards.first.get_by_text('Thank you.', exact=True).wait_for()
+        place.choose(image)
+        assert place.answers() == {'brown.jpg': 'dusk'} and labels(place.cards.first) == ['day', 'night', 'none of these']
+        assert place.errors == []
+    votes = Feedback(tmp_path/'votes.sqlite').rows()
+    assert [(v.label, v.correct, v.model[:12]) for v in votes] == [('brown', 'white', first), ('dusk', '', second)]
 
 # ---------------------------------------------------------------- hands, eyes and ears
 

@@ -1,5 +1,5 @@
 "Folders for hosts: what is in them, what they refuse to replace, and whether they work in an environment of their own"
-import ast, fnmatch, hashlib, json, os, re, shutil, subprocess, sys
+import ast, fnmatch, hashlib, json, os, re, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
 import bearcls.deploy.check
@@ -12,6 +12,8 @@ from bearcls.deploy.standalone import RuntimeFileError, join_modules
 from bearcls.deploy.targets import DeployError, changed_files, deploy, deploy_files, deploy_targets, read_record
 from bearcls.deploy.web import web_runtime
 from bearcls.inference.bundle import BundleError, read_bundle, zip_bundle
+from bearcls.rollout.registry import Registry
+from bearcls.sample.standins import colour_model
 
 needs_npm = pytest.mark.skipif(shutil.which('npm') is None, reason='npm is not installed')
 every_target = [pytest.param(t, marks=needs_npm if t in ('web', 'space-static') else ()) for t in deploy_targets]
@@ -30,6 +32,41 @@ def environment(tmp_path_factory):
         if key not in made: made[key], _ = make_environment(folder, tmp_path_factory.mktemp('environments')/key)
         return made[key]
     return programs
+
+def test_a_folder_follows_an_alias(tmp_path):
+    "BEARCLS_BUNDLE names a model of a registry; no bearcls is needed for that"
+    pytest.importorskip('fastapi')
+    pytest.importorskip('uvicorn')
+    registry = Registry(tmp_path/'models')
+    first, second = (registry.add(make_bundle(tmp_path/f'made{k}', model=colour_model(sharpness=60 + k))).id for k in range(2))
+    registry.promote(first)
+    dest = deploy('fastapi', tmp_path/'made1', tmp_path/'folder')
+    with socket.create_server(('127.0.0.1', 0)) as s: port = s.getsockname()[1]
+    code = f"import sys; sys.modules['bearcls'] = None; sys.argv = ['app.py', '--port', '{port}']; import runpy; runpy.run_path('app.py', run_name='__main__')"
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(BEARCLS_BUNDLE=f'{tmp_path}/models@champion', PYTHONPATH=str(dest))
+    def model():
+        with urllib.request.urlopen(f'http://127.0.0.1:{port}/labels', timeout=5) as answer: return json.load(answer)['model']
+    def wait_for(wanted):
+        end = time.monotonic() + 60
+        while True:
+            try: found = model()
+            except OSError: found = None
+            if found == wanted: return
+            assert process.poll() is None and time.monotonic() < end, found
+            time.sleep(.1)
+    with subprocess.Popen([sys.executable, '-c', code], cwd=dest, env=env) as process:
+        try:
+            wait_for(first)
+            registry.promote(second)
+            wait_for(second)
+            registry.rollback()
+            wait_for(first)
+        finally: process.terminate()
+
+def test_notebooks_and_pages_follow_an_alias_too(bundle):
+    for target in ('voila', 'binder'): assert 'BEARCLS_BUNDLE' in ''.join(json.loads(deploy_files(target, bundle)['app.ipynb'])['cells'][0]['source'])
+    assert b'BEARCLS_BUNDLE' in deploy_files('streamlit', bundle)['app.py']
+    for target in ('fastapi', 'space-docker', 'voila', 'streamlit'): assert b'models@champion' in deploy_files(target, bundle)['README.md']
 
 # ---------------------------------------------------------------- what is written
 

@@ -295,6 +295,88 @@ def test_a_file_of_votes_becomes_a_log(tmp_path):
     with contextlib.closing(sqlite3.connect(log.file)) as c: assert ('votes',) not in c.execute('SELECT name FROM sqlite_master').fetchall()
     with pytest.raises(FeedbackError, match='is a prediction log by now; give it to the application as `log`'): Feedback(log.file).rows()
 
+def older_log(tmp_path):
+    "A log as version 1 wrote it: 12 answers and 3 verdicts"
+    return PredictionLog(shutil.copy(Path(__file__).parent/'log-1.sqlite', tmp_path/'log.sqlite'))
+
+def test_a_log_of_version_1_gets_role_and_pair(tmp_path):
+    log = older_log(tmp_path)
+    found, = log.read()
+    assert len(found['answer']) == 12 and set(found['role']) == set(found['pair']) == {''}
+    assert found['right'][1] == 1 and found['right'][3] == 0 and found['correct'][3] == 'teddy' and found['scene'][0] == -6
+    assert log.write([LogRow('teddy', .9, role='shadow', pair='p')]) == 1 and log.stats().answers == 12 and log.stats(shadow=True).answers == 13
+    with log.transaction(write=False) as c: assert c.exec_driver_sql('SELECT version FROM bearcls_log').scalar() == log_version == 2
+    again, = PredictionLog(log.file).read(['answer'], shadow=True)
+    assert len(again['answer']) == 13 and is_sound(log.file)
+
+migrating = '''
+import sys
+from bearcls.monitor.log import LogRow, PredictionLog
+log = PredictionLog(sys.argv[1], timeout=60)
+print('ready', flush=True)
+sys.stdin.readline()
+log.write([LogRow('teddy', .9, answer=sys.argv[2], role='shadow')])
+'''
+
+def test_several_processes_meet_an_older_log(tmp_path):
+    "One of them adds the columns, and all of them write"
+    log = older_log(tmp_path)
+    running = [start(migrating, log.file, f'new{k}', stdin=subprocess.PIPE) for k in range(4)]
+    for p in running: assert p.stdout.readline() == b'ready\n'
+    for p in running: p.stdin.write(b'\n'), p.stdin.flush()
+    for p in running: assert p.wait(60) == 0, p.stderr.read().decode()
+    assert log.stats(shadow=True).answers == 16 and is_sound(log.file)
+
+def test_an_older_program_goes_on_writing(tmp_path):
+    "It has the log open while a newer one adds the columns, and knows nothing of them; so does a spool that it has left"
+    log = older_log(tmp_path)
+    with contextlib.closing(sqlite3.connect(log.file)) as old:
+        names = [row[1] for row in old.execute('PRAGMA table_info(answers)') if row[1] != 'id']
+        log.stats()
+        values = row_values(LogRow('teddy', .9, answer='old'))
+        assert set(values) - set(names) == {'role', 'pair'}
+        old.execute(f'INSERT INTO answers ({", ".join(names)}) VALUES ({", ".join("?"*len(names))})', [values[n] for n in names])
+        old.commit()
+    waiting = row_values(LogRow('teddy', .9, answer='spooled'))
+    del waiting['role'], waiting['pair']
+    Spool(spool_file(log)).keep([('answers', waiting)])
+    with LogWriter(log) as writer: until(lambda: not writer.spool.bytes)
+    found, = log.read(['answer', 'role', 'pair'], since=1.77e9)
+    assert list(found['answer']) == ['old', 'spooled'] and set(found['role']) == set(found['pair']) == {''}
+
+def test_postgres_gets_the_columns_too(postgres):
+    log = PredictionLog(postgres.url)
+    with log.transaction() as c: c.exec_driver_sql('DELETE FROM answers')
+    log.write([LogRow('teddy', .9, answer='before')])
+    with log.transaction() as c:  # back to version 1
+        c.exec_driver_sql('ALTER TABLE answers DROP COLUMN role, DROP COLUMN pair')
+        c.exec_driver_sql('UPDATE bearcls_log SET version=1')
+    newer = PredictionLog(postgres.url)
+    assert newer.write([LogRow('teddy', .9, answer='after', role='shadow', pair='p')]) == 1
+    found, = newer.read(['answer', 'role', 'pair'], shadow=True)
+    assert list(found['answer']) == ['before', 'after'] and list(found['role']) == ['', 'shadow'] and list(found['pair']) == ['', 'p']
+    with newer.transaction() as c: c.exec_driver_sql('DELETE FROM answers')
+
+def test_figures_count_what_people_saw(tmp_path):
+    "An image that two models answered is one answer in stats, tail, watch, report and figures; everything is exported"
+    from bearcls.monitor.report import wrong_answers
+    from bearcls.monitor.watch import LogWatch, Normal, watch_figures
+    log = PredictionLog(tmp_path/'log.sqlite')
+    for i in range(30):
+        log.write([LogRow('teddy', .9, answer=f'a{i}', pair=f'p{i}', model='old', time=1.76e9 + i, role='challenger' if i > 20 else ''),
+            LogRow('black', .9, answer=f'b{i}', pair=f'p{i}', model='new', time=1.76e9 + i, role='shadow')])
+        log.write_verdict(Verdict(f'b{i}', False, 'teddy'))
+    watch = LogWatch(log, state=tmp_path/'watch.json')
+    watch.update()
+    total = watch.history.periods()[0].total
+    assert (total.answers, total.reviews.volunteered) == (30, 0) and watch_figures(tmp_path/'watch.json')[1][2][''] == 30
+    assert log.stats().answers == 30 and {r['role'] for r in log.tail(60)} == {'', 'challenger'} and not wrong_answers(log)
+    trial = LogWatch(log, Normal(model='new', shadow=True))
+    trial.update()
+    total = trial.history.periods()[0].total
+    assert (total.answers, total.reviews.volunteered) == (30, 30)
+    assert export_log(log, tmp_path/'log.csv') == 60 and prune(log, days=1, now=1.77e9).answers == 60
+
 def test_newer_and_foreign_files_stay_as_they_are(tmp_path):
     log = PredictionLog(tmp_path/'log.sqlite')
     log.write([LogRow('teddy', .9)])

@@ -11,10 +11,12 @@ import pytest
 pytest.importorskip('sqlalchemy', reason='sqlalchemy is not installed')
 from bearcls.cli import main
 from bearcls.core import DataError
-from bearcls.monitor.accuracy import AccuracyMonitor, Reviews, accuracy_from, accuracy_monitor, count_reviews
+from bearcls.monitor.accuracy import AccuracyMonitor, ReviewRule, Reviews, accuracy_from, accuracy_monitor, count_reviews
 from bearcls.monitor.history import History, most_places, read_history, rest
 from bearcls.monitor.log import LogRow, PredictionLog, Verdict
-from bearcls.monitor.report import log_thumbnails, monitor_report, timeline
+from bearcls.monitor.report import LiveReport, live_report, log_thumbnails, monitor_report, timeline
+from bearcls.monitor.writer import LogWriter
+from bearcls.timelines import mark_labels
 from bearcls.monitor.watch import LogWatch, normal_of, open_watch, read_state, run_command, send_webhook, watch_figures
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'bench'))
@@ -283,3 +285,78 @@ def test_import_is_light():
         'print(sorted({"torch", "fastai", "pandas", "matplotlib", "scipy", "jinja2"} & set(sys.modules)))')
     said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])))
     assert said.stdout.strip() == '[]', said.stderr
+
+def test_the_writer_chooses_as_the_rule_would(tmp_path):
+    "From many threads, with a database that is away at times; no second pass is needed, and accuracy counts the verdicts"
+    rule = ReviewRule(budget=.2)
+    rng = np.random.default_rng(0)
+    rows = [LogRow('teddy', p, trusted=p > .6, confidence=p, time=start + i) for i, p in enumerate(rng.beta(9, 1, 400).tolist())]
+    rows[0].chosen = 1.  # the caller's own choice stays
+    log = PredictionLog(tmp_path/'log.sqlite', timeout=.1)
+    with LogWriter(log, review=rule, retry=.02, linger=.01) as writer:
+        threads = [threading.Thread(target=lambda part: [writer.add(r) for r in part], args=(rows[i::4],)) for i in range(4)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        assert writer.flush()
+        while writer.spool.bytes: time.sleep(.02)
+    found, = log.read(['answer', 'trusted', 'confidence', 'chosen'])
+    wanted = rule.choose(found)
+    mine = found['answer'] == rows[0].answer
+    assert np.array_equal(found['chosen'][~mine], wanted[~mine], equal_nan=True) and found['chosen'][mine] == 1
+    n = int((~np.isnan(found['chosen'])).sum())
+    assert 40 < n < 200
+    for answer in found['answer'][~np.isnan(found['chosen'])]: log.write_verdict(Verdict(answer, True))
+    columns, = log.read(['chosen', 'right'])
+    assert accuracy_from(count_reviews(columns)).verdicts == n
+
+@pytest.mark.parametrize('answer', [None, np.array([.5]), np.array(['a']*3), np.array([2.]*3)])
+def test_a_broken_rule_costs_no_answer(tmp_path, answer):
+    class Rule:
+        def choose(self, columns): return answer
+    with LogWriter(tmp_path/'log.sqlite', review=Rule()) as writer:
+        for _ in range(3): writer.add(LogRow('teddy', .9))
+        assert writer.flush()
+        status = writer.status()
+    assert status.written == 3 and not status.lost and 'no answers were chosen' in status.problem
+    columns, = writer.log.read(['chosen'])
+    assert np.isnan(columns['chosen']).all()
+
+# ---------------------------------------------------------------- the report that stays open
+
+def test_a_live_report_keeps_up_and_says_what_is_wrong(log):
+    live = LiveReport(monitor_report(log, reference_until=start + 6*day))
+    assert live.look() and not live.look()
+    before = live.html
+    for answer in ('a', 'b'): log.write([LogRow('teddy', .9, answer=answer)])
+    assert live.look() and live.html != before and not live.look()
+    log.write_verdict(Verdict('a', False, 'grizzly'))
+    assert live.look()
+    last = live.body
+    there = [f for f in log.files() if f.exists()]
+    for f in there: f.rename(f'{f}.away')
+    log.file.write_bytes(b'no database at all, but long enough to be taken for one'*100)
+    assert live.look() and 'Not up to date' in live.html and live.body == last and not live.look()
+    for f in log.files(): f.unlink(missing_ok=True)
+    for f in there: Path(f'{f}.away').rename(f)
+    assert live.look() and 'Not up to date' not in live.html
+
+@pytest.mark.parametrize('how', ['close', 'stop'])
+def test_a_live_report_ends(log, how):
+    pytest.importorskip('ipywidgets')
+    box = live_report(log, .5, reference_until=start + 6*day)
+    button, body = box.children
+    before = body.value
+    log.write([LogRow('teddy', .9)])
+    while body.value == before: time.sleep(.02)
+    box.close() if how == 'close' else button.click()
+    box.thread.join()
+    drawn = box.live.drawn
+    log.write([LogRow('teddy', .9)])
+    assert box.live.drawn == drawn == 2
+    with pytest.raises(ValueError, match='at least 0.5'): live_report(log, 0)
+
+@pytest.mark.parametrize('places', [[5.]*30, list(range(0, 340, 4)), [float(x) for x in np.random.default_rng(0).uniform(0, 340, 200)]])
+def test_labels_of_marks_never_overlap(places):
+    labels = mark_labels((x, i) for i, x in enumerate(places, 1))
+    ends = [(at - 3.5*len(text), at + 3.5*len(text)) for at, text in labels]
+    assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:]))

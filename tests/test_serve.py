@@ -1,6 +1,8 @@
 "The HTTP service: what it promises to those who mean well, and to the others"
 import base64, contextlib, http.client, json, os, random, re, shutil, signal, socket, subprocess, sys, threading, time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 import pytest
 from PIL import Image
@@ -13,9 +15,12 @@ from uploads import image_bytes
 
 for module in ('fastapi', 'uvicorn', 'prometheus_client'): pytest.importorskip(module, reason=f'{module} is not installed')
 from bearcls.inference.classifier import Classifier
+from bearcls.monitor.log import LogRow, PredictionLog
+from bearcls.monitor.watch import open_watch, watch_figures
+from bearcls.rollout.registry import BundleWatch, Registry
 from bearcls.serve import service as serve
 from bearcls.serve.service import Settings, make_app, serving
-from bearcls.serve.workers import BundleWatch, Workers
+from bearcls.serve.workers import Workers
 
 root = Path(__file__).resolve().parents[1]
 
@@ -468,6 +473,81 @@ def test_a_bundle_is_exchanged_under_load(tmp_path):
     labels = [a[2]['results'][0]['label'] for a in seen]
     assert set(labels) == {'black', 'night'} and labels[-1] == 'black' and changed == 4
 
+def registry_of(folder, n):
+    "Models that call black by names of their own, and which id has which name"
+    registry, names = Registry(folder/'models'), {}
+    for k in range(n):
+        made = write_bundle(Bundle([f'black{k}', 'brown', 'white'], (64, 64)), colour_model(sharpness=60 + k), folder/f'made{k}')
+        names[registry.add(made, who='Ana', why=f'number {k}').id] = f'black{k}'
+    registry.promote(next(iter(names)))
+    return registry, names
+
+def test_a_hundred_champions_under_load(tmp_path):
+    "No request fails, and each answer is that of the model that it names"
+    registry, names = registry_of(tmp_path, 5)
+    ids, seen, over = list(names), [], threading.Event()
+    def visitor(_):
+        while not over.is_set(): seen.append(ask(url, image_bytes(furs['black'], (64, 64))))
+    with serving(f'{registry.folder}@champion', Settings(seconds_watch=.02)) as url, ThreadPoolExecutor(4) as pool:
+        visitors = [pool.submit(visitor, k) for k in range(4)]
+        try:
+            for k in range(100):
+                change = registry.rollback(why='back') if k % 4 == 3 else registry.promote(next(i for i in ids[k % 5:] + ids if i != registry.aliases()['champion']), why='next')
+                n = len(seen)
+                wait_for(lambda: any(a[0] == 200 and a[2]['results'][0]['model'] == change.model for a in seen[n:]))
+        finally: over.set()
+        for v in visitors: v.result()
+        changed = counted(url, 'bearcls_bundles_total{result="changed"}')
+    assert {a[0] for a in seen} == {200} and changed == 100
+    told = Counter((a[2]['results'][0]['model'], a[2]['results'][0]['label']) for a in seen)
+    assert all(names[model] == label for model, label in told) and {model for model, _ in told} == {*names}
+    print(len(seen), 'answers', dict(told))
+
+def test_an_alias_that_leads_nowhere(tmp_path, services):
+    "Is refused once, and the model that answers goes on; an address without a model never starts"
+    registry, names = registry_of(tmp_path, 2)
+    first, second = names
+    with serving(f'{registry.folder}@champion', Settings(seconds_watch=.02)) as url:
+        for file in (tmp_path/'models'/'models'/second).iterdir():
+            if file.name != 'record.json': file.unlink()
+        (tmp_path/'models'/'models'/second/'bundle.json').write_text('{}')
+        registry.promote(second)
+        wait_for(lambda: counted(url, 'bearcls_bundles_total{result="refused"}') == 1)
+        registry.set_alias('champion', None)
+        wait_for(lambda: counted(url, 'bearcls_bundles_total{result="refused"}') == 2)
+        assert label(url, 'black') == names[first]
+        registry.promote(first)
+        wait_for(lambda: services[-1].watch.refused == '')
+        assert counted(url, 'bearcls_bundles_total{result="refused"}') == 2 and counted(url, 'bearcls_bundles_total{result="changed"}') == 0
+    with pytest.raises(ValueError, match='is no model or alias'):
+        with serving(f'{registry.folder}@nobody'): pass
+
+# --- figures of a watch
+
+def test_figures_of_a_watch(bundle, tmp_path, services):
+    log, state = PredictionLog(tmp_path/'log.sqlite'), tmp_path/'log.sqlite.watch.json'
+    now = time.time()
+    log.write([LogRow('brown', .9, place='gate', time=now - k, answer=f'a{k}') for k in range(20)])
+    with serving(bundle, Settings(figures=partial(watch_figures, state), seconds_figures=0)) as url:
+        text = lambda: ask(url, path='/metrics')[2].decode()
+        assert 'bearcls_monitor' not in text() and 'bearcls_requests_total' in text() and 'figures' in services[-1].trouble
+        open_watch(log).update()
+        assert counted(url, 'bearcls_monitor_answers{place="gate"}') == 20 and services[-1].trouble == ''
+        assert 0 <= counted(url, 'bearcls_monitor_age_seconds{place=""}') < 600
+        state.write_text('{"format": ')
+        assert 'bearcls_monitor' not in text() and 'is not JSON' in services[-1].trouble
+        assert label(url) == 'brown'
+
+def test_figures_are_kept_for_a_while(bundle):
+    calls = []
+    def figures():
+        calls.append(1)
+        return [('bearcls_calls', 'How often', {'': len(calls)})]
+    with serving(bundle, Settings(figures=figures, seconds_figures=60)) as url:
+        for _ in range(5): assert counted(url, 'bearcls_calls{place=""}') == 1
+    assert calls == [1]
+    with pytest.raises(ValueError, match='`seconds_figures` must be at least 0'): Settings(seconds_figures=-1)
+
 # --- processes
 
 @contextlib.contextmanager
@@ -510,6 +590,26 @@ def test_processes_that_are_killed_come_back(bundle, tmp_path):
         log = lines()
     assert process.returncode == 0
     assert all({'time', 'level', 'process', 'event'} <= set(line) for line in log)
+
+@posix
+def test_all_processes_follow_an_alias(tmp_path):
+    registry, names = registry_of(tmp_path, 2)
+    first, second = names
+    log, state = PredictionLog(tmp_path/'log.sqlite'), tmp_path/'log.sqlite.watch.json'
+    log.write([LogRow('brown', .9, place='gate', time=time.time(), answer='a')])
+    open_watch(log).update()
+    with running(f'{registry.folder}@champion', tmp_path, 2, before='from functools import partial\nfrom bearcls.monitor.watch import watch_figures',
+                 settings=f'seconds_watch=.1, figures=partial(watch_figures, {str(state)!r})') as (url, process, lines):
+        assert label(url, 'black') == names[first]
+        registry.promote(second)
+        wait_for(lambda: len(lines('bundle_changed')) == 2)
+        assert {label(url, 'black') for _ in range(20)} == {names[second]}
+        os.kill(lines('process_started')[0]['pid'], signal.SIGKILL)
+        wait_for(lambda: len(lines('ready')) == 3)
+        registry.rollback()
+        wait_for(lambda: len(lines('bundle_changed')) == 4)
+        assert {label(url, 'black') for _ in range(20)} == {names[first]}
+        for _ in range(5): assert counted(url, 'bearcls_monitor_answers{place="gate"}') == 1
 
 @posix
 def test_one_process_comes_back_too_and_nothing_secret_is_logged(bundle, tmp_path):

@@ -27,6 +27,7 @@ from ..inference.bundle import read_bundle
 from .feedback import Feedback, FeedbackError, make_vote
 from ..inference.classifier import Classifier
 from ..inference.prediction import Prediction, bars_html
+from ..rollout.registry import BundleWatch, resolve_bundle
 
 # %% ../../nbs/app/02_notebook.ipynb #b80397fe
 @dataclass
@@ -37,6 +38,7 @@ class Answer:
     problem: str = ''                    # Otherwise one sentence that says why there is none
     image: str = ''                    # The image, small, as an address that holds its data
     sha256: str = ''                     # Of the bytes that were received
+    model: str = ''                      # SHA-256 of the model that answered
     id: str = field(default_factory=lambda: uuid4().hex)  # By which a vote finds it
 
     def _repr_html_(self): return str(answer_html(self))
@@ -79,10 +81,10 @@ def answer_upload(
     try:
         image = load_image(content, classifier.bundle.min_side)
         shown = load_image(content, 320) if max(image.size) < 320 else image
-        if log is None:
-            return Answer(name, classifier.predict(image), image=data_uri(shown, 320), sha256=sha256(content))
+        known = dict(image=data_uri(shown, 320), sha256=sha256(content), model=classifier.bundle.digest)
+        if log is None: return Answer(name, classifier.predict(image), **known)
         answered = classifier.answer(image, name)
-        answer = Answer(name, answered.prediction, image=data_uri(shown, 320), sha256=sha256(content))
+        answer = Answer(name, answered.prediction, **known)
         log(answered, answer=answer.id, sha256=answer.sha256, name=name, bytes=len(content), size=image_size(content))
         return answer
     except ImageError as e:
@@ -107,15 +109,19 @@ class AppDesk:
         classifier: Classifier,             # Loaded bundle
         feedback: Feedback | None = None,   # File for votes; None: no voting
         log: LogWriter | None = None,       # Where answers and votes are kept, instead of the file; None: no log
+        follow: str | os.PathLike | None = None,  # Bundle, or models@champion, to look at with each image; None: never
+        threads: int | None = None,         # Of a model that is taken over
     ):
         expect('classifier', classifier, Classifier)
         expect('feedback', feedback, Feedback, None)
+        expect('follow', follow, str, os.PathLike, None)
         self.log = expect('log', log, LogWriter, None)
         self.trouble = ''
         self.classifier = classifier
         self.feedback = feedback
         self.answers = []
         self._lock = threading.RLock()  # some notebooks hand messages to several threads
+        self.watch = follow and BundleWatch(follow, self, lambda path: Classifier(path, threads))
 
     def classify(self,
         name: str,       # The file's name
@@ -123,9 +129,24 @@ class AppDesk:
     ) -> Answer:         # Also the newest of `answers`
         "The answer to one file"
         with self._lock:
+            if self.watch: self._look()
             self.answers.append(answer := answer_upload(self.classifier, name, content, log=self.log))
             del self.answers[:-max_answers]
         return answer
+
+# %% ../../nbs/app/02_notebook.ipynb #fbffa224
+@patch_to(AppDesk)
+def use(self,
+    classifier: Classifier,  # The new one
+):
+    "Answer with another classifier from now on"
+    self.classifier = classifier
+
+@patch_to(AppDesk)
+def _look(self):
+    "Take over a new bundle; the owner of the page learns of it from Python's log"
+    what, words = self.watch.look()
+    if what: logging.getLogger('bearcls.app').log(30 if what == 'refused' else 20, 'bundle %s: %s', what, words)
 
 # %% ../../nbs/app/02_notebook.ipynb #f83f2a65
 @patch_to(AppDesk)
@@ -176,7 +197,7 @@ def _told(self, message):
             'again.')
     keep = make_vote if self.log else self.feedback.vote
     vote = keep(answer.id, answer.prediction, message.get('right'), message.get('label', ''), sha256=answer.sha256,
-        name=answer.name, model=self.classifier.bundle.digest)
+        name=answer.name, model=answer.model)
     if self.log:
         self.log.add(Verdict(answer.id, vote.right, vote.correct))
         if not self.log.flush(5): raise _AppRefusal('This could not be kept. Please try again.')
@@ -198,7 +219,7 @@ class ClassifierApp(anywidget.AnyWidget):
     metadata = traitlets.Dict().tag(sync=True)
 
     def __init__(self,
-        bundle: str | os.PathLike | Classifier,  # Folder of a bundle, or a loaded one
+        bundle: str | os.PathLike | Classifier,  # Bundle, or models@champion, which it follows; or a loaded one
         title: str = '',                         # Heading; empty for the labels
         threads: int | None = None,              # Threads that the model may use
         feedback: str | os.PathLike | None = 'feedback.sqlite',  # File for votes, made with the first; None: no voting
@@ -210,14 +231,17 @@ class ClassifierApp(anywidget.AnyWidget):
         expect('feedback', feedback, str, os.PathLike, None)
         expect('log', log, str, os.PathLike, LogWriter, None)
         writer = log if log is None or isinstance(log, LogWriter) else LogWriter(log, place)
-        classifier = bundle if isinstance(bundle, Classifier) else Classifier(bundle, threads)
-        self.desk = AppDesk(classifier, None if feedback is None or writer else Feedback(feedback), writer)
+        loaded = isinstance(bundle, Classifier)
+        classifier = bundle if loaded else Classifier(resolve_bundle(bundle), threads)
+        self.desk = AppDesk(classifier, None if feedback is None or writer else Feedback(feedback), writer,
+            None if loaded else bundle, threads)
         self.title = title or classifier.bundle.question
         super().__init__(metadata=dict(title=self.title, labels=list(classifier.labels), note=note, maxBytes=max_shrunk,
                 rawBytes=max_message, feedback=feedback is not None))
         def came(widget, message, buffers):
             self.send(self.desk.reply(message, buffers))
             self.desk.log_trouble()
+            self.metadata = self.metadata | dict(labels=list(self.classifier.labels))  # perhaps those of another model
         self.on_msg(came)
 
     @property
@@ -234,7 +258,7 @@ class ClassifierApp(anywidget.AnyWidget):
 
 # %% ../../nbs/app/02_notebook.ipynb #c725b929
 def write_app(
-    bundle: str | os.PathLike,  # Folder of a bundle; the notebook refers to it by its path
+    bundle: str | os.PathLike,  # Bundle, or models@champion; the notebook refers to it by its path
     dest: str | os.PathLike,    # Folder for the notebook, made if needed
     title: str = '',            # Heading; empty for the labels
     feedback: str | os.PathLike | None = '',  # File for votes; '': `feedback.sqlite` beside the bundle; None: no voting
@@ -244,12 +268,13 @@ def write_app(
     expect('bundle', bundle, str, os.PathLike)
     expect('log', log, str, os.PathLike, None)
     expect('dest', dest, str, os.PathLike)
-    question = read_bundle(bundle).question
+    question = read_bundle(resolve_bundle(bundle)).question
     dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
-    if feedback is not None: feedback = _as_seen_from(feedback or Path(bundle).resolve().parent/'feedback.sqlite', dest)
-    arguments = ', '.join([repr(_as_seen_from(bundle, dest)), *([repr(title)] if title else []),
-            f'feedback={feedback!r}', *([f'log={_log_seen_from(log, dest)!r}'] if log else [])])
+    beside = Path.cwd() if '://' in str(bundle) else Path(bundle).resolve().parent
+    if feedback is not None: feedback = _as_seen_from(feedback or beside/'feedback.sqlite', dest)
+    arguments = ', '.join([repr(_address_seen_from(bundle, dest)), *([repr(title)] if title else []),
+            f'feedback={feedback!r}', *([f'log={_address_seen_from(log, dest)!r}'] if log else [])])
     cell = dict(cell_type='code', execution_count=None, id='app', metadata={}, outputs=[],
         source=f'from bearcls.app import ClassifierApp\n\nClassifierApp({arguments})')
     kernel = dict(name='python3', display_name='Python 3', language='python')
@@ -259,7 +284,7 @@ def write_app(
     file.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding='utf-8')
     return file
 
-def _log_seen_from(log, dest): return log if '://' in str(log) else _as_seen_from(log, dest)
+def _address_seen_from(address, dest): return address if '://' in str(address) else _as_seen_from(address, dest)
 
 def _as_seen_from(path, dest):
     "A path relative to `dest`; across drives of Windows only the absolute one exists"
@@ -324,7 +349,7 @@ def stop_server(
 # %% ../../nbs/app/02_notebook.ipynb #6d471874
 @contextlib.contextmanager
 def serve_app(
-    bundle: str | os.PathLike,  # Folder of a bundle
+    bundle: str | os.PathLike,  # Folder of a bundle, or models@champion
     port: int | None = None,    # Port on this machine; None for 8866, or a free one where that is taken
     title: str = '',            # Heading; empty for the labels
     timeout: float = 60,        # Seconds to wait for the server
@@ -342,7 +367,7 @@ def serve_app(
         work = Path(work).resolve()
         (work/'settings').mkdir()
         (work/'settings'/'voila.py').write_text(voila_config(), encoding='utf-8')
-        notebook = write_app(Path(bundle).resolve(), work, title, Path(feedback).resolve() if feedback else feedback,
+        notebook = write_app(bundle if '://' in str(bundle) else Path(bundle).resolve(), work, title, Path(feedback).resolve() if feedback else feedback,
             Path(log).resolve() if log and '://' not in str(log) else log)
         command = [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}',
             '--Voila.ip=127.0.0.1', '--Voila.port_retries=0', "--Voila.config_file_paths=['settings']"]
@@ -356,7 +381,7 @@ def serve_app(
 
 # %% ../../nbs/app/02_notebook.ipynb #6ba3f72c
 def run_app(
-    bundle: str | os.PathLike,  # Folder of a bundle
+    bundle: str | os.PathLike,  # Folder of a bundle, or models@champion
     port: int | None = None,    # Port on this machine; None for 8866, or a free one where that is taken
     open_browser: bool = True,  # Show the page in the default browser
     title: str = '',            # Heading; empty for the labels

@@ -43,10 +43,10 @@ class Target:
 
 part_modules = dict(  # What each joined file is made of
     classifier=(
-        'core', 'greys', 'mend', 'images', 'show', 'folders',
+        'core', 'greys', 'mend', 'images', 'show', 'folders', 'stores',
         'inference.files', 'inference.signature', 'inference.onnxfile', 'inference.bundle',
-        'inference.prediction', 'inference.remote', 'inference.classifier'),
-    prediction_log=('fingerprints', 'verify.measure', 'monitor.log', 'monitor.writer'),
+        'inference.prediction', 'inference.remote', 'inference.classifier', 'rollout.registry'),
+    prediction_log=('databases', 'fingerprints', 'verify.measure', 'monitor.log', 'monitor.writer'),
     notebook_app=('app.feedback', 'app.notebook'),
     serve=('serve.problems', 'serve.workers', 'serve.supervise', 'serve.middleware', 'serve.openapi', 'serve.service'),
 )

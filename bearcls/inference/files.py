@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/inference/files.html.md"""
 
 # %% auto #0
 __all__ = ['model_file', 'metadata_file', 'card_file', 'weights_file', 'signature_file', 'bundle_names', 'BundleError',
-           'write_files', 'opened', 'file_content', 'checked_file']
+           'write_files', 'opened', 'file_content', 'checked_file', 'bundle_files', 'content_digest', 'bundle_stamp']
 
 # %% ../../nbs/inference/01_files.ipynb #f5a92aac
 import hashlib, os, struct, zlib
@@ -161,3 +161,31 @@ def checked_file(
     if digest.hexdigest() != stated['sha256'].lower():
         raise BundleError(f'{files.path/name} is not the one that this bundle was made with: its checksum differs')
     return blocks[0] if keep else b''
+
+# %% ../../nbs/inference/01_files.ipynb #d26257e8
+def bundle_files(
+    path: str | os.PathLike,  # Folder or .zip of a bundle
+) -> dict[str, bytes]:        # Contents by name; files that belong to no bundle are left out
+    "All files of a bundle"
+    with opened(Path(path)) as files:
+        return {name: file_content(files, name, 1 << 31) for name in bundle_names if name in files}
+
+def content_digest(
+    files: Mapping[str, bytes],  # Contents by name
+) -> str:                        # SHA-256 in hexadecimal; the order does not matter
+    "One digest of several files and their names"
+    lines = [f'{hashlib.sha256(files[name]).hexdigest()} {name}' for name in sorted(files)]
+    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+
+# %% ../../nbs/inference/01_files.ipynb #c1780b05
+def bundle_stamp(
+    path: str | os.PathLike,  # Folder or .zip of a bundle
+) -> tuple:                   # Differs when a file has changed; empty if no bundle is there at the moment
+    "Names, sizes and times of a bundle's files"
+    path = Path(path)
+    stamp = []
+    for file in [path/name for name in sorted(bundle_names)] if path.is_dir() else [path]:
+        try: s = file.stat()
+        except OSError: continue
+        stamp.append((file.name, s.st_size, s.st_mtime_ns, s.st_ino))
+    return tuple(stamp) if path.is_file() or any(s[0] == metadata_file for s in stamp) else ()

@@ -21,5 +21,5 @@ __getattr__, __dir__, __all__ = front_door('bearcls.monitor', dict(
         'confidence_sequence mix_estimate',
     history='History read_history',
     watch='Delivery LogWatch open_watch run_command send_webhook watch_figures',
-    report='MonitorReport monitor_report',
+    report='LiveReport MonitorReport live_report monitor_report',
 ))

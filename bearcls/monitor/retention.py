@@ -54,7 +54,7 @@ def prune(
             sa.or_(answers.c.features.is_not(None), answers.c.thumbnail.is_not(None)))
         while n := _change_some(log, old, portion, empty=True): emptied += n
     while max_bytes is not None and (used := _used_bytes(log)) > max_bytes:
-        rows = log.stats().answers
+        rows = log.stats(shadow=True).answers
         share = min(portion, max(1, int(rows*(1 - max_bytes/used))))
         if not (n := _change_some(log, (), share)): break
         gone += n
@@ -223,7 +223,7 @@ def export_log(
     if end not in ('.csv', '.parquet'):
         raise ValueError(f'`dest` must end in .csv or .parquet, got {short_words(str(dest))}')
     if columns is not None: columns = list(expect_all('columns', columns, str))
-    chunks = log.read(columns, since, until, place)
+    chunks = log.read(columns, since, until, place, shadow=True)  # `role` tells which
     return _write_parquet(chunks, dest) if end == '.parquet' else _write_csv(chunks, dest)
 
 def _write_csv(chunks, dest):

@@ -31,26 +31,31 @@ class Normal:
     promised: float | None = None       # Share of wrong answers; None: no alarms on accuracy
     trusted: float | None = None        # Share of trusted answers; None: not known
     model: str = ''                     # SHA-256 of the model whose answers are watched; '': all answers
+    shadow: bool = False                # Are answers watched that people did not see? For a model on trial
     begin: float = -math.inf            # Drift is watched from then on, seconds since 1970; before is the reference
 
 def normal_of(
     bundle: Bundle | str | os.PathLike | None = None,  # The bundle in use; its answers alone are watched
     log: PredictionLog | None = None,         # For `reference_until`
     reference_until: float | None = None,     # Seconds since 1970: the answers before are the reference; None: the bundle's
+    shadow: bool = False,                     # Also answers that people did not see? For the bundle of a model on trial
 ) -> Normal:                                  # What is known; the error promised is the upper end of its interval
     "What is normal, from a bundle, from a log, or from both"
     expect('bundle', bundle, Bundle, str, os.PathLike, None)
     expect('log', log, PredictionLog, None)
-    normal = Normal()
+    if expect('shadow', shadow, bool) and bundle is None:
+        raise ValueError('`shadow` needs a `bundle`, or answers of two models to one image would count twice')
+    normal = Normal(shadow=shadow)
     if bundle is not None:
         bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         promised = bundle.metrics.get('high')
         normal = Normal(None, promised if isinstance(promised, float) and 0 < promised < 1 else None, None,
-            bundle.digest)
+            bundle.digest, shadow)
         if bundle.reference: normal.reference = Reference.from_bundle(bundle)
     if reference_until is not None:
         if log is None: raise ValueError('`reference_until` needs a `log`, whose answers are the reference')
-        chunks = list(log.read([*_read, 'scene'], until=reference_until, model=normal.model or None))
+        chunks = list(log.read([*_read, 'scene'], until=reference_until, model=normal.model or None,
+            shadow=shadow))
         if not chunks: raise DataError(f'`reference_until`: {log.title} holds no answers before')
         normal.reference = Reference.from_columns(_joined(chunks))
         normal.begin = reference_until
@@ -112,7 +117,8 @@ def update(self) -> list[Alarm | AccuracyAlarm]:  # New alarms
     self._late_verdicts()
     new = []
     columns = [*_read, 'scene', 'seconds', 'chosen', 'right']
-    for chunk in self.log.read(columns, self.since, model=self.normal.model or None, after=self.last):
+    for chunk in self.log.read(columns, self.since, model=self.normal.model or None, after=self.last,
+        shadow=self.normal.shadow):
         chunk['confidence'] = np.where(np.isnan(chunk['confidence']), chunk['probability'], chunk['confidence'])
         self.history.add(chunk)
         new += self._look(chunk)
@@ -197,7 +203,7 @@ def _late_verdicts(self):
         spans = {self.history.span(t) for t in connection.execute(judged).scalars()} if self.last else ()
     for start, length in spans:
         rows = list(self.log.read(['id', 'place', 'label', 'chosen', 'right'], max(start, self.since or start),
-                start + length, model=self.normal.model or None))
+                start + length, model=self.normal.model or None, shadow=self.normal.shadow))
         if not rows: continue
         columns = _joined(rows)
         old = columns['id'] <= self.last
@@ -258,6 +264,7 @@ def open_watch(
     state: str | os.PathLike | None = '',     # File to remember in; '': beside the log; None: nothing is remembered
     run_length: float = 10_000,               # Scenes, or answers, between false alarms
     since: float | None = None,               # Seconds since 1970: the first run begins there; None: with the first answer
+    shadow: bool = False,                     # Also answers that people did not see? For the bundle of a model on trial
 ) -> LogWatch:                                # Ready for `update`
     "A watch on a log, new or where it stopped"
     expect('log', log, PredictionLog, str, os.PathLike)
@@ -267,7 +274,7 @@ def open_watch(
         if log.file is None: raise ValueError(f'`state` must name a file, since {log.title} is none')
         state = f'{log.file}.watch.json'
     known = state is not None and Path(state).exists()
-    normal = normal_of(bundle, log, None if known else reference_until)
+    normal = normal_of(bundle, log, None if known else reference_until, shadow)
     return LogWatch(log, normal, state, run_length, since)
 
 # %% ../../nbs/monitor/08_watch.ipynb #1cb519bc

@@ -251,10 +251,13 @@ class LogWriter:
         max_waiting: int = 1000,                  # Rows in memory at most; with their images, some 150 MB
         linger: float = .05,                      # Seconds to wait for more rows before writing a group
         retry: float = 1.,                        # Seconds until the database is tried again; grows to 30 times that
+        review: Any = None,                       # Chooses answers for review, as `ReviewRule` does; None: none
     ):
         expect('log', log, PredictionLog, str, os.PathLike)
         expect('place', place, str)
         expect('spool', spool, str, os.PathLike, None)
+        if review is not None and not callable(getattr(review, 'choose', None)):
+            raise ValueError(f'`review` must have a method `choose`, as a ReviewRule does; got {short_words(review)}')
         for name, value in dict(thumbnails=thumbnails, max_spool=max_spool, linger=linger).items():
             if not value >= 0: raise ValueError(f'`{name}` must not be negative, got {value}')
         for name, value in dict(max_waiting=max_waiting, retry=retry).items():
@@ -270,6 +273,7 @@ class LogWriter:
         self.max_waiting = max_waiting
         self.linger = linger
         self.retry = retry
+        self.review = review
         self.queue = deque()
         self.changed = threading.Condition()
         self.counts = dict(added=0, written=0, spooled=0, lost=0, repeated=0)
@@ -338,7 +342,25 @@ def _rows_of(self, group):
             rows.append(('verdicts', vars(entry)) if isinstance(entry, Verdict) else ('answers', row_values(entry)))
         except Exception as e:  # whatever an image or a caller has brought: the thread must live on
             self._lose(1, f'a row could not be made: {short_words(str(e), 120)}')
+    if self.review is not None: self._choose([values for table, values in rows if table == 'answers'])
     return rows
+
+@patch_to(LogWriter)
+def _choose(self, answers):
+    "Let the rule choose some of the answers; what it raises costs no answer"
+    answers = [a for a in answers if a['chosen'] is None and a.get('role') != 'shadow']
+    if not answers: return
+    columns = {name: np.array([a[name] for a in answers], kind) for name, kind in _rule_columns.items()}
+    try:
+        chosen = np.asarray(self.review.choose(columns), float)
+        fits = chosen.shape == (len(answers),) and (np.isnan(chosen) | (chosen > 0) & (chosen <= 1)).all()
+        if not fits: raise ValueError('the rule must give a probability, or nan, for each answer')
+    except Exception as e:  # a rule of yours may raise anything
+        self.problem = f'no answers were chosen for review: {short_words(str(e), 120)}'
+        return
+    for values, q in zip(answers, chosen.tolist()): values['chosen'] = None if np.isnan(q) else q
+
+_rule_columns = dict(answer=object, trusted=bool, confidence=float)  # None becomes nan
 
 @patch_to(LogWriter)
 def _lose(self, n, why):

@@ -16,8 +16,9 @@ __getattr__, __dir__, __all__ = front_door('bearcls.sample', dict(
     bears='draw_bears plan_bears NotEmptyError',
     odd_files='OddFile draw_odd_files',
     loopback='LoopbackWeb',
-    standins='colour_model draw_face furs',
+    standins='colour_model draw_face fit_pixels furs',
     strangers='draw_strangers stranger_kinds',
+    campsite='Campsite draw_visit snow_on',
 ), earlier=dict(
     bears='unreadable_faults awkward_faults content_faults fault_kinds fault_counts spoil Item',
 ))

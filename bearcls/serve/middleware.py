@@ -9,6 +9,7 @@ __all__ = ['open_paths', 'ServiceMetrics', 'share_metrics', 'ServiceVisit', 'Ser
 
 # %% ../../nbs/serve/04_middleware.ipynb #b1556f50
 import hmac, json, os, time
+from collections.abc import Iterable, Mapping
 from typing import Any
 from ..core import optional_import, patch_to
 from .problems import Problem, problem_body, problem_type, request_name
@@ -38,14 +39,31 @@ class ServiceMetrics:
             multiprocess_mode='max', **make)
         self.waiting = client.Gauge('bearcls_waiting_images', 'Images in the queue', multiprocess_mode='sum', **make)
 
-    def text(self) -> bytes:  # In Prometheus' own format
+    def text(self,
+        figures: Iterable[tuple[str, str, Mapping[str, float]]] = (),  # Further ones: name, help, value by place
+    ) -> bytes:  # In Prometheus' own format
         "Everything that was counted, by all processes"
         registry = self.registry
         if self.folder:
             from prometheus_client.multiprocess import MultiProcessCollector
             registry = self.client.CollectorRegistry()
             MultiProcessCollector(registry, str(self.folder))
-        return self.client.generate_latest(registry)
+        further = self.client.CollectorRegistry()
+        further.register(_Figures(self.client, figures))
+        return self.client.generate_latest(registry) + self.client.generate_latest(further)
+
+class _Figures:
+    "Figures from elsewhere, for one page of metrics"
+    def __init__(self, client, figures):
+        self.client = client
+        self.figures = figures
+
+    def collect(self):
+        "One gauge for each figure"
+        for name, words, values in self.figures:
+            gauge = self.client.metrics_core.GaugeMetricFamily(name, words, labels=['place'])
+            for place, value in values.items(): gauge.add_metric([place], value)
+            yield gauge
 
 def share_metrics(
     folder: str | os.PathLike,  # Where all processes count

@@ -10,7 +10,7 @@ __all__ = ['Settings', 'Service', 'result_of', 'answer_uploads', 'answer_request
 
 # %% ../../nbs/serve/06_service.ipynb #2efc0d82
 import asyncio, contextlib, math, os, re, signal, socket, threading, time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from ..core import expect, optional_import, package_file, patch_to, usable_cores
@@ -24,7 +24,8 @@ from .middleware import ServiceGate, ServiceMetrics, share_metrics
 from .openapi import _service_answer, _service_body, _service_docs, _service_schemas
 from .problems import BodyBudget, BoundedBody, Problem, Upload, problem_body, problem_type, read_uploads
 from .supervise import Supervisor, http_protocol, is_orphan, return_memory, service_log, write_log
-from .workers import BundleWatch, Busy, Workers, load_classifier
+from ..rollout.registry import BundleWatch, RegistryError, resolve_bundle
+from .workers import Busy, Workers, load_classifier
 
 # %% ../../nbs/serve/06_service.ipynb #7fece44d
 @dataclass(frozen=True, repr=False)
@@ -51,11 +52,13 @@ class Settings:
     title: str = ''                  # Headline of the page; empty: the labels
     log: str = field(default='', repr=False)  # File of the prediction log, or URL of its database; empty: no log
     place: str = ''                  # What the log calls the place of this service
+    figures: Callable | None = field(default=None, repr=False)  # Gives more figures for /metrics, as `watch_figures`
+    seconds_figures: float = 5       # Between two calls of `figures`, at least
 
     def __post_init__(self):
         least = dict(threads=1, max_waiting=1, max_batch=1, max_images=1, max_bytes=1, max_held=1, max_pixels=1,
             max_connections=1, seconds_watch=0, seconds_leaving=0, seconds_head=0.001, seconds_body=0.001,
-            seconds_answer=0.001, seconds_stuck=0.001)
+            seconds_answer=0.001, seconds_stuck=0.001, seconds_figures=0)
         for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low:
                 raise ValueError(f'`{name}` must be at least {low}, got {value}')
@@ -108,7 +111,7 @@ def _end_process(seconds):
 class Service:
     "The state of one process: workers, a watch, counts, health"
     def __init__(self,
-        bundle: str | os.PathLike | Classifier,  # Folder or .zip of a bundle, or a classifier that is already loaded
+        bundle: str | os.PathLike | Classifier,  # Bundle, an address such as models@champion, or a loaded classifier
         settings: Settings = Settings(),         # Its bounds
         supervised: bool = False,                # Is there a supervisor that starts another process when this one ends?
         metrics: str | os.PathLike | None = None,  # Folder that several processes count into; None: this process alone
@@ -128,11 +131,15 @@ class Service:
         self.ended = threading.Event()
         self.loop = None
         self.metrics = ServiceMetrics(metrics)
+        self.figures = ()
+        self.figured = -math.inf
+        self.trouble = ''
 
     def load(self, path=None):
         "A classifier of what lies there now"
-        return load_classifier(path or self.given, self.settings.execution_providers, self.settings.max_pixels,
-            max(30, self.settings.seconds_answer))
+        s = self.settings
+        return load_classifier(path or resolve_bundle(self.given), s.execution_providers, s.max_pixels,
+            max(30, s.seconds_answer))
 
     def start(self):
         "Load the bundle, start the threads"
@@ -141,7 +148,7 @@ class Service:
         end = time.monotonic() + (30 if self.supervised else 0)
         while classifier is None:
             try: classifier = self.load()
-            except (BundleError, OSError) as e:  # a copy of the bundle may be in progress
+            except (BundleError, RegistryError, OSError) as e:  # a copy of the bundle may be in progress
                 if time.monotonic() > end: raise
                 service_log.warning(dict(event='bundle_refused', reason=str(e)))
                 time.sleep(1)
@@ -205,6 +212,22 @@ def count_log(self):
         service_log.log(30 if status.problem else 20,
             dict(event='log', reason=status.words or 'the log is written again'))
     self.logged['problem'] = status.problem
+
+@patch_to(Service)
+def count_figures(self):
+    "Further figures, calculated anew if the last ones are old; without them if that fails"
+    if not self.settings.figures or time.monotonic() - self.figured < self.settings.seconds_figures: return self.figures
+    self.figured = time.monotonic()
+    try:
+        self.figures = list(self.settings.figures())
+        words = ''
+    except Exception as e:  # the function is the user's, and the counts are worth having without it
+        self.figures = ()
+        words = f'`figures`: {e}'
+    if words != self.trouble:
+        service_log.log(30 if words else 20, dict(event='figures', reason=words or 'they are there again'))
+    self.trouble = words
+    return self.figures
 
 @patch_to(Service)
 def _why_ill(self, sign):
@@ -309,6 +332,7 @@ def _add_page(app, service, Response):
 # %% ../../nbs/serve/06_service.ipynb #351a5fab
 def _add_endpoints(app, service, Request, JSONResponse, Response):
     "The addresses for programs"
+    import anyio
     key = (401,) if service.settings.api_key else ()
 
     @app.post('/predict', summary='Classify one or several images', openapi_extra=_service_body(),
@@ -342,11 +366,12 @@ def _add_endpoints(app, service, Request, JSONResponse, Response):
         response_class=Response)
     async def metrics():
         if service.log: service.count_log()
-        return Response(service.metrics.text(), media_type='text/plain; version=0.0.4')
+        figures = await anyio.to_thread.run_sync(service.count_figures)  # it may read a file
+        return Response(service.metrics.text(figures), media_type='text/plain; version=0.0.4')
 
 # %% ../../nbs/serve/06_service.ipynb #86b403bc
 def make_app(
-    bundle: str | os.PathLike | Classifier,   # Folder or .zip of a bundle; or a classifier, which is never exchanged
+    bundle: str | os.PathLike | Classifier,   # Bundle, models@champion, or a classifier, which is never exchanged
     settings: Settings = Settings(),          # Bounds, key, page
     supervised: bool = False,                 # Is another process started when this one ends? `run_server` does so
     metrics: str | os.PathLike | None = None, # Folder that several processes count into; None: this process alone
@@ -432,7 +457,7 @@ def serving(
     expect('settings', settings, Settings)
     expect('bundle', bundle, str, os.PathLike, Classifier)
     import uvicorn
-    if not isinstance(bundle, Classifier): read_bundle(bundle)  # its own errors, before a thread is started
+    if not isinstance(bundle, Classifier): read_bundle(resolve_bundle(bundle))  # its own errors, before a thread starts
     config = _service_config(make_app(bundle, replace(settings, seconds_leaving=0)), settings)
     sock = _service_socket(host, 0)
     server = uvicorn.Server(config)
@@ -451,7 +476,7 @@ def serving(
 
 # %% ../../nbs/serve/06_service.ipynb #b147f4d9
 def run_server(
-    bundle: str | os.PathLike,     # Folder or .zip of a bundle; another one put into its place is taken over
+    bundle: str | os.PathLike,     # Folder or .zip of a bundle, or models@champion; a new one there is taken over
     host: str = '127.0.0.1',       # Where to listen; 0.0.0.0 for all addresses of this machine
     port: int = 8000,              # 0: any that is free
     workers: int = 1,              # Processes, which share nothing but the bundle
@@ -466,7 +491,7 @@ def run_server(
         optional_import(name, "'bearcls[serve]'", 'The HTTP service')
     settings = replace(settings, api_key=settings.api_key or os.environ.get('BEARCLS_API_KEY', '').strip(),
         threads=settings.threads or max(1, usable_cores()//workers))
-    labels = load_classifier(bundle, settings.execution_providers, settings.max_pixels,
+    labels = load_classifier(resolve_bundle(bundle), settings.execution_providers, settings.max_pixels,
         max(30, settings.seconds_answer)).labels
     write_log()
     if settings.log:
@@ -476,11 +501,12 @@ def run_server(
         address = f'[{host}]' if ':' in host else host
         service_log.info(dict(event='listening', url=f'http://{address}:{sock.getsockname()[1]}',
                 labels=list(labels[:20]), processes=workers, threads=settings.threads))
-        return Supervisor(serve_process, (os.path.abspath(bundle), settings, sock, folder), workers,
+        here = os.fspath(bundle) if '://' in os.fspath(bundle) else os.path.abspath(bundle)
+        return Supervisor(serve_process, (here, settings, sock, folder), workers,
             settings.seconds_leaving + settings.seconds_answer + 15, [sock]).run()
 
 def serve_process(
-    bundle: str,        # Folder or .zip
+    bundle: str,        # Folder, .zip or address
     settings: Settings, # Bounds, key, page
     sock: Any,          # Socket that listens, shared with the other processes
     folder: str,        # Where all processes count

@@ -370,8 +370,9 @@ class Card {
   /* Thumbs up or down, and then what would have been right */
   vote(answer) {
     const said = make('span', { class: 'bq-said', role: 'status' });
-    const other = this.page.labels.includes('other') ? [] : [['other', 'none of these']];
-    const choices = [['', 'What is it?'], ...this.page.labels.filter((label) => label !== answer.label).map((label) => [label, label]), ...other];
+    const labels = Object.keys(answer.probabilities).sort(); // of the model that answered: another may have taken over since
+    const other = labels.includes('other') ? [] : [['other', 'none of these']];
+    const choices = [['', 'What is it?'], ...labels.filter((label) => label !== answer.label).map((label) => [label, label]), ...other];
     const keep = async (right, label) => {
       up.setAttribute('aria-pressed', right);
       down.setAttribute('aria-pressed', !right);
