@@ -12,7 +12,7 @@ from ..doors import front_door
 
 # %% ../../nbs/rollout/index.ipynb #d88f6c52
 __getattr__, __dir__, __all__ = front_door('bearcls.rollout', dict(
-    registry='BundleWatch Change Conflict ModelRecord Registry RegistryError history_table resolve_bundle',
+    registry='BundleWatch Conflict ModelRecord Registry RegistryChange RegistryError history_table resolve_bundle',
     pairs='PairTest PairTests Pairs pair_test pairs_from',
     canary='Canary SplitTest assigned split_test',
     stages='Outcome Rollout Route Supervised',
