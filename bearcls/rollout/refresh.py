@@ -79,7 +79,7 @@ def _told(more):
     return more.get('place', ''), number('time'), number('chosen')
 
 # %% ../../nbs/rollout/08_refresh.ipynb #11a1a03b
-@dataclass
+@dataclass(repr=False)
 class Division:
     "Which images to train on, and which to compare on"
     folder: Path                # Image folder
@@ -103,6 +103,9 @@ class Division:
         by_label = {name: Counter(i.label for i in part) for name, part in parts.items()}
         labels = sorted(set().union(*by_label.values()))
         return [dict(label=label) | {name: counted[label] for name, counted in by_label.items()} for label in labels]
+
+    def __repr__(self):
+        return f'Division({len(self.train)} to train on, {len(self.held)} held back, {len(self.left_out)} left out)'
 
     def _repr_html_(self):
         rows = [{'label': r['label'], 'train on': r['trained'], 'hold back': r['held'], 'leave out': r['left_out']}
