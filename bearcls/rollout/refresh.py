@@ -79,7 +79,7 @@ def _told(more):
     return more.get('place', ''), number('time'), number('chosen')
 
 # %% ../../nbs/rollout/08_refresh.ipynb #11a1a03b
-@dataclass
+@dataclass(repr=False)
 class Division:
     "Which images to train on, and which to compare on"
     folder: Path                # Image folder
@@ -103,6 +103,9 @@ class Division:
         by_label = {name: Counter(i.label for i in part) for name, part in parts.items()}
         labels = sorted(set().union(*by_label.values()))
         return [dict(label=label) | {name: counted[label] for name, counted in by_label.items()} for label in labels]
+
+    def __repr__(self):
+        return f'Division({len(self.train)} to train on, {len(self.held)} held back, {len(self.left_out)} left out)'
 
     def _repr_html_(self):
         rows = [{'label': r['label'], 'train on': r['trained'], 'hold back': r['held'], 'leave out': r['left_out']}
@@ -269,11 +272,11 @@ def _difference(name, wrong, weight):
     "Errors of both models, and their difference, on some images"
     losses = weight*(wrong[1] - wrong[0])
     errors = (wrong @ weight/weight.sum()).tolist()
-    n = weight.sum()**2/(weight**2).sum()  # so many images of one weight say as much
-    lost = (n*losses[losses > 0].sum()/weight.sum() + 1)/(n + 2)
-    won = (1 - n*losses[losses < 0].sum()/weight.sum())/(n + 2)
-    half = 1.96*math.sqrt((lost + won - (lost - won)**2)/(n + 2))
-    return GroupDifference(name, len(weight), *errors, max(-1., lost - won - half), min(1., lost - won + half),
+    some = np.append(weight, [weight.mean()]*2)  # and two images more: one lost, one won
+    differ = np.append(wrong[1] - wrong[0], [1, -1])
+    middle = float(differ @ some/some.sum())
+    half = 1.96*math.sqrt((some**2 @ (differ - middle)**2))/some.sum()
+    return GroupDifference(name, len(weight), *errors, max(-1., middle - half), min(1., middle + half),
         int((losses < 0).sum()), int((losses > 0).sum()), chance_of(losses))
 
 def _looks(differing, level):

@@ -21,6 +21,7 @@ from .standins import draw_face
 
 # %% ../../nbs/sample/09_campsite.ipynb #ccde074f
 coats = dict(black=(44, 40, 40), grizzly=(134, 92, 56), teddy=(214, 176, 122))  # Red, green and blue, 0 to 255
+_is_white = [255*(v > 250) for v in range(256)]
 _grounds = dict(summer=(110, 140, 88), snow=(232, 236, 244))
 
 def draw_visit(
@@ -38,7 +39,7 @@ def draw_visit(
         ImageDraw.Draw(image).ellipse((x - r, y - r, x + r, y + r), fill=near((.75 + .15*snow)*ground))
     side = int(rng.integers(44, 58))
     face = draw_face(side, side, near(coats[animal]), 'white')
-    mask = ImageChops.invert(face.convert('L').point(lambda v: 255*(v > 250)))
+    mask = ImageChops.invert(face.convert('L').point(_is_white))
     x, y = rng.normal((48 - side/2, 36 - side/2), 4)
     image.paste(face, (int(x), int(y)), mask)
     return ImageEnhance.Brightness(image).enhance(rng.normal(1, .08))
@@ -75,9 +76,10 @@ class Campsite:
     "Two cameras, and what passes them in a year"
     def __init__(self,
         photos: str | os.PathLike | None = None,  # Image folder; None: drawn animals
-        per_day: int = 24,                        # Visits a day, at both cameras together
+        per_day: int = 12,                        # Visits a day, at both cameras together
         places: tuple[str, ...] = ('gate', 'pond'),      # Names of the cameras
         snow: tuple[float, float, float] = (150., 280., .55),  # First day, last day, and how much, 0 to 1
+        snow_at: tuple[str, ...] = ('pond',),     # Cameras that see it; others stand under a roof
         start: float = 1777593600,                # Seconds since 1970 of day 0; the default is 1 May 2026
         seed: int = 0,                            # Another seed, another year
     ):
@@ -85,6 +87,7 @@ class Campsite:
         self.per_day = expect('per_day', per_day, int)
         self.places = tuple(places)
         self.snow = snow
+        self.snow_at = tuple(snow_at)
         self.start = start
         self.seed = seed
         self.labels = sorted(self.files or coats)
@@ -122,5 +125,6 @@ class Campsite:
         snow = amount if first <= day < last else 0.
         for i, hour in enumerate(np.sort(rng.uniform(0, 24, self.per_day)).tolist()):
             animal = str(rng.choice(self.labels))
-            image = self._image(animal, rng, snow, 1)
-            yield Visit(self.start + 86400*day + 3600*hour, str(rng.choice(self.places)), animal, image, f'{day}-{i}')
+            place = str(rng.choice(self.places))
+            image = self._image(animal, rng, snow if place in self.snow_at else 0., 1)
+            yield Visit(self.start + 86400*day + 3600*hour, place, animal, image, f'{day}-{i}')

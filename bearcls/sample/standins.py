@@ -68,14 +68,14 @@ def draw_face(
     for side in (-1, 1): disc(side*0.4, -0.25, 0.11, '#222222')
     return image
 
-# %% ../../nbs/sample/07_standins.ipynb #cf3727a8
+# %% ../../nbs/sample/07_standins.ipynb #85cad982
 def fit_pixels(
     images: Sequence[Image.Image],  # Training images, in any size
     labels: Sequence[str],          # Label of each
     names: Sequence[str],           # All labels, in the order of the model's outputs
     penalty: float = .002,          # Strength of the penalty on large weights
     steps: int = 300,               # Of gradient descent
-    n_known: int = 200,             # Training images to measure the OOD score against, at most
+    n_known: int = 50,              # Training images to measure the OOD score against, at most
 ) -> bytes:                         # ONNX, for images of 64 by 64 pixels: what `write_bundle` takes
     "A model of single weights, fitted to images; needs the package onnx"
     sides = (64, 64)
