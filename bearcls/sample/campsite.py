@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance
-from ..core import DataError, expect
+from ..core import DataError, expect, patch_to
 from ..folders import scan_folder
 from ..images import load_image
 from .standins import draw_face
@@ -111,20 +111,27 @@ class Campsite:
         if rng.random() < .5: image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return snow_on(image, rng, snow) if snow else image
 
-    def old_images(self, n: int = 300) -> Iterator[tuple[str, Image.Image]]:  # Label and image
-        "Images from before the first day, all labels alike"
-        rng = np.random.default_rng((self.seed, 1_000_000))
-        for i in range(n):
-            animal = self.labels[i % len(self.labels)]
-            yield animal, self._image(animal, rng, 0., 0)
+# %% ../../nbs/sample/09_campsite.ipynb #5023ecb0
+@patch_to(Campsite)
+def old_images(self,
+    n: int = 300,                             # Number of images
+) -> Iterator[tuple[str, Image.Image]]:       # Label and image
+    "Images from before the first day, of all labels alike"
+    rng = np.random.default_rng((self.seed, 1_000_000))
+    for i in range(n):
+        animal = self.labels[i % len(self.labels)]
+        yield animal, self._image(animal, rng, 0., 0)
 
-    def visits(self, day: int) -> Iterator[Visit]:  # Day 0 is the first
-        "Who passes on one day; the same at each call"
-        rng = np.random.default_rng((self.seed, expect('day', day, int)))
-        first, last, amount = self.snow
-        snow = amount if first <= day < last else 0.
-        for i, hour in enumerate(np.sort(rng.uniform(0, 24, self.per_day)).tolist()):
-            animal = str(rng.choice(self.labels))
-            place = str(rng.choice(self.places))
-            image = self._image(animal, rng, snow if place in self.snow_at else 0., 1)
-            yield Visit(self.start + 86400*day + 3600*hour, place, animal, image, f'{day}-{i}')
+@patch_to(Campsite)
+def visits(self,
+    day: int,           # 0 is the first
+) -> Iterator[Visit]:   # In the order of time
+    "What passes on one day; the same at each call"
+    rng = np.random.default_rng((self.seed, expect('day', day, int)))
+    first, last, amount = self.snow
+    snow = amount if first <= day < last else 0.
+    for i, hour in enumerate(np.sort(rng.uniform(0, 24, self.per_day)).tolist()):
+        animal = str(rng.choice(self.labels))
+        place = str(rng.choice(self.places))
+        image = self._image(animal, rng, snow if place in self.snow_at else 0., 1)
+        yield Visit(self.start + 86400*day + 3600*hour, place, animal, image, f'{day}-{i}')
