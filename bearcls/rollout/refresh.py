@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 import numpy as np
-from ..core import DataError, atomic_write, expect, expect_all, hold_file, in_order, patch_to, progress
+from ..core import DataError, atomic_write, expect, expect_all, hold_file, in_order, progress
 from ..core import release_file, sha256
 from ..fingerprints import Fingerprint, fingerprint
 from ..folders import scan_folder
@@ -26,7 +26,7 @@ from ..inference.bundle import read_bundle
 from ..inference.classifier import Classifier
 from ..manifest import known_rows
 from ..monitor.log import PredictionLog
-from .registry import ModelRecord, Registry, RegistryError
+from .registry import Registry
 from ..show import Html, html_table
 from ..similarity import joined_duplicates
 
