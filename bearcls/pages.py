@@ -132,6 +132,8 @@ def _call(symbol, signature, width):
     except SyntaxError: return f'```text\n{code}\n```'  # a default may print as something that is no Python
     return f'```python\n{code}\n```'
 
+_empty = re.compile(r"(?<![\w`'])''(?![\w`'])")  # an empty text, which would become a pair of quotation marks
+
 def _fields(signature):
     "A definition list: name, type and default, then the comment"
     parsed = _parameters(signature)
@@ -142,7 +144,9 @@ def _fields(signature):
         name, kind, default = _argument(code)
         if name in ('self', '*'): continue
         term = f'**`{name}`**' + (f' `{kind}`' if kind else '') + (f' = `{default}`' if default else '')
-        items.append(f'{term}\n:   {comment or "&nbsp;"}')
+        comment = _empty.sub("`''`", comment or '&nbsp;')
+        items.append(f'{term}\n:   {comment}')
+    meaning = _empty.sub("`''`", meaning or '')
     if meaning: items.append(f'**returns** `{returned}`\n:   {meaning}' if returned else f'**returns**\n:   {meaning}')
     return '\n\n'.join(items)
 

@@ -57,6 +57,13 @@ def test_signatures_wrap_and_have_comments(processed):
             silent += [(name, text.split()[1]) for term in re.findall(r'^\*\*`(.+?)`\*\*.*\n:   &nbsp;$', text, re.MULTILINE)]
     assert len(silent) <= 12, silent
 
+def test_an_empty_text_is_code(processed, site):
+    "'' in a comment would be set as a pair of quotation marks"
+    described = [line for cells in processed.values() for e in entries(cells) for line in e.splitlines() if line.startswith(':   ')]
+    assert any("`''`" in line for line in described)
+    assert not [line for line in described if re.search(r"(?<![\w`'])''(?![\w`'])", line)]
+    assert '‘’' not in (site/html_page('rollout/04_stages.ipynb')).read_text(encoding='utf-8')
+
 def test_tables_of_names(processed):
     "3: pages with two names or more say at the top which, and every name in a table has its entry below"
     for name, cells in processed.items():
