@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/core.html.md"""
 
 # %% auto #0
 __all__ = ['sources_of', 'BearclsError', 'DataError', 'optional_import', 'ArgumentError', 'expect', 'expect_all', 'short_words',
-           'atomic_write', 'hold_file', 'release_file', 'cache_folder', 'package_file', 'sha256', 'progress',
+           'atomic_write', 'hold_file', 'release_file', 'cache_folder', 'package_file', 'sha256', 'lot', 'progress',
            'usable_cores', 'in_order', 'is_public']
 
 # %% ../nbs/00_core.ipynb #d7c2a656
@@ -194,6 +194,14 @@ def sha256(
     with open(source, 'rb') as f:
         while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest()
+
+# %% ../nbs/00_core.ipynb #317bee44
+def lot(
+    name: str,       # What to draw for: the id of an answer, a visitor, the digest of an image
+    salt: str = '',  # What the draw is about
+) -> float:          # 0 to 1, evenly spread over the names
+    "A random number that every process draws alike"
+    return int(sha256(f'{salt}{name}'.encode('utf-8', 'surrogatepass'))[:13], 16)/16**13
 
 # %% ../nbs/00_core.ipynb #6068f39f
 def progress(

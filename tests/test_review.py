@@ -10,7 +10,7 @@ from bearcls.folders import image_files, scan_folder
 from bearcls.manifest import read_manifest
 from bearcls.monitor.accuracy import accuracy_of
 from bearcls.monitor.log import LogRow, PredictionLog, Verdict
-from bearcls.monitor.retention import forget
+from bearcls.monitor.retention import forget, prune
 from bearcls.rollout.queue import ReviewItem, ReviewQueue, queue_tables
 from bearcls.rollout.returning import from_label_studio, return_images, to_label_studio
 from bearcls.rollout.review import Review, agreement, agreement_from
@@ -150,6 +150,20 @@ def test_forgotten_and_pruned_answers(tmp_path):
     assert [i.answer for i in queue.items(10, 'Anna', now)] == [i.answer for i in items[4:]]
     with pytest.raises(BearclsError, match='holds no answer'): queue.answer(items[0], 'black', 'Anna', now)
     assert len(queue.looks()) == 0
+
+def test_what_people_said_is_forgotten_with_the_answer(tmp_path):
+    "`forget` and `prune` also take the queue's own rows: who looked, and what was said"
+    log = PredictionLog(tmp_path/'log.sqlite')
+    log.write(row(k) for k in range(10))
+    queue = ReviewQueue(log, per_day=10, twice=0.)
+    items = queue.items(10, 'Anna', now)
+    for item in items: queue.answer(item, item.label, 'Anna', now)
+    assert len(queue.looks()) == 10
+    forget(log, items[0].answer)
+    assert {look.answer for look in queue.looks()} == {i.answer for i in items[1:]}
+    assert items[0].answer.encode() not in log.file.read_bytes()
+    prune(log, days=0, now=now + 1e9)
+    assert queue.looks() == []
 
 def test_a_log_without_answers_is_not_made_by_looking(tmp_path):
     queue = ReviewQueue(PredictionLog(tmp_path/'none.sqlite'))

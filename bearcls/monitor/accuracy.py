@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 import numpy as np
-from ..core import DataError, expect, expect_all, patch_to, sha256
+from ..core import DataError, expect, expect_all, lot, patch_to
 from .log import time_words
 from ..show import Html, html_table
 
@@ -59,7 +59,7 @@ def choose(self,
     "Draw the answers to ask a person about"
     columns = needed(columns, 'answer', 'trusted', 'confidence')
     probability = self.probability(columns['trusted'], columns['confidence'])
-    drawn = np.array([int(sha256(str(a).encode())[:13], 16)/16**13 for a in columns['answer']])
+    drawn = np.array([lot(str(a)) for a in columns['answer']])
     return np.where(drawn < probability, probability, np.nan)
 
 def needed(

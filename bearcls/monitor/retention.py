@@ -62,17 +62,25 @@ def prune(
     return Pruned(gone, emptied, log.size())
 
 # %% ../../nbs/monitor/03_retention.ipynb #fbc95dc3
+def _tables_about(connection):
+    "Tables with rows about an answer: verdicts, and a review queue's own, if there is one"
+    sa = optional_import('sqlalchemy', purpose='A prediction log')
+    there = sa.inspect(connection).get_table_names()
+    return [log_tables()[1], *(sa.table(name, sa.column('answer')) for name in ('reviews',) if name in there)]
+
 def _change_some(log, wanted, n, empty=False):
     "Delete the oldest rows that are wanted, with their verdicts, or empty them; how many there were"
     sa = optional_import('sqlalchemy', purpose='A prediction log')
-    answers, verdicts, _ = log_tables()
+    answers = log_tables()[0]
     with log.transaction() as connection:
+        about = _tables_about(connection)
         some = connection.execute(sa.select(answers.c.id).where(*wanted).order_by(answers.c.id).limit(n)).scalars().all()
         for i in range(0, len(some), 500):
             ids = answers.c.id.in_(some[i:i + 500])
             if empty: connection.execute(answers.update().where(ids).values(features=None, thumbnail=None))
             else:
-                connection.execute(verdicts.delete().where(verdicts.c.answer.in_(sa.select(answers.c.answer).where(ids))))
+                names = sa.select(answers.c.answer).where(ids)
+                for table in about: connection.execute(table.delete().where(table.c.answer.in_(names)))
                 connection.execute(answers.delete().where(ids))
     return len(some)
 
@@ -135,7 +143,7 @@ def forget(
 def _forget(log, wanted, spool):
     "See `forget`, for several images"
     sa = optional_import('sqlalchemy', purpose='A prediction log')
-    answers, verdicts, _ = log_tables()
+    answers = log_tables()[0]
     names = {answer for answer, _ in wanted if answer}
     digests = {digest for _, digest in wanted if digest}
     n_answers = 0
@@ -148,8 +156,10 @@ def _forget(log, wanted, spool):
                 for digest in digests:
                     query = sa.select(answers.c.answer).where(answers.c.sha256 == digest)
                     names |= set(connection.execute(query).scalars())
+                verdicts, *others = _tables_about(connection)
                 for name in names:
                     n_verdicts += connection.execute(verdicts.delete().where(verdicts.c.answer == name)).rowcount
+                    for table in others: connection.execute(table.delete().where(table.c.answer == name))
                     n_answers += connection.execute(answers.delete().where(answers.c.answer == name)).rowcount
         left = [r for r in rows if r[1]['answer'] not in names]
         if len(left) < len(rows):
@@ -180,7 +190,8 @@ def _rewrite_tables(log):
     if engine.dialect.name != 'postgresql': return False  # deleted; whether bytes are left is for that database to say
     with engine.connect().execution_options(isolation_level='AUTOCOMMIT') as connection:
         try:
-            for name in ('answers', 'verdicts'): connection.exec_driver_sql(f'VACUUM FULL {name}')
+            tables = ['answers', *(table.name for table in _tables_about(connection))]
+            for name in tables: connection.exec_driver_sql(f'VACUUM FULL {name}')
         except sa.exc.SQLAlchemyError: return False
     return True
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 import numpy as np
-from ..core import DataError, expect, expect_all, patch_to, sha256
+from ..core import DataError, expect, expect_all, lot, patch_to
 from ..intervals import wilson
 from ..monitor.accuracy import needed
 from ..monitor.log import time_words
@@ -32,8 +32,7 @@ def assigned(
     expect('key', key, str)
     expect('salt', salt, str)
     if not 0 <= share <= 1: raise ValueError(f'`share` must lie from 0 to 1, got {share!r}')
-    drawn = int(sha256(f'{salt}\0{key}'.encode('utf-8', 'surrogatepass'))[:13], 16)/16**13
-    return drawn < share
+    return lot(key, f'{salt}\0') < share
 
 # %% ../../nbs/rollout/03_canary.ipynb #ac4e3cf9
 def judged_share(

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from pathlib import Path
-from typing import Any
 from ..clean.moves import cleaning_folder
 from ..core import DataError, atomic_write, expect, expect_all, hold_file, in_order, progress
 from ..core import release_file, sha256, short_words

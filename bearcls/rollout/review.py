@@ -12,12 +12,11 @@ __all__ = ['right', 'QueueStatus', 'queue_status', 'Review', 'script_parts', 'Re
 import io, re, threading, time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from itertools import combinations
 from typing import Any
-from PIL import Image
 from ..core import BearclsError, DataError, expect, expect_all, optional_import, package_file, patch_to
 from ..core import short_words
 from ..images import flatten
