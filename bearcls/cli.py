@@ -531,6 +531,8 @@ def _rollout(args):
         more = {}
         if 'share' in given and (args.place or args.hours or args.share < 1):
             more['scope'] = Scope(tuple(args.place), args.hours, args.share, args.zone)
+        elif args.action == 'up' and rollout.state.stage == 'shadow':
+            return _fail('say where the model may decide: with --place, --hours or --share')
         more |= {name: given[name] for name in ('force', 'to', 'model') if name in given}
         done = getattr(rollout, args.action)(args.who, args.why, **more)
         print(f'{done.who}: {done.words}')

@@ -345,7 +345,7 @@ def test_the_command_line(tmp_path, capsys):
     assert says(0, 'start', *ada) == 'Ada: began in shadow'
     assert 'the rollout began already' in says(2, 'start', *ada)
     rollout = Rollout(tmp_path, log)
-    assert '`scope` must say' in says(2, 'up', *ada) and 'above 0' in says(2, 'up', *ada, '--share', '0')
+    assert 'with --place, --hours or --share' in says(2, 'up', *ada) and 'above 0' in says(2, 'up', *ada, '--share', '0')
     assert '5 of 6 criteria' in says(1, 'up', *ada, '--place', 'gate')
     filled(rollout, 200, 0, model='')
     watch = LogWatch(PredictionLog(log), state=f'{log}.watch.json')
