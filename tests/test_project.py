@@ -67,6 +67,12 @@ def test_outputs(notebook):
         found = re.search(r'(?:(?<![\w./])|file://)(?:/(?:home|Users|root|work|tmp)/|[A-Z]:\\Users\\)\S*|' + re.escape(str(root)), words)
         assert not found, f'{found[0]} in the output of\n{cell["source"]}'
 
+@pytest.mark.parametrize('notebook', notebooks(), ids=ids)
+def test_figures_are_shown(notebook):
+    "`#| hide` hides a cell's output too; `#| echo: false` hides the code alone"
+    hidden = [c for c in cells(notebook) if c['cell_type'] == 'code' and c['source'].startswith('#| hide\n')]
+    assert [c['source'] for c in hidden if any('image/png' in o.get('data', {}) for o in c['outputs'])] == []
+
 def mixes_imports(source):
     "Does a cell import and do something else as well? In hidden cells, a function or a `try` may import for itself"
     nodes = ast.parse(re.sub(r'^[%!].*', 'pass', source, flags=re.MULTILINE))
