@@ -124,6 +124,7 @@ class DriftMonitor:
         return (f'DriftMonitor({self.place + ": " if self.place else ""}{self.n:,} scenes of {self.images:,} images, '
             f'{len(self.alarms)} alarms)')
 
+# %% ../../nbs/monitor/05_drift.ipynb #95884e4e
 def _hours(time, n):
     "Hour of the day, 0 to 23; -1 without a time"
     if time is None: return np.full(n, -1)
@@ -191,9 +192,10 @@ def update(self,
         new += self._watch(ids[some], time[some], hours[some], values[some])
     return new
 
+# %% ../../nbs/monitor/05_drift.ipynb #88faf600
 @patch_to(DriftMonitor)
 def _watch(self, ids, time, hours, values):
-    "The same for scenes"
+    "Look at new scenes"
     noise = self.rng.random(values.shape)
     won = np.ones((*values.shape, len(bets)))
     for hour in np.unique(hours):
@@ -228,6 +230,7 @@ def _watch(self, ids, time, hours, values):
     self.recent = {name: v[-_kept:] for name, v in whole.items()}
     return new
 
+# %% ../../nbs/monitor/05_drift.ipynb #65183028
 @patch_to(DriftMonitor)
 def _alarm(self, f, wealth, whole, first, number):
     "Describe what happened up to this scene; a list, empty where an earlier alarm goes on"
@@ -270,6 +273,7 @@ def _onset(self, f, k, whole, last):
         won[mine] = np.log(odds[bins.find(values[mine], np.full(len(mine), .5))])
     return start + len(won) - 1 - int(np.cumsum(won[::-1]).argmax())
 
+# %% ../../nbs/monitor/05_drift.ipynb #5cf09cab
 @patch_to(DriftMonitor)
 def _nearest(self, values):
     "Which scene of the reference is most similar to each of these"
