@@ -239,6 +239,7 @@ class LogStatus:
     def _repr_html_(self):
         return str(html_table([{k: v for k, v in vars(self).items() if v or k in ('added', 'written', 'lost')}]))
 
+# %% ../../nbs/monitor/02_writer.ipynb #53bcf46d
 class LogWriter:
     "Writes answers and verdicts into a log, in a thread"
     def __init__(self,
@@ -332,6 +333,7 @@ def _run(self):
             self.in_hand = 0
             self.changed.notify_all()
 
+# %% ../../nbs/monitor/02_writer.ipynb #1ecb67e9
 @patch_to(LogWriter)
 def _rows_of(self, group):
     "Table and values of each entry; one that makes no row is counted as lost"
@@ -369,6 +371,7 @@ def _lose(self, n, why):
     with self.changed: self.counts['lost'] += n
     self.problem = why
 
+# %% ../../nbs/monitor/02_writer.ipynb #ed00e6d1
 @patch_to(LogWriter)
 def _put(self, rows):
     "Into the database, or else into the spool"
