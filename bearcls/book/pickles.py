@@ -100,6 +100,7 @@ def _three(tensor):
         raise PickleError('its normalisation is not one for red, green and blue')
     return [float(v) for v in tensor.flatten()]
 
+# %% ../../nbs/book/05_pickles.ipynb #86cd545f
 class Resampled(nn.Module):
     "A model that makes its images smaller first, as fastai does in validation after `aug_transforms(size=...)`"
     def __init__(self,
@@ -118,6 +119,7 @@ class Resampled(nn.Module):
 
     def forward(self, image): return self.model(self.rows.T @ image @ self.columns)
 
+# %% ../../nbs/book/05_pickles.ipynb #d5f4bbbc
 _affine = set('Flip Rotate Zoom Warp AffineCoordTfm'.split())
 
 def _prepared(loader, leave_out):
@@ -406,6 +408,7 @@ def lock_process(
             raise PermissionError(f'{event} outside of the temporary folder is refused while a pickle is converted')
     sys.addaudithook(refuse)
 
+# %% ../../nbs/book/05_pickles.ipynb #f79530cb
 def convert_here():
     "What the process of `convert_pickle` does: reads its order, writes the bundle and an answer"
     order = json.load(sys.stdin)
