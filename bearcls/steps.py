@@ -11,7 +11,7 @@ __all__ = ['stages', 'day', 'usual_needs', 'record_version', 'event_kinds', 'Sco
 
 # %% ../nbs/15_steps.ipynb #b0a32f84
 import json, math, os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -105,12 +105,21 @@ class Criterion:
 
 class Criteria(list):
     "What a stage needs, line by line"
-    def __init__(self, stage, rows):
-        super().__init__(rows)
-        self.stage = stage
+    def __init__(self,
+        stage: str,                 # The stage that needs them
+        rows: Iterable[Criterion],  # As they were measured
+    ):
+        super().__init__(expect_all('rows', rows, Criterion))
+        self.stage = expect('stage', stage, str)
 
     @property
     def missing(self) -> list[Criterion]: return [c for c in self if not c.met]  # Not met
+
+    @property
+    def problem(self) -> str:
+        "What is missing, in a sentence"
+        return (f'{len(self.missing)} of {len(self)} criteria for {self.stage} are not met: '
+            + '; '.join(c.words for c in self.missing))
 
     def _repr_html_(self):
         head = f'{self.stage}: {len(self) - len(self.missing)} of {len(self)} criteria are met'
@@ -119,11 +128,12 @@ class Criteria(list):
         return f'<p>{head}</p>{html_table(rows)}'
 
 class NotReady(RolloutError):
-    "Criteria of the next stage are not met; `criteria` holds them all"
-    def __init__(self, criteria):
-        missing = criteria.missing
-        super().__init__(f'{len(missing)} of {len(criteria)} criteria for {criteria.stage} are not met: '
-            + '; '.join(c.words for c in missing))
+    "Criteria of the next stage are not met"
+    def __init__(self,
+        message: str,                      # Sentence for the user
+        criteria: Criteria | None = None,  # All of them
+    ):
+        super().__init__(message)
         self.criteria = criteria
 
 # %% ../nbs/15_steps.ipynb #3ca23ffe

@@ -79,6 +79,8 @@ def things(tmp_path_factory):
     from bearcls.all import Classifier, Cleaning, Thresholds, check_images, draw_bears, evaluate, image_dls, make_learner, plan_training
     from bearcls.folders import scan_folder
     from bearcls.monitor.log import PredictionLog
+    from bearcls.rollout.queue import ReviewQueue
+    from bearcls.rollout.refresh import Division
     from bearcls.rollout.stages import Rollout
     from bearcls.monitor.reference import Reference
     folder = tmp_path_factory.mktemp('things')
@@ -93,7 +95,7 @@ def things(tmp_path_factory):
         cleaning=Cleaning(bears), changes=plan_changes(bears, [Change('/'.join(files[0].parts[-2:]), 'delete')]), table=seen.table, model=learn.model, text='resnet18',
         scanned=scan_folder(bears), log=PredictionLog(folder/'log.sqlite'),
         reference=Reference.from_columns(dict(brightness=np.linspace(60, 90, 40), ood_score=np.linspace(0, 1, 40))),
-        rollout=Rollout(folder/'rollout', folder/'log.sqlite'))
+        rollout=Rollout(folder/'rollout', folder/'log.sqlite'), queue=ReviewQueue(PredictionLog(folder/'log.sqlite')), division=Division(bears, [], [], [], {}))
 
 def wrong_things(t):
     "What people exchange, and what slips in"
@@ -103,7 +105,7 @@ def wrong_things(t):
 def good(t, name, hint):
     "Something right for an argument that is not under test"
     for thing in (t.learn, t.seen, t.dls, t.classifier, t.bundle, t.report, t.table, t.split, t.plan, t.changes, t.cleaning, t.image, t.model, t.thresholds, t.rows, t.surveyed, t.files, t.rows[0].prediction,
-                  t.scanned, t.log, t.reference, t.rollout, {}, 64, .5, 'text', b'bytes', np.zeros((4, 4), np.float32), torch.zeros(4, 4), torch.float32, np.random.default_rng(0), None, t.bears, [], ('text',), print, True):
+                  t.scanned, t.log, t.reference, t.rollout, t.queue, t.division, {}, 64, .5, 'text', b'bytes', np.zeros((4, 4), np.float32), torch.zeros(4, 4), torch.float32, np.random.default_rng(0), None, t.bears, [], ('text',), print, True):
         if fits(thing, hint): return t.folder/'new'/name if name == 'dest' else thing
     raise LookupError(f'{name}: {hint}')
 

@@ -136,9 +136,10 @@ class ReviewQueue:
 # %% ../../nbs/rollout/05_queue.ipynb #cbcd44a0
 @contextlib.contextmanager
 def alone(
-    queue: 'ReviewQueue',  # Whose table is needed; it is made if it is not there
-) -> Iterator[Any]:        # A connection of SQLAlchemy, for `with`
+    queue: ReviewQueue,  # Whose table is needed; it is made if it is not there
+) -> Iterator[Any]:      # A connection of SQLAlchemy, for `with`
     "A transaction of the log in which no other queue changes the table"
+    expect('queue', queue, ReviewQueue)
     sa, _, _, reviews = queue_tables()
     with queue.log.transaction() as connection:
         if connection.dialect.name == 'postgresql': connection.exec_driver_sql('SELECT pg_advisory_xact_lock(7302418)')
@@ -251,8 +252,8 @@ class ReviewItems(list):
         items: Iterable[ReviewItem],  # What to look at
         queue: ReviewQueue,           # Knows the images
     ):
-        super().__init__(items)
-        self.queue = queue
+        super().__init__(expect_all('items', items, ReviewItem))
+        self.queue = expect('queue', queue, ReviewQueue)
     def _repr_html_(self):
         rows = []
         for i in self[:12]:

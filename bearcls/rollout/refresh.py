@@ -243,6 +243,8 @@ def compare_models(
     names: tuple[str, str] = ('champion', 'challenger'),  # What they are called
 ) -> Comparison:                      # A row for each group
     "Two models on the same images"
+    expect('champion', champion, Classifier)
+    expect('challenger', challenger, Classifier)
     images = list(expect_all('images', images, CheckedImage))
     if not 0 < level < 1: raise ValueError(f'`level` must lie between 0 and 1, got {level!r}')
     answers = [model.predict_batch([i.file for i in images], quiet=True) for model in (champion, challenger)]
@@ -285,6 +287,8 @@ def train_bundle(
     **options: Any,             # For `train`, such as `arch`
 ) -> Path:                      # `dest`
     "Train with torch and fastai, and export"
+    expect('division', division, Division)
+    expect('dest', dest, str, os.PathLike)
     from bearcls.data.split import Split  # torch and fastai are needed from here on
     from bearcls.export.convert import export_bundle
     from bearcls.train.learner import train

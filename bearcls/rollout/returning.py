@@ -146,6 +146,7 @@ def returned_name(
     suffix: str = '.jpg',    # Extension of its file
 ) -> str:                    # Path relative to the image folder, with forward slashes
     "What a returned image is called"
+    expect('checked', checked, CheckedAnswer)
     stem = re.sub(r'[^\w-]+', '_', Path(checked.name).stem).strip('_')[:60] or 'image'
     suffix = suffix.lower() if suffix.lower() in image_suffixes else '.jpg'
     return f'{checked.said}/{stem}-{digest[:8]}{suffix}'
@@ -155,6 +156,8 @@ def copy_whole(
     target: Path,  # Its copy, which must not exist; its folder is made
 ) -> None:
     "Copy a file so that it is there wholly or not at all"
+    expect('source', source, Path)
+    expect('target', target, Path)
     if os.path.lexists(target): raise FileExistsError(f'{target.name} exists')
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f'.{target.name}.part')  # the next attempt uses the same name

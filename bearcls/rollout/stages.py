@@ -349,7 +349,7 @@ def up(self,
     to = 'full' if scope is None else 'limited'
     found = self.criteria(to)
     known = self._alarms()
-    if found.missing and not force: raise NotReady(found)
+    if found.missing and not force: raise NotReady(found.problem, found)
     def make(newest):
         if newest.changes != state.changes:
             raise RolloutError(f'{newest.last.who or "the rollout"} was faster: {newest.last.words}')

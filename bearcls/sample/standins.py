@@ -11,7 +11,7 @@ __all__ = ['furs', 'colour_model', 'draw_face', 'fit_pixels']
 from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
-from ..core import optional_import
+from ..core import expect_all, optional_import
 
 # %% ../../nbs/sample/07_standins.ipynb #091353b0
 furs = dict(black=(45, 42, 40), brown=(140, 100, 60), white=(225, 222, 215))  # Red, green and blue, 0 to 255
@@ -79,6 +79,7 @@ def fit_pixels(
 ) -> bytes:                         # ONNX, for images of 64 by 64 pixels: what `write_bundle` takes
     "A model of single weights, fitted to images; needs the package onnx"
     sides = (64, 64)
+    images = list(expect_all('images', images, Image.Image))
     seen = np.stack([np.asarray(i.convert('RGB').resize(sides, Image.Resampling.BILINEAR), np.float32) for i in images])
     x = seen.reshape(len(seen), 8, 8, 8, 8, 3).mean((2, 4)).transpose(0, 3, 1, 2).reshape(len(seen), -1)/255
     y = np.array([[label == name for name in names] for label in labels], float)
