@@ -58,25 +58,6 @@ def test_tables_of_contents():
     assert ':caption: Tutorials' in home and '\ngather/index' not in home and '\n/gather/index\n' in home and '/gather/search' not in home
     assert '\n/gather/search\n' in toctrees('gather/index.ipynb') and toctrees('about.ipynb') == ''
 
-def test_pages_fit_the_screen(site, browser):
-    "On a phone and on a desk, light and dark: no page is wider than the screen, none has an error in its console, and every image shows"
-    context = browser.new_context()
-    page, errors = context.new_page(), []
-    page.on('pageerror', lambda e: errors.append(str(e)))
-    faults = {}
-    for file in sorted(site.rglob('*.html')):
-        if '_static' in file.parts or 'This page has moved' in file.read_text(encoding='utf-8'): continue
-        for width, theme in ((1200, 'light'), (400, 'dark')):
-            page.set_viewport_size(dict(width=width, height=900))
-            page.emulate_media(color_scheme=theme)
-            if width == 1200: page.goto(file.as_uri())  # the second look is at the same page, made smaller and darker
-            wide = page.evaluate('document.documentElement.scrollWidth') > width
-            broken = page.evaluate('[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)')
-            if wide or broken or errors: faults[file.relative_to(site).as_posix(), width] = (wide, broken, list(errors))
-            errors.clear()
-    context.close()
-    assert faults == {}
-
 def test_search_finds_a_function(site, browser):
     page = browser.new_page()
     page.goto((site/'search.html').as_uri() + '?q=load_image')

@@ -48,25 +48,33 @@ def test_axe_notices_a_fault(address, browser):
     assert 'color-contrast' in [v['id'] for v in axe.run(page).response['violations']]
     page.close()
 
-def test_every_page_on_a_phone(site, address, browser, pages):
-    "Nothing scrolls sideways, nothing comes from another host, no script fails, no page is heavy"
+def test_every_page(site, address, browser, pages):
+    "On a phone and on a desk, dark and light: no page scrolls sideways, asks another host, has an error in its console, lacks an image or is heavy"
     asked, sent, faults = [], [], []
-    context = browser.new_context(viewport=dict(width=400, height=800))
+    context = browser.new_context(viewport=dict(width=400, height=800), color_scheme='dark')
     page = context.new_page()
     context.new_cdp_session(page).send('Network.setCacheDisabled', dict(cacheDisabled=True))  # each page as the first one of a visit
     page.on('request', lambda request: asked.append(request.url))
     def own(request): return request.url.startswith(address) and '/_static/' not in request.url and not request.url.endswith('/searchindex.js')
     page.on('requestfinished', lambda request: own(request) and sent.append(request.sizes()['responseBodySize']))
     page.on('pageerror', lambda error: faults.append(f'{page.url}: {error}'))
+    def look(name):
+        wide = page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth')
+        if wide > 0: faults.append(f'{name} is {wide} pixels too wide')
+        faults.extend(page.evaluate('[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)'))
     for name in pages:
         asked.clear()
         sent.clear()
+        page.set_viewport_size(dict(width=400, height=800))
+        page.emulate_media(color_scheme='dark')
         page.goto(address + name)
         page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
         page.wait_for_load_state('networkidle')
+        look(name)
+        page.set_viewport_size(dict(width=1200, height=900))
+        page.emulate_media(color_scheme='light')
+        look(name)
         faults += [f'{name} asks {url}' for url in asked if not url.startswith((address, 'data:', 'blob:'))]
-        wide = page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth')
-        if wide > 0: faults.append(f'{name} is {wide} pixels too wide')
         if sum(sent) > heaviest: faults.append(f'{name} has {sum(sent):,} bytes')
     context.close()
     assert faults == []
