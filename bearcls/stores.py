@@ -10,7 +10,7 @@ __all__ = ['StoreError', 'DiskStore', 'write_through', 'RemoteStore', 'open_stor
 # %% ../nbs/14_stores.ipynb #9c8f4fd8
 import os, secrets, shutil, time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from .core import BearclsError, expect, hold_file, optional_import, patch_to, release_file
 
@@ -79,12 +79,15 @@ def _names_through(folder):
 
 # %% ../nbs/14_stores.ipynb #653aea82
 @patch_to(DiskStore)
-@contextmanager
 def alone(self,
     name: str = '.lock',   # Of the lock, below the root
     seconds: float = 120,  # How long to wait for another program
-) -> Iterator[None]:       # Until the end of the block; the system ends it with the program
+) -> AbstractContextManager:  # For `with`; the system ends it with the program
     "Keep other programs from the same work"
+    return _alone(self, name, seconds)
+
+@contextmanager
+def _alone(self, name, seconds):
     self.root.mkdir(parents=True, exist_ok=True)
     with open(self.root/name, 'ab') as lock:
         if not hold_file(lock, seconds):

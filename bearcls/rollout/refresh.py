@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from ..core import DataError, atomic_write, expect, expect_all, hold_file, in_order, lot, progress
-from ..core import release_file, sha256
+from ..core import release_file, sha256, short_words
 from ..fingerprints import Fingerprint, fingerprint
 from ..folders import scan_folder
 from ..images import ImageError, load_image
@@ -243,8 +243,9 @@ def compare_models(
     names: tuple[str, str] = ('champion', 'challenger'),  # What they are called
 ) -> Comparison:                      # A row for each group
     "Two models on the same images"
-    expect('champion', champion, Classifier)
-    expect('challenger', challenger, Classifier)
+    for name, model in dict(champion=champion, challenger=challenger).items():
+        if not callable(getattr(model, 'predict_batch', None)):
+            raise ValueError(f'`{name}` must be a Classifier; got {short_words(model)}')
     images = list(expect_all('images', images, CheckedImage))
     if not 0 < level < 1: raise ValueError(f'`level` must lie between 0 and 1, got {level!r}')
     answers = [model.predict_batch([i.file for i in images], quiet=True) for model in (champion, challenger)]
