@@ -175,11 +175,11 @@ def test_readers_while_others_write(tmp_path):
     seen = Counter()
     try:
         worker.stdout.readline()
-        for _ in range(400):
+        for k in range(400):
             path = resolve_bundle(f'{registry.folder}@champion')
             try: seen[read_bundle(path).digest[:6]] += 1
             except BundleError: assert not path.exists()  # the worker has removed it meanwhile
-            assert len(registry.history()) >= 3
+            if k % 40 == 0: assert len(registry.history()) >= 3  # it reads every change
             assert 2 <= len(registry.aliases()) + 1
     finally:
         worker.kill()
