@@ -126,7 +126,7 @@ def _date(t):
 # %% ../nbs/13_timelines.ipynb #7e42ebb8
 def lines_html(
     lines: Iterable[Html],  # From `timeline`
-) -> Html:                  # As many beside each other as there is room for
+) -> Html:                  # As many beside each other as fit
     "Time lines together"
     lines = expect_all('lines', lines, Html)
     return Html('<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:18px">'

@@ -316,6 +316,7 @@ def _bins_state(b):
 
 _bins_arrays = ('levels', 'keys', 'cuts', 'gaps', 'counts')
 
+# %% ../../nbs/monitor/05_drift.ipynb #7d8cc53f
 @patch_to(DriftMonitor)
 def from_state(
     state: Mapping[str, Any],  # From `state`, perhaps by way of a file
