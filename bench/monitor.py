@@ -18,7 +18,7 @@ found_things   the same for drawn things at 10%
 false_alarms   in 10,000 images without change, with references of 83, 208, 333 and 1, 5, 20 images a scene, over `--images` images each, and over a year of days and nights that
                the reference knows; the worst of these ten. `false_alarms_high` is the upper end of its 95% interval (one-sided, Poisson). Every crossing counts, also what prolongs an alarm.
                The stream draws from finitely many photographs, so its distribution is not quite the reference's: counted are false alarms that a user would see, not an ideal
-us_per_image   processor time of the detectors over six features, in chunks of 1,000 rows; the best of five"""
+us_per_image   processor time of the detectors over eight features, in chunks of 1,000 rows; the best of five"""
 import os, tempfile, time
 from pathlib import Path
 import numpy as np
@@ -62,9 +62,8 @@ def measure(path):
     from bearcls.images import image_size, load_image
     from bearcls.inference.bundle import prepare
     from bearcls.inference.classifier import Classifier
-    from bearcls.inference.prediction import lightness
     from bearcls.interpret.evaluate import evaluate
-    from bearcls.monitor.writer import measure_pixels
+    from bearcls.verify.measure import measure_pixels
     from bearcls.sample.strangers import draw_strangers
     from bearcls.similarity import joined_duplicates
     from bearcls.train.arch import averages_of, class_head
@@ -77,7 +76,7 @@ def measure(path):
         def look(i, size, views):
             pixels = [np.asarray(prepare(view, bundle.size, bundle.method, bundle.pad_mode)) for _, view in views]
             features.append(classifier.run(np.stack(pixels))['features'])
-            rows.extend(dict(kind=kind, of=i, width=size[0], height=size[1], light=lightness(p), **measure_pixels(p)) for (kind, _), p in zip(views, pixels))
+            rows.extend(dict(kind=kind, of=i, width=size[0], height=size[1], **measure_pixels(p)) for (kind, _), p in zip(views, pixels))
         for i, file in enumerate(seen.table.file):
             image = reduced_to(load_image(file, bundle.min_side), round(1.25*min(bundle.size)))
             prints.append(fingerprint(image))
@@ -123,7 +122,7 @@ class Split:
         def columns(p, scores, rows):
             best = p.max(1)
             trusted = (best >= .6) & (scores <= far.threshold) & (t['light'][rows] >= 20)
-            return dict(label=self.names[p.argmax(1)], probability=best, trusted=trusted, ood_score=scores, **{n: t[n][rows] for n in ('brightness', 'sharpness', 'width', 'height', 'scene')})
+            return dict(label=self.names[p.argmax(1)], probability=best, trusted=trusted, ood_score=scores, **{n: t[n][rows] for n in ('brightness', 'light', 'sharpness', 'colour', 'width', 'height', 'scene')})
         def views(kind, of):
             rows = np.array([at[kind, o] for o in of])
             return columns(say(t['features'][rows]), far.score(t['features'][rows]), rows)
@@ -230,7 +229,7 @@ def year(splits, per_day, seasons):
     return total, images
 
 def us_per_image(split):
-    "Processor time of an image, in microseconds: six features, scenes included"
+    "Processor time of an image, in microseconds: eight features, scenes included"
     from bearcls.monitor.drift import DriftMonitor
     from bearcls.monitor.reference import Reference
     rng = np.random.default_rng(0)

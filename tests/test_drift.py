@@ -148,7 +148,7 @@ def test_hostile_columns():
     bad['brightness'][:] = np.nan
     monitor.update(bad)
     assert np.isfinite(monitor.wealth).all() and json.dumps(monitor.state(), allow_nan=True)
-    for wrong in (dict(brightness=[1], sharpness=[1, 2]), dict(colour=[1])):
+    for wrong in (dict(brightness=[1], sharpness=[1, 2]), dict(smell=[1])):
         with pytest.raises(BearclsError, match='`columns`'): monitor.update(wrong)
 
 def test_what_a_reference_can_promise():

@@ -295,9 +295,9 @@ def test_a_file_of_votes_becomes_a_log(tmp_path):
     with contextlib.closing(sqlite3.connect(log.file)) as c: assert ('votes',) not in c.execute('SELECT name FROM sqlite_master').fetchall()
     with pytest.raises(FeedbackError, match='is a prediction log by now; give it to the application as `log`'): Feedback(log.file).rows()
 
-def older_log(tmp_path):
-    "A log as version 1 wrote it: 12 answers and 3 verdicts"
-    return PredictionLog(shutil.copy(Path(__file__).parent/'log-1.sqlite', tmp_path/'log.sqlite'))
+def older_log(tmp_path, version=1):
+    "A log as an older version wrote it: 12 answers; with version 1 3 verdicts, with version 2 one, and a shadow's answer"
+    return PredictionLog(shutil.copy(Path(__file__).parent/f'log-{version}.sqlite', tmp_path/'log.sqlite'))
 
 def test_a_log_of_version_1_gets_role_and_pair(tmp_path):
     log = older_log(tmp_path)
@@ -305,9 +305,18 @@ def test_a_log_of_version_1_gets_role_and_pair(tmp_path):
     assert len(found['answer']) == 12 and set(found['role']) == set(found['pair']) == {''}
     assert found['right'][1] == 1 and found['right'][3] == 0 and found['correct'][3] == 'teddy' and found['scene'][0] == -6
     assert log.write([LogRow('teddy', .9, role='shadow', pair='p')]) == 1 and log.stats().answers == 12 and log.stats(shadow=True).answers == 13
-    with log.transaction(write=False) as c: assert c.exec_driver_sql('SELECT version FROM bearcls_log').scalar() == log_version == 2
+    with log.transaction(write=False) as c: assert c.exec_driver_sql('SELECT version FROM bearcls_log').scalar() == log_version == 3
     again, = PredictionLog(log.file).read(['answer'], shadow=True)
     assert len(again['answer']) == 13 and is_sound(log.file)
+
+def test_a_log_of_version_2_gets_light_and_colour(tmp_path):
+    log = older_log(tmp_path, 2)
+    found, = log.read(shadow=True)
+    assert list(found['brightness']) == [100 + i for i in range(12)] and np.isnan(found['light']).all() and np.isnan(found['colour']).all()
+    assert found['role'][5] == 'shadow' and list(found['pair'][4:6]) == ['p', 'p'] and found['right'][1] == 1
+    assert log.write([LogRow('teddy', .9, light=240, colour=31.5)]) == 1
+    again, = PredictionLog(log.file).read(['light', 'colour'])
+    assert again['light'][-1] == 240 and again['colour'][-1] == 31.5 and is_sound(log.file)
 
 migrating = '''
 import sys
@@ -334,11 +343,11 @@ def test_an_older_program_goes_on_writing(tmp_path):
         names = [row[1] for row in old.execute('PRAGMA table_info(answers)') if row[1] != 'id']
         log.stats()
         values = row_values(LogRow('teddy', .9, answer='old'))
-        assert set(values) - set(names) == {'role', 'pair'}
+        assert set(values) - set(names) == {'role', 'pair', 'light', 'colour'}
         old.execute(f'INSERT INTO answers ({", ".join(names)}) VALUES ({", ".join("?"*len(names))})', [values[n] for n in names])
         old.commit()
     waiting = row_values(LogRow('teddy', .9, answer='spooled'))
-    del waiting['role'], waiting['pair']
+    for name in ('role', 'pair', 'light', 'colour'): del waiting[name]
     Spool(spool_file(log)).keep([('answers', waiting)])
     with LogWriter(log) as writer: until(lambda: not writer.spool.bytes)
     found, = log.read(['answer', 'role', 'pair'], since=1.77e9)
@@ -349,7 +358,7 @@ def test_postgres_gets_the_columns_too(postgres):
     with log.transaction() as c: c.exec_driver_sql('DELETE FROM answers')
     log.write([LogRow('teddy', .9, answer='before')])
     with log.transaction() as c:  # back to version 1
-        c.exec_driver_sql('ALTER TABLE answers DROP COLUMN role, DROP COLUMN pair')
+        c.exec_driver_sql('ALTER TABLE answers DROP COLUMN role, DROP COLUMN pair, DROP COLUMN light, DROP COLUMN colour')
         c.exec_driver_sql('UPDATE bearcls_log SET version=1')
     newer = PredictionLog(postgres.url)
     assert newer.write([LogRow('teddy', .9, answer='after', role='shadow', pair='p')]) == 1

@@ -17,20 +17,18 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from fastai.learner import Learner
-from PIL import Image
 from ..core import DataError, expect, expect_all, usable_cores
-from ..fingerprints import perceptual_hash
 from ..images import ImageError, image_size, min_light
 from .ood import ClassHead, OODScore, deal_groups, find_groups, fit_ood_score, held_out_scores
 from .trust import answer_copies, fit_confidence, measure_trust, trust_threshold
 from ..manifest import rows_by_path, site_of, source_names
 from ..inference.classifier import Classifier
-from ..inference.prediction import confidence_of, evidence_of, lightness
+from ..inference.prediction import confidence_of, evidence_of
 from ..interpret.calibrate import fit_temperature
 from ..interpret.evaluate import Evaluation, evaluate, tabulate
 from ..train.arch import averages_of, class_head
 from ..train.fast import can_cross_fit, held_out_logits, is_frozen
-from ..verify.measure import sharpness
+from ..verify.measure import measure_pixels
 
 # %% ../../nbs/export/06_held_out.ipynb #7361bf40
 def own_answers(
@@ -271,7 +269,7 @@ def reference_columns(
             folds[some])
     heat = np.exp((logits - logits.max(1, keepdims=True))/classifier.bundle.temperature)
     p = heat/heat.sum(1, keepdims=True)
-    light = columns.pop('light')
+    light = columns['light']
     columns |= dict(label=p.argmax(1), probability=p.max(1))
     sure = p.max(1)
     trusted = (light >= min_light) & (columns['width'] >= classifier.bundle.smallest) & (
@@ -294,7 +292,4 @@ def _look(classifier, file):
         _, pixels = classifier._open(file)
         width, height = image_size(file)
     except ImageError: return None
-    image = Image.fromarray(pixels)
-    grey = np.asarray(image.convert('L'))
-    return dict(width=width, height=height, light=lightness(pixels), brightness=grey.mean(), sharpness=sharpness(grey),
-        scene=np.uint64(perceptual_hash(image)).astype(np.int64))
+    return dict(width=width, height=height, **measure_pixels(pixels))

@@ -146,7 +146,7 @@ def plain_values(
 
 # %% ../../nbs/inference/04_bundle.ipynb #813c596f
 column_types = dict(time='<f8', scene='<i8', label='<u2', probability='<f4', ood_score='<f4', confidence='<f4',
-    trusted='|u1', brightness='<f4', sharpness='<f4', width='<u2', height='<u2')  # Of `reference`: NumPy's names
+    trusted='|u1', brightness='<f4', light='<f4', sharpness='<f4', colour='<f4', width='<u2', height='<u2')  # Of `reference`: NumPy's names
 
 def pack_columns(
     columns: Mapping[str, np.ndarray],  # Some of `column_types` by name, all of one length; `label` as its index

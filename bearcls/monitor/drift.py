@@ -25,7 +25,9 @@ advice = dict(
     ood_score='Look at the images. If they show something new that is here to stay, label some of them and train again.',
     brightness='Look at the lens, the lamp and the exposure. If it is the time of year, let these images join the '
         'reference, and train with such images.',
+    light='Look at the lens, the lamp and the exposure: the light parts of the images are not as they were.',
     sharpness='Clean the lens and check its focus. More sharpness than before is often noise: too little light.',
+    colour='Less colour often means infrared, at night or because a filter is stuck. Otherwise look at the white balance.',
     size='Somebody changed the camera or its settings, or a program before it resizes. Find out which, and undo it or '
         'make a new reference.',
     probability='Review a random sample of these answers. If they are wrong more often, train again with them.',

@@ -48,7 +48,9 @@ class LogRow:
     height: int | None = None               # Of the image, in pixels
     bytes: int | None = None                # Of the image's file
     brightness: float | None = None         # Mean grey level of what the model sees, 0 to 255
+    light: float | None = None              # Grey level that 95% of the pixels of what the model sees stay under
     sharpness: float | None = None          # As `verify.measure.sharpness` says it, of what the model sees
+    colour: float | None = None             # As `verify.measure.colourfulness` says it, of what the model sees
     scene: int | None = None                # Perceptual hash as a signed number of 64 bits; near duplicates differ little
     features: 'bytes | None' = None         # The model's averaged features, float16
     thumbnail: 'bytes | None' = None        # A small JPEG
@@ -68,7 +70,7 @@ _finite = (float, -1e300, 1e300, 'a finite number')
 _share = (float, 0, 1, 'a number from 0 to 1')
 _count = (int, 0, 2**63 - 1, 'a whole number, not negative')
 _log_numbers = dict(probability=_share, confidence=_share, chosen=_share, time=_finite, ood_score=_finite,
-    seconds=_finite, brightness=_finite, sharpness=_finite, width=_count, height=_count, bytes=_count,
+    seconds=_finite, brightness=_finite, light=_finite, sharpness=_finite, colour=_finite, width=_count, height=_count, bytes=_count,
     scene=(int, -2**63, 2**63 - 1, 'a whole number of 64 bits, with a sign'))
 
 def _check_row(row):
@@ -100,8 +102,8 @@ def _check_row(row):
     expect('probabilities', row.probabilities, Mapping)
 
 # %% ../../nbs/monitor/01_log.ipynb #a53efe7a
-log_version = 2  # Of the tables, stored with them; a newer bearcls may raise it
-_later_columns = dict(role='', pair='')  # Version 2 brought them; what older rows have there
+log_version = 3  # Of the tables, stored with them; a newer bearcls may raise it
+_later_columns = dict(role='', pair='', light=None, colour=None)  # Of versions 2 and 3; what older rows have there
 
 @cache
 def log_tables() -> tuple[Any, Any, Any]:  # `answers`, `verdicts` and `bearcls_log`, which holds the version
@@ -174,9 +176,11 @@ def prepare(self,
         if found > log_version:
             raise LogError(f'{self.title} was written by a newer bearcls (version {found} of its tables; {log_version} '
                 'is known here): install the newer one, `pip install -U bearcls`')
-        if found == 1:
-            for name in _later_columns:
-                connection.exec_driver_sql(f"ALTER TABLE answers ADD COLUMN {name} TEXT DEFAULT '' NOT NULL")
+        if found < log_version:
+            has = {column['name'] for column in sa.inspect(connection).get_columns('answers')}
+            for name, usual in _later_columns.items():
+                kind = 'DOUBLE PRECISION' if usual is None else "TEXT DEFAULT '' NOT NULL"
+                if name not in has: connection.exec_driver_sql(f'ALTER TABLE answers ADD COLUMN {name} {kind}')
             connection.execute(version.update().values(version=log_version))
             if self.file: connection.exec_driver_sql(f'PRAGMA user_version={log_version + 1}')
         return

@@ -22,14 +22,16 @@ from ..inference.classifier import Classifier
 from ..inference.files import BundleError
 from ..images import ImageError, image_size
 from .log import no_scene
-from .writer import measure_pixels
+from ..verify.measure import measure_pixels
 from ..show import Html, html_table
 
 # %% ../../nbs/monitor/04_reference.ipynb #ecf3abfe
 features = dict(  # What is watched: in words, and what it means when it rises and when it falls
     ood_score=('OOD score', 'less like the training images', 'more like the training images'),
     brightness=('brightness', 'brighter', 'darker'),
+    light=('light', 'lighter', 'darker'),
     sharpness=('sharpness', 'sharper or noisier', 'less sharp'),
+    colour=('colour', 'more colourful', 'less colourful'),
     size=('size', 'larger', 'smaller'),
     probability=('probability', 'surer', 'less sure'),
     trusted=('trusted answers', 'trusted more often', 'trusted less often'))

@@ -69,8 +69,8 @@ def _joined(chunks):
     for name in chunks[0]: found[name] = np.concatenate([chunk[name] for chunk in chunks])
     return found
 
-_read = ('id', 'time', 'place', 'label', 'probability', 'confidence', 'trusted', 'ood_score', 'brightness', 'sharpness',
-    'width', 'height')
+_read = ('id', 'time', 'place', 'label', 'probability', 'confidence', 'trusted', 'ood_score', 'brightness', 'light',
+    'sharpness', 'colour', 'width', 'height')
 
 # %% ../../nbs/monitor/08_watch.ipynb #0fd86e3a
 state_version = 1
