@@ -186,7 +186,7 @@ def _image_errors(name, source):
     except UnidentifiedImageError as e:
         start = _first_bytes(source)
         if not start: raise ImageError(f'{name} is empty', 'empty') from e
-        if kind := next((kind for kind, first in _starts if start.startswith(first)), ''):
+        if kind := _kind_of(start):
             raise ImageError(f'{name} cannot be decoded: it is damaged, or a kind of {kind} that is not read') from e
         heif = f'{name} is a HEIF image, as phones take them: pip install pillow-heif'
         raise ImageError(heif if _is_heif(source) else f'{name} is no image of a known format', 'not_an_image') from e
@@ -200,6 +200,10 @@ def _image_errors(name, source):
 # %% ../nbs/03_images.ipynb #8a03efc6
 _starts = (('PNG', b'\x89PNG\r\n\x1a\n'), ('JPEG', b'\xff\xd8\xff'), ('GIF', b'GIF8'),
     ('TIFF', (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')))
+
+def _kind_of(start):
+    "The kind of image that begins with these bytes; empty where they name none of `_starts`"
+    return next((kind for kind, first in _starts if start.startswith(first)), '')
 
 def _first_bytes(source):
     "The first twelve, empty for an empty file; b'?' if they cannot be read again"
@@ -222,12 +226,13 @@ warnings.filterwarnings('ignore', 'Corrupt EXIF data', UserWarning)  # only the 
 
 _loaded = set()
 
-def _formats():
-    "Those of `image_formats` that this Pillow can read"
-    for name in () if _loaded else ('Jpeg', 'Mpo', 'Png', 'WebP', 'Gif', 'Bmp', 'Tiff', 'Avif'):
+def _formats(kind=''):
+    "The kind that a file's first bytes name, or those of `image_formats` that this Pillow can read; readers are loaded"
+    for name in (kind.title(),) if kind else ('Jpeg', 'Mpo', 'Png', 'WebP', 'Gif', 'Bmp', 'Tiff', 'Avif'):
+        if name in _loaded: continue
         with contextlib.suppress(ImportError): importlib.import_module(f'PIL.{name}ImagePlugin')
-    _loaded.add('readers')
-    return [f for f in image_formats if f in Image.OPEN]
+        _loaded.add(name)
+    return [kind] if kind else [f for f in image_formats if f in Image.OPEN]
 
 @contextlib.contextmanager
 def _open(source, limit=max_pixels, pixels=True):
@@ -239,8 +244,8 @@ def _open(source, limit=max_pixels, pixels=True):
         if f is not source: f.close()
 
 def _identified(f):
-    "What Pillow makes of a file; the reader of HEIF is loaded with the first image that needs it, if it is installed"
-    formats = _formats()
+    "What Pillow makes of a file; readers are loaded with the first image that needs them, that of HEIF if it is there"
+    formats = _formats(_kind_of(_first_bytes(f)))
     try: return Image.open(f, formats=formats)
     except UnidentifiedImageError:
         if 'HEIF' in formats or not _is_heif(f): raise

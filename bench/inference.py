@@ -5,7 +5,7 @@ python bench/inference.py --out inference.json [--rounds 3] [--images 416]
 A SqueezeNet 1.1 is trained once, on the 416 photographs of BEARCLS_SHARED (default ../shared; drawn ones and random weights where it is not there). `fastai` gets it as the book would have it: a Learner
 with Resize and Normalize, exported and loaded with `load_learner`; `bearcls` gets it as a bundle, with the reduced decoding that it was trained with. Both stretch an image to 224 by 224.
 
-cold      a fresh process with nothing imported: from its start to the first answer, about an image of 640×480, and what it then holds of the memory (resident at its peak)
+cold      a fresh process with nothing imported, whose modules are compiled already: from its start to the first answer, about an image of 640×480, and what it then holds of the memory (resident at its peak)
 vga, 12mp one answer in a process where everything is loaded and warm; images of 640×480 and 4000×3000, the latter as large ones from the web are (about 1 MB)
 camera    the same with a camera's grain in it, about 3.5 MB: what it takes to read a JPEG grows with its bytes, and cannot be had for less
 folder    all answers about a folder of full-size photographs: `get_preds` with the DataLoaders' own workers, and `predict_batch`
@@ -131,6 +131,7 @@ def child(work, code):
     "Start a process that runs `code`; its last line, and the seconds from its start to its first line"
     (work/'child.py').write_text(code, encoding='utf-8')
     env = {**os.environ, 'TQDM_DISABLE': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))}
+    env.pop('PYTHONDONTWRITEBYTECODE', None)  # both sides start from compiled modules, as after any first start
     start = time.perf_counter()
     with open(work/'errors', 'w+') as errors, subprocess.Popen([sys.executable, 'child.py'], cwd=work, env=env, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
         line = process.stdout.readline()
@@ -140,6 +141,7 @@ def child(work, code):
 
 def measure(work, rounds):
     "All figures of all rounds; the sides take turns in being first"
+    for side in head: child(work, head[side] + cold + memory)  # modules are compiled
     runs = []
     for number in range(rounds):
         row = dict(round=number)
