@@ -1,5 +1,5 @@
 "What several tests share: a browser, and the folder with real photographs"
-import os, subprocess, sys
+import gc, os, subprocess, sys
 from pathlib import Path
 import pytest
 from hostile import image_bytes
@@ -30,11 +30,17 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=[i for i in items if is_slow(i)])
     items[:] = [i for i in items if not is_slow(i)]
 
+def pytest_collection_finish(session):
+    "What stands in memory after the imports stays to the end: the garbage collector need not look through it at each export and each trial"
+    gc.collect()
+    gc.freeze()
+
 @pytest.fixture(scope='session', autouse=True)
 def cache(tmp_path_factory):
-    "Opened images and answers are kept apart from the user's own"
+    "Opened images and answers are kept apart from the user's own; processes that test side by side share them"
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('BEARCLS_CACHE', str(tmp_path_factory.mktemp('cache')))
+        patch.setenv('BEARCLS_CACHE', str((base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'cache'))
         yield
 
 @pytest.fixture(scope='module')  # not longer: while Playwright runs, asyncio.run() is refused
