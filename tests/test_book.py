@@ -7,6 +7,7 @@ nbclient = pytest.importorskip('nbclient')
 nbformat = pytest.importorskip('nbformat')
 pytest.importorskip('fastai', reason='fastai is not installed')
 from bearcls.book.notebooks import _listen_often
+from warm_kernels import kernel_path
 
 ours = 'from bearcls.book import *'
 theirs = 'from fastai.vision.all import *\nfrom fastai.vision.utils import *\nfrom fastai.vision.widgets import *'
@@ -242,7 +243,8 @@ def in_a_kernel(folder, *texts):
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch):
-    "No weights, no keys, no colours in tracebacks"
+    "No weights, no keys, no colours in tracebacks; kernels that are there at once"
+    monkeypatch.setenv('JUPYTER_PATH', kernel_path())
     for name in ('AZURE_SEARCH_KEY', 'BING_SEARCH_KEY', 'BING_SEARCH_ENDPOINT', 'GOOGLE_API_KEY', 'GOOGLE_CSE_ID'): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
     monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'cache'))

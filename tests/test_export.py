@@ -100,8 +100,10 @@ def test_images_are_asked_once(learned, tmp_path, monkeypatch):
 def test_lost_images_are_told(learned, tmp_path):
     "Where training images are gone, the rest is measured, and the card says so"
     _, path, _, _ = learned
-    copy = shutil.copytree(path, tmp_path/'bears')
-    learn = train(copy, 'scratch', epochs=1, size=32, quiet=True)
+    for file in image_files(path)[::3]:
+        (tmp_path/'bears'/file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path/'bears'/file.parent.name)
+    learn = train(tmp_path/'bears', 'scratch', epochs=1, size=32, quiet=True)
     for f in learn.dls.train_ds.items[:9]: Path(f).unlink()
     bundle = export_bundle(learn, tmp_path/'without')
     metadata = read_bundle(bundle)

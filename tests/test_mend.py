@@ -7,6 +7,10 @@ pytest.importorskip('fastai', reason='fastai is not installed')
 pytest.importorskip('nbclient')
 from bearcls.book.notebooks import NotebookError, _listen_often, mend_notebook, read_notebook, run_notebook
 from bearcls.book.rules import looks_like_key, mend_cell, plan_cells
+from warm_kernels import kernel_path
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch): monkeypatch.setenv('JUPYTER_PATH', kernel_path())
 
 key = '0f1e2d3c4b5a69788796a5b4c3d2e1f0'
 

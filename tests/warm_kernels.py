@@ -5,7 +5,7 @@ python tests/warm_kernels.py SOCKET -f CONNECTION_FILE  what Jupyter starts: it 
 import atexit, functools, json, os, select, signal, socket, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 
-packages = 'matplotlib.pyplot', 'PIL.Image', 'scipy.stats', 'pandas', 'torch', 'torchvision', 'ipykernel.kernelapp'
+packages = 'matplotlib.figure', 'PIL.Image', 'scipy.stats', 'pandas', 'torch', 'torchvision', 'ipykernel.kernelapp'
 
 @functools.cache
 def kernel_path() -> str:  # For JUPYTER_PATH; empty where processes cannot be forked
@@ -15,7 +15,8 @@ def kernel_path() -> str:  # For JUPYTER_PATH; empty where processes cannot be f
     place, spec = Path(folder.name)/'orders', Path(folder.name)/'kernels'/'python3'/'kernel.json'
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps(dict(argv=[sys.executable, __file__, str(place), '-f', '{connection_file}'], display_name='Python 3', language='python')))
-    environment = {**os.environ, 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'TQDM_DISABLE': '1'}
+    found = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get('PYTHONPATH')]))
+    environment = {**os.environ, 'PYTHONPATH': found, 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'TQDM_DISABLE': '1'}
     process = subprocess.Popen([sys.executable, __file__, place], stdin=subprocess.PIPE, env=environment)
     while not place.exists():
         assert process.poll() is None, 'no process waits for orders'
