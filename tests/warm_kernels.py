@@ -20,17 +20,17 @@ def kernel_path() -> str:  # For JUPYTER_PATH; empty where processes cannot be f
     process = subprocess.Popen([sys.executable, __file__, place], stdin=subprocess.PIPE, env=environment)
     while not place.exists():
         assert process.poll() is None, 'no process waits for orders'
-        time.sleep(.01)
+        time.sleep(.05)
     atexit.register(folder.cleanup)
     atexit.register(process.communicate)  # which closes its standard input
     return folder.name
 
 def take_orders(place):
     "A kernel for each who asks, until the tests have ended"
+    for name in packages: __import__(name)  # before anybody can ask: who starts a kernel does not wait for minutes
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(place)
         door.listen()
-        for name in packages: __import__(name)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while sys.stdin not in (ready := select.select([door, sys.stdin], [], [])[0]):
             asking, _ = door.accept()
