@@ -88,11 +88,12 @@ export PATH="$(dirname "$(bin python)"):$PATH"
 step "project in step" python -m pytest -q tests/test_project.py
 step lint ruff check bearcls
 step "notebook figures" python tests/notebooks.py
+cores=$(python -c 'import os; print(max(2, min(4, os.cpu_count() or 2)))')  # a process takes 1 to 2 GB of memory
 if [ -n "$quick" ]; then
-    OMP_NUM_THREADS=1 exec python -m pytest tests --ignore tests/test_project.py --quick -q -n 2 --dist loadfile --durations=10 < /dev/null
+    OMP_NUM_THREADS=1 exec python -m pytest tests --ignore tests/test_project.py --quick -q -n "$cores" --dist loadfile --durations=10 < /dev/null
 fi
 build_aside || exit 1
-OMP_NUM_THREADS=1 step notebooks nbdev-test --n-workers 2 --timing
+OMP_NUM_THREADS=1 step notebooks nbdev-test --n-workers "$cores" --timing
 step site take_site
-echo "== pytest ($SECONDS s so far)"  # three processes on two cores: those with browsers and servers often wait
-OMP_NUM_THREADS=1 BEARCLS_SITE="$PWD/_site" python -m pytest tests --ignore tests/test_project.py -n 3 --dist loadfile --no-loadscope-reorder --durations=10 < /dev/null
+echo "== pytest ($SECONDS s so far)"  # one process more than cores: those with browsers and servers often wait
+OMP_NUM_THREADS=1 BEARCLS_SITE="$PWD/_site" python -m pytest tests --ignore tests/test_project.py -n $((cores + 1)) --dist loadfile --no-loadscope-reorder --durations=10 < /dev/null
