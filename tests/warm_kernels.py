@@ -61,14 +61,15 @@ def become_kernel(asking):
     IPKernelApp.launch_instance(argv=order['arguments'])
 
 def order_kernel(place, arguments):
-    "Stand for a kernel: signals are passed on, and both end together"
+    "Stand for a kernel: signals are passed on, and both end together; where who started it is gone, too"
     with socket.socket(socket.AF_UNIX) as kernel:
         kernel.connect(place)
         order = dict(folder=os.getcwd(), environment=dict(os.environ), arguments=arguments)
         socket.send_fds(kernel, [json.dumps(order).encode() + b'\n'], [0, 1, 2])
         pid = int(kernel.recv(20))
         for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda n, frame: os.kill(pid, n))
-        kernel.recv(1)
+        parent = os.getppid()
+        while os.getppid() == parent and not select.select([kernel], [], [], 1)[0]: pass
 
 if __name__ == '__main__':
     if sys.argv[2:]: order_kernel(sys.argv[1], sys.argv[2:])
