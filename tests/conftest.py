@@ -1,5 +1,5 @@
 "What several tests share: a browser, and the folder with real photographs"
-import os, subprocess, sys
+import gc, os, subprocess, sys
 from pathlib import Path
 import pytest
 from hostile import image_bytes
@@ -8,8 +8,8 @@ from notebooks import root
 flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync '
     '--use-fake-device-for-media-stream --use-fake-ui-for-media-stream').split()  # a camera that shows a moving figure
 
-slow_files = '''deploy_hosts cleaner_browser app_browser review_browser quickstart book pickles mend export deploy train fast web site experiment interpret serve_browser
-    trust app robustness sending arguments pages log monitor drift refresh registry review stages loops site_browser release'''.split()  # they train, or start servers and browsers; the longest first
+slow_files = '''cleaner_browser export site_browser quickstart site deploy_hosts web train app_browser fast experiment deploy review_browser interpret pickles mend book
+    serve_browser trust app robustness sending arguments pages log monitor drift refresh registry review stages loops release'''.split()  # they train, or start servers and browsers; the longest first
 quick_too = {'deploy', 'web'}  # of these, only tests with a browser and single long ones are left out
 slow_tests = ('test_faults_of_five_drawn_sets', 'test_predicts_with_three_packages_only', 'test_every_kind_of_file', 'test_killed', 'test_500_broken_files',
     'test_every_recipe_can_be_exported', 'test_split_and_batches_repeat_in_a_fresh', 'test_hostile_bundles', 'test_a_learner_with_nested',
@@ -21,7 +21,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     "Long files come first, so that no process works alone at the end; with --quick, what trains or starts servers and browsers is left out"
     def name_of(item): return item.path.stem.removeprefix('test_')
-    rank = {name: i for i, name in enumerate(slow_files)}
+    rank = {name: i for i, name in enumerate([*slow_files, 'verify', 'serve'])}  # long ones too
     items.sort(key=lambda item: rank.get(name_of(item), len(rank)))
     if not config.getoption('--quick'): return
     def is_slow(item):
@@ -30,11 +30,17 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=[i for i in items if is_slow(i)])
     items[:] = [i for i in items if not is_slow(i)]
 
+def pytest_collection_finish(session):
+    "What stands in memory after the imports stays to the end: the garbage collector need not look through it at each export and each trial"
+    gc.collect()
+    gc.freeze()
+
 @pytest.fixture(scope='session', autouse=True)
 def cache(tmp_path_factory):
-    "Opened images and answers are kept apart from the user's own"
+    "Opened images and answers are kept apart from the user's own; processes that test side by side share them"
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('BEARCLS_CACHE', str(tmp_path_factory.mktemp('cache')))
+        patch.setenv('BEARCLS_CACHE', str((base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'cache'))
         yield
 
 @pytest.fixture(scope='module')  # not longer: while Playwright runs, asyncio.run() is refused

@@ -10,7 +10,9 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 export BEARCLS_SHARED="${BEARCLS_SHARED:-$PWD/../shared}" PYTHONUTF8=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1  # modules are compiled when they are first imported
-export BEARCLS_CACHE; BEARCLS_CACHE=$(mktemp -d) && trap 'rm -rf "$BEARCLS_CACHE"' EXIT  # not the user's own
+export BEARCLS_CACHE; BEARCLS_CACHE=$(mktemp -d)  # not the user's own
+aside="$BEARCLS_CACHE/site" builder=''
+trap '[ -z "$builder" ] || kill "$builder" 2> /dev/null; rm -rf "$BEARCLS_CACHE"' EXIT
 venv="${BEARCLS_VENV:-$PWD/.venv-test}"
 passed=0
 case "$*" in
@@ -67,16 +69,31 @@ programs() {  # a browser, and npm, from which pages that need no server get the
     echo "No ${missing[*]} here and no way to install it: tests that need it are skipped, or say so"
 }
 
+build_aside() {  # one process works at the site for minutes, so it begins early: in a copy of the tree, where no notebook that is tested leaves a file
+    mkdir "$aside" && tar -cf - --exclude='./.*' --exclude=./_site --exclude=./_proc --exclude=./build . | tar -xf - -C "$aside" || return 1
+    python "$aside/nbs/_sphinx/build.py" --out "$aside/_site" > "$aside/site.log" 2>&1 < /dev/null & builder=$!
+}
+
+take_site() {  # wait for it; it comes to where it is built by hand
+    local status=0
+    wait "$builder" || status=$?
+    builder=''
+    cat "$aside/site.log"
+    [ $status = 0 ] && rm -rf _site _proc && mv "$aside/_site" "$aside/_proc" .
+}
+
 step environment environment
 [ -n "$quick" ] || step programs programs
 export PATH="$(dirname "$(bin python)"):$PATH"
 step "project in step" python -m pytest -q tests/test_project.py
 step lint ruff check bearcls
 step "notebook figures" python tests/notebooks.py
+cores=$(python -c 'import os; print(max(2, min(4, os.cpu_count() or 2)))')  # a process takes 1 to 2 GB of memory
 if [ -n "$quick" ]; then
-    OMP_NUM_THREADS=1 exec python -m pytest tests --ignore tests/test_project.py --quick -q -n 2 --dist loadfile --durations=10 < /dev/null
+    OMP_NUM_THREADS=1 exec python -m pytest tests --ignore tests/test_project.py --quick -q -n "$cores" --dist loadfile --durations=10 < /dev/null
 fi
-OMP_NUM_THREADS=1 step notebooks nbdev-test --n-workers 2 --timing
-step site python nbs/_sphinx/build.py --out _site
-echo "== pytest ($SECONDS s so far)"
-OMP_NUM_THREADS=1 BEARCLS_SITE="$PWD/_site" python -m pytest tests --ignore tests/test_project.py -n 2 --dist loadfile --no-loadscope-reorder --durations=10 < /dev/null
+build_aside || exit 1
+OMP_NUM_THREADS=1 step notebooks nbdev-test --n-workers "$cores" --timing
+step site take_site
+echo "== pytest ($SECONDS s so far)"  # one process more than cores: those with browsers and servers often wait
+OMP_NUM_THREADS=1 BEARCLS_SITE="$PWD/_site" python -m pytest tests --ignore tests/test_project.py -n $((cores + 1)) --dist loadfile --no-loadscope-reorder --durations=10 < /dev/null

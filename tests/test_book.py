@@ -6,6 +6,8 @@ import pytest
 nbclient = pytest.importorskip('nbclient')
 nbformat = pytest.importorskip('nbformat')
 pytest.importorskip('fastai', reason='fastai is not installed')
+from bearcls.book.notebooks import _listen_often
+from warm_kernels import kernel_path
 
 ours = 'from bearcls.book import *'
 theirs = 'from fastai.vision.all import *\nfrom fastai.vision.utils import *\nfrom fastai.vision.widgets import *'
@@ -231,7 +233,9 @@ def in_a_kernel(folder, *texts):
     "Run cells in one kernel; the text of all outputs, cell by cell"
     parts = '\n# %%\n'.join(texts).split('\n# %%\n')
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(part.strip()) for part in parts])
-    nbclient.NotebookClient(notebook, timeout=300, startup_timeout=240, kernel_name='python3', resources={'metadata': {'path': str(folder)}}).execute()
+    client = nbclient.NotebookClient(notebook, timeout=300, startup_timeout=240, kernel_name='python3', resources={'metadata': {'path': str(folder)}})
+    client.on_notebook_start = lambda notebook: _listen_often(client)
+    client.execute()
     said = {}
     for c in notebook.cells: said[c.source] = said.get(c.source, '') + json.dumps(c.outputs)  # some cells run twice
     return said
@@ -239,7 +243,8 @@ def in_a_kernel(folder, *texts):
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch):
-    "No weights, no keys, no colours in tracebacks"
+    "No weights, no keys, no colours in tracebacks; kernels that are there at once"
+    monkeypatch.setenv('JUPYTER_PATH', kernel_path())
     for name in ('AZURE_SEARCH_KEY', 'BING_SEARCH_KEY', 'BING_SEARCH_ENDPOINT', 'GOOGLE_API_KEY', 'GOOGLE_CSE_ID'): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
     monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'cache'))

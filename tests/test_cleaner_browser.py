@@ -7,6 +7,7 @@ pytest.importorskip('anywidget', reason='anywidget is not installed')
 from bearcls.clean.moves import apply_plan
 from bearcls.clean.plans import Change, plan_changes
 from bearcls.sample.bears import draw_bears
+from warm_kernels import kernel_path
 
 predictions = '''
 "Made-up predictions: the model contradicts the label of five images and agrees with all others"
@@ -58,12 +59,12 @@ def write_notebook(folder):
         (folder/f'{name}.ipynb').write_text(json.dumps(dict(cells=body, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
 
 @contextlib.contextmanager
-def serving(folder, module, *options, ready):
+def serving(folder, module, *options, ready, **environment):
     "A server of Jupyter's on a free port of this machine, with settings of its own"
     with contextlib.closing(socket.create_server(('127.0.0.1', 0))) as s: port = s.getsockname()[1]
     own = {name: str(folder/'jupyter'/name.lower()) for name in ('JUPYTER_CONFIG_DIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
     root = str(Path(__file__).resolve().parents[1])
-    env = {**os.environ, **own, 'TQDM_DISABLE': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
+    env = {**os.environ, **own, **environment, 'TQDM_DISABLE': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
     command = [sys.executable, '-m', module, *options, '--no-browser', f'--port={port}']
     with open(folder/'server.log', 'wb') as log, subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as server:
         try:
@@ -81,13 +82,13 @@ def serving(folder, module, *options, ready):
 fronts = dict(lab='lab/tree/{}.ipynb?reset', notebook='notebooks/{}.ipynb')  # where one server shows a notebook in JupyterLab, and in Notebook 7
 
 @contextlib.contextmanager
-def jupyter(folder):
+def jupyter(folder, **environment):
     "A server with JupyterLab, and with Notebook 7 where that is installed"
     pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
     options = ['--ip=127.0.0.1', '--IdentityProvider.token=', '--ServerApp.password=', '--ServerApp.allow_root=True', f'--ServerApp.root_dir={folder}']
     setting(folder, 'notification', dict(fetchNews='false', checkForUpdates=False))
     module = 'notebook' if importlib.util.find_spec('notebook') else 'jupyterlab'
-    with serving(folder, module, *options, ready='api') as url: yield url
+    with serving(folder, module, *options, ready='api', **environment) as url: yield url
 
 def front_url(url, front, name):
     "The address of a notebook in a front end; the test is skipped where that is not installed"
@@ -98,14 +99,14 @@ def front_url(url, front, name):
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp('lab')
     write_notebook(folder)
-    with jupyter(folder) as url: yield folder, url
+    with jupyter(folder, JUPYTER_PATH=kernel_path()) as url: yield folder, url
 
 @pytest.fixture(scope='module')
 def voila(tmp_path_factory):
     pytest.importorskip('voila', reason='Voilà is not installed')
     folder = tmp_path_factory.mktemp('voila')
     write_notebook(folder)
-    with serving(folder, 'voila', '.', '--Voila.ip=127.0.0.1', ready='voila/static/favicon.ico') as url: yield folder, url + 'voila/render/clean.ipynb'
+    with serving(folder, 'voila', '.', '--Voila.ip=127.0.0.1', ready='voila/static/favicon.ico', JUPYTER_PATH=kernel_path()) as url: yield folder, url + 'voila/render/clean.ipynb'
 
 def setting(folder, name, value):
     "Set a user's setting of JupyterLab"

@@ -252,16 +252,16 @@ def test_profile_when_training_fails(path):
     assert not {'create_item', 'create_batch'} & vars(learn.dls.train).keys()
 
 def test_profile_knows_where_the_time_is(path):
-    "A slow file, a slow transform and a slow network are each found in their place"
+    "A slow file, a slow transform and a slow network are each found in their place; slower than a wait for a processor"
     def slowed(thing):
         learn = book_learner(path)
         if thing == 'open':
             opened = learn.dls.train_ds.tls[0].tfms.fs[0]
-            learn.dls.train_ds.tls[0].tfms.fs[0] = lambda f, **kwargs: (time.sleep(.03), opened(f, **kwargs))[1]
-        if thing == 'item': learn.dls.train.after_item.fs.append(lambda o, **kwargs: (time.sleep(.03), o)[1])
-        if thing == 'batch': learn.dls.train.after_batch.fs.append(lambda o, **kwargs: (time.sleep(.12), o)[1])
-        if thing == 'forward': learn.model.register_forward_hook(lambda *args: time.sleep(.12))
-        if thing == 'backward': learn.model[-1].register_full_backward_hook(lambda *args: time.sleep(.12))
+            learn.dls.train_ds.tls[0].tfms.fs[0] = lambda f, **kwargs: (time.sleep(.1), opened(f, **kwargs))[1]
+        if thing == 'item': learn.dls.train.after_item.fs.append(lambda o, **kwargs: (time.sleep(.1), o)[1])
+        if thing == 'batch': learn.dls.train.after_batch.fs.append(lambda o, **kwargs: (time.sleep(.4), o)[1])
+        if thing == 'forward': learn.model.register_forward_hook(lambda *args: time.sleep(.4))
+        if thing == 'backward': learn.model[-1].register_full_backward_hook(lambda *args: time.sleep(.4))
         return profile_epoch(learn, n_batches=2)
     for thing in ('open', 'item', 'batch', 'forward', 'backward'):
         rows = {r['stage']: r['ms'] for r in slowed(thing).rows}

@@ -1,11 +1,16 @@
 "mend-notebook: old notebooks of every kind, mended and run to their end on drawn images"
-import json, re, subprocess, sys
+import asyncio, json, queue, re, subprocess, sys
+from types import SimpleNamespace
 import pytest
 
 pytest.importorskip('fastai', reason='fastai is not installed')
 pytest.importorskip('nbclient')
-from bearcls.book.notebooks import NotebookError, mend_notebook, read_notebook, run_notebook
+from bearcls.book.notebooks import NotebookError, _listen_often, mend_notebook, read_notebook, run_notebook
 from bearcls.book.rules import looks_like_key, mend_cell, plan_cells
+from warm_kernels import kernel_path
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch): monkeypatch.setenv('JUPYTER_PATH', kernel_path())
 
 key = '0f1e2d3c4b5a69788796a5b4c3d2e1f0'
 
@@ -187,6 +192,23 @@ def test_nothing_is_overwritten(tmp_path):
 def test_a_run_that_does_not_end(tmp_path):
     done, words, ok = run_notebook(page(['x = 1', 'while True: pass']), timeout=3)
     assert not ok and words == 'cell 2 took too long'
+
+def test_a_reply_for_which_nothing_wakes_up():
+    "One that is there, and comes with the next question only: never is it waited for at length, and the time given stays the limit"
+    waited = []
+    class Deaf:
+        async def get_msg(self, timeout):
+            waited.append(timeout)
+            await asyncio.sleep(min(timeout, .01))
+            if len(waited) < 4: raise queue.Empty
+            return 'the reply'
+    client = SimpleNamespace(kc=SimpleNamespace(shell_channel=Deaf()))
+    _listen_often(client)
+    for timeout in (300, None):
+        waited.clear()
+        assert asyncio.run(client.kc.shell_channel.get_msg(timeout)) == 'the reply' and max(waited) <= .5
+    waited.clear()
+    with pytest.raises(queue.Empty): asyncio.run(client.kc.shell_channel.get_msg(.02))
 
 def test_command_line(tmp_path):
     file = write(tmp_path, [f"key = '{key}'", 'data = ImageDataBunch.from_folder(path)', 'learn = cnn_learner(dls, resnet18)'])

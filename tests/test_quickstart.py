@@ -117,7 +117,7 @@ def test_again_into_the_same_folder(tmp_path):
     "A second run replaces what the first made, and nothing else"
     (tmp_path/'out').mkdir()
     (tmp_path/'out'/'mine.txt').write_text('keep me', encoding='utf-8')
-    for _ in range(2): quickstart(tmp_path/'out', n_per_label=30, epochs=1, arch='xresnet18_thin', quiet=True)
+    for _ in range(2): quickstart(tmp_path/'out', n_per_label=20, epochs=1, arch='xresnet18_thin', quiet=True)
     assert (tmp_path/'out'/'mine.txt').read_text(encoding='utf-8') == 'keep me'
 
 wrong = {

@@ -202,7 +202,7 @@ def test_faults_of_five_drawn_sets_are_found(tmp_path):
         'rgba_png': 'odd_mode', 'palette_png': 'odd_mode', 'cmyk_jpeg': 'odd_mode', 'exif_rotated': 'exif_rotated', 'one_pixel': 'too_small', 'duplicate': 'duplicate',
         'rescaled_copy': 'near_duplicate', 'reencoded_copy': 'near_duplicate', 'cropped_copy': 'near_duplicate', 'too_dark': 'too_dark', 'blurred': 'blurred'}
     for seed in (42, 1, 2, 3, 4):
-        folder = draw_bears(tmp_path/str(seed), n_per_label=300, side=160, seed=seed)
+        folder = draw_bears(tmp_path/str(seed), n_per_label=240, side=160, seed=seed)
         report = check_images(folder)
         with open(folder/'faults.csv', encoding='utf-8', newline='') as f: faults = [r for r in csv.DictReader(f) if r['fault'] in issues]
         hits = {(f.file, f.issue) for f in report.rows} | {(f.of, f.issue) for f in report.rows if f.of}

@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/book/notebooks.html.md"""
 __all__ = ['NotebookError', 'MendedCell', 'MendedNotebook', 'read_notebook', 'mended_cells', 'mend_notebook', 'run_notebook']
 
 # %% ../../nbs/book/07_notebooks.ipynb #3b2d4268
-import difflib, json, os, re, subprocess, tempfile
+import difflib, json, math, os, queue, re, subprocess, tempfile, time
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -171,6 +171,19 @@ def mend_notebook(
     with atomic_write(out, 'w') as f: f.write(json.dumps(notebook, indent=1, ensure_ascii=False) + '\n')
     return found
 
+# %% ../../nbs/book/07_notebooks.ipynb #8acd29f6
+def _listen_often(client):
+    "Have a client of nbclient wait for replies in steps of half a second"
+    channel = client.kc.shell_channel
+    wait = channel.get_msg
+    async def get_msg(timeout=None):
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try: return await wait(max(0., min(.5, end - time.monotonic())))
+            except queue.Empty:
+                if time.monotonic() >= end: raise
+    channel.get_msg = get_msg
+
 # %% ../../nbs/book/07_notebooks.ipynb #9a6891bf
 def run_notebook(
     notebook: dict,         # JSON of a notebook
@@ -192,6 +205,7 @@ def run_notebook(
         place.mkdir(parents=True, exist_ok=True)
         where = {'metadata': {'path': str(place)}}
         client = nbclient.NotebookClient(page, timeout=timeout, kernel_name='python3', resources=where)
+        client.on_notebook_start = lambda notebook: _listen_often(client)
         try: client.execute(env=settings, stderr=subprocess.DEVNULL)  # the kernel's own remarks
         except nbclient.exceptions.CellExecutionError as e:
             words = f'it stopped in cell {_failed(page)}: {e.ename}: {e.evalue}'
