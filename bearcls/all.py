@@ -66,7 +66,8 @@ from .serve.service import run_server
 from .deploy.web import weigh_web, write_web
 from .deploy.targets import DeployError, deploy, deploy_targets, read_record
 from .deploy.check import FolderCheck, check_folder
-from .quickstart import Quickstart, quickstart
+from .quickstart.report import Quickstart
+from .quickstart.run import quickstart
 
 # %% ../nbs/19_all.ipynb #9f0e2009
 __all__ = sorted(name for name in globals() if not name.startswith('_'))

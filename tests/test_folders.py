@@ -8,7 +8,7 @@ from fastai.vision.learner import vision_learner
 from PIL import Image
 from torchvision.models import squeezenet1_1
 from hostile import image_bytes
-from bearcls import quickstart as quickstart_module
+from bearcls.quickstart import run as quickstart_module
 from bearcls.clean.cleaning import Cleaning
 from bearcls.core import DataError
 from bearcls.manifest import read_manifest
