@@ -1,4 +1,4 @@
-"""Evidence that a number has changed, exact for a reference of any size
+"""Measure the evidence that a number has changed, exactly for a reference of any size
 
 Docs: https://bearcls.github.io/bearcls/bets.html.md"""
 

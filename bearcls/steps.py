@@ -1,4 +1,4 @@
-"""Who gave a model more to decide or less, and who put another model in use, when and why: files that survive crashes and several writers
+"""Keep a record of each step with a model: who took it, when and why, in files that survive crashes and several writers
 
 Docs: https://bearcls.github.io/bearcls/steps.html.md"""
 

@@ -1,4 +1,4 @@
-"""Small drawings of figures over time, with intervals, what is usual, and numbered marks
+"""Draw a figure over time: a small picture with an interval, the usual value, and a numbered mark for each alarm
 
 Docs: https://bearcls.github.io/bearcls/timelines.html.md"""
 

@@ -1,4 +1,4 @@
-"""A notebook application around a bundle: choose, drop, paste or photograph an image, and read the answer, or learn why there is none
+"""Let people use your bundle in a notebook: they choose, drop, paste or photograph an image, and read the answer or why there is none
 
 Docs: https://bearcls.github.io/bearcls/app/notebook.html.md"""
 

@@ -1,4 +1,4 @@
-"""One command turns a bundle into a folder that a host can run, for nine kinds of host, none of which needs torch, fastai or bearcls
+"""Turn a bundle into a folder that a host can run, with one command, for nine kinds of host, without torch, fastai or bearcls
 
 Docs: https://bearcls.github.io/bearcls/deploy/targets.html.md"""
 

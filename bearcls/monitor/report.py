@@ -1,4 +1,4 @@
-"""One page that tells how a model in use is doing: time lines, alarms with images, verdicts and accuracy
+"""See on one page how your model in use is doing: time lines, alarms with images, verdicts and accuracy
 
 Docs: https://bearcls.github.io/bearcls/monitor/report.html.md"""
 
