@@ -1,4 +1,4 @@
-"""Draw a figure over time: a small picture with an interval, the usual value, and a numbered mark for each alarm
+"""Draw a figure over time, with an interval, the usual value, and a numbered mark for each alarm
 
 Docs: https://bearcls.github.io/bearcls/timelines.html.md"""
 

@@ -217,7 +217,7 @@ def log_note(self) -> str:  # Empty if all is well, or if there is no log
     if not self.log_trouble(): return ''
     state = self.log.status()
     if not state.problem or not (state.lost or state.in_spool): return ''
-    return 'The log cannot be written at the moment. You get your answers all the same.'
+    return 'The log cannot be written at the moment. You still get your answers.'
 
 # %% ../../nbs/app/02_notebook.ipynb #abd02f27
 class ClassifierApp(anywidget.AnyWidget):
