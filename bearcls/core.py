@@ -7,12 +7,13 @@ Docs: https://bearcls.github.io/bearcls/core.html.md"""
 # %% auto #0
 __all__ = ['sources_of', 'BearclsError', 'DataError', 'optional_import', 'ArgumentError', 'expect', 'expect_all', 'short_words',
            'atomic_write', 'hold_file', 'release_file', 'cache_folder', 'package_file', 'sha256', 'lot', 'is_terminal',
-           'progress', 'usable_cores', 'in_order', 'is_public']
+           'progress', 'usable_cores', 'in_order', 'is_public', 'in_turns']
 
 # %% ../nbs/00_core.ipynb #d7c2a656
 import contextlib, errno, hashlib, importlib, os, sys, time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, IO
 
@@ -316,3 +317,11 @@ def is_public(
         wrapped = ipaddress.IPv4Address(int(ip) & 0xffff_ffff) if ip in ipaddress.ip_network('64:ff9b::/96') else None
         ip = ip.ipv4_mapped or ip.sixtofour or wrapped or ip
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+# %% ../nbs/00_core.ipynb #5f7dd2b6
+def in_turns(
+    groups: Iterable[list],  # Several lists, of anything but None
+) -> list:                   # All their items: the first of each, then the second of each, and so on
+    "Take from several lists in turn"
+    turns = chain.from_iterable(zip_longest(*groups))
+    return [x for x in turns if x is not None]
