@@ -43,7 +43,8 @@ from .interpret.label_issues import count_wrong_labels, label_issues, show_issue
 from .clean.candidates import cleaning_candidates, show_candidates, unsure
 from .clean.moves import apply_plan, redo_moves, undo_moves
 from .clean.cleaning import Cleaning
-from .clean.widget import CleanerWidget, ImageClassifierCleaner, cleaner
+from .clean.grid import CleanerWidget
+from .clean.widget import ImageClassifierCleaner, cleaner
 from .inference.files import BundleError
 from .inference.signature import make_keys
 from .inference.bundle import Bundle, prepare, read_bundle, sign_bundle, zip_bundle
