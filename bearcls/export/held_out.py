@@ -19,12 +19,11 @@ import numpy as np
 from fastai.learner import Learner
 from PIL import Image
 from ..core import DataError, expect, expect_all, usable_cores
-from ..data.split import deal_groups, find_groups
 from ..fingerprints import perceptual_hash
 from ..images import ImageError, image_size, min_light
 from .ood import ClassHead, OODScore, fit_ood_score, held_out_scores
 from .trust import answer_copies, fit_confidence, measure_trust, trust_threshold
-from ..manifest import rows_by_path, site_of, source_names
+from ..manifest import deal_groups, find_groups, rows_by_path, site_of, source_names
 from ..inference.classifier import Classifier
 from ..inference.prediction import confidence_of, evidence_of, lightness
 from ..interpret.calibrate import fit_temperature

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 import numpy as np
 from ..core import DataError, expect
-from ..data.split import deal_groups, find_groups
+from ..manifest import deal_groups, find_groups
 from ..show import Html, axes_for, html_table
 
 # %% ../../nbs/export/02_ood.ipynb #1b873961
