@@ -263,8 +263,8 @@ def rebuilt_learner(
 _calls = ('cloudpickle.', 'dill._dill.', 'plum.', 'inspect.', 'numpy.core.multiarray.', 'numpy.dtype', 'numpy.random.',
     'functools.', 'builtins.getattr', 'builtins.bytes', 'builtins.type', 'torch.device', 'torch.nn.',
     'torch._utils._rebuild_', 'torch.cuda.amp.', 'torch.amp.', 'random.Random', 'collections.',
-    'operator.itemgetter', '_operator.getitem', 'operator.methodcaller', 're._compile', 'copyreg.', 'fasttransform.', 'fastcore.transform.', 'fastcore.dispatch.',
-    'fastcore.foundation.L', 'PIL.Image.', 'weakref.')
+    'operator.itemgetter', '_operator.getitem', 'operator.methodcaller', 're._compile', 'copyreg.', 'fasttransform.',
+    'fastcore.transform.', 'fastcore.dispatch.', 'fastcore.foundation.L', 'PIL.Image.', 'weakref.')
 _no_names = {'builtins.' + name for name in 'eval exec compile open __import__ input breakpoint globals vars'.split()}
 _harmless = set('builtins collections functools pathlib typing types inspect random re operator _operator _codecs '
     'copyreg datetime enum math numbers abc weakref string itertools decimal posixpath ntpath warnings'.split())

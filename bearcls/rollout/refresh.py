@@ -11,7 +11,7 @@ __all__ = ['CheckedImage', 'checked_images', 'Division', 'divide', 'GroupDiffere
 # %% ../../nbs/rollout/08_refresh.ipynb #35f4ea1e
 import json, math, os, shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

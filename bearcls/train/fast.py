@@ -28,7 +28,8 @@ from ..core import expect, progress
 from ..data.cache import OpenImage, digest_of
 from ..data.loaders import dls_settings
 from ..threads import in_lanes
-from .arch import TrainError, feature_layer, frozen_part, keep_modes, linear_head, pool_features, train_head
+from .arch import TrainError, feature_layer, frozen_part, keep_modes, linear_head
+from .arch import pool_features, train_head
 from .precision import fast_dtype, in_precision
 
 # %% ../../nbs/train/03_fast.ipynb #a557f02f
