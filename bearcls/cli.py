@@ -11,7 +11,7 @@ __all__ = ['command_modules', 'main']
 import sys
 from collections.abc import Sequence
 from .commands import making, answering, watching, changing
-from .commands.parser import make_parser, run_command
+from .commands.parser import make_parser, run_parsed
 
 # %% ../nbs/18_cli.ipynb #c14be6dc
 command_modules = (making, answering, watching, changing)  # modules that declare commands, in the order of `bearcls --help`
@@ -21,7 +21,7 @@ def main(
     argv: Sequence[str] | None = None,  # Arguments; None for those of the process
 ) -> int:                               # Exit status: 0 done, 1 some images failed, 2 wrong input, 130 interrupted
     "Run a command"
-    return run_command(make_parser().parse_args(argv))
+    return run_parsed(make_parser().parse_args(argv))
 
 # %% ../nbs/18_cli.ipynb #10854382
 if __name__ == '__main__' and getattr(__spec__, 'name', '') == 'bearcls.cli': sys.exit(main())  # not in a notebook

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageOps
-from .items import CleaningItem, View, known_items, ordered, orders, page_of, small_jpeg
+from .items import CleaningItem, View, known_items, ordered, orders, page_of, upright_jpeg
 from .marks import Mark, Marks, mark_actions
 from bearcls.clean.moves import (Batch, apply_plan, batches, finish_moves, moved_from, redo_moves, undo_moves,
     unfinished_moves)
@@ -304,7 +304,7 @@ def thumbnail(self: Cleaning,
     key = file, side, found and (found.st_mtime_ns, found.st_size)
     if key not in self._thumbnails:
         if len(self._thumbnails) >= 4000: self._thumbnails.clear()
-        self._thumbnails[key] = small_jpeg(self.path/file, side)
+        self._thumbnails[key] = upright_jpeg(self.path/file, side)
     return self._thumbnails[key]
 
 # %% ../../nbs/clean/06_cleaning.ipynb #fd3bc38b

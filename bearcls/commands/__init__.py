@@ -12,6 +12,6 @@ from ..doors import front_door
 
 # %% ../../nbs/commands/index.ipynb #7d6fafd2
 __getattr__, __dir__, __all__ = front_door('bearcls.commands', dict(
-    parser='command commands fail make_parser run_command terminal user_name',
+    parser='command commands fail make_parser run_parsed terminal user_name',
     making='labels_of',
 ))
