@@ -43,7 +43,8 @@ from .interpret.label_issues import count_wrong_labels, label_issues, show_issue
 from .clean.candidates import cleaning_candidates, show_candidates, unsure
 from .clean.moves import apply_plan, redo_moves, undo_moves
 from .clean.cleaning import Cleaning
-from .clean.widget import CleanerWidget, ImageClassifierCleaner, cleaner
+from .clean.grid import CleanerWidget
+from .clean.widget import ImageClassifierCleaner, cleaner
 from .inference.files import BundleError
 from .inference.signature import make_keys
 from .inference.bundle import Bundle, prepare, read_bundle, sign_bundle, zip_bundle
@@ -66,7 +67,8 @@ from .serve.service import run_server
 from .deploy.web import weigh_web, write_web
 from .deploy.targets import DeployError, deploy, deploy_targets, read_record
 from .deploy.check import FolderCheck, check_folder
-from .quickstart import Quickstart, quickstart
+from .quickstart.report import Quickstart
+from .quickstart.run import quickstart
 
 # %% ../nbs/19_all.ipynb #9f0e2009
 __all__ = sorted(name for name in globals() if not name.startswith('_'))

@@ -6,13 +6,14 @@ Docs: https://bearcls.github.io/bearcls/core.html.md"""
 
 # %% auto #0
 __all__ = ['sources_of', 'BearclsError', 'DataError', 'optional_import', 'ArgumentError', 'expect', 'expect_all', 'short_words',
-           'atomic_write', 'hold_file', 'release_file', 'cache_folder', 'package_file', 'sha256', 'lot', 'progress',
-           'usable_cores', 'in_order', 'is_public']
+           'atomic_write', 'hold_file', 'release_file', 'cache_folder', 'package_file', 'sha256', 'lot', 'is_terminal',
+           'progress', 'usable_cores', 'in_order', 'is_public', 'in_turns']
 
 # %% ../nbs/00_core.ipynb #d7c2a656
 import contextlib, errno, hashlib, importlib, os, sys, time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, IO
 
@@ -203,6 +204,62 @@ def lot(
     "A random number that every process draws alike"
     return int(sha256(f'{salt}{name}'.encode('utf-8', 'surrogatepass'))[:13], 16)/16**13
 
+# %% ../nbs/00_core.ipynb #a3ecdf0d
+def is_terminal(
+    stream: Any,  # Such as `sys.stderr`; None where a program has none
+) -> bool:        # False for a file, a pipe and a closed stream
+    "Does a person see what is written here?"
+    try: return bool(stream.isatty())
+    except (AttributeError, ValueError): return False
+
+# %% ../nbs/00_core.ipynb #35fa8946
+class _NoProgress:
+    "Stands in for tqdm where it is not installed"
+    def __init__(self, items=None): self.items = () if items is None else items
+    def __iter__(self): return iter(self.items)
+    def __len__(self): return len(self.items)
+    def __enter__(self): return self
+    def __exit__(self, *args): self.close()
+    def update(self, n=1): pass
+    def set_postfix_str(self, s='', refresh=True): pass
+    def close(self): pass
+
+# %% ../nbs/00_core.ipynb #9965dd49
+class _TwoLines(_NoProgress):
+    "Progress for a file: a line when the work has taken `delay` seconds, and one when it ends"
+    def __init__(self, items, desc, total, delay):
+        super().__init__(items)
+        self.desc = desc or 'working'
+        self.total = len(self.items) if total is None and items is not None and hasattr(items, '__len__') else total
+        self.delay = delay
+        self.start = time.monotonic()
+        self.n = 0
+        self.postfix = ''
+        self.is_open = True
+        self.has_begun = False
+    def __iter__(self):
+        try:
+            for item in self.items:
+                yield item
+                self.update()
+        finally: self.close()
+    def update(self, n=1):
+        self.n += n
+        if not self.has_begun and time.monotonic() - self.start >= self.delay:
+            self.has_begun = True
+            self._write()
+    def set_postfix_str(self, s='', refresh=True): self.postfix = s
+    def close(self):
+        if self.is_open and self.has_begun: self._write()
+        self.is_open = False
+    def _write(self):
+        total = f' of {self.total:,}' if self.total else ''
+        more = f', {self.postfix}' if self.postfix else ''
+        line = f'{self.desc}: {self.n:,}{total} after {time.monotonic() - self.start:.0f} s{more}'
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # no place to write is no reason to stop
+            sys.stderr.write(f'{line}\n')
+            sys.stderr.flush()
+
 # %% ../nbs/00_core.ipynb #6068f39f
 def progress(
     items: Iterable | None = None,  # Items to loop over; None for a bar that you move by hand
@@ -211,21 +268,13 @@ def progress(
     unit: str = 'it',               # What is counted
     delay: float = 1.0,             # Seconds of work before the bar appears
 ) -> Any:                           # Iterable with `update`, `set_postfix_str` and `close`
-    "A progress bar with rate and time left, in a terminal and in a notebook"
+    "A bar with rate and time left in a terminal and in a notebook; two lines in a file"
+    if os.environ.get('TQDM_DISABLE'): return _NoProgress(items)
     try: from tqdm.auto import tqdm
     except ImportError: return _NoProgress(items)
+    in_notebook = any(kind.__name__ == 'tqdm_notebook' for kind in tqdm.__mro__)
+    if not in_notebook and not is_terminal(sys.stderr): return _TwoLines(items, desc, total, delay)
     return tqdm(items, desc=desc, total=total, unit=unit, delay=delay, leave=False, dynamic_ncols=True)
-
-# %% ../nbs/00_core.ipynb #35fa8946
-class _NoProgress:
-    "Stands in for tqdm where it is not installed"
-    def __init__(self, items=None): self.items = items
-    def __iter__(self): return iter(self.items or ())
-    def __enter__(self): return self
-    def __exit__(self, *args): self.close()
-    def update(self, n=1): pass
-    def set_postfix_str(self, s='', refresh=True): pass
-    def close(self): pass
 
 # %% ../nbs/00_core.ipynb #87580be9
 def usable_cores() -> int:  # At least 1
@@ -268,3 +317,11 @@ def is_public(
         wrapped = ipaddress.IPv4Address(int(ip) & 0xffff_ffff) if ip in ipaddress.ip_network('64:ff9b::/96') else None
         ip = ip.ipv4_mapped or ip.sixtofour or wrapped or ip
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+# %% ../nbs/00_core.ipynb #5f7dd2b6
+def in_turns(
+    groups: Iterable[list],  # Several lists, of anything but None
+) -> list:                   # All their items: the first of each, then the second of each, and so on
+    "Take from several lists in turn"
+    turns = chain.from_iterable(zip_longest(*groups))
+    return [x for x in turns if x is not None]

@@ -1,4 +1,4 @@
-"""Tables in a file of SQLite or on a server, safe with several writers, and one sentence for whatever goes wrong
+"""Keep tables in a file of SQLite or on a server, with several writers at once, and read one sentence about anything that goes wrong
 
 Docs: https://bearcls.github.io/bearcls/databases.html.md"""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
-from .core import expect, expect_all
+from .core import expect, expect_all, patch_to
 
 # %% ../nbs/07_fingerprints.ipynb #87bff05c
 _n = np.arange(32)
@@ -85,17 +85,7 @@ class Prints(Sequence):
         "Add a fingerprint"
         self._hashes.extend((p.whole, p.middle))
         self._tail += p.tiny
-        if len(self._tail) < self.in_memory * _tiny_bytes: return
-        with self._lock:
-            try:
-                if self._file is None: self._file = tempfile.TemporaryFile(prefix='bearcls-', buffering=0)
-                self._file.seek(self._n_written * _tiny_bytes)
-                done = self._file.write(self._tail)
-            except OSError: done = 0
-            if done == len(self._tail):
-                self._n_written += done // _tiny_bytes
-                self._tail.clear()
-            else: self.in_memory *= 2  # the thumbnails stay in memory; the next attempt is made at twice as many
+        if len(self._tail) >= self.in_memory * _tiny_bytes: self._move_to_file()
 
     def __len__(self): return len(self._hashes) // 2
 
@@ -103,24 +93,6 @@ class Prints(Sequence):
         if isinstance(k, slice): return [self[i] for i in range(*k.indices(len(self)))]
         k = range(len(self))[k]
         return Fingerprint(self._hashes[2*k], self._hashes[2*k + 1], self.tiny(k))
-
-    def tiny(self,
-        k: int,  # Place of an image
-    ) -> bytes:  # RGB pixels, `tiny_side` by `tiny_side`
-        "The thumbnail of one image"
-        with self._lock:
-            if k >= self._n_written:
-                start = (k - self._n_written) * _tiny_bytes
-                return bytes(self._tail[start:start + _tiny_bytes])
-            if hasattr(os, 'pread'): return os.pread(self._file.fileno(), _tiny_bytes, k * _tiny_bytes)  # fork-safe
-            self._file.seek(k * _tiny_bytes)
-            return self._file.read(_tiny_bytes)
-
-    def later(self,
-        k: int,  # Place of an image
-    ) -> '_Reference':  # For the field `fingerprint` of a row, see `LaterPrint`
-        "One fingerprint, read when you ask for it"
-        return _Reference(self, range(len(self))[k])
 
     def __reduce__(self): return Prints, (list(self), self.in_memory)  # another process cannot share the file
 
@@ -133,6 +105,34 @@ class Prints(Sequence):
 
 _tiny_bytes = 3 * tiny_side**2
 
+# %% ../nbs/07_fingerprints.ipynb #5b7292eb
+@patch_to(Prints)
+def _move_to_file(self):
+    "Move the thumbnails in memory to the temporary file, if it takes them"
+    with self._lock:
+        try:
+            if self._file is None: self._file = tempfile.TemporaryFile(prefix='bearcls-', buffering=0)
+            self._file.seek(self._n_written * _tiny_bytes)
+            done = self._file.write(self._tail)
+        except OSError: done = 0
+        if done == len(self._tail):
+            self._n_written += done // _tiny_bytes
+            self._tail.clear()
+        else: self.in_memory *= 2  # the thumbnails stay in memory; the next attempt is made at twice as many
+
+@patch_to(Prints)
+def tiny(self,
+    k: int,  # Place of an image
+) -> bytes:  # RGB pixels, `tiny_side` by `tiny_side`
+    "The thumbnail of one image"
+    with self._lock:
+        if k >= self._n_written:
+            start = (k - self._n_written) * _tiny_bytes
+            return bytes(self._tail[start:start + _tiny_bytes])
+        if hasattr(os, 'pread'): return os.pread(self._file.fileno(), _tiny_bytes, k * _tiny_bytes)  # fork-safe
+        self._file.seek(k * _tiny_bytes)
+        return self._file.read(_tiny_bytes)
+
 # %% ../nbs/07_fingerprints.ipynb #4896530c
 class _Reference:
     "One of `prints`"
@@ -143,6 +143,13 @@ class _Reference:
     def __reduce__(self):
         p = self.prints[self.k]
         return Fingerprint, (p.whole, p.middle, p.tiny)
+
+@patch_to(Prints)
+def later(self,
+    k: int,  # Place of an image
+) -> _Reference:  # For the field `fingerprint` of a row, see `LaterPrint`
+    "One fingerprint, read when you ask for it"
+    return _Reference(self, range(len(self))[k])
 
 class LaterPrint:
     "Default of a dataclass's field `fingerprint`: accepts a fingerprint, one of many (`prints.later(k)`), or nothing"

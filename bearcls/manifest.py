@@ -6,15 +6,17 @@ Docs: https://bearcls.github.io/bearcls/manifest.html.md"""
 
 # %% auto #0
 __all__ = ['manifest_name', 'ImageRow', 'write_manifest', 'ForeignManifest', 'read_manifest', 'describe_file', 'site_of',
-           'known_rows', 'manifest_roots', 'rows_by_path', 'manifest_note', 'source_names', 'own_rows']
+           'known_rows', 'manifest_roots', 'rows_by_path', 'manifest_note', 'source_names', 'own_rows', 'find_groups',
+           'deal_groups']
 
 # %% ../nbs/05_manifest.ipynb #bd736042
 import csv, os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+import numpy as np
 from .core import DataError, atomic_write, expect, expect_all, sha256
 from .images import ImageError, image_size
 
@@ -186,3 +188,47 @@ def own_rows(
     "The manifest's rows, before you write it again; raises an error for a damaged manifest"
     try: return read_manifest(path)
     except ForeignManifest: return []
+
+# %% ../nbs/05_manifest.ipynb #a63c564f
+def find_groups(
+    averages: np.ndarray,    # (images, a)
+    targets: Sequence[int],  # Index of the label of each
+    n_groups: int = 20,      # About so many in all; at least five for a label that has twice as many images
+    seed: int = 0,           # Decides where k-means begins
+) -> np.ndarray:             # (images,) number of the group of each
+    "Divide the images of each label into groups of images that look alike"
+    from sklearn.cluster import KMeans
+    rows = averages/np.maximum(np.linalg.norm(averages, axis=1, keepdims=True), 1e-6)  # of length 1, or 0
+    targets = np.asarray(targets)
+    groups = np.zeros(len(averages), int)
+    n = 0
+    each = max(5, round(n_groups/max(1, len(np.unique(targets)))))
+    for t in np.unique(targets):
+        mine = np.flatnonzero(targets == t)
+        k = min(each, len(np.unique(rows[mine], axis=0)), max(1, len(mine)//2))
+        groups[mine] = n + (KMeans(k, n_init=3, random_state=seed).fit_predict(rows[mine]) if k > 1 else 0)
+        n += k
+    return groups
+
+# %% ../nbs/05_manifest.ipynb #99dedb49
+def deal_groups(
+    groups: Sequence[int],   # Group of each image
+    targets: Sequence[int],  # Index of the label of each
+    n_folds: int = 5,        # How many folds
+    seed: int = 0,           # Decides which groups come together
+) -> np.ndarray:             # (images,) 0 to n_folds - 1
+    "Deal whole groups into folds, so that each fold gets as much of every label as can be"
+    groups = np.unique(groups, return_inverse=True)[1]
+    targets = np.unique(targets, return_inverse=True)[1]
+    counts = np.zeros((groups.max() + 1, targets.max() + 1))
+    np.add.at(counts, (groups, targets), 1)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    order = order[np.argsort(-counts.sum(1)[order], kind='stable')]
+    filled = np.zeros((n_folds, counts.shape[1]))
+    fold_of = np.zeros(len(counts), int)
+    share = counts.sum(0)
+    for g in order:
+        crowded = (filled*counts[g]/share**2).sum(1)  # how much of this group's labels each fold has
+        fold_of[g] = np.lexsort((filled.sum(1), crowded))[0]
+        filled[fold_of[g]] += counts[g]
+    return fold_of[groups]

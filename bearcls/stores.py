@@ -1,4 +1,4 @@
-"""Files that appear whole and never change, in a folder of this machine or at any address of fsspec: what several programs can share without a database
+"""Share files between several programs without a database: each file appears whole and never changes, in a folder or at any address of fsspec
 
 Docs: https://bearcls.github.io/bearcls/stores.html.md"""
 

@@ -1,4 +1,4 @@
-"""Small drawings of figures over time, with intervals, what is usual, and numbered marks
+"""Draw a figure over time, with an interval, the usual value, and a numbered mark for each alarm
 
 Docs: https://bearcls.github.io/bearcls/timelines.html.md"""
 
@@ -49,6 +49,43 @@ def _label(group, digit):
     middle = sum(at for at, _ in group)/len(group)
     return text, middle - digit*(len(text) + .5)/2, middle + digit*(len(text) + .5)/2
 
+# %% ../nbs/13_timelines.ipynb #2a04f943
+_colour = 'var(--accent, #2f6f8f)'
+
+def _pieces(x, y, times, values):
+    "A line with gaps; a value between two gaps is a dot"
+    pieces = [[]]
+    for t, v in zip(times, values):
+        if math.isnan(v): pieces.append([])
+        else: pieces[-1].append(f'{x(t):.1f},{y(v):.1f}')
+    for piece in filter(None, pieces):
+        if len(piece) == 1:
+            across, down = piece[0].split(',')
+            yield f'<circle cx="{across}" cy="{down}" r="2" fill="{_colour}"/>'
+        yield f'<polyline points="{" ".join(piece)}" fill="none" stroke="{_colour}" stroke-width="1.6"/>'
+
+def _band(x, y, times, low, high):
+    "The area between two lines"
+    edge = [f'{x(t):.1f},{y(v):.1f}' for t, v in zip(times, high) if not math.isnan(v)]
+    edge += [f'{x(t):.1f},{y(v):.1f}' for t, v in reversed(list(zip(times, low))) if not math.isnan(v)]
+    return f'<polygon points="{" ".join(edge)}" fill="{_colour}" opacity=".22"/>'
+
+# %% ../nbs/13_timelines.ipynb #6a7cd495
+_alarm_colour = '#d0392b'
+
+def _date(t):
+    "A day, in UTC"
+    return f'{datetime.fromtimestamp(t, timezone.utc):%d %b %Y}'
+
+def _mark_shapes(x, times, marks):
+    "A vertical line for each alarm, and the numbers above them"
+    shown = [(min(x(t), 392), i) for t, i in marks if times[0] <= t <= times[-1] + 2*86400]
+    for at, _ in shown: yield f'<path d="M{at:.1f} 12V106" stroke="{_alarm_colour}" stroke-width="1.4"/>'
+    for at, text in mark_labels(shown):
+        at = min(max(at, 48), 400 - 3.5*len(text))
+        yield (f'<text x="{at:.1f}" y="10" text-anchor="middle" fill="{_alarm_colour}" font-weight="bold">'
+            f'{text}</text>')
+
 # %% ../nbs/13_timelines.ipynb #3ad9691e
 def timeline(
     title: str,                # What is drawn
@@ -66,12 +103,7 @@ def timeline(
     values = [float(v) for v in values]
     known = [v for v in [*values, *([] if usual is None else [usual])] if not math.isnan(v)]
     if not known: return Html(f'<figure class="line"><figcaption>{escape(title)}: no figures</figcaption></figure>')
-    wide = percent and min(known) < .5
-    bottom = 0. if wide or from_zero else min(known)
-    top = 1. if wide else max(known)
-    if top - bottom < 1e-9:
-        top += .5*abs(top) + .01
-        bottom -= .5*abs(bottom) + .01
+    bottom, top = _ends(known, percent, from_zero)
     span = max(times[-1] - times[0], 1)
     def x(t): return 48 + 344*(t - times[0])/span
     def y(v): return 106 - 92*(min(max(v, bottom), top) - bottom)/(top - bottom)
@@ -81,47 +113,29 @@ def timeline(
     if usual is not None and not math.isnan(usual):
         shape.append(f'<path d="M48 {y(usual):.1f}H392" stroke="currentColor" stroke-dasharray="2 4" opacity=".7"/>')
     shape += _pieces(x, y, times, values)
-    shown = [(min(x(t), 392), i) for t, i in marks if times[0] <= t <= times[-1] + 2*86400]
-    for at, _ in shown: shape.append(f'<path d="M{at:.1f} 12V106" stroke="{_alarm_colour}" stroke-width="1.4"/>')
-    for at, text in mark_labels(shown):
-        at = min(max(at, 48), 400 - 3.5*len(text))
-        shape.append(f'<text x="{at:.1f}" y="10" text-anchor="middle" fill="{_alarm_colour}" font-weight="bold">'
-            f'{text}</text>')
+    shape += _mark_shapes(x, times, marks)
     for v, place in ((top, 18), (bottom, 106)):
         shape.append(f'<text x="44" y="{place}" text-anchor="end">{number(v)}</text>')
     for t, anchor, place in ((times[0], 'start', 48), (times[-1], 'end', 392)):
         shape.append(f'<text x="{place}" y="124" text-anchor="{anchor}">{_date(t)}</text>')
-    drawn = [v for v in values if not math.isnan(v)] or known
-    words = (f'{title}: {number(drawn[0])} on {_date(times[0])}, {number(drawn[-1])} on {_date(times[-1])}, '
-        f'lowest {number(min(drawn))}, highest {number(max(drawn))}')
+    words = _in_words(title, times, [v for v in values if not math.isnan(v)] or known, number)
     return Html(f'<figure class="line" style="margin:0"><figcaption>{escape(title)}</figcaption>'
         f'<svg viewBox="0 0 400 130" role="img" aria-label="{escape(words, quote=True)}" '
         'style="width:100%;max-width:400px;height:auto" '
         f'font-size="11" font-family="system-ui, sans-serif" fill="currentColor">{"".join(shape)}</svg></figure>')
 
-def _band(x, y, times, low, high):
-    "The area between two lines"
-    edge = [f'{x(t):.1f},{y(v):.1f}' for t, v in zip(times, high) if not math.isnan(v)]
-    edge += [f'{x(t):.1f},{y(v):.1f}' for t, v in reversed(list(zip(times, low))) if not math.isnan(v)]
-    return f'<polygon points="{" ".join(edge)}" fill="{_colour}" opacity=".22"/>'
+def _ends(values, percent, from_zero):
+    "Lower and upper end of the axis; shares below a half get all of it"
+    wide = percent and min(values) < .5
+    bottom = 0. if wide or from_zero else min(values)
+    top = 1. if wide else max(values)
+    if top - bottom >= 1e-9: return bottom, top
+    return bottom - .5*abs(bottom) - .01, top + .5*abs(top) + .01
 
-def _pieces(x, y, times, values):
-    "A line with gaps; a value between two gaps is a dot"
-    pieces = [[]]
-    for t, v in zip(times, values):
-        pieces[-1].append(f'{x(t):.1f},{y(v):.1f}') if not math.isnan(v) else pieces.append([])
-    for piece in filter(None, pieces):
-        if len(piece) == 1:
-            across, down = piece[0].split(',')
-            yield f'<circle cx="{across}" cy="{down}" r="2" fill="{_colour}"/>'
-        yield f'<polyline points="{" ".join(piece)}" fill="none" stroke="{_colour}" stroke-width="1.6"/>'
-
-_colour = 'var(--accent, #2f6f8f)'
-_alarm_colour = '#d0392b'
-
-def _date(t):
-    "A day, in UTC"
-    return f'{datetime.fromtimestamp(t, timezone.utc):%d %b %Y}'
+def _in_words(title, times, values, number):
+    "What a time line shows, for people who can't see it"
+    return (f'{title}: {number(values[0])} on {_date(times[0])}, {number(values[-1])} on {_date(times[-1])}, '
+        f'lowest {number(min(values))}, highest {number(max(values))}')
 
 # %% ../nbs/13_timelines.ipynb #7e42ebb8
 def lines_html(

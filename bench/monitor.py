@@ -99,7 +99,7 @@ class Split:
     def __init__(self, table, seed, m, left=None):
         import torch
         from bearcls.export.ood import ClassHead, deal_groups, fit_ood_score
-        from bearcls.train.fast import linear_head
+        from bearcls.train.arch import linear_head
         t, targets = table, table['targets']
         rng = np.random.default_rng((seed, m))
         pool = np.concatenate([np.flatnonzero(t['clusters'] == c) for c in rng.permutation(np.unique(t['clusters']))])

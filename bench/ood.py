@@ -98,7 +98,8 @@ def left_out(seen, parts, head, seeds, given):
 def by_source(learn, seen, parts, head, strangers, splits, given):
     "Threshold, temperature and error on sources held back"
     from bearcls.interpret.calibrate import calibration_error, fit_temperature, with_temperature
-    from bearcls.train.fast import held_out_logits, linear_head
+    from bearcls.train.arch import linear_head
+    from bearcls.train.fast import held_out_logits
     from bearcls.export.held_out import error_by_source
     from bearcls.interpret.evaluate import tabulate
     from bearcls.export.ood import auroc, deal_groups, find_groups, fit_ood_score, share_caught
@@ -168,7 +169,7 @@ def trusted(learn, seen, parts, splits, given):
     "Confidence and trust on corrupted copies of sources held back"
     from bearcls.inference.prediction import confidence_of, evidence_of
     from bearcls.export.convert import export_bundle
-    from bearcls.train.fast import linear_head
+    from bearcls.train.arch import linear_head
     from bearcls.export.held_out import choose_temperature, fit_trust, held_out_answers, learner_ood_score
     from bearcls.inference.classifier import Classifier
     from bearcls.images import min_light

@@ -12,6 +12,7 @@ from bearcls.app.notebook import AppDesk, AppError, ClassifierApp, answer_upload
 from bearcls.core import package_file
 from bearcls.inference.classifier import Classifier
 from bearcls.inference.prediction import Prediction
+from bearcls.monitor.writer import LogWriter
 from bearcls.rollout.registry import Registry
 from bearcls.sample.standins import colour_model
 
@@ -102,6 +103,30 @@ def test_widget(bundle, tmp_path):
     assert sent[0]['number'] == '7' and sent[0]['label'] == app.answers[-1].prediction.label and 'problem' in sent[1]
     assert app.classify('bear.png', image_bytes(1)).prediction and len(app.answers) == 2
     assert not list(tmp_path.iterdir())
+
+def test_trouble_with_the_log_on_the_page(bundle, tmp_path):
+    "One sentence while the log cannot be written, which names no file; gone when it can be written again"
+    logging.getLogger('bearcls.app').setLevel(logging.CRITICAL)
+    place = tmp_path/'secret place'
+    try:
+        with LogWriter(place/'log.sqlite', spool=bundle/'bundle.json'/'spool', retry=.05) as writer:
+            app, sent = ClassifierApp(bundle, log=writer), []
+            app.send = sent.append
+            assert app.metadata['trouble'] == ''
+            def visit(number):
+                app._handle_custom_msg(dict(do='ask', number=number, name='bear.png'), [memoryview(image_bytes(1))])
+                app._handle_custom_msg(dict(do='tell', number=number, answer=sent[-1]['answer'], right=True), [])
+                return sent[-1]
+            assert 'could not be kept' in visit('1')['problem'] and sent[0]['label']
+            assert app.metadata['trouble'].startswith('The log cannot be written') and 'log.sqlite' not in app.metadata['trouble'] and 'secret' not in app.metadata['trouble']
+            assert 'log.sqlite' in app.desk.log_trouble()
+            place.mkdir()
+            end = time.monotonic() + 30
+            while app.metadata['trouble']:
+                assert time.monotonic() < end, app.desk.log_trouble()
+                visit('2')
+            assert sent[-1]['kept'] and 'lost' in app.desk.log_trouble()  # which the owner still learns
+    finally: logging.getLogger('bearcls.app').setLevel(logging.NOTSET)
 
 def test_follows_an_alias(tmp_path, caplog):
     "With the next image; a bundle that cannot be loaded is refused, and a vote goes to the model that answered"

@@ -283,6 +283,26 @@ def focus(button):
         if button.evaluate('e => e === document.activeElement'): return
     raise AssertionError('the focus does not stay')
 
+def test_trouble_with_the_log_is_said(browser, tmp_path):
+    "In the page, and only while it lasts"
+    bundle = make_bundle(tmp_path/'furs')
+    (tmp_path/'log.sqlite').write_text('this is no database')
+    (tmp_path/'brown.png').write_bytes(image_bytes(furs['brown'], format='PNG'))
+    with serve_app(bundle, timeout=180, log=tmp_path/'log.sqlite') as url, browser.new_page() as tab:
+        here = Place(tab, tmp_path, url)
+        said = tab.locator('.bq-trouble')
+        assert said.inner_text() == ''
+        for _ in range(2):
+            here.choose(tmp_path/'brown.png')
+            time.sleep(1)  # the row is written beside the answer
+        assert here.answers() == {'brown.png': 'brown'} and said.inner_text().startswith('The log cannot be written')
+        (tmp_path/'log.sqlite').unlink()
+        end = time.monotonic() + 120
+        while said.inner_text():
+            assert time.monotonic() < end
+            here.choose(tmp_path/'brown.png')
+            time.sleep(1)
+
 def test_keyboard_alone(place, files):
     tab = place.tab
     focus(place.button)

@@ -17,9 +17,9 @@ from bearcls.core import ArgumentError, BearclsError
 from bearcls.folders import image_files
 from tiny_bundle import make_bundle
 
-machinery = set('cli core.in_order core.is_public doors greys images.costly_build mend threads deploy.standalone gather.providers gather.addresses gather.fetch inference.files inference.onnxfile inference.signature sample.drawing sample.loopback '
+machinery = set('cli clean.items commands.parser commands.making core.in_order core.is_public doors greys images.costly_build mend threads deploy.standalone gather.providers gather.addresses gather.visit gather.fetch inference.files inference.onnxfile inference.signature sample.drawing sample.loopback '
     'sample.scenes serve.middleware serve.problems serve.supervise serve.workers train.trial verify.measure'.split())  # modules and functions for other modules rather than for people
-entries = {'serve.service': {'Service', 'make_app', 'serving', 'run_server'}, 'deploy.check': {'check_folder'},
+entries = {'serve.process': {'Service'}, 'serve.service': {'make_app', 'serving', 'run_server'}, 'deploy.check': {'check_folder'},
     'export.robustness': set('apply_corruption show_corruptions evaluate_robustness plot_robustness trust_on_corruptions plot_trust robustness_html robustness_metadata robustness_words'.split())}  # what people call there; the rest is machinery
 
 def public():

@@ -9,7 +9,8 @@ import torch
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from bearcls.clean.cleaning import Cleaning
-from bearcls.clean.widget import CleanerWidget, ImageClassifierCleaner, Query, cleaner
+from bearcls.clean.grid import CleanerWidget, Query
+from bearcls.clean.widget import ImageClassifierCleaner, cleaner
 from bearcls.core import DataError
 from bearcls.folders import image_files
 from bearcls.data.loaders import image_dls

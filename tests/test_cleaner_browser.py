@@ -26,7 +26,7 @@ seen = tabulate(files, ['valid' if k % 4 == 0 else 'train' for k in range(len(fi
 late = '''
 import time
 from bearcls.clean.cleaning import Cleaning
-from bearcls.clean.widget import CleanerWidget, Query
+from bearcls.clean.grid import CleanerWidget, Query
 def wait():
     while not Path('go').exists(): time.sleep(.05)
     return seen

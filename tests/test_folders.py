@@ -8,7 +8,7 @@ from fastai.vision.learner import vision_learner
 from PIL import Image
 from torchvision.models import squeezenet1_1
 from hostile import image_bytes
-from bearcls import quickstart as quickstart_module
+from bearcls.quickstart import run as quickstart_module
 from bearcls.clean.cleaning import Cleaning
 from bearcls.core import DataError
 from bearcls.manifest import read_manifest
@@ -303,7 +303,7 @@ def test_labels_in_a_table_are_pointed_out(tmp_path):
 ])
 def test_what_names_tell_is_told_before_anything_is_opened(tmp_path, spoil, words, monkeypatch):
     spoil(labelled(tmp_path/'set', 'black', 'teddy'))
-    monkeypatch.setattr(quickstart_module, 'check_images', lambda *args: pytest.fail('the files were opened'))
+    monkeypatch.setattr('bearcls.quickstart.steps.check_images', lambda *args: pytest.fail('the files were opened'))
     with pytest.raises(DataError, match=words): quickstart(tmp_path/'out', tmp_path/'set', quiet=True)
 
 def test_results_do_not_go_into_the_image_folder(tmp_path):

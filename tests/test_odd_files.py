@@ -6,7 +6,8 @@ from PIL import Image
 from bearcls.images import ImageError, image_size, load_image
 from bearcls.gather.download import _accept
 from bearcls.inference.classifier import Classifier
-from bearcls.sample.odd_files import _chunk, _colours, _grey, _levels, _png, _tiff, draw_odd_files
+from bearcls.sample.drawing import colour_card, grey_card, png_chunk, white_levels, write_png
+from bearcls.sample.odd_files import _tiff, draw_odd_files
 from bearcls.serve.workers import claimed_pixels
 from bearcls.verify.measure import measure_file
 from bearcls.verify.report import Thresholds, check_images
@@ -73,18 +74,18 @@ def test_a_jpeg_that_breaks_off_is_whole_or_refused(seed, how):
 
 @pytest.mark.parametrize('n', range(1, 60, 3))
 def test_a_png_that_breaks_off_is_whole_or_refused(n):
-    whole = _png(_colours(), 'RGB')
+    whole = write_png(colour_card(), 'RGB')
     result = outcome(load_image, whole[:-n])
-    assert result == 'truncated' if n > 20 else np.array_equal(np.asarray(result), _colours())
+    assert result == 'truncated' if n > 20 else np.array_equal(np.asarray(result), colour_card())
 
 def saved(image, **how):
     out = io.BytesIO()
     image.save(out, 'TIFF', **how)
     return out.getvalue()
 
-grey = _grey()
-deep = {'16': ((grey*65535).round().astype(np.uint16), _levels(grey)), 'float': (grey.astype(np.float32), _levels(grey)),
-        '32': ((grey*(2**31 - 1)).astype(np.int32), _levels(.5 + grey/2))}
+grey = grey_card()
+deep = {'16': ((grey*65535).round().astype(np.uint16), white_levels(grey)), 'float': (grey.astype(np.float32), white_levels(grey)),
+        '32': ((grey*(2**31 - 1)).astype(np.int32), white_levels(.5 + grey/2))}
 @pytest.mark.parametrize('kind', deep)
 @pytest.mark.parametrize('compression', [None, 'tiff_lzw', 'tiff_adobe_deflate', 'packbits'])
 def test_what_pillow_writes(kind, compression):
@@ -119,8 +120,8 @@ def tiled(values, side=16, order='<'):
 
 @pytest.mark.parametrize('order', '<>')
 def test_tiles(order):
-    data = tiled((_grey(50, 70)*65535).round().astype(np.uint16), order=order)
-    assert np.abs(np.asarray(load_image(data)).astype(int) - _levels(_grey(50, 70))).max() <= 1
+    data = tiled((grey_card(50, 70)*65535).round().astype(np.uint16), order=order)
+    assert np.abs(np.asarray(load_image(data)).astype(int) - white_levels(grey_card(50, 70))).max() <= 1
     assert outcome(load_image, data.replace(struct.pack(order + 'HHII', 325, 4, 20, 0)[:8], struct.pack(order + 'HHI', 325, 4, 3))) in ('truncated', 'unreadable') \
         or np.asarray(load_image(data)).shape == (50, 70, 3)
 
@@ -146,8 +147,8 @@ def test_bombs_stay_outside():
     jpeg = next(o for o in files if o.name == 'baseline-no-end.jpg').data
     tiff = _tiff(grey, 32, 3).replace(struct.pack('<HHII', 256, 4, 1, 48), struct.pack('<HHII', 256, 4, 1, 4_000_000)).replace(
         struct.pack('<HHII', 257, 4, 1, 40), struct.pack('<HHII', 257, 4, 1, 4_000))
-    text = _png(_colours(), 'RGB', before=[_chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(300_000_000)))])
-    more = _png(_colours(), 'RGB', idat=lambda p: _chunk(b'IDAT', zlib.compress(bytes(300_000_000)), 1))
+    text = write_png(colour_card(), 'RGB', before=[png_chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(300_000_000)))])
+    more = write_png(colour_card(), 'RGB', idat=lambda p: png_chunk(b'IDAT', zlib.compress(bytes(300_000_000)), 1))
     tracemalloc.start()
     begun = time.monotonic()
     assert outcome(load_image, claims(jpeg)) == outcome(load_image, tiff) == 'bomb'

@@ -164,7 +164,7 @@ def test_the_process_is_locked(tmp_path):
     (tmp_path/'in').mkdir()
     code = f'''
 import os, socket, subprocess
-from bearcls.book.pickles import lock_process
+from bearcls.book.unpickle import lock_process
 lock_process({str(tmp_path/'in')!r})
 open({str(tmp_path/'in'/'fine')!r}, 'w').close()
 for attempt in (lambda: socket.create_connection(('127.0.0.1', 9)), lambda: socket.getaddrinfo('localhost', 80), lambda: subprocess.run(['true']), lambda: os.system('true'), lambda: os.fork(),

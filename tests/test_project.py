@@ -157,13 +157,13 @@ def test_imports_lead_downward():
     ('export.convert', 'import bearcls.app.notebook', 'export.convert -> app.notebook'),
     ('deploy.web', 'from ..cli import main', 'deploy.web -> cli'),
     ('folders', 'from . import similarity', 'folders -> similarity'),
-    ('quickstart', 'from .gather import search_images', 'quickstart -> gather.__init__'),
+    ('quickstart.run', 'from ..gather import search_images', 'quickstart.run -> gather.__init__'),
     ('train.fast', 'from ..data import image_dls', 'train.fast -> data.__init__')])
 def test_an_upward_import_is_noticed(module, line, found):
     assert [*against_the_rule({module: f'{sources[module]}\n{line}\n'})] == [found]
 
 def test_every_module_has_its_notebook():
-    "nbdev-export leaves modules behind whose notebook is gone; `nbs/gather/05_search.ipynb` makes `bearcls/gather/search.py`"
+    "nbdev-export leaves modules behind whose notebook is gone; `nbs/gather/07_search.ipynb` makes `bearcls/gather/search.py`"
     assert sorted(sources.keys() - homes.keys()) == ['__init__']
     assert sorted(homes.keys() - sources.keys()) == []
     def exported(notebook): return re.sub(r'\b\d+_', '', notebook.removesuffix('.ipynb')).replace('index', '__init__').replace('main', '__main__').replace('/', '.')

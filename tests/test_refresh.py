@@ -16,7 +16,8 @@ from bearcls.core import DataError, sha256
 from bearcls.inference.bundle import Bundle, write_bundle
 from bearcls.monitor.accuracy import ReviewRule
 from bearcls.monitor.log import LogRow, PredictionLog, Verdict
-from bearcls.rollout.refresh import CheckedImage, chance_of, checked_images, compare_models, divide, prune_models, refresh, train_bundle
+from bearcls.intervals import chance_of
+from bearcls.rollout.refresh import CheckedImage, checked_images, compare_models, divide, prune_models, refresh, train_bundle
 from bearcls.rollout.registry import Registry, RegistryError
 from bearcls.sample.standins import fit_pixels
 

@@ -18,7 +18,7 @@ from bearcls.inference.classifier import Classifier
 from bearcls.monitor.log import LogRow, PredictionLog
 from bearcls.monitor.watch import open_watch, watch_figures
 from bearcls.rollout.registry import BundleWatch, Registry
-from bearcls.serve import service as serve
+from bearcls.serve import process as process_module, service as serve
 from bearcls.serve.service import Settings, make_app, serving
 from bearcls.serve.workers import Workers
 
@@ -694,8 +694,8 @@ serve_process({str(bundle)!r}, Settings(), socket.socket(), {str(tmp_path)!r}, 0
     assert subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(root)}, timeout=120).returncode == 3
 
 def test_a_tight_time_for_answers_is_not_one_for_loading(bundle, monkeypatch):
-    given, plain = [], serve.load_classifier
-    monkeypatch.setattr(serve, 'load_classifier', lambda *args: given.append(args[-1]) or plain(*args))
+    given, plain = [], process_module.load_classifier
+    monkeypatch.setattr(process_module, 'load_classifier', lambda *args: given.append(args[-1]) or plain(*args))
     with serving(bundle, Settings(seconds_answer=.2)) as address: assert ask(address, path='/readyz')[0] == 200
     assert given == [30]
 

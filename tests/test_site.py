@@ -92,8 +92,8 @@ def test_links():
 
 def test_readme_leads_into_the_clone():
     "There may be no published site, and a clone works without a network"
-    line = '[a](gather/05_search.ipynb) ![b](images/b.png) [`c`](https://bearcls.github.io/bearcls/images.html#c) [d](https://nodejs.org)'
-    assert in_clone(line) == '[a](nbs/gather/05_search.ipynb) ![b](nbs/images/b.png) [`c`](nbs/03_images.ipynb) [d](https://nodejs.org)'
+    line = '[a](gather/07_search.ipynb) ![b](images/b.png) [`c`](https://bearcls.github.io/bearcls/images.html#c) [d](https://nodejs.org)'
+    assert in_clone(line) == '[a](nbs/gather/07_search.ipynb) ![b](nbs/images/b.png) [`c`](nbs/03_images.ipynb) [d](https://nodejs.org)'
     with pytest.raises(SiteError, match='a page that no notebook makes'): in_clone('[a](gather/01_nothing.ipynb)')
     text = (root/'README.md').read_text(encoding='utf-8')
     targets = re.findall(r'\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"', text)

@@ -1,4 +1,4 @@
-"""A bundle in the hands of people, in a notebook
+"""Let people use your bundle in a notebook, and ask them whether its answers are right
 
 Docs: https://bearcls.github.io/bearcls/app/index.html.md"""
 

@@ -1,4 +1,4 @@
-"""What people think of the answers, kept in one small file
+"""Ask people whether an answer was right, and keep their votes in one small file
 
 Docs: https://bearcls.github.io/bearcls/app/feedback.html.md"""
 

@@ -1,4 +1,4 @@
-"""A notebook application around a bundle: choose, drop, paste or photograph an image, and read the answer, or learn why there is none
+"""Let people use your bundle in a notebook: they choose, drop, paste or photograph an image, and read the answer or why there is none
 
 Docs: https://bearcls.github.io/bearcls/app/notebook.html.md"""
 
@@ -211,6 +211,14 @@ def log_trouble(self) -> str:  # Empty if all is well, or if there is no log
     self.trouble = words
     return words
 
+@patch_to(AppDesk)
+def log_note(self) -> str:  # Empty if all is well, or if there is no log
+    "What visitors read while the log cannot be written: without the name of a file or a server"
+    if not self.log_trouble(): return ''
+    state = self.log.status()
+    if not state.problem or not (state.lost or state.in_spool): return ''
+    return 'The log cannot be written at the moment. You still get your answers.'
+
 # %% ../../nbs/app/02_notebook.ipynb #abd02f27
 class ClassifierApp(anywidget.AnyWidget):
     "A place to put images, and a bundle's answers; shows itself in a notebook"
@@ -237,11 +245,11 @@ class ClassifierApp(anywidget.AnyWidget):
             None if loaded else bundle, threads)
         self.title = title or classifier.bundle.question
         super().__init__(metadata=dict(title=self.title, labels=list(classifier.labels), note=note, maxBytes=max_shrunk,
-                rawBytes=max_message, feedback=feedback is not None))
+                rawBytes=max_message, feedback=feedback is not None, trouble=self.desk.log_note()))
         def came(widget, message, buffers):
             self.send(self.desk.reply(message, buffers))
-            self.desk.log_trouble()
-            self.metadata = self.metadata | dict(labels=list(self.classifier.labels))  # perhaps those of another model
+            labels = list(self.classifier.labels)  # perhaps those of another model
+            self.metadata = self.metadata | dict(labels=labels, trouble=self.desk.log_note())
         self.on_msg(came)
 
     @property

@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/book/pickles.html.md"""
 
 # %% auto #0
 __all__ = ['PickledModel', 'Resampled', 'read_learner', 'rebuilt_learner', 'refused_names', 'load_learner', 'Conversion',
-           'convert_pickle', 'lock_process', 'convert_here']
+           'convert_pickle', 'convert_here']
 
 # %% ../../nbs/book/05_pickles.ipynb #e4eacd02
 import json, os, subprocess, sys, tempfile, warnings
@@ -21,7 +21,7 @@ from fastai.torch_core import default_device
 from torch import nn
 from torch.nn.functional import interpolate
 from ..core import BearclsError, expect
-from .unpickle import Note, PickleError, read_faults, read_pickle
+from .unpickle import Note, PickleError, lock_process, read_faults, read_pickle
 from ..export.convert import check_dest, export_bundle
 from ..export.weights import bundle_dls
 from ..folders import find_images, image_files
@@ -262,9 +262,9 @@ def rebuilt_learner(
 # %% ../../nbs/book/05_pickles.ipynb #c30fa1d6
 _calls = ('cloudpickle.', 'dill._dill.', 'plum.', 'inspect.', 'numpy.core.multiarray.', 'numpy.dtype', 'numpy.random.',
     'functools.', 'builtins.getattr', 'builtins.bytes', 'builtins.type', 'torch.device', 'torch.nn.',
-    'torch._utils._rebuild_', 'torch.cuda.amp.', 'torch.amp.', 'random.Random', 'collections.', 'operator.itemgetter', '_operator.getitem',
-    'operator.methodcaller', 're._compile', 'copyreg.', 'fasttransform.', 'fastcore.transform.', 'fastcore.dispatch.',
-    'fastcore.foundation.L', 'PIL.Image.', 'weakref.')
+    'torch._utils._rebuild_', 'torch.cuda.amp.', 'torch.amp.', 'random.Random', 'collections.',
+    'operator.itemgetter', '_operator.getitem', 'operator.methodcaller', 're._compile', 'copyreg.', 'fasttransform.',
+    'fastcore.transform.', 'fastcore.dispatch.', 'fastcore.foundation.L', 'PIL.Image.', 'weakref.')
 _no_names = {'builtins.' + name for name in 'eval exec compile open __import__ input breakpoint globals vars'.split()}
 _harmless = set('builtins collections functools pathlib typing types inspect random re operator _operator _codecs '
     'copyreg datetime enum math numbers abc weakref string itertools decimal posixpath ntpath warnings'.split())
@@ -382,31 +382,6 @@ def _in_own_process(order, timeout):
         last = done.stderr.strip().splitlines()[-1:] or ['no message']
         raise PickleError(f'{name} ended the process that reads it (status {done.returncode}): {last[0]}')
     return found
-
-# %% ../../nbs/book/05_pickles.ipynb #41f1bdf9
-_forbidden = ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'subprocess.Popen', 'os.system',
-    'os.exec', 'os.fork', 'os.forkpty', 'os.posix_spawn', 'os.spawn', 'os.startfile', 'pty.spawn', 'webbrowser.open')
-_changing = ('os.remove', 'os.rename', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.chmod', 'os.chown',
-    'os.truncate')
-
-def lock_process(
-    folder: str | os.PathLike,  # The only folder where files may be written
-):
-    "Refuse connections, programs, and files elsewhere, until this process ends"
-    inside = os.path.realpath(os.fspath(expect('folder', folder, str, os.PathLike)))
-    def is_inside(name):
-        if not isinstance(name, (str, bytes, os.PathLike)): return True  # an open file
-        found = os.path.realpath(os.fsdecode(name))
-        return found == os.devnull or found.startswith(inside + os.sep) or found == inside
-    def refuse(event, args):
-        if event in _forbidden: raise PermissionError(f'{event} is refused while a pickle is converted')
-        writes = event == 'open' and (isinstance(args[1], str) and set(args[1]) & set('wax+')
-            or isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR))
-        names = args[:1] if writes or event in _changing else ()
-        if event in ('os.rename', 'os.link', 'os.symlink'): names = args[:2]
-        if not all(is_inside(name) for name in names):
-            raise PermissionError(f'{event} outside of the temporary folder is refused while a pickle is converted')
-    sys.addaudithook(refuse)
 
 # %% ../../nbs/book/05_pickles.ipynb #f79530cb
 def convert_here():

@@ -12,7 +12,7 @@ __all__ = ['star', 'CodeChange', 'CellPlan', 'covered', 'tree_of', 'mend_line', 
 import ast, re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ..core import expect, expect_all
+from ..core import expect, expect_all, patch_to
 
 # %% ../../nbs/book/06_rules.ipynb #6479edbf
 @dataclass
@@ -190,75 +190,102 @@ class _Rules(ast.NodeVisitor):
         self.found = []
         self.problems = []
 
-    def text_of(self, node): return ast.get_source_segment(self.source, node) or ''
-    def replace(self, node, new, rule): self.found.append((node, new, rule))
-    def problem(self, node, rule): self.problems.append(CodeChange(rule, self.text_of(node).split('\n')[0], done=False))
+    def text_of(self, node):
+        "The source of a node"
+        return ast.get_source_segment(self.source, node) or ''
+
+    def replace(self, node, new, rule):
+        "Note what takes the place of a node"
+        self.found.append((node, new, rule))
+
+    def problem(self, node, rule):
+        "Note what has no replacement"
+        self.problems.append(CodeChange(rule, self.text_of(node).split('\n')[0], done=False))
 
     def visit_Import(self, node):
+        "Packages that are gone or were renamed"
         if (new := new_import(node)) is not None: self.replace(node, new, 'this package is gone, or was renamed')
     visit_ImportFrom = visit_Import
 
     def visit_Constant(self, node):
+        "Keys in clear text"
         if isinstance(node.value, str) and node.value in self.plan.secrets:
             self.replace(node, f"os.environ.get('{self.plan.secrets[node.value]}', 'XXX')", 'a key in clear text')
 
     def visit_Name(self, node):
+        "Names that were changed or misspelt, and those of the first fastai"
         if node.id in _renamed: self.replace(node, _renamed[node.id], 'this name was changed, or misspelt')
         if node.id in _first_fastai:
             self.problem(node, f'{node.id} is of the first fastai (before 2020), whose code has to be written anew')
 
-    def visit_Attribute(self, node):
-        owner = node.value
-        if isinstance(owner, ast.Name) and owner.id in self.plan.modules:
-            return self.replace(node, _renamed.get(node.attr, node.attr), 'fastbook is gone; bearcls has its functions')
-        if node.attr in _renamed_attributes and self.text_of(owner) in ('Image', 'PIL.Image'):
-            new = f'{self.text_of(owner)}.{_renamed_attributes[node.attr]}'
-            return self.replace(node, new, 'Pillow has renamed this')
-        self.generic_visit(node)
+# %% ../../nbs/book/06_rules.ipynb #c48f91ed
+@patch_to(_Rules)
+def visit_Attribute(self, node):
+    "Functions of fastbook, and what Pillow has renamed"
+    owner = node.value
+    if isinstance(owner, ast.Name) and owner.id in self.plan.modules:
+        return self.replace(node, _renamed.get(node.attr, node.attr), 'fastbook is gone; bearcls has its functions')
+    if node.attr in _renamed_attributes and self.text_of(owner) in ('Image', 'PIL.Image'):
+        new = f'{self.text_of(owner)}.{_renamed_attributes[node.attr]}'
+        return self.replace(node, new, 'Pillow has renamed this')
+    self.generic_visit(node)
 
-    def visit_Subscript(self, node):
-        owner = node.value
-        is_data = isinstance(owner, ast.Attribute) and owner.attr == 'data'
-        if is_data and getattr(owner.value, 'id', '') in self.plan.uploads:
-            new = f"bytes({owner.value.id}.value[{self.text_of(node.slice)}]['content'])"
-            return self.replace(node, new, 'ipywidgets 8 keeps uploads in `value`')
-        self._column(node.slice)
-        self.generic_visit(node)
+@patch_to(_Rules)
+def visit_Subscript(self, node):
+    "Uploads of a widget, and columns of search results"
+    owner = node.value
+    is_data = isinstance(owner, ast.Attribute) and owner.attr == 'data'
+    if is_data and getattr(owner.value, 'id', '') in self.plan.uploads:
+        new = f"bytes({owner.value.id}.value[{self.text_of(node.slice)}]['content'])"
+        return self.replace(node, new, 'ipywidgets 8 keeps uploads in `value`')
+    self._column(node.slice)
+    self.generic_visit(node)
 
-    def _column(self, node):
-        if isinstance(node, ast.Constant) and node.value in _renamed_texts:
-            self.replace(node, repr(_renamed_texts[node.value]), 'search results have this column under another name')
+@patch_to(_Rules)
+def _column(self, node):
+    "A column of search results by its new name"
+    if isinstance(node, ast.Constant) and node.value in _renamed_texts:
+        self.replace(node, repr(_renamed_texts[node.value]), 'search results have this column under another name')
 
-    def visit_Call(self, node):
-        name = _called_name(node)
-        inner = _takes_images(node)
-        if inner is not None and (new := _search_call(inner, self.plan, self.text_of)):
-            return self.replace(node, new, 'DuckDuckGo changed; bearcls searches')
-        if new := _search_call(node, self.plan, self.text_of):
-            return self.replace(node, f'[dict(image=url) for url in {new}]', 'DuckDuckGo changed; bearcls searches')
-        if name in ('attrgot', 'itemgot'):
-            for value in node.args: self._column(value)
-        if name == 'observe':
-            for keyword in node.keywords: self._observed(keyword)
-        if name in ('ImageSearchClient', 'googleimagesdownload', 'duckduckgo_search'):
-            self.problem(node, f'{name} searched in a way that is closed; use `search_images_bing(key, term)` or '
-                '`search_images_ddg(term)`')
-        self.generic_visit(node)
+@patch_to(_Rules)
+def _observed(self, keyword):
+    "The trait of an upload that a notebook observes"
+    if keyword.arg == 'names' and 'data' in re.findall(r'\w+', self.text_of(keyword.value)):
+        self.replace(keyword.value, "'value'", 'ipywidgets 8 keeps uploads in `value`')
 
-    def _observed(self, keyword):
-        if keyword.arg == 'names' and 'data' in re.findall(r'\w+', self.text_of(keyword.value)):
-            self.replace(keyword.value, "'value'", 'ipywidgets 8 keeps uploads in `value`')
+# %% ../../nbs/book/06_rules.ipynb #be99294b
+@patch_to(_Rules)
+def visit_Call(self, node):
+    "Searches, and calls whose arguments are columns or traits"
+    name = _called_name(node)
+    inner = _takes_images(node)
+    if inner is not None and (new := _search_call(inner, self.plan, self.text_of)):
+        return self.replace(node, new, 'DuckDuckGo changed; bearcls searches')
+    if new := _search_call(node, self.plan, self.text_of):
+        return self.replace(node, f'[dict(image=url) for url in {new}]', 'DuckDuckGo changed; bearcls searches')
+    if name in ('attrgot', 'itemgot'):
+        for value in node.args: self._column(value)
+    if name == 'observe':
+        for keyword in node.keywords: self._observed(keyword)
+    if name in ('ImageSearchClient', 'googleimagesdownload', 'duckduckgo_search'):
+        self.problem(node, f'{name} searched in a way that is closed; use `search_images_bing(key, term)` or '
+            '`search_images_ddg(term)`')
+    self.generic_visit(node)
 
-    def visit_With(self, node):
-        for item in node.items:
-            if isinstance(item.context_expr, ast.Call) and _called_name(item.context_expr) == 'DDGS':
-                self.replace(item.context_expr, "open(os.devnull)", 'DuckDuckGo changed; bearcls searches')
-        for part in node.body: self.visit(part)
+@patch_to(_Rules)
+def visit_With(self, node):
+    "A search that is opened for a few lines"
+    for item in node.items:
+        if isinstance(item.context_expr, ast.Call) and _called_name(item.context_expr) == 'DDGS':
+            self.replace(item.context_expr, "open(os.devnull)", 'DuckDuckGo changed; bearcls searches')
+    for part in node.body: self.visit(part)
 
-    def visit_Assign(self, node):
-        if isinstance(node.value, ast.Call) and _called_name(node.value) == 'DDGS':
-            return self.replace(node.value, 'None', 'DuckDuckGo changed; bearcls searches')
-        self.generic_visit(node)
+@patch_to(_Rules)
+def visit_Assign(self, node):
+    "A name that stands for a search"
+    if isinstance(node.value, ast.Call) and _called_name(node.value) == 'DDGS':
+        return self.replace(node.value, 'None', 'DuckDuckGo changed; bearcls searches')
+    self.generic_visit(node)
 
 # %% ../../nbs/book/06_rules.ipynb #0957fd03
 def plan_cells(
@@ -286,6 +313,7 @@ def plan_cells(
     plan.uploads -= fixed
     return plan
 
+# %% ../../nbs/book/06_rules.ipynb #01a9df10
 def mend_cell(
     source: str,     # Text of a code cell
     plan: CellPlan,  # From `plan_cells`

@@ -6,10 +6,10 @@ Docs: https://bearcls.github.io/bearcls/book/unpickle.html.md"""
 
 # %% auto #0
 __all__ = ['layer_modules', 'read_faults', 'PickleError', 'Note', 'today_name', 'find_layer', 'tensor_view', 'Reader',
-           'PickleContent', 'read_pickle']
+           'PickleContent', 'read_pickle', 'lock_process']
 
 # %% ../../nbs/book/04_unpickle.ipynb #fdad26ab
-import importlib, io, math, os, pickle, struct, zipfile
+import importlib, io, math, os, pickle, struct, sys, zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -367,6 +367,7 @@ def _storage_kind(pid):
         raise PickleError(f'it refers to numbers of a kind that is not known: {name or kind!r}')
     return _kinds[name], key, n
 
+# %% ../../nbs/book/04_unpickle.ipynb #b36f8dbd
 def _read_legacy(f, n_bytes):
     "The layout before PyTorch 1.6: a number that tells the format, the pickle, and the numbers behind it"
     f.seek(0)
@@ -394,3 +395,28 @@ def _read_legacy(f, n_bytes):
         data = bytearray(f.read(stored[key].nbytes))
         if data: stored[key].copy_(torch.frombuffer(data, dtype=stored[key].dtype))
     return PickleContent(root, reader.asked, 'legacy')
+
+# %% ../../nbs/book/04_unpickle.ipynb #41f1bdf9
+_forbidden = ('socket.connect', 'socket.bind', 'socket.getaddrinfo', 'socket.sendto', 'subprocess.Popen', 'os.system',
+    'os.exec', 'os.fork', 'os.forkpty', 'os.posix_spawn', 'os.spawn', 'os.startfile', 'pty.spawn', 'webbrowser.open')
+_changing = ('os.remove', 'os.rename', 'os.rmdir', 'os.mkdir', 'os.link', 'os.symlink', 'os.chmod', 'os.chown',
+    'os.truncate')
+
+def lock_process(
+    folder: str | os.PathLike,  # The only folder where files may be written
+):
+    "Refuse connections, programs, and files elsewhere, until this process ends"
+    inside = os.path.realpath(os.fspath(expect('folder', folder, str, os.PathLike)))
+    def is_inside(name):
+        if not isinstance(name, (str, bytes, os.PathLike)): return True  # an open file
+        found = os.path.realpath(os.fsdecode(name))
+        return found == os.devnull or found.startswith(inside + os.sep) or found == inside
+    def refuse(event, args):
+        if event in _forbidden: raise PermissionError(f'{event} is refused while a pickle is converted')
+        writes = event == 'open' and (isinstance(args[1], str) and set(args[1]) & set('wax+')
+            or isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR))
+        names = args[:1] if writes or event in _changing else ()
+        if event in ('os.rename', 'os.link', 'os.symlink'): names = args[:2]
+        if not all(is_inside(name) for name in names):
+            raise PermissionError(f'{event} outside of the temporary folder is refused while a pickle is converted')
+    sys.addaudithook(refuse)

@@ -16,6 +16,8 @@ __getattr__, __dir__, __all__ = front_door('bearcls.clean', dict(
     moves='apply_plan batches cleaning_folder finish_moves redo_moves undo_moves unfinished_moves',
     marks='Mark Marks',
     candidates='cleaning_candidates file_candidates show_candidates',
-    cleaning='Cleaning CleaningItem View orders',
-    widget='CleanerWidget ImageClassifierCleaner cleaner',
+    items='CleaningItem View orders',
+    cleaning='Cleaning',
+    grid='CleanerWidget',
+    widget='ImageClassifierCleaner cleaner',
 ))

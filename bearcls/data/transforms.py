@@ -25,7 +25,7 @@ from fasttransform import Transform
 from PIL import Image
 from torch import from_numpy
 from ..core import DataError, expect
-from ..show import Html, data_uri
+from ..show import Html, data_uri, svg_image, svg_outline, svg_rect, svg_tag
 from ..images import image_size, load_image
 from ..folders import image_files
 
@@ -207,27 +207,10 @@ def compare_resizes(
                 views.append(ResizeView(f'pad, {fill}' if r == 'pad' else r, about, valid, train))
     return ResizeComparison(image, views)
 
-# %% ../../nbs/data/03_transforms.ipynb #950c133c
+# %% ../../nbs/data/03_transforms.ipynb #5a9faea6
 _orange = '#e8792b'
 _tints = ('#2f86d6', '#b05cc8', '#2f9e6e')
 
-def _rect(x, y, w, h, style): return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" {style}/>'
-
-def _image(uri, x, y, w, h):
-    return f'<image href="{uri}" x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" preserveAspectRatio="none"/>'
-
-def _outline(shape, colour, width=2.5):
-    "A shape's outline with a dark edge, to be seen on light and dark images"
-    return (shape('fill="none" stroke="#000" stroke-opacity=".35" stroke-width="%s"' % (width + 1.4))
-        + shape(f'fill="none" stroke="{colour}" stroke-width="{width}"'))
-
-def _tag(x, y, text, colour):
-    width = 15 if len(text) == 1 else 6*len(text)
-    return (f'<rect x="{x:.1f}" y="{y:.1f}" width="{width}" height="16" fill="{colour}"/>'
-        f'<text x="{x + width/2:.1f}" y="{y + 12.2:.1f}" font-size="11" font-weight="700" fill="#fff" '
-        f'text-anchor="middle" font-family="sans-serif">{text}</text>')
-
-# %% ../../nbs/data/03_transforms.ipynb #5a9faea6
 def _square_svg(view, x, y, side, colour):
     "The square of validation, with what became of the circle"
     left, top, right, bottom = view.valid.frame
@@ -235,9 +218,9 @@ def _square_svg(view, x, y, side, colour):
     def ellipse(style):
         return (f'<ellipse cx="{x + side/2:.1f}" cy="{y + side/2:.1f}" rx="{r/(right - left):.1f}" '
             f'ry="{r/(bottom - top):.1f}" {style}/>')
-    bent = _outline(ellipse, '#fff', 2) if abs(view.valid.stretch - 1) > .02 and not view.train else ''
-    return (_image(data_uri(view.valid.image, 300), x, y, side, side) + bent
-        + _outline(lambda s: _rect(x, y, side, side, s), colour))
+    bent = svg_outline(ellipse, '#fff', 2) if abs(view.valid.stretch - 1) > .02 and not view.train else ''
+    return (svg_image(data_uri(view.valid.image, 300), x, y, side, side) + bent
+        + svg_outline(lambda s: svg_rect(x, y, side, side, s), colour))
 
 def _squares_svg(view, x, y, side):
     "What the model sees: one square, or three of training and the one of validation"
@@ -246,10 +229,10 @@ def _squares_svg(view, x, y, side):
     step = half + 8
     squares = ''
     for v, n, tint, spot in zip(view.train, '123', _tints, ((x, y), (x + step, y), (x, y + step))):
-        squares += (_image(data_uri(v.image, 160), *spot, half, half)
-            + _outline(lambda s: _rect(*spot, half, half, s), tint) + _tag(*spot, n, tint))
+        squares += (svg_image(data_uri(v.image, 160), *spot, half, half)
+            + svg_outline(lambda s: svg_rect(*spot, half, half, s), tint) + svg_tag(*spot, n, tint))
     return (squares + _square_svg(view, x + step, y + step, half, _orange)
-        + _tag(x + step, y + step + half - 16, 'validation', _orange))
+        + svg_tag(x + step, y + step + half - 16, 'validation', _orange))
 
 # %% ../../nbs/data/03_transforms.ipynb #0c89c2de
 def _frames_svg(image, uri, view, width=190, height=150):
@@ -267,8 +250,8 @@ def _frames_svg(image, uri, view, width=190, height=150):
     def path(x, y, w, h): return f'M{x:.1f} {y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z'
     whole = place((0, 0, *image.size))
     used = place(view.valid.frame)
-    svg = _rect(*used, 'fill="currentColor" fill-opacity=".13"') if view.valid.bars > .005 else ''
-    svg += _image(uri, *whole)
+    svg = svg_rect(*used, 'fill="currentColor" fill-opacity=".13"') if view.valid.bars > .005 else ''
+    svg += svg_image(uri, *whole)
     if view.valid.lost > .005 and not view.train:  # a shade over what lies outside the frame
         both = path(*whole) + path(*used)
         svg += (f'<path d="{both}" fill="#101418" fill-opacity=".68" fill-rule="evenodd"/>'
@@ -276,12 +259,12 @@ def _frames_svg(image, uri, view, width=190, height=150):
     if abs(view.valid.stretch - 1) >= .02 and not view.train:  # a circle, which the square will show bent
         x, y, w, h = whole
         circle = f'<ellipse cx="{x + w/2:.1f}" cy="{y + h/2:.1f}" rx="{.36*min(w, h):.1f}" ry="{.36*min(w, h):.1f}" '
-        svg += _outline(lambda style: f'{circle}{style}/>', '#fff', 2)
-    if not view.train: svg += _outline(lambda style: _rect(*used, style), _orange)
+        svg += svg_outline(lambda style: f'{circle}{style}/>', '#fff', 2)
+    if not view.train: svg += svg_outline(lambda style: svg_rect(*used, style), _orange)
     for f, tint, n in zip(frames if view.train else (), _tints, '123'):
         x, y, w, h = place(f)
-        svg += _outline(lambda style: _rect(x, y, w, h, style), tint)
-        svg += _tag(x + (w - 15)*(n == '2'), y + (h - 16)*(n == '3'), n, tint)
+        svg += svg_outline(lambda style: svg_rect(x, y, w, h, style), tint)
+        svg += svg_tag(x + (w - 15)*(n == '2'), y + (h - 16)*(n == '3'), n, tint)
     return svg
 
 # %% ../../nbs/data/03_transforms.ipynb #45c8433e

@@ -1,4 +1,4 @@
-"""A bundle as a folder for a host: nine kinds of host, and a check before you push
+"""Turn a bundle into a folder for one of nine kinds of host, and check it before you push
 
 Docs: https://bearcls.github.io/bearcls/deploy/index.html.md"""
 

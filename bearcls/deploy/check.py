@@ -1,4 +1,4 @@
-"""Starts a deployed folder as its host would, classifies an image through its page or its service, and compares the answer
+"""Start a deployed folder as its host would, classify an image through its page or its service, and compare the answer
 
 Docs: https://bearcls.github.io/bearcls/deploy/check.html.md"""
 

@@ -1,4 +1,4 @@
-"""Copies what an application needs of bearcls out of its modules into one file, so that it runs where bearcls is not installed
+"""Copy the parts of bearcls that an application needs into one file, so that it runs without bearcls
 
 Docs: https://bearcls.github.io/bearcls/deploy/standalone.html.md"""
 

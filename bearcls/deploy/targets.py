@@ -1,4 +1,4 @@
-"""One command turns a bundle into a folder that a host can run, for nine kinds of host, none of which needs torch, fastai or bearcls
+"""Turn a bundle into a folder that a host can run, with one command, for nine kinds of host, without torch, fastai or bearcls
 
 Docs: https://bearcls.github.io/bearcls/deploy/targets.html.md"""
 
@@ -43,12 +43,14 @@ class Target:
 
 part_modules = dict(  # What each joined file is made of
     classifier=(
-        'core', 'greys', 'mend', 'images', 'show', 'folders', 'stores',
+        'core', 'greys', 'mend', 'images', 'show', 'folders', 'stores', 'steps',
         'inference.files', 'inference.signature', 'inference.onnxfile', 'inference.bundle',
         'inference.prediction', 'inference.remote', 'inference.classifier', 'rollout.registry'),
     prediction_log=('databases', 'fingerprints', 'verify.measure', 'monitor.log', 'monitor.writer'),
     notebook_app=('app.feedback', 'app.notebook'),
-    serve=('serve.problems', 'serve.workers', 'serve.supervise', 'serve.middleware', 'serve.openapi', 'serve.service'),
+    serve=(
+        'serve.problems', 'serve.workers', 'serve.supervise', 'serve.middleware', 'serve.openapi',
+        'serve.settings', 'serve.process', 'serve.service'),
 )
 
 # %% ../../nbs/deploy/03_targets.ipynb #6e8736b9

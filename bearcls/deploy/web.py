@@ -1,4 +1,4 @@
-"""A bundle as a folder for any host of plain files, and as one HTML file that works from an email, a USB stick or a phone, without a network
+"""Make a page that classifies on your visitors' own devices: a folder for any host of plain files, or one HTML file that works without a network
 
 Docs: https://bearcls.github.io/bearcls/deploy/web.html.md"""
 

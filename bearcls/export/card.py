@@ -1,4 +1,4 @@
-"""What people should know about your model before they use it, written from what was measured
+"""Tell people what they should know about your model before they use it, from what you measured
 
 Docs: https://bearcls.github.io/bearcls/export/card.html.md"""
 

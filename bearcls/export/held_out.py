@@ -19,9 +19,9 @@ import numpy as np
 from fastai.learner import Learner
 from ..core import DataError, expect, expect_all, usable_cores
 from ..images import ImageError, image_size, min_light
-from .ood import ClassHead, OODScore, deal_groups, find_groups, fit_ood_score, held_out_scores
+from .ood import ClassHead, OODScore, fit_ood_score, held_out_scores
 from .trust import answer_copies, fit_confidence, measure_trust, trust_threshold
-from ..manifest import rows_by_path, site_of, source_names
+from ..manifest import deal_groups, find_groups, rows_by_path, site_of, source_names
 from ..inference.classifier import Classifier
 from ..inference.prediction import confidence_of, evidence_of
 from ..interpret.calibrate import fit_temperature
@@ -175,6 +175,22 @@ class TrustFit:
     right: np.ndarray           # (answers,) is the answer right?
     is_copy: np.ndarray         # (answers,) is the image a corrupted copy?
 
+# %% ../../nbs/export/06_held_out.ipynb #9ba98ec8
+def _held_back(learn, known, group_by):
+    "Positions of images that can be answered without their source, fold of every image, groups, and what a group is"
+    asked = np.flatnonzero(can_cross_fit(learn) | (known.table.split == 'valid').to_numpy())
+    folds = np.full(len(known), -1)  # training images of a trained body are in no fold
+    if len(asked) < 20: return asked[:0], folds, np.zeros(0, int), ''
+    groups, words = image_sources(known.table.file.iloc[asked], body_averages(learn, known)[asked],
+        known.targets[asked], group_by=group_by)
+    folds[asked] = deal_groups(groups, known.targets[asked])
+    return asked, folds, groups, words
+
+def _softmax(logits, temperature):
+    "Probabilities at a temperature"
+    heat = np.exp((logits - logits.max(1, keepdims=True))/temperature)
+    return heat/heat.sum(1, keepdims=True)
+
 # %% ../../nbs/export/06_held_out.ipynb #1b121cc2
 def fit_trust(
     learn: Learner,            # Trained Learner
@@ -202,8 +218,7 @@ def fit_trust(
     logits = copies.logits
     if again:
         logits = held_out_logits(learn, known.features, known.targets, folds, threads, copies.features, folds[mine])
-    heat = np.exp((logits - logits.max(1, keepdims=True))/classifier.bundle.temperature)
-    p = heat/heat.sum(1, keepdims=True)
+    p = _softmax(logits, classifier.bundle.temperature)
     scores = overlaps = None
     if far is not None:
         scores, overlaps = held_out_scores(far, known.features, known.targets, folds, copies.features, folds[mine],
@@ -217,16 +232,6 @@ def fit_trust(
     measured = measure_trust(trusted, right, groups[some[copies.of]], copies.is_copy)
     fitted = fit_confidence(evidence, right) | measured | dict(grouped_by=words, max_error=max_error)
     return TrustFit(fitted, float(threshold), values, p.max(1), right, copies.is_copy)
-
-def _held_back(learn, known, group_by):
-    "Positions of images that can be answered without their source, fold of every image, groups, and what a group is"
-    asked = np.flatnonzero(can_cross_fit(learn) | (known.table.split == 'valid').to_numpy())
-    folds = np.full(len(known), -1)  # training images of a trained body are in no fold
-    if len(asked) < 20: return asked[:0], folds, np.zeros(0, int), ''
-    groups, words = image_sources(known.table.file.iloc[asked], body_averages(learn, known)[asked],
-        known.targets[asked], group_by=group_by)
-    folds[asked] = deal_groups(groups, known.targets[asked])
-    return asked, folds, groups, words
 
 def _by_other_folds(evidence, right, folds):
     "Confidence of each answer, by a fit to the answers of the other folds"
@@ -267,8 +272,7 @@ def reference_columns(
     if can_cross_fit(learn):
         logits = held_out_logits(learn, known.features, known.targets, folds, threads, known.features[some],
             folds[some])
-    heat = np.exp((logits - logits.max(1, keepdims=True))/classifier.bundle.temperature)
-    p = heat/heat.sum(1, keepdims=True)
+    p = _softmax(logits, classifier.bundle.temperature)
     light = columns['light']
     columns |= dict(label=p.argmax(1), probability=p.max(1))
     sure = p.max(1)

@@ -6,9 +6,8 @@ Docs: https://bearcls.github.io/bearcls/export/ood.html.md"""
 
 # %% auto #0
 __all__ = ['ood_threshold', 'false_positive_interval', 'auroc', 'share_caught', 'measure_ood_score', 'Neighbours',
-           'find_neighbours', 'ClassHead', 'UsualClasses', 'find_classes', 'OODScore', 'find_groups', 'deal_groups',
-           'fit_ood_score', 'held_out_scores', 'plot_ood_score', 'ood_score_metadata', 'false_positive_words',
-           'ood_score_html']
+           'find_neighbours', 'ClassHead', 'UsualClasses', 'find_classes', 'OODScore', 'fit_ood_score',
+           'held_out_scores', 'plot_ood_score', 'ood_score_metadata', 'false_positive_words', 'ood_score_html']
 
 # %% ../../nbs/export/02_ood.ipynb #7bed386a
 import math
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 import numpy as np
 from ..core import DataError, expect
+from ..manifest import deal_groups, find_groups
 from ..show import Html, axes_for, html_table
 
 # %% ../../nbs/export/02_ood.ipynb #1b873961
@@ -234,49 +234,6 @@ def _checked(features, d=None, name='features'):
             f'image; got the shape {features.shape}')
     if not np.isfinite(features).all(): raise DataError(f'`{name}` holds nan or infinity')
     return features
-
-# %% ../../nbs/export/02_ood.ipynb #a63c564f
-def find_groups(
-    averages: np.ndarray,    # (images, a)
-    targets: Sequence[int],  # Index of the label of each
-    n_groups: int = 20,      # About so many in all; at least five for a label that has twice as many images
-    seed: int = 0,           # Decides where k-means begins
-) -> np.ndarray:             # (images,) number of the group of each
-    "Divide the images of each label into groups of images that look alike"
-    from sklearn.cluster import KMeans
-    rows = _unit(averages)
-    targets = np.asarray(targets)
-    groups = np.zeros(len(averages), int)
-    n = 0
-    each = max(5, round(n_groups/max(1, len(np.unique(targets)))))
-    for t in np.unique(targets):
-        mine = np.flatnonzero(targets == t)
-        k = min(each, len(np.unique(rows[mine], axis=0)), max(1, len(mine)//2))
-        groups[mine] = n + (KMeans(k, n_init=3, random_state=seed).fit_predict(rows[mine]) if k > 1 else 0)
-        n += k
-    return groups
-
-def deal_groups(
-    groups: Sequence[int],   # Group of each image
-    targets: Sequence[int],  # Index of the label of each
-    n_folds: int = 5,        # How many folds
-    seed: int = 0,           # Decides which groups come together
-) -> np.ndarray:             # (images,) 0 to n_folds - 1
-    "Deal whole groups into folds, so that each fold gets as much of every label as can be"
-    groups = np.unique(groups, return_inverse=True)[1]
-    targets = np.unique(targets, return_inverse=True)[1]
-    counts = np.zeros((groups.max() + 1, targets.max() + 1))
-    np.add.at(counts, (groups, targets), 1)
-    order = np.random.default_rng(seed).permutation(len(counts))
-    order = order[np.argsort(-counts.sum(1)[order], kind='stable')]
-    filled = np.zeros((n_folds, counts.shape[1]))
-    fold_of = np.zeros(len(counts), int)
-    share = counts.sum(0)
-    for g in order:
-        crowded = (filled*counts[g]/share**2).sum(1)  # how much of this group's labels each fold has
-        fold_of[g] = np.lexsort((filled.sum(1), crowded))[0]
-        filled[fold_of[g]] += counts[g]
-    return fold_of[groups]
 
 # %% ../../nbs/export/02_ood.ipynb #9a3f01eb
 def _fit(averages, targets, head, how):

@@ -12,7 +12,7 @@ from ..doors import front_door
 
 # %% ../../nbs/gather/index.ipynb #85e85557
 __getattr__, __dir__, __all__ = front_door('bearcls.gather', dict(
-    fetch='FetchError FetchLimits',
+    visit='FetchError FetchLimits',
     results='SearchError SearchResult SearchResults read_results write_results',
     providers='licenses provider provider_metadata',
     search='default_providers search_images',

@@ -1,4 +1,4 @@
-"""A trained model as a folder or a zip that anyone can run: three files, no pickle, and every part checked before use
+"""Keep a trained model in a folder or a zip that anyone can run: three files, no pickle, and every part checked before use
 
 Docs: https://bearcls.github.io/bearcls/inference/bundle.html.md"""
 

@@ -1,4 +1,4 @@
-"""A loaded bundle that answers about images: one, a folder, or a stream without end
+"""Load a bundle and classify images with it: one, a folder, or a stream without end
 
 Docs: https://bearcls.github.io/bearcls/inference/classifier.html.md"""
 

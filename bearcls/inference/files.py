@@ -1,4 +1,4 @@
-"""Opens the files of a bundle in a folder or a zip: nothing is unpacked, and no file is read beyond its stated size
+"""Open the files of a bundle in a folder or a zip: nothing is unpacked, and no file is read beyond its stated size
 
 Docs: https://bearcls.github.io/bearcls/inference/files.html.md"""
 

@@ -1,4 +1,4 @@
-"""Inspects a model without running it and without the package onnx: what it is made of, and whether it is only a network
+"""Inspect a model without running it and without the package onnx: what it is made of, and whether it is only a network
 
 Docs: https://bearcls.github.io/bearcls/inference/onnxfile.html.md"""
 

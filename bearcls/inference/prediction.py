@@ -1,4 +1,4 @@
-"""What a model says about one image, how probably it is right, and whether a person should look at it
+"""Read what a model says about one image, how probably it is right, and whether a person should look at it
 
 Docs: https://bearcls.github.io/bearcls/inference/prediction.html.md"""
 

@@ -1,4 +1,4 @@
-"""Thousands of answers: a table to look through, worst first, and a file for further work
+"""Handle thousands of answers: a table to look through, worst first, and a file for further work
 
 Docs: https://bearcls.github.io/bearcls/inference/predictions.html.md"""
 

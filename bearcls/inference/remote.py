@@ -1,4 +1,4 @@
-"""Fetches an image from a web address, within limits and never from a private network
+"""Fetch an image from a web address, within limits and never from a private network
 
 Docs: https://bearcls.github.io/bearcls/inference/remote.html.md"""
 

@@ -1,4 +1,4 @@
-"""Who made this bundle? A pair of keys lets you check, with Python's standard library alone
+"""Check who made a bundle, with a pair of keys and Python's standard library
 
 Docs: https://bearcls.github.io/bearcls/inference/signature.html.md"""
 

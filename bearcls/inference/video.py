@@ -1,4 +1,4 @@
-"""The fastai book's campsite camera: frames at a rate, answers that do not flicker, and the times when a bear was there
+"""Find out when a bear was in front of the camera: frames at a rate, answers that do not flicker, and sightings with their times
 
 Docs: https://bearcls.github.io/bearcls/inference/video.html.md"""
 

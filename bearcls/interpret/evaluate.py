@@ -6,8 +6,8 @@ Docs: https://bearcls.github.io/bearcls/interpret/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['Evaluation', 'tabulate', 'dataset_files', 'evaluate', 'real_name', 'error_rate_of', 'confusion', 'plot_confusion',
-           'show_confusion', 'most_confused', 'f1_interval', 'label_metrics', 'plot_label_metrics', 'top_losses',
-           'show_top_losses', 'show_rows', 'certain']
+           'show_confusion', 'most_confused', 'label_metrics', 'plot_label_metrics', 'top_losses', 'show_top_losses',
+           'show_rows', 'certain']
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #667d1b11
 import functools, itertools, os
@@ -26,7 +26,7 @@ from ..images import ImageError, load_image
 from ..folders import refuse_problems, scan_folder
 from ..train.fast import known_answers, label_numbers
 from ..train.log import paced
-from ..intervals import error_interval, wilson
+from ..intervals import error_interval, f1_interval, wilson
 from ..data.split import Split
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #de736387
@@ -366,18 +366,6 @@ def most_confused(
                 high=high))
     table = pd.DataFrame(rows, columns=['actual', 'predicted', 'wrong', 'of', 'share', 'low', 'high'])
     return table.sort_values(['wrong', 'share'], ascending=False, kind='stable').reset_index(drop=True)
-
-# %% ../../nbs/interpret/01_evaluate.ipynb #83a610dd
-def f1_interval(
-    hits: int,      # Images of the label that are called it
-    false: int,     # Images called it that are none
-    missed: int,    # Images of the label that are called something else
-) -> tuple[float, float, float]:  # F1 and its 95% interval; 0 and (0, 1) where no image concerns the label
-    "F1 of a label with its interval"
-    concerned = hits + false + missed
-    def f1(share): return 2*share/(1 + share)
-    low, high = wilson(hits, concerned)
-    return f1(hits/max(1, concerned)), f1(low), f1(high)
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #e01277ad
 def label_metrics(

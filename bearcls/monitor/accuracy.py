@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 import numpy as np
+from ..bets import reading_state
 from ..core import DataError, expect, expect_all, lot, patch_to
 from .log import time_words
 from ..show import Html, html_table
@@ -325,15 +326,12 @@ def accuracy_monitor(
     state: Mapping[str, Any],  # From `AccuracyMonitor.state`
 ) -> AccuracyMonitor:          # With the same memory
     "The monitor that was written down"
-    expect('state', state, Mapping)
-    try:
+    with reading_state(state, 'AccuracyMonitor'):
         monitor = AccuracyMonitor(state['promised'], state['run_length'], state['place'])
         for name in _memory:
             values = np.array(state[name], float)
             if values.shape != getattr(monitor, name).shape: raise ValueError(f'{name} has another length')
             setattr(monitor, name, values)
-    except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f'`state` is not that of an AccuracyMonitor: {e}') from e
     return monitor
 
 # %% ../../nbs/monitor/06_accuracy.ipynb #e58f172d

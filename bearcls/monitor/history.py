@@ -1,4 +1,4 @@
-"""What a log says hour by hour and day by day, in a few megabytes however many rows it has
+"""Keep what a log says hour by hour and day by day, in a few megabytes, however many rows it has
 
 Docs: https://bearcls.github.io/bearcls/monitor/history.html.md"""
 

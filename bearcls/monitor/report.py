@@ -1,4 +1,4 @@
-"""One page that tells how a model in use is doing: time lines, alarms with images, verdicts and accuracy
+"""See on one page how your model in use is doing: time lines, alarms with images, verdicts and accuracy
 
 Docs: https://bearcls.github.io/bearcls/monitor/report.html.md"""
 
@@ -168,24 +168,10 @@ def _accuracy_so_far(self, days):
 
 def _mean(values): return sum(v for v in values if v == v)/max(1, sum(1 for v in values if v == v))
 
-# %% ../../nbs/monitor/09_report.ipynb #e6661f49
-@patch_to(MonitorReport)
-def alarms_html(self,
-    numbers: Sequence[int] | None = None,  # Show only these; None: all
-) -> Html:                                 # One element for each alarm, numbered as in the time lines
-    "Alarms with their history, advice and images"
-    if not self.alarms: return Html('<p>There was no alarm.</p>')
-    found = []
-    for i, alarm in enumerate(self.alarms, 1):
-        if numbers is not None and i not in numbers: continue
-        words = alarm.words[0].upper() + alarm.words[1:]
-        again = (f' It went on: noticed {alarm.times} times, last on {_date(alarm.last)}.'
-            if getattr(alarm, 'times', 1) > 1 else '')
-        new = ' <b>New.</b>' if any(alarm is a for a in self.new) else ''
-        found.append(f'<section class="alarm" style="border-left:4px solid {_alarm_colour};padding-left:12px;margin:14px 0">'
-            f'<h3 style="margin:0">{i}. {escape(_feature_words(alarm))}: {_date(alarm.time)}</h3>'
-            f'<p>{escape(words)}.{again}{new}</p><p>{escape(alarm.advice)}</p>{self._alarm_images(alarm)}</section>')
-    return Html(''.join(found))
+# %% ../../nbs/monitor/09_report.ipynb #9f2e4df7
+def _date(t):
+    "A day, in UTC"
+    return f'{datetime.fromtimestamp(t, timezone.utc):%d %b %Y}'
 
 def _feature_words(alarm):
     "What an alarm is about, and where"
@@ -203,6 +189,15 @@ def alarm_table(self) -> Html:  # A line for each alarm, numbered as in the time
         rows.append({'': i, 'what': _feature_words(a), 'since': _date(a.since), 'noticed': _date(a.time),
                 'last': _date(a.last), 'observed': now, 'expected': then})
     return html_table(rows, max_rows=1000)
+
+# %% ../../nbs/monitor/09_report.ipynb #e6661f49
+_alarm_colour = '#d0392b'
+
+def _figures(images):
+    "Thumbnails with captions; nothing if there are none"
+    found = [f'<figure style="margin:0;width:104px">{thumbnail(image, 104, caption)}<figcaption style="font-size:12px">'
+        f'{escape(caption)}</figcaption></figure>' for image, caption in images if image is not None]
+    return f'<div style="display:flex;flex-wrap:wrap;gap:10px">{"".join(found)}</div>' if found else ''
 
 @patch_to(MonitorReport)
 def _alarm_images(self, alarm, n=6):
@@ -223,17 +218,23 @@ def _alarm_images(self, alarm, n=6):
     return (f'<p>Images that show it most:</p>{new}'
         + (f'<p>The most similar ones of the reference:</p>{old}' if old else ''))
 
-_alarm_colour = '#d0392b'
-
-def _date(t):
-    "A day, in UTC"
-    return f'{datetime.fromtimestamp(t, timezone.utc):%d %b %Y}'
-
-def _figures(images):
-    "Thumbnails with captions; nothing if there are none"
-    found = [f'<figure style="margin:0;width:104px">{thumbnail(image, 104, caption)}<figcaption style="font-size:12px">'
-        f'{escape(caption)}</figcaption></figure>' for image, caption in images if image is not None]
-    return f'<div style="display:flex;flex-wrap:wrap;gap:10px">{"".join(found)}</div>' if found else ''
+@patch_to(MonitorReport)
+def alarms_html(self,
+    numbers: Sequence[int] | None = None,  # Show only these; None: all
+) -> Html:                                 # One element for each alarm, numbered as in the time lines
+    "Alarms with their history, advice and images"
+    if not self.alarms: return Html('<p>There was no alarm.</p>')
+    found = []
+    for i, alarm in enumerate(self.alarms, 1):
+        if numbers is not None and i not in numbers: continue
+        words = alarm.words[0].upper() + alarm.words[1:]
+        again = (f' It went on: noticed {alarm.times} times, last on {_date(alarm.last)}.'
+            if getattr(alarm, 'times', 1) > 1 else '')
+        new = ' <b>New.</b>' if any(alarm is a for a in self.new) else ''
+        found.append(f'<section class="alarm" style="border-left:4px solid {_alarm_colour};padding-left:12px;margin:14px 0">'
+            f'<h3 style="margin:0">{i}. {escape(_feature_words(alarm))}: {_date(alarm.time)}</h3>'
+            f'<p>{escape(words)}.{again}{new}</p><p>{escape(alarm.advice)}</p>{self._alarm_images(alarm)}</section>')
+    return Html(''.join(found))
 
 # %% ../../nbs/monitor/09_report.ipynb #6918a4c2
 @patch_to(MonitorReport)
@@ -274,7 +275,7 @@ def verdicts_html(self) -> Html:  # Tables
         found += f'<p>The newest week: {escape(str(mix))}. That estimate fails when images become unlike those that the model knows.</p>'
     return Html(found)
 
-# %% ../../nbs/monitor/09_report.ipynb #096719cc
+# %% ../../nbs/monitor/09_report.ipynb #913d40cb
 @patch_to(MonitorReport)
 def headline(self) -> str:  # Two or three sentences
     "The report in short"
@@ -288,6 +289,7 @@ def headline(self) -> str:  # Two or three sentences
         else ' Nothing says what is normal, so there could be none: give a bundle or reference_until.')
     return f'{n:,} answers from {_date(days[0].start)} to {_date(days[-1].start)}. {told}{"" if alarms else unwatched}'
 
+# %% ../../nbs/monitor/09_report.ipynb #7e3d79df
 @patch_to(MonitorReport)
 def _cards(self):
     "Figures for the head of the page"
@@ -305,6 +307,14 @@ def _repr_html_(self):
     "Short, for a notebook"
     cards = ''.join(f'<li><b>{escape(value)}</b> {escape(words)}</li>' for value, words in self._cards())
     return f'<p>{escape(self.headline())}</p><ul>{cards}</ul>{lines_html(self.timelines()[:4])}{self.alarm_table()}'
+
+# %% ../../nbs/monitor/09_report.ipynb #096719cc
+_limits = ('<p>'
+    'An alarm says that images or answers have changed, not that the model is wrong; only verdicts say that. Without a '
+    'change, expect '
+    'a false alarm once in about 10,000 scenes. No alarm doesn’t mean that all is well: a change that touches few '
+    'images, or that '
+    'the watched figures don’t show, goes unnoticed until people judge such answers.</p>')
 
 @patch_to(MonitorReport)
 def write_html(self,
@@ -332,13 +342,6 @@ def write_html(self,
     file = Path(file)
     with atomic_write(file, 'w') as f: f.write(page)
     return file
-
-_limits = ('<p>'
-    'An alarm says that images or answers have changed, not that the model is wrong; only verdicts say that. Without a '
-    'change, expect '
-    'a false alarm once in about 10,000 scenes. No alarm doesn’t mean that all is well: a change that touches few '
-    'images, or that '
-    'the watched figures don’t show, goes unnoticed until people judge such answers.</p>')
 
 # %% ../../nbs/monitor/09_report.ipynb #244c6042
 @patch_to(MonitorReport)

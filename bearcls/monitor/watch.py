@@ -1,4 +1,4 @@
-"""Read what is new in a log, raise alarms on drift and on accuracy, and tell a webhook or a program
+"""Read what is new in a log, raise alarms on drift and accuracy, and send them to a webhook or a program
 
 Docs: https://bearcls.github.io/bearcls/monitor/watch.html.md"""
 

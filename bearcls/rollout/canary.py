@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 import numpy as np
+from ..bets import reading_state
 from ..core import DataError, expect, expect_all, lot, patch_to
 from ..intervals import wilson
 from ..monitor.accuracy import needed
@@ -105,7 +106,7 @@ class SplitTest:
         "All that the test remembers; `split_test` goes on from there"
         rows = [[*kind, *n.ravel().tolist()] for kind, n in self.counts.items()]
         return {name: getattr(self, name) for name in _settings} | dict(decision=self.decision, counts=rows,
-            log=self.worse.log.tolist(), n=self.worse.n)
+            **self.worse.state())
 
     def __repr__(self): return f'SplitTest({self.words}, {self.judged:,} verdicts)'
     def _repr_html_(self): return str(html_table([self.row()]))
@@ -409,17 +410,12 @@ def split_test(
     state: Mapping[str, Any],  # From `SplitTest.state`
 ) -> SplitTest:                # With the same memory
     "The test that was written down"
-    expect('state', state, Mapping)
-    try:
+    with reading_state(state, 'SplitTest'):
         test = SplitTest(**{name: state[name] for name in _settings})
         test.decision = state['decision']
         test.counts = {(s, weight): np.array(n, float).reshape(2, 2) for s, weight, *n in state['counts']}
-        test.worse.n = int(state['n'])
-        log = np.array(state['log'], float)
-        if log.shape != test.worse.log.shape or test.decision not in split_words: raise ValueError('another version')
-        test.worse.log = log
-    except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f'`state` is not that of a SplitTest: {e}') from e
+        test.worse.restore(state)
+        if test.decision not in split_words: raise ValueError('another version')
     return test
 
 # %% ../../nbs/rollout/03_canary.ipynb #25ead0d4
@@ -435,13 +431,10 @@ def read_canary(
     state: Mapping[str, Any],  # From `Canary.state`
 ) -> Canary:                   # With the same memory
     "The canary that was written down"
-    expect('state', state, Mapping)
-    try:
+    with reading_state(state, 'Canary'):
         canary = Canary(state['salt'], state['steps'], state['review'], state['verdicts'], state['wait'])
         canary.tests = {row['place']: split_test(row) for row in state['tests']}
         canary.changes = [CanaryChange(**row) for row in state['changes']]
         canary.counted = set(state['counted'])
         canary.fresh = int(state['fresh'])
-    except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f'`state` is not that of a Canary: {e}') from e
     return canary

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 import numpy as np
+from ..bets import reading_state
 from ..core import DataError, expect, expect_all, patch_to
 from ..intervals import wilson
 from ..monitor.accuracy import needed
@@ -134,6 +135,22 @@ class Wealth:
         coin = (1 - self.early)/(self.n*(self.n + 1)*gains.shape[-1])
         if coin: self.log = np.logaddexp(self.log, math.log(coin))
         self.log = self.log + gains
+
+# %% ../../nbs/rollout/02_pairs.ipynb #9ae58b80
+@patch_to(Wealth)
+def state(self) -> dict[str, Any]:  # `log` and `n`, ready for JSON
+    "What the bettors own, and how many bets there were"
+    return dict(log=self.log.tolist(), n=self.n)
+
+@patch_to(Wealth)
+def restore(self,
+    state: Mapping[str, Any],  # `log` and `n`, as from `state`
+) -> None:
+    "Go on from a state; that of other bettors raises a ValueError"
+    log = np.array(state['log'], float)
+    if log.shape != self.log.shape: raise ValueError('another version')
+    self.log = log
+    self.n = int(state['n'])
 
 # %% ../../nbs/rollout/02_pairs.ipynb #c96bb803
 pair_words = {'return': 'challenger worse: return', 'promote': 'challenger better: promote',
@@ -353,7 +370,7 @@ def state(self) -> dict[str, Any]:  # Numbers, texts and lists, ready for JSON
     "All that the test remembers"
     rows = [[weight, *row] for weight, row in self.counts.items()]
     return {name: getattr(self, name) for name in _settings + _memory} | dict(counts=rows,
-        counted=sorted(self.counted), log=self.worse.log.tolist(), n=self.worse.n)
+        counted=sorted(self.counted), **self.worse.state())
 
 _settings = ('return_level', 'promote_level', 'margin', 'lowest', 'place')
 _memory = ('images', 'disagreeing', 'open', 'decision')
@@ -362,18 +379,13 @@ def pair_test(
     state: Mapping[str, Any],  # From `PairTest.state`
 ) -> PairTest:                 # With the same memory
     "The test that was written down"
-    expect('state', state, Mapping)
-    try:
+    with reading_state(state, 'PairTest'):
         test = PairTest(**{name: state[name] for name in _settings})
         for name in _memory: setattr(test, name, state[name])
         test.counts = {float(weight): [int(n) for n in row] for weight, *row in state['counts']}
         test.counted = set(state['counted'])
-        test.worse.n = int(state['n'])
-        log = np.array(state['log'], float)
-        if log.shape != test.worse.log.shape or test.decision not in pair_words: raise ValueError('another version')
-        test.worse.log = log
-    except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f'`state` is not that of a PairTest: {e}') from e
+        test.worse.restore(state)
+        if test.decision not in pair_words: raise ValueError('another version')
     return test
 
 # %% ../../nbs/rollout/02_pairs.ipynb #fff57cc4

@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/rollout/queue.html.md"""
 
 # %% auto #0
 __all__ = ['review_kinds', 'no_label', 'cannot_tell', 'ImageFinder', 'ReviewItem', 'queue_tables', 'ReviewQueue', 'alone',
-           'in_turns', 'ReviewItems', 'Look']
+           'ReviewItems', 'Look']
 
 # %% ../../nbs/rollout/05_queue.ipynb #aaf1b109
 import contextlib, json, os, time
@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from PIL import Image
-from ..core import DataError, expect, expect_all, lot, optional_import, patch_to, sha256, short_words
+from ..core import DataError, expect, expect_all, in_turns, lot, optional_import, patch_to, sha256, short_words
 from ..folders import find_images
 from ..images import ImageError, load_image
 from ..monitor.log import PredictionLog, Verdict, log_tables, safe_text, time_words
@@ -192,13 +192,6 @@ def _second_looks(self, connection, who, now):
         if len(rows) == 1 and rows[0].said and rows[0].who != who and lot(answer, 'twice ') < self.twice][:_most]
 
 # %% ../../nbs/rollout/05_queue.ipynb #50207c76
-def in_turns(
-    groups: Iterable[list],  # Several lists, of anything but None
-) -> list:                   # All their items: the first of each, then the second of each, and so on
-    "Take from several lists in turn"
-    turns = chain.from_iterable(zip_longest(*groups))
-    return [x for x in turns if x is not None]
-
 @patch_to(ReviewQueue)
 def _pick(self, connection, who, now, n):
     "Pairs of kind and row: the next `n`, or fewer if the day's number is reached"

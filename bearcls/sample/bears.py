@@ -9,7 +9,7 @@ __all__ = ['unreadable_faults', 'awkward_faults', 'content_faults', 'fault_kinds
            'NotEmptyError', 'draw_bears']
 
 # %% ../../nbs/sample/04_bears.ipynb #39c2a74d
-import csv, io, os, struct, zlib
+import csv, os, struct, zlib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from ..core import DataError, atomic_write, expect, progress, sha256
 from ..manifest import ImageRow, manifest_name, read_manifest, write_manifest
+from .drawing import encoded, png_chunk
 from .figures import bear_labels, draw_bear, draw_thing, things
 
 # %% ../../nbs/sample/04_bears.ipynb #7595dffe
@@ -64,23 +65,17 @@ def fault_counts(
     return {name: max(1, round(share*n_files)) for name, share in _share.items()}
 
 # %% ../../nbs/sample/04_bears.ipynb #c79b4598
-def _encoded(image, kind, **options):
-    "The bytes of an image file"
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-def _jpeg(image, quality=88, **options): return _encoded(image, 'JPEG', quality=quality, **options)
-def _png(image): return _encoded(image, 'PNG', compress_level=1)  # lightly, because speed counts here
+def _jpeg(image, quality=88, **options): return encoded(image, 'JPEG', quality=quality, **options)
+def _png(image): return encoded(image, 'PNG', compress_level=1)  # lightly, because speed counts here
 
 _page = (b'<!doctype html>\n<html><head><title>404 Not Found</title></head>\n<body><h1>Not Found</h1><p>'
     b'This image has moved.</p></body></html>\n')
 
 def _bomb():
     "The first bytes of a PNG that would need 10 GB of memory"
-    chunk = lambda kind, body: struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
-    header = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'\0'*64)) + chunk(b'IEND', b'')
+    head = png_chunk(b'IHDR', struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0))
+    pixels = png_chunk(b'IDAT', zlib.compress(b'\0'*64))
+    return b'\x89PNG\r\n\x1a\n' + head + pixels + png_chunk(b'IEND', b'')
 
 # %% ../../nbs/sample/04_bears.ipynb #5f26be19
 def spoil(
@@ -96,7 +91,7 @@ def spoil(
     if fault == 'html_page': return _page
     if fault == 'empty_file': return b''
     if fault == 'bomb_png': return _bomb()
-    if fault == 'webp_as_jpg': return _encoded(image, 'WEBP', quality=80)
+    if fault == 'webp_as_jpg': return encoded(image, 'WEBP', quality=80)
     if fault == 'palette_png': return _png(image.quantize(64))
     if fault == 'cmyk_jpeg': return _jpeg(image.convert('CMYK'))
     if fault == 'one_pixel': return _jpeg(image.resize((1, 1)))

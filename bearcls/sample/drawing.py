@@ -1,4 +1,4 @@
-"""The brushes and the light that make the sample images
+"""The brushes and the light that make the sample images, and test cards whose pixels are known
 
 Docs: https://bearcls.github.io/bearcls/sample/drawing.html.md"""
 
@@ -6,10 +6,12 @@ Docs: https://bearcls.github.io/bearcls/sample/drawing.html.md"""
 
 # %% auto #0
 __all__ = ['Colour', 'lights', 'mix', 'curve', 'oval', 'limb', 'Frame', 'frame', 'Canvas', 'finish', 'round_off', 'cast_shadow',
-           'fill_gradient', 'add_mist', 'Pen', 'LinePen', 'FurPen']
+           'fill_gradient', 'add_mist', 'Pen', 'LinePen', 'FurPen', 'colour_card', 'grey_card', 'white_levels',
+           'over_white', 'encoded', 'png_chunk', 'pack_bits', 'png_rows', 'write_png']
 
 # %% ../../nbs/sample/01_drawing.ipynb #6cd77f2d
-import functools, math
+import functools, io, math, struct, zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -327,3 +329,94 @@ class FurPen(LinePen):
         ends = np.rint(np.concatenate([middle + v*t - half, middle + v*t + half], 1)).astype(int).tolist()
         width = max(1, round(self.unit*.006))
         for e, k in zip(ends, rng.integers(0, 4, n).tolist()): self.canvas.draw.line(e, fill=tones[k], width=width)
+
+# %% ../../nbs/sample/01_drawing.ipynb #af207be7
+def colour_card(
+    height: int = 40,  # Rows
+    width: int = 48,   # Columns
+) -> np.ndarray:       # Whole numbers from 0 to 255, of shape (height, width, 3)
+    "Red grows to the right, green downwards, and blue is a chess board"
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x*255//(width - 1), y*255//(height - 1), (x//8 + y//8) % 2*200], -1).astype(np.uint8)
+
+def grey_card(
+    height: int = 40,  # Rows
+    width: int = 48,   # Columns
+) -> np.ndarray:       # Shares of white from 0 to 1, of shape (height, width)
+    "A ramp from black to white along both sides"
+    y, x = np.mgrid[:height, :width]
+    return (x/(width - 1) + y/(height - 1))/2
+
+# %% ../../nbs/sample/01_drawing.ipynb #ab5deab0
+def white_levels(
+    share: np.ndarray,  # Shares of white, of shape (height, width); clipped to between 0 and 1
+) -> np.ndarray:        # Whole numbers from 0 to 255, of shape (height, width, 3)
+    "Shares of white as the pixels of a grey image"
+    return np.repeat(np.rint(255*np.clip(share, 0, 1)).astype(np.uint8)[..., None], 3, -1)
+
+def over_white(
+    pixels: np.ndarray,  # Whole numbers from 0 to 255, of shape (height, width, 3)
+    alpha: np.ndarray,   # How opaque each pixel is, from 0 to 1, of shape (height, width)
+) -> np.ndarray:         # Whole numbers from 0 to 255, of shape (height, width, 3)
+    "Transparent pixels as they look on white paper"
+    share = np.broadcast_to(alpha[..., None], pixels.shape)
+    return np.rint(share*pixels + (1 - share)*255).astype(np.uint8)
+
+# %% ../../nbs/sample/01_drawing.ipynb #646b0342
+def encoded(
+    image: Image.Image,  # Image of a mode that the format has
+    kind: str,           # Format, such as 'PNG', as Pillow names it
+    **options,           # Options of the format, as for `Image.save`
+) -> bytes:              # What would be in the file
+    "The file that Pillow writes of an image"
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+# %% ../../nbs/sample/01_drawing.ipynb #7ce100d9
+def png_chunk(
+    kind: bytes,             # Name of the chunk, four letters
+    body: bytes,             # Its content
+    crc: int | None = None,  # Checksum to write; None: the right one
+) -> bytes:                  # Length, name, content and checksum
+    "One chunk of a PNG"
+    check = zlib.crc32(kind + body) if crc is None else crc
+    return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', check)
+
+def pack_bits(
+    values: np.ndarray,  # Whole numbers, of shape (height, width) or (height, width, parts)
+    bits: int,           # Bits of each number, of which the highest comes first
+) -> np.ndarray:         # Bytes, of shape (height, bytes of a row); a row is filled up with zeros
+    "Rows of numbers of any number of bits, packed from the left"
+    flat = values.reshape(len(values), -1).astype(np.int64)
+    places = (flat[..., None] >> np.arange(bits)[::-1] & 1).reshape(len(flat), -1)
+    return np.packbits(places.astype(np.uint8), axis=1)
+
+def png_rows(
+    values: np.ndarray,  # Whole numbers, of shape (height, width) or (height, width, parts)
+    depth: int,          # Bits of each number: 1, 2, 4, 8 or 16
+) -> bytes:              # Each row with its filter byte, which is 0
+    "Rows of a PNG without filters"
+    return np.pad(pack_bits(values, depth), ((0, 0), (1, 0))).tobytes()
+
+# %% ../../nbs/sample/01_drawing.ipynb #99a28b3a
+_png_kinds = {'grey': 0, 'RGB': 2, 'palette': 3, 'grey with alpha': 4, 'RGBA': 6}
+_adam7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+def write_png(
+    values: np.ndarray,            # Whole numbers, of shape (height, width) or (height, width, parts)
+    kind: str = 'RGB',             # 'grey', 'RGB', 'palette', 'grey with alpha' or 'RGBA'
+    depth: int = 8,                # Bits of each number: 1, 2, 4, 8 or 16
+    before: Sequence[bytes] = (),  # Chunks before the pixels
+    interlaced: bool = False,      # In seven passes?
+    after: Sequence[bytes] = (),   # Chunks behind the pixels
+    idat: Callable[[bytes], bytes] | None = None,  # Makes the chunks of the packed rows; None: a single one
+) -> bytes:                        # A whole file
+    "A PNG of any kind, without filters"
+    height, width = values.shape[:2]
+    parts = [values[y::dy, x::dx] for y, x, dy, dx in _adam7] if interlaced else [values]
+    packed = zlib.compress(b''.join(png_rows(p, depth) for p in parts if p.size))
+    head = struct.pack('>IIBBBBB', width, height, depth, _png_kinds[kind], 0, 0, interlaced)
+    body = idat(packed) if idat else png_chunk(b'IDAT', packed)
+    start = b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', head)
+    return start + b''.join(before) + body + b''.join(after) + png_chunk(b'IEND', b'')

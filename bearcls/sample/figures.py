@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 from PIL import Image
-from .drawing import Colour, FurPen, cast_shadow, curve, finish, frame, limb, lights, mix, oval
-from .scenes import add_weather, outdoors, put_in_front, scenes, start
+from .drawing import Colour, FurPen, cast_shadow, curve, finish, limb, lights, mix, oval
+from .scenes import add_weather, chance_of_image, light_for, place_figure, put_in_front, scenes, start
+from .scenes import thing_painters
 
 # %% ../../nbs/sample/03_figures.ipynb #f09e1e50
 bear_labels = ('grizzly', 'black', 'teddy')  # In the order in which the set draws them
@@ -394,28 +395,6 @@ def _check_one_of(name, value, choices):
     if value is not None and value not in choices:
         raise ValueError(f'`{name}` must be one of {", ".join(choices)}, got {value!r}')
 
-def _rng(seed, side):
-    "The image's source of chance"
-    if isinstance(side, bool) or not isinstance(side, (int, np.integer)) or not 32 <= side <= 2048:
-        raise ValueError(f'`side` must be a whole number between 32 and 2048, got {side!r}')
-    try: return np.random.default_rng(seed)
-    except (TypeError, ValueError) as e:
-        raise ValueError(f'`seed` must be a whole number of 0 or more, or several, got {seed!r}') from e
-
-def _light_for(scene, rng):
-    "An hour of the day that the place can have: no lamps outdoors, no dusk in a room"
-    possible = [name for name in lights if name != ('lamp' if scene in outdoors else 'dusk')]
-    return possible[int(rng.integers(len(possible)))]
-
-def _place(canvas, rng, pose, close, scene):
-    "Where the figure stands, how large, facing which way"
-    low, high = (.89, .95) if scene == 'shelf' else (.88, .97)
-    if close: low, high = .92, 1.02
-    x = rng.uniform(.42, .58)
-    y = rng.uniform(low, high)
-    size = rng.uniform(pose.low, pose.high)
-    return frame(x*canvas.size, y*canvas.size, size*canvas.size, rng.random() < .5, rng.normal(0, .04))
-
 # %% ../../nbs/sample/03_figures.ipynb #ffc33f20
 def draw_bear(
     label: str = 'grizzly',            # One of `bear_labels`
@@ -431,93 +410,23 @@ def draw_bear(
     for name, value, choices in (('pose', pose, poses[label]), ('scene', scene, scenes), ('coat', coat, coats),
         ('light', light, lights)):
         _check_one_of(name, value, choices)
-    rng = _rng(seed, side)
+    rng = chance_of_image(seed, side)
     styles = _toy if label == 'teddy' else _wild
     scene = scene or [*scenes][int(rng.integers(len(scenes)))]
     canvas, whole, left = start(side, rng, scene)
     pose = pose or [*styles][int(rng.choice(len(styles), p=[p.share for p in styles.values()]))]
-    pen = FurPen(canvas, _place(canvas, rng, styles[pose], 'portrait' in pose, scene))
+    style = styles[pose]
+    pen = FurPen(canvas, place_figure(canvas, scene, style.low, style.high, 'portrait' in pose))
     if 'portrait' not in pose:
         cast_shadow(canvas, pen.where(oval(-left*.08, -.01, .5 if pose == 'walking' else .42, .07)))
     fur = _coat(label, rng, coat)
-    styles[pose].draw(pen, *(() if label == 'teddy' else (_build(label, rng),)), fur, rng)
+    style.draw(pen, *(() if label == 'teddy' else (_build(label, rng),)), fur, rng)
     put_in_front(canvas, whole, scene)
     add_weather(canvas, whole, scene)
-    return finish(canvas, light or _light_for(scene, rng))
-
-# %% ../../nbs/sample/03_figures.ipynb #6abb8976
-_paint = [(196, 70, 62), (62, 110, 168), (226, 176, 66), (96, 150, 112), (236, 230, 218), (92, 86, 96)]
-def _painted(rng): return _paint[int(rng.integers(len(_paint)))]
-
-def _car(pen, rng):
-    c = _painted(rng)
-    pen.shape(curve([(-.5, -.12), (-.5, -.3), (-.3, -.34), (-.18, -.52), (.14, -.53), (.3, -.35), (.5, -.3),
-                (.52, -.12), (0, -.1)]), c, 1)
-    for a, b, d, e in ((-.25, -.15, -.01, -.01), (.03, .03, .12, .23)):
-        pen.shape([(a, -.35), (b, -.48), (d, -.48), (e, -.35)], (176, 208, 222), .6)
-    for x in (-.29, .29):
-        pen.oval(x, -.1, .115, .115, (40, 38, 42))
-        pen.oval(x, -.1, .055, .055, (190, 190, 194), volume=.8)
-    pen.oval(.49, -.25, .025, .03, (250, 236, 170))
-    pen.line([(0, -.36), (0, -.14)], mix(c, (0, 0, 0), .3), .008)
-
-def _house(pen, rng):
-    c = _painted(rng)
-    pen.shape([(-.36, 0), (.36, 0), (.36, -.46), (-.36, -.46)], mix(c, (255, 246, 230), .6), .5)
-    pen.shape([(.17, -.6), (.27, -.6), (.27, -.86), (.17, -.86)], (150, 84, 70), .7)
-    pen.shape([(-.46, -.44), (0, -.88), (.46, -.44)], mix(c, (70, 30, 30), .35), .7)
-    pen.shape([(-.07, 0), (.09, 0), (.09, -.27), (-.07, -.27)], (112, 74, 52), .6)
-    for x in (-.22, .24):
-        pen.shape([(x - .075, -.2), (x + .075, -.2), (x + .075, -.36), (x - .075, -.36)], (250, 240, 196))
-        pen.line([(x, -.2), (x, -.36)], (120, 90, 70), .012)
-
-# %% ../../nbs/sample/03_figures.ipynb #b17762b5
-def _tree(pen, rng):
-    pen.shape([(-.06, 0), (.07, 0), (.045, -.5), (-.04, -.5)], (112, 80, 56), .9)
-    leaves = [(96, 146, 82), (206, 132, 62), (126, 160, 92), (224, 160, 176)][int(rng.integers(4))]
-    for x, y, r in ((-.2, -.52, .2), (.21, -.54, .19), (0, -.44, .17), (-.08, -.76, .21), (.12, -.74, .2),
-        (0, -.6, .22)):
-        pen.part(oval(x, y, r, r*.92), leaves, fur=.02, strokes=16)
-
-def _cup(pen, rng):
-    c = _painted(rng)
-    pen.oval(.3, -.32, .15, .16, c, volume=.9)
-    pen.oval(.3, -.32, .09, .1, mix(c, (60, 50, 50), .5))
-    pen.shape(curve([(-.3, -.62), (0, -.58), (.3, -.62), (.27, -.12), (.18, 0), (-.18, 0), (-.27, -.12)]), c, 1)
-    pen.oval(0, -.62, .3, .075, mix(c, (255, 255, 255), .3))
-    pen.oval(0, -.61, .26, .055, (96, 62, 44))
-    pen.oval(0, -.3, .07, .07, mix(c, (255, 255, 255), .6))
-
-def _boat(pen, rng):
-    c = _painted(rng)
-    pen.line([(0, -.2), (0, -.92)], (112, 80, 56), .03)
-    pen.shape(curve([(.03, -.9), (.24, -.6), (.4, -.28), (.2, -.25), (.03, -.28)]), (246, 240, 226), .8)
-    pen.shape(curve([(-.03, -.84), (-.16, -.56), (-.32, -.28), (-.16, -.25), (-.03, -.28)]),
-        mix(c, (255, 255, 255), .5), .8)
-    pen.shape(curve([(-.48, -.22), (0, -.19), (.48, -.22), (.34, -.02), (0, 0), (-.34, -.02)]), c, 1)
-
-# %% ../../nbs/sample/03_figures.ipynb #8931a8fa
-def _cat(pen, rng):
-    c = [(216, 140, 70), (70, 66, 70), (150, 146, 144), (236, 226, 210)][int(rng.integers(4))]
-    pen.line(curve([(.2, -.06), (.42, -.04), (.46, -.24), (.38, -.4), (.44, -.2), (.4, -.02)])[:34],
-        mix(c, (20, 14, 14), .25), .07)
-    pen.part(curve([(0, -.56), (.16, -.42), (.24, -.12), (.16, 0), (-.16, 0), (-.24, -.12), (-.16, -.42)]), c, fur=.014,
-        strokes=60)
-    for s in (-1, 1):
-        pen.oval(s*.08, -.03, .075, .04, mix(c, (255, 255, 255), .3), volume=.6)
-        pen.shape([(s*.2, -.62), (s*.19, -.92), (s*.03, -.76)], c, .7)
-        pen.shape([(s*.17, -.68), (s*.17, -.84), (s*.08, -.76)], (226, 160, 150))
-    pen.part(curve([(0, -.8), (.16, -.77), (.23, -.62), (.13, -.48), (0, -.45), (-.13, -.48), (-.23, -.62),
-                (-.16, -.77)]), c, fur=.012, strokes=30)
-    for s in (-1, 1):
-        pen.oval(s*.09, -.64, .04, .045, (170, 196, 90))
-        pen.oval(s*.09, -.64, .013, .04, (20, 18, 18))
-        for k in (-.02, .01, .04): pen.line([(s*.05, -.535), (s*.26, -.545 + k)], mix(c, (255, 255, 255), .7), .006)
-    pen.shape([(-.022, -.57), (.022, -.57), (0, -.545)], (220, 130, 130))
+    return finish(canvas, light or light_for(scene, rng))
 
 # %% ../../nbs/sample/03_figures.ipynb #76c5dfe6
-_things = {'boat': _boat, 'car': _car, 'cat': _cat, 'cup': _cup, 'house': _house, 'tree': _tree}
-things = tuple(_things)  # What can be drawn that is not a bear
+things = tuple(thing_painters)  # What can be drawn that is not a bear
 
 def draw_thing(
     thing: str = 'car',              # One of `things`
@@ -528,12 +437,12 @@ def draw_thing(
     "An image of something that is not a bear"
     _check_one_of('thing', thing, things)
     _check_one_of('scene', scene, scenes)
-    rng = _rng(seed, side)
+    rng = chance_of_image(seed, side)
     scene = scene or [*scenes][int(rng.integers(len(scenes)))]
     canvas, whole, left = start(side, rng, scene)
-    pen = FurPen(canvas, _place(canvas, rng, _Pose(None, 1, .6, .88), False, scene))
+    pen = FurPen(canvas, place_figure(canvas, scene, .6, .88))
     cast_shadow(canvas, pen.where(oval(-left*.08, -.01, .5, .07)))
-    _things[thing](pen, rng)
+    thing_painters[thing](pen, rng)
     put_in_front(canvas, whole, scene)
     add_weather(canvas, whole, scene)
-    return finish(canvas, _light_for(scene, rng))
+    return finish(canvas, light_for(scene, rng))

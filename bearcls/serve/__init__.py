@@ -16,7 +16,10 @@ __getattr__, __dir__, __all__ = front_door('bearcls.serve', dict(
     workers='Busy Workers load_classifier',
     supervise='Supervisor service_log write_log',
     middleware='ServiceGate ServiceMetrics',
-    service='Service Settings make_app run_server serving',
+    settings='Settings',
+    process='Service',
+    service='make_app run_server serving',
 ), earlier=dict(
-    service='result_of answer_uploads answer_request serve_process',
+    process='result_of answer_uploads answer_request',
+    service='serve_process',
 ))

@@ -43,7 +43,72 @@ def write_log(
         log.propagate = False
         log.setLevel(level if name == 'bearcls.serve' else max(level, logging.WARNING))
 
-# %% ../../nbs/serve/03_supervise.ipynb #ed59c41d
+# %% ../../nbs/serve/03_supervise.ipynb #56c9fcc7
+class _BoundedHead:
+    "Mixed into a protocol of uvicorn: counts what comes before a request has begun"
+    max_head = 32_768
+    seconds_head = 10
+    max_connections = 1000
+    noted = None
+    head_bytes = 0
+    head_clock = None
+    refused = False
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            return self.refuse(503, 'too many connections', 'Retry-After: 1\r\n')
+        self.head_clock = self.loop.call_later(self.seconds_head, self.too_slow)
+
+    def data_received(self, data):
+        if self.refused or self.transport.is_closing(): return
+        before = self.cycle
+        if before is None or before.response_complete or not before.more_body:  # belongs to the head of a request
+            self.head_bytes += len(data)
+            if before is None or before.response_complete:
+                self.head_clock = self.head_clock or self.loop.call_later(self.seconds_head, self.too_slow)
+        super().data_received(data)
+        if self.cycle is not before: self.begun()
+        elif self.head_bytes > self.max_head: self.refuse(431, f'the headers are longer than {self.max_head:,} bytes')
+
+    def begun(self):
+        self.head_bytes = 0
+        if self.head_clock: self.head_clock.cancel()
+        self.head_clock = None
+
+    def connection_lost(self, exc):
+        self.begun()
+        super().connection_lost(exc)
+
+# %% ../../nbs/serve/03_supervise.ipynb #9afdc9ac
+@patch_to(_BoundedHead)
+def refuse(self, status, detail, headers=''):
+    "Answer without the application, then close"
+    if self.refused or self.transport.is_closing(): return
+    self.refused = True
+    if self.noted: self.noted(status, detail)
+    problem = problem_body(status, detail)
+    body = json.dumps(problem).encode()
+    head = (f'HTTP/1.1 {status} {problem["title"]}\r\nContent-Type: {problem_type}\r\nContent-Length: '
+        f'{len(body)}\r\n{headers}Connection: close\r\n\r\n')
+    self.transport.write(head.encode() + body)
+    if self.transport.can_write_eof(): self.transport.write_eof()
+    self.loop.call_later(2, self.transport.close)
+
+@patch_to(_BoundedHead)
+def too_slow(self):
+    "Close, and say why if a part of a head has come"
+    self.head_clock = None
+    if self.head_bytes: self.refuse(408, f'the headers took longer than {self.seconds_head:g} seconds')
+    elif not self.refused: self.transport.close()
+
+@patch_to(_BoundedHead)
+def send_400_response(self, msg):
+    "What uvicorn calls for bad requests; the slower of its two parsers has its own bound on headers"
+    if self.head_bytes > self.max_head: self.refuse(431, f'the headers are longer than {self.max_head:,} bytes')
+    else: self.refuse(400, 'this is no valid request of HTTP/1.1')
+
+# %% ../../nbs/serve/03_supervise.ipynb #5d363ea1
 def http_protocol(
     max_head: int = 32_768,         # Bytes of a request's line and headers
     seconds_head: float = 10,       # Within which they have to be there
@@ -52,63 +117,9 @@ def http_protocol(
 ) -> type:                          # For uvicorn's `http`
     "uvicorn's own protocol, with bounds"
     base = optional_import('uvicorn.protocols.http.auto', "'bearcls[serve]'", 'The HTTP service').AutoHTTPProtocol
-
-    class BoundedProtocol(base):
-        "Counts what comes before a request has begun"
-        head_bytes = 0
-        head_clock = None
-        refused = False
-
-        def connection_made(self, transport):
-            super().connection_made(transport)
-            if len(self.connections) > max_connections:
-                return self.refuse(503, 'too many connections', 'Retry-After: 1\r\n')
-            self.head_clock = self.loop.call_later(seconds_head, self.too_slow)
-
-        def data_received(self, data):
-            if self.refused or self.transport.is_closing(): return
-            before = self.cycle
-            if before is None or before.response_complete or not before.more_body:  # belongs to the head of a request
-                self.head_bytes += len(data)
-                if before is None or before.response_complete:
-                    self.head_clock = self.head_clock or self.loop.call_later(seconds_head, self.too_slow)
-            super().data_received(data)
-            if self.cycle is not before: self.begun()
-            elif self.head_bytes > max_head: self.refuse(431, f'the headers are longer than {max_head:,} bytes')
-
-        def begun(self):
-            self.head_bytes = 0
-            if self.head_clock: self.head_clock.cancel()
-            self.head_clock = None
-
-        def connection_lost(self, exc):
-            self.begun()
-            super().connection_lost(exc)
-
-        def too_slow(self):
-            self.head_clock = None
-            if self.head_bytes: self.refuse(408, f'the headers took longer than {seconds_head:g} seconds')
-            elif not self.refused: self.transport.close()
-
-        def send_400_response(self, msg):
-            # The slower of the two parsers has its own bound on headers
-            if self.head_bytes > max_head: self.refuse(431, f'the headers are longer than {max_head:,} bytes')
-            else: self.refuse(400, 'this is no valid request of HTTP/1.1')
-
-        def refuse(self, status, detail, headers=''):
-            "Answer without the application, then close; closing at once would break the answer, as bytes are unread"
-            if self.refused or self.transport.is_closing(): return
-            self.refused = True
-            if noted: noted(status, detail)
-            problem = problem_body(status, detail)
-            body = json.dumps(problem).encode()
-            head = (f'HTTP/1.1 {status} {problem["title"]}\r\nContent-Type: {problem_type}\r\nContent-Length: '
-                f'{len(body)}\r\n{headers}Connection: close\r\n\r\n')
-            self.transport.write(head.encode() + body)
-            if self.transport.can_write_eof(): self.transport.write_eof()
-            self.loop.call_later(2, self.transport.close)
-
-    return BoundedProtocol
+    bounds = dict(max_head=max_head, seconds_head=seconds_head, max_connections=max_connections,
+        noted=noted and staticmethod(noted))
+    return type('BoundedProtocol', (_BoundedHead, base), bounds)
 
 # %% ../../nbs/serve/03_supervise.ipynb #7dea4cb9
 class Supervisor:

@@ -216,11 +216,12 @@ class Page {
     this.drop = make('div', { class: 'bq-drop', role: 'group', 'aria-label': 'Choose images' }, make('div', { class: 'bq-actions' }, this.button, this.take),
       make('p', { class: 'bq-hint' }, `or drop them here, or paste with ${key}`), this.files, this.snapshot);
     this.status = make('p', { class: 'bq-status', role: 'status', 'aria-live': 'polite' });
+    this.trouble = make('p', { class: 'bq-trouble', role: 'status' });
     this.cards = make('div', { class: 'bq-cards', role: 'region', 'aria-label': 'Answers' });
     this.camera = new Camera((file) => this.choose([file]), (words) => this.say(words));
     this.root.classList.add('bearcls-classify');
     const words = [this.title && make(heading, { class: 'bq-title' }, this.title), note && make('p', { class: 'bq-note' }, note)].filter(Boolean);
-    this.root.replaceChildren(...words, this.drop, this.status, this.cards, this.camera.dialog);
+    this.root.replaceChildren(...words, this.drop, this.status, this.trouble, this.cards, this.camera.dialog);
   }
 
   listen() {
@@ -246,6 +247,9 @@ class Page {
     this.lookForCamera();
     on(navigator.mediaDevices ?? new EventTarget(), 'devicechange', () => this.lookForCamera());
   }
+
+  /* A sentence that stays for as long as it is true, such as that the log cannot be written; empty when it is over */
+  warn(words) { if (this.trouble.textContent !== words) this.trouble.textContent = words; }
 
   /* Read out to those who cannot see it; `quiet` where it stands in a card already */
   say(words, quiet = false) {
@@ -519,7 +523,10 @@ function render({ model, el }) {
   const root = make('div');
   el.append(root);
   const page = mount(root, { ...metadata, ask, tell: feedback ? tell : null, heading: document.body.dataset.voila ? 'h1' : 'h2' });
-  return () => { page.destroy(); line.close(); root.remove(); };
+  const warn = () => page.warn(model.get('metadata').trouble ?? '');
+  model.on('change:metadata', warn);
+  warn();
+  return () => { model.off('change:metadata', warn); page.destroy(); line.close(); root.remove(); };
 }
 
 export default { render };

@@ -1,4 +1,4 @@
-"""Networks by name, from torchvision or timm, with the weights they start from and the features they produce
+"""Networks by name, from torchvision or timm, with the weights they start from, the features they produce and the heads that learn from these
 
 Docs: https://bearcls.github.io/bearcls/train/arch.html.md"""
 
@@ -7,7 +7,8 @@ Docs: https://bearcls.github.io/bearcls/train/arch.html.md"""
 # %% auto #0
 __all__ = ['torchvision_archs', 'own_archs', 'TrainError', 'get_arch', 'xresnet18_thin', 'says_if_uncuttable', 'arch_stats',
            'fixed_size', 'feature_layer', 'pool_features', 'averages_of', 'FrozenPart', 'frozen_part', 'keep_modes',
-           'weights_url', 'Weights', 'find_weights', 'read_weights', 'load_weights', 'class_head']
+           'weights_url', 'Weights', 'find_weights', 'read_weights', 'load_weights', 'class_head', 'linear_head',
+           'train_head']
 
 # %% ../../nbs/train/01_arch.ipynb #67796316
 import difflib, pickle, threading, urllib.error, urllib.parse, urllib.request
@@ -23,7 +24,8 @@ from fastai.vision.learner import TimmBody, create_body, model_meta
 from fastai.vision.models import xresnet
 from fastai.vision.models.xresnet import XResNet
 from torch import nn
-from ..core import BearclsError, optional_import
+from ..core import BearclsError, optional_import, progress
+from ..threads import Pace, decided_threads
 
 # %% ../../nbs/train/01_arch.ipynb #e6461f58
 class TrainError(BearclsError, ValueError):
@@ -333,3 +335,70 @@ def class_head(
         if weight.numel() == len(bias)*len(parts[1]):
             return weight.reshape(len(bias), -1).float().numpy(), bias.float().numpy()
     return None
+
+# %% ../../nbs/train/01_arch.ipynb #2b54cd44
+def linear_head(
+    x: torch.Tensor,            # Features: (images, numbers)
+    y: torch.Tensor,            # Index of the label of each
+    loss: Any,                  # Called with logits and labels; one number per image, or without weights their mean
+    n_labels: int,              # How many labels there are
+    weight_decay: float = 1e-3, # Strength of the penalty
+    weights: torch.Tensor | None = None,  # How much each image counts; None: all the same
+    in_place: bool = False,     # Standardise `x` itself, and not a copy: half the memory
+    threads: int | None = None, # PyTorch's threads, at least 1; None: 1 for few features, else the faster of 1 and all
+) -> nn.Sequential:             # BatchNorm1d that standardises, and Linear
+    "The best linear head for some features"
+    mean = x.mean(0)
+    var = x.var(0, correction=0)
+    norm = nn.BatchNorm1d(x.shape[1], eps=1e-3*float(var.mean()) or 1e-5, affine=False)
+    linear = nn.Linear(x.shape[1], n_labels)
+    norm.running_mean = mean
+    norm.running_var = var
+    for p in linear.parameters(): nn.init.zeros_(p)
+    weights = torch.ones(len(x)) if weights is None else weights/weights.mean()
+    norm.eval()
+    if in_place:
+        for rows in x.split(1000): rows.copy_(norm(rows))
+    else: x = norm(x)
+    opt = torch.optim.LBFGS(linear.parameters(), max_iter=60, line_search_fn='strong_wolfe')
+    def closure():
+        opt.zero_grad()
+        value = (loss(linear(x), y)*weights).mean() + weight_decay*linear.weight.square().sum()
+        value.backward()
+        return value
+    few = 1 if x.numel() < 5e6 else None  # a fraction of a second, and the same digits on every machine
+    with Pace(decided_threads(threads) or few) as pace:
+        if pace.is_due: pace.measure(closure)
+        opt.step(closure)
+    return nn.Sequential(norm, linear)
+
+# %% ../../nbs/train/01_arch.ipynb #f9f763b3
+def train_head(
+    rest: nn.Sequential,         # Layers after the pool; trained in place
+    x: torch.Tensor,             # Features: (images, numbers)
+    y: torch.Tensor,             # Index of the label of each
+    loss: Any,                   # Called with logits and labels; one number per image, or without weights their mean
+    epochs: int = 20,            # Times that every view is seen
+    lr: float = 3e-3,            # Highest learning rate
+    weights: torch.Tensor | None = None,  # How much each image counts; None: all the same
+    bs: int = 64,                # Views in a batch
+    threads: int | None = None,  # PyTorch's threads, at least 1; None: the faster of one and all
+) -> nn.Sequential:              # `rest`
+    "Train a head on features"
+    weights = torch.ones(len(x)) if weights is None else weights/weights.mean()
+    n_batches = max(1, len(x)//bs)
+    opt = torch.optim.AdamW(rest.parameters(), weight_decay=.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*n_batches)
+    def probe():
+        with torch.no_grad(): rest.eval()(x[:bs])
+        rest.train()
+    rest.train()
+    with Pace(threads) as pace:
+        for _ in progress(range(epochs), 'head', unit='epoch'):
+            if pace.is_due: pace.measure(probe)
+            for i in torch.randperm(len(x)).tensor_split(n_batches):
+                (loss(rest(x[i]), y[i])*weights[i]).mean().backward()
+                opt.step()
+                schedule.step()
+                opt.zero_grad()
+    return rest.eval()

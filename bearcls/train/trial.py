@@ -23,9 +23,9 @@ from torch import nn
 from ..images import ImageError, image_size, load_image
 from ..core import progress
 from ..threads import Pace
-from .arch import xresnet18_thin
+from .arch import linear_head, xresnet18_thin
 from .precision import fast_dtype
-from .fast import image_features, linear_head
+from .fast import image_features
 
 # %% ../../nbs/train/06_trial.ipynb #51f162f1
 def unlike_photographs(
