@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, yaml
 from packaging.requirements import Requirement
 from nbdev.config import tomllib
-from notebooks import cells, notebooks, output_text, root
+from notebooks import cells, exported, notebooks, output_text, root
 
 sys.path.insert(0, str(root/'nbs'/'_sphinx'))
 from pages import first_of_roof, wings
@@ -177,6 +177,11 @@ def test_wings_are_folders():
         own = [m for m, n in homes.items() if n.rpartition('/')[0] == folder and not m.endswith('__init__')]
         numbers = [place(m)[1] for m in own]
         assert len(numbers) == len({*numbers}) and (not folder or 0 < len(numbers) <= 9), folder
+
+def test_modules_are_small():
+    "At most 420 exported lines, so that you can read a page in one sitting"
+    lengths = {m: exported(root/'nbs'/n).count('\n') + 1 for m, n in homes.items()}
+    assert {m: n for m, n in lengths.items() if n > 420} == {} and lengths['core'] > 100
 
 @pytest.mark.parametrize('wing', wings)
 def test_front_door(wing):
