@@ -43,7 +43,8 @@ def lighten(
     for text in pages.values(): names.add_page(text)
     for file in (script, search): names.add_script((site/file.partition('?')[0]).read_text(encoding='utf-8'))
     rules = without_idle_motion(''.join(_sheet(s, names) for s in sheets))
-    style = _write(site, 'pages.css', without_idle_variables(rules, '\n'.join(pages.values())))
+    rules = without_idle_variables(rules, '\n'.join(pages.values()))
+    style = _write(site, 'pages.css', licences([s.read_text(encoding='utf-8') for s in sheets]) + rules)
     for file, text in pages.items():
         is_search = bool(found) and file == site/'search.html'
         own = [style, search, 'searchindex.js'] if is_search else [style, script]
@@ -69,6 +70,13 @@ def _sheet(file, names):
     imported = [file.parent/a for a in re.findall(r'@import "([^"]*)";', text)]
     of_theme = file.parent.name == 'styles'
     return ''.join(_sheet(f, names) for f in imported) + used(text, names, skip=r'(:is\()?\.fa[\w-]*' if of_theme else '')
+
+def licences(
+    sheets: list[str],  # CSS as others wrote it
+) -> str:               # CSS comments, a line for each
+    "Whose work is in a style sheet, as its comments say: those that begin with `!`"
+    found = [c for text in sheets for c in re.findall(r'/\*!.*?\*/', text, re.DOTALL) if 'Font Awesome' not in c]  # no icon of theirs is left
+    return ''.join(' '.join(c.split()) + '\n' for c in dict.fromkeys(found))
 
 def _write(site, name, text):
     "A file for all pages. Its address changes with it, so that a browser may keep it for as long as it likes"
@@ -162,7 +170,8 @@ def shown_size(
 
 def _size(path):
     if path.suffix == '.svg':
-        found = re.search(r'<svg[^>]*? width="([\d.]+)(?:px|pt)?"[^>]*? height="([\d.]+)', path.read_text(encoding='utf-8'))
+        tag = re.search(r'<svg[^>]*>', path.read_text(encoding='utf-8'))[0]
+        found = re.search(r' width="([\d.]+)(?:px)?"[^>]*? height="([\d.]+)', tag) or re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', tag)
         return (float(found[1]), float(found[2])) if found else None
     with Image.open(io.BytesIO(path.read_bytes())) as image: return image.size
 

@@ -113,8 +113,8 @@ def without_idle_motion(
 ) -> str:       # CSS
     "Without the animations that no rule starts"
     rules = parts(text)
-    rest = ' '.join(body for head, body in rules if not head.startswith('@keyframes'))
-    return ''.join(f'{head}{{{body}}}' for head, body in rules if not head.startswith('@keyframes') or head.split()[1] in rest)
+    started = {word for value in re.findall(r'animation(?:-name)?:([^;}]*)', text) for word in re.findall(r'[\w-]+', value)}
+    return ''.join(f'{head}{{{body}}}' for head, body in rules if not head.startswith('@keyframes') or head.split()[1] in started)
 
 _value = r'(?:"[^"]*"|\'[^\']*\'|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)|[^;"\'()}])*'
 _variable = re.compile(rf'(?<=[{{;])(--[\w-]+):{_value}(?:;|(?=\}}))')
@@ -128,5 +128,5 @@ def without_idle_variables(
     while True:
         read = elsewhere | set(re.findall(r'var\(\s*(--[\w-]+)', text))
         shorter = _variable.sub(lambda m: m[0] if m[1] in read else '', text)
-        if shorter == text: return re.sub(r'(?<=[{}])[^{}@]+\{\}', '', text)
+        if shorter == text: return short(re.sub(r'(?:(?<=[{}])|^)[^{}@]+\{\}', '', text))
         text = shorter
