@@ -228,6 +228,7 @@ def test_head_of_a_light_page():
     light = with_head(head, ['p.css?v=1', 'p.js?v=2'])
     assert 'old' not in light and 'prefers-color-scheme' in light and '<link rel="stylesheet" href="p.css?v=1">' in light and '<script defer src="p.js?v=2">' in light
     assert not re.search('t.css|b.js|pagename|searchindex', light) and 'i.svg' in light
+    with pytest.raises(SiteError, match='The theme no longer begins a page'): with_head('<head></head>', ['p.css', 'p.js'])
 
 def test_words_of_code_that_look_alike_need_no_element():
     css = ''.join(f'html[data-theme="{t}"] .highlight {{ background: #fff; color: {c} }}\nhtml[data-theme="{t}"] .highlight .n {{ color: {c} }} /* Name */\n'

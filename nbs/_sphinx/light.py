@@ -1,19 +1,20 @@
 """Make the pages that Sphinx has written light: a reader sees words after one page, one style sheet and no script
 
-Sphinx and the theme ask for 25 files before a page shows anything, the index of the search among them. Here every page gets one style sheet, which holds only
+A page of Sphinx and its theme waits for 16 files before it shows anything, the index of the search among them. Here every page gets one style sheet, which holds only
 the rules that some page uses, and one script that waits until the page stands. The search has a page of its own, and only that loads the index."""
 import base64, hashlib, html, io, posixpath, re
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from PIL import Image
+from pages import SiteError
 from styles import Names, used, without_idle_motion, without_idle_variables
 
 smallest = 1000  # characters of an image that is cheaper as a file than inside its page
 unneeded = ('fontawesome.js', 'bootstrap.js')  # icons are in icons.css, the one menu is in menu.js
 of_search = ('language_data.js', 'searchtools.js')
 _tag = r'<{}\b(?:[^>"\']|"[^"]*"|\'[^\']*\')*>'
-_style = re.compile(r'[ \t]*<link\b[^>]*\brel="stylesheet"[^>]*>\n?')
-_script = re.compile(r'[ \t]*<script\b[^>]*\bsrc="([^"]*)"[^>]*></script>\n?')
+_style = re.compile(r'[ \t]*<link\b(?=[^>]*\brel="stylesheet")[^>]*\bhref="(?!https?:)([^"]*)"[^>]*>\n?')
+_script = re.compile(r'[ \t]*<script\b[^>]*\bsrc="(?!https?:)([^"]*)"[^>]*></script>\n?')
 _early = re.compile(r'[ \t]*<link rel="preload" as="script"[^>]*>\n?')
 _first = re.compile(r'<script data-cfasync="false">.*?</script>', re.DOTALL)  # the theme's: colours as they were chosen, before anything is drawn
 _options = re.compile(r'[ \t]*<script>DOCUMENTATION_OPTIONS\.[^<]*</script>\n?')  # for versions and for answers while typing, which this site has not
@@ -29,8 +30,7 @@ def lighten(
     "Rewrite every page, and leave in `_static` only what pages ask for"
     files = sorted(f for f in site.rglob('*.html') if '_static' not in f.parts)
     pages = {f: f.read_text(encoding='utf-8') for f in files}
-    sheets = _addresses(pages, site, re.compile(r'<link\b(?=[^>]*\brel="stylesheet")[^>]*\bhref="([^"]*)"'))
-    scripts = _addresses(pages, site, _script)
+    sheets, scripts = _addresses(pages, _style), _addresses(pages, _script)
     plain = plain_words((site/'_static'/'pygments.css').read_text(encoding='utf-8'))
     for file in files:
         pages[file] = _with_images(without_spans(pages[file], plain), file, site)
@@ -51,7 +51,7 @@ def lighten(
         file.write_text(with_head(text, [_from(a, file, site) for a in own]), encoding='utf-8', newline='\n')
     _remove_unused(site, files)
 
-def _addresses(pages, site, pattern):
+def _addresses(pages, pattern):
     "Files of the site that a page asks for, in the order in which it does"
     found = {}
     for file, text in pages.items():
@@ -90,6 +90,7 @@ def with_head(
     needed: list[str],    # Addresses of its style sheet and its scripts
 ) -> str:                 # HTML page
     "A page that asks for one style sheet, and for scripts only when it stands"
+    if not _first.search(text): raise SiteError('The theme no longer begins a page with the script that `light.py` replaces: look at what it does now')
     for pattern in (_style, _script, _early, _options): text = pattern.sub('', text)
     style, *scripts = [html.escape(a, quote=True) for a in needed]
     lines = [f'<link rel="stylesheet" href="{style}">', *[f'<script defer src="{s}"></script>' for s in scripts]]
