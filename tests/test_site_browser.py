@@ -165,3 +165,16 @@ def test_nothing_moves_while_a_page_is_drawn(address, browser, width):
         page.goto(f'{address}{name}.html', wait_until='networkidle')
         assert page.evaluate('moved') < 0.05, name
     page.close()
+
+@pytest.mark.parametrize('width', [1200, 1900])
+def test_text_stands_in_its_place_before_the_contents_arrive(site, address, browser, width):
+    "A browser draws the article while the rest of the page is on its way"
+    page = browser.new_page(viewport=dict(width=width, height=800))
+    def place(): return page.evaluate("(({x, width}) => [x, width])(document.querySelector('article').getBoundingClientRect())")
+    page.goto(f'{address}data/loaders.html')
+    whole = place()
+    half = (site/'data'/'loaders.html').read_text(encoding='utf-8').partition('<dialog id="pst-secondary-sidebar-modal"')[0]
+    page.route('**/data/loaders.html', lambda route: route.fulfill(body=half, content_type='text/html'))
+    page.goto(f'{address}data/loaders.html')
+    assert place() == whole and page.locator('#pst-secondary-sidebar').count() == 0
+    page.close()
