@@ -120,6 +120,13 @@ def test_no_other_host(processed):
             assert not re.search(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="https?://(?!127\.|localhost)', text), name
     assert '$web-font-path: false' in styles('nbs/styles.scss') and 'html-math-method: mathml' in (root/'_quarto.yml').read_text(encoding='utf-8')
 
+def test_no_script_for_notes_that_are_not_there(processed):
+    "Quarto loads two more scripts on every page for footnotes, citations and references that open under the pointer"
+    quarto = (root/'_quarto.yml').read_text(encoding='utf-8')
+    assert all(f'{kind}-hover: false' in quarto for kind in ('citations', 'crossrefs', 'footnotes'))
+    texts = {name: '\n'.join(source(c) for c in cells if c['cell_type'] == 'markdown') for name, cells in processed.items()}
+    assert [n for n, text in texts.items() if re.search(r'^\[\^\w+\]:', text, re.MULTILINE)] == [], 'a footnote that could open under the pointer'
+
 def test_one_set_of_variables():
     "10: both builds take colours and sizes from the same file"
     assert 'css: design.css' in (root/'_quarto.yml').read_text(encoding='utf-8') and "'design.css'" in (root/'nbs/_sphinx/conf.py').read_text(encoding='utf-8')

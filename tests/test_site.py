@@ -1,6 +1,7 @@
 "The site built without Quarto, as a reader meets it, and what its converter refuses"
-import os, re, subprocess, sys
+import base64, os, re, subprocess, sys
 import pytest
+from PIL import Image
 from nbdev.showdoc import show_doc
 from bearcls.sample.loopback import LoopbackWeb
 from bearcls.pages import ApiEntry, entry_markdown, read_entry, with_comments
@@ -13,7 +14,9 @@ from convert import check_links, quarto_divs
 from build import toctrees
 from pages import SiteError, check_sidebar, docname, earlier_pages, html_page, local_link, sidebar, slug, wings
 from addresses import change, problem
+from light import plain_words, shown_size, smallest, with_head, with_size, without_spans
 from readme import in_clone, plain_divs
+from styles import Names, can_match, parts, selectors, short, used, without_comments, without_idle_motion, without_idle_variables
 
 names = [f.relative_to(root/'nbs').as_posix() for f in notebooks()]
 
@@ -150,3 +153,100 @@ def test_api_entry_names_objects():
 def test_api_entry_without_the_modules_of_types():
     text = entry_markdown(ApiEntry('f', 'def f(\n    a:bearcls.inference.classifier.Prediction, # One\n    b:bearcls.core.Html, # Two\n):', ''))
     assert '**`a`** `Prediction`' in text and '**`b`** `Html`' in text
+
+@pytest.fixture(scope='module')
+def texts(site):
+    "Every page as it is sent, without those that only lead to another"
+    found = {f.relative_to(site).as_posix(): f.read_text(encoding='utf-8') for f in site.rglob('*.html') if '_static' not in f.parts}
+    return {name: text for name, text in found.items() if 'http-equiv="refresh"' not in text[:2000]}
+
+def test_a_page_waits_for_one_style_sheet_and_no_script(texts):
+    "The index of the search is as large as ten pages: only the page that searches loads it"
+    assert len(texts) >= len(names)
+    for name, text in texts.items():
+        up = '../' * name.count('/')
+        assert re.findall(r'<link[^>]*rel="stylesheet"[^>]*href="([^"?]*)', text) == [f'{up}_static/pages.css'], name
+        scripts = re.findall(r'<script\b([^>]*)\bsrc="([^"?]*)', text)
+        expected = ['_static/search.js', 'searchindex.js'] if name == 'search.html' else [f'{up}_static/pages.js']
+        assert [address for _, address in scripts] == expected and all('defer' in before for before, _ in scripts), name
+        assert 'rel="preload"' not in text and len(re.findall(r'<script\b(?![^>]*\bsrc=)', text.partition('</head>')[0])) == 1, name
+
+def test_every_rule_of_style_is_of_some_page(site, texts):
+    names = Names()
+    for text in texts.values(): names.add_page(text)
+    for name in ('pages.js', 'search.js'): names.add_script((site/'_static'/name).read_text(encoding='utf-8'))
+    style = (site/'_static'/'pages.css').read_text(encoding='utf-8')
+    assert used(style, names) == short(without_comments(style)), 'a rule that no page uses'
+    assert 'Bootstrap' in style[:500], 'a licence asks to be kept'
+    assert style.count('data-theme') > 50 and '.bd-sidebar' in style and '.copybtn' in style
+    assert '@font-face' not in style and not re.search(r'url\((?!"data:image/svg)', style) and len(style.encode()) < 100_000
+    wanted = {c for text in texts.values() for c in re.findall(r'\bfa-(?!solid|brands|lg)[\w-]+', ' '.join(re.findall(r'class="([^"]*)"', text)))}
+    drawn = set(re.findall(r'\.(fa-[\w-]+)\{--icon:', style))
+    assert wanted and wanted <= drawn, 'an icon without a drawing'
+
+def test_what_no_page_asks_for_is_not_published(site, texts):
+    asked = {re.sub(r'^(?:\.\./)*_static/', '', a) for text in texts.values() for a in re.findall(r'(?:src|href)="([^"?]*_static/[^"?]*)', text)}
+    assert {f.relative_to(site/'_static').as_posix() for f in (site/'_static').rglob('*') if f.is_file()} == asked
+
+def test_images_keep_their_place_and_come_when_they_are_near(site, texts):
+    "A page shows its words before its images, which are files of their own, and nothing moves when they arrive"
+    found = 0
+    for name, text in texts.items():
+        images = re.findall(r'<img\b(?:[^>"]|"[^"]*")*>', text.partition('<article')[2])
+        found += len(images)
+        for image in images:
+            assert len((re.search(r'src="(data:[^"]*)', image) or ['', ''])[1]) < smallest, (name, image[:200])
+            sized = re.search(r' width="\d+" height="\d+"', image) or re.search(r'width:\d+px;height:\d+px', image)
+            assert sized or 'src="data:' in image, (name, image[:200])
+        assert all('loading="lazy"' in i for i in images[1:] if 'src="data:' not in i), name
+        assert not re.search(rf'<image\b[^>]*href="data:[^"]{{{smallest},}}', text), name
+    assert found > 500
+
+def test_rules_that_no_page_uses_are_left_out():
+    names = Names()
+    names.add_page('<main class="note wide" id="top"><p data-kind="x">a &lt;table class="gone"&gt;</p></main>')
+    names.add_script("e.classList.add('open-menu'); e.dataset.bigTheme = 'x'")
+    css = """/* .note { } */ @charset "utf-8"; .note, .gone > p { color: red; content: "/* { ; } */" } .gone { a: b } #top p:not(.gone)::after { a: b }
+    @media (min-width: 9px) { .gone { a: b } table { a: b } } @media print { p { a: b } } @font-face { font-family: X } @keyframes spin { to { a: b } }
+    .open-menu[data-big-theme] p:is(.gone, .wide) { a: b } [data-none] { a: b } .skip-me { a: b }"""
+    assert used(css, names) == '.note{color: red;content: "/* { ; } */"}#top p:not(.gone)::after{a: b}@media print{p{a: b}}@keyframes spin{to{a: b}}' \
+        '.open-menu[data-big-theme] p:is(.gone,.wide){a: b}'
+    assert used('.note { a: b }', names, skip=r'\.no') == '' and without_comments('a{b:"/*c*/"}/* d */') == 'a{b:"/*c*/"} '
+    assert selectors('a, b:is(c, d:not(e, f)) > g') == ['a', 'b:is(c, d:not(e, f)) > g']
+    assert can_match(r'p.note', names) and not can_match(r'a\:b.w-50\%', names) and parts('a{b:c}@x;d{e{f:g}}') == [('a', 'b:c'), ('@x', ''), ('d', 'e{f:g}')]
+    assert without_idle_motion('@keyframes a{x{y:z}}@keyframes b{x{y:z}}p{animation:b 1s}') == '@keyframes b{x{y:z}}p{animation:b 1s}'
+
+def test_variables_that_nothing_reads_are_left_out():
+    css = 'html{--a:1;--b:rgba(var(--c),.5);--c:2;--d:url("x;y");color:var(--b)}p{--e:3}'
+    assert without_idle_variables(css) == 'html{--b:rgba(var(--c),.5);--c:2;color:var(--b)}'
+    assert '--a:1' in without_idle_variables(css, '<p style="top: var(--a)">')
+
+def test_head_of_a_light_page():
+    head = """<script data-cfasync="false">old</script>
+    <link href="_static/t.css" rel="stylesheet" /><link rel="preload" as="script" href="_static/b.js" /><script>DOCUMENTATION_OPTIONS.pagename = 'a';</script>
+    <script src="searchindex.js"></script><link rel="icon" href="i.svg"/>"""
+    light = with_head(head, ['p.css?v=1', 'p.js?v=2'])
+    assert 'old' not in light and 'prefers-color-scheme' in light and '<link rel="stylesheet" href="p.css?v=1">' in light and '<script defer src="p.js?v=2">' in light
+    assert not re.search('t.css|b.js|pagename|searchindex', light) and 'i.svg' in light
+    with pytest.raises(SiteError, match='The theme no longer begins a page'): with_head('<head></head>', ['p.css', 'p.js'])
+
+def test_words_of_code_that_look_alike_need_no_element():
+    css = ''.join(f'html[data-theme="{t}"] .highlight {{ background: #fff; color: {c} }}\nhtml[data-theme="{t}"] .highlight .n {{ color: {c} }} /* Name */\n'
+        f'html[data-theme="{t}"] .highlight .k {{ color: #00f }}\n' for t, c in [('light', '#000'), ('dark', '#eee')])
+    plain = plain_words(css)
+    assert {'n', 'w'} <= plain and 'k' not in plain
+    assert without_spans('<span class="k">if</span><span class="w"> </span><span class="n">a</span>', plain) == '<span class="k">if</span> a'
+
+def test_images_are_shown_as_large_as_their_styles_allow(tmp_path):
+    Image.effect_noise((200, 100), 50).save(tmp_path/'wide.png')
+    assert shown_size(tmp_path/'wide.png', '') == (200, 100)
+    assert shown_size(tmp_path/'wide.png', 'max-width: 100px; max-height:80px') == (100, 50)
+    assert shown_size(tmp_path/'wide.png', 'max-width:100%;max-height:50px') == (100, 50)
+    assert shown_size(tmp_path/'wide.png', 'width:44px;height:44px') is None
+    (tmp_path/'a.html').touch()
+    source = 'data:image/png;base64,' + base64.b64encode((tmp_path/'wide.png').read_bytes()).decode()
+    tag = with_size(f'<img alt="a" src="{source}"/>', tmp_path/'a.html', tmp_path, lazy=True)
+    name = re.fullmatch(r'<img alt="a" src="_images/(\w+\.png)" width="200" height="100" loading="lazy"/>', tag)[1]
+    assert (tmp_path/'_images'/name).read_bytes() == (tmp_path/'wide.png').read_bytes()
+    small = f'<img src="data:image/png;base64,{"A"*100}">'
+    assert with_size(small, tmp_path/'a.html', tmp_path, lazy=True) == small

@@ -78,3 +78,103 @@ def test_every_page(site, address, browser, pages):
         if sum(sent) > heaviest: faults.append(f'{name} has {sum(sent):,} bytes')
     context.close()
     assert faults == []
+
+def test_search_from_the_keyboard(address, browser):
+    "The index is asked for when a reader searches, and not before"
+    page = browser.new_page()
+    asked = []
+    page.on('request', lambda request: asked.append(request.url))
+    page.goto(f'{address}gather/index.html', wait_until='networkidle')
+    assert not [url for url in asked if 'search' in url.rpartition('/')[2]]
+    page.keyboard.press('Control+k')
+    page.wait_for_selector('#pst-search-dialog[open]')
+    page.keyboard.press('Escape')
+    page.wait_for_selector('#pst-search-dialog', state='hidden')
+    page.locator('.bd-header .search-button__button').click()
+    page.keyboard.type('load_image')
+    page.keyboard.press('Enter')
+    page.wait_for_url('**/search.html?q=load_image')
+    page.wait_for_selector('ul.search li a', timeout=10_000)
+    assert any('images.html' in link for link in page.eval_on_selector_all('ul.search li a', 'links => links.map(l => l.href)'))
+    assert [url for url in asked if 'searchindex.js' in url]
+    page.locator('ul.search li a').first.click()
+    page.wait_for_selector('span.highlighted')
+    page.close()
+
+def shown_theme(page): return page.evaluate('[document.documentElement.dataset.mode, document.documentElement.dataset.theme]')
+
+@pytest.mark.parametrize('width', widths)
+def test_theme_is_chosen_and_kept(address, browser, width):
+    "By mouse and by keyboard, on a desk and in the panel of a phone; before the first word is drawn, also on the next page"
+    context = browser.new_context(viewport=dict(width=width, height=800), color_scheme='light')
+    page = context.new_page()
+    page.goto(f'{address}index.html')
+    assert shown_theme(page) == ['auto', 'light']
+    place = '.bd-header' if width > 960 else '#pst-primary-sidebar-modal'
+    if width < 960: page.locator('.primary-toggle').click()
+    button, menu = page.locator(f'{place} .theme-switch-button'), page.locator(f'{place} .theme-switch-container .dropdown-menu')
+    button.click()
+    box = menu.bounding_box()
+    assert 0 <= box['x'] and box['x'] + box['width'] <= width and button.get_attribute('aria-expanded') == 'true'
+    menu.get_by_text('Dark').click()
+    assert shown_theme(page) == ['dark', 'dark'] and not menu.is_visible()
+    button.focus()
+    page.keyboard.press('ArrowDown')
+    page.keyboard.press('Escape')
+    assert not menu.is_visible() and button.evaluate('b => b === document.activeElement')
+    assert width > 960 or page.locator('#pst-primary-sidebar-modal').is_visible()
+    for key in ('ArrowDown', 'ArrowDown', 'Enter'): page.keyboard.press(key)
+    assert shown_theme(page) == ['light', 'light'] and not menu.is_visible()
+    page.evaluate("localStorage.setItem('mode', 'dark')")
+    page.route('**/pages.js*', lambda route: route.abort())
+    page.goto(f'{address}about.html')
+    assert shown_theme(page) == ['dark', 'dark']
+    context.close()
+
+def test_code_is_copied(address, browser):
+    context = browser.new_context(permissions=['clipboard-read', 'clipboard-write'])
+    page = context.new_page()
+    page.goto(f'{address}tutorials/first_classifier.html')
+    page.locator('div.highlight').first.hover()
+    page.locator('button.copybtn').first.click()
+    page.wait_for_selector('button.copybtn.success')
+    assert page.evaluate('navigator.clipboard.readText()') == 'from bearcls.all import *\nfrom bearcls.images import load_image'
+    context.close()
+
+def test_sidebar_opens_a_section(address, browser):
+    page = browser.new_page(viewport=dict(width=1200, height=800))
+    page.goto(f'{address}index.html')
+    section = page.locator('.bd-sidebar-primary details').first
+    assert not section.evaluate('d => d.open')
+    section.locator('.toctree-toggle').first.click()
+    assert section.evaluate('d => d.open')
+    page.close()
+
+@pytest.mark.parametrize('width', widths)
+def test_nothing_moves_while_a_page_is_drawn(address, browser, width):
+    "The sum of layout shifts, with scripts and images that come late; 0.1 is what Core Web Vitals call good"
+    page = browser.new_page(viewport=dict(width=width, height=800))
+    page.add_init_script("""window.moved = 0
+        new PerformanceObserver(list => { for (const entry of list.getEntries()) moved += entry.value }).observe({type: 'layout-shift', buffered: true})""")
+    def late(route):
+        page.wait_for_timeout(150)
+        route.continue_()
+    page.route('**/*.js*', late)
+    page.route('**/_images/*', late)
+    for name in ('index', 'tutorials/first_classifier', 'data/loaders'):
+        page.goto(f'{address}{name}.html', wait_until='networkidle')
+        assert page.evaluate('moved') < 0.05, name
+    page.close()
+
+@pytest.mark.parametrize('width', [1200, 1900])
+def test_text_stands_in_its_place_before_the_contents_arrive(site, address, browser, width):
+    "A browser draws the article while the rest of the page is on its way"
+    page = browser.new_page(viewport=dict(width=width, height=800))
+    def place(): return page.evaluate("(({x, width}) => [x, width])(document.querySelector('article').getBoundingClientRect())")
+    page.goto(f'{address}data/loaders.html')
+    whole = place()
+    half = (site/'data'/'loaders.html').read_text(encoding='utf-8').partition('<dialog id="pst-secondary-sidebar-modal"')[0]
+    page.route('**/data/loaders.html', lambda route: route.fulfill(body=half, content_type='text/html'))
+    page.goto(f'{address}data/loaders.html')
+    assert place() == whole and page.locator('#pst-secondary-sidebar').count() == 0
+    page.close()

@@ -8,6 +8,7 @@ from nbdev.serve import proc_nbs
 from sphinx.cmd.build import main as sphinx
 from check import problems
 from convert import convert
+from light import lighten
 from pages import SiteError, check_sidebar, config, docname, earlier_pages, front_matter, html_page, root, sidebar
 from twins import write_twins
 
@@ -109,6 +110,7 @@ def build(
         return [f'Sphinx ended with status {status}; its messages stand above, its pages in {source.relative_to(root)}']
     if (source/'images').is_dir(): shutil.copytree(source/'images', pages/'images', dirs_exist_ok=True)
     name_toggles(pages)
+    lighten(pages)
     write_stubs(notebooks, pages)
     write_twins(pages)
     (pages/'.nojekyll').touch()

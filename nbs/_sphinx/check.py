@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from pages import config, site_url
 
-heaviest = 2_000_000  # Bytes of a page with its images
+heaviest = 1_000_000  # Bytes of a page with its images
 
 class Page(HTMLParser):
     "What a page offers (`ids`) and what it asks for (`links`, `files`)"
