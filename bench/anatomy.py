@@ -16,8 +16,8 @@ from common import arguments, save
 from inference import prepare, root
 
 start = dict(python='', packages='import numpy\nfrom PIL import Image\nimport onnxruntime',
-    bearcls='from bearcls.inference.classifier import Classifier',
-    bundle='from bearcls.inference.classifier import Classifier\nfrom bearcls.inference.bundle import model_bytes, read_bundle\nmodel_bytes(read_bundle("bundle"))',
+    bearcls='import onnxruntime\nfrom bearcls.inference.classifier import Classifier',
+    bundle='import onnxruntime\nfrom bearcls.inference.classifier import Classifier\nfrom bearcls.inference.bundle import model_bytes, read_bundle\nmodel_bytes(read_bundle("bundle"))',
     model='from bearcls.inference.classifier import Classifier\nmodel = Classifier("bundle")',
     answer='from bearcls.inference.classifier import Classifier\nmodel = Classifier("bundle")\nmodel.predict("vga.jpg")',
     bare='''
