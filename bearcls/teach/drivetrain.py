@@ -21,7 +21,8 @@ def chain_html(
 ) -> Html:                                     # Boxes with arrows between them, that wrap to the width of the page
     "Steps as a chain of boxes"
     expect('back', back, str)
-    steps = dict(steps) if isinstance(steps, Mapping) else dict.fromkeys(expect_all('steps', steps, str), '')
+    if not isinstance(steps, Mapping): steps = dict.fromkeys(expect_all('steps', steps, str), '')
+    expect_all('steps', [*steps, *steps.values()], str)
     style = ('border:1.5px solid currentColor;border-radius:6px;padding:6px 10px;max-width:11.5em;font-size:14px;'
         'line-height:1.3')
     boxes = [f'<div style="{style}"><b>{escape(name)}</b>{"<br>" if words else ""}{escape(words)}</div>'
