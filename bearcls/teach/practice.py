@@ -122,8 +122,8 @@ def _task_cells(number, task, name, code):
         _cell('code', f'check-{number}', _check_source(number, task)), _cell('markdown', f'answer-{number}', answer)]
 
 # %% ../../nbs/teach/03_practice.ipynb #b114703d
-_how = ('Write the code of each empty cell yourself, then run the check below it. It says what is right and what is not,'
-    ' and gives a hint. Answers are folded. Cells that are not empty prepare or show something: run them, too, in order.')
+_how = ('Write the code of each empty cell yourself, then run the check below it. It says what is right, what is not,'
+    ' and gives a hint. Answers are folded. Cells that are not empty prepare or show something: run them in order.')
 _kernel = dict(name='python3', display_name='Python 3', language='python')
 
 def strip_notebook(
@@ -175,8 +175,8 @@ def task_results(
     found = {}
     for cell in expect('notebook', notebook, dict)['cells']:
         if not re.fullmatch(r'check-\d+', cell.get('id', '')): continue
-        texts = [''.join(out.get('data', {}).get('text/plain', '')) for out in cell['outputs']]
-        found[int(cell['id'].removeprefix('check-'))] = '\n'.join(filter(None, texts))
+        said = [out['data'].get('text/plain', '') for out in cell['outputs'] if out['output_type'] == 'execute_result']
+        found[int(cell['id'].removeprefix('check-'))] = ''.join(said[0]) if said else ''
     return found
 
 # %% ../../nbs/teach/03_practice.ipynb #629de438
