@@ -49,7 +49,7 @@ def _repr_html_(self):
     where = f'{self.title}: {self.section}'
     return (f'<p><strong>{self.number}.</strong> {code_html(self.question)}</p>'
         f'<details><summary>Hint for question {self.number}</summary><p>{code_html(self.hint)}</p></details>'
-        f'<details><summary>Answer to question {self.number}</summary><p>{code_html(self.answer)}</p>'
+        f'<details style="margin-bottom:1em"><summary>Answer to question {self.number}</summary><p>{code_html(self.answer)}</p>'
         f'<p>At work: <a href="{html.escape(self.url)}">{code_html(where)}</a></p></details>')
 
 # %% ../../nbs/teach/01_questions.ipynb #b233f9e3
@@ -95,7 +95,7 @@ def markdown(self,
     where = re.sub('`', '', f'{self.title}: {self.section}')  # code can't be part of a link's words
     return '\n\n'.join([f'**{self.number}.** {self.question}',
         f'<details><summary>Hint for question {self.number}</summary>', self.hint, '</details>',
-        f'<details><summary>Answer to question {self.number}</summary>', self.answer,
+        f'<details style="margin-bottom:1em"><summary>Answer to question {self.number}</summary>', self.answer,
         f'At work: [{where}]({up}/{self.page})', '</details>'])
 
 def questions_markdown(
