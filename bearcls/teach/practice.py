@@ -144,12 +144,14 @@ def strip_notebook(
             if heading: cells.append(_cell('markdown', f'heading-{place}', heading))
         elif cell['cell_type'] == 'code':
             code = re.sub(r'^#\|.*\n?', '', text, flags=re.MULTILINE)  # directives are for the site
+            if text.startswith('#| hide'): code = f'# A preparation that the tutorial\'s page does not show\n{code}'
             name = cell.get('id', f'cell-{place}')
             if waiting: number += 1
             cells += _task_cells(number, waiting, name, code) if waiting else [_cell('code', name, code)]
             waiting = None
     if waiting: raise NotebookError(f'No code cell follows the task "{waiting.words}"')
     if not number: raise NotebookError('The notebook has no task, so there is nothing to practise')
+    while cells[-1]['id'].startswith('heading-'): cells.pop()  # nothing to do below it
     first = [_cell('markdown', 'how', _how), _cell('code', 'import', 'from bearcls.teach.practice import check_task')]
     after_title = 1 if cells[0]['cell_type'] == 'markdown' else 0
     kernel = notebook.get('metadata', {}).get('kernelspec', _kernel)

@@ -49,7 +49,8 @@ def _repr_html_(self):
     where = f'{self.title}: {self.section}'
     return (f'<p><strong>{self.number}.</strong> {code_html(self.question)}</p>'
         f'<details><summary>Hint for question {self.number}</summary><p>{code_html(self.hint)}</p></details>'
-        f'<details style="margin-bottom:1em"><summary>Answer to question {self.number}</summary><p>{code_html(self.answer)}</p>'
+        f'<details style="margin-bottom:1em"><summary>Answer to question {self.number}</summary>'
+        f'<p>{code_html(self.answer)}</p>'
         f'<p>At work: <a href="{html.escape(self.url)}">{code_html(where)}</a></p></details>')
 
 # %% ../../nbs/teach/01_questions.ipynb #b233f9e3
