@@ -4,7 +4,7 @@ import pytest
 from bearcls.book.notebooks import read_notebook, run_notebook
 from bearcls.core import package_file
 from bearcls.teach.practice import fill_notebook, practice_names, practise, task_results
-from bearcls.teach.questions import published, read_questions
+from bearcls.teach.questions import read_questions, site_address
 from notebooks import cells, root
 
 sys.path.insert(0, str(root/'nbs'/'_sphinx'))
@@ -31,7 +31,7 @@ def test_each_leads_to_a_section(question):
     titles = headings(root/'nbs'/page)
     assert question.title == titles[0] and question.section in titles[1:]
     assert anchor == slug(question.section)
-    assert question.url == f'{site_url}{html_page(page)}#{anchor}' and published == site_url
+    assert question.url == f'{site_url}{html_page(page)}#{anchor}' and site_address == site_url
 
 def test_a_question_has_its_own_section_or_shares_it_with_a_reason():
     "A page that answers half of the list would show nothing at work"
