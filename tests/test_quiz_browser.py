@@ -93,6 +93,27 @@ def test_by_keyboard_in_jupyter(browser, tmp_path):
         page.get_by_text('These come before they are due.').wait_for()
         assert page.locator('.bq-question').inner_text() == read_questions()[9].question.replace('`', '')
 
+def test_by_keyboard_on_the_site(browser, site):
+    "The page of questions needs no kernel: every hint and answer unfolds by keyboard, and axe finds nothing in them"
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright').Axe()
+    with browser.new_page(viewport=dict(width=400, height=800)) as page:
+        page.goto((site/'teach'/'questions.html').as_uri() + '#limits-of-models')
+        folded = page.locator('section:not(#one-question) details').filter(has=page.locator('summary', has_text='question'))
+        summaries = folded.locator('summary')
+        assert summaries.count() >= 2*27
+        summaries.get_by_text('Hint for question 27', exact=True).focus()
+        for words in ('Hint for question 27', 'Answer to question 27'):
+            here = page.locator('details', has=page.get_by_text(words, exact=True))
+            assert page.evaluate('document.activeElement.textContent') == words and here.get_attribute('open') is None
+            page.keyboard.press('Enter')
+            assert here.get_attribute('open') is not None
+            page.keyboard.press('Tab')
+        assert page.evaluate('document.activeElement.href').endswith('#manual-the-model-answers-unseen')  # what shows it at work comes next
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
+        found = [v for v in axe.run(page).response['violations'] if v['impact'] in ('serious', 'critical')]
+        assert found == [], [(v['id'], [n['html'] for n in v['nodes']][:3]) for v in found]
+
 def test_damaged_file(browser, voila):
     "The message stands in the widget, and the file stays"
     folder, url = voila
