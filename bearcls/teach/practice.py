@@ -9,7 +9,7 @@ __all__ = ['TaskResult', 'check_task', 'Task', 'read_tasks', 'strip_notebook', '
            'practise']
 
 # %% ../../nbs/teach/03_practice.ipynb #4f71418a
-import ast, html, json, os, re
+import ast, json, os, re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from ..book.notebooks import NotebookError, read_notebook
 from ..core import expect, package_file
-from ..show import Html
 from .questions import code_html
 
 # %% ../../nbs/teach/03_practice.ipynb #ef96ff04
