@@ -1,4 +1,4 @@
-"""`quickstart`, `gather`, `check`, `recalibrate`, `convert` and `mend-notebook`: make an image folder, look it over, and get a bundle out of what you have
+"""`quickstart`, `gather`, `check`, `recalibrate`, `convert`, `mend-notebook` and `practise`: make an image folder, look it over, get a bundle out of what you have, and write a notebook
 
 Docs: https://bearcls.github.io/bearcls/commands/making.html.md"""
 
@@ -197,3 +197,16 @@ def _add_mend_notebook(parser):
     parser.add_argument('--online', action='store_true', help='use the network in that run')
     parser.add_argument('--timeout', type=float, default=600, metavar='SECONDS',
         help='for each cell of that run (default: %(default)s)')
+
+# %% ../../nbs/commands/02_making.ipynb #a7ae5aad
+def _practise(args):
+    "A practice notebook"
+    from bearcls.teach.practice import practise
+    print(practise(args.tutorial, args.dest))
+    return 0
+
+@command('practise', 'a tutorial with empty cells, and a check with hints after each task')
+def _add_practise(parser):
+    parser.set_defaults(run=_practise)
+    parser.add_argument('tutorial', metavar='TUTORIAL', help='first_classifier, inference, or your own notebook with tasks')
+    parser.add_argument('dest', nargs='?', default='.', metavar='FOLDER', help='where to write it (default: here)')
