@@ -2,6 +2,7 @@
 import ast, fnmatch, hashlib, json, os, re, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
+from PIL import Image
 import bearcls.deploy.check
 from tiny_bundle import make_bundle
 from uploads import labels_expected, write_uploads
@@ -66,7 +67,41 @@ def test_a_folder_follows_an_alias(tmp_path):
 def test_notebooks_and_pages_follow_an_alias_too(bundle):
     for target in ('voila', 'binder'): assert 'BEARCLS_BUNDLE' in ''.join(json.loads(deploy_files(target, bundle)['app.ipynb'])['cells'][0]['source'])
     assert b'BEARCLS_BUNDLE' in deploy_files('streamlit', bundle)['app.py']
-    for target in ('fastapi', 'space-docker', 'voila', 'streamlit'): assert b'models@champion' in deploy_files(target, bundle)['README.md']
+    for target in ('fastapi', 'space-docker', 'space-gradio', 'voila', 'streamlit'): assert b'models@champion' in deploy_files(target, bundle)['README.md']
+
+gradio_asked = '''
+import os, runpy, sys
+from unittest.mock import MagicMock
+sys.modules['bearcls'], sys.modules['gradio'] = None, MagicMock()
+sys.modules['gradio'].utils.get_upload_folder.return_value = 'uploads'
+app = runpy.run_path('app.py')
+image = open(sys.argv[1], 'rb').read()
+for line in sys.stdin:
+    found, _, problem = app['look'](image)
+    print(found.label if found else problem, flush=True)
+'''
+
+def test_a_gradio_page_follows_an_alias(tmp_path):
+    "With Gradio itself replaced by a stand-in: the model of the next image is the one that the registry names"
+    registry = Registry(tmp_path/'models')
+    first, second = (registry.add(make_bundle(tmp_path/f'made{k}', labels, model=colour_model(sharpness=60 + k))).id for k, labels in enumerate((['a', 'b', 'c'], ['d', 'e', 'f'])))
+    registry.promote(first)
+    dest = deploy('space-gradio', tmp_path/'made1', tmp_path/'folder')
+    Image.new('RGB', (64, 64), 'white').save(tmp_path/'white.png')
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(BEARCLS_BUNDLE=f'{tmp_path}/models@champion', PYTHONPATH=str(dest))
+    with subprocess.Popen([sys.executable, '-c', gradio_asked, str(tmp_path/'white.png')], cwd=dest, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        def ask():
+            process.stdin.write('\n'), process.stdin.flush()
+            return process.stdout.readline().strip()
+        before = ask()
+        registry.promote(second)
+        after = ask()
+        registry.rollback()
+        again = ask()
+        (tmp_path/'models').rename(tmp_path/'gone')
+        gone = ask()
+        process.stdin.close()
+    assert before in 'abc' and after in 'def' and again == before and gone != '', (before, after, again, gone)
 
 # ---------------------------------------------------------------- what is written
 
