@@ -34,7 +34,7 @@ def test_no_widget_stands_empty(processed):
     "1: a page has no kernel, so no output is a widget, and each has one form"
     kinds = {name: [set(out['data']) for out in outputs(cells) if 'data' in out] for name, cells in processed.items()}
     assert {n for n, found in kinds.items() if any(len(k) != 1 or 'application/vnd.jupyter.widget-view+json' in k for k in found)} == set()
-    cells = processed['clean/08_widget.ipynb']
+    cells = processed['clean/07_grid.ipynb']
     begin = next(i for i, c in enumerate(cells) if c['cell_type'] == 'markdown' and source(c).startswith('## Without widgets'))
     assert outputs(cells[begin:begin + 6]), 'the section shows nothing'
 
