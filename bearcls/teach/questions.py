@@ -12,7 +12,7 @@ import html, json, os, re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from ..core import DataError, expect, package_file, patch_to, short_words
+from ..core import DataError, expect, expect_all, package_file, patch_to, short_words
 from ..show import Html, html_table
 
 # %% ../../nbs/teach/01_questions.ipynb #27a6a47c
@@ -105,4 +105,5 @@ def questions_markdown(
     up: str = '..',                 # Way from the page to the folder of notebooks
 ) -> str:                           # Markdown
     "Questions to read and to unfold"
+    questions = list(expect_all('questions', questions, Question))
     return '\n\n'.join(q.markdown(up) for q in questions if theme in ('', q.theme))

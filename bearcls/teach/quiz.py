@@ -40,6 +40,7 @@ def next_box(
     now: float,                   # In seconds since 1970
 ) -> BoxedQuestion:               # Where it stands now
     "One box up, or back to the first"
+    expect('entry', entry, BoxedQuestion, None)
     box, asked, missed = (entry.box, entry.asked, entry.missed) if entry else (1, 0, 0)
     return BoxedQuestion(min(box + 1, max(waits)) if knew else 1, now, asked + 1, missed + (not knew))
 
@@ -76,6 +77,7 @@ def write_boxes(
     boxes: dict[int, BoxedQuestion],  # By the question's number
 ):
     "Keep the progress of a quiz"
+    expect_all('boxes', expect('boxes', boxes, dict).values(), BoxedQuestion)
     text = json.dumps(dict(boxes={str(n): asdict(b) for n, b in sorted(boxes.items())}), indent=1)
     with atomic_write(file, 'w') as f: f.write(text + '\n')
 
