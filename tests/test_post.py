@@ -69,9 +69,19 @@ def test_the_figures_are_those_of_the_bundle(project):
     assert f'Of {n} images that it had not seen, it answered {wrong} wrongly' in text and '95% interval' in text
 
 def test_another_seed_gives_no_matrix_but_a_reason(project):
-    with pytest.raises(DataError, match='as they were in training'): held_back(project[0]/'bundle', project[0]/'bears', 5)
+    with pytest.raises(DataError, match='`seed` was another'): held_back(project[0]/'bundle', project[0]/'bears', 5)
     post = make_post(project[0], seed=5)
     assert 'confusion.png' not in {f.name for f in post.figures} and 'Neither confusion matrix' in post.notes[0]
+
+def test_images_that_were_moved_give_no_matrix(project):
+    file = next(f for f in project[1].dls.split.train)
+    other = next(d for d in sorted((project[0]/'bears').iterdir()) if d.is_dir() and d != file.parent)
+    file.rename(other/file.name)
+    try:
+        with pytest.raises(DataError, match='as they were in training'): held_back(project[0]/'bundle', project[0]/'bears')
+        post = make_post(project[0])
+        assert 'confusion.png' not in {f.name for f in post.figures} and post.notes
+    finally: (other/file.name).rename(file)
 
 def test_a_bundle_alone_is_enough(project):
     post = make_post(project[0]/'bundle')
@@ -125,6 +135,9 @@ def test_words_of_yours_are_looked_at_too(words, project, tmp_path):
     with pytest.raises(DataError, match='tell about your machine'): write_post(project[0], tmp_path/'post', words=dict(why=words))
     assert not (tmp_path/'post').exists()
     write_post(project[0], tmp_path/'post', words=dict(why=words), allow=private_words(words))
+
+def test_each_path_is_named_once(tmp_path):
+    assert private_words(f'In {tmp_path/"a"}, and {tmp_path}.', [tmp_path, tmp_path/'a']) == [str(tmp_path/'a'), str(tmp_path)]
 
 def test_user_and_host_name(monkeypatch):
     monkeypatch.setattr(getpass, 'getuser', lambda: 'anna7')

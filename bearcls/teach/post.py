@@ -157,6 +157,7 @@ def held_back(
 ) -> Any:                       # `Evaluation` of the bundle on the images that were held back
     "The images that were held back from training, and what the bundle says about them"
     from bearcls.data.loaders import image_dls  # here, since they need torch
+    from bearcls.export.convert import data_metadata
     from bearcls.interpret.evaluate import error_rate_of, evaluate
     from bearcls.verify.report import broken_issues, check_images
     expect('data', data, str, os.PathLike)
@@ -165,12 +166,15 @@ def held_back(
     report = check_images(data)
     pairs = [(r.file, r.of) for r in report.rows if r.issue in ('duplicate', 'near_duplicate')]
     dls = image_dls(data, 64, seed=seed, exclude=report.files(*broken_issues), pairs=pairs)
+    if data_metadata(dls).get('fingerprint') != bundle.data.get('fingerprint'):
+        raise DataError(f'The images in {Path(data).name} are not as they were in training, so it is not certain which '
+            'were held back')
     seen = evaluate(bundle.path, 'valid', data, known=dls.split)
     error = error_rate_of(seen)
     loss = float(seen.table.loss.mean()) if len(seen) else math.nan
     close = .001 if bundle.variant == 'float32' else .05  # a smaller model was measured before it was made smaller
     if any(error[k] != known.get(k) for k in ('n', 'wrong')) or not abs(loss - known.get('log_loss', math.nan)) < close:
-        raise DataError(f'The images in {Path(data).name} are not as they were in training, or `seed` was another: '
+        raise DataError(f'Other images were held back in training, since `seed` was another: '
             f'{error["wrong"]} of {error["n"]} are answered wrongly with a log loss of {loss:.4g}, and the bundle says '
             f'{known.get("wrong")} of {known.get("n")} with {known.get("log_loss", "none")}')
     return seen

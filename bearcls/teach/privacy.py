@@ -52,6 +52,8 @@ def figure_bytes(
     return out.getvalue()
 
 # %% ../../nbs/teach/05_privacy.ipynb #76a3a3ac
+_absolute = re.compile(  # Paths of Linux, macOS and Windows, but not those of a web address
+    r'(?<![\w/:.])(?:/(?:home|Users|root|tmp|private|mnt|var)/[^\s)\]"`\']+|[A-Z]:\\[^\s)\]"`\']+)')
 _common_names = frozenset('root user admin guest ubuntu runner jovyan localhost'.split())
 
 def private_words(
@@ -62,9 +64,11 @@ def private_words(
     expect('text', text, str)
     found = []
     places = [Path.home(), *expect_all('folders', folders, str, os.PathLike)]
-    for place in {p for f in places for p in (str(f), os.path.abspath(f), os.path.realpath(f))}:
-        if os.path.isabs(place) and len(place) > 1 and place in text: found.append(place)
-    found += re.findall(r'(?<![\w/:.])(?:/(?:home|Users|root|tmp|private|mnt|var)/[^\s)\]"`\']+|[A-Z]:\\[^\s)\]"`\']+)', text)
+    names = {p for f in places for p in (str(f), os.path.abspath(f), os.path.realpath(f)) if os.path.isabs(p)}
+    for place in sorted(names, key=len, reverse=True):
+        if len(place) > 1 and place in text: found.append(place)
+        if len(place) > 1: text = text.replace(place, '')
+    found += [path.rstrip('.,;:') for path in _absolute.findall(text)]
     for name in (_own_name(getpass.getuser), _own_name(socket.gethostname)):
         if len(name) < 3 or name.lower() in _common_names: continue
         if re.search(rf'\b{re.escape(name)}\b', text, re.IGNORECASE): found.append(name)
