@@ -6,13 +6,15 @@ Docs: https://bearcls.github.io/bearcls/pages.html.md"""
 
 # %% auto #0
 __all__ = ['ApiEntry', 'read_entry', 'with_comments', 'source_line', 'entry_markdown', 'names_table', 'still', 'raw_html',
-           'without_headings', 'CodeBlocks', 'in_boxes', 'page_cells', 'SitePage']
+           'without_headings', 'CodeBlocks', 'in_boxes', 'open_links', 'add_open_links', 'page_cells', 'SitePage']
 
 # %% ../nbs/21_pages.ipynb #ba9a9a04
 import ast, dataclasses, importlib, inspect, re, textwrap
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
+from pathlib import Path
+from urllib.parse import quote, urlsplit
 from fastcore.docments import docments
 from fastcore.nbio import mk_cell
 from nbdev.config import get_config
@@ -245,6 +247,40 @@ def in_boxes(
         lines.append(line)
     return '\n'.join(lines[:-1])
 
+# %% ../nbs/21_pages.ipynb #d59391d5
+def open_links(
+    notebook: str,       # Its path from the top of the repository, with forward slashes
+    repository: str,     # Address of the repository
+    branch: str = 'main',  # Branch that the hosts open
+) -> str:                # A line of Markdown; empty if the repository is not on GitHub, where both hosts look
+    "Links that open a notebook of a repository in Colab and in Binder"
+    url = urlsplit(expect('repository', repository, str))
+    owner_name = url.path.strip('/').removesuffix('.git')
+    if url.netloc != 'github.com' or owner_name.count('/') != 1: return ''
+    file = quote(expect('notebook', notebook, str))
+    where = quote(branch, safe='')
+    colab = f'https://colab.research.google.com/github/{owner_name}/blob/{where}/{file}'
+    binder = f'https://mybinder.org/v2/gh/{owner_name}/{where}?urlpath={quote("lab/tree/", safe="")}{quote(file, safe="")}'
+    address = f'https://github.com/{owner_name}'
+    return (f'[Open in Colab]({colab}) · [Open in Binder]({binder}). '
+        f'In Colab, run `%pip install git+{address}` first.')
+
+# %% ../nbs/21_pages.ipynb #aabc6ec1
+def add_open_links(
+    cells: list,                 # Cells of a page, the front matter first; they are changed
+    path: str | None,            # The notebook's file; None or '': it has none
+) -> list:                       # The same cells, in a tutorial with one more
+    "Below the title of a tutorial: where else it opens"
+    if not path or Path(path).parent.name != 'tutorials': return cells
+    config = get_config()
+    file = Path(path).resolve()
+    root = config.config_path.resolve()
+    if not file.is_relative_to(root): return cells
+    line = open_links(file.relative_to(root).as_posix(), config.git_url, config.branch)
+    has_front = bool(cells) and cells[0].cell_type == 'raw'
+    if line: cells.insert(int(has_front), mk_cell(line, 'markdown'))
+    return cells
+
 # %% ../nbs/21_pages.ipynb #e68b04e2
 def page_cells(
     cells: list,  # Cells that nbdev has processed; they are changed
@@ -299,5 +335,5 @@ def _first_section(cells):
 class SitePage(Processor):
     "The last of nbdev's processors, to name in `doc_procs`"
     def end(self):
-        self.nb.cells = page_cells(self.nb.cells)
+        self.nb.cells = add_open_links(page_cells(self.nb.cells), self.nb.get('path_'))
         self.nb.metadata.pop('widgets', None)  # the state of widgets that no page shows

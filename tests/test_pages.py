@@ -1,6 +1,7 @@
 "What both builds of the site are given: the processed notebooks and the style sheets, one test for each fault that Quarto's pages had"
 import html, json, os, re, sys
 from html.parser import HTMLParser
+from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from notebooks import _kind, cells as cells_of, notebooks, root
 from bearcls.pages import in_boxes
@@ -119,6 +120,23 @@ def test_no_other_host(processed):
             text = html.unescape(''.join(out.get('data', {}).get('text/markdown', '')))
             assert not re.search(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="https?://(?!127\.|localhost)', text), name
     assert '$web-font-path: false' in styles('nbs/styles.scss') and 'html-math-method: mathml' in (root/'_quarto.yml').read_text(encoding='utf-8')
+
+def test_tutorials_open_elsewhere(processed):
+    "Each tutorial links to itself in Colab and in Binder, at the repository's own address, and to a file that is there"
+    from nbdev.config import get_config
+    config = get_config(root)
+    owner_name = urlsplit(config.git_url).path.strip('/')
+    for name, cells in processed.items():
+        links = [link for c in cells if c['cell_type'] == 'markdown' for link in re.findall(r'\[Open in (?:Colab|Binder)\]\(([^)]+)\)', source(c)) if owner_name in link]
+        assert len(links) == (2 if name.startswith('tutorials/') else 0), name
+        if not links: continue
+        colab, binder = map(urlsplit, links)
+        assert (colab.netloc, binder.netloc) == ('colab.research.google.com', 'mybinder.org')
+        file = unquote(colab.path.removeprefix(f'/github/{owner_name}/blob/{config.branch}/'))
+        assert file == parse_qs(binder.query)['urlpath'][0].removeprefix('lab/tree/') == f'nbs/{name}' and (root/file).is_file()
+        assert binder.path == f'/v2/gh/{owner_name}/{config.branch}'
+        first = next(c for c in cells if c['cell_type'] == 'markdown')
+        assert 'Open in Colab' in source(first), f'{name}: the links stand below the title'
 
 def test_no_script_for_notes_that_are_not_there(processed):
     "Quarto loads two more scripts on every page for footnotes, citations and references that open under the pointer"

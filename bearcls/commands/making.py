@@ -1,4 +1,4 @@
-"""`quickstart`, `gather`, `check`, `recalibrate`, `convert`, `mend-notebook` and `practise`: make an image folder, look it over, get a bundle out of what you have, and write a notebook
+"""`quickstart`, `gather`, `check`, `recalibrate`, `convert`, `mend-notebook`, `practise` and `post`: make an image folder, look it over, get a bundle out of what you have, write a notebook, and tell others
 
 Docs: https://bearcls.github.io/bearcls/commands/making.html.md"""
 
@@ -210,3 +210,34 @@ def _add_practise(parser):
     parser.set_defaults(run=_practise)
     parser.add_argument('tutorial', metavar='TUTORIAL', help='first_classifier, inference, or your own notebook with tasks')
     parser.add_argument('dest', nargs='?', default='.', metavar='FOLDER', help='where to write it (default: here)')
+
+# %% ../../nbs/commands/02_making.ipynb #67e14f41
+def _post(args):
+    "A blog post about a model"
+    from bearcls.teach.post import write_post
+    out = args.out or f'{args.folder.rstrip("/")}-post'
+    forms = ['qmd', 'md'] if args.form == 'both' else [args.form]
+    post = write_post(args.folder, out, args.data, args.title, license=args.license, people=args.people,
+        seed=args.seed, forms=forms, allow=args.allow)
+    print(f'{out}: {len(post.figures):,} figures, {" and ".join(f"index.{form}" for form in forms)}')
+    for note in post.notes: print(f'not told: {note}')
+    for row in post.left_out[:20]: print(f'left out: {row["file"]}: {row["reason"]}')
+    if len(post.left_out) > 20: print(f'… and {len(post.left_out) - 20:,} more left out')
+    for question in post.missing(): print(f'only you can write: {question}')
+    return 0
+
+@command('post', 'a blog post about a model, with your figures and the images that you may show')
+def _add_post(parser):
+    parser.set_defaults(run=_post)
+    parser.add_argument('folder', metavar='FOLDER', help='what a quickstart made, or a bundle')
+    parser.add_argument('out', nargs='?', metavar='OUT', help='folder to make (default: FOLDER-post)')
+    parser.add_argument('--data', metavar='FOLDER', help='its image folder (default: bears or images in FOLDER)')
+    parser.add_argument('--title', default='', help='title (default: the question that the model answers)')
+    parser.add_argument('--license', default='', metavar='NAME',
+        help='licence of your own images, which name none; without it, they are left out')
+    parser.add_argument('--people', action='store_true', help='show images that speak of people, too')
+    parser.add_argument('--seed', type=int, default=42, metavar='N', help='seed of its training (default: %(default)s)')
+    parser.add_argument('--form', choices=['both', 'qmd', 'md'], default='both',
+        help='qmd for Quarto, md for plain Markdown (default: %(default)s)')
+    parser.add_argument('--allow', action='append', default=[], metavar='WORD',
+        help='a word about your machine that may be known; may be given several times')

@@ -1,4 +1,4 @@
-"""Learn the chapter so that it stays: questions, a quiz, practice notebooks, and a plan from your goal
+"""Learn the chapter so that it stays: questions, a quiz, practice notebooks, a plan from your goal, and a post that tells others
 
 Docs: https://bearcls.github.io/bearcls/teach/index.html.md"""
 
@@ -16,4 +16,6 @@ __getattr__, __dir__, __all__ = front_door('bearcls.teach', dict(
     quiz='Quiz QuizWidget',
     practice='check_task practise strip_notebook',
     drivetrain='Drivetrain',
+    privacy='figure_bytes image_refusal private_words',
+    post='Post make_post missing_words write_post',
 ))
