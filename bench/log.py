@@ -20,7 +20,7 @@ from bearcls.monitor.writer import LogWriter
 def rows(n):
     "As a service makes them"
     return [LogRow('grizzly', .94, dict(grizzly=.94, black=.05, teddy=.01), ood_score=.31, confidence=.9, model='3f'*32, place='north gate', request='a1'*16, name=f'IMG_{i:05}.jpg', sha256='5c'*32, seconds=.012, width=640, height=480,
-        bytes=81_234, brightness=107.3, sharpness=.61, scene=i << 40) for i in range(n)]
+        bytes=81_234, brightness=107.3, light=231, sharpness=.61, colour=34.1, scene=i << 40) for i in range(n)]
 
 def grouped(log, some):
     start = time.perf_counter()
@@ -77,11 +77,16 @@ def photos(n, folder):
     return found[:n]
 
 def squeezenet(folder):
-    "A bundle of SqueezeNet"
+    "A bundle of SqueezeNet, with ImageNet's weights where they are cached"
     from bearcls.export.convert import export_bundle
     from bearcls.sample.bears import draw_bears
+    from bearcls.train.arch import TrainError
     from bearcls.train.learner import train
-    learn = train(draw_bears(folder/'train', n_per_label=20, faults=False), 'fine_tune', 'squeezenet1_1', 1, quiet=True)
+    shared = Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared'))
+    if (shared/'torch').is_dir(): os.environ['TORCH_HOME'] = str(shared/'torch')
+    bears = draw_bears(folder/'train', n_per_label=20, faults=False)
+    try: learn = train(bears, 'fine_tune', 'squeezenet1_1', 1, quiet=True)
+    except TrainError: learn = train(bears, 'scratch', 'squeezenet1_1', 1, quiet=True)
     return export_bundle(learn, folder/'bundle')
 
 def answers(bundle, files, n, folder, seed=0):
