@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 from ..core import cache_folder, expect, hold_file, optional_import, patch_to, release_file
 from ..core import sha256, short_words
-from ..fingerprints import perceptual_hash
 from ..images import ImageError, image_size
 from ..inference.classifier import Answered
 from .log import LogError, LogRow, PredictionLog, Verdict, log_tables, row_values

@@ -21,9 +21,9 @@ from ..core import DataError, expect, expect_all, patch_to
 from ..export.card import markdown_table, markdown_text
 from ..folders import scan_folder
 from ..images import ImageError
-from ..inference.bundle import Bundle, card_text, read_bundle
+from ..inference.bundle import card_text, read_bundle
 from ..manifest import ImageRow, rows_by_path, site_of
-from ..show import gallery, html_table
+from ..show import gallery
 from .privacy import figure_bytes, image_refusal, private_words
 
 # %% ../../nbs/teach/06_post.ipynb #b08b85c7
