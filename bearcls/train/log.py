@@ -25,7 +25,7 @@ from fastai.imports import noop
 from fastcore.basics import patch
 from ..core import expect, progress
 from ..show import axes_for, html_table
-from ..threads import Pace, decided_threads
+from ..threads import OtherPrograms, Pace, decided_threads
 from .arch import TrainError, keep_modes
 
 # %% ../../nbs/train/04_log.ipynb #b72121d3
@@ -37,6 +37,8 @@ class TrainingLog(Callback):
         self.to_show = []
         self.first = 0
         self.bar = None
+        self.figures = []
+        self.slowed = ''  # what the bar says of other programs
         self.is_planned = False
         self.is_training = False
     def before_fit(self):  # also called by `predict`
@@ -49,7 +51,11 @@ class TrainingLog(Callback):
         self.is_training = True
     def before_epoch(self): self.start = time.time()
     def after_batch(self):
-        if self.bar is not None: self.bar.update(1)
+        if self.bar is None: return
+        self.bar.update(1)
+        if (words := self.others.words) != self.slowed:
+            self.slowed = words
+            self._say()
     def after_epoch(self):
         if not self.is_training: return
         self.add_row(**dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])),
@@ -68,7 +74,13 @@ def add_row(self: TrainingLog,
     self.rows.append(dict(epoch=len(self.rows) + 1, **figures))
     if self.bar is not None:
         shown = {k: v for k, v in _readable(self.rows[-1]).items() if k in ('epoch', 'error_rate')}
-        self.bar.set_postfix_str(', '.join(f'{k} {v}' for k, v in shown.items()))
+        self.figures = [f'{k} {v}' for k, v in shown.items()]
+        self._say()
+
+@patch
+def _say(self: TrainingLog):
+    "Beside the bar: the last figures, and other programs that slow this one down"
+    self.bar.set_postfix_str(', '.join([*self.figures, *([self.slowed] if self.slowed else [])]))
 
 @patch
 def _open(self: TrainingLog,
@@ -77,6 +89,9 @@ def _open(self: TrainingLog,
     "A bar over `n_epoch` epochs, of training and validation batches; none where the learner is quiet"
     self._close()
     n_batches = len(self.dls.train) + len(self.dls.valid)
+    self.figures = []
+    self.slowed = ''
+    self.others = OtherPrograms()
     if self.learn.logger is not noop: self.bar = progress(desc='training', total=n_epoch*n_batches, unit='batch')
 
 @patch
