@@ -64,5 +64,19 @@ def test_quickstart_into_a_file(tmp_path):
     lines = text.splitlines()
     assert '\r' not in text and '[8/8]' in text
     assert len(lines) < 90, text
-    bars = [line for line in lines if ' after ' in line and line.endswith((' s', '%'))]
+    bars = [line for line in lines if ' after ' in line and line.endswith((' s', '%', ' cores'))]
     for work in {line.partition(':')[0] for line in bars}: assert sum(line.startswith(f'{work}:') for line in bars) % 2 == 0, text
+
+def test_a_command_line_in_a_notebook_returns_no_bars(tmp_path, monkeypatch):
+    "However slow the machine is: its errors are errors"
+    from bearcls import core
+    from bearcls.commands.parser import terminal
+    from bearcls.sample.drawing import colour_card, write_png
+    monkeypatch.delenv('TQDM_DISABLE', raising=False)
+    monkeypatch.setattr(core, '_TwoLines', None)  # calling it would fail
+    for label in ('a', 'b'):
+        (tmp_path/label).mkdir()
+        (tmp_path/label/'one.png').write_bytes(write_png(colour_card()))
+    status, out, err = terminal('check', tmp_path)
+    assert (status, err) in ((0, ''), (1, '')) and 'one.png' in out, (status, out, err)
+    assert 'TQDM_DISABLE' not in os.environ

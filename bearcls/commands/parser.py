@@ -8,7 +8,7 @@ Docs: https://bearcls.github.io/bearcls/commands/parser.html.md"""
 __all__ = ['commands', 'command', 'fail', 'make_parser', 'run_parsed', 'terminal', 'user_name']
 
 # %% ../../nbs/commands/01_parser.ipynb #35c75618
-import argparse, contextlib, io, sys
+import argparse, contextlib, io, os, sys
 from collections.abc import Callable
 import bearcls
 from ..core import BearclsError
@@ -59,10 +59,12 @@ def run_parsed(
 def terminal(
     *words: object,            # What the user types after `bearcls`; paths and numbers become text
 ) -> tuple[int, str, str]:     # Exit status, output, errors
-    "Run a command line, and return what it prints"
+    "Run a command line without progress bars, and return what it prints"
+    from unittest.mock import patch  # here, since the command itself patches nothing
     out = io.StringIO()
     err = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    silent = patch.dict(os.environ, TQDM_DISABLE='1')
+    with silent, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try: status = run_parsed(make_parser().parse_args([str(w) for w in words]))
         except SystemExit as e: status = e.code  # argparse: --help, --version, a word it does not know
     return status, out.getvalue(), err.getvalue()
