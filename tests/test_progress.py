@@ -69,8 +69,8 @@ def test_quickstart_into_a_file(tmp_path):
 
 def test_a_command_line_in_a_notebook_returns_no_bars(tmp_path, monkeypatch):
     "However slow the machine is: its errors are errors"
-    from bearcls import core
-    from bearcls.commands.parser import terminal
+    from bearcls import cli, core
+    from bearcls.commands.parser import terminal  # cli has registered the commands
     from bearcls.sample.drawing import colour_card, write_png
     monkeypatch.delenv('TQDM_DISABLE', raising=False)
     monkeypatch.setattr(core, '_TwoLines', None)  # calling it would fail
