@@ -204,8 +204,9 @@ def advice(
     if error['high'] - error['low'] > .1:
         found.append(f'The error is known only roughly, from {error["n"]} images. A hundred more for validation would '
             'tell more than another epoch.')
-    if q.learn.plan.route == 'scratch':
-        found.append('This model started from nothing. With ImageNet weights (connect to the network once, or set '
+    if q.learn.plan.is_small:
+        began = 'weights of drawn images' if q.learn.plan.weights else 'nothing'
+        found.append(f'This model started from {began}. With ImageNet weights (connect to the network once, or set '
             'TORCH_HOME) photographs need far fewer images.')
     copies = sum(q.report.counts.get(k, 0) for k in ('duplicate', 'near_duplicate'))
     if copies:

@@ -22,6 +22,6 @@ __getattr__, __dir__, __all__ = front_door('bearcls.train', dict(
     experiment='Experiment Run experiment measure_learner read_runs write_runs',
     profile='EpochProfile plot_profiles profile_epoch',
 ), earlier={
-    'learner': 'fast_plan fine_tune_plan scratch_plan routes light_archs scratch_augment settle_plan',
+    'learner': 'fast_plan fine_tune_plan drawn_plan scratch_plan routes light_archs scratch_augment settle_plan',
     '.export.weights': 'build_network learner_weights',
 })

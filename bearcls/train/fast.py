@@ -27,7 +27,7 @@ from torch import nn
 from ..core import expect
 from ..data.cache import OpenImage, digest_of
 from ..data.loaders import dls_settings
-from ..threads import in_lanes, watched
+from ..threads import in_lanes, progress_with_load
 from .arch import TrainError, feature_layer, frozen_part, keep_modes, linear_head
 from .arch import pool_features, train_head
 from .precision import fast_dtype, in_precision
@@ -92,7 +92,7 @@ def _see(part, dl, names, dtype, threads=None):
         x = batch[0].as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), in_precision(dtype, x.device):
             return {name: part(x.flip(-1) if name == 'mirrored' else x).cpu().numpy() for name in names}
-    yield from in_lanes(look, watched(dl, 'looking', unit='batch'), threads, dl.device)
+    yield from in_lanes(look, progress_with_load(dl, 'looking', unit='batch'), threads, dl.device)
 
 # %% ../../nbs/train/03_fast.ipynb #da90d2f8
 def _opener(dls):
