@@ -62,7 +62,7 @@ rising = np.array([strength > 0 if kind == 'tilt' else kind == 'up' for kind, st
 def bet(self,
     known_only: bool = False,  # Judge by the known values alone?
 ) -> np.ndarray:               # (bins, bets) each bet's stake on each bin; the sum over the bins is 1
-    "How the bets divide their stakes, judged by the known values and the new ones of long ago"
+    "How each bet divides its stake over the bins, by the known values and the oldest new ones"
     total = self.gaps + (0 if known_only else self.counts[0])
     place = np.concatenate([[0], np.cumsum(total)/total.sum()])
     below = []
@@ -79,7 +79,7 @@ def evidence(self,
     found: np.ndarray,   # (values,) bins of new values, in their order
     stakes: np.ndarray,  # (bins, bets) from `bet`
 ) -> np.ndarray:         # (values, bets) by how much each value multiplies the wealth
-    "What the bets win, at fair odds; the values are counted"
+    "What the bets win at fair odds; counts the values as seen"
     n = len(found)
     rows = np.arange(n)
     one = np.zeros((n, len(self.gaps)))
@@ -93,10 +93,10 @@ def evidence(self,
 # %% ../nbs/12_bets.ipynb #e6c25613
 @contextmanager
 def reading_state(
-    state: Mapping[str, Any],  # What was written down
+    state: Mapping[str, Any],  # State as it was saved
     kind: str,                 # Name of the class that it should be of
 ) -> Iterator[None]:           # Read it within a `with`
-    "What is missing or wrong in a state becomes a DataError"
+    "Turn what is missing or wrong in a saved state into a DataError"
     expect('state', state, Mapping)
     try: yield
     except (KeyError, TypeError, ValueError) as e:

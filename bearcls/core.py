@@ -140,7 +140,7 @@ def _umask():
 # %% ../nbs/00_core.ipynb #27664d4c
 def hold_file(
     file: IO,            # Open file
-    seconds: float = 0,  # How long to wait for another that holds it
+    seconds: float = 0,  # Seconds to wait while another program holds it
 ) -> bool:               # False if another holds it
     "Hold a file until it is released or the program ends"
     end = time.monotonic() + seconds

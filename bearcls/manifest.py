@@ -191,7 +191,7 @@ def own_rows(
 
 # %% ../nbs/05_manifest.ipynb #a63c564f
 def find_groups(
-    averages: np.ndarray,    # (images, a)
+    averages: np.ndarray,    # (images, features) averages of the network's features
     targets: Sequence[int],  # Index of the label of each
     n_groups: int = 20,      # About so many in all; at least five for a label that has twice as many images
     seed: int = 0,           # Decides where k-means begins

@@ -48,7 +48,7 @@ def answer_html(
     answer: Answer,    # What to show
     max_n: int = 12,   # Show at most this many labels
 ) -> Html:             # One element
-    "An answer as HTML, as it stands still in a page without a kernel"
+    "An answer as HTML, for a page without a kernel"
     expect('answer', answer, Answer)
     box = ('display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start;line-height:1.6;max-width:44em;'
         'overflow-wrap:anywhere')
@@ -110,7 +110,7 @@ class AppDesk:
         feedback: Feedback | None = None,   # File for votes; None: no voting
         log: LogWriter | None = None,       # Where answers and votes are kept, instead of the file; None: no log
         follow: str | os.PathLike | None = None,  # Bundle, or models@champion, to look at with each image; None: never
-        threads: int | None = None,         # Of a model that is taken over
+        threads: int | None = None,         # Threads for a model that it changes to
     ):
         expect('classifier', classifier, Classifier)
         expect('feedback', feedback, Feedback, None)
@@ -325,7 +325,7 @@ def open_here(
     url: str | urllib.request.Request,  # Of a server on this machine
     timeout: float = 5,                 # Seconds
 ) -> Any:                               # The answer, as from `urllib.request.urlopen`
-    "Ask a server of this machine, past any proxy that is set for the world"
+    "Ask a server on this machine, without the proxy that leads to the internet"
     return _direct_opener.open(url, timeout=timeout)
 
 def wait_for_server(

@@ -209,7 +209,7 @@ vars(book_shutil).update({k: v for k, v in vars(shutil).items() if not k.startsw
 
 # %% ../../nbs/book/02_calls.ipynb #8ca0c796
 def setup_book():
-    "Nothing is left to be set up"
+    "Does nothing: there is nothing left to set up"
     teach_once('setup_book()', 'It has nothing to do: the one import is enough.')
 
 def gv(
@@ -221,7 +221,7 @@ def gv(
 
 # %% ../../nbs/book/02_calls.ipynb #cea71f56
 class Misspelt:
-    "A name from a note that never was one"
+    "A name that notebooks misspell; calling it raises a NameError with the right one"
     def __init__(self,
         name: str,   # As it stands in the note
         right: str,  # As it should be

@@ -1,4 +1,4 @@
-"""Use a fastai pickle that somebody sent you: as a Learner, or as a bundle, without running what it says
+"""Use a fastai pickle that someone sent you, as a Learner or as a bundle, without running the code in it
 
 Docs: https://bearcls.github.io/bearcls/book/pickles.html.md"""
 
@@ -271,8 +271,8 @@ _harmless = set('builtins collections functools pathlib typing types inspect ran
 
 def refused_names(
     asked: dict[str, str],  # Of a `PickledModel` or `PickleContent`
-) -> list[str]:             # Names that no Learner needs; nothing of them has run
-    "What a pickle would call or name that has no place in a Learner"
+) -> list[str]:             # Full names; nothing of them has run
+    "Names in a pickle that no Learner needs"
     expect('asked', asked, dict)
     found = []
     for name, how in asked.items():

@@ -1,4 +1,4 @@
-"""What no longer works in notebooks after the book's chapter, and what stands there instead
+"""What no longer works in notebooks made after the book's chapter, and what replaces it
 
 Docs: https://bearcls.github.io/bearcls/book/rules.html.md"""
 

@@ -1,4 +1,4 @@
-"""Broken files, duplicates, wrong labels and images that resemble nothing on one pile: each image once, with a proposal and a reason
+"""Broken files, duplicates, wrong labels and images that no label fits, in one list: each image once, with a proposal and a reason
 
 Docs: https://bearcls.github.io/bearcls/clean/candidates.html.md"""
 
@@ -44,7 +44,7 @@ def unsure(
     seen: Evaluation,        # Predictions
     threshold: float = 0.5,  # A highest probability below this is unsure; 1 / labels is the least possible
 ) -> pd.DataFrame:           # Rows of `seen.table`, the least certain first
-    "Images of which the model is sure of nothing"
+    "Images for which the model gives no label a high probability"
     expect('seen', seen, Evaluation)
     return seen.table[seen.table.probability < threshold].sort_values('probability', kind='stable')
 

@@ -254,7 +254,7 @@ def summary(self: Cleaning) -> dict[str, int]:  # keep, delete, relabel, undecid
 def accept(self: Cleaning,
     files: str | Iterable[str],  # One file or several, named as in `items`
 ) -> list[str]:                  # Those that are marked now; a proposal to look decides nothing
-    "Mark images as was proposed, in one stroke"
+    "Mark images as proposed, in one stroke"
     files = set(self._named(files))
     proposed = {i.file: Mark(i.proposal, i.to)
         for i in self.items if i.file in files and i.proposal in ('delete', 'relabel')}

@@ -204,7 +204,7 @@ def stale(self: Marks) -> dict[str, str]:  # What happened, by file
 def is_done(self: Marks,
     file: str,  # A marked file
 ) -> bool:      # False where it is still there, or went elsewhere
-    "Was it done by hand what the mark asks for?"
+    "Have you done by hand what the mark asks for?"
     mark = self._marks.get(file)
     if not mark or mark.action == 'keep' or os.path.lexists(self.path/file): return False
     return mark.action == 'delete' or not self._changed(file, f'{mark.to}/{PurePosixPath(file).name}')

@@ -1,4 +1,4 @@
-"""Set aside or relabel many files of an image folder as one batch, which is written down first and can be taken back byte for byte, even after a crash in the middle
+"""Set aside or relabel many files of an image folder as one batch, and take it back byte for byte, even after a crash in the middle
 
 Docs: https://bearcls.github.io/bearcls/clean/moves.html.md"""
 

@@ -156,8 +156,13 @@ def plan_html(
     "A plan with its images"
     expect('plan', plan, CleaningPlan)
     counts = ', '.join(f'{n:,} to {action}' for action, n in plan.counts.items()) or 'nothing to do'
-    rows = [{'': thumbnail(plan.path/r['file'], side, r['file']), **r} for r in plan.rows[:max_n]]
+    rows = [{'': thumbnail(plan.path/r['file'], side, r['file']), **r, 'to': _breakable(r['to'])}
+        for r in plan.rows[:max_n]]
     more = (f'<p>… and {len(plan.steps) - max_n:,} more in <code>plan.table</code></p>' if len(plan.steps) > max_n
         else '')
     return Html(f'<p><b>{html.escape(Path(os.path.abspath(plan.path)).name)}</b>: {counts}; nothing has moved yet</p>'
         f'{html_table(rows, max_rows=max_n) if rows else ""}{more}')
+
+def _breakable(path):
+    "A path that a narrow table may break after each slash"
+    return Html(html.escape(path).replace('/', '/<wbr>'))

@@ -1,4 +1,4 @@
-"""How a command is declared, found and run, and what its exit status says
+"""How commands are declared, found and run, and what the exit status says
 
 Docs: https://bearcls.github.io/bearcls/commands/parser.html.md"""
 

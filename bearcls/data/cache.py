@@ -217,7 +217,7 @@ class Surveyed:
     "What a survey finds out about a file"
     file: Path                                  # The file
     digest: str = ''                            # sha256 of its bytes, in hexadecimal; empty if they cannot be read
-    fingerprint: Fingerprint | None = field(default=LaterPrint())  # For finding copies; None if it cannot be opened
+    fingerprint: Fingerprint | None = field(default=LaterPrint())  # For near duplicates; None if it cannot be opened
     problem: str = ''                           # Why it cannot be opened, in words
     key: tuple | None = field(default=None, repr=False)  # What the file was when it was read: its name, times and size
     is_new: bool = field(default=False, repr=False)  # Was the fingerprint made now, or found in the store?
