@@ -302,12 +302,12 @@ def test_balanced_learner_can_be_exported(bears, tmp_path):
 # ---- refusals
 
 @pytest.mark.parametrize('arguments,words', [
-    (dict(route='pretrained'), '`route` must be auto, fast, fine_tune or scratch'), (dict(epochs=0), '`epochs` must be at least 1'),
+    (dict(route='pretrained'), '`route` must be auto, fast, fine_tune, drawn, scratch'), (dict(epochs=0), '`epochs` must be at least 1'),
     (dict(route='fast', epochs=2), 'leave `epochs` out'), (dict(size=4), '`size` must be at least 8'), (dict(arch='resnt18'), 'did you mean resnet18'),
     (dict(route='scratch', imbalance='yes'), '`imbalance` must be'), (dict(route='scratch', precision='half'), '`precision` must be'),
     (dict(route='scratch', early_stop=0), '`early_stop` must be at least 1'), (dict(weights='x.pth'), 'must say which architecture'),
     (dict(weights='x.pth', arch='resnet18'), 'there is no file x.pth'), (dict(weights=None, route='fast', arch='resnet18'), 'the route fast needs some'),
-    (dict(weights='x.pth', arch='resnet18', route='scratch'), 'starts from nothing'), (dict(arch='vit_b_16', route='scratch'), 'cannot cut vit_b_16'),
+    (dict(weights='x.pth', arch='resnet18', route='scratch'), 'takes no weights of yours'), (dict(arch='vit_b_16', route='scratch'), 'cannot cut vit_b_16'),
     (dict(seed=None), '`seed` must be a whole number, got None'), (dict(seed='x'), "`seed` must be a whole number, got 'x'"),
     (dict(route='scratch', epochs='3'), "`epochs` must be a whole number, got '3'"), (dict(route='scratch', early_stop='2'), "`early_stop` must be at least 1 epoch, got '2'"),
     (dict(arch=xresnet18_thin), "`arch` must be a name in quotes, such as 'xresnet18_thin'"), (dict(route='scratch', epochs=1, bs=1), 'would be alone in a batch')])
