@@ -132,7 +132,7 @@ def started(
 def notebook_script(
     path: str | os.PathLike,  # A notebook
 ) -> str:                     # Source of a script
-    "What a notebook does, but for installing"
+    "A notebook as a script, without the cells that install something"
     cells = [''.join(c['source'])
         for c in json.loads(Path(path).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
     written = lambda name, text: f'from pathlib import Path\nPath({name!r}).write_text({text!r}, encoding="utf-8")'

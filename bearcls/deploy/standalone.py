@@ -67,7 +67,7 @@ def _statement(module, node, lines):
 def module_statements(
     module: str,  # Name within bearcls, such as `inference.classifier`
 ) -> tuple[list[Statement], dict[str, tuple[str, str]]]:  # In order; and names from other modules: (module, name)
-    "What a module consists of"
+    "The statements of a module, and the names that it imports from others"
     root = Path(bearcls.__file__).parent
     if (root/module.replace('.', '/')).is_dir():
         raise RuntimeFileError(f'{module} is a front door; import from one of its modules')
@@ -177,7 +177,7 @@ def imported_roots(
     source: str,                         # Source of an application
     files: Mapping[str, Sequence[str]],  # Names of joined files, and the modules that each is made of
 ) -> list[str]:                          # Each as `module.name`
-    "What a file imports from joined files"
+    "The names that a file imports from joined files"
     roots = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.ImportFrom) or node.module not in files: continue

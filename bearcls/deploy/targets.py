@@ -235,7 +235,7 @@ def _put(file, content):
 def read_record(
     path: str | os.PathLike,  # A folder that `deploy` has written, or any other
 ) -> dict:                    # What `deploy.json` tells; empty where there is none
-    "What is known about a deployed folder"
+    "The record that `deploy` left in a folder"
     expect('path', path, str, os.PathLike)
     file = Path(path)/record_file
     if not file.is_file(): return {}
@@ -252,7 +252,7 @@ def read_record(
 def changed_files(
     path: str | os.PathLike,  # A folder that `deploy` has written
 ) -> list[str]:               # Their paths within the folder; empty where nothing was written
-    "Files that are there and not as `deploy` wrote them"
+    "Files that have changed since `deploy` wrote them"
     expect('path', path, str, os.PathLike)
     written = read_record(path).get('files', {})
     return [n for n, digest in written.items() if (Path(path)/n).is_file() and sha256(Path(path)/n) != digest]

@@ -55,7 +55,7 @@ class FetchError(BearclsError):
 def hosts_allowed(
     allow_private: bool | str | Iterable[str],  # True, or hosts that may be on a private network
 ) -> bool | frozenset[str]:                     # The same, in a form to look hosts up in
-    "Read an `allow_private`"
+    "Read the argument `allow_private`"
     if isinstance(allow_private, bool): return allow_private
     return frozenset(h.lower() for h in ([allow_private] if isinstance(allow_private, str) else allow_private))
 

@@ -55,7 +55,7 @@ def provider_metadata(
 
 # %% ../../nbs/gather/06_providers.ipynb #f2994a86
 def collect(
-    pages: Iterable[Iterable[SearchResult | None]],  # Pages of results; None for an entry that was none
+    pages: Iterable[Iterable[SearchResult | None]],  # Pages of results; None for an entry without an image
     max_images: int,                                 # Stop at this many
 ) -> SearchResults:                                  # Distinct results, in order; `errors` holds the failure of a page
     "Go through pages until there are enough results"

@@ -68,7 +68,7 @@ def _box_of(image, width, height, method, pad_mode):
 
 def middle_box(
     width: int,   # Of what the model sees, in pixels
-    height: int,
+    height: int,  # Likewise
 ) -> tuple[int, int, int, int]:  # Left, top, right and bottom, in an image with the same margin on each side
     "The part that `RandomResizedCrop` keeps in validation, of an image that is 14% larger"
     margin = math.ceil(max(width, height)*0.14/8)*8//2

@@ -58,7 +58,7 @@ _common_names = frozenset('root user admin guest ubuntu runner jovyan localhost'
 
 def private_words(
     text: str,                                     # Any text
-    folders: Iterable[str | os.PathLike] = (),     # Folders whose place is nobody's business; your home folder is one
+    folders: Iterable[str | os.PathLike] = (),     # Folders whose place should stay private; your home folder always does
 ) -> list[str]:                                    # What should not be in it, each once; empty: nothing was found
     "Words in a text that tell about your machine"
     expect('text', text, str)
