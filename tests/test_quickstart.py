@@ -7,10 +7,12 @@ from bearcls.core import DataError
 from bearcls.manifest import read_manifest
 from bearcls.folders import image_files
 from bearcls.data.loaders import image_dls
+from bearcls.data.split import Split
 from bearcls.sample.figures import draw_bear
 from bearcls.quickstart import quickstart
 from bearcls.sample.bears import draw_bears, unreadable_faults
 from bearcls.gather.search import providers
+from bearcls.teach.post import held_back
 
 program = shutil.which('bearcls', path=os.path.dirname(sys.executable))
 
@@ -117,7 +119,9 @@ def test_again_into_the_same_folder(tmp_path):
     "A second run replaces what the first made, and nothing else"
     (tmp_path/'out').mkdir()
     (tmp_path/'out'/'mine.txt').write_text('keep me', encoding='utf-8')
-    for _ in range(2): quickstart(tmp_path/'out', n_per_label=20, epochs=1, arch='xresnet18_thin', quiet=True)
+    for seed in (42, 7): q = quickstart(tmp_path/'out', n_per_label=20, epochs=1, arch='xresnet18_thin', seed=seed, quiet=True)
+    assert Split.load(tmp_path/'out'/'split.json').sides == q.learn.dls.split.sides
+    assert {str(f) for f in held_back(q.bundle, q.path).table.file} == {str(f) for f in q.learn.dls.split.valid}
     assert (tmp_path/'out'/'mine.txt').read_text(encoding='utf-8') == 'keep me'
 
 wrong = {
@@ -135,6 +139,7 @@ wrong = {
     'strangers in dest': (['--dest', 'taken'], 'taken'),
     'a report of their own': (['--dest', 'work'], 'was not written by bearcls'),
     'a bundle of their own': (['--dest', 'files'], 'holds something else than a bundle'),
+    'a split of their own': (['--dest', 'wood'], 'it is not replaced'),
     'one word to search for': (['--search', 'grizzly bear'], 'at least two labels'),
     'too few to draw': (['--n-per-label', '3'], '`n_per_label`'),
 }
@@ -155,6 +160,8 @@ def folders(tmp_path_factory):
     (path/'taken'/'bears'/'thesis.txt').write_text('years of work', encoding='utf-8')
     (path/'work').mkdir()
     (path/'work'/'report.html').write_text('<h1>Annual report</h1>', encoding='utf-8')
+    (path/'wood').mkdir()
+    (path/'wood'/'split.json').write_text('{"wood": "oak"}', encoding='utf-8')
     (path/'files'/'bundle').mkdir(parents=True)
     (path/'files'/'bundle'/'letters.txt').write_text('bundled', encoding='utf-8')
     return path
