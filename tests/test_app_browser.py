@@ -12,7 +12,7 @@ from bearcls.app.notebook import serve_app, write_app
 from bearcls.rollout.registry import Registry
 from bearcls.sample.standins import colour_model
 from test_app import small_server, wait_until
-from test_cleaner_browser import contrasts, fronts, front_url, idle, jupyter, setting
+from front_ends import contrasts, front_url, fronts, idle, jupyter, setting
 from uploads import image_bytes
 
 sideways = Image.Exif()
