@@ -3,6 +3,7 @@ import csv, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 import tiny_bundle
+from front_ends import draw_for_site
 from bearcls.core import DataError
 from bearcls.manifest import read_manifest
 from bearcls.folders import image_files
@@ -46,7 +47,8 @@ def snapshot(path): return {f.relative_to(path).as_posix(): f.read_bytes() for f
 def drawn(tmp_path_factory):
     "What the command leaves behind without cached weights, with fewer images than it would draw: bench/quickstart.py measures all of them"
     cwd = tmp_path_factory.mktemp('drawn')
-    return cwd, bearcls('quickstart', '--n-per-label', 200, cwd=cwd, TORCH_HOME=str(cwd/'no weights'))
+    few = [] if os.environ.get('BEARCLS_IMAGES') else ['--n-per-label', 200]  # the image for the site shows all of them
+    return cwd, bearcls('quickstart', *few, cwd=cwd, TORCH_HOME=str(cwd/'no weights'))
 
 def test_whole_way(drawn):
     cwd, done = drawn
@@ -90,6 +92,20 @@ def test_report_in_a_browser(drawn, browser):
     assert page.locator('img:not([alt])').count() == 0
     assert page.evaluate('[...document.images].every(i => i.naturalWidth > 0)')
     page.close()
+
+@pytest.mark.skipif('BEARCLS_IMAGES' not in os.environ, reason='BEARCLS_IMAGES names no folder for images of the page')
+def test_image_for_the_site(drawn, browser):
+    "BEARCLS_IMAGES=nbs/images pytest tests/test_quickstart.py -k site draws the site's report.png anew: the error and the mistakes"
+    with browser.new_page(viewport=dict(width=1000, height=800)) as page:
+        page.goto((drawn[0]/'bearcls-quickstart'/'report.html').as_uri())
+        page.evaluate("""() => {
+          for (const section of document.querySelectorAll('section')) if (section.id !== 'mistakes') section.remove();
+          let last = [...document.querySelectorAll('h3')].find(h => h.textContent === 'What the worst mistakes take after');
+          while (last) { const next = last.nextSibling; last.remove(); last = next; }
+          document.body.style.paddingBottom = '1rem';
+        }""")
+        assert page.locator('table').count() == 2
+        draw_for_site(page.locator('body'), 'report.png')
 
 def test_real_photographs(tmp_path, shared):
     "Transfer learning on photographs from the web, whose files stay as they are"
