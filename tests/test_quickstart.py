@@ -105,7 +105,8 @@ def test_image_for_the_site(drawn, browser):
           document.body.style.paddingBottom = '1rem';
         }""")
         assert page.locator('table').count() == 2
-        draw_for_site(page.locator('body'), 'report.png')
+        page.set_viewport_size(dict(width=1000, height=page.evaluate('document.body.offsetHeight')))
+        draw_for_site(page, 'report.png')
 
 def test_real_photographs(tmp_path, shared):
     "Transfer learning on photographs from the web, whose files stay as they are"
