@@ -18,6 +18,8 @@ from .intervals import error_interval, plot_error_interval
 from .sample.bears import draw_bears
 from .sample.figures import draw_bear, draw_thing
 from .sample.odd_files import draw_odd_files
+
+# %% ../nbs/19_all.ipynb #cb8296c9
 from .gather.providers import providers
 from .gather.results import SearchError, SearchResult, SearchResults, read_results, write_results
 from .gather.search import search_images
@@ -26,6 +28,8 @@ from .gather.download import download_images, gather, reason_counts
 from .verify.quarantine import quarantine_files, restore
 from .verify.report import ImageReport, Thresholds, broken_issues, check_images, verify_images
 from .verify.balance import balance
+
+# %% ../nbs/19_all.ipynb #a242fe41
 from .data.transforms import compare_resizes, model_view, show_augmentations
 from .data.loaders import image_block, image_dls
 from .train.arch import find_weights
@@ -33,6 +37,8 @@ from .train.log import plot_training, suggest_lr
 from .train.learner import describe_plan, make_learner, plan_training, train
 from .train.experiment import experiment, measure_learner
 from .train.profile import plot_profiles, profile_epoch
+
+# %% ../nbs/19_all.ipynb #d8bc6dcd
 from .interpret.evaluate import (Evaluation, error_rate_of, evaluate, label_metrics, most_confused,
     plot_confusion, plot_label_metrics, show_confusion, show_top_losses, top_losses)
 from bearcls.interpret.calibrate import (calibration_error, fit_temperature, plot_reliability, reliability,
@@ -45,6 +51,8 @@ from .clean.moves import apply_plan, redo_moves, undo_moves
 from .clean.cleaning import Cleaning
 from .clean.grid import CleanerWidget
 from .clean.widget import ImageClassifierCleaner, cleaner
+
+# %% ../nbs/19_all.ipynb #9d9d9e4a
 from .inference.files import BundleError
 from .inference.signature import make_keys
 from .inference.bundle import Bundle, prepare, read_bundle, sign_bundle, zip_bundle
@@ -61,6 +69,8 @@ from .export.card import add_metrics, model_card
 from .export.convert import ExportError, export_bundle, verify_bundle
 from .export.variants import changes_html, compare_bundles, compress_bundle
 from .export.recalibrate import recalibrate
+
+# %% ../nbs/19_all.ipynb #996ed47d
 from .app.feedback import Feedback
 from .app.notebook import AppError, ClassifierApp, run_app, write_app
 from .serve.service import run_server

@@ -7,12 +7,12 @@ Docs: https://bearcls.github.io/bearcls/core.html.md"""
 # %% auto #0
 __all__ = ['sources_of', 'BearclsError', 'DataError', 'optional_import', 'ArgumentError', 'expect', 'expect_all', 'short_words',
            'atomic_write', 'hold_file', 'release_file', 'cache_folder', 'package_file', 'sha256', 'lot', 'is_terminal',
-           'progress', 'usable_cores', 'in_order', 'is_public', 'in_turns']
+           'progress', 'usable_cores', 'in_order', 'is_public', 'check_label', 'in_turns']
 
 # %% ../nbs/00_core.ipynb #d7c2a656
 import contextlib, errno, hashlib, importlib, os, sys, time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, IO
@@ -317,6 +317,22 @@ def is_public(
         wrapped = ipaddress.IPv4Address(int(ip) & 0xffff_ffff) if ip in ipaddress.ip_network('64:ff9b::/96') else None
         ip = ip.ipv4_mapped or ip.sixtofour or wrapped or ip
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+# %% ../nbs/00_core.ipynb #1aaec505
+_devices = {'con', 'prn', 'aux', 'nul', *(f'{port}{n}' for port in ('com', 'lpt') for n in range(1, 10))}
+
+def check_label(
+    label: str,                  # Name of a folder within the image folder
+    known: Container[str] = (),  # Labels that have a folder already, which may have any name
+) -> str:                        # The same
+    "A name that a label's folder has, or can have on every system"
+    if label in known: return label
+    plain = isinstance(label, str) and label and label.isprintable() and label == label.strip()
+    if (not plain or '.' in (label[0], label[-1]) or any(c in '/\\:*?"<>|' for c in label)
+        or label.lower().partition('.')[0] in _devices):
+        raise DataError(f'{label!r} cannot be a label: it must be a plain folder name without / \\ : * ? " < > |, not '
+            'begin or end with a dot or a blank, and not be a device name of Windows')
+    return label
 
 # %% ../nbs/00_core.ipynb #5f7dd2b6
 def in_turns(

@@ -10,9 +10,8 @@ answer    where everything is loaded and warm: `decode` beside libjpeg alone at 
           light, thresholds, the answer itself. For images of 640×480, of 12 megapixels as on the web, and from a camera
 request   one request at a time over a kept connection, beside the same answer in the process: what HTTP, its form and the threads between them take
 int8      the model in 8 bits beside the model as it is: its time, the largest difference of a probability and changed labels, on the photographs; it would become the standard with no changed label and at most 0.01"""
-import os, resource, subprocess, sys, tempfile, time
-from pathlib import Path
-from common import arguments, save
+import os, resource, subprocess, sys, time
+from common import arguments, save, working_folder
 from inference import prepare, root
 
 start = dict(python='', packages='import numpy\nfrom PIL import Image\nimport onnxruntime',
@@ -124,14 +123,10 @@ def int8(work, path, rounds):
     return times | dict(largest_difference=float(abs(after - before).max()), labels_changed=int((after.argmax(1) != before.argmax(1)).sum()), images=len(pixels))
 
 def main():
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, keeps='model and images')
     parser.add_argument('--rounds', type=int, default=7, help='times that each start is measured; answers are measured 20 times as often')
-    parser.add_argument('--work', type=Path, help='folder that keeps model and images for another run (default: a temporary one)')
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as tmp:
-        work = (args.work or Path(tmp)).resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        os.environ['BEARCLS_CACHE'] = str(work/'cache')
+    with working_folder(args.work) as work:
         path, real = prepare(work, 4)
         result = dict(real=real, start=start_parts(work, args.rounds), answer=answer_parts(work, args.rounds), request=request_parts(work, args.rounds), int8=int8(work, path, args.rounds))
     save(result, args.out)

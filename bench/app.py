@@ -8,11 +8,11 @@ upload button that can be pressed; `mb_per_visitor` is the memory of the visitor
 `kernels_gone_s` is how long the kernel lives on after its page was closed, and `kernels_gone_killed_s` after the browser was killed, which says no goodbye. null: longer than was waited for.
 Needs Chromium and Playwright.
 """
-import contextlib, json, os, socket, statistics, subprocess, sys, tempfile, time, urllib.request
+import contextlib, json, os, socket, statistics, subprocess, sys, time, urllib.request
 from pathlib import Path
 import psutil
 from playwright.sync_api import sync_playwright
-from common import arguments, save
+from common import arguments, save, working_folder
 
 root = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(root), str(root/'bench')]
@@ -162,17 +162,13 @@ def figures(runs):
     return out
 
 def main():
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, keeps='the models')
     parser.add_argument('--rounds', type=int, default=3, help='visits to each side, in turn')
     parser.add_argument('--wait', type=float, default=75, help='seconds to wait for a kernel whose page is closed')
-    parser.add_argument('--work', type=Path, help='folder that keeps the models for another run (default: a temporary one)')
     args = parser.parse_args()
     from inference import prepare, shared
     from bearcls.app.notebook import serve_app
-    with tempfile.TemporaryDirectory() as tmp:
-        work = (args.work or Path(tmp)).resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        os.environ['BEARCLS_CACHE'] = str(work/'cache')
+    with working_folder(args.work) as work:
         _, real = prepare(work, 1)
         if not real: print(f'No photographs and weights in {shared}: drawn images, and a network from nothing')
         with serve_app(work/'bundle', feedback=work/'feedback.sqlite') as ours, serve_book(work) as theirs:

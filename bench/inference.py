@@ -14,10 +14,10 @@ decode    the same folder, only opened, with the same reduced decoding: `load_im
 The full-size photographs are the 416 ones enlarged to 12 megapixels, with a camera's grain, as JPEGs of quality 90; about 4 MB each, in a temporary folder. All ratios are medians of the ratios within a round.
 Then, once: `agreement`, the largest difference between both sides' probabilities where both decode in full; `moved_max`, `moved_mean` and `labels_changed`, what reduced decoding changes, on every photograph
 that is there; `auroc` and `share_caught`, drawn images without a bear against photographs that were held back; `calibration_error` of those."""
-import json, os, statistics, subprocess, sys, tempfile, time
+import json, os, statistics, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from common import arguments, save
+from common import arguments, save, working_folder
 
 root = Path(__file__).resolve().parents[1]
 shared = Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared')).resolve()
@@ -204,15 +204,11 @@ def figures(runs):
     return {**out, 'resident_mb': out['resident_mb_bearcls']}
 
 def main():
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, keeps='model and images')
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each side, in turn')
     parser.add_argument('--images', type=int, default=416, help='full-size photographs in the folder; about 4 MB each')
-    parser.add_argument('--work', type=Path, help='folder that keeps model and images for another run (default: a temporary one)')
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as tmp:
-        work = (args.work or Path(tmp)).resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        os.environ['BEARCLS_CACHE'] = str(work/'cache')
+    with working_folder(args.work) as work:
         path, real = prepare(work, args.images)
         if not real: print(f'No photographs and weights in {shared}: drawn images, and a network from nothing')
         runs = measure(work, args.rounds)

@@ -12,10 +12,10 @@ Both servers are up all the time and take turns every two seconds, so what else 
 
 --minutes: then ours alone is sent twice the requests that it answered in its best round, at a fixed rate whatever comes back. `overload` tells how many were answered (200), refused (503) or anything else, the seconds of the answers, and how the
 memory of all its processes grew from the first minute to the last."""
-import asyncio, json, os, random, signal, socket, statistics, subprocess, sys, tempfile, time, urllib.request
+import asyncio, json, os, random, signal, socket, statistics, subprocess, sys, time, urllib.request
 from collections import Counter
 from pathlib import Path
-from common import arguments, save
+from common import arguments, save, working_folder
 
 root = Path(__file__).resolve().parents[1]
 shared = Path(os.environ.get('BEARCLS_SHARED', root/'..'/'shared')).resolve()
@@ -221,7 +221,7 @@ def figures(runs):
     return out
 
 def main():
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, keeps='model and images')
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each side, in turn')
     parser.add_argument('--seconds', type=float, default=16, help='of each side in a round')
     parser.add_argument('--clients', type=int, default=8, help='connections that ask at the same time')
@@ -230,12 +230,8 @@ def main():
     parser.add_argument('--minutes', type=float, default=0, help='of twice the load that ours can answer')
     parser.add_argument('--bundle', type=Path, help='a bundle that is there already (with --learner)')
     parser.add_argument('--learner', type=Path, help='the same model as an exported Learner')
-    parser.add_argument('--work', type=Path, help='folder that keeps model and images for another run (default: a temporary one)')
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as tmp:
-        work = (args.work or Path(tmp)).resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        os.environ['BEARCLS_CACHE'] = str(work/'cache')
+    with working_folder(args.work) as work:
         requests = list(map(form, prepare(work, args)))
         runs, agree = measure(work, requests, args)
         result = {**figures(runs), 'same_label': round(agree, 4), 'clients': args.clients, 'workers': args.workers, 'images': len(requests), 'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}

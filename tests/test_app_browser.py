@@ -12,7 +12,7 @@ from bearcls.app.notebook import serve_app, write_app
 from bearcls.rollout.registry import Registry
 from bearcls.sample.standins import colour_model
 from test_app import small_server, wait_until
-from test_cleaner_browser import contrasts, fronts, front_url, idle, jupyter, setting
+from front_ends import check_contrasts, front_url, fronts, idle, jupyter, setting
 from uploads import image_bytes
 
 sideways = Image.Exif()
@@ -349,9 +349,7 @@ def test_themes_and_sizes(page, files):
     page.choose(files/'doubt.png', files/'brown.jpg', files/'text.jpg', files/'<img src=x onerror=alert(1)>.png')
     page.tab.get_by_role('button', name='Wrong').first.click()
     page.tab.get_by_text('What would be right?').wait_for()
-    found = page.tab.evaluate(contrasts.replace('.bearcls-cleaner', '.bearcls-classify'))
-    low = [f for f in found if f[0] < 4.5]
-    assert not low and len(found) > 30, low
+    check_contrasts(page.tab, 'bearcls-classify', 30)
     scheme = page.tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'")
     assert page.tab.locator('.bearcls-classify').get_attribute('data-theme') == scheme
     assert page.tab.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
@@ -375,8 +373,7 @@ def test_theme_of_jupyter(browser, lab, files, front):
         place = Place(tab, *lab, front)
         place.choose(files/'brown.jpg')
         tab.locator('.bearcls-classify[data-theme=dark]').wait_for()
-        low = [f for f in tab.evaluate(contrasts.replace('.bearcls-cleaner', '.bearcls-classify')) if f[0] < 4.5]
-        assert not low, low
+        check_contrasts(tab, 'bearcls-classify', 0)
         snap(tab, f'app-{front}')
     setting(lab[0], 'themes', dict(theme='JupyterLab Light'))
 

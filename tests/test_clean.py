@@ -8,7 +8,7 @@ from bearcls.clean import marks as marks_room, moves as moves_room
 from bearcls.clean.cleaning import Cleaning, orders
 from bearcls.clean.marks import Mark, Marks
 from bearcls.clean.moves import apply_plan, batches, cleaning_folder, finish_moves, moved_from, redo_moves, undo_moves, unfinished_moves
-from bearcls.clean.plans import Change, check_label, plan_changes
+from bearcls.clean.plans import Change, plan_changes
 from bearcls.core import DataError
 from bearcls.manifest import ImageRow, describe_file, read_manifest, write_manifest
 from bearcls.images import load_image

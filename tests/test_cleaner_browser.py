@@ -1,12 +1,13 @@
 "The cleaner in JupyterLab, Notebook 7 and Voilà, driven by mouse and by keyboard alone, and galleries there, in a real browser"
-import contextlib, hashlib, importlib.util, json, os, socket, subprocess, sys, time, urllib.request
-from pathlib import Path
+import contextlib, hashlib, os
 import pytest
 
 pytest.importorskip('anywidget', reason='anywidget is not installed')
 from bearcls.clean.moves import apply_plan
 from bearcls.clean.plans import Change, plan_changes
 from bearcls.sample.bears import draw_bears
+from front_ends import (await_output, check_contrasts, check_narrow, draw_for_site, fronts, idle, image_bytes, in_both_themes, jupyter, open_notebook, paint,
+    run_cells, voila_page, wait_until, write_notebook)
 from warm_kernels import kernel_path
 
 predictions = '''
@@ -49,102 +50,41 @@ notebooks = dict(
 
 # ---------------------------------------------------------------- two servers
 
-def write_notebook(folder):
+def prepare(folder):
     "A set of drawn bears, predictions, and notebooks with the cleaner"
     draw_bears(folder/'bears', n_per_label=20, seed=3, faults=False)
     (folder/'predictions.py').write_text(predictions, encoding='utf-8')
-    kernel = dict(name='python3', display_name='Python 3', language='python')
-    for name, cells in notebooks.items():
-        body = [dict(cell_type='code', execution_count=None, id=f'cell{k}', metadata={}, outputs=[], source=s) for k, s in enumerate(cells)]
-        (folder/f'{name}.ipynb').write_text(json.dumps(dict(cells=body, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
-
-@contextlib.contextmanager
-def serving(folder, module, *options, ready, **environment):
-    "A server of Jupyter's on a free port of this machine, with settings of its own"
-    with contextlib.closing(socket.create_server(('127.0.0.1', 0))) as s: port = s.getsockname()[1]
-    own = {name: str(folder/'jupyter'/name.lower()) for name in ('JUPYTER_CONFIG_DIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
-    root = str(Path(__file__).resolve().parents[1])
-    env = {**os.environ, **own, **environment, 'TQDM_DISABLE': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))}
-    command = [sys.executable, '-m', module, *options, '--no-browser', f'--port={port}']
-    with open(folder/'server.log', 'wb') as log, subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as server:
-        try:
-            url = f'http://127.0.0.1:{port}/'
-            for _ in range(600):
-                with contextlib.suppress(OSError), urllib.request.urlopen(url + ready, timeout=5): break
-                assert server.poll() is None, (folder/'server.log').read_text(errors='replace')[-2000:]
-                time.sleep(.1)
-            yield url
-        finally:
-            server.terminate()
-            try: server.wait(15)
-            except subprocess.TimeoutExpired: server.kill()
-
-fronts = dict(lab='lab/tree/{}.ipynb?reset', notebook='notebooks/{}.ipynb')  # where one server shows a notebook in JupyterLab, and in Notebook 7
-
-@contextlib.contextmanager
-def jupyter(folder, **environment):
-    "A server with JupyterLab, and with Notebook 7 where that is installed"
-    pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
-    options = ['--ip=127.0.0.1', '--IdentityProvider.token=', '--ServerApp.password=', '--ServerApp.allow_root=True', f'--ServerApp.root_dir={folder}']
-    setting(folder, 'notification', dict(fetchNews='false', checkForUpdates=False))
-    module = 'notebook' if importlib.util.find_spec('notebook') else 'jupyterlab'
-    with serving(folder, module, *options, ready='api', **environment) as url: yield url
-
-def front_url(url, front, name):
-    "The address of a notebook in a front end; the test is skipped where that is not installed"
-    if front == 'notebook': pytest.importorskip('notebook', minversion='7', reason='Notebook 7 is not installed')
-    return url + fronts[front].format(name)
+    for name, sources in notebooks.items(): write_notebook(folder, name, *sources)
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp('lab')
-    write_notebook(folder)
+    prepare(folder)
     with jupyter(folder, JUPYTER_PATH=kernel_path()) as url: yield folder, url
 
 @pytest.fixture(scope='module')
 def voila(tmp_path_factory):
-    pytest.importorskip('voila', reason='Voilà is not installed')
     folder = tmp_path_factory.mktemp('voila')
-    write_notebook(folder)
-    with serving(folder, 'voila', '.', '--Voila.ip=127.0.0.1', ready='voila/static/favicon.ico', JUPYTER_PATH=kernel_path()) as url: yield folder, url + 'voila/render/clean.ipynb'
-
-def setting(folder, name, value):
-    "Set a user's setting of JupyterLab"
-    file = folder/'jupyter'/'jupyterlab_settings_dir'/'@jupyterlab'/'apputils-extension'/f'{name}.jupyterlab-settings'
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(value), encoding='utf-8')
+    prepare(folder)
+    with voila_page(folder, 'clean', JUPYTER_PATH=kernel_path()) as url: yield folder, url
 
 # ---------------------------------------------------------------- a page with the cleaner
 
 def open_lab(page, folder, url, theme, front='lab'):
-    setting(folder, 'themes', dict(theme=theme))
-    page.goto(front_url(url, front, 'clean'))
+    open_notebook(page, folder, url, front, 'clean', theme)
     page.locator('.jp-Notebook .jp-Cell').nth(1).wait_for(timeout=120_000)
-    run_cells(page)
+    run_both(page)
 
-def idle(page):
-    "Wait until the kernel of the page's notebook is, and the page is connected to it"
-    server, name = page.url.split('/')[2], page.url.split('/')[-1].split('?')[0]
-    def ready():
-        sessions = page.request.get(f'http://{server}/api/sessions').json()
-        return any(s['path'] == name and s['kernel']['execution_state'] == 'idle' and s['kernel']['connections'] for s in sessions)
-    wait_until(ready, 'the kernel is not idle', 120)
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status=idle]').first.wait_for(timeout=120_000, state='attached')
-
-def run_cells(page):
+def run_both(page):
     "Run both cells, and wait for the images"
     idle(page)
-    page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
-    page.keyboard.press('Shift+Enter')
-    page.keyboard.press('Control+Enter')  # Shift+Enter would make another cell and take the focus there, sooner or later
+    run_cells(page, 2)
     shown(page)
     idle(page)
 
 def shown(page):
     "Wait until every image of the page is there, and what the model says"
-    trouble = page.locator('[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]')
-    page.locator('.bc-card').first.or_(trouble.first).first.wait_for(timeout=120_000)
-    assert not trouble.count(), trouble.first.inner_text()
+    await_output(page, '.bc-card')
     page.wait_for_function("!document.querySelector('.bc-status').textContent.includes('on their way') && document.querySelector('.bc-words').textContent.includes('model:')", timeout=60_000)
     page.wait_for_function("(found => found.length && found.every(i => i.complete && i.naturalWidth))([...document.querySelectorAll('.bc-card img')])", timeout=60_000)
 
@@ -164,12 +104,6 @@ def snapshot(folder):
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):  # a folder, or a file that is being moved just now: who waits looks again
             found[f.relative_to(folder).as_posix()] = hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns
     return found
-
-def wait_until(true, what, seconds=30):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(.1)
 
 class Mouse:
     "Everything by mouse"
@@ -319,7 +253,7 @@ def test_a_kernel_that_restarts(browser, lab, front):
             page.locator(f'.bc-card[data-file="{second}"] .bc-image').click()
             page.keyboard.press('d')
             page.locator('.bc-trouble').get_by_text('Python has not answered').wait_for()
-        run_cells(page)
+        run_both(page)
         wait_until(lambda: marks(page) == {first: '✕ Delete'}, 'the restart lost a mark, or kept one that was never saved')
 
 @pytest.mark.parametrize('hand', [Mouse, Keyboard], ids=['mouse', 'keyboard'])
@@ -339,9 +273,7 @@ def look_at_galleries(page, theme, name):
     page.locator('.jp-RenderedHTMLCommon').nth(13).or_(trouble.first).first.wait_for(timeout=120_000)
     assert not trouble.count(), trouble.first.inner_text()
     page.wait_for_function("(found => found.length > 80 && found.every(i => i.complete && i.naturalWidth))([...document.querySelectorAll('.jp-RenderedHTMLCommon img')])", timeout=60_000)
-    found = page.evaluate(contrasts.replace('.bearcls-cleaner', '.jp-RenderedHTMLCommon'))
-    low = [f for f in found if f[0] < 4.5]
-    assert len(found) > 150 and not low, low[:20]
+    check_contrasts(page, 'jp-RenderedHTMLCommon', 150)
     wide = page.evaluate('''() => [...document.querySelectorAll('.jp-RenderedHTMLCommon')].filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== 'auto')
         .map(e => [e.scrollWidth, e.clientWidth, e.textContent.trim().slice(0, 60)])''')
     assert not wide, wide
@@ -357,11 +289,8 @@ def test_galleries(request, browser, front, theme):
     with browser.new_page(viewport=dict(width=1100, height=900)) as page:
         if front == 'voila': page.goto(url.replace('clean', 'galleries'), timeout=120_000)
         else:
-            setting(folder, 'themes', dict(theme=f'JupyterLab {theme}'))
-            page.goto(front_url(url, front, 'galleries'))
-            idle(page)
-            page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
-            for key in ('Shift+Enter', 'Control+Enter'): page.keyboard.press(key)
+            open_notebook(page, folder, url, front, 'galleries', f'JupyterLab {theme}')
+            run_cells(page, 2)
         look_at_galleries(page, theme, f'{front}-{theme}'.lower())
 
 # ---------------------------------------------------------------- what it looks like, and who can use it
@@ -378,60 +307,28 @@ def board(browser, voila):
         shown(page)
         yield page
 
-contrasts = """() => {
-  const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => v/255).map(v => v <= .04045 ? v/12.92 : ((v + .055)/1.055)**2.4).reduce((s, v, i) => s + v*[.2126, .7152, .0722][i], 0);
-  const ground = el => { for (; el; el = el.parentElement) { const c = numbers(getComputedStyle(el).backgroundColor); if (c.length < 4 || c[3] > .99) return c; } };
-  const found = [];
-  for (const el of document.querySelectorAll('.bearcls-cleaner *')) {
-    if (!el.checkVisibility() || ![...el.childNodes].some(n => n.nodeType == 3 && n.data.trim()) || el.tagName == 'OPTION') continue;
-    const [a, b] = [light(numbers(getComputedStyle(el).color)), light(ground(el))].sort((x, y) => y - x);
-    found.push([(a + .05)/(b + .05), `${el.tagName} ${el.className} ${el.textContent.slice(0, 30)}`]);
-  }
-  return found;
-}"""
-
 def test_themes_and_sizes(board):
     "Text can be read on light and on dark pages, and nothing is cut off on a telephone"
     board.locator('.bc-face').first.click()
     for key in ('d', 'ArrowRight', '2', 'ArrowRight', 'k', 'ArrowRight', 'Shift+ArrowRight'): board.keyboard.press(key)
-    for theme, page in (('light', 'white'), ('dark', '#111')):
-        paint(board, page)
-        board.locator(f'.bearcls-cleaner[data-theme={theme}]').wait_for()
+    for theme in in_both_themes(board, 'bearcls-cleaner'):
         image_bytes(board, f'cleaner-{theme}')
-        low = [found for found in board.evaluate(contrasts) if found[0] < 4.5]
-        assert not low and len(board.evaluate(contrasts)) > 100, low
+        check_contrasts(board, least=100)
     paint(board, 'transparent')
     for wish in ('dark', 'light'):  # a page without a background of its own
         board.emulate_media(color_scheme=wish)
         board.locator(f'.bearcls-cleaner[data-theme={wish}]').wait_for()
-    board.set_viewport_size(dict(width=360, height=800))
-    assert board.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
+    check_narrow(board, 360)
     image_bytes(board, 'cleaner-360')
     for button in board.locator('.bc-card').first.get_by_role('button').all(): assert button.is_visible()
-
-def paint(page, colour):
-    "Give everything behind the cleaner one colour"
-    page.evaluate("""colour => {
-      for (let el = document.querySelector('.bearcls-cleaner').parentElement; el; el = el.parentElement) el.style.background = colour;
-    }""", colour)
-
-def image_bytes(page, name):
-    "Keep an image of the page in the folder that BEARCLS_IMAGES names, if it names one"
-    folder = os.environ.get('BEARCLS_IMAGES')
-    if folder: page.screenshot(path=f'{folder}/{name}.png')
 
 @pytest.mark.skipif('BEARCLS_IMAGES' not in os.environ, reason='BEARCLS_IMAGES names no folder for images of the page')
 def test_image_for_the_site(board):
     "BEARCLS_IMAGES=nbs/images pytest tests/test_cleaner_browser.py -k site draws the site's cleaner.png anew"
-    from PIL import Image
     board.set_viewport_size(dict(width=1000, height=690))
     board.locator('.bc-face').first.click()
     for key in ('k', 'ArrowRight', '2', 'ArrowRight', 'd', 'ArrowRight', 'Shift+ArrowRight'): board.keyboard.press(key)
-    file = Path(os.environ['BEARCLS_IMAGES'])/'cleaner.png'
-    board.screenshot(path=file)
-    with Image.open(file) as image: image.convert('RGB').quantize(256, kmeans=2).save(file, optimize=True)
-    assert file.stat().st_size < 200_000
+    assert draw_for_site(board, 'cleaner.png').stat().st_size < 200_000
 
 def test_light_on_the_wire(board):
     "Thirty images, with the widget's own code and all that Voilà sends beside"

@@ -97,6 +97,20 @@ def test_images_are_asked_once(learned, tmp_path, monkeypatch):
     monkeypatch.setattr(learn, 'get_preds', lambda *args, **kwargs: pytest.fail('the Learner was asked again'))
     export_bundle(learn, tmp_path/'b', seen=seen)
 
+def test_a_learner_that_is_too_sure_is_compared_by_its_logits(learned, tmp_path):
+    "Probabilities that were rounded to 0 do not say what the Learner answers at the bundle's temperature"
+    learn, *_ = learned
+    last = [m for m in learn.model.modules() if isinstance(m, nn.Linear)][-1]
+    kept = last.weight.data.clone()
+    last.weight.data *= 3000
+    try:
+        seen = evaluate(learn, 'all')
+        assert (seen.only('valid').probabilities == 0).any()
+        bundle = export_bundle(learn, tmp_path/'b', seen=seen, ood_score=False)
+        metadata = read_bundle(bundle)
+        assert metadata.temperature > 2 and metadata.metrics['largest_difference'] < .001
+    finally: last.weight.data = kept
+
 def test_lost_images_are_told(learned, tmp_path):
     "Where training images are gone, the rest is measured, and the card says so"
     _, path, _, _ = learned

@@ -1,5 +1,5 @@
 """Feedback loops: many runs against exact distributions, and intervals against the truth"""
-import json, math
+import math
 import numpy as np
 import pytest
 
@@ -7,6 +7,7 @@ from bearcls.core import DataError
 from bearcls.intervals import wilson
 from bearcls.rollout.loops import (loop_equilibrium, loop_png, loop_widget, polya_moments, simulate_loop, true_labels, unseen_share,
     unseen_shares)
+from front_ends import voila_page, write_notebook
 
 labels = np.array(['black', 'grizzly', 'teddy'], object)
 
@@ -135,14 +136,10 @@ def test_the_widget_draws_again():
 
 def test_the_widget_in_a_browser(browser, tmp_path):
     "In Voilà: a slider, by keyboard and by its number, and the switch change drawing and table"
-    pytest.importorskip('voila', reason='Voilà is not installed')
-    from test_cleaner_browser import serving
-    kernel = dict(name='python3', display_name='Python 3', language='python')
-    cell = dict(cell_type='code', execution_count=None, id='cell0', metadata={}, outputs=[], source='from bearcls.rollout.loops import loop_widget\nloop_widget()')
-    (tmp_path/'loop.ipynb').write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
-    with serving(tmp_path, 'voila', '.', '--Voila.ip=127.0.0.1', ready='voila/static/favicon.ico') as url:
+    write_notebook(tmp_path, 'loop', 'from bearcls.rollout.loops import loop_widget\nloop_widget()')
+    with voila_page(tmp_path, 'loop') as url:
         page = browser.new_page(viewport=dict(width=800, height=900))
-        page.goto(url + 'voila/render/loop.ipynb', timeout=120_000)
+        page.goto(url, timeout=120_000)
         drawing, table = page.locator('img.widget-image'), page.locator('.widget-html table')
         table.wait_for(timeout=120_000)
         seen = [drawing.get_attribute('src')]

@@ -7,6 +7,7 @@ pytest.importorskip('fastai', reason='fastai is not installed')
 import yaml
 from PIL import Image
 from bearcls.core import DataError
+from bearcls.data.split import Split
 from bearcls.export.convert import export_bundle
 from bearcls.folders import image_files
 from bearcls.manifest import ImageRow, read_manifest, write_manifest
@@ -72,6 +73,29 @@ def test_another_seed_gives_no_matrix_but_a_reason(project):
     with pytest.raises(DataError, match='`seed` was another'): held_back(project[0]/'bundle', project[0]/'bears', 5)
     post = make_post(project[0], seed=5)
     assert 'confusion.png' not in {f.name for f in post.figures} and 'Neither confusion matrix' in post.notes[0]
+
+@pytest.fixture
+def kept(project):
+    "The split beside the bundle, as a quickstart writes it"
+    file = project[1].dls.split.save(project[0]/'split.json')
+    yield file
+    file.unlink()
+
+def test_with_the_split_neither_seed_nor_new_images_matter(project, kept):
+    seen = held_back(project[0]/'bundle', project[0]/'bears')
+    new = project[0]/'bears'/'teddy'/'new.png'
+    Image.new('RGB', (90, 90), 'brown').save(new)
+    try: assert list(held_back(project[0]/'bundle', project[0]/'bears', 5).table.file) == list(seen.table.file)
+    finally: new.unlink()
+    assert 'confusion.png' in {f.name for f in make_post(project[0], seed=5).figures}
+
+@pytest.mark.parametrize('other', ['no split', 'another training'])
+def test_a_file_that_does_not_fit_is_not_used(project, kept, other):
+    split = project[1].dls.split
+    if other == 'no split': kept.write_text('{}')
+    else: Split(split.valid, split.train, split.digests).save(kept)
+    seen = held_back(project[0]/'bundle', project[0]/'bears')
+    assert {str(f) for f in seen.table.file} == {str(f) for f in split.valid}
 
 def test_images_that_were_moved_give_no_matrix(project):
     file = next(f for f in project[1].dls.split.train)

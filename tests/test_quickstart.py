@@ -3,14 +3,17 @@ import csv, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 import tiny_bundle
+from front_ends import draw_for_site
 from bearcls.core import DataError
 from bearcls.manifest import read_manifest
 from bearcls.folders import image_files
 from bearcls.data.loaders import image_dls
+from bearcls.data.split import Split
 from bearcls.sample.figures import draw_bear
 from bearcls.quickstart import quickstart
 from bearcls.sample.bears import draw_bears, unreadable_faults
 from bearcls.gather.search import providers
+from bearcls.teach.post import held_back
 
 program = shutil.which('bearcls', path=os.path.dirname(sys.executable))
 
@@ -44,7 +47,8 @@ def snapshot(path): return {f.relative_to(path).as_posix(): f.read_bytes() for f
 def drawn(tmp_path_factory):
     "What the command leaves behind without cached weights, with fewer images than it would draw: bench/quickstart.py measures all of them"
     cwd = tmp_path_factory.mktemp('drawn')
-    return cwd, bearcls('quickstart', '--n-per-label', 200, cwd=cwd, TORCH_HOME=str(cwd/'no weights'))
+    few = [] if os.environ.get('BEARCLS_IMAGES') else ['--n-per-label', 200]  # the image for the site shows all of them
+    return cwd, bearcls('quickstart', *few, cwd=cwd, TORCH_HOME=str(cwd/'no weights'))
 
 def test_whole_way(drawn):
     cwd, done = drawn
@@ -89,6 +93,21 @@ def test_report_in_a_browser(drawn, browser):
     assert page.evaluate('[...document.images].every(i => i.naturalWidth > 0)')
     page.close()
 
+@pytest.mark.skipif('BEARCLS_IMAGES' not in os.environ, reason='BEARCLS_IMAGES names no folder for images of the page')
+def test_image_for_the_site(drawn, browser):
+    "BEARCLS_IMAGES=nbs/images pytest tests/test_quickstart.py -k site draws the site's report.png anew: the error and the mistakes"
+    with browser.new_page(viewport=dict(width=1000, height=800)) as page:
+        page.goto((drawn[0]/'bearcls-quickstart'/'report.html').as_uri())
+        page.evaluate("""() => {
+          for (const section of document.querySelectorAll('section')) if (section.id !== 'mistakes') section.remove();
+          let last = [...document.querySelectorAll('h3')].find(h => h.textContent === 'What the worst mistakes take after');
+          while (last) { const next = last.nextSibling; last.remove(); last = next; }
+          document.body.style.paddingBottom = '1rem';
+        }""")
+        assert page.locator('table').count() == 2
+        page.set_viewport_size(dict(width=1000, height=page.evaluate('document.body.offsetHeight')))
+        draw_for_site(page, 'report.png')
+
 def test_real_photographs(tmp_path, shared):
     "Transfer learning on photographs from the web, whose files stay as they are"
     data = shared/'data'/'bears'
@@ -117,7 +136,10 @@ def test_again_into_the_same_folder(tmp_path):
     "A second run replaces what the first made, and nothing else"
     (tmp_path/'out').mkdir()
     (tmp_path/'out'/'mine.txt').write_text('keep me', encoding='utf-8')
-    for _ in range(2): quickstart(tmp_path/'out', n_per_label=20, epochs=1, arch='xresnet18_thin', quiet=True)
+    for _ in range(2): q = quickstart(tmp_path/'out', n_per_label=20, epochs=1, arch='xresnet18_thin', quiet=True)
+    split = q.learn.dls.split
+    assert Split.load(tmp_path/'out'/'split.json').sides == split.sides
+    assert {str(f) for f in held_back(q.bundle, q.path, seed=7).table.file} == {str(f) for f in split.valid}
     assert (tmp_path/'out'/'mine.txt').read_text(encoding='utf-8') == 'keep me'
 
 wrong = {
@@ -135,6 +157,7 @@ wrong = {
     'strangers in dest': (['--dest', 'taken'], 'taken'),
     'a report of their own': (['--dest', 'work'], 'was not written by bearcls'),
     'a bundle of their own': (['--dest', 'files'], 'holds something else than a bundle'),
+    'a split of their own': (['--dest', 'wood'], 'it is not replaced'),
     'one word to search for': (['--search', 'grizzly bear'], 'at least two labels'),
     'too few to draw': (['--n-per-label', '3'], '`n_per_label`'),
 }
@@ -155,6 +178,8 @@ def folders(tmp_path_factory):
     (path/'taken'/'bears'/'thesis.txt').write_text('years of work', encoding='utf-8')
     (path/'work').mkdir()
     (path/'work'/'report.html').write_text('<h1>Annual report</h1>', encoding='utf-8')
+    (path/'wood').mkdir()
+    (path/'wood'/'split.json').write_text('{"wood": "oak"}', encoding='utf-8')
     (path/'files'/'bundle').mkdir(parents=True)
     (path/'files'/'bundle'/'letters.txt').write_text('bundled', encoding='utf-8')
     return path

@@ -1,34 +1,24 @@
 "The quiz in JupyterLab and Voilà by keyboard alone, in a real browser: a hint, answers, marks, a reload, to the end"
-import json, os
-from pathlib import Path
+import os
 import pytest
 
 pytest.importorskip('anywidget', reason='anywidget is not installed')
 from bearcls.teach.questions import read_questions
 from bearcls.teach.quiz import read_boxes
-from test_cleaner_browser import contrasts, front_url, idle, image_bytes, jupyter, paint, serving, setting, wait_until
+from front_ends import (await_output, check_contrasts, check_keys, check_narrow, draw_for_site, image_bytes, in_both_themes, jupyter, open_notebook, run_cells, voila_page, wait_until,
+    write_notebook)
 
 cell = '''from bearcls.teach.questions import read_questions
 from bearcls.teach.quiz import Quiz, QuizWidget
 QuizWidget(Quiz('quiz.json', read_questions()[8:13]))'''
 
-def prepare(folder):
-    kernel = dict(name='python3', display_name='Python 3', language='python')
-    cells = [dict(cell_type='code', execution_count=None, id='cell0', metadata={}, outputs=[], source=cell)]
-    (folder/'quiz.ipynb').write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
-
 @pytest.fixture(scope='module')
 def voila(tmp_path_factory):
-    pytest.importorskip('voila', reason='Voilà is not installed')
     folder = tmp_path_factory.mktemp('voila')
-    prepare(folder)
-    with serving(folder, 'voila', '.', '--Voila.ip=127.0.0.1', ready='voila/static/favicon.ico') as url: yield folder, url + 'voila/render/quiz.ipynb'
+    write_notebook(folder, 'quiz', cell)
+    with voila_page(folder, 'quiz') as url: yield folder, url
 
-def shown(page):
-    "Wait until the widget asks something"
-    trouble = page.locator('[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]')
-    page.locator('.bq-question').or_(trouble.first).first.wait_for(timeout=120_000)
-    assert not trouble.count(), trouble.first.inner_text()
+def shown(page): await_output(page, '.bq-question')
 
 def theme(page): return page.locator('.bq-card .bc-muted').inner_text()
 
@@ -49,21 +39,14 @@ def axe_finds(page):
 
 def test_by_keyboard_in_jupyter(browser, tmp_path):
     "Every question marked without a mouse; what was missed comes back, and a reload forgets nothing"
-    prepare(tmp_path)
+    write_notebook(tmp_path, 'quiz', cell)
     progress = tmp_path/'quiz.json'
     with jupyter(tmp_path) as url, browser.new_page(viewport=dict(width=1280, height=900)) as page:
-        setting(tmp_path, 'themes', dict(theme='JupyterLab Dark'))
-        page.goto(front_url(url, 'lab', 'quiz'))
-        page.locator('.jp-Notebook .jp-Cell').first.wait_for(timeout=120_000)
-        idle(page)
-        page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
-        page.keyboard.press('Control+Enter')
+        open_notebook(page, tmp_path, url, 'lab', 'quiz', 'JupyterLab Dark')
+        run_cells(page)
         shown(page)
         assert page.locator('.bearcls-quiz').get_attribute('data-theme') == 'dark' and not progress.exists()
-        n_cells = page.locator('.jp-Notebook .jp-Cell').count()
-        page.locator('.bq-card').focus()
-        for key in 'xddb00iicv': page.keyboard.press(key)  # keys of Jupyter: they cut, delete and make cells, and restart the kernel
-        assert page.locator('.jp-Notebook .jp-Cell').count() == n_cells and not page.locator('.jp-Dialog').count(), 'a key of the widget reached the notebook'
+        check_keys(page, '.bq-card')
         page.keyboard.press('1')  # nothing can be marked before the answer was read
         assert page.locator('.bq-opened').inner_text() == '' and theme(page).startswith('Question 9:')
         page.keyboard.press('h')
@@ -139,22 +122,16 @@ def test_looks_and_sizes(browser, voila):
         page.locator('.bq-card').focus()
         for key in ('h', 'Enter'): page.keyboard.press(key)
         page.locator('.bq-answer').wait_for()
-        for name, colour in (('light', 'white'), ('dark', '#111')):
-            paint(page, colour)
-            page.locator(f'.bearcls-quiz[data-theme={name}]').wait_for()
-            found = page.evaluate(contrasts)
-            low = [f for f in found if f[0] < 4.5]
-            assert not low and len(found) > 12, low
+        for theme in in_both_themes(page, 'bearcls-quiz'):
+            check_contrasts(page)
             assert not axe_finds(page)
-            image_bytes(page, f'quiz-{name}')
-        page.set_viewport_size(dict(width=400, height=800))
-        assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
+            image_bytes(page, f'quiz-{theme}')
+        check_narrow(page, 400)
         image_bytes(page, 'quiz-400')
 
 @pytest.mark.skipif('BEARCLS_IMAGES' not in os.environ, reason='BEARCLS_IMAGES names no folder for images of the page')
 def test_image_for_the_site(browser, voila):
     "BEARCLS_IMAGES=nbs/images pytest tests/test_quiz_browser.py -k site draws the site's quiz.png anew"
-    from PIL import Image
     folder, url = voila
     (folder/'quiz.json').unlink(missing_ok=True)
     with browser.new_page(viewport=dict(width=760, height=700)) as page:
@@ -166,6 +143,4 @@ def test_image_for_the_site(browser, voila):
         for key in ('h', 'Enter'): page.keyboard.press(key)
         page.locator('.bq-answer').wait_for()
         page.evaluate("document.querySelector('.bq-file').textContent = 'Your progress is kept in quiz.json'")
-        file = Path(os.environ['BEARCLS_IMAGES'])/'quiz.png'
-        page.locator('.bearcls-quiz').screenshot(path=file)
-        with Image.open(file) as image: image.convert('RGB').quantize(256, kmeans=2).save(file, optimize=True)
+        draw_for_site(page.locator('.bearcls-quiz'), 'quiz.png')

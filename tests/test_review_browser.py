@@ -1,6 +1,5 @@
 "The review widget in JupyterLab, Notebook 7 and Voilà, driven by mouse and by keyboard alone, in a real browser"
-import json, os
-from pathlib import Path
+import os
 import pytest
 
 pytest.importorskip('anywidget', reason='anywidget is not installed')
@@ -9,7 +8,8 @@ from bearcls.folders import image_files
 from bearcls.monitor.log import LogRow, PredictionLog
 from bearcls.rollout.queue import ReviewQueue
 from bearcls.sample.bears import draw_bears
-from test_cleaner_browser import contrasts, front_url, idle, image_bytes, jupyter, paint, serving, setting, wait_until
+from front_ends import (await_output, check_contrasts, check_keys, check_narrow, draw_for_site, idle, image_bytes, in_both_themes, jupyter, open_notebook, run_cells, voila_page, wait_until,
+    write_notebook)
 
 labels = ['black', 'grizzly', 'teddy']
 cell = '''from bearcls.folders import image_files
@@ -35,9 +35,7 @@ def write_log(folder):
 
 def prepare(folder):
     draw_bears(folder/'bears', n_per_label=8, seed=3, faults=False)
-    kernel = dict(name='python3', display_name='Python 3', language='python')
-    cells = [dict(cell_type='code', execution_count=None, id='cell0', metadata={}, outputs=[], source=cell)]
-    (folder/'review.ipynb').write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding='utf-8')
+    write_notebook(folder, 'review', cell)
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
@@ -47,25 +45,18 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def voila(tmp_path_factory):
-    pytest.importorskip('voila', reason='Voilà is not installed')
     folder = tmp_path_factory.mktemp('voila')
     prepare(folder)
-    with serving(folder, 'voila', '.', '--Voila.ip=127.0.0.1', ready='voila/static/favicon.ico') as url: yield folder, url + 'voila/render/review.ipynb'
+    with voila_page(folder, 'review') as url: yield folder, url
 
 def shown(page):
     "Wait until the widget shows its first image"
-    trouble = page.locator('[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]')
-    page.locator('.br-image img').or_(trouble.first).first.wait_for(timeout=120_000)
-    assert not trouble.count(), trouble.first.inner_text()
+    await_output(page, '.br-image img')
     page.wait_for_function("(i => i && i.complete && i.naturalWidth)(document.querySelector('.br-image img'))")
 
 def open_lab(page, folder, url, theme, front):
-    setting(folder, 'themes', dict(theme=theme))
-    page.goto(front_url(url, front, 'review'))
-    page.locator('.jp-Notebook .jp-Cell').first.wait_for(timeout=120_000)
-    idle(page)
-    page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
-    page.keyboard.press('Control+Enter')
+    open_notebook(page, folder, url, front, 'review', theme)
+    run_cells(page)
     shown(page)
     idle(page)
 
@@ -129,10 +120,7 @@ def test_in_jupyter(browser, lab, front, hand, theme):
     with browser.new_page(viewport=dict(width=1280, height=900)) as page:
         open_lab(page, folder, url, theme, front)
         assert page.locator('.bearcls-review').get_attribute('data-theme') == theme.split()[1].lower()
-        n_cells = page.locator('.jp-Notebook .jp-Cell').count()
-        page.locator('.br-card').focus()
-        for key in 'xddb00iicv': page.keyboard.press(key)  # X cuts a cell, D, D deletes one, B makes one, 0, 0 restarts the kernel
-        assert page.locator('.jp-Notebook .jp-Cell').count() == n_cells and not page.locator('.jp-Dialog').count(), 'a key of the widget reached the notebook'
+        check_keys(page, '.br-card')
         def reload():
             page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
             page.keyboard.press('Control+s')
@@ -140,9 +128,7 @@ def test_in_jupyter(browser, lab, front, hand, theme):
             page.reload()
             page.locator('.jp-Notebook .jp-Cell').first.wait_for(timeout=120_000)
             idle(page)
-            if not page.locator('.br-image img').count():  # a widget comes back only where its state was kept
-                page.locator('.jp-NotebookPanel .jp-InputArea-editor').first.click()
-                page.keyboard.press('Control+Enter')
+            if not page.locator('.br-image img').count(): run_cells(page)  # a widget comes back only where its state was kept
         walk(page, log, hand(page), reload)
 
 @pytest.mark.parametrize('hand', [Mouse, Keyboard], ids=['mouse', 'keyboard'])
@@ -182,21 +168,15 @@ def test_looks_and_sizes(browser, voila):
         page.keyboard.press('1')
         page.get_by_text('Stored: black.').wait_for()
         shown(page)
-        for theme, colour in (('light', 'white'), ('dark', '#111')):
-            paint(page, colour)
-            page.locator(f'.bearcls-review[data-theme={theme}]').wait_for()
-            found = page.evaluate(contrasts)
-            low = [f for f in found if f[0] < 4.5]
-            assert not low and len(found) > 12, low
+        for theme in in_both_themes(page, 'bearcls-review'):
+            check_contrasts(page)
             image_bytes(page, f'review-{theme}')
-        page.set_viewport_size(dict(width=360, height=800))
-        assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth'), 'the page is wider than the screen'
+        check_narrow(page, 360)
         image_bytes(page, 'review-360')
 
 @pytest.mark.skipif('BEARCLS_IMAGES' not in os.environ, reason='BEARCLS_IMAGES names no folder for images of the page')
 def test_image_for_the_site(browser, voila):
     "BEARCLS_IMAGES=nbs/images pytest tests/test_review_browser.py -k site draws the site's review.png anew"
-    from PIL import Image
     folder, url = voila
     write_log(folder)
     with browser.new_page(viewport=dict(width=800, height=700)) as page:
@@ -206,6 +186,4 @@ def test_image_for_the_site(browser, voila):
         page.keyboard.press('1')
         page.get_by_text('Stored: black.').wait_for()
         shown(page)
-        file = Path(os.environ['BEARCLS_IMAGES'])/'review.png'
-        page.locator('.bearcls-review').screenshot(path=file)
-        with Image.open(file) as image: image.convert('RGB').quantize(256, kmeans=2).save(file, optimize=True)
+        draw_for_site(page.locator('.bearcls-review'), 'review.png')

@@ -20,6 +20,7 @@ from fastai.vision.all import ImageBlock, ImageDataLoaders, Resize
 from fastai.vision.learner import create_vision_model
 from bearcls.data.loaders import image_dls
 from bearcls.sample.figures import draw_bear
+import bearcls.train.arch as arch_module
 from bearcls.train.arch import TrainError, arch_stats, find_weights, fixed_size, get_arch, load_weights, read_weights, xresnet18_thin
 from bearcls.train.learner import make_learner, plan_training, train
 from bearcls.train.precision import Autocast
@@ -543,6 +544,19 @@ def weights_at_hand(tmp_path, monkeypatch):
     torch.save(squeezenet1_1().state_dict(), folder/'squeezenet1_1-b8a52dc0.pth')
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
     monkeypatch.setenv('BEARCLS_CACHE', str(tmp_path/'cache'))
+
+def test_weights_come_with_one_line_and_no_bar(bears, tmp_path, monkeypatch, capsys):
+    "Where nobody looks at stderr, it says what is downloaded and how large it is"
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr(arch_module, '_ask', lambda url, timeout: '')
+    asked = []
+    def download(url, file, digest, progress):
+        asked.append((url.rpartition('/')[2], digest, progress))
+        torch.save(squeezenet1_1().state_dict(), file)
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    for _ in range(2): train(bears, arch='squeezenet1_1', size=48, quiet=True)
+    assert asked == [('squeezenet1_1-b8a52dc0.pth', 'b8a52dc0', False)]
+    assert capsys.readouterr().err.splitlines() == ['Downloading the ImageNet weights of squeezenet1_1, 5 MB']
 
 @pytest.fixture
 def told(monkeypatch):

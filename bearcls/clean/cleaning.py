@@ -20,8 +20,8 @@ from .items import CleaningItem, View, known_items, ordered, orders, page_of, up
 from .marks import Mark, Marks, mark_actions
 from bearcls.clean.moves import (Batch, apply_plan, batches, finish_moves, moved_from, redo_moves, undo_moves,
     unfinished_moves)
-from .plans import Change, CleaningPlan, check_label, plan_changes
-from ..core import DataError, expect
+from .plans import Change, CleaningPlan, plan_changes
+from ..core import DataError, check_label, expect
 from ..show import Html, gallery
 from ..folders import ImageFolder, LabelOf, refuse_problems, scan_folder
 from ..interpret.evaluate import Evaluation

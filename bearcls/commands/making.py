@@ -36,7 +36,7 @@ def _quickstart(args):
 def _add_quickstart(parser):
     parser.set_defaults(run=_quickstart)
     parser.add_argument('--dest', default='bearcls-quickstart',
-        help='folder for images, bundle and report (default: %(default)s)')
+        help='folder for images, split, bundle and report (default: %(default)s)')
     source = parser.add_mutually_exclusive_group()
     source.add_argument('--data', metavar='FOLDER', help='your own images, one folder per label; they stay as they are')
     source.add_argument('--search', nargs='+', metavar='WORDS', help='gather images from the web: one label for each, '
@@ -236,7 +236,8 @@ def _add_post(parser):
     parser.add_argument('--license', default='', metavar='NAME',
         help='licence of your own images, which name none; without it, they are left out')
     parser.add_argument('--people', action='store_true', help='show images that speak of people, too')
-    parser.add_argument('--seed', type=int, default=42, metavar='N', help='seed of its training (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=42, metavar='N',
+        help='seed of its training, needed without its split.json (default: %(default)s)')
     parser.add_argument('--form', choices=['both', 'qmd', 'md'], default='both',
         help='qmd for Quarto, md for plain Markdown (default: %(default)s)')
     parser.add_argument('--allow', action='append', default=[], metavar='WORD',

@@ -209,7 +209,9 @@ def verify_bundle(
     worst = 0.
     known = {}
     if seen is not None and min_side:
-        known = dict(zip(seen.table.file, with_temperature(seen, temperature).probabilities))
+        exact = seen.probabilities.min(1) >= np.finfo(np.float32).tiny  # none was rounded to 0, where its logit is lost
+        said = with_temperature(seen, temperature).probabilities
+        known = dict(zip(seen.table.file[exact], said[exact]))
     for start in progress(range(0, len(files), 16), 'comparing', unit='batch'):
         some = files[start:start + 16]
         ours = []

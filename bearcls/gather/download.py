@@ -13,12 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 from fastcore.basics import patch_to
 from PIL import Image, UnidentifiedImageError
-from ..core import DataError, expect, expect_all, hold_file, progress, release_file, sha256
+from ..core import DataError, check_label, expect, expect_all, hold_file, progress, release_file, sha256
 from ..images import ImageError, _open, costly_build, image_size, load_image
 from ..manifest import ImageRow, manifest_name, read_manifest, write_manifest
 from ..greys import FileFlaw
@@ -226,17 +225,6 @@ async def _fetch_all(place, state, todo, limits, report, **run):
             **run)
 
 # %% ../../nbs/gather/08_download.ipynb #f29498be
-_reserved = {'con', 'prn', 'aux', 'nul', *(f'{kind}{n}' for kind, n in product(('com', 'lpt'), range(1, 10)))}
-
-def _plain_name(label):
-    "A label that is the name of a folder and nothing else"
-    plain = (isinstance(label, str) and label and label.isprintable() and label == label.strip()
-        and '.' not in (label[0], label[-1]))
-    if not plain or any(c in '/\\:*?"<>|' for c in label) or label.lower().partition('.')[0] in _reserved:
-        raise DataError('`label` must be a plain folder name without / \\ : * ? " < > |, not begin or end with a dot '
-                        f'and not be a device name of Windows, got {label!r}')
-    return label
-
 def _as_results(results):
     "Results with distinct addresses; bare addresses become results"
     if isinstance(results, str): raise DataError('`results` must be a list of results or addresses, got one string')
@@ -270,7 +258,7 @@ def download_images(
     if not isinstance(results, str): expect_all('results', results)
     expect('dest', dest, str, os.PathLike)
     dest = Path(dest)
-    label = _plain_name(label)
+    label = check_label(label)
     for name, number in dict(n_connections=n_connections, per_host=per_host,
         enough=1 if enough is None else enough).items():
         if number < 1: raise DataError(f'`{name}` must be at least 1, got {number}')
@@ -340,7 +328,7 @@ def gather(
     "Search, download and keep what decodes as an image, for several labels; `download` goes to `download_images`"
     rows = []
     failures = []
-    for label in labels: _plain_name(label)
+    for label in labels: check_label(label)
     for label, terms in labels.items():
         found = []
         for term in progress([terms] if isinstance(terms, str) else list(terms), f'searching {label}', unit='term'):

@@ -17,6 +17,7 @@ from ..gather.download import gather
 from ..export.convert import check_dest
 from ..inference.bundle import can_be_labels
 from ..data.loaders import check_labels
+from ..data.split import Split
 from ..sample.bears import draw_bears
 
 # %% ../../nbs/quickstart/01_places.ipynb #964098c2
@@ -89,6 +90,9 @@ def check_free(
     "Refuse to replace what an earlier quickstart did not write"
     expect('dest', dest, os.PathLike)
     check_dest(dest/'bundle')
+    if (dest/'split.json').exists():
+        try: Split.load(dest/'split.json')
+        except DataError as e: raise DataError(f'{e}; it is not replaced, so choose another folder') from e
     report = dest/'report.html'
     if report.exists() and '<meta name="generator" content="bearcls' not in report.read_text(encoding='utf-8',
         errors='replace'):

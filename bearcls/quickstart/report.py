@@ -49,7 +49,7 @@ def _count_wrong(everything, suspicious):
 class Quickstart:
     "What `quickstart` made and found"
     path: Path                 # Image folder
-    dest: Path                 # Folder with the bundle and the report
+    dest: Path                 # Folder with the split, the bundle and the report
     report: ImageReport        # What the check of the files found
     learn: Learner             # Trained Learner
     everything: Evaluation     # Predictions on all images

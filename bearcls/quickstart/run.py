@@ -24,7 +24,7 @@ from .report import Quickstart, _count_wrong, next_commands, write_report
 
 # %% ../../nbs/quickstart/04_run.ipynb #883ad2ba
 def quickstart(
-    dest: str | Path = 'bearcls-quickstart',  # Folder for the images, the bundle and the report
+    dest: str | Path = 'bearcls-quickstart',  # Folder for images, split, bundle and report
     data: str | Path | None = None,        # Image folder of your own; its files stay as they are
     search: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,  # Web search: labels, or terms by label
     arch: str | None = None,               # Architecture of torchvision or timm; None for one whose weights are at hand
@@ -63,6 +63,7 @@ def quickstart(
             steps.say(words)
         with steps.step('export', 'Exporting a bundle, and comparing its answers with the Learner\'s'):
             bundle = export_bundle(learn, dest/'bundle', seen=everything, max_check=len(seen))
+            learn.dls.split.save(dest/'split.json')
             steps.say('largest difference on {images_compared} validation images: {largest_difference:.1g}'
                 .format(**read_bundle(bundle).metrics))
         with steps.step('predict', 'Predicting one image with the bundle alone'):

@@ -12,7 +12,7 @@ from ..doors import front_door
 
 # %% ../../nbs/rollout/index.ipynb #d88f6c52
 __getattr__, __dir__, __all__ = front_door('bearcls.rollout', dict(
-    registry='BundleWatch Conflict ModelRecord Registry RegistryChange RegistryError history_table resolve_bundle',
+    registry='BundleWatch Conflict ModelRecord Registry RegistryChange RegistryError resolve_bundle',
     pairs='PairTest PairTests Pairs pair_test pairs_from',
     canary='Canary SplitTest assigned split_test',
     stages='Outcome Rollout Route Supervised',
@@ -21,4 +21,4 @@ __getattr__, __dir__, __all__ = front_door('bearcls.rollout', dict(
     returning='checked_answers from_label_studio label_studio_config return_images to_label_studio',
     refresh='Refreshed compare_models prune_models refresh',
     loops='loop_widget plot_loop simulate_loop unseen_share unseen_shares',
-))
+) | {'.steps': 'history_table'})

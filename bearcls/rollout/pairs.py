@@ -136,21 +136,18 @@ class Wealth:
         if coin: self.log = np.logaddexp(self.log, math.log(coin))
         self.log = self.log + gains
 
-# %% ../../nbs/rollout/02_pairs.ipynb #9ae58b80
-@patch_to(Wealth)
-def state(self) -> dict[str, Any]:  # `log` and `n`, ready for JSON
-    "What the bettors own, and how many bets there were"
-    return dict(log=self.log.tolist(), n=self.n)
+    def state(self) -> dict[str, Any]:  # `log` and `n`, ready for JSON
+        "What the bettors own, and how many bets there were"
+        return dict(log=self.log.tolist(), n=self.n)
 
-@patch_to(Wealth)
-def restore(self,
-    state: Mapping[str, Any],  # `log` and `n`, as from `state`
-) -> None:
-    "Go on from a state; that of other bettors raises a ValueError"
-    log = np.array(state['log'], float)
-    if log.shape != self.log.shape: raise ValueError('another version')
-    self.log = log
-    self.n = int(state['n'])
+    def restore(self,
+        state: Mapping[str, Any],  # `log` and `n`, as from `state`
+    ) -> None:
+        "Go on from a state; that of other bettors raises a ValueError"
+        log = np.array(state['log'], float)
+        if log.shape != self.log.shape: raise ValueError('another version')
+        self.log = log
+        self.n = int(state['n'])
 
 # %% ../../nbs/rollout/02_pairs.ipynb #c96bb803
 pair_words = {'return': 'challenger worse: return', 'promote': 'challenger better: promote',

@@ -18,7 +18,7 @@ from ..core import cache_folder, expect, patch_to, sha256, short_words
 from ..inference.bundle import plain_values, read_bundle
 from ..inference.files import BundleError, bundle_files, bundle_names, bundle_stamp, content_digest, model_file
 from ..show import html_table
-from ..steps import RegistryChange, RegistryError, alias_form, history_table, read_change
+from ..steps import RegistryChange, RegistryError, alias_form, read_change
 from ..stores import DiskStore, open_store
 
 # %% ../../nbs/rollout/01_registry.ipynb #ad13ee25

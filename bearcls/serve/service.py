@@ -24,7 +24,6 @@ from .process import Service, answer_request
 from .settings import Settings
 from .supervise import Supervisor, http_protocol, return_memory, service_log, write_log
 from ..rollout.registry import resolve_bundle
-from .workers import load_classifier
 
 # %% ../../nbs/serve/08_service.ipynb #46fd59ba
 def _add_page(app, service, Response):
@@ -251,8 +250,7 @@ def run_server(
         optional_import(name, "'bearcls[serve]'", 'The HTTP service')
     settings = replace(settings, api_key=settings.api_key or os.environ.get('BEARCLS_API_KEY', '').strip(),
         threads=settings.threads or max(1, usable_cores()//workers))
-    labels = load_classifier(resolve_bundle(bundle), settings.execution_providers, settings.max_pixels,
-        max(30, settings.seconds_answer)).labels
+    labels = Service(bundle, settings).load().labels
     write_log()
     if settings.log:
         try: PredictionLog(settings.log).stats()

@@ -1,4 +1,4 @@
-"""Learn the chapter so that it stays: questions, a quiz, practice notebooks, a plan from your goal, and a post that tells others
+"""Learn the chapter so that it stays: questions, a quiz, practice notebooks, a plan from your goal, a post that tells others, and a year with a model in use
 
 Docs: https://bearcls.github.io/bearcls/teach/index.html.md"""
 
@@ -18,4 +18,5 @@ __getattr__, __dir__, __all__ = front_door('bearcls.teach', dict(
     drivetrain='Drivetrain',
     privacy='figure_bytes image_refusal private_words',
     post='Post make_post missing_words write_post',
+    year='CampsiteYear YearDay pixel_trainer year_summary',
 ))

@@ -10,6 +10,7 @@ __all__ = ['places', 'PostFigure', 'Post', 'missing_words', 'held_back', 'make_p
 # %% ../../nbs/teach/06_post.ipynb #6cc71386
 import io, json, math, os, re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from html import escape
@@ -150,33 +151,52 @@ def _repr_html_(self):
     return ''.join(parts)
 
 # %% ../../nbs/teach/06_post.ipynb #01d20c1c
-def held_back(
-    bundle: str | os.PathLike,  # Folder of a bundle, or its zip
-    data: str | os.PathLike,    # Image folder that it was trained on
-    seed: int = 42,             # Seed of its training
-) -> Any:                       # `Evaluation` of the bundle on the images that were held back
-    "The images that were held back from training, and what the bundle says about them"
-    from bearcls.data.loaders import image_dls  # here, since they need torch
-    from bearcls.export.convert import data_metadata
-    from bearcls.interpret.evaluate import error_rate_of, evaluate
-    from bearcls.verify.report import broken_issues, check_images
-    expect('data', data, str, os.PathLike)
-    bundle = read_bundle(bundle)
+def _differs(seen, bundle):
+    "How the figures of an evaluation differ from those in the bundle; '' if they are the same"
+    from bearcls.interpret.evaluate import error_rate_of
     known = bundle.metrics
+    error = error_rate_of(seen)
+    loss = float(seen.table.loss.mean()) if len(seen) else math.nan
+    close = .001 if bundle.variant == 'float32' else .05  # a smaller model was measured before it was made smaller
+    same = all(error[k] == known.get(k) for k in ('n', 'wrong'))
+    if same and abs(loss - known.get('log_loss', math.nan)) < close: return ''
+    return (f'{error["wrong"]} of {error["n"]} are answered wrongly with a log loss of {loss:.4g}, and the bundle says '
+        f'{known.get("wrong")} of {known.get("n")} with {known.get("log_loss", "none")}')
+
+def _kept_split(bundle):
+    "The split beside a bundle; None if there is none"
+    from bearcls.data.split import Split  # here, since it needs torch
+    with suppress(DataError): return Split.load(bundle.path.parent/'split.json')
+
+def _made_split(bundle, data, seed):
+    "The split of a training, made again"
+    from bearcls.data.loaders import image_dls
+    from bearcls.export.convert import data_metadata
+    from bearcls.verify.report import broken_issues, check_images
     report = check_images(data)
     pairs = [(r.file, r.of) for r in report.rows if r.issue in ('duplicate', 'near_duplicate')]
     dls = image_dls(data, 64, seed=seed, exclude=report.files(*broken_issues), pairs=pairs)
     if data_metadata(dls).get('fingerprint') != bundle.data.get('fingerprint'):
         raise DataError(f'The images in {Path(data).name} are not as they were in training, so it is not certain which '
             'were held back')
-    seen = evaluate(bundle.path, 'valid', data, known=dls.split)
-    error = error_rate_of(seen)
-    loss = float(seen.table.loss.mean()) if len(seen) else math.nan
-    close = .001 if bundle.variant == 'float32' else .05  # a smaller model was measured before it was made smaller
-    if any(error[k] != known.get(k) for k in ('n', 'wrong')) or not abs(loss - known.get('log_loss', math.nan)) < close:
-        raise DataError(f'Other images were held back in training, since `seed` was another: '
-            f'{error["wrong"]} of {error["n"]} are answered wrongly with a log loss of {loss:.4g}, and the bundle says '
-            f'{known.get("wrong")} of {known.get("n")} with {known.get("log_loss", "none")}')
+    return dls.split
+
+# %% ../../nbs/teach/06_post.ipynb #e6901f99
+def held_back(
+    bundle: str | os.PathLike,  # Folder of a bundle, or its zip; `split.json` beside it is used if it is of its training
+    data: str | os.PathLike,    # Image folder that it was trained on
+    seed: int = 42,             # Seed of its training; needed only without such a file
+) -> Any:                       # `Evaluation` of the bundle on the images that were held back
+    "The images that were held back from training, and what the bundle says about them"
+    from bearcls.interpret.evaluate import evaluate  # here, since it needs torch
+    expect('data', data, str, os.PathLike)
+    bundle = read_bundle(bundle)
+    if kept := _kept_split(bundle):
+        seen = evaluate(bundle.path, 'valid', data, known=kept)
+        if not _differs(seen, bundle): return seen
+    seen = evaluate(bundle.path, 'valid', data, known=_made_split(bundle, data, seed))
+    if differs := _differs(seen, bundle):
+        raise DataError(f'Other images were held back in training, since `seed` was another: {differs}')
     return seen
 
 # %% ../../nbs/teach/06_post.ipynb #1bb0a96b
@@ -325,7 +345,7 @@ def make_post(
     words: Mapping[str, str] | None = None,  # What only you can write, by the names in `places`, in Markdown
     license: str = '',          # Licence of your own images, which name none; '': they are left out
     people: bool = False,       # May images that speak of people be shown?
-    seed: int = 42,             # Seed of the training, to find again what was held back
+    seed: int = 42,             # Seed of the training; needed only if the split is not beside the bundle
 ) -> Post:                      # To look at, and to write
     "A post about a model, from what was measured"
     expect('folder', folder, str, os.PathLike)
@@ -391,7 +411,7 @@ def write_post(
     words: Mapping[str, str] | None = None,  # What only you can write, by the names in `places`, in Markdown
     license: str = '',          # Licence of your own images, which name none; '': they are left out
     people: bool = False,       # May images that speak of people be shown?
-    seed: int = 42,             # Seed of the training, to find again what was held back
+    seed: int = 42,             # Seed of the training; needed only if the split is not beside the bundle
     forms: Iterable[str] = ('qmd', 'md'),  # Which files to write: index.qmd for Quarto, index.md for everything else
     allow: Iterable[str] = (),  # Words that `private_words` finds and that may go out nevertheless
 ) -> Post:                      # What was written; `missing`, `left_out` and `notes` say what to do next

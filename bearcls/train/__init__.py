@@ -12,7 +12,7 @@ from ..doors import front_door
 
 # %% ../../nbs/train/index.ipynb #57e7d2bb
 __getattr__, __dir__, __all__ = front_door('bearcls.train', dict(
-    arch='TrainError Weights arch_stats find_weights get_arch torchvision_archs train_head xresnet18_thin',
+    arch='TrainError Weights arch_stats fetch_weights find_weights get_arch torchvision_archs train_head xresnet18_thin',
     precision='pick_precision',
     fast='FastFit image_features',
     log='TrainingLog balanced_dls class_weights log_training plot_training suggest_lr training_table',

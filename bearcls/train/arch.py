@@ -7,10 +7,11 @@ Docs: https://bearcls.github.io/bearcls/train/arch.html.md"""
 # %% auto #0
 __all__ = ['torchvision_archs', 'own_archs', 'TrainError', 'get_arch', 'says_if_uncuttable', 'arch_stats', 'fixed_size',
            'feature_layer', 'pool_features', 'averages_of', 'FrozenPart', 'frozen_part', 'keep_modes', 'weights_url',
-           'Weights', 'find_weights', 'read_weights', 'load_weights', 'class_head', 'linear_head', 'train_head']
+           'Weights', 'find_weights', 'fetch_weights', 'read_weights', 'load_weights', 'class_head', 'linear_head',
+           'train_head']
 
 # %% ../../nbs/train/01_arch.ipynb #67796316
-import difflib, pickle, threading, urllib.error, urllib.parse, urllib.request
+import difflib, pickle, sys, threading, urllib.error, urllib.parse, urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import TimmBody, create_body, model_meta
 from fastai.vision.models import xresnet
 from torch import nn
-from ..core import BearclsError, optional_import, progress
+from ..core import BearclsError, is_terminal, optional_import, progress
 from ..threads import Pace, decided_threads
 from ..pretrain.network import xresnet18_thin
 
@@ -184,9 +185,8 @@ def _timm_weights(arch):
     cached = (hub.try_to_load_from_cache(metadata.hf_hub_id, n) for n in names)
     return next((file for file in cached if isinstance(file, str)), ''), hub.hf_hub_url(metadata.hf_hub_id, names[0])
 
-def _torch_cache(url):
-    file = Path(torch.hub.get_dir())/'checkpoints'/Path(urllib.parse.urlparse(url).path).name
-    return str(file) if file.exists() else ''
+def _torch_place(url): return Path(torch.hub.get_dir())/'checkpoints'/Path(urllib.parse.urlparse(url).path).name
+def _torch_cache(url): return str(file) if (file := _torch_place(url)).exists() else ''
 
 # %% ../../nbs/train/01_arch.ipynb #18569d3e
 def weights_url(
@@ -194,10 +194,12 @@ def weights_url(
 ) -> str:       # Address of the weights that fastai loads for it; '' if there are none
     "Where the ImageNet weights of an architecture come from"
     if isinstance(arch := get_arch(name), str): return _timm_weights(arch)[1]
-    if name in own_archs: return ''
+    return '' if name in own_archs else _torchvision_weights(name, arch).url
+
+def _torchvision_weights(name, arch):
+    "Those of torchvision's weights that fastai loads"
     options = torchvision.models.get_model_weights(name)
-    default = 'weights' in model_meta.get(arch, {})
-    return (options.DEFAULT if default else options.IMAGENET1K_V1).url
+    return options.DEFAULT if 'weights' in model_meta.get(arch, {}) else options.IMAGENET1K_V1
 
 # %% ../../nbs/train/01_arch.ipynb #0cd06bf8
 def _ask(url, timeout):
@@ -248,6 +250,29 @@ def find_weights(
     problem = _ask(url, timeout)
     if problem: return Weights(name, 'absent', f'no ImageNet weights of {name}, cached or reachable ({problem})', url)
     return Weights(name, 'reachable', f'the ImageNet weights of {name} can be downloaded', url)
+
+# %% ../../nbs/train/01_arch.ipynb #57a64dc0
+def fetch_weights(
+    name: str,  # Name of an architecture
+) -> str:       # Path of the file; '' where there are no weights, and for timm, which fetches its own
+    "Download torchvision's ImageNet weights of an architecture into its cache, if they are not there"
+    arch = get_arch(name)
+    if isinstance(arch, str) or name in own_archs: return ''
+    weights = _torchvision_weights(name, arch)
+    size = weights.meta.get('_file_size')  # in units of 2**20 bytes
+    words = f'ImageNet weights of {name}'
+    return _torch_cache(weights.url) or _download(weights.url, words, f', {size*1.048576:,.0f} MB' if size else '')
+
+def _download(url, words, size=''):
+    "The path of a file that torch has downloaded into its cache, checked by the digest in its name"
+    file = _torch_place(url)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    print(f'Downloading the {words}{size}', file=sys.stderr)
+    digest = torch.hub.HASH_REGEX.search(file.name)
+    try: torch.hub.download_url_to_file(url, str(file), digest and digest[1], progress=is_terminal(sys.stderr))
+    except OSError as e: raise TrainError(f'The {words} could not be fetched: {e}') from e
+    except RuntimeError as e: raise TrainError(f'The {words} came damaged: {e}') from e
+    return str(file)
 
 # %% ../../nbs/train/01_arch.ipynb #6afd5bdc
 def read_weights(

@@ -24,7 +24,7 @@ from fastai.metrics import error_rate
 from fastai.torch_core import default_device, set_seed
 from fastai.vision.augment import aug_transforms
 from fastai.vision.learner import vision_learner
-from .arch import (TrainError, Weights, arch_stats, find_weights, fixed_size, get_arch, load_weights,
+from .arch import (TrainError, Weights, arch_stats, fetch_weights, find_weights, fixed_size, get_arch, load_weights,
     read_weights, says_if_uncuttable, xresnet18_thin)
 from ..data.loaders import image_dls
 from ..pretrain.network import load_drawn
@@ -173,6 +173,7 @@ def _new_learner(dls, plan, how):
         learn.arch = arch  # as `vision_learner` does
         if plan.weights == 'drawn': load_drawn(learn.model)
         return learn
+    if plan.weights == 'imagenet': fetch_weights(plan.arch)
     with says_if_uncuttable(plan.arch), warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='torchvision')  # fastai asks for weights in an older way
         try: learn = vision_learner(dls, arch, pretrained=plan.weights == 'imagenet', **how)

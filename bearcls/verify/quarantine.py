@@ -10,9 +10,10 @@ __all__ = ['journal_name', 'folder_beside', 'quarantine_folder', 'Suspect', 'Mov
 
 # %% ../../nbs/verify/02_quarantine.ipynb #21d61e4c
 import contextlib, errno, json, os, shutil
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path, PurePosixPath
 from ..core import DataError, expect, expect_all, sha256
 from ..manifest import own_rows, write_manifest
@@ -112,13 +113,15 @@ def inside(
     return Path(root)/name
 
 def free_name(
-    file: Path,  # The name to have
-) -> Path:       # The same, or with a number if it is taken
+    file: Path,                  # The name to have
+    taken: Container[str] = (),  # Paths in lower case that other files will have
+) -> Path:                       # The same, or with a number if it is taken
     "A name that no file has"
     expect('file', file, os.PathLike)
-    n = 0
     free = file
-    while os.path.lexists(free): free, n = file.with_name(f'{file.stem}-{n + 1}{file.suffix}'), n + 1
+    numbers = count(1)
+    while os.path.lexists(free) or str(free).casefold() in taken:
+        free = file.with_name(f'{file.stem}-{next(numbers)}{file.suffix}')
     return free
 
 # %% ../../nbs/verify/02_quarantine.ipynb #050995b4
