@@ -102,11 +102,11 @@ def solved(tmp_path_factory):
     "The easiest problem of all, so that the training is short"
     from bearcls.teach.gallery import solve_problem
     if shutil.which('npm') is None: pytest.skip('npm is not installed')
-    problem = Problem('colours', ('blue', 'red'), 'Which <colour> & is it?', 'Nobody.', 'Only two.', two_colours, epochs=3)
+    problem = Problem('colours', ('blue', 'red'), 'Which <colour> & is it?', 'Nobody.', 'Only two.', two_colours, epochs=10)
     return solve_problem(problem, tmp_path_factory.mktemp('gallery')/'colours', n_per_label=40, n_other=20)
 
 def test_solved_from_end_to_end(solved):
-    assert solved.error['n'] == 40 and solved.n_images == 80 and solved.error['error'] < .2
+    assert solved.error['n'] == 40 and solved.n_images == 80 and solved.error['error'] < .3
     assert {*solved.other.table.file} & {*solved.known.table.file} == set()
     assert solved.report.is_file() and solved.page.single.is_file() and solved.reason == ''
     card = solved._repr_html_()

@@ -7,8 +7,8 @@ Docs: https://bearcls.github.io/bearcls/teach/gallery.html.md"""
 # %% auto #0
 __all__ = ['Solved', 'solve_problem', 'Gallery', 'build_gallery', 'write_try_pages']
 
-# %% ../../nbs/teach/08_gallery.ipynb #5025e486
-import html, os, time, webbrowser
+# %% ../../nbs/teach/08_gallery.ipynb #c4265e1d
+import gzip, html, os, time, webbrowser
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from .problems import Problem, draw_problem, find_problem, problem_sheet, proble
 from ..train.learner import train
 from ..verify.report import check_images
 
-# %% ../../nbs/teach/08_gallery.ipynb #bf24076f
+# %% ../../nbs/teach/08_gallery.ipynb #ee800bfc
 @dataclass(repr=False)
 class Solved:
     "A problem with its model, its error, its report and its page"
@@ -36,6 +36,7 @@ class Solved:
     seconds: float          # From the first image drawn to the page
     known: Evaluation       # Images held back by chance, from sources that were trained on
     other: Evaluation       # Images of new sources, answered by the bundle of the page
+    trusted: list[bool]     # Is each answer about them trusted? The others go to a person
     bundle: Path            # Bundle of the page
     report: Path            # Report, one HTML file
     page: WebPage | None    # Page to try; None: see `reason`
@@ -55,7 +56,7 @@ def _error_words(error):
     "An error with its interval"
     return '{error:.1%} (95% interval {low:.1%} to {high:.1%})'.format(**error)
 
-# %% ../../nbs/teach/08_gallery.ipynb #6c4e51c7
+# %% ../../nbs/teach/08_gallery.ipynb #25e5c10c
 def solve_problem(
     problem: Problem | str,   # A problem, or the name of one of `problems`
     dest: str | os.PathLike,  # New or empty folder
@@ -80,12 +81,13 @@ def solve_problem(
     report = _report_of(dest, images, check, learn, everything, bundle, time.perf_counter() - start)
     small = compress_bundle(bundle, dest/'small', 'int8', images, max_changed=.1)
     other = evaluate(small, path=others)
+    trusted = [r.prediction.trusted for r in Classifier(small).predict_batch(other.table.file)]
     page = None
     reason = ''
     try: page = write_web(small, dest/'page', runtime, problem.question)
     except WebError as e: reason = str(e)
-    return Solved(problem, dest, len(everything), time.perf_counter() - start, everything.only('valid'), other, small,
-        report, page, reason)
+    return Solved(problem, dest, len(everything), time.perf_counter() - start, everything.only('valid'), other, trusted,
+        small, report, page, reason)
 
 def _report_of(dest, images, check, learn, everything, bundle, seconds):
     "The page that a quickstart writes"
@@ -95,18 +97,22 @@ def _report_of(dest, images, check, learn, everything, bundle, seconds):
     return write_report(Quickstart(images, dest, check, learn, everything, candidates, bundle, example,
             dict(train=seconds), own_data=True))
 
-# %% ../../nbs/teach/08_gallery.ipynb #0cb82c44
+# %% ../../nbs/teach/08_gallery.ipynb #68128c2c
 @patch_to(Solved)
 def _repr_html_(self):
     p = self.problem
     known = error_rate_of(self.known)
-    pairs = [f'{r.actual} taken for {r.predicted} ({r.wrong} of {r.of})' for r in most_confused(self.other).head(3).itertuples()]
+    sure = error_rate_of(self.other.where(self.trusted))
+    pairs = [f'{r.actual} taken for {r.predicted} ({r.wrong} of {r.of})'
+        for r in most_confused(self.other).head(3).itertuples()]
     worst = top_losses(self.other, 5)
     worst = worst[~worst.correct.astype(bool)]
     mistakes = gallery(worst.file, [f'{r.actual}, called {r.predicted}' for r in worst.itertuples()], side=84)
     size = f'; the model has {(self.bundle/model_file).stat().st_size/1e6:.1f} MB'
     lines = [f'<b>Error on new sources: {_error_words(self.error)}</b>, {self.error["wrong"]} of {self.error["n"]} images '
         f'wrong. On held-back images of known sources: {_error_words(known)}, {known["wrong"]} of {known["n"]}.',
+        f'It passes {sum(not t for t in self.trusted)} of these images to a person; of the other {sure["n"]} answers, '
+        f'{sure["wrong"]} are wrong.',
         f'Confused: {html.escape("; ".join(pairs) or "nothing")}.',
         f'{self.n_images:,} images, {self.seconds:.0f} seconds{size}.',
         f'<b>For</b> {html.escape(p.who)}', f'<b>Limits</b> {html.escape(p.limits)}']
@@ -115,7 +121,7 @@ def _repr_html_(self):
         f'line-height:1.45"><p style="font-size:18px;margin:2px 0 6px"><b>{html.escape(p.question)}</b></p>'
         f'{problem_sheet(p)}{words}{mistakes}<p style="margin:5px 0" class="try-{p.name}"></p></div>')
 
-# %% ../../nbs/teach/08_gallery.ipynb #2e06c186
+# %% ../../nbs/teach/08_gallery.ipynb #f99c4864
 class Gallery(list):
     "Solved problems, which show themselves as cards"
     def __repr__(self): return '\n'.join(map(repr, self))
@@ -133,11 +139,13 @@ def build_gallery(
     chosen = [find_problem(name) for name in (problems if names is None else expect_all('names', names, str))]
     return Gallery(solve_problem(p, Path(dest)/p.name, n_per_label, seed=seed, runtime=runtime) for p in chosen)
 
-# %% ../../nbs/teach/08_gallery.ipynb #49e3bdf0
+# %% ../../nbs/teach/08_gallery.ipynb #f0896d1e
 _runtime_names = ('ort.wasm.bundle.min.mjs', packed_name)
-_changes = {  # In the page's script: where the runtime lies; without it, the page makes no promise to work offline
+_changes = {  # In the page's script: where the runtime lies, that the model is packed, and no promise to work offline
     "'./ort.wasm.bundle.min.mjs'": "'../runtime/ort.wasm.bundle.min.mjs'",
     "'ort-wasm-simd-threaded.wasm.packed'": f"'../runtime/{packed_name}'",
+    f"'{model_file}'": f"'{model_file}.packed'",
+    'await unpacked(wasm), model }': 'await unpacked(wasm), model: await unpacked(model) }',
     "!inside && 'serviceWorker' in navigator": 'false',
 }
 _example_style = '''
@@ -156,7 +164,9 @@ def _example_html(files):
 def _try_files(solved, runtime, n_each=3):
     "Files of a page that takes its runtime from the folder beside it"
     files = web_files(solved.bundle, solved.problem.question, runtime, single=False)
-    for name in (*_runtime_names, 'sw.js'): del files[name]
+    for name in (*_runtime_names, 'sw.js', 'manifest.webmanifest', 'icon-512.png', 'LICENSE-onnxruntime-web.txt'):
+        del files[name]
+    packed = gzip.compress(files.pop(model_file), 9, mtime=0)
     script = files['page.js'].decode()
     for old, new in _changes.items():
         if script.count(old) != 1: raise WebError(f'page.js holds {old} {script.count(old)} times; expected is once')
@@ -165,10 +175,11 @@ def _try_files(solved, runtime, n_each=3):
     few = [f for label in solved.problem.labels for f in table.file[table.actual == label][:n_each]]
     examples = {f'image-{k}.jpg': Path(f).read_bytes() for k, f in enumerate(few, 1)}
     page = files['index.html'].decode().replace('<footer>', _example_html(examples), 1)
+    page = page.replace('<link rel="manifest" href="./manifest.webmanifest">', '', 1)
     page = page.replace('</body>', '<script type="module" src="./examples.js"></script>\n</body>', 1)
     return files | examples | {'page.js': script.encode(), 'page.css': files['page.css'] + _example_style.encode(),
         'examples.js': package_file('static/examples.js').read_bytes(), 'index.html': page.encode(),
-        'report.html': solved.report.read_bytes()}
+        f'{model_file}.packed': packed, 'report.html': solved.report.read_bytes()}
 
 def write_try_pages(
     solved: Iterable[Solved],  # From `build_gallery`

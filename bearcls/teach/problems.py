@@ -155,7 +155,7 @@ def _spoil_part(label, pen, metal, belt, rng):
         pen.oval(*at(rng.uniform(.5, .85), rng.uniform(0, 6.3)), *rng.uniform(.05, .13, 2), oil)
     if label == 'broken':
         start = rng.uniform(0, 6.3)
-        turns = start + np.linspace(0, rng.uniform(.45, 1.5), 6)
+        turns = start + np.linspace(0, rng.uniform(.6, 1.5), 6)
         rim = [at(1.04, a) for a in turns] + [at(rng.uniform(.1, .2), turns.mean())]
         pen.shape(np.array(rim) + rng.normal(0, .02, (7, 2)), mix(belt, (0, 0, 0), .3))
 
@@ -163,7 +163,7 @@ def _spoil_part(label, pen, metal, belt, rng):
 problems['parts'] = Problem('parts', ('good', 'stained', 'broken'), 'Is this part good enough?',
     'A workshop with a camera above the belt, which sorts out what a person should look at.',
     'It knows two faults of one kind of part. A scratch, a wrong part or an empty belt is none of its labels.',
-    _draw_part, epochs=8)
+    _draw_part, epochs=10)
 
 # %% ../../nbs/teach/07_problems.ipynb #19c9a759
 def _draw_form(label, rng, source):
@@ -209,8 +209,8 @@ def _smooth_chance(rng, detail=5):
     return (total - total.min())/(total.max() - total.min())
 
 _skies = {  # Colour above, colour at the horizon, least and most chance from which on there is cloud, its light and dark
-    'clear': ((58, 116, 196), (176, 208, 232), .6, .95, 250, 214),
-    'cloudy': ((108, 140, 180), (196, 206, 214), .3, .6, 240, 150),
+    'clear': ((58, 116, 196), (176, 208, 232), .5, .95, 250, 214),
+    'cloudy': ((80, 126, 186), (188, 206, 220), .3, .62, 245, 160),
     'storm': ((58, 64, 76), (128, 132, 136), .1, .4, 150, 50),
 }
 
