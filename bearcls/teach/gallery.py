@@ -33,7 +33,7 @@ class Solved:
     problem: Problem
     dest: Path              # Folder that holds everything
     n_images: int           # Images trained and validated with
-    seconds: float          # From the first image drawn to the page
+    seconds: float          # Of processor time, from the first image drawn to the page
     known: Evaluation       # Images held back by chance, from sources that were trained on
     other: Evaluation       # Images of new sources, answered by the bundle of the page
     trusted: list[bool]     # Is each answer about them trusted? The others go to a person
@@ -69,7 +69,7 @@ def solve_problem(
     problem = find_problem(problem)
     expect('dest', dest, str, os.PathLike)
     dest = Path(dest)
-    start = time.perf_counter()
+    start = time.process_time()
     images = draw_problem(problem, dest/'images', n_per_label, seed)
     others = draw_problem(problem, dest/'other', n_other, seed + 1, range(1000, 1030))
     check = check_images(images)
@@ -78,7 +78,7 @@ def solve_problem(
         **own)  # each image was drawn anew, so what is alike is no duplicate
     everything = evaluate(learn, 'all')
     bundle = export_bundle(learn, dest/'bundle', seen=everything)
-    report = _report_of(dest, images, check, learn, everything, bundle, time.perf_counter() - start)
+    report = _report_of(dest, images, check, learn, everything, bundle, time.process_time() - start)
     small = compress_bundle(bundle, dest/'small', 'int8', images, max_changed=.1)
     other = evaluate(small, path=others)
     trusted = [r.prediction.trusted for r in Classifier(small).predict_batch(other.table.file)]
@@ -86,7 +86,7 @@ def solve_problem(
     reason = ''
     try: page = write_web(small, dest/'page', runtime, problem.question)
     except WebError as e: reason = str(e)
-    return Solved(problem, dest, len(everything), time.perf_counter() - start, everything.only('valid'), other, trusted,
+    return Solved(problem, dest, len(everything), time.process_time() - start, everything.only('valid'), other, trusted,
         small, report, page, reason)
 
 def _report_of(dest, images, check, learn, everything, bundle, seconds):
@@ -111,10 +111,10 @@ def _repr_html_(self):
     size = f'; the model has {(self.bundle/model_file).stat().st_size/1e6:.1f} MB'
     lines = [f'<b>Error on new sources: {_error_words(self.error)}</b>, {self.error["wrong"]} of {self.error["n"]} images '
         f'wrong. On held-back images of known sources: {_error_words(known)}, {known["wrong"]} of {known["n"]}.',
-        f'It passes {sum(not t for t in self.trusted)} of these images to a person; of the other {sure["n"]} answers, '
-        f'{sure["wrong"]} are wrong.',
+        f'It passes {sum(not t for t in self.trusted)} of these images to a person; among the other {sure["n"]} answers, '
+        f'wrong: {sure["wrong"]}.',
         f'Confused: {html.escape("; ".join(pairs) or "nothing")}.',
-        f'{self.n_images:,} images, {self.seconds:.0f} seconds{size}.',
+        f'{self.n_images:,} images, {self.seconds:.0f} seconds of processor time{size}.',
         f'<b>For</b> {html.escape(p.who)}', f'<b>Limits</b> {html.escape(p.limits)}']
     words = ''.join(f'<p style="margin:5px 0">{line}</p>' for line in lines)
     return ('<div style="border:1px solid #8888;border-radius:8px;padding:8px 14px;margin:12px 0;font-size:14px;'

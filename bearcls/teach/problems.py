@@ -195,7 +195,7 @@ def _draw_form(label, rng, source):
 
 # %% ../../nbs/teach/07_problems.ipynb #3443b563
 problems['forms'] = Problem('forms', ('empty', 'marked', 'corrected'), 'Is this box marked?',
-    'Who types in paper forms: the machine takes the clear boxes, a person takes the others.',
+    'People who type in paper forms: the machine takes the clear boxes, a person takes the others.',
     'One box, cut out and upright. It does not find the boxes on a page, and a word written across a box is no label.',
     _draw_form, epochs=4)
 
