@@ -10,7 +10,7 @@ from bearcls.folders import scan_folder
 from bearcls.inference.classifier import Classifier
 from bearcls.manifest import read_manifest, site_of
 from bearcls.sample.bears import NotEmptyError
-from bearcls.teach.problems import Problem, draw_problem, find_problem, image_side, problem_sheet, problems
+from bearcls.teach.problems import DrawnProblem, draw_problem, find_problem, image_side, problem_sheet, problems
 from notebooks import cells, output_text, root
 from test_web import ask, opened, serving
 
@@ -102,7 +102,7 @@ def solved(tmp_path_factory):
     "The easiest problem of all, so that the training is short"
     from bearcls.teach.gallery import solve_problem
     if shutil.which('npm') is None: pytest.skip('npm is not installed')
-    problem = Problem('colours', ('blue', 'red'), 'Which <colour> & is it?', 'Nobody.', 'Only two.', two_colours, epochs=10)
+    problem = DrawnProblem('colours', ('blue', 'red'), 'Which <colour> & is it?', 'Nobody.', 'Only two.', two_colours, epochs=10)
     return solve_problem(problem, tmp_path_factory.mktemp('gallery')/'colours', n_per_label=40, n_other=20)
 
 def test_solved_from_end_to_end(solved):

@@ -1,4 +1,4 @@
-"""Five problems that have nothing to do with bears, each solved with the same few calls: its pictures, its error, its mistakes, and a page to try
+"""Five problems that have nothing to do with bears, each solved with the same few calls: its images, its error, its mistakes, and a page to try
 
 Docs: https://bearcls.github.io/bearcls/teach/gallery.html.md"""
 
@@ -22,7 +22,7 @@ from ..inference.files import model_file
 from ..interpret.evaluate import Evaluation, error_rate_of, evaluate, most_confused, top_losses
 from ..quickstart.report import Quickstart, write_report
 from ..show import gallery
-from .problems import Problem, draw_problem, find_problem, problem_sheet, problems
+from .problems import DrawnProblem, draw_problem, find_problem, problem_sheet, problems
 from ..train.learner import train
 from ..verify.report import check_images
 
@@ -30,7 +30,7 @@ from ..verify.report import check_images
 @dataclass(repr=False)
 class Solved:
     "A problem with its model, its error, its report and its page"
-    problem: Problem
+    problem: DrawnProblem
     dest: Path              # Folder that holds everything
     n_images: int           # Images trained and validated with
     seconds: float          # Of processor time, from the first image drawn to the page
@@ -58,7 +58,7 @@ def _error_words(error):
 
 # %% ../../nbs/teach/08_gallery.ipynb #25e5c10c
 def solve_problem(
-    problem: Problem | str,   # A problem, or the name of one of `problems`
+    problem: DrawnProblem | str,   # A problem, or the name of one of `problems`
     dest: str | os.PathLike,  # New or empty folder
     n_per_label: int = 100,   # Images of each label to train and validate with
     n_other: int = 60,        # Images of each label from new sources
@@ -109,10 +109,10 @@ def _repr_html_(self):
     worst = worst[~worst.correct.astype(bool)]
     mistakes = gallery(worst.file, [f'{r.actual}, called {r.predicted}' for r in worst.itertuples()], side=84)
     size = f'; the model has {(self.bundle/model_file).stat().st_size/1e6:.1f} MB'
-    lines = [f'<b>Error on new sources: {_error_words(self.error)}</b>, {self.error["wrong"]} of {self.error["n"]} images '
-        f'wrong. On held-back images of known sources: {_error_words(known)}, {known["wrong"]} of {known["n"]}.',
-        f'It passes {sum(not t for t in self.trusted)} of these images to a person; among the other {sure["n"]} answers, '
-        f'wrong: {sure["wrong"]}.',
+    lines = [f'<b>Error on new sources: {_error_words(self.error)}</b>, {self.error["wrong"]} of {self.error["n"]} '
+        f'images wrong. On held-back images of known sources: {_error_words(known)}, {known["wrong"]} of {known["n"]}.',
+        f'It passes {sum(not t for t in self.trusted)} of these images to a person; among the other {sure["n"]} '
+        f'answers, wrong: {sure["wrong"]}.',
         f'Confused: {html.escape("; ".join(pairs) or "nothing")}.',
         f'{self.n_images:,} images, {self.seconds:.0f} seconds of processor time{size}.',
         f'<b>For</b> {html.escape(p.who)}', f'<b>Limits</b> {html.escape(p.limits)}']
