@@ -8,13 +8,13 @@ from notebooks import root
 flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync '
     '--use-fake-device-for-media-stream --use-fake-ui-for-media-stream').split()  # a camera that shows a moving figure
 
-slow_files = '''cleaner_browser export site_browser quickstart site deploy_hosts web train app_browser fast experiment deploy review_browser quiz_browser teach interpret pickles mend book
+slow_files = '''cleaner_browser export site_browser quickstart site deploy_hosts web train app_browser fast experiment deploy review_browser quiz_browser teach gallery interpret pickles mend book
     serve_browser trust app robustness sending arguments pages log monitor drift refresh registry review stages loops release'''.split()  # they train, or start servers and browsers; the longest first
-quick_too = {'deploy', 'web', 'teach'}  # of these, only tests with a browser and single long ones are left out
+quick_too = {'deploy', 'web', 'teach', 'gallery'}  # of these, only tests with a browser and single long ones are left out
 slow_tests = ('test_faults_of_five_drawn_sets', 'test_predicts_with_three_packages_only', 'test_every_kind_of_file', 'test_killed', 'test_500_broken_files',
     'test_every_recipe_can_be_exported', 'test_split_and_batches_repeat_in_a_fresh', 'test_hostile_bundles', 'test_a_learner_with_nested',
     'test_an_unfinished_training', 'test_schemathesis', 'test_quickstart_into_a_file',
-    'test_empty_each_check_fails', 'test_solved_each_check_passes', 'test_the_tasks_are_not_seen')  # 10 seconds to two minutes each
+    'test_empty_each_check_fails', 'test_solved_each_check_passes', 'test_the_tasks_are_not_seen', 'test_solved_from_end_to_end', 'test_without_a_runtime')  # 10 seconds to two minutes each
 
 def pytest_addoption(parser):
     parser.addoption('--quick', action='store_true', help='leave out what takes longer: browsers, hosts, trainings')

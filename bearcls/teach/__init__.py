@@ -18,5 +18,7 @@ __getattr__, __dir__, __all__ = front_door('bearcls.teach', dict(
     drivetrain='Drivetrain',
     privacy='figure_bytes image_refusal private_words',
     post='Post make_post missing_words write_post',
+    problems='DrawnProblem draw_problem problem_sheet',
+    gallery='Solved build_gallery solve_problem write_try_pages',
     year='CampsiteYear YearDay pixel_trainer year_summary',
 ))
