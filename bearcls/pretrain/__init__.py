@@ -7,10 +7,10 @@ Docs: https://bearcls.github.io/bearcls/pretrain/index.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/pretrain/index.ipynb #faf95dde
+# %% ../../nbs/pretrain/index.ipynb #40eff46d
 from ..doors import front_door
 
-# %% ../../nbs/pretrain/index.ipynb #aaf3245c
+# %% ../../nbs/pretrain/index.ipynb #e9a46c84
 __getattr__, __dir__, __all__ = front_door('bearcls.pretrain', dict(
     figures='draw_formula formula_kinds',
     network='xresnet18_thin load_drawn drawn_file',
