@@ -44,7 +44,7 @@ def moved(
 
 # %% ../../nbs/sample/06_loopback.ipynb #88762d10
 class LoopbackWeb:
-    "Pages on this machine, for as long as a `with` block lasts, or until `LoopbackWeb.stop`"
+    "Pages on this machine, for as long as a `with` block lasts, or until you stop it"
     def __init__(self,
         pages: Mapping[str, bytes | Reply | Callable],  # By path: bytes, a `Reply`, or a function from `Request` to one
         delay: tuple[float, float] = (0.0, 0.0),         # Seconds before each answer, and by how much this may vary
