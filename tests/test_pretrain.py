@@ -14,7 +14,7 @@ def category(kind, number):
 
 @pytest.mark.parametrize('kind', formula_kinds)
 def test_categories_differ_and_repeat(kind):
-    "The same numbers draw the same image, another one another; a category is more like itself than like its neighbour in colour"
+    "The same numbers draw the same image, another one another"
     first, second = category(kind, 3), category(kind, 4)
     assert all(np.array_equal(a, b) for a, b in zip(first, category(kind, 3)))
     assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], second[0])
