@@ -93,7 +93,7 @@ if [ -n "$quick" ]; then
     OMP_NUM_THREADS=1 exec python -m pytest tests --ignore tests/test_project.py --quick -q -n "$cores" --dist loadfile --durations=10 < /dev/null
 fi
 build_aside || exit 1
-OMP_NUM_THREADS=1 step notebooks nbdev-test --n-workers "$cores" --timing
+OMP_NUM_THREADS=1 step notebooks python tests/run_notebooks.py --n-workers "$cores" --timing
 step site take_site
 echo "== pytest ($SECONDS s so far)"  # one process more than cores: those with browsers and servers often wait
 OMP_NUM_THREADS=1 BEARCLS_SITE="$PWD/_site" python -m pytest tests --ignore tests/test_project.py -n $((cores + 1)) --dist loadfile --no-loadscope-reorder --durations=10 < /dev/null

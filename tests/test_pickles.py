@@ -1,5 +1,6 @@
 "fastai pickles of others: hostile ones run nothing, and what prediction needs comes through unchanged"
 import os, pickle, struct, subprocess, sys, types, zipfile
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 import numpy as np, pytest
@@ -218,7 +219,13 @@ def agree(learn, file, bears, tmp_path, **kwargs):
     assert np.abs(answers - expected).max() < .001
     return done
 
+@dataclass
+class Folder:
+    name: str
+    images: list = field(default_factory=list)
+
 def own_label(file): return file.parent.name
+def label_by_class(file): return Folder(file.parent.name).name
 class OwnLoss(nn.Module):
     def forward(self, x, y): return nn.functional.cross_entropy(x, y)
 class OwnCallback(Callback): pass
@@ -262,6 +269,14 @@ def test_own_label_functions(bears, tmp_path, label):
     try: done = agree(learn, exported(learn, tmp_path), bears, tmp_path)
     finally: own_label.__module__ = __name__
     assert any(('lambda' in r['name']) == (label is not own_label) for r in done.left_out)
+
+def test_a_dataclass_of_the_notebook(bears, tmp_path, monkeypatch):
+    "cloudpickle describes a class of `__main__` field by field"
+    for thing in (Folder, label_by_class): monkeypatch.setattr(thing, '__module__', '__main__')
+    learn = Learner(make_dls(bears, get_y=label_by_class), small_model())
+    file = exported(learn, tmp_path)
+    assert 'dataclasses.Field' in read_pickle(file).asked
+    agree(learn, file, bears, tmp_path)
 
 def test_a_module_that_is_gone(bears, tmp_path, monkeypatch):
     gone = types.ModuleType('gone_labels')

@@ -266,8 +266,8 @@ _calls = ('cloudpickle.', 'dill._dill.', 'plum.', 'inspect.', 'numpy.core.multia
     'operator.itemgetter', '_operator.getitem', 'operator.methodcaller', 're._compile', 'copyreg.', 'fasttransform.',
     'fastcore.transform.', 'fastcore.dispatch.', 'fastcore.foundation.L', 'PIL.Image.', 'weakref.')
 _no_names = {'builtins.' + name for name in 'eval exec compile open __import__ input breakpoint globals vars'.split()}
-_harmless = set('builtins collections functools pathlib typing types inspect random re operator _operator _codecs '
-    'copyreg datetime enum math numbers abc weakref string itertools decimal posixpath ntpath warnings'.split())
+_harmless = set('builtins collections dataclasses functools pathlib typing types inspect random re operator _operator '
+    '_codecs copyreg datetime enum math numbers abc weakref string itertools decimal posixpath ntpath warnings'.split())
 
 def refused_names(
     asked: dict[str, str],  # Of a `PickledModel` or `PickleContent`
