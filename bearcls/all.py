@@ -56,7 +56,8 @@ from .clean.widget import ImageClassifierCleaner, cleaner
 from .inference.files import BundleError
 from .inference.signature import make_keys
 from .inference.bundle import Bundle, prepare, read_bundle, sign_bundle, zip_bundle
-from .inference.classifier import Classifier, Prediction, PredictionRow
+from .inference.classifier import Classifier
+from .inference.prediction import Prediction, PredictionRow
 from .inference.predictions import by_need, rows_html, tally, write_predictions
 from .inference.video import follow, read_frames, sightings
 from .export.weights import learner_from_bundle

@@ -10,11 +10,11 @@ __all__ = ['command_modules', 'main']
 # %% ../nbs/18_cli.ipynb #7c4fc9c1
 import sys
 from collections.abc import Sequence
-from .commands import making, answering, watching, changing
+from .commands import making, answering, watching, changing, scaling
 from .commands.parser import make_parser, run_parsed
 
 # %% ../nbs/18_cli.ipynb #c14be6dc
-command_modules = (making, answering, watching, changing)  # modules that declare commands, in the order of `bearcls --help`
+command_modules = (making, answering, watching, changing, scaling)  # modules that declare commands, in the order of `bearcls --help`
 
 # %% ../nbs/18_cli.ipynb #8e45823c
 def main(

@@ -50,7 +50,7 @@ def _predict(args):
 
 def _give_answers(rows, seen, args, labels):
     "Print answers as they come, or write them into a file and print how many there are"
-    from bearcls.inference.classifier import PredictionRow
+    from bearcls.inference.prediction import PredictionRow
     from bearcls.inference.predictions import tally, write_predictions
     if args.out:
         write_predictions(rows, args.out, labels)

@@ -21,7 +21,8 @@ from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
 from ..images import ImageError, image_size, load_image, reduced
-from ..core import cache_folder, expect, expect_all, in_order, progress, sha256
+from ..core import cache_folder, expect, expect_all, progress, sha256
+from ..engines import engine_map
 from ..fingerprints import Fingerprint, LaterPrint, Prints, fingerprint
 
 # %% ../../nbs/data/01_cache.ipynb #9c4b1002
@@ -231,6 +232,8 @@ class Surveyed:
 # %% ../../nbs/data/01_cache.ipynb #f125e8b1
 _prints = f'fingerprint 1 Pillow {PIL.__version__}'
 
+def _lost(file): return Surveyed(Path(file), problem=f'{file}: the process that opened it died')
+
 def _look(file, opener, store):
     "One file: digest, fingerprint and opened image, from the store as far as it has them"
     s = Surveyed(Path(file), key=_file_key(file))  # before reading: a later change means opening anew
@@ -282,6 +285,7 @@ def survey(
     files: Sequence[Path],            # Image files
     opener: OpenImage | None = None,  # Keeps the opened images in its memory and store; None: keeps none
     store: Store | None = None,       # For the fingerprints; None: the opener's, if it has one
+    engine: str | None = None,        # None: threads; 'ray' or a cluster's address, see `start_engine`
 ) -> list[Surveyed]:                  # One for each file, in their order
     "Read and open every file once"
     expect('opener', opener, OpenImage, None)
@@ -291,8 +295,11 @@ def survey(
     found = []
     waiting = []
     prints = Prints()
+    if engine is not None and store is not None:
+        raise ValueError('`store` and `opener` keep images on this machine; leave them out with an `engine`')
     look = partial(_look, opener=opener, store=store)
-    for s in progress(in_order(look, files), 'looking', total=len(files), unit='image'):
+    looked = engine_map(look, files, engine, lost=_lost)
+    for s in progress(looked, 'looking', total=len(files), unit='image'):
         found.append(s)
         waiting.append(s)
         if len(waiting) == 64: waiting = _pass_on(waiting, opener, store, prints)

@@ -20,7 +20,8 @@ from .card import change_bundle
 from .ood import false_positive_interval, ood_threshold
 from ..folders import find_images
 from ..inference.bundle import read_bundle
-from ..inference.classifier import Classifier, PredictionRow
+from ..inference.classifier import Classifier
+from ..inference.prediction import PredictionRow
 from ..inference.files import BundleError
 
 # %% ../../nbs/export/09_recalibrate.ipynb #e69253aa

@@ -6,22 +6,24 @@ Docs: https://bearcls.github.io/bearcls/inference/classifier.html.md"""
 
 # %% auto #0
 __all__ = ['execution_providers_known', 'max_memory', 'ExecutionProviderError', 'execution_provider_names', 'Classifier',
-           'Answered', 'PredictionRow', 'folder_sources']
+           'folder_sources']
 
 # %% ../../nbs/inference/07_classifier.ipynb #8f6a82cf
 import os, threading, time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 import numpy as np
 from PIL import Image
 from .bundle import Bundle, model_bytes, prepare, read_bundle
-from .prediction import Prediction, judge, lightness, look_at
+from .prediction import Answered, Prediction, PredictionRow, judge, lightness, look_at
 from .files import BundleError
-from ..core import (BearclsError, expect, expect_all, in_order, optional_import, patch_to, progress,
+from ..engines import engine_map, in_batches
+from ..core import (BearclsError, expect, expect_all, optional_import, patch_to, progress,
     short_words, usable_cores)
 from .remote import fetch_image
 from ..images import ImageError, load_image, max_pixels
@@ -243,17 +245,6 @@ def _ask(self, session, opened):
     return answers, out['features']
 
 # %% ../../nbs/inference/07_classifier.ipynb #2cf332c1
-@dataclass
-class Answered:
-    "A prediction, with what a log needs of its image"
-    prediction: Prediction               # The answer
-    source: Any = field(repr=False)      # The image as it was given
-    name: str = ''                       # Its path, or what else it is called; empty if it has no name
-    pixels: np.ndarray | None = field(default=None, repr=False)    # What the model saw: bytes, (height, width, 3)
-    features: np.ndarray | None = field(default=None, repr=False)  # The model's averaged features
-    seconds: float = 0.                  # From the question to the answer; for several at once, to the last of them
-    model: str = ''                      # SHA-256 of the model's file
-
 @patch_to(Classifier)
 def answer(self,
     source: Any,     # As for `predict`
@@ -272,31 +263,12 @@ def _own_name(source):
     if isinstance(source, (str, os.PathLike)): return str(source)
     return str(getattr(source, 'name', None) or getattr(source, 'filename', None) or '')
 
-# %% ../../nbs/inference/07_classifier.ipynb #392890fd
-@dataclass
-class PredictionRow:
-    "One of many images, answered or not"
-    file: str                             # Path as it was given, or `image 3` for what has none
-    prediction: Prediction | None = None  # The answer; None if the image could not be opened
-    status: str = 'ok'                    # ok, failed, or skipped: a file of a folder that holds no image
-    reason: str = ''                      # Why there is no answer, in words
-    answered: Answered | None = field(default=None, repr=False, compare=False)  # For a log; see `predict_rows`
-
-    def as_dict(self) -> dict[str, Any]:  # Ready for JSON or a line of CSV
-        "A flat row: file, status, label, probability, trusted, reason, OOD score, confidence, `p_<label>` for each"
-        row = dict(file=self.file, status=self.status, label='', probability=None, trusted=None, reason=self.reason,
-            ood_score=None, confidence=None)
-        if (p := self.prediction) is None: return row
-        row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, ood_score=p.ood_score,
-            confidence=p.confidence)
-        return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}
-
 # %% ../../nbs/inference/07_classifier.ipynb #0e4bd209
 @patch_to(Classifier)
 def predict_rows(self,
     named: Sequence[tuple[str, Any]],  # Name and source of each; any sources that `predict` takes
     keep: bool = False,                # Fill `answered` of each row, instead of calling the log?
-) -> list['PredictionRow']:            # One for each, in their order
+) -> list[PredictionRow]:              # One for each, in their order
     "Classify some images in this thread, as one batch; one that cannot be opened becomes a row with its reason"
     return self._rows(self.session, named, keep)
 
@@ -344,6 +316,10 @@ def _sources(sources):
     if not isinstance(sources, (str, os.PathLike)): return sources
     return folder_sources(sources) if Path(sources).is_dir() else [Path(sources)]
 
+def _named(sources):
+    "Sources with the names that their rows have"
+    return ((_name(source, i), source) for i, source in enumerate(sources, 1))
+
 def _name(source, position):
     "What a row calls its source"
     if isinstance(source, (str, os.PathLike)): return str(source)
@@ -356,7 +332,7 @@ def predict_stream(self,
     sources: Iterable | str | os.PathLike,  # Sources for `predict`, even endless; or a folder, searched with subfolders
     bs: int | None = None,                  # Images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
     n_workers: int | None = None,           # Threads, each taking a batch from files to answers; None: one per core
-) -> Iterator['PredictionRow']:             # One for each source, in their order
+) -> Iterator[PredictionRow]:               # One for each source, in their order
     "Classify images as they come"
     for name, value in dict(bs=bs, n_workers=n_workers).items():
         if value is not None and value < 1: raise ValueError(f'`{name}` must be at least 1, got {value}')
@@ -367,7 +343,7 @@ def predict_stream(self,
 def _stream(self, sources, bs, n_workers):
     "Rows, while a pool of threads is at work on at most two batches for each of them"
     from concurrent.futures import ThreadPoolExecutor
-    named = ((_name(source, i), source) for i, source in enumerate(sources, 1))
+    named = _named(sources)
     pool = ThreadPoolExecutor(n_workers, thread_name_prefix='bearcls')
     waiting = deque()
     session = self._session_for(n_workers)
@@ -396,10 +372,12 @@ def predict_batch(self,
     bs: int | None = None,                  # Images that the model sees at a time; None: 1 on the CPU, 32 elsewhere
     n_workers: int | None = None,           # Threads, each taking a batch from files to answers; None: one per core
     quiet: bool = False,                    # No progress bar?
-) -> list['PredictionRow']:                 # One for each source, in their order
+    engine: str | None = None,              # None: threads; 'ray' or a cluster's address, see `start_engine`
+) -> list[PredictionRow]:                   # One for each source, in their order
     "Classify many images; one that cannot be opened becomes a row with its reason"
     sources = _sources(sources)
-    rows = self.predict_stream(sources, bs, n_workers)
+    rows = (self.predict_stream(sources, bs, n_workers) if engine is None
+        else self._on_engine(_named(sources), bs or 1, n_workers, engine))
     total = len(sources) if hasattr(sources, '__len__') else None
     return list(rows if quiet else progress(rows, 'predicting', total, 'image'))
 
@@ -408,30 +386,35 @@ def predict_batch(self,
 def features(self,
     files: Sequence[str | os.PathLike],  # Images
     bs: int = 16,                        # Images that the model sees at a time
+    engine: str | None = None,           # None: threads; 'ray' or a cluster's address, see `start_engine`
 ) -> tuple[list, list[tuple], np.ndarray, np.ndarray]:  # Files that open, others with reasons, probabilities, features
     "Probabilities (files, labels) and features (files, numbers), with files opened in threads as in `predict`"
     files = list(expect_all('files', files, str, os.PathLike))
     if bs < 1: raise ValueError(f'`bs` must be at least 1, got {bs}')
-    def opened(file):
-        try: return file, self._open(file)[1]
-        except ImageError as e: return file, str(e).replace(str(file), 'the file')
     good = []
     failed = []
     answers = []
-    waiting = []
-    for file, pixels in progress(in_order(opened, files), 'predicting', len(files), 'img'):
-        if isinstance(pixels, str):
-            failed.append((file, pixels))
-            continue
-        good.append(file)
-        waiting.append(pixels)
-        if len(waiting) == bs:
-            answers.append(self.run(np.stack(waiting)))
-            waiting = []
-    if waiting: answers.append(self.run(np.stack(waiting)))
+    ask = partial(_look, self if engine is None else self._one_core())
+    looks = engine_map(ask, files, engine, None, _lost, bs, by_list=True)
+    for file, found in zip(files, progress(looks, 'predicting', len(files), 'img')):
+        if isinstance(found, str): failed.append((file, found))
+        else:
+            good.append(file)
+            answers.append(found)
     def column(name, width):
-        return np.concatenate([a[name] for a in answers]) if answers else np.zeros((0, width), np.float32)
+        return np.stack([a[name] for a in answers]) if answers else np.zeros((0, width), np.float32)
     return good, failed, column('probabilities', len(self.labels)), column('features', 0)
+
+def _look(classifier, files):
+    "What the model says about each file, or why it does not open"
+    found = [classifier._try_open(file) for file in files]
+    good = [o[1] for o in found if isinstance(o, tuple)]
+    answers = classifier._run(classifier._session_for(2), np.stack(good)) if good else {}
+    rows = zip(*answers.values())
+    return [dict(zip(answers, next(rows))) if isinstance(o, tuple) else str(o).replace(str(file), 'the file')
+        for file, o in zip(files, found)]
+
+def _lost(file): return 'the process that opened it died'
 
 # %% ../../nbs/inference/07_classifier.ipynb #a70a29ec
 @patch_to(Classifier)
@@ -439,3 +422,23 @@ def __reduce__(self):
     "For another process: the arguments that make the same classifier again, without its session and lock"
     return type(self), (self.bundle, self._asked_threads, self.execution_providers, self.allow_url, self.allow_private,
         self.max_pixels)
+
+# %% ../../nbs/inference/07_classifier.ipynb #1a874822
+@patch_to(Classifier)
+def _one_core(self):
+    "The same classifier for processes that each have a core, without the log"
+    return type(self)(self.bundle, 1, *self.__reduce__()[1][2:])
+
+def _rows_there(classifier, bs, keep, named):
+    "Rows in another process"
+    return [row for some in in_batches(named, bs) for row in classifier._rows(classifier.session, some, keep)]
+
+def _lost_row(named): return PredictionRow(named[0], None, 'failed', _lost(named))
+
+@patch_to(Classifier)
+def _on_engine(self, named, bs, n_workers, engine):
+    "Rows from other processes; the log is called here"
+    ask = partial(_rows_there, self._one_core(), bs, self.log is not None)
+    for row in engine_map(ask, named, engine, n_workers, _lost_row, max(64, bs), by_list=True):
+        if row.answered is not None: self.log(row.answered)
+        yield replace(row, answered=None)

@@ -6,13 +6,14 @@ Docs: https://bearcls.github.io/bearcls/inference/prediction.html.md"""
 
 # %% auto #0
 __all__ = ['Prediction', 'prediction_html', 'bars_html', 'evidence_of', 'log_odds', 'confidence_of', 'Confidence', 'look_at',
-           'confidence_words', 'lightness', 'judge']
+           'confidence_words', 'lightness', 'judge', 'Answered', 'PredictionRow']
 
 # %% ../../nbs/inference/05_prediction.ipynb #e2706d3b
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 import numpy as np
 from PIL import Image
 from ..core import expect
@@ -190,3 +191,34 @@ def _doubt_words(bundle, first, p, confidence):
     words = {'second opinion': 'a second look is not clear', 'lightness': 'the image is rather dark',
         'ood_score': 'it is somewhat unlike the images that the model was trained on'}
     return f'{words[confidence.doubt]}; {sure}' if confidence.doubt in words else ''
+
+# %% ../../nbs/inference/05_prediction.ipynb #133eff20
+@dataclass
+class Answered:
+    "A prediction, with what a log needs of its image"
+    prediction: Prediction               # The answer
+    source: Any = field(repr=False)      # The image as it was given
+    name: str = ''                       # Its path, or what else it is called; empty if it has no name
+    pixels: np.ndarray | None = field(default=None, repr=False)    # What the model saw: bytes, (height, width, 3)
+    features: np.ndarray | None = field(default=None, repr=False)  # The model's averaged features
+    seconds: float = 0.                  # From the question to the answer; for several at once, to the last of them
+    model: str = ''                      # SHA-256 of the model's file
+
+# %% ../../nbs/inference/05_prediction.ipynb #031bf384
+@dataclass
+class PredictionRow:
+    "One of many images, answered or not"
+    file: str                             # Path as it was given, or `image 3` for what has none
+    prediction: Prediction | None = None  # The answer; None if the image could not be opened
+    status: str = 'ok'                    # ok, failed, or skipped: a file of a folder that holds no image
+    reason: str = ''                      # Why there is no answer, in words
+    answered: Answered | None = field(default=None, repr=False, compare=False)  # For a log; see `predict_rows`
+
+    def as_dict(self) -> dict[str, Any]:  # Ready for JSON or a line of CSV
+        "A flat row: file, status, label, probability, trusted, reason, OOD score, confidence, `p_<label>` for each"
+        row = dict(file=self.file, status=self.status, label='', probability=None, trusted=None, reason=self.reason,
+            ood_score=None, confidence=None)
+        if (p := self.prediction) is None: return row
+        row |= dict(label=p.label, probability=p.probability, trusted=p.trusted, reason=p.reason, ood_score=p.ood_score,
+            confidence=p.confidence)
+        return row | {f'p_{label}': p.probabilities[label] for label in sorted(p.probabilities)}

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 from ..show import Html, html_table, thumbnail
 from ..core import atomic_write, expect, expect_all, optional_import
-from .classifier import PredictionRow
-from .prediction import bars_html
+from .prediction import PredictionRow, bars_html
 
 # %% ../../nbs/inference/08_predictions.ipynb #f21c7d98
 def tally(

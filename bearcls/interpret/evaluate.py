@@ -176,6 +176,7 @@ def evaluate(
     path: str | os.PathLike | None = None, # Image folder to evaluate on; None for the Learner's own images
     known: Split | None = None,            # Which images of `path` were trained on; None: the Learner's, if it is one
     threads: int | None = None,            # A Learner's threads; None: the faster of one and all. `Classifier`: its own
+    engine: str | None = None,             # Where a `Classifier` answers: see `start_engine`; a Learner stays here
 ) -> Evaluation:                           # Predictions on images as validation sees them, without augmentation
     "A model's predictions on labelled images, calculated once"
     expect('path', path, str, os.PathLike, None)
@@ -189,9 +190,11 @@ def evaluate(
     if not is_learner and not (hasattr(source, 'labels') and callable(getattr(source, 'features', None))):
         raise DataError('`evaluate` takes a Learner, a Classifier or the folder of a bundle; got a '
             f'{type(source).__name__}')
+    if is_learner and engine is not None:
+        raise DataError('A Learner answers on this machine; `export_bundle` makes a bundle that an `engine` can use')
     if path is None and is_learner: return _own_images(source, split or 'valid', threads)
     if path is None: raise DataError('A bundle knows no images; give `path`, an image folder')
-    seen = _folder(source, Path(path), known, threads)
+    seen = _folder(source, Path(path), known, threads, engine)
     return seen if split in (None, 'all') else seen.only(split)
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #4570cd21
@@ -202,9 +205,6 @@ def real_name(
     folder, name = os.path.split(os.path.abspath(file))
     return os.path.join(_real_folder(folder), name)
 
-@functools.lru_cache(1000)
-def _real_folder(folder): return os.path.realpath(folder)
-
 _real_folder = functools.lru_cache(1000)(os.path.realpath)
 
 def _problem(file):
@@ -213,7 +213,7 @@ def _problem(file):
     except ImageError as e: return file, str(e).replace(str(file), 'the file')
 
 # %% ../../nbs/interpret/01_evaluate.ipynb #030993c3
-def _folder(model, path, known, threads=None):
+def _folder(model, path, known, threads=None, engine=None):
     "Predictions on the images of a folder"
     folder = scan_folder(path)
     is_learner = isinstance(model, Learner)
@@ -229,7 +229,7 @@ def _folder(model, path, known, threads=None):
             'image has a label that it knows')
     failed = [(f, f'filed as {label_of(f)}, which the model does not know') for f in files if label_of(f) not in labels]
     failed += [(path/r.file, r.reason) for r in folder.left_out if r.kind in ('not_an_image', 'outside', 'unreadable')]
-    if not is_learner: good, problems, probabilities, features = model.features(answerable)
+    if not is_learner: good, problems, probabilities, features = model.features(answerable, engine=engine)
     else:
         problems = [p for p in progress(in_order(_problem, answerable), 'opening', len(answerable), 'img') if p]
         bad = {f for f, _ in problems}

@@ -291,12 +291,13 @@ def count_wrong_labels(
 def duplicate_issues(
     seen: Evaluation,                           # Of the images to examine; only files, labels and splits are used
     surveyed: Sequence[Surveyed] | None = None, # The same images from `survey`, if at hand; None: they are opened now
+    engine: str | None = None,                  # Where to open them: see `start_engine`
 ) -> pd.DataFrame:                              # Columns `issue_columns`, kind 'copy', score: likeness to the kept one
     "Images that are copies of others"
     if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('seen', seen, Evaluation)
     seen = seen.where(~seen.table.file.duplicated())  # a file that was listed twice, to be seen more often, is no copy
-    surveyed = survey([Path(f) for f in seen.table.file]) if surveyed is None else surveyed
+    surveyed = survey([Path(f) for f in seen.table.file], engine=engine) if surveyed is None else surveyed
     known = {os.path.abspath(s.file): s for s in surveyed}
     looks = [known.get(os.path.abspath(f)) for f in seen.table.file]
     if None in looks:
@@ -330,10 +331,11 @@ def find_issues(
     surveyed: Sequence[Surveyed] | None = None, # The same images from `survey`, if at hand, for the copies
     share: float = .1,                          # Part of the images to list for their labels
     seed: int = 42,                             # Decides the parts of the cross-validation
+    engine: str | None = None,                  # Where the images are opened for the copies: see `start_engine`
 ) -> pd.DataFrame:                              # `issue_columns`, most suspicious first; an image may have two rows
     "Suspicious labels and copies together"
     if surveyed is not None: surveyed = expect_all('surveyed', surveyed, Surveyed)
     expect('seen', seen, Evaluation)
-    table = pd.concat([t for t in (label_issues(seen, share, seed), duplicate_issues(seen, surveyed)) if len(t)]
+    table = pd.concat([t for t in (label_issues(seen, share, seed), duplicate_issues(seen, surveyed, engine)) if len(t)]
         or [pd.DataFrame(columns=issue_columns)])
     return table.sort_values('score', ascending=False, kind='stable').reset_index(drop=True)

@@ -19,7 +19,7 @@ from PIL import Image
 from ..core import cache_folder, expect, hold_file, optional_import, patch_to, release_file
 from ..core import sha256, short_words
 from ..images import ImageError, image_size
-from ..inference.classifier import Answered
+from ..inference.prediction import Answered
 from .log import LogError, LogRow, PredictionLog, Verdict, log_tables, row_values
 from ..show import html_table
 from ..verify.measure import measure_pixels

@@ -11,7 +11,8 @@ __all__ = ['Service', 'result_of', 'answer_uploads', 'answer_request']
 import asyncio, contextlib, math, os, signal, threading, time
 from typing import Any
 from ..core import expect, patch_to
-from ..inference.classifier import Classifier, PredictionRow
+from ..inference.classifier import Classifier
+from ..inference.prediction import PredictionRow
 from ..inference.files import BundleError
 from ..monitor.writer import LogWriter
 from ..rollout.registry import BundleWatch, RegistryError, resolve_bundle

@@ -21,6 +21,7 @@ from PIL import Image
 from ..core import DataError, atomic_write, expect, expect_all, in_order, optional_import, progress
 from ..show import Html, gallery, html_table, thumbnail
 from ..images import ImageError, load_image, min_light
+from ..engines import engine_map
 from ..folders import LabelOf, scan_folder
 from ..fingerprints import Prints
 from ..similarity import near_duplicates
@@ -246,7 +247,8 @@ class ImageReport:
 def check_images(
     path: str | os.PathLike,               # Image folder: one folder per label
     thresholds: Thresholds | None = None,  # Where findings begin; None: the defaults
-    n_workers: int | None = None,          # Threads; None: one for each core, at most 8
+    n_workers: int | None = None,          # Threads or processes; None: one for each core
+    engine: str | None = None,             # None: threads; 'ray' or a cluster's address, see `start_engine`
 ) -> ImageReport:                          # Findings with reasons; nothing has been moved
     "Look at every image of an image folder once and report what is wrong"
     expect('path', path, str, os.PathLike)
@@ -258,13 +260,24 @@ def check_images(
         raise DataError(f'{path} holds no images; expected are folders named after labels, with the images in them')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='PIL')
-        found = in_order(lambda name: measure_file(path/name, path, label_of(name)), folder.names, n_workers)
+        measure = _Measure(path, label_of)
+        found = engine_map(measure, folder.names, engine, n_workers, measure.lost)
         rest = tuple(_left_out_findings(folder))
         measures = MeasuresTable(progress(found, 'checking', len(folder.names), 'img'), os.path.realpath(path))
         problems = tuple(folder.problems)
         level = folder.level
         del folder, found  # before the copies are looked for, which needs as much memory
         return ImageReport(path, measures, thresholds or Thresholds(), rest, problems, level)
+
+@dataclass(frozen=True)
+class _Measure:
+    "Measures a file of a folder, by its name"
+    path: Path
+    label_of: LabelOf
+
+    def __call__(self, name): return measure_file(self.path/name, self.path, self.label_of(name))
+
+    def lost(self, name): return Measures(name, self.label_of(name), 'unreadable', 'the process that opened it died')
 
 # %% ../../nbs/verify/03_report.ipynb #8a1b15a1
 @patch

@@ -10,7 +10,7 @@ root = Path(__file__).resolve().parents[2]
 config = get_config(root)
 site_url = config.doc_url.rstrip('/') + '/'
 wings = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['tool']['bearcls']['wings']
-first_of_roof = 17  # modules at the top of nbs/: those below this number are used by all wings, the others use them all
+first_of_roof = 18  # modules at the top of nbs/: those below this number are used by all wings, the others use them all
 most_modules = 9    # in a wing
 
 class SiteError(Exception):
