@@ -8,8 +8,9 @@ Docs: https://bearcls.github.io/bearcls/engines.html.md"""
 __all__ = ['EngineError', 'start_engine', 'engine_map', 'in_batches']
 
 # %% ../nbs/17_engines.ipynb #9e8c3f07
-import itertools, logging, pickle
+import itertools, logging, pickle, warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from .core import BearclsError, expect, expect_all, in_order, optional_import
 
@@ -26,7 +27,6 @@ def start_engine(
         raise ValueError(f'`engine` must be None, "ray" or the address of a Ray cluster, got {engine!r}')
     ray = optional_import('ray', '"bearcls[ray]"', f'engine={engine!r}')
     if ray.is_initialized(): return ray
-    logging.getLogger('ray.data').setLevel(logging.CRITICAL)  # bearcls says itself how far it is, and what failed
     quiet = dict(logging_level='error', log_to_driver=False)
     try:
         if engine != 'ray': ray.init(engine, **quiet)
@@ -125,11 +125,24 @@ def _ray_rows(ray, shared, rows, n_workers):
     context.max_errored_blocks = -1  # what is missing is done one by one
     n = n_workers or max(1, int(ray.cluster_resources().get('CPU', 1)))
     n = min(n, len(rows))
-    with ray.data.DataContext.current(context):
-        found = ray.data.from_items(rows, override_num_blocks=min(len(rows), 1000)).map_batches(_Worker, batch_size=None,
-            fn_constructor_args=(shared,), compute=ray.data.ActorPoolStrategy(size=n), num_cpus=1,
-            max_restarts=-1, max_task_retries=_tries)
-        yield from found.iter_rows()
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of what will be named otherwise in a later Ray
+        source = ray.data.from_items(rows, override_num_blocks=min(len(rows), 1000))
+        found = source.map_batches(_Worker, batch_size=None, fn_constructor_args=(shared,), num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(size=n),
+            ray_remote_args_fn=lambda: dict(max_restarts=-1, max_task_retries=_tries))
+    with _quiet(logging.getLogger('ray.data')):
+        try: yield from found.iter_rows()
+        except ray.exceptions.RayError as e:
+            raise EngineError(f'The processes of Ray could not begin: {str(e).strip().splitlines()[-1]}') from e
+
+@contextmanager
+def _quiet(logger):
+    "bearcls itself says how far it is, and what failed"
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try: yield
+    finally: logger.setLevel(before)
 
 # %% ../nbs/17_engines.ipynb #6c47f622
 def _one_by_one(ray, shared, row, lost):

@@ -48,10 +48,16 @@ environment() {
     python=$(find_python) || return 1
     [ "$("$(bin python)" -VV 2> /dev/null)" = "$("$python" -VV)" ] || "$python" -m venv --clear "$venv" || return 1
     if ! wanted | cmp -s - "$venv/bearcls-wanted"; then
-        "$(bin python)" -m pip install -q -e ".[dev]" || return 1
+        install || return 1
         wanted > "$venv/bearcls-wanted"
     fi
     echo "$("$(bin python)" -VV) in $venv"
+}
+
+install() {  # uv resolves in seconds what takes pip minutes; where it cannot, pip has its turn
+    "$(bin python)" -m pip install -q uv &&
+        "$(bin python)" -m uv pip install -q --python "$(bin python)" -e ".[dev]" ||
+        "$(bin python)" -m pip install -q -e ".[dev]"
 }
 
 wanted() { pwd; cat settings.ini setup.py pyproject.toml; }  # what the installation depends on

@@ -11,7 +11,7 @@ __all__ = ['job_name', 'TravellingClassifier', 'PartDone', 'CollectionPredicted'
 import json, os, tempfile, time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from ..core import DataError, expect, optional_import, progress, sha256
 from ..engines import engine_map
@@ -19,7 +19,7 @@ from ..inference.bundle import model_bytes, read_bundle
 from ..inference.classifier import Classifier
 from ..inference.prediction import PredictionRow
 from ..inference.files import file_content, metadata_file, model_file, opened, write_files
-from ..inference.predictions import write_predictions
+from ..inference.predictions import plain_text
 from .storage import Part, file_system, find_parts, read_part, whole_file
 from ..show import html_table
 
@@ -57,27 +57,45 @@ class PartDone:
     skipped: int = 0  # Rows of files that hold no image
     seconds: float = 0.0  # That a process worked on it
 
+@dataclass
 class _PredictPart:
     "Reads a part, classifies its images and writes their rows"
-    def __init__(self, classifier, dest):
-        self.classifier = classifier
-        self.dest = dest
+    classifier: TravellingClassifier
+    dest: str
+    features: bool
 
     def __call__(self, part):
         begin = time.perf_counter()
-        classifier = self.classifier.open()
-        rows = []
-        for image in read_part(part):
-            rows += classifier._rows(classifier.session, [(image.name, image.source)])
-        return _written(self.dest, part, rows, classifier.labels, begin)
+        return self.written(part, [self.row(image) for image in read_part(part)], begin)
 
-def _written(dest, part, rows, labels, begin):
-    "Write the rows of a part, and count them"
-    with whole_file(_file_of(dest, part)) as f, tempfile.TemporaryDirectory() as aside:
-        write_predictions(rows, Path(aside)/'rows.parquet', labels)
-        f.write((Path(aside)/'rows.parquet').read_bytes())
-    counts = [sum(r.status == status for r in rows) for status in ('failed', 'skipped')]
-    return PartDone(part.number, len(rows), *counts, time.perf_counter() - begin)
+    def row(self, image):
+        "The row of an image, as a dictionary"
+        there = self.classifier.open()
+        (found,) = there._rows(there.session, [(image.name, image.source)], keep=self.features)
+        row = found.as_dict() | dict(actual=image.label)
+        return row | dict(features=found.answered.features.tolist()) if found.answered else row
+
+    def lost(self, image):
+        "The row of an image that no process survives"
+        words = 'the process that opened it died'
+        return PredictionRow(image.name, None, 'failed', words).as_dict() | dict(actual=image.label)
+
+    def written(self, part, rows, begin):
+        "Write the rows of a part, and count them"
+        with whole_file(_file_of(self.dest, part)) as f: _write_rows(rows, f, self.classifier.open().labels, self.features)
+        counts = [sum(r['status'] == status for r in rows) for status in ('failed', 'skipped')]
+        return PartDone(part.number, len(rows), *counts, time.perf_counter() - begin)
+
+def _write_rows(rows, f, labels, features):
+    "Rows as Parquet; what is not known stays empty"
+    pa = optional_import('pyarrow', purpose='Writing Parquet')
+    parquet = optional_import('pyarrow.parquet', 'pyarrow', 'Writing Parquet')
+    kinds = {**dict.fromkeys(('file', 'status', 'label', 'reason', 'actual'), pa.string()), 'trusted': pa.bool_()}
+    columns = [*PredictionRow('').as_dict(), 'actual', *(f'p_{label}' for label in sorted(labels))]
+    schema = [(c, kinds.get(c, pa.float64())) for c in columns]
+    if features: schema.append(('features', pa.list_(pa.float32())))
+    plain = [{k: plain_text(v) for k, v in row.items()} for row in rows]
+    parquet.write_table(pa.Table.from_pylist(plain, pa.schema(schema)), f)
 
 def _file_of(dest, part): return f'{dest.rstrip("/")}/predictions-{part.number:05d}.parquet'
 
@@ -115,6 +133,7 @@ def predict_collection(
     engine: str | None = None,     # None: threads; 'ray' or a cluster's address, see `start_engine`
     n_workers: int | None = None,  # Threads or processes; None: one for each core
     size: int = 1000,              # Images in a part, where the source is a folder
+    features: bool = False,        # Keep what the model's last layers see, to [train on it](06_heads.ipynb)?
     quiet: bool = False,           # No progress bar?
     **options: Any,                # For `Classifier`: execution_providers, max_pixels
 ) -> CollectionPredicted:          # Counts and rate; the rows are in the Parquet files
@@ -125,32 +144,33 @@ def predict_collection(
     dest = str(dest)
     classifier = TravellingClassifier(bundle, **options)
     parts = find_parts(source, size)
-    done = _begin_job(dest, classifier.digest, source, parts)
+    done = _begin_job(dest, dict(model=classifier.digest, source=str(source), features=features), parts)
     todo = [p for p in parts if p.number not in done]
-    found = engine_map(_PredictPart(classifier, dest), todo, engine, n_workers, lost=_LostPart, n_items=1)
+    work = _PredictPart(classifier, dest, features)
+    found = engine_map(work, todo, engine, n_workers, lost=_LostPart, n_items=1)
     counts = []
     for part in progress(found, 'predicting', len(todo), 'part') if not quiet else found:
-        if isinstance(part, _LostPart): part = _one_by_one(classifier, dest, part.part, engine, n_workers)
+        if isinstance(part, _LostPart): part = _one_by_one(work, part.part, engine, n_workers)
         counts.append(part)
     now = sum(c.images for c in counts)
     return CollectionPredicted(dest, now + sum(done.values()), sum(c.failed for c in counts),
         sum(c.skipped for c in counts), len(parts), len(done), time.perf_counter() - begin, now)
 
 # %% ../../nbs/scale/02_predict.ipynb #471c1a9a
-def _begin_job(dest, digest, source, parts):
+def _begin_job(dest, job, parts):
     "Rows of the parts that are done, by number; refuses the predictions of another job"
     fs, path = file_system(dest)
-    job = dict(model=digest, source=str(source), parts=len(parts), files=sha256(repr(parts).encode()))
+    job |= dict(parts=len(parts), files=sha256(repr(parts).encode()))
     file = f'{dest.rstrip("/")}/{job_name}'
     at = f'{path.rstrip("/")}/{job_name}'
     if fs.exists(at):
         known = json.loads(fs.cat_file(at))
         changed = [name for name in job if known.get(name) != job[name]]
         if changed:
-            words = dict(model='of another model', source='of another collection')
-            raise DataError(f'{dest} holds predictions {words.get(changed[0], "of other parts of this collection: it was changed")}'
-                '; give another folder')
-    elif fs.exists(path) and fs.ls(path):
+            words = dict(model='of another model', source='of another collection', features='with other columns')
+            other = words.get(changed[0], 'of other parts of this collection: it was changed')
+            raise DataError(f'{dest} holds predictions {other}; give another folder')
+    elif fs.exists(path) and [f for f in fs.ls(path, detail=False) if not PurePosixPath(f).name.startswith('.')]:
         raise DataError(f'{dest} holds something, and no {job_name}; give an empty folder, or a new one')
     else:
         with whole_file(file) as f: f.write(json.dumps(job, indent=1).encode())
@@ -168,15 +188,10 @@ class _LostPart:
     "A part with which every process died"
     part: Part
 
-def _one_by_one(classifier, dest, part, engine, n_workers):
+def _one_by_one(work, part, engine, n_workers):
     "Rows of a part, each image sent by itself"
     begin = time.perf_counter()
-    def row_of(image):
-        there = classifier.open()
-        return there._rows(there.session, [(image.name, image.source)])[0]
-    def lost(image): return PredictionRow(image.name, None, 'failed', 'the process that opened it died')
-    rows = list(engine_map(row_of, read_part(part), engine, n_workers, lost, n_items=1))
-    return _written(dest, part, rows, classifier.open().labels, begin)
+    return work.written(part, list(engine_map(work.row, read_part(part), engine, n_workers, work.lost, n_items=1)), begin)
 
 # %% ../../nbs/scale/02_predict.ipynb #0fd5a276
 def read_predictions(
