@@ -43,7 +43,7 @@ class Target:
 
 part_modules = dict(  # What each joined file is made of
     classifier=(
-        'core', 'greys', 'mend', 'images', 'show', 'folders', 'stores', 'steps',
+        'core', 'greys', 'mend', 'images', 'show', 'folders', 'engines', 'stores', 'steps',
         'inference.files', 'inference.signature', 'inference.onnxfile', 'inference.bundle',
         'inference.prediction', 'inference.remote', 'inference.classifier', 'rollout.registry'),
     prediction_log=('databases', 'fingerprints', 'verify.measure', 'monitor.log', 'monitor.writer'),

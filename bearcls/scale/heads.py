@@ -137,7 +137,8 @@ def replace_head(
     expect('learn', learn, Learner)
     expect('fitted', fitted, FittedHead)
     if [str(v) for v in learn.dls.vocab] != fitted.labels:
-        raise TrainError(f'The Learner knows {", ".join(map(str, learn.dls.vocab))}, the head {", ".join(fitted.labels)}')
+        known = ', '.join(map(str, learn.dls.vocab))
+        raise TrainError(f'The Learner knows {known}, the head {", ".join(fitted.labels)}')
     layer = feature_layer(learn.model)
     if getattr(layer, 'in_features', None) != fitted.head[0].num_features:
         raise TrainError(f'The head takes {fitted.head[0].num_features} features, and the Learner\'s has a '

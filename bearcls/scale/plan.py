@@ -99,8 +99,9 @@ class WorkPlan:
     rates: WorkRates | None = None         # What it rests on
 
     def _repr_html_(self):
-        row = dict(images=f'{self.images:,}', machines=f'{self.machines} × {self.cores} cores', time=_duration(self.hours))
-        row |= {'memory each': f'{self.memory_gb:.1f} GB', 'store': f'{self.mb_per_s:,.0f} MB/s', 'most time to': self.bottleneck}
+        row = dict(images=f'{self.images:,}', machines=f'{self.machines} × {self.cores} cores')
+        row |= {'time': _duration(self.hours), 'memory each': f'{self.memory_gb:.1f} GB'}
+        row |= {'store': f'{self.mb_per_s:,.0f} MB/s', 'most time to': self.bottleneck}
         if self.cost is not None: row |= {'cost': f'{self.cost:,.2f}', 'per million': f'{self.cost_per_million:,.2f}'}
         return str(html_table([row]))
 
@@ -139,8 +140,9 @@ def plan_work(
     rate = rates.rate*machines*cores/rates.cores
     seconds = rates.start + images/rate
     cost = None if price is None else price*machines*seconds/3600
-    return WorkPlan(images, machines, cores, seconds/3600, _process_gb*cores + 1, rates.megabytes*rate, rates.bottleneck,
-        cost, None if cost is None else cost/images*1e6, rates)
+    per_million = None if cost is None else cost/images*1e6
+    return WorkPlan(images, machines, cores, seconds/3600, _process_gb*cores + 1, rates.megabytes*rate,
+        rates.bottleneck, cost, per_million, rates)
 
 def count_images(
     source: str | os.PathLike,  # Collection, see `find_parts`

@@ -82,7 +82,8 @@ class _PredictPart:
 
     def written(self, part, rows, begin):
         "Write the rows of a part, and count them"
-        with whole_file(_file_of(self.dest, part)) as f: _write_rows(rows, f, self.classifier.open().labels, self.features)
+        labels = self.classifier.open().labels
+        with whole_file(_file_of(self.dest, part)) as f: _write_rows(rows, f, labels, self.features)
         counts = [sum(r['status'] == status for r in rows) for status in ('failed', 'skipped')]
         return PartDone(part.number, len(rows), *counts, time.perf_counter() - begin)
 
@@ -129,7 +130,7 @@ class CollectionPredicted:
 def predict_collection(
     bundle: str | os.PathLike,     # Folder or zip of a bundle
     source: str | os.PathLike,     # Images, see `find_parts`: a folder, shards or Parquet files, at any address
-    dest: str | os.PathLike,       # Folder or fsspec address for the predictions; those of the same job are gone on with
+    dest: str | os.PathLike,       # Folder or address for the predictions; a job that was begun goes on
     engine: str | None = None,     # None: threads; 'ray' or a cluster's address, see `start_engine`
     n_workers: int | None = None,  # Threads or processes; None: one for each core
     size: int = 1000,              # Images in a part, where the source is a folder
@@ -191,7 +192,8 @@ class _LostPart:
 def _one_by_one(work, part, engine, n_workers):
     "Rows of a part, each image sent by itself"
     begin = time.perf_counter()
-    return work.written(part, list(engine_map(work.row, read_part(part), engine, n_workers, work.lost, n_items=1)), begin)
+    rows = list(engine_map(work.row, read_part(part), engine, n_workers, work.lost, n_items=1))
+    return work.written(part, rows, begin)
 
 # %% ../../nbs/scale/02_predict.ipynb #0fd5a276
 def read_predictions(

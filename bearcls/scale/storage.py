@@ -31,7 +31,9 @@ class Part:
     left_out: tuple[LeftOut, ...] = field(default=(), repr=False)  # Of a folder: files that hold no image
     row_group: int = 0             # Of a Parquet file
 
-    def __repr__(self): return f'Part({self.number}, {self.address}{f", {len(self.names)} files" if self.names else ""})'
+    def __repr__(self):
+        files = f', {len(self.names)} files' if self.names else ''
+        return f'Part({self.number}, {self.address}{files})'
 
 # %% ../../nbs/scale/01_storage.ipynb #b10d74d8
 _suffixes = {'.tar': 'webdataset', '.parquet': 'parquet'}
@@ -128,7 +130,8 @@ def _read_folder(fs, path, part):
             reason = f'the file cannot be read: {e.strerror or e}'
             yield StoredImage(full, label, problem=LeftOut(full, 'unreadable', reason))
             continue
-        if is_remote(fs) and (why := _no_image(name, data)): yield StoredImage(full, label, problem=LeftOut(full, 'not_an_image', why))
+        why = _no_image(name, data) if is_remote(fs) else ''
+        if why: yield StoredImage(full, label, problem=LeftOut(full, 'not_an_image', why))
         else: yield StoredImage(full, label, data)
     for r in part.left_out:
         full = f'{part.address.rstrip("/")}/{r.file}'
