@@ -83,6 +83,8 @@ def things(tmp_path_factory):
     from bearcls.rollout.refresh import Division
     from bearcls.rollout.stages import Rollout
     from bearcls.monitor.reference import Reference
+    from bearcls.sample.campsite import Campsite
+    from bearcls.scale.heads import FittedHead
     folder = tmp_path_factory.mktemp('things')
     bears = draw_bears(folder/'bears', 8, 48, faults=False)
     dls = image_dls(bears, size=48, bs=4, cache=False)
@@ -95,7 +97,7 @@ def things(tmp_path_factory):
         cleaning=Cleaning(bears), changes=plan_changes(bears, [Change('/'.join(files[0].parts[-2:]), 'delete')]), table=seen.table, model=learn.model, text='resnet18',
         scanned=scan_folder(bears), log=PredictionLog(folder/'log.sqlite'),
         reference=Reference.from_columns(dict(brightness=np.linspace(60, 90, 40), ood_score=np.linspace(0, 1, 40))),
-        rollout=Rollout(folder/'rollout', folder/'log.sqlite'), queue=ReviewQueue(PredictionLog(folder/'log.sqlite')), division=Division(bears, [], [], [], {}))
+        rollout=Rollout(folder/'rollout', folder/'log.sqlite'), queue=ReviewQueue(PredictionLog(folder/'log.sqlite')), division=Division(bears, [], [], [], {}), site=Campsite(), fitted=FittedHead(torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2)), ['a', 'b'], {}))
 
 def wrong_things(t):
     "What people exchange, and what slips in"
@@ -105,7 +107,7 @@ def wrong_things(t):
 def good(t, name, hint):
     "Something right for an argument that is not under test"
     for thing in (t.learn, t.seen, t.dls, t.classifier, t.bundle, t.report, t.table, t.split, t.plan, t.changes, t.cleaning, t.image, t.model, t.thresholds, t.rows, t.surveyed, t.files, t.rows[0].prediction,
-                  t.scanned, t.log, t.reference, t.rollout, t.queue, t.division, {}, 64, .5, 'text', b'bytes', np.zeros((4, 4), np.float32), torch.zeros(4, 4), torch.float32, np.random.default_rng(0), None, t.bears, [], ('text',), print, True):
+                  t.scanned, t.log, t.reference, t.rollout, t.queue, t.division, t.site, t.fitted, {}, 64, .5, 'text', b'bytes', np.zeros((4, 4), np.float32), torch.zeros(4, 4), torch.float32, np.random.default_rng(0), None, t.bears, [], ('text',), print, True):
         if fits(thing, hint): return t.folder/'new'/name if name == 'dest' else thing
     raise LookupError(f'{name}: {hint}')
 

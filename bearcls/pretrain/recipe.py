@@ -157,7 +157,7 @@ def pretrain(
     epochs_now: int | None = None,  # Stop after so many epochs, to go on another time; None: at the end
 ) -> nn.Module:              # The network, in evaluation mode
     "Train the network to tell the categories apart"
-    recipe = expect('recipe', recipe or Recipe(), Recipe)
+    recipe = Recipe() if recipe is None else expect('recipe', recipe, Recipe)
     dest = Path(expect('dest', dest, str, os.PathLike))
     n_categories, n_images = expect('images', images, np.ndarray).shape[:2]
     if n_images <= recipe.n_valid: raise PretrainError(f'{n_images} images of a category, and {recipe.n_valid} stay out')

@@ -189,6 +189,8 @@ def write_try_pages(
     "Write pages for a site, which share one runtime"
     solved = expect_all('solved', solved, Solved)
     expect('dest', dest, str, os.PathLike)
+    expect('runtime', runtime, str, os.PathLike, None)
+    if not (solved := list(solved)): raise ValueError('`solved` holds no problem')
     parts = {s.problem.name: _try_files(s, runtime) for s in solved}
     whole = web_files(solved[0].bundle, runtime=runtime, single=False)
     parts['runtime'] = {name: whole[name] for name in (*_runtime_names, 'LICENSE-onnxruntime-web.txt')}

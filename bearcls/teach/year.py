@@ -35,6 +35,7 @@ def pixel_trainer(
 ) -> Path:                    # `dest`
     "A bundle of single weights, which tells drawn animals apart"
     expect('division', division, Division)
+    expect('dest', dest, str, os.PathLike)
     labels = [image.label for image in division.train]
     names = sorted(set(labels))
     shown = [Image.open(image.file) for image in division.train]
