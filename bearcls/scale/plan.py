@@ -123,7 +123,7 @@ def _duration(hours):
     return f'{hours:.1f} h' if hours < 48 else f'{hours/24:.1f} days'
 
 # %% ../../nbs/scale/04_plan.ipynb #f43f5aa2
-_process_gb = .4  # Memory of a process of Ray with a small model, measured by bench/scale.py
+_process_gb = .3  # Memory of a process of Ray: 272 MB with a small model
 
 def plan_work(
     rates: WorkRates,                # From `measure_work`
