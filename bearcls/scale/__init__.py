@@ -1,4 +1,4 @@
-"""The same steps for millions of images: wherever they are kept, on as many machines as you have
+"""The same steps for millions of images: wherever they lie, on as many machines as you have
 
 Docs: https://bearcls.github.io/bearcls/scale/index.html.md"""
 

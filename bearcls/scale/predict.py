@@ -20,7 +20,7 @@ from ..inference.classifier import Classifier
 from ..inference.prediction import PredictionRow
 from ..inference.files import file_content, metadata_file, model_file, opened, write_files
 from ..inference.predictions import plain_text
-from .storage import Part, file_system, find_parts, read_part, whole_file
+from .storage import Part, file_system, find_parts, parquet_rows, read_part, whole_file
 from ..show import html_table
 
 # %% ../../nbs/scale/02_predict.ipynb #451d37cb
@@ -200,11 +200,4 @@ def read_predictions(
     address: str | os.PathLike,  # Where `predict_collection` wrote to
 ) -> Iterator[dict[str, Any]]:   # A row for each image, as `PredictionRow.as_dict` gives it
     "The rows of all parts in their order, some in memory at a time"
-    expect('address', address, str, os.PathLike)
-    parquet = optional_import('pyarrow.parquet', 'pyarrow', 'Reading Parquet')
-    fs, path = file_system(address)
-    files = sorted(fs.glob(f'{path.rstrip("/")}/predictions-*.parquet'))
-    if not files: raise DataError(f'{address} holds no predictions-*.parquet')
-    for file in files:
-        with fs.open(file, 'rb') as f:
-            for batch in parquet.ParquetFile(f).iter_batches(10_000): yield from batch.to_pylist()
+    yield from parquet_rows(address, 'predictions')

@@ -6,7 +6,7 @@ Docs: https://bearcls.github.io/bearcls/scale/storage.html.md"""
 
 # %% auto #0
 __all__ = ['Part', 'find_parts', 'file_system', 'is_remote', 'StoredImage', 'read_part', 'whole_file', 'pack_images',
-           'write_manifest_parts', 'read_manifest_parts']
+           'write_manifest_parts', 'read_manifest_parts', 'parquet_rows']
 
 # %% ../../nbs/scale/01_storage.ipynb #5fb7e148
 import io, json, os, tarfile, tempfile
@@ -96,7 +96,7 @@ def _below(path, file): return file[len(path.rstrip('/')) + 1:]
 # %% ../../nbs/scale/01_storage.ipynb #7e3593bf
 @dataclass
 class StoredImage:
-    "An image as it is kept: bytes that nobody has opened yet"
+    "An image in storage: its bytes, not opened yet"
     name: str                      # Its path or address; in a shard, the shard's and its own
     label: str = ''                # Label that it is filed under; empty if it is not known
     data: bytes | None = field(default=None, repr=False)  # Bytes of the file; None if it cannot be read, or is no image
@@ -299,12 +299,19 @@ def read_manifest_parts(
     address: str | os.PathLike,  # Folder or fsspec address that `write_manifest_parts` wrote to
 ) -> Iterator[ImageRow]:         # In their order, a few thousand in memory at a time
     "The rows of a manifest in Parquet files"
+    for row in parquet_rows(address, 'manifest'): yield ImageRow(**row | dict(more=json.loads(row['more'] or '{}')))
+
+def parquet_rows(
+    address: str | os.PathLike,     # Folder or fsspec address
+    name: str,                      # The files are called `NAME-00000.parquet`, and so on
+) -> Iterator[dict[str, Any]]:      # In the order of files, a few thousand in memory at a time
+    "The rows of numbered Parquet files"
     expect('address', address, str, os.PathLike)
+    expect('name', name, str)
     parquet = optional_import('pyarrow.parquet', 'pyarrow', 'Reading Parquet')
     fs, path = file_system(address)
-    files = sorted(fs.glob(f'{path.rstrip("/")}/manifest-*.parquet'))
-    if not files: raise DataError(f'{address} holds no manifest-*.parquet')
+    files = sorted(fs.glob(f'{path.rstrip("/")}/{name}-*.parquet'))
+    if not files: raise DataError(f'{address} holds no {name}-*.parquet')
     for file in files:
         with fs.open(file, 'rb') as f:
-            for batch in parquet.ParquetFile(f).iter_batches(10_000):
-                for row in batch.to_pylist(): yield ImageRow(**row | dict(more=json.loads(row['more'] or '{}')))
+            for batch in parquet.ParquetFile(f).iter_batches(10_000): yield from batch.to_pylist()
