@@ -68,6 +68,7 @@ def solve_problem(
     "From drawn images to a report and a page to try"
     problem = find_problem(problem)
     expect('dest', dest, str, os.PathLike)
+    expect('runtime', runtime, str, os.PathLike, None)
     dest = Path(dest)
     start = time.process_time()
     images = draw_problem(problem, dest/'images', n_per_label, seed)
@@ -136,6 +137,7 @@ def build_gallery(
 ) -> Gallery:                           # A `Solved` for each
     "Solve several problems"
     expect('dest', dest, str, os.PathLike)
+    expect('runtime', runtime, str, os.PathLike, None)
     chosen = [find_problem(name) for name in (problems if names is None else expect_all('names', names, str))]
     return Gallery(solve_problem(p, Path(dest)/p.name, n_per_label, seed=seed, runtime=runtime) for p in chosen)
 
