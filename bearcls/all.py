@@ -24,7 +24,8 @@ from .gather.providers import providers
 from .gather.results import SearchError, SearchResult, SearchResults, read_results, write_results
 from .gather.search import search_images
 from .gather.fetch import FetchLimits
-from .gather.download import download_images, gather, reason_counts
+from .gather.download import download_images, reason_counts
+from .gather.gathering import gather
 from .verify.quarantine import quarantine_files, restore
 from .verify.report import ImageReport, Thresholds, broken_issues, check_images, verify_images
 from .verify.balance import balance

@@ -1,15 +1,16 @@
 """What a Ray cluster costs and brings: equal rows, growth, speed, memory, duplicates among a million hashes, and how good a plan is
 
-python bench/scale.py --out scale.json [--sizes 10000,100000] [--parts equal,growth,workers,duplicates,plan] [--work FOLDER]
+python bench/scale.py --out scale.json [--sizes 10000,100000] [--parts equal,growth,workers,duplicates,plan,kills] [--kills 5] [--work FOLDER]
 
 equal       row for row against the local engine: the shared photographs (BEARCLS_SHARED), and drawn images, odd and broken files among them
 growth      images a second, threads against Ray, and the memory of the program that waits, at each of `--sizes`; Ray's start is not counted
 workers     one process of Ray against two, in turn, three times; the median of the ratios
 duplicates  a million random hashes, a tenth of them near to another one: seconds, memory, and the pairs against `near_pairs` on 20,000
 plan        the forecast of `measure_work` for the largest size, from 200 of its images, against what it took
+kills       processes of Ray killed at random, then the program that waits for them, in prediction and in gathering, `--kills` of each: are the rows the same?
 
 Images are crops of drawn faces, 64 to 200 pixels, in shards of 1,000. Two cores, one machine: it says nothing of a network."""
-import os, resource, sys, time
+import os, resource, signal, subprocess, sys, threading, time
 from pathlib import Path
 from common import arguments, save, working_folder
 
@@ -91,10 +92,91 @@ def duplicates(n=1_000_000):
         found[engine or 'threads'] = dict(seconds=time.perf_counter() - begin, pairs=len(pairs), more_mb=memory_mb() - before)
     return found
 
+predicting = """
+import sys
+from bearcls.scale.predict import predict_collection
+predict_collection(*sys.argv[1:4], 'ray', 2, quiet=True)
+"""
+gathering = """
+import sys
+from pathlib import Path
+from bearcls.gather.gathering import download_collection
+download_collection(sys.argv[1], Path(sys.argv[2]).read_text().split(), 'brown', 'ray', 2, allow_private=True, per_host=2)
+"""
+
+def killed_workers(work, n, between):
+    "Call `work` again until `n` processes of Ray were killed while it ran; how many were"
+    import numpy as np
+    random, stop, kills = np.random.default_rng(n), threading.Event(), []
+    def kill():
+        while not stop.wait(float(random.uniform(*between))):
+            found = subprocess.run(['pgrep', '-f', 'ray::.*MapWorker'], capture_output=True, text=True).stdout.split()
+            if found and len(kills) < n:
+                os.kill(victim := int(random.choice(found)), signal.SIGKILL)
+                kills.append(victim)
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        while len(kills) < n: work()
+    finally:
+        stop.set()
+        thread.join()
+    return len(kills)
+
+def killed_drivers(script, arguments, n, longest):
+    "Start a program and kill it at a random moment, `n` times; then let it finish"
+    import numpy as np
+    random, kills = np.random.default_rng(n), 0
+    def start(): return subprocess.Popen([sys.executable, '-c', script, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(n):
+        run = start()
+        time.sleep(float(random.uniform(5, longest)))
+        kills += run.poll() is None
+        run.kill()
+        run.wait()
+    if status := start().wait(): raise SystemExit(f'After {n} kills, the last run ended with status {status}')
+    return kills
+
+def random_kills(work, bundle, shards, n):
+    "Kills, and whether the rows are those of a run without"
+    import shutil
+    from bearcls.gather.gathering import download_collection
+    from bearcls.sample.loopback import LoopbackWeb
+    from bearcls.sample.standins import draw_face, furs
+    from bearcls.scale.predict import predict_collection, read_predictions
+    import io
+    found = {}
+    def fresh(name):
+        shutil.rmtree(work/name, ignore_errors=True)
+        return work/name
+    predict_collection(bundle, shards, fresh('whole'), quiet=True)
+    expected = list(read_predictions(work/'whole'))
+    def rows_of(name): return list(read_predictions(work/name)) == expected
+    def again(): predict_collection(bundle, shards, fresh('out'), 'ray', 2, quiet=True)
+    found['prediction, processes'] = dict(kills=killed_workers(again, n, (4, 9)), images=len(expected), same=rows_of('out'))
+    found['prediction, program'] = dict(kills=killed_drivers(predicting, (bundle, shards, fresh('out')), n, 25), images=len(expected), same=rows_of('out'))
+    def png(k):
+        file = io.BytesIO()
+        draw_face(60 + k % 90, 60 + k//90, furs['brown'], furs['brown']).save(file, 'png')
+        return file.getvalue()
+    hosts = [f'127.0.0.{k}' for k in range(1, 33)]
+    with LoopbackWeb({f'/{k}.png': png(k) for k in range(900)}, delay=(.5, .2), hosts=hosts) as web:
+        addresses = [f'http://{hosts[k % 32]}:{web.port}/{k}.png' for k in range(910)]  # ten are missing
+        (work/'addresses.txt').write_text('\n'.join(addresses))
+        def content(folder): return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob('*') if f.is_file()}
+        def collect(name, engine=None): return download_collection(fresh(name), addresses, 'brown', engine, 2, allow_private=True, per_host=2)
+        collect('gathered')
+        expected = content(work/'gathered')
+        def same(name): return content(work/name) == expected
+        found['gathering, processes'] = dict(kills=killed_workers(lambda: collect('out', 'ray'), n, (2, 5)), addresses=len(addresses), same=same('out'))
+        found['gathering, program'] = dict(kills=killed_drivers(gathering, (fresh('out'), work/'addresses.txt'), n, 25), addresses=len(addresses), same=same('out'))
+    return found
+
 def main():
     parser = arguments(__doc__, keeps='drawn images')
     parser.add_argument('--sizes', default='10000,100000')
-    parser.add_argument('--parts', default='equal,growth,workers,duplicates,plan')
+    parser.add_argument('--parts', default='equal,growth,workers,duplicates,plan,kills')
+    parser.add_argument('--kills', type=int, default=5, help='of processes and of programs, in prediction and in gathering')
     args = parser.parse_args()
     import numpy as np
     from bearcls.engines import start_engine
@@ -110,7 +192,7 @@ def main():
         start_engine()
         result['ray_start_s'] = time.perf_counter() - begin
         if 'equal' in parts: result['equal'] = equal(work, bundle)
-        if {'growth', 'workers', 'plan'} & set(parts): shards = {n: make_shards(work/f'shards-{n}', n) for n in sizes}
+        if {'growth', 'workers', 'plan', 'kills'} & set(parts): shards = {n: make_shards(work/f'shards-{n}', n) for n in sizes}
         if {'growth', 'workers'} & set(parts): timed(bundle, shards[sizes[0]], work/'out', 'ray')  # processes load their libraries
         if 'growth' in parts:
             rows = []
@@ -132,6 +214,7 @@ def main():
             took, _ = timed(bundle, source, work/'out', None)
             result['plan'] = dict(images=sizes[-1], forecast_s=forecast, took_s=took, off=forecast/took - 1)
         if 'duplicates' in parts: result['duplicates'] = duplicates()
+        if 'kills' in parts: result['kills'] = random_kills(work, bundle, shards[sizes[0]], args.kills)
     save(result, args.out, ())
 
 if __name__ == '__main__': main()

@@ -8,7 +8,8 @@ from bearcls.core import DataError, sha256
 from bearcls.images import load_image
 from bearcls.manifest import read_manifest
 from bearcls.folders import image_files
-from bearcls.gather.download import download_images, gather
+from bearcls.gather.download import download_images
+from bearcls.gather.gathering import gather
 from bearcls.gather.fetch import Fetched, FetchError, FetchLimits, fetch, fetch_many, run_aside
 from bearcls.fingerprints import fingerprint
 from bearcls.sample.loopback import Reply, LoopbackWeb, moved

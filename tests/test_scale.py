@@ -1,6 +1,7 @@
 "Large collections: storage, engines, interrupted work; the same rows wherever they are made"
 import json, os, signal, subprocess, sys, threading, time
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import numpy as np, pytest
 
@@ -9,6 +10,8 @@ from PIL import Image
 from bearcls.core import DataError
 from bearcls.engines import EngineError, engine_map, in_batches
 from bearcls.folders import image_files
+from bearcls.gather.gathering import download_collection, gather, host_part
+from bearcls.gather.results import SearchResult, write_results
 from bearcls.inference.bundle import Bundle, write_bundle
 from bearcls.inference.classifier import Classifier
 from bearcls.manifest import ImageRow, read_manifest
@@ -17,7 +20,6 @@ from bearcls.sample.loopback import LoopbackWeb
 from bearcls.sample.odd_files import draw_odd_files
 from bearcls.sample.standins import colour_model, draw_face, furs
 from bearcls.scale.duplicates import hash_groups, hash_pairs
-from bearcls.scale.gather import download_collection, host_part
 from bearcls.scale.plan import count_images, measure_work, plan_work
 from bearcls.scale.predict import predict_collection, read_predictions
 from bearcls.scale.storage import find_parts, pack_images, read_part, write_manifest_parts
@@ -318,32 +320,86 @@ def test_what_the_processes_cannot_load(cluster):
     "Ray sends a function of a module by its name, and the processes don't know this module"
     with pytest.raises(EngineError, match="could not begin.*test_scale"): list(engine_map(png, range(3), 'ray', 1))
 
+@contextmanager
+def killing(seed, between=(1, 2)):
+    "Kills a process of Ray that works for us, again and again; its list grows with each"
+    stop, kills, random = threading.Event(), [], np.random.default_rng(seed)
+    def kill():
+        while not stop.wait(float(random.uniform(*between))) and len(kills) < 20:
+            found = subprocess.run(['pgrep', '-f', 'ray::.*MapWorker'], capture_output=True, text=True).stdout.split()
+            if not found: continue
+            os.kill(victim := int(random.choice(found)), signal.SIGKILL)
+            kills.append(victim)
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try: yield kills
+    finally:
+        stop.set()
+        thread.join()
+
 @ray
 def test_workers_are_killed(cluster, images, bundle, tmp_path):
     "Processes that work at a collection are killed, and no row is lost or comes twice"
     expected = answers(bundle, images)
-    stop = threading.Event()
-    kills = []
-    def killer():
-        random = np.random.default_rng(2)
-        while not stop.wait(float(random.uniform(1, 2))) and len(kills) < 20:
-            found = subprocess.run(['pgrep', '-f', 'ray::.*MapWorker'], capture_output=True, text=True).stdout.split()
-            if found:
-                os.kill(int(random.choice(found)), signal.SIGKILL)
-                kills.append(found)
-    thread = threading.Thread(target=killer)
-    thread.start()
-    try: predict_collection(bundle, images, tmp_path/'out', 'ray', size=2, quiet=True)
-    finally:
-        stop.set()
-        thread.join()
+    with killing(2) as kills: predict_collection(bundle, images, tmp_path/'out', 'ray', size=2, quiet=True)
     rows = list(read_predictions(tmp_path/'out'))
     assert without_actual(rows) == without_actual(filled(expected, rows[0])) and kills
 
+def listing(folder): return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob('*') if f.is_file()}
+
 @ray
-def test_ray_gathers(cluster, tmp_path):
-    pages = {f'/{n}.png': png(n) for n in range(12)}
-    with LoopbackWeb(pages) as web:
-        addresses = [f'{web.url}{p}' for p in pages]
-        rows = download_collection(tmp_path/'bears', addresses, 'brown', 'ray', allow_private=True)
-    assert [r.status for r in rows] == ['ok']*12 and len(image_files(tmp_path/'bears')) == 12
+@pytest.mark.parametrize('killed', [False, True])
+def test_ray_gathers(cluster, tmp_path, killed):
+    "Searched and downloaded with Ray: the rows, files and manifest of one process, even if processes are killed on the way"
+    hosts = [f'127.0.0.{n}' for n in range(1, 9)]
+    with LoopbackWeb({f'/{n}.png': png(n) for n in range(40)}, delay=(.3, .1) if killed else (0, 0), hosts=hosts) as web:
+        addresses = [f'http://{hosts[n % 8]}:{web.port}/{n}.png' for n in range(44)]  # the last four are missing
+        write_results(tmp_path/'found.json', [SearchResult(a, title='brown bear', term='brown') for a in addresses])
+        search = dict(source=tmp_path/'found.json')
+        def run(name, **options): return gather({'brown': 'brown bear'}, tmp_path/name, 'local', search=search, allow_private=True, per_host=1, **options)
+        here = run('here')
+        with killing(3, (.3, .6)) if killed else nullcontext() as kills: there = run('there', engine='ray')
+    assert Counter(r.status for r in there) == dict(ok=40, failed=4)
+    assert there == here and listing(tmp_path/'there') == listing(tmp_path/'here')
+    assert kills if killed else kills is None
+
+def test_with_an_engine_there_is_no_enough(tmp_path):
+    with pytest.raises(ValueError, match='`enough` works in one process'): gather({'brown': 'brown bear'}, tmp_path/'no', 'local', engine='ray', enough=3)
+    assert not (tmp_path/'no').exists()
+
+# ---------------------------------------------------------------- several processes train
+
+training = '''
+import os, sys
+from fastai.torch_core import rank_distrib
+from bearcls.data.loaders import image_dls
+from bearcls.scale.processes import distributed, run_distributed
+from bearcls.train.learner import fit, make_learner, plan_training
+import torch
+
+def work():
+    learn = make_learner(image_dls(sys.argv[1], size=32, bs=8), plan_training('drawn', epochs=3))
+    with distributed(learn): fit(learn, early_stop=2, checkpoint='checkpoint')
+    learn.export(os.path.abspath('bears.pkl'))
+    torch.save((learn.training_log.rows, learn.model.state_dict()), f'{rank_distrib()}.pth')
+
+if __name__ == '__main__': run_distributed(work)
+'''
+
+def test_a_script_for_several_processes(tmp_path):
+    "Started twice: two processes end with equal weights, one of them writes, and the second start finds all done"
+    pytest.importorskip('accelerate', reason='Accelerate is not installed: pip install "bearcls[accelerate]"')
+    import torch
+    bears = draw_bears(tmp_path/'bears', 12, 60, faults=False)
+    (tmp_path/'train.py').write_text(training)
+    def run():
+        done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', 'train.py', str(bears)], cwd=tmp_path,
+            capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [torch.load(tmp_path/f'{n}.pth') for n in range(2)]
+    (rows, weights), (rows_2, weights_2) = first = run()
+    assert len(rows) == 3 and [r['valid_loss'] for r in rows] == pytest.approx([r['valid_loss'] for r in rows_2])
+    assert all(torch.equal(w, weights_2[k]) for k, w in weights.items() if 'running' not in k)
+    assert [f.name for f in (tmp_path/'checkpoint').iterdir()] == ['checkpoint.pth']
+    again = run()
+    assert again[0][0] == first[0][0] and all(torch.equal(w, weights[k]) for k, w in again[0][1].items())

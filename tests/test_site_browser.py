@@ -69,7 +69,7 @@ def test_every_page(site, address, browser, pages):
         page.emulate_media(color_scheme='dark')
         page.goto(address + name)
         page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(image => image.loading = 'eager')")
-        page.wait_for_load_state('networkidle')
+        page.wait_for_function('[...document.images].every(image => image.complete)')
         look(name)
         page.set_viewport_size(dict(width=1200, height=900))
         page.emulate_media(color_scheme='light')

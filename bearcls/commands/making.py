@@ -53,10 +53,11 @@ def _add_quickstart(parser):
 # %% ../../nbs/commands/02_making.ipynb #6fc32a5b
 def _gather(args):
     "From words to an image folder; status 1 if a label got no image"
-    from bearcls.gather.download import gather, reason_counts
+    from bearcls.gather.download import reason_counts
+    from bearcls.gather.gathering import gather
     labels = labels_of(args.labels)
     search = {k: v for k, v in dict(license=args.license, source=args.source).items() if v is not None}
-    rows = gather(labels, args.dest, args.provider, args.max_images, search, enough=args.enough)
+    rows = gather(labels, args.dest, args.provider, args.max_images, search, args.engine, enough=args.enough)
     for label in labels:
         mine = [r for r in rows if r.label == label]
         n = sum(r.status == 'ok' for r in mine)
@@ -82,6 +83,8 @@ def _add_gather(parser):
     parser.add_argument('--provider', metavar='NAME',
         help='where to search: duckduckgo, bing, bing_api, google or local (default: one after the other)')
     parser.add_argument('--source', metavar='PATH', help='image folder or JSON file that the provider local searches')
+    parser.add_argument('--engine', metavar='ENGINE',
+        help="'ray', or the address of a Ray cluster: each host is visited by one process (default: this process)")
     parser.add_argument('--license', metavar='NAME',
         help='only images under a licence: any, share, share_commercially, modify, modify_commercially or '
             'public_domain')

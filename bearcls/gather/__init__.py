@@ -16,5 +16,6 @@ __getattr__, __dir__, __all__ = front_door('bearcls.gather', dict(
     results='SearchError SearchResult SearchResults read_results write_results',
     providers='licenses provider provider_metadata',
     search='default_providers search_images',
-    download='download_images gather reason_counts',
+    download='download_images reason_counts',
+    gathering='download_collection gather host_part',
 ))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from ..core import DataError, expect
 from ..folders import scan_folder, side_of
-from ..gather.download import gather
+from ..gather.gathering import gather
 from ..export.convert import check_dest
 from ..inference.bundle import can_be_labels
 from ..data.loaders import check_labels

@@ -16,6 +16,6 @@ __getattr__, __dir__, __all__ = front_door('bearcls.scale', dict(
     predict='predict_collection read_predictions TravellingClassifier',
     duplicates='hash_groups hash_pairs manifest_groups manifest_hashes',
     plan='count_images measure_work plan_work plan_words',
-    gather='download_collection host_part',
     heads='feature_batches fit_head replace_head',
+    processes='distributed run_distributed',
 ))

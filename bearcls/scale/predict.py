@@ -134,7 +134,7 @@ def predict_collection(
     engine: str | None = None,     # None: threads; 'ray' or a cluster's address, see `start_engine`
     n_workers: int | None = None,  # Threads or processes; None: one for each core
     size: int = 1000,              # Images in a part, where the source is a folder
-    features: bool = False,        # Keep what the model's last layers see, to [train on it](06_heads.ipynb)?
+    features: bool = False,        # Keep what the model's last layers see, to [train on it](05_heads.ipynb)?
     quiet: bool = False,           # No progress bar?
     **options: Any,                # For `Classifier`: execution_providers, max_pixels
 ) -> CollectionPredicted:          # Counts and rate; the rows are in the Parquet files

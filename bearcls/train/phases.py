@@ -20,6 +20,7 @@ import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import Learner  # adds `fit_one_cycle` to it
+from fastai.torch_core import get_model, rank_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
@@ -52,7 +53,7 @@ class KeepBest(Callback):
             self.best = loss
             self.epoch_kept = self.n_seen
             self.waited = 0
-            self.weights = {k: v.detach().clone() for k, v in self.learn.model.state_dict().items()}
+            self.weights = {k: v.detach().clone() for k, v in get_model(self.learn.model).state_dict().items()}
         if self.waited >= self.patience: raise CancelFitException()
     def put_back(self,
         model: nn.Module,  # The model that was trained
@@ -89,14 +90,15 @@ class Checkpoint(Callback):
 def write(self: Checkpoint,
     is_done: bool = False,  # Has the training ended?
 ):
-    "Write the state as it is now"
+    "Write the state as it is now; of several processes that train together, the first one writes"
+    if rank_distrib(): return
     learn = self.learn
     rec = self.learn.recorder
     best = []
     for cb in self.keepers: best.append({k: getattr(cb, k) for k in _best_of})
     state = dict(metadata=self.metadata, is_done=is_done, phase=self.phase, epoch=learn.epoch,
         rows=learn.training_log.rows, random=random_state(learn.dls),
-        model=learn.model.state_dict(), opt=learn.opt and learn.opt.state_dict(),
+        model=get_model(learn.model).state_dict(), opt=learn.opt and learn.opt.state_dict(),
         smooth_loss=(rec.smooth_loss.count, rec.smooth_loss.val), n_batches=learn.train_iter,
         best=best,
         scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None)
@@ -127,7 +129,7 @@ def put_back(self: Checkpoint):
     learn = self.learn
     state = self.state
     self.state = None
-    learn.model.load_state_dict(state['model'])
+    get_model(learn.model).load_state_dict(state['model'])
     if learn.opt is None: learn.create_opt()
     if state['opt']: learn.opt.load_state_dict(_on_device(state['opt'], learn.dls.device))
     learn.training_log.rows[:] = state['rows']

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.torch_core import to_float
+from fastai.torch_core import get_model, to_float
 from .arch import TrainError
 
 # %% ../../nbs/train/02_precision.ipynb #26a25f74
@@ -69,7 +69,7 @@ class Autocast(Callback):
         dtype: torch.dtype = torch.bfloat16,  # Type of the numbers in between; weights and output keep theirs
     ): self.dtype = dtype
     def before_fit(self): self.learn.model.forward = _Shorter(self.learn.model, self.dls.device.type, self.dtype)
-    def after_fit(self): self.learn.model.__dict__.pop('forward', None)
+    def after_fit(self): get_model(self.learn.model).__dict__.pop('forward', None)
 
 # %% ../../nbs/train/02_precision.ipynb #458782c7
 def precision_callback(

@@ -127,4 +127,7 @@ def main():
     print('\n'.join(found) or f'{len(list(out.rglob("*.html")))} pages in {out}: no warnings, every internal address exists')
     return bool(found)
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    failed = main()
+    sys.stdout.flush()
+    os._exit(failed)  # each page leaves a shell of IPython, which would collect the garbage of all once more: minutes

@@ -144,6 +144,8 @@ def with_size(
     added = ''
     if not {'width', 'height'} & attributes.keys() and (size := shown_size(path, attributes.get('style', ''))):
         added = f' width="{size[0]}" height="{size[1]}"'
+        if size[0] > 600 and path.suffix != '.svg' and 'style' not in attributes:  # its words would be too small on a phone
+            tag = re.sub(r' class="', ' class="wide-figure ', tag) if 'class' in attributes else tag.replace('<img', '<img class="wide-figure"', 1)
     if lazy and 'loading' not in attributes: added += ' loading="lazy"'
     return re.sub(r'\s*/?>$', lambda m: added + m[0], tag)
 
