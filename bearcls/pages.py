@@ -163,8 +163,9 @@ def entry_markdown(
     signature = re.sub(r'\._[a-z]\w*(?=\.[A-Z])', '', signature)  # a private module, as in numpy.random._generator.Generator
     name = re.sub(r'([_*\\])', r'\\\1', entry.symbol)
     source = f'[source]({entry.url}){{.api-source}}' if entry.url else ''
-    parts = [f'{entry.level} {name}', '::: {.api}', source, _call(entry.symbol, signature, width), entry.text,
-        _fields(signature), ':::']
+    call = _call(entry.symbol, signature, width)
+    if call == f'```python\n{entry.symbol}(*args, **kwargs)\n```': call = ''  # of a list or an error, it says nothing
+    parts = [f'{entry.level} {name}', '::: {.api}', source, call, entry.text, _fields(signature), ':::']
     return '\n\n'.join(p for p in parts if p)
 
 # %% ../nbs/21_pages.ipynb #67c3ba89
@@ -198,7 +199,10 @@ def still(
         kind = min((k for k in found if k.startswith('image/')), key=lambda k: len(data[k]))
     if kind == 'text/html':
         box = '<div style="overflow-x:auto"'
-        return {'text/markdown': raw_html(data[kind].replace(f'{box}>', f'{box} tabindex="0">'))}  # keys scroll it, too
+        table = data[kind].replace(f'{box}>', f'{box} tabindex="0">')  # keys scroll it, too
+        table = re.sub(r'<td style="text-align:left">(?=\d{4}-\d\d-\d\d[\d:. TZ+-]*</td>)',
+            '<td style="text-align:left;white-space:nowrap">', table)  # a date stays on one line
+        return {'text/markdown': raw_html(table)}
     if kind == 'text/markdown': return {kind: without_headings(data[kind])}
     return {kind: data[kind]}
 

@@ -9,7 +9,8 @@
 # BEARCLS_SHARED  folder with real photographs and cached weights (default ../shared); tests that need it are skipped without it
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-export BEARCLS_SHARED="${BEARCLS_SHARED:-$PWD/../shared}" PYTHONUTF8=1 TQDM_DISABLE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1  # modules are compiled when they are first imported
+export BEARCLS_SHARED="${BEARCLS_SHARED:-$PWD/../shared}" PYTHONUTF8=1 TQDM_DISABLE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+unset PYTHONDONTWRITEBYTECODE  # modules are compiled once, when they are first imported, and not by each of some thousand processes
 export BEARCLS_CACHE; BEARCLS_CACHE=$(mktemp -d)  # not the user's own
 aside="$BEARCLS_CACHE/site" builder=''
 trap '[ -z "$builder" ] || kill "$builder" 2> /dev/null; rm -rf "$BEARCLS_CACHE"' EXIT

@@ -26,7 +26,7 @@ class Cell:
     "Sums over the answers of one hour or day, place and label"
     answers: int = 0
     trusted: int = 0
-    sums: np.ndarray = field(default_factory=lambda: np.zeros((2, len(measured))))  # Numbers of `measured`, and sums
+    sums: np.ndarray = field(default_factory=lambda: np.zeros((2, len(measured))))  # Row 0: how many numbers; row 1: their sums; a column for each of `measured`
     reviews: Reviews = field(default_factory=Reviews)  # Verdicts
 
     def __add__(self, other):
@@ -72,7 +72,7 @@ class History:
 def numbered(
     values: Sequence[str],  # Texts, many of them alike
     known: list[str],       # Texts that have a number; new ones are appended
-    most: int,              # As long as it may get; what is new then gets the number of '(others)'
+    most: int,              # Longest list; a new text after that gets the number of '(others)'
 ) -> np.ndarray:            # (values,) numbers in `known`
     "Texts as numbers"
     numbers = {name: i for i, name in enumerate(known)}

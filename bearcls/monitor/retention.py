@@ -113,7 +113,7 @@ class Forgotten:
 def manifest_file(
     log: PredictionLog,  # Log
 ) -> Path:               # Beside a file; for a URL beside its spool
-    "Where is noted what was forgotten, for backups"
+    "The file that lists what was forgotten, for backups"
     return (Path(f'{log.file}.forgotten') if expect('log', log, PredictionLog).file
         else Path(f'{spool_file(log)}.forgotten'))
 

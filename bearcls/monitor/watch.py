@@ -302,7 +302,7 @@ class _StayHere(urllib.request.HTTPRedirectHandler):
 def check_webhook(
     url: str,  # Address of a webhook
 ) -> None:
-    "Refuse what is no address of the web"
+    "Refuse what is no web address"
     if not expect('url', url, str).lower().startswith(('http://', 'https://')):
         raise ValueError(f'`url` must begin with http:// or https://, got {short_words(url)}')
 
@@ -311,7 +311,7 @@ def send_webhook(
     message: Mapping[str, Any],# Becomes JSON
     timeout: float = 10,       # Seconds, for everything together
 ) -> Delivery:                 # `ok` after a status from 200 to 299
-    "POST a message; what goes wrong is said, not raised"
+    "POST a message; a failure is returned, not raised"
     check_webhook(url)
     body = json.dumps(message, allow_nan=False).encode()
     found = Delivery('webhook', False, f'no answer within {timeout:g} seconds')

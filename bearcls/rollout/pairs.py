@@ -351,7 +351,7 @@ def look(self,
 
 def log_columns(
     log: Any,                    # A `PredictionLog`
-    since: float | None = None,  # Seconds since 1970, such as the begin of the comparison; None: everything
+    since: float | None = None,  # Seconds since 1970, such as the start of the comparison; None: everything
     until: float | None = None,  # Seconds since 1970; None: up to now
     more: Iterable[str] = (),    # Further columns
 ) -> dict[str, np.ndarray]:      # Columns for `pairs_from` and for `splits_from`, shadow answers included

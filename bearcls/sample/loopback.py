@@ -30,7 +30,7 @@ class Reply:
 # %% ../../nbs/sample/06_loopback.ipynb #ae9aacc7
 @dataclass(frozen=True)
 class Request:
-    "A request, as a page that is a function sees it"
+    "What a page that is a function receives"
     path: str                   # Without the query, as it was sent
     query: Mapping[str, str]    # Names and values, decoded
     headers: Mapping[str, str]  # Names in any case

@@ -188,11 +188,11 @@ def _damaged_pngs():
     yield odd('palette-missing', 'indices without a palette', write_png(pixels[..., 0] % 4, 'palette', 8), 'unreadable')
     yield odd('key-checksum', 'a wrong checksum of the transparent colour',
         png(before=[png_chunk(b'tRNS', bytes(6), 1)]), 'unreadable')
-    yield odd('unknown', 'a part that readers have to know, and do not', png(before=[png_chunk(b'ABCD', b'')]),
+    yield odd('unknown', 'an unknown part, marked as one that readers must know', png(before=[png_chunk(b'ABCD', b'')]),
         'unreadable')
     yield odd('no-size', 'a width of 0',
         whole[:8] + png_chunk(b'IHDR', struct.pack('>IIBBBBB', 0, 40, 8, 2, 0, 0, 0)) + whole[33:], 'unreadable')
-    yield odd('depth', 'a depth that there is not',
+    yield odd('depth', 'a depth that PNG does not have',
         whole[:8] + png_chunk(b'IHDR', struct.pack('>IIBBBBB', 48, 40, 4, 2, 0, 0, 0)) + whole[33:], 'unreadable')
     yield odd('index-outside', 'indices that the palette does not have, which are black',
         write_png(pixels[..., 1] % 4, 'palette', 8, [png_chunk(b'PLTE', bytes(range(200, 206)))]),

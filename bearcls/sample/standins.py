@@ -77,7 +77,7 @@ def fit_pixels(
     steps: int = 300,               # Of gradient descent
     n_known: int = 50,              # Training images to measure the OOD score against, at most
 ) -> bytes:                         # ONNX, for images of 64 by 64 pixels: what `write_bundle` takes
-    "A model of single weights, fitted to images; needs the package onnx"
+    "A model with a few weights, fitted to images; needs the package onnx"
     sides = (64, 64)
     images = list(expect_all('images', images, Image.Image))
     seen = np.stack([np.asarray(i.convert('RGB').resize(sides, Image.Resampling.BILINEAR), np.float32) for i in images])

@@ -195,7 +195,7 @@ def is_orphan() -> bool:
     return parent is not None and not parent.is_alive()
 
 # %% ../../nbs/serve/03_supervise.ipynb #3b05687f
-def return_memory() -> bool:  # Did the allocator understand? That of other systems does not
+def return_memory() -> bool:  # Did the allocator do it? Only that of Linux can
     "From now on, large pieces of memory go back to the system as soon as they are free"
     import ctypes
     try: return bool(ctypes.CDLL(None).mallopt(-3, 1 << 20))  # M_MMAP_THRESHOLD of glibc

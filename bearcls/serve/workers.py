@@ -269,7 +269,7 @@ def use(self,
 
 @patch_to(Workers)
 def longest(self) -> float:  # Seconds; 0 if no thread is at work
-    "How long the answer that was begun first has been taking: a model without end shows here"
+    "Seconds that the oldest unfinished answer has been taking; it grows when a model hangs"
     return max((time.monotonic() - start for start in list(self.begun.values())), default=0.)
 
 @patch_to(Workers)
