@@ -375,5 +375,5 @@ def _repr_html_(self):
             noticed=_moment(a.time), observed=a.observed, expected=a.expected, times=a.times) for a in self.alarms
         if not math.isnan(a.since + a.time)]
     where = f' at {escape(self.place)}' if self.place else ''
-    return str(Html(f'<p>{self.n:,} scenes of {self.images:,} images{where}, {len(self.alarms)} alarms</p>'
+    return str(Html(f'<p>{self.n:,} scenes of {self.images:,} images{where}; alarms: {len(self.alarms)}</p>'
         f'{html_table(rows) if rows else ""}'))
