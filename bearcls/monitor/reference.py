@@ -231,7 +231,7 @@ def plot_reference(
     names: Sequence[str] = ('ood_score', 'brightness', 'sharpness', 'probability'),  # Features, a panel each
     now: Reference | None = None,  # Others to compare with
 ) -> Any:                    # The figure
-    "Distributions of the watched numbers"
+    "How the watched numbers are distributed: in the reference, and now"
     expect('reference', reference, Reference)
     expect('now', now, Reference, None)
     names = [name for name in names if name in reference.values]
@@ -242,8 +242,9 @@ def plot_reference(
         parts = [reference, now] if now and name in now.values else [reference]
         values = [part.values[name][~np.isnan(part.values[name])] for part in parts]
         edges = np.linspace(min(v.min() for v in values), max(v.max() for v in values), 25)
-        for v, colour in zip(values, ('#2f6f8f', '#b5651d')):
-            ax.hist(v, edges, weights=np.full(len(v), 1/len(v)), color=colour, alpha=.65)
+        for v, colour, label in zip(values, ('#2f6f8f', '#b5651d'), ('reference', 'now')):
+            ax.hist(v, edges, weights=np.full(len(v), 1/len(v)), color=colour, alpha=.65, label=label)
         ax.set_title(features[name][0] if name in features else name, fontsize=9)
         ax.set_yticks([])
+    if now: axes[0, 0].legend(fontsize=8)
     return figure
