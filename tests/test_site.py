@@ -14,7 +14,7 @@ from convert import check_links, quarto_divs
 from build import toctrees
 from pages import SiteError, check_sidebar, docname, earlier_pages, html_page, local_link, sidebar, slug, wings
 from addresses import change, problem
-from light import plain_words, shown_size, smallest, with_head, with_size, without_spans
+from light import in_box, plain_words, shown_size, smallest, with_head, with_size, without_spans
 from readme import in_clone, plain_divs
 from styles import Names, can_match, parts, selectors, short, used, without_comments, without_idle_motion, without_idle_variables
 
@@ -248,5 +248,7 @@ def test_images_are_shown_as_large_as_their_styles_allow(tmp_path):
     tag = with_size(f'<img alt="a" src="{source}"/>', tmp_path/'a.html', tmp_path, lazy=True)
     name = re.fullmatch(r'<img alt="a" src="_images/(\w+\.png)" width="200" height="100" loading="lazy"/>', tag)[1]
     assert (tmp_path/'_images'/name).read_bytes() == (tmp_path/'wide.png').read_bytes()
+    assert in_box(tag) == tag and 'tabindex="0"' in in_box('<img src="a.png" width="800" height="200"/>')
+    assert in_box(photo := '<img src="a.jpg" width="800" height="200"/>') == photo
     small = f'<img src="data:image/png;base64,{"A"*100}">'
     assert with_size(small, tmp_path/'a.html', tmp_path, lazy=True) == small

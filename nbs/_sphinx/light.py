@@ -121,7 +121,8 @@ def _with_images(text, file, site):
         nonlocal count
         in_article = match.start() > begin >= 0
         count += in_article
-        return with_size(match[0], file, site, lazy=in_article and count > 1)
+        tag = with_size(match[0], file, site, lazy=in_article and count > 1)
+        return in_box(tag) if in_article else tag
     text = re.sub(_tag.format('img'), image, text)
     def drawn(match): return match[1] + _from(_extract(match[2], site).relative_to(site).as_posix(), file, site) + '"'
     return re.sub(rf'(<image\b[^>]*?\bhref=")(data:[^"]{{{smallest},}})"', drawn, text)
@@ -144,10 +145,16 @@ def with_size(
     added = ''
     if not {'width', 'height'} & attributes.keys() and (size := shown_size(path, attributes.get('style', ''))):
         added = f' width="{size[0]}" height="{size[1]}"'
-        if size[0] > 600 and path.suffix != '.svg' and 'style' not in attributes:  # its words would be too small on a phone
-            tag = re.sub(r' class="', ' class="wide-figure ', tag) if 'class' in attributes else tag.replace('<img', '<img class="wide-figure"', 1)
     if lazy and 'loading' not in attributes: added += ' loading="lazy"'
     return re.sub(r'\s*/?>$', lambda m: added + m[0], tag)
+
+def in_box(
+    tag: str,  # `<img ...>`
+) -> str:      # The same; a wide figure in a box
+    "On a phone, a wide figure scrolls in its box, since its words would be too small"
+    attributes = dict(re.findall(r'\b([\w-]+)="([^"]*)"', tag))
+    if 'style' in attributes or not attributes.get('src', '').endswith('.png') or float(attributes.get('width') or 0) < 600: return tag
+    return f'<span class="wide-box" tabindex="0" role="group" aria-label="Wide figure">{tag}</span>'
 
 def _extract(source, site):
     head, _, data = source[len('data:'):].partition(',')
