@@ -103,7 +103,7 @@ def timeline(
     values = [float(v) for v in values]
     known = [v for v in [*values, *([] if usual is None else [usual])] if not math.isnan(v)]
     if not known: return Html(f'<figure class="line"><figcaption>{escape(title)}: no figures</figcaption></figure>')
-    newest = [] if low is None else [float(low[-1]), float(high[-1])]  # an early interval may leave the picture
+    newest = [] if low is None else [float(low[-1]), float(high[-1])]  # an early interval may be cut off
     bottom, top = _ends(known + [v for v in newest if not math.isnan(v)], percent, from_zero)
     span = max(times[-1] - times[0], 1)
     def x(t): return 48 + 344*(t - times[0])/span
