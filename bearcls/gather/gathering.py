@@ -103,7 +103,8 @@ def download_collection(
 def _refuse_enough(options):
     "A part does not know how many images the others have"
     if options.get('enough') is not None:
-        raise ValueError('`enough` works in one process only; with an engine, give fewer addresses or a lower `max_images`')
+        raise ValueError('`enough` works in one process only; with an engine, give fewer addresses or a lower '
+            '`max_images`')
 
 # %% ../../nbs/gather/09_gathering.ipynb #b0c9c995
 _home_name = '.bearcls-parts'

@@ -26,7 +26,7 @@ class Cell:
     "Sums over the answers of one hour or day, place and label"
     answers: int = 0
     trusted: int = 0
-    sums: np.ndarray = field(default_factory=lambda: np.zeros((2, len(measured))))  # Row 0: how many numbers; row 1: their sums; a column for each of `measured`
+    sums: np.ndarray = field(default_factory=lambda: np.zeros((2, len(measured))))  # Rows: counts and sums
     reviews: Reviews = field(default_factory=Reviews)  # Verdicts
 
     def __add__(self, other):
