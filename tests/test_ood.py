@@ -166,7 +166,7 @@ def test_metadata_are_json():
     assert '<b>' not in ood_score_html(fitted).replace('<b>Ask', '')
 
 def test_older_metadata_have_words_too():
-    assert false_positive_words(dict(threshold=.3, false_positive_rate=.05)) == 'about 5% of images like the training’s lie above it'
+    assert false_positive_words(dict(threshold=.3, false_positive_rate=.05)) == 'about 5% of images like the training’s are noticed by mistake'
     assert '1% to 10%, from 83 held-back images' in false_positive_words(dict(threshold=.3, false_positive_rate=.05, false_positive_rate_low=.01, false_positive_rate_high=.1, held_back=83))
 
 def test_auroc_is_a_probability():

@@ -170,18 +170,20 @@ def _limits(bundle):
     far = bundle.ood_score
     def kinds(name):
         return [(k, v) for k, v in _rows(far.get(name)) if _is_number(v.get('caught')) and _is_number(v.get('n'))]
-    def shares(rows): return ', '.join(f'{v["caught"]:.0%} of {v["n"]} ({markdown_text(k)})' for k, v in rows)
-    words = ('An image unlike any that the model was trained on is noticed by its features. Of the threshold: '
-        f'{markdown_text(false_positive_words(far))}.' if far
-        else 'It has no means to notice an image that shows none of them.')
-    if far and (drawn := kinds('measured')):
-        words += f' Of drawn images without any of the labels it notices {shares(drawn)}.'
+    if far:
+        mistakes = false_positive_words(far)
+        words = ('An image unlike any that the model was trained on is noticed by its features, though not always. '
+            f'{markdown_text(mistakes[0].upper() + mistakes[1:])}.')
+        rows = [(kind + end, f'{v["caught"]:.0%} of {v["n"]:,}')
+            for name, end in (('measured', ', drawn'), ('left_out', ', left out of the training'))
+            for kind, v in kinds(name)]
+        if rows: words += '\n\n' + markdown_table(['images without any of the labels', 'noticed'], rows)
+    else: words = 'It has no means to notice an image that shows none of them.'
     if far and (left_out := kinds('left_out')):
-        words += (' The hardest strangers are those that are nearly right. For a measure of them, each label was left '
-            f'out once and its images were the strangers: {shares(left_out)} were noticed.')
+        words += ('\n\nThe hardest strangers are those that are nearly right, so each label was left out of the training '
+            'once, and its images were the strangers.')
         if min(v['caught'] for _, v in left_out) < .5:
             words += ' **So do not rely on it for things that look much like the labels.**'
-    if far: words += ' Not every stranger is noticed.'
     if far and bundle.variant == 'int8': words += ' These figures were measured before the model was made smaller.'
     sure = bundle.confidence
     doubts = [f'with a {"confidence" if sure else "probability"} below {bundle.threshold:.2g}',
@@ -191,7 +193,7 @@ def _limits(bundle):
     notes = bundle.metrics.get('notes')
     notes = [notes] if isinstance(notes, str) else _a(list, notes)
     return (('The model knows these labels and nothing else: every image gets one of them, one that shows none of '
-            f'them too. {words}\n\n'
+            f'them too.\n\n{words}\n\n'
         f'Answers {", ".join(doubts[:-1])} and {doubts[-1]} come with '
         f'`trusted = False`: a person should look.{trust} How well it does on images of another kind than those it was '
         'measured on is not known.' + ''.join(f'\n\n{markdown_text(n)}' for n in notes if isinstance(n, str))))
@@ -206,8 +208,7 @@ def _trust_words(m):
         'copies.')
     for of, end, where in (('copies', '', ' On the copies'), ('images', '_as_is', '. On the images as they are')):
         if found[of] < 19.5:
-            words += (f'{where} there are too few trusted answers to say how many are wrong: {found[of]:.0f} of '
-                f'{m[of]:,}')
+            words += f'{where} {found[of]:.0f} of {m[of]:,} answers were trusted, too few to say how many of these are wrong'
         else:
             bounds = '' if end else f' ({m["error_low"]:.1%} to {m["error_high"]:.1%})'
             words += (f'{where} {m["trusted" + end]:.1%} of the answers were trusted, and {m["error" + end]:.1%} of '

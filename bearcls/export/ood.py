@@ -415,12 +415,12 @@ def false_positive_words(
     "How often a good image is called unlike, and how that was measured"
     low, high, n, groups = (metadata.get(name)
         for name in ('false_positive_rate_low', 'false_positive_rate_high', 'held_back', 'groups'))
-    words = f'about {metadata["false_positive_rate"]:.0%} of images like the training’s lie above it'
+    words = f'about {metadata["false_positive_rate"]:.0%} of images like the training’s are noticed by mistake'
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)): return words
     if not groups: return f'{words} ({low:.0%} to {high:.0%}, from {n or "some"} held-back images)'
     return (f'{words}: {low:.0%} to {high:.0%} depending on the source. This was measured on {n:,} images in {groups} '
-        f'groups ({metadata.get("grouped_by")}), each held back while the '
-        'threshold was chosen by the others')
+        f'groups ({metadata.get("grouped_by")}), each held back '
+        'while the others set the threshold')
 
 def ood_score_html(
     fitted: OODScore,           # From `fit_ood_score`; the table shows its `measured` and its `left_out`

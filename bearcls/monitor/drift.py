@@ -31,7 +31,7 @@ advice = dict(
     size='Somebody changed the camera or its settings, or a program before it resizes. Find out which, and undo it or '
         'make a new reference.',
     probability='Review a random sample of these answers. If they are wrong more often, train again with them.',
-    trusted='People get more work, or less. Review a random sample before you change the threshold.',
+    trusted='More answers go to people. Review a random sample before you change the threshold.',
     label='Another mix of labels may be the truth, or an error of the model. Review some answers with this label.')
 
 @dataclass

@@ -327,7 +327,7 @@ def criteria(self,
             f'{math.ceil(100*slow)/100:.2f} s in 95 of 100 cases', slow <= needs.seconds),
         Criterion('days in this stage', f'at least {needs.days:g}', f'{passed:.1f}', passed >= needs.days),
         Criterion('days without an alarm', f'at least {needs.quiet:g}', f'{max(0, calm)/day:.1f}' if self.watch
-            else 'no watch', calm >= needs.quiet*day),
+            else 'not watched', calm >= needs.quiet*day),
         Criterion('days since a person looked', f'at most {needs.look:g}', f'{looked:.1f}', looked <= needs.look)])
 
 # %% ../../nbs/rollout/04_stages.ipynb #58d83dc4

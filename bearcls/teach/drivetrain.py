@@ -28,7 +28,9 @@ def chain_html(
     boxes = [f'<div style="{style}"><b>{escape(name)}</b>{"<br>" if words else ""}{escape(words)}</div>'
         for name, words in steps.items()]
     arrow = '<span aria-hidden="true" style="align-self:center;font-size:18px">→</span>'
-    row = f'<div style="display:flex;flex-wrap:wrap;gap:6px;align-items:stretch;margin:8px 0">{arrow.join(boxes)}</div>'
+    # an arrow stays with the box that it leads to, so that no row ends with one
+    boxes[1:] = [f'<div style="display:flex;gap:6px">{arrow}{box}</div>' for box in boxes[1:]]
+    row = f'<div style="display:flex;flex-wrap:wrap;gap:6px;align-items:stretch;margin:8px 0">{"".join(boxes)}</div>'
     return Html(row + (f'<p style="font-size:14px">↩ {escape(back)}</p>' if back else ''))
 
 # %% ../../nbs/teach/04_drivetrain.ipynb #bec97fc8
@@ -49,11 +51,11 @@ class LeverModel:
 # %% ../../nbs/teach/04_drivetrain.ipynb #902c641c
 @dataclass
 class Drivetrain:
-    "What you want to reach, what you can change, what shows its effect, and what predicts it"
+    "What you want to reach, what you can change, what shows the effect of a change, and what predicts it"
     objective: str = ''                                   # The outcome that you want, in words
     levers: Sequence[str] = ()                            # What you can change yourself
-    data: Sequence[LeverData | str] = ()                       # Data; a text is data about no lever yet
-    models: Sequence[LeverModel | str] = ()                    # Models; a text is a model for no lever yet
+    data: Sequence[LeverData | str] = ()                  # Data; a text is data about no lever yet
+    models: Sequence[LeverModel | str] = ()               # Models; a text is a model for no lever yet
     measure: str = field(default='', kw_only=True)        # The number by which you will know, with its unit
 
     def __post_init__(self):
@@ -76,7 +78,7 @@ def _lever_questions(lever, data, models):
     if not mine:
         yield (f'Which data show what happens when you change “{lever}”? You may have to collect them: '
             'change it at random for a while, and record what follows.')
-    elif not owned: yield f'When will you have {mine[0].what}? Until then nothing is known about “{lever}”.'
+    elif not owned: yield f'When will you have “{mine[0].what}”? Until then nothing is known about “{lever}”.'
     elif not any(d.at_random for d in owned):
         yield (f'Was “{lever}” ever changed at random? If not, the data show what goes together with it, '
             'not what it causes.')

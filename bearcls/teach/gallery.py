@@ -30,7 +30,7 @@ from ..verify.report import check_images
 @dataclass(repr=False)
 class Solved:
     "A problem with its model, its error, its report and its page"
-    problem: DrawnProblem
+    problem: DrawnProblem   # What was solved
     dest: Path              # Folder that holds everything
     n_images: int           # Images trained and validated with
     seconds: float          # Of processor time, from the first image drawn to the page
@@ -50,7 +50,8 @@ class Solved:
         if self.page is None: raise DataError(f'{self.problem.name} has no page: {self.reason}')
         webbrowser.open(self.page.single.resolve().as_uri())
 
-    def __repr__(self): return f'Solved({self.problem.name}: {_error_words(self.error)})'
+    def __repr__(self):
+        return f'{self.problem.name}: {_error_words(self.error)} of the images from new sources wrong'
 
 def _error_words(error):
     "An error with its interval"
@@ -104,8 +105,8 @@ def _repr_html_(self):
     p = self.problem
     known = error_rate_of(self.known)
     sure = error_rate_of(self.other.where(self.trusted))
-    pairs = [f'{r.actual} taken for {r.predicted} ({r.wrong} of {r.of})'
-        for r in most_confused(self.other).head(3).itertuples()]
+    pairs = [f'{r.actual} taken for {r.predicted} ({r.wrong} of {r.of})' for r in most_confused(self.other).itertuples()]
+    pairs[3:] = [f'and {len(pairs) - 3} more kinds'] if len(pairs) > 3 else []
     worst = top_losses(self.other, 5)
     worst = worst[~worst.correct.astype(bool)]
     mistakes = gallery(worst.file, [f'{r.actual}, called {r.predicted}' for r in worst.itertuples()], side=84)
@@ -114,13 +115,13 @@ def _repr_html_(self):
         f'images wrong. On held-back images of known sources: {_error_words(known)}, {known["wrong"]} of {known["n"]}.',
         f'It passes {sum(not t for t in self.trusted)} of these images to a person; among the other {sure["n"]} '
         f'answers, wrong: {sure["wrong"]}.',
-        f'Confused: {html.escape("; ".join(pairs) or "nothing")}.',
+        f'Most confused: {html.escape("; ".join(pairs) or "nothing")}.',
         f'{self.n_images:,} images, {self.seconds:.0f} seconds of processor time{size}.',
         f'<b>For</b> {html.escape(p.who)}', f'<b>Limits</b> {html.escape(p.limits)}']
     words = ''.join(f'<p style="margin:5px 0">{line}</p>' for line in lines)
     return ('<div style="border:1px solid #8888;border-radius:8px;padding:8px 14px;margin:12px 0;font-size:14px;'
         f'line-height:1.45"><p style="font-size:18px;margin:2px 0 6px"><b>{html.escape(p.question)}</b></p>'
-        f'{problem_sheet(p)}{words}{mistakes}<p style="margin:5px 0" class="try-{p.name}"></p></div>')
+        f'{problem_sheet(p)}{words}<p style="margin:5px 0"><b>Its worst mistakes</b></p>{mistakes or "none"}<p style="margin:5px 0" class="try-{p.name}"></p></div>')
 
 # %% ../../nbs/teach/08_gallery.ipynb #f99c4864
 class Gallery(list):

@@ -56,7 +56,7 @@ def check_task(
     expect('checks', checks, Mapping)
     result = TaskResult(number, [], {}, hint)
     for words, is_so in checks.items():
-        try: reason = '' if is_so() else 'no'
+        try: reason = '' if is_so() else 'not so'
         except NameError as e: reason = f'there is no `{e.name}` yet' if getattr(e, 'name', None) else str(e)
         except Exception as e: reason = f'{type(e).__name__}: {e}'  # what the reader wrote may raise anything
         if reason: result.wrong[words] = reason

@@ -59,8 +59,9 @@ def problem_sheet(
     expect('problem', problem, DrawnProblem)
     rows = []
     for label in problem.labels:
-        row = Image.new('RGB', (n_sources*image_side, image_side))
-        for k in range(n_sources): row.paste(problem.image(label, k, k, seed), (k*image_side, 0))
+        step = image_side + 4  # a gap, so that curves don't run into each other
+        row = Image.new('RGBA', (n_sources*step - 4, image_side))
+        for k in range(n_sources): row.paste(problem.image(label, k, k, seed), (k*step, 0))
         rows.append(f'<div style="display:flex;align-items:center;gap:8px;margin:3px 0"><div style="width:5.5em;'
             f'flex:none;font-size:13px">{label}</div><img src="{data_uri(row, row.width)}" alt="{n_sources} images of '
             f'the label {label}" style="min-width:0;max-width:calc(100% - 6.5em);height:auto;margin:0"></div>')

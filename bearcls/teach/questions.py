@@ -25,14 +25,15 @@ class Question:
     theme: str     # What it is about, in a few words
     question: str  # One or two sentences; words in backquotes are code
     hint: str      # What leads to the answer, without giving it
-    answer: str    # Two to four sentences, fewer than 80 words
-    page: str      # Where it is shown at work: a notebook below nbs/, with the anchor of a section
+    answer: str    # Two to five sentences, fewer than 80 words
+    page: str      # Where it is shown at work: a notebook below nbs/ with the anchor of a section, or a whole address
     title: str     # Title of that page
     section: str   # Heading of that section
 
     @property
     def url(self) -> str:
-        "The section on the published site"
+        "The section on the published site, or the address that the question brings"
+        if '://' in self.page: return self.page
         page, _, anchor = self.page.partition('#')
         path = re.sub(r'(^|/)[0-9]+_', r'\1', page).replace('.ipynb', '.html')
         return f'{site_address}{path}#{anchor}'
@@ -97,7 +98,7 @@ def markdown(self,
     return '\n\n'.join([f'**{self.number}.** {self.question}',
         f'<details><summary>Hint for question {self.number}</summary>', self.hint, '</details>',
         f'<details style="margin-bottom:1em"><summary>Answer to question {self.number}</summary>', self.answer,
-        f'At work: [{where}]({up}/{self.page})', '</details>'])
+        f'At work: [{where}]({self.page if "://" in self.page else f"{up}/{self.page}"})', '</details>'])
 
 def questions_markdown(
     questions: Iterable[Question],  # From `read_questions`

@@ -49,7 +49,7 @@ def wait_words(
 ) -> str:            # At least a minute
     "A waiting time in the unit that fits"
     for unit, length in (('day', 86_400), ('hour', 3600), ('minute', 60)):
-        if seconds >= length: break
+        if seconds > .97*length: break
     n = max(1, round(seconds/length))
     return f'{n} {unit}{"s"*(n > 1)}'
 
@@ -88,6 +88,7 @@ class Quiz:
         file: str | os.PathLike = 'quiz.json',        # Your progress; made when you mark your first question
         questions: Iterable[Question] | None = None,  # From `read_questions`; None: the chapter's
         clock: Callable[[], float] = time.time,       # Gives the time, in seconds since 1970
+        early: bool = False,                          # Ask also what is not due yet; you may set the attribute later
     ):
         self.file = Path(expect('file', file, str, os.PathLike)).absolute()
         folder = self.file.parent
@@ -96,7 +97,7 @@ class Quiz:
         if not questions: raise DataError('`questions` is empty, so there is nothing to ask')
         self.questions = {q.number: q for q in questions}
         self.clock = clock
-        self.early = False  # Ask also what is not due yet
+        self.early = expect('early', early, bool)
         self.lock = threading.RLock()
         self.boxes = read_boxes(self.file)
         self.current = None  # The number on show
@@ -147,8 +148,8 @@ def mark(self,
 class QuizStatus:
     "How well you know the questions of a quiz"
     boxes: dict[int, int]  # Questions in each box; 0: not asked yet
-    due: int               # Questions to ask now, new ones included
-    wait: float            # Seconds until the next is due; 0 if one is due now
+    due: int               # Questions that you can be asked now: due ones, new ones, and what you missed
+    wait: float            # Seconds until the next is due; 0 if you can be asked now
 
     @property
     def words(self) -> str:
@@ -199,7 +200,9 @@ def answer(self,
             if sent.get('do') == 'more': self.early, done = True, dict(said='These come before they are due.')
             elif sent.get('do') == 'mark' and type(sent.get('number')) is int:
                 entry = self.mark(sent.get('knew'), sent['number'])
-                done = dict(said=f'Question {sent["number"]} comes again in {wait_words(waits[entry.box])}.')
+                at_once = getattr(self.ask(), 'number', None) == sent['number']  # nothing else is left
+                when = 'at once' if at_once else f'in {wait_words(waits[entry.box])}'
+                done = dict(said=f'Question {sent["number"]} comes again {when}.')
             else: raise DataError(f'The quiz knows the requests mark and more; got {short_words(message)}')
         except (BearclsError, OSError) as e: done = dict(refused=str(e))
         return self.now_answer() | done
@@ -244,5 +247,6 @@ class QuizWidget:
         "What stands where there are no widgets"
         question = self.quiz.ask()
         shown = question._repr_html_() if question else ''
-        words = 'Without widgets, use <code>quiz.mark(True)</code> or <code>quiz.mark(False)</code>.'
+        words = (f'Without widgets: <code>quiz = Quiz({html.escape(repr(self.quiz.file.name))})</code>, then <code>quiz.ask()</code> '
+            'and <code>quiz.mark(True)</code> or <code>quiz.mark(False)</code>.')
         return Html(f'{shown}{self.quiz.status()._repr_html_()}<p>{words}</p>')
