@@ -10,7 +10,7 @@ __all__ = ['opset', 'ExportError', 'DeployedModel', 'onnx_model', 'validation_fi
            'export_bundle']
 
 # %% ../../nbs/export/07_convert.ipynb #3ca46492
-import copy, os, platform, tempfile, warnings
+import copy, io, os, platform, tempfile, warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-import numpy as np, torch
+import numpy as np, onnx, onnxruntime, torch
 import fastai.callback.progress  # noqa: F401 it gives Learners `no_bar`
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -115,6 +115,41 @@ class DeployedModel(nn.Module):
 # %% ../../nbs/export/07_convert.ipynb #259a063e
 opset = 18  # Of ONNX's operators; see above
 
+def _store_small(graph, arrays):
+    "Constants that came from float16 or int8 take their few bytes again, and become floats when the model is opened"
+    for tensor in graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        found = [a for a in arrays if a.shape == values.shape and a.dtype != values.dtype and np.array_equal(a, values)]
+        if not found: continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(found[0], f'{name}_small'))
+        graph.node.insert(0, onnx.helper.make_node('Cast', [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+
+def _by_trace(whole, example, names):
+    "The model by the older exporter; None if that fails, is gone, or answers otherwise about another batch"
+    found = io.BytesIO()
+    dims = {name: {0: 'n'} for name in ['image', *names]}
+    try:
+        torch.onnx.export(whole, (example,), found, dynamo=False, opset_version=opset, input_names=['image'],
+            output_names=names, dynamic_axes=dims)
+        batch = np.random.default_rng(0).integers(0, 256, (3, *example.shape[1:]), np.uint8)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4  # what it can't run is no news here
+        session = onnxruntime.InferenceSession(found.getvalue(), options, providers=['CPUExecutionProvider'])
+        for a, b in zip(session.run(None, {'image': batch}), whole(torch.from_numpy(batch)), strict=True):
+            np.testing.assert_allclose(a, b.numpy(), rtol=1e-3, atol=1e-3)
+    except Exception: return None  # whatever it was, the other exporter tells why
+    proto = onnx.load_from_string(found.getvalue())
+    _store_small(proto.graph, [b.numpy() for b in whole.buffers() if b.dtype in (torch.float16, torch.int8)])
+    return proto
+
+def _by_export(whole, example, names):
+    "The model by torch.export"
+    program = torch.onnx.export(whole, (example,), dynamo=True, verbose=False, opset_version=opset, input_names=['image'],
+        output_names=names, dynamic_shapes=({0: torch.export.Dim('n')},))
+    return program.model_proto
+
 def onnx_model(
     model: nn.Module,       # Model that takes normalised images and gives logits; left as it is
     size: tuple[int, int],  # (width, height) that the model sees, in pixels
@@ -132,14 +167,12 @@ def onnx_model(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')  # of torch about its own internals
-            program = torch.onnx.export(whole, (example,), dynamo=True, verbose=False, opset_version=opset,
-                input_names=['image'], output_names=names, dynamic_shapes=({0: torch.export.Dim('n')},))
+            proto = _by_trace(whole, example, names) or _by_export(whole, example, names)
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as e:
         first = e
         while first.__cause__: first = first.__cause__
         reason = str(first).strip().partition('\n')[0]
         raise ExportError(f'PyTorch cannot export a {type(model).__name__} to ONNX: {reason}') from e
-    proto = program.model_proto
     graph = proto.graph
     noted = [proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
     for f in proto.functions: noted += [f, *f.node]
