@@ -15,6 +15,7 @@ import json, math, os, re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
+from html import escape
 from pathlib import Path
 from .core import BearclsError, expect, expect_all, hold_file, patch_to, release_file, short_words
 from .show import Html, html_table
@@ -305,6 +306,11 @@ def moment_words(
     if math.isnan(seconds): return 'never'
     return f'{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M}'
 
+def _folded(measured):
+    "The criteria as they were, to unfold"
+    if not measured: return ''
+    return Html(f'<details><summary>{len(measured)} criteria</summary>{"<br>".join(map(escape, measured))}</details>')
+
 @dataclass
 class Story:
     "What happened in a rollout"
@@ -316,7 +322,7 @@ class Story:
 
     def _repr_html_(self):
         rows = [{'time': moment_words(e.time), 'who': e.who or 'by itself', 'what': e.words, 'why': e.why,
-            'what was known': '; '.join(e.measured)} for e in self.events]
+            'what was known': _folded(e.measured)} for e in self.events]
         return str(html_table(rows, max_rows=100)) if rows else '<p>Nothing has begun.</p>'
 
 # %% ../nbs/15_steps.ipynb #06118312

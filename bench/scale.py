@@ -53,7 +53,26 @@ def timed(bundle, source, dest, engine, n_workers=2):
     done = predict_collection(bundle, source, dest, engine, n_workers, quiet=True)
     return done.seconds, done.images
 
-def equal(work, bundle):
+def cropped_set(drawn, dest, n):
+    "`n` files: parts of drawn images, each image many times, and all odd and broken files"
+    import numpy as np
+    from PIL import Image
+    from bearcls.sample.odd_files import draw_odd_files
+    odd = list(draw_odd_files())
+    originals = sorted(p for p in drawn.rglob('*.jpg') if p.name not in {o.name for o in odd})
+    random = np.random.default_rng(5)
+    for k in range(n - len(odd)):
+        source = originals[k % len(originals)]
+        (dest/source.parent.name).mkdir(parents=True, exist_ok=True)
+        try: image = Image.open(source).convert('RGB')
+        except OSError: continue  # one of the planted faults
+        side = int(random.integers(64, 140))
+        x, y = random.integers(0, np.maximum(1, np.array(image.size) - side))
+        image.crop((int(x), int(y), int(x) + side, int(y) + side)).save(dest/source.parent.name/f'{k:05}.jpg', quality=90)
+    for o in odd: (dest/originals[0].parent.name/o.name).write_bytes(o.data)
+    return dest
+
+def equal(work, bundle, n):
     "How many rows of how many are the same"
     from bearcls.inference.classifier import Classifier
     from bearcls.sample.bears import draw_bears
@@ -62,7 +81,9 @@ def equal(work, bundle):
     drawn = draw_bears(work/'drawn', 400, 150, seed=3) if not (work/'drawn').exists() else work/'drawn'
     for odd in draw_odd_files(): (next(p for p in drawn.iterdir() if p.is_dir())/odd.name).write_bytes(odd.data)
     found = {}
-    for name, path in dict(photographs=shared/'data'/'bears', drawn=drawn).items():
+    cropped = work/'cropped'
+    if n and not cropped.exists(): cropped_set(drawn, cropped, n)
+    for name, path in dict(photographs=shared/'data'/'bears', drawn=drawn, cropped=cropped).items():
         if not path.is_dir(): continue
         classifier = Classifier(bundle)
         here = classifier.predict_batch(path, bs=1, quiet=True)
@@ -176,6 +197,7 @@ def main():
     parser = arguments(__doc__, keeps='drawn images')
     parser.add_argument('--sizes', default='10000,100000')
     parser.add_argument('--parts', default='equal,growth,workers,duplicates,plan,kills')
+    parser.add_argument('--equal', type=int, default=20_000, help='files of the cropped set, on which rows are compared; 0: none')
     parser.add_argument('--kills', type=int, default=5, help='of processes and of programs, in prediction and in gathering')
     args = parser.parse_args()
     import numpy as np
@@ -191,7 +213,7 @@ def main():
         begin = time.perf_counter()
         start_engine()
         result['ray_start_s'] = time.perf_counter() - begin
-        if 'equal' in parts: result['equal'] = equal(work, bundle)
+        if 'equal' in parts: result['equal'] = equal(work, bundle, args.equal)
         if {'growth', 'workers', 'plan', 'kills'} & set(parts): shards = {n: make_shards(work/f'shards-{n}', n) for n in sizes}
         if {'growth', 'workers'} & set(parts): timed(bundle, shards[sizes[0]], work/'out', 'ray')  # processes load their libraries
         if 'growth' in parts:

@@ -26,8 +26,8 @@ from bearcls.manifest import ImageRow, read_manifest, write_manifest
 from bearcls.images import load_image
 from bearcls.folders import image_files
 from bearcls.data.loaders import image_dls
-from bearcls.export.convert import ExportError, check_dest, export_bundle, learner_probabilities, validation_files, verify_bundle
-from bearcls.export.held_out import error_by_source, image_sources, learner_ood_score
+from bearcls.export.convert import ExportError, check_dest, export_bundle, validation_files, verify_bundle
+from bearcls.export.held_out import error_by_source, image_sources, learner_ood_score, learner_probabilities
 from bearcls.export.weights import learner_from_bundle
 from bearcls.inference.classifier import Classifier
 from bearcls.interpret.evaluate import evaluate

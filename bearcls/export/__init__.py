@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = front_door('bearcls.export', dict(
     variants='changes_html compare_bundles compress_bundle quantize store_as_float16',
     recalibrate='Recalibration recalibrate',
 ), earlier={
-    'convert': 'opset DeployedModel learner_probabilities installed_versions trained_smallest',
-    'held_out': 'error_by_source image_sources choose_temperature',
+    'convert': 'opset DeployedModel installed_versions trained_smallest',
+    'held_out': 'error_by_source image_sources choose_temperature learner_probabilities',
     '.sample.strangers': 'draw_strangers',
 })
