@@ -167,8 +167,7 @@ def onnx_model(
         while first.__cause__: first = first.__cause__
         reason = str(first).strip().partition('\n')[0]
         raise ExportError(f'PyTorch cannot export a {type(model).__name__} to ONNX: {reason}') from e
-    graph = proto.graph
-    noted = [proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
+    noted = [proto, graph := proto.graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
     for f in proto.functions: noted += [f, *f.node]
     for item in noted: del item.metadata_props[:]  # the exporter's notes on where each node came from
     return proto.SerializeToString()
