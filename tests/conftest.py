@@ -8,8 +8,9 @@ from notebooks import root
 flags = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync '
     '--use-fake-device-for-media-stream --use-fake-ui-for-media-stream').split()  # a camera that shows a moving figure
 
-slow_files = '''cleaner_browser export site_browser quickstart site deploy_hosts web train app_browser fast experiment deploy review_browser quiz_browser teach gallery interpret pickles mend book
+slow_files = '''cleaner_browser export site_browser quickstart site deploy_hosts web train app_browser fast scale experiment deploy review_browser quiz_browser teach gallery interpret pickles mend book
     serve_browser trust app robustness sending arguments pages log monitor drift refresh registry review stages loops release'''.split()  # they train, or start servers and browsers; the longest first
+long_files = 'serve data verify download clean progress pretrain post threads'.split()  # half a minute and more, without any of these
 quick_too = {'deploy', 'web', 'teach', 'gallery'}  # of these, only tests with a browser and single long ones are left out
 slow_tests = ('test_faults_of_five_drawn_sets', 'test_predicts_with_three_packages_only', 'test_every_kind_of_file', 'test_killed', 'test_500_broken_files',
     'test_every_recipe_can_be_exported', 'test_split_and_batches_repeat_in_a_fresh', 'test_hostile_bundles', 'test_a_learner_with_nested',
@@ -22,7 +23,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     "Long files come first, so that no process works alone at the end; with --quick, what trains or starts servers and browsers is left out"
     def name_of(item): return item.path.stem.removeprefix('test_')
-    rank = {name: i for i, name in enumerate([*slow_files, 'verify', 'serve'])}  # long ones too
+    rank = {name: i for i, name in enumerate([*slow_files, *long_files])}
     items.sort(key=lambda item: rank.get(name_of(item), len(rank)))
     if not config.getoption('--quick'): return
     def is_slow(item):

@@ -128,7 +128,7 @@ def _by_trace(whole, example, names):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it can't run is no news here
     try:
-        with patch.object(torch._C, '_jit_onnx_log', lambda *words: None, create=True):  # or it prints where it fails
+        with patch.object(torch._C, '_jit_set_onnx_log_enabled', lambda on: None, create=True):  # or it prints graphs
             torch.onnx.export(whole, (example,), found, dynamo=False, opset_version=opset, input_names=['image'],
                 output_names=names, dynamic_axes={name: {0: 'n'} for name in ['image', *names]})
         batch = np.random.default_rng(0).integers(0, 256, (3, *example.shape[1:]), np.uint8)

@@ -17,6 +17,7 @@ from ..show import Html, html_table
 
 # %% ../../nbs/teach/01_questions.ipynb #27a6a47c
 site_address = 'https://bearcls.github.io/bearcls/'  # Where the pages are published
+_schemes = 'https://', 'http://'  # of pages elsewhere; no other scheme becomes a link
 
 @dataclass(frozen=True)
 class Question:
@@ -33,7 +34,7 @@ class Question:
     @property
     def url(self) -> str:
         "The section on the published site, or the address that the question brings"
-        if '://' in self.page: return self.page
+        if self.page.startswith(_schemes): return self.page
         page, _, anchor = self.page.partition('#')
         path = re.sub(r'(^|/)[0-9]+_', r'\1', page).replace('.ipynb', '.html')
         return f'{site_address}{path}#{anchor}'
@@ -98,7 +99,7 @@ def markdown(self,
     return '\n\n'.join([f'**{self.number}.** {self.question}',
         f'<details><summary>Hint for question {self.number}</summary>', self.hint, '</details>',
         f'<details style="margin-bottom:1em"><summary>Answer to question {self.number}</summary>', self.answer,
-        f'At work: [{where}]({self.page if "://" in self.page else f"{up}/{self.page}"})', '</details>'])
+        f'At work: [{where}]({self.page if self.page.startswith(_schemes) else f"{up}/{self.page}"})', '</details>'])
 
 def questions_markdown(
     questions: Iterable[Question],  # From `read_questions`
