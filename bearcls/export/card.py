@@ -180,8 +180,8 @@ def _limits(bundle):
         if rows: words += '\n\n' + markdown_table(['images without any of the labels', 'noticed'], rows)
     else: words = 'It has no means to notice an image that shows none of them.'
     if far and (left_out := kinds('left_out')):
-        words += ('\n\nThe hardest strangers are those that are nearly right, so each label was left out of the training '
-            'once, and its images were the strangers.')
+        words += ('\n\nThe hardest strangers are those that are nearly right, so each label was left out of the '
+            'training once, and its images were the strangers.')
         if min(v['caught'] for _, v in left_out) < .5:
             words += ' **So do not rely on it for things that look much like the labels.**'
     if far and bundle.variant == 'int8': words += ' These figures were measured before the model was made smaller.'
@@ -208,7 +208,8 @@ def _trust_words(m):
         'copies.')
     for of, end, where in (('copies', '', ' On the copies'), ('images', '_as_is', '. On the images as they are')):
         if found[of] < 19.5:
-            words += f'{where} {found[of]:.0f} of {m[of]:,} answers were trusted, too few to say how many of these are wrong'
+            words += (f'{where} {found[of]:.0f} of {m[of]:,} answers were trusted, too few to say how many of these '
+                'are wrong')
         else:
             bounds = '' if end else f' ({m["error_low"]:.1%} to {m["error_high"]:.1%})'
             words += (f'{where} {m["trusted" + end]:.1%} of the answers were trusted, and {m["error" + end]:.1%} of '

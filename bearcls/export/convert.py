@@ -122,6 +122,7 @@ def _store_small(proto, arrays):
         proto.graph.node.insert(0, onnx.helper.make_node('Cast', [tensor.name], [name], to=onnx.TensorProto.FLOAT))
     return proto
 
+# %% ../../nbs/export/07_convert.ipynb #d02f6b8a
 def _by_trace(whole, example, names):
     "The model by the older exporter; None if that fails, is gone, or answers otherwise about another batch"
     found = io.BytesIO()
@@ -144,6 +145,7 @@ def _by_export(whole, example, names):
     return torch.onnx.export(whole, (example,), dynamo=True, verbose=False, opset_version=opset, input_names=['image'],
         output_names=names, dynamic_shapes=({0: torch.export.Dim('n')},)).model_proto
 
+# %% ../../nbs/export/07_convert.ipynb #e9c1a374
 def onnx_model(
     model: nn.Module,       # Model that takes normalised images and gives logits; left as it is
     size: tuple[int, int],  # (width, height) that the model sees, in pixels
@@ -167,7 +169,7 @@ def onnx_model(
         while first.__cause__: first = first.__cause__
         reason = str(first).strip().partition('\n')[0]
         raise ExportError(f'PyTorch cannot export a {type(model).__name__} to ONNX: {reason}') from e
-    noted = [proto, graph := proto.graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
+    noted = [proto, g := proto.graph, *g.node, *g.value_info, *g.input, *g.output, *g.initializer]
     for f in proto.functions: noted += [f, *f.node]
     for item in noted: del item.metadata_props[:]  # the exporter's notes on where each node came from
     return proto.SerializeToString()

@@ -89,8 +89,8 @@ def plot_loop(
     ax = axes_for(ax, 6, 2.8)
     ax.plot(loop.days, 100*loop.shares[:most, :, 0].T, color='#2f6f8f', lw=.8, alpha=.6)
     ax.axhline(100*loop.truth[0], color='#b5541c', ls='--', lw=2)
-    ax.set(xscale='symlog', xlabel='day', ylabel='records from the first place, in %', ylim=(-2, 102), xlim=(0, loop.days[-1]),
-        title=f'exploration {loop.exploration:.0%}' + (', weighed' if loop.weighed else '') + '; truth dashed')
+    ax.set(xscale='symlog', xlabel='day', ylabel='records from the first place, in %', ylim=(-2, 102),
+        xlim=(0, loop.days[-1]), title=f'exploration {loop.exploration:.0%}' + (', weighed' if loop.weighed else '') + '; truth dashed')
     return ax
 
 # %% ../../nbs/rollout/09_loops.ipynb #2d90703c

@@ -121,7 +121,8 @@ def _repr_html_(self):
     words = ''.join(f'<p style="margin:5px 0">{line}</p>' for line in lines)
     return ('<div style="border:1px solid #8888;border-radius:8px;padding:8px 14px;margin:12px 0;font-size:14px;'
         f'line-height:1.45"><p style="font-size:18px;margin:2px 0 6px"><b>{html.escape(p.question)}</b></p>'
-        f'{problem_sheet(p)}{words}<p style="margin:5px 0"><b>Its worst mistakes</b></p>{mistakes or "none"}<p style="margin:5px 0" class="try-{p.name}"></p></div>')
+        f'{problem_sheet(p)}{words}<p style="margin:5px 0"><b>Its worst mistakes</b></p>{mistakes or "none"}'
+        f'<p style="margin:5px 0" class="try-{p.name}"></p></div>')
 
 # %% ../../nbs/teach/08_gallery.ipynb #f99c4864
 class Gallery(list):

@@ -335,7 +335,8 @@ def _find_project(folder, data):
 def _use_words(name):
     "How to try a bundle"
     return ('With [bearcls](https://bearcls.github.io/bearcls/) and the bundle, it runs on your own machine, without a '
-        f'GPU:\n\n```bash\npip install git+https://github.com/bearcls/bearcls\nbearcls predict {name} photo.jpg\nbearcls app {name}\n```')
+        'GPU:\n\n```bash\npip install git+https://github.com/bearcls/bearcls\n'
+        f'bearcls predict {name} photo.jpg\nbearcls app {name}\n```')
 
 # %% ../../nbs/teach/06_post.ipynb #76d3f26d
 def make_post(

@@ -148,8 +148,8 @@ def mark(self,
 class QuizStatus:
     "How well you know the questions of a quiz"
     boxes: dict[int, int]  # Questions in each box; 0: not asked yet
-    due: int               # Questions that you can be asked now: due ones, new ones, and what you missed
-    wait: float            # Seconds until the next is due; 0 if you can be asked now
+    due: int               # Questions that can come now: due ones, new ones, and what you missed
+    wait: float            # Seconds until the next is due; 0 if one can come now
 
     @property
     def words(self) -> str:
@@ -247,6 +247,7 @@ class QuizWidget:
         "What stands where there are no widgets"
         question = self.quiz.ask()
         shown = question._repr_html_() if question else ''
-        words = (f'Without widgets: <code>quiz = Quiz({html.escape(repr(self.quiz.file.name))})</code>, then <code>quiz.ask()</code> '
-            'and <code>quiz.mark(True)</code> or <code>quiz.mark(False)</code>.')
+        file = html.escape(repr(self.quiz.file.name))
+        words = (f'Without widgets: <code>quiz = Quiz({file})</code>, then <code>quiz.ask()</code> and '
+            '<code>quiz.mark(True)</code> or <code>quiz.mark(False)</code>.')
         return Html(f'{shown}{self.quiz.status()._repr_html_()}<p>{words}</p>')
